@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers and names shared by several components of a node, in one place.
+
+Whatever two components must agree on without talking to each other, or must
+not collide on, is allocated here, with who uses it: link groups, route
+protocols, well-known addresses, sockets. What only one component knows
+stays in that component. Constants only: importing this module costs nothing.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+# --- Link groups (IFLA_GROUP), the numbers that nftables rules match on. ----
+# 0 is the kernel's default group: uplinks and everything not ours.
+
+LINK_GROUP_WORKLOAD: Final = 8
+"""Host-side links of workloads.
+
+Set by: network.workloads, at link creation. Matched by: the node's rule set
+(network.rules: masquerade, anti-spoofing); link dumps on recovery."""
+
+LINK_GROUP_OVERLAY: Final = 9
+"""The links of the cluster's overlay network.
+
+Set by: the overlay. Matched by: the node's rule set, which does not
+masquerade what goes into the overlay."""
+
+# --- Route protocols (rtm_protocol): who owns a route. ----------------------
+# Below 5 belong to the kernel and the boot; 8-18, 42, 186-192 are taken by
+# routing daemons (linux/rtnetlink.h). The uplink's routes use the kernel's own
+# numbers: RTPROT_DHCP (16), RTPROT_STATIC (4), RTPROT_RA (9).
+
+ROUTE_PROTOCOL_WORKLOAD: Final = 77
+"""Host routes (/32, /128) to workloads.
+
+Set by: network.workloads. Read by: its recovery after a restart."""
+
+ROUTE_PROTOCOL_OVERLAY: Final = 78
+"""Routes of the cluster's pod network into the overlay. Set by: overlay."""
+
+# --- The first hop: what every workload on every node routes through. -------
+
+FIRST_HOP_IPV4: Final = IPv4Address("169.254.77.1")
+"""Gateway of workloads, link-scope, the same on every node.
+
+Put on lo by: network service. Used as gateway by: network.workloads.
+Source address of node-to-workload traffic on a node without an uplink."""
+
+FIRST_HOP_IPV6: Final = IPv6Address("fe80::1")
+"""As FIRST_HOP_IPV4. Put on every host-side link by: network.workloads.
+Let through by: the node's rule set, as the only link-local peer."""
+
+FIRST_HOP_MAC: Final = bytes.fromhex("029c52fe6d0a")
+"""Link address of every host-side link, 6 bytes, locally administered, so
+that a workload's neighbour entry never goes stale. Set by: network.workloads.
+"""
+
+# --- Names. ------------------------------------------------------------------
+
+NFTABLES_TABLE: Final = "metropolis"
+"""The `inet` table with the node's static rules. Owned by: network.rules."""
+
+# --- Files and sockets on the node. -------------------------------------------
+
+RUNTIME_DIR: Final = "/run/metropolis/network"
+"""Directory of the network service's sockets, mode 0700. Made by: network
+service."""
+
+WORKLOAD_SOCKET: Final = f"{RUNTIME_DIR}/workload.sock"
+"""gRPC WorkloadNetworking, mode 0600. Served by: network.workloads. Clients:
+cniproxy (Python, Go), tests."""
+
+CNI_SOCKET: Final = f"{RUNTIME_DIR}/cni.sock"
+"""CNI exec requests, forwarded by the cniproxy shim, mode 0600. Served by:
+network.cni."""
+
+NODE_CONFIG: Final = "/run/metropolis/node.textproto"
+"""The node's configuration, a NodeConfig as protobuf text. Written by: the
+node's init, before node core starts. Read by: node core."""
