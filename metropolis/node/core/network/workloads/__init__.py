@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The workload network service: gives pods, containers and VMs their network.
+
+    gRPC, CNI ── validate ──> engine ──> pool        addresses, pure
+    (server)     (pure)         │
+                                ├──> names           records on links, pure
+                                └──> datapath        the one interface to the
+                                       ├ kernel      kernel: rtnetlink, or a
+                                       └ testing/    fake with the same contract
+
+An attachment is a veth pair: one end in the workload's network namespace with
+a /32 and a /128 address and its routes, the other on the host with the routes
+to them. Routed, no bridge, the same link-local first hop on every node.
+
+The kernel is the database. All that a restart must know is on the host-side
+link: workload id (alias), namespace identity, interface name, addresses, MAC
+and a digest of the request (alternative names), MTU and the peer's index. No
+state file: nothing can be stale, and a reboot starts clean. A host-side link
+that is down or has no record is an attach that never finished.
+
+An attach is three sends: create the pair (host); configure the inside
+(namespace); name, up, first hop and routes (host, the commit).
+
+Limits: one IPv4 and one IPv6 address an interface. Of several interfaces in
+one namespace the first has the default route, the others have it with a
+greater metric: what is to leave through them must be bound to the interface.
+
+Why not CNI plugins: two processes and a file a pod and call, tens of
+milliseconds, and leaks when one of them dies in between.
+"""

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a call of the service can fail with: one family, one code each."""
+
+from typing import ClassVar
+
+import grpc
+
+
+class WorkloadError(Exception):
+    """Base; its text is for the caller: operation, object, what to do."""
+
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+
+
+class InvalidArgument(WorkloadError):
+    """A field of the request is wrong; the text names it and its value."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class NotFound(WorkloadError):
+    """There is no such network namespace, or it died during the call."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class AlreadyExists(WorkloadError):
+    """Something else has the name, the address or the interface."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class Exhausted(WorkloadError):
+    """No address is left; the text names the prefixes and their sizes."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class Unavailable(WorkloadError):
+    """Not now: no prefix yet, or busy with the same workload. Try again."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class KernelRefused(WorkloadError):
+    """The kernel refused an operation; the text has operation and errno."""
+
+    code = grpc.StatusCode.INTERNAL

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values that callers of the engine pass in and get back."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from metropolis.node import allocs
+
+type IPAddress = IPv4Address | IPv6Address
+type IPNetwork = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class AttachIntent:
+    """What an Attach asks for.
+
+    workload_id: 1 to 255 printable ASCII characters. netns_path: absolute.
+    if_name: the name inside. requested_ips: at most one per family, empty:
+    chosen. requested_mac: 6 bytes, unicast; None: chosen.
+    """
+
+    workload_id: str
+    netns_path: str
+    if_name: str
+    requested_ips: tuple[IPAddress, ...] = ()
+    requested_mac: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route inside the workload's namespace; gateway None: on the link."""
+
+    destination: IPNetwork
+    gateway: IPAddress | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A workload's interface as it is.
+
+    ips: IPv4 first. mac: 6 bytes, of the end inside. host_interface and
+    host_ifindex: the end on the host. mtu: bytes, both ends. gateways: the
+    first hop of each address, in the order of `ips`.
+    """
+
+    workload_id: str
+    if_name: str
+    ips: tuple[IPAddress, ...]
+    mac: bytes
+    host_interface: str
+    host_ifindex: int
+    mtu: int
+    gateways: tuple[IPAddress, ...]
+    routes: tuple[Route, ...]
+
+
+_DEFAULT: dict[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
+_FIRST_HOP: dict[int, IPAddress] = {4: allocs.FIRST_HOP_IPV4, 6: allocs.FIRST_HOP_IPV6}
+_ON_LINK: dict[int, IPNetwork] = {
+    4: IPv4Network(allocs.FIRST_HOP_IPV4),
+    6: IPv6Network(allocs.FIRST_HOP_IPV6),
+}
+
+
+def first_hop(family: int) -> IPAddress:
+    """The gateway of workloads in IP version 4 or 6."""
+    return _FIRST_HOP[family]
+
+
+def routes_of(ips: tuple[IPAddress, ...]) -> tuple[Route, ...]:
+    """The routes of an interface with these addresses."""
+    return tuple(
+        route
+        for ip in ips
+        for route in (
+            Route(_ON_LINK[ip.version], None),
+            Route(_DEFAULT[ip.version], _FIRST_HOP[ip.version]),
+        )
+    )

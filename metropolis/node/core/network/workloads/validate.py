@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with a request, before anything is touched. Pure.
+
+Every message names the field and the value. Values of callers are quoted as
+ASCII and cut, since they may be long, and errors travel in HTTP/2 headers.
+"""
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, ip_address
+
+from metropolis.node.core.network.workloads.errors import InvalidArgument
+from metropolis.node.core.network.workloads.model import AttachIntent, IPAddress
+
+WORKLOAD_ID_MAX = 255  # IFALIASZ less the NUL: it is the link's alias
+IF_NAME_MAX = 15  # bytes; IFNAMSIZ less the NUL
+PATH_MAX = 4095  # bytes; PATH_MAX less the NUL
+_SHOWN = 64
+
+# What isspace() of the kernel (lib/ctype.c) accepts: ASCII and, since its
+# table is Latin-1, the byte 0xa0, which is also part of many UTF-8 letters.
+_SPACE = frozenset(b"\t\n\v\f\r \xa0")
+
+
+def show(value: str | bytes) -> str:
+    """The value quoted for a message: ASCII, cut when long."""
+    if len(value) <= _SHOWN:
+        return ascii(value)
+    unit = "bytes" if isinstance(value, bytes) else "characters"
+    return f"{ascii(value[:_SHOWN])}... ({len(value)} {unit})"
+
+
+def _fail(field: str, value: str | bytes, why: str) -> InvalidArgument:
+    return InvalidArgument(f"{field} {show(value)}: {why}")
+
+
+def check_workload_id(value: str) -> None:
+    """Raise InvalidArgument unless it is 1 to 255 printable ASCII characters."""
+    if not value:
+        raise _fail("workload_id", value, "must not be empty")
+    if len(value) > WORKLOAD_ID_MAX:
+        raise _fail("workload_id", value, f"must have at most {WORKLOAD_ID_MAX} characters")
+    if not (value.isascii() and value.isprintable()):
+        raise _fail("workload_id", value, "must be printable ASCII")
+
+
+def check_if_name(value: str) -> None:
+    """Raise InvalidArgument for a name that the kernel would refuse.
+
+    The rules are dev_valid_name() of net/core/dev.c, and three that are not
+    there: `%` makes the kernel number the name; `all` and `default` are
+    refused for the sysctl folders of these names.
+    """
+    raw = value.encode("utf-8", "surrogatepass")
+    if not raw:
+        raise _fail("if_name", value, "must not be empty")
+    if len(raw) > IF_NAME_MAX:
+        raise _fail("if_name", value, f"must have at most {IF_NAME_MAX} bytes, has {len(raw)}")
+    if value in (".", "..", "all", "default"):
+        raise _fail("if_name", value, "is reserved")
+    for byte in raw:
+        if byte in b"/:%\0" or byte in _SPACE:
+            what = ascii(chr(byte)) if byte < 0x80 else f"the byte 0x{byte:02x}"
+            raise _fail("if_name", value, f"must not contain {what}")
+
+
+def check_netns_path(value: str) -> None:
+    """Raise InvalidArgument for what cannot be an absolute path."""
+    if not value:
+        raise _fail("netns.netns_path", value, "must not be empty")
+    if not value.startswith("/"):
+        raise _fail("netns.netns_path", value, "must be an absolute path")
+    if "\0" in value:
+        raise _fail("netns.netns_path", value, "must not contain a NUL")
+    if len(value.encode("utf-8", "surrogatepass")) > PATH_MAX:
+        raise _fail("netns.netns_path", value, f"must have at most {PATH_MAX} bytes")
+
+
+def check_mac(value: bytes) -> None:
+    """Raise InvalidArgument unless it is a unicast address of 6 bytes."""
+    if len(value) != 6:
+        raise _fail("requested_mac", value, f"must have 6 bytes, has {len(value)}")
+    if value[0] & 1 or not any(value):
+        raise _fail("requested_mac", value, "must be a unicast address and not zero")
+
+
+def check_ips(values: Sequence[IPAddress]) -> None:
+    """Raise InvalidArgument for two of a family or what cannot be a host."""
+    seen: set[int] = set()
+    for ip in values:
+        if ip.version in seen:
+            raise InvalidArgument(f"requested_ip {ip}: a second IPv{ip.version} address")
+        seen.add(ip.version)
+
+
+def parse_ips(values: Sequence[bytes]) -> tuple[IPAddress, ...]:
+    """The addresses of packed ones, IPv4 first."""
+    found: list[IPAddress] = []
+    for packed in values:
+        if len(packed) not in (4, 16):
+            raise _fail("requested_ip", packed, f"must have 4 or 16 bytes, has {len(packed)}")
+        found.append(ip_address(packed))
+    check_ips(found)
+    return tuple(sorted(found, key=lambda ip: not isinstance(ip, IPv4Address)))
+
+
+def check_attach(intent: AttachIntent) -> None:
+    """Raise InvalidArgument for the first field that is wrong."""
+    check_workload_id(intent.workload_id)
+    check_netns_path(intent.netns_path)
+    check_if_name(intent.if_name)
+    check_ips(intent.requested_ips)
+    if intent.requested_mac is not None:
+        check_mac(intent.requested_mac)
+
+
+def check_detach(workload_id: str, netns_path: str, if_name: str) -> None:
+    """As check_attach; path and interface may be empty."""
+    check_workload_id(workload_id)
+    if netns_path:
+        check_netns_path(netns_path)
+    if if_name:
+        check_if_name(if_name)

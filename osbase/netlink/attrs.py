@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Netlink attributes: encode and parse. Pure.
+
+An attribute is a header of two host-order u16 (length with header, type) and
+a payload, padded to four bytes (linux/netlink.h, struct nlattr).
+"""
+
+import struct
+from collections.abc import Iterator
+
+from osbase.netlink.errors import ProtocolError
+
+HEADER = struct.Struct("=HH")
+NESTED = 0x8000
+TYPE_MASK = 0x3FFF
+MAX_PAYLOAD = 0xFFFF - HEADER.size
+
+_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
+_U32 = struct.Struct("=I")
+
+
+def attr(kind: int, payload: bytes) -> bytes:
+    """One attribute. Payloads over 65,531 bytes are a ValueError."""
+    length = 4 + len(payload)
+    if length > 0xFFFF:
+        raise ValueError(f"attribute {kind}: {len(payload)} bytes do not fit into 16 bits")
+    return HEADER.pack(length, kind) + payload + _PADDING[length & 3]
+
+
+def u32(kind: int, value: int) -> bytes:
+    """An attribute of one unsigned 32 bit number."""
+    return HEADER.pack(8, kind) + _U32.pack(value)
+
+
+def text(kind: int, value: bytes) -> bytes:
+    """A NUL terminated string."""
+    return attr(kind, value + b"\0")
+
+
+def nested(kind: int, *children: bytes) -> bytes:
+    """An attribute that contains the given encoded attributes."""
+    return attr(kind | NESTED, b"".join(children))
+
+
+def walk(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The attributes in `data`, in order: type without flags, payload.
+
+    Raises ProtocolError where a length does not fit. Up to three bytes after
+    the last attribute are padding.
+    """
+    offset, end = 0, len(data)
+    while end - offset >= 4:
+        length, kind = HEADER.unpack_from(data, offset)
+        if length < 4 or offset + length > end:
+            raise ProtocolError(
+                f"attribute {kind & TYPE_MASK} at byte {offset} of {end}: bad length {length}"
+            )
+        yield kind & TYPE_MASK, data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def parse(data: bytes) -> dict[int, bytes]:
+    """The attributes by type; of a repeated one the last."""
+    return dict(walk(data))
+
+
+def to_u32(payload: bytes) -> int:
+    """The number in the payload. Raises ProtocolError unless it is 4 bytes."""
+    if len(payload) != 4:
+        raise ProtocolError(f"a 32 bit number of {len(payload)} bytes")
+    value: int = _U32.unpack(payload)[0]
+    return value
+
+
+def to_text(payload: bytes) -> bytes:
+    """The bytes before the first NUL."""
+    return payload.partition(b"\0")[0]

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors of this package: one family, each naming the operation."""
+
+import errno as errno_module
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+def errno_name(number: int) -> str:
+    """`EEXIST` for 17; `errno 4711` for a number without a name."""
+    return errno_module.errorcode.get(number, f"errno {number}")
+
+
+class NetlinkError(Exception):
+    """Anything that went wrong in talking to the kernel."""
+
+
+class ProtocolError(NetlinkError):
+    """A reply that is not netlink: truncated, or its lengths do not add up.
+
+    The socket it came from cannot be trusted any more: close it.
+    """
+
+
+class ReplyTimeout(NetlinkError):
+    """The kernel did not answer in time. What was asked may have been done."""
+
+
+class ReplyLost(NetlinkError):
+    """The kernel had no room for its answer (ENOBUFS), or the socket failed.
+
+    What was asked may have been done.
+    """
+
+
+class DumpInterrupted(NetlinkError):
+    """The objects changed during every attempt to list them."""
+
+
+@dataclass(frozen=True)
+class RequestError:
+    """One request of a batch that the kernel refused.
+
+    index: position in the batch; what: the request in words; errno: positive;
+    text: the kernel's extended acknowledgement, or empty.
+    """
+
+    index: int
+    what: str
+    errno: int
+    text: str = ""
+
+    def __str__(self) -> str:
+        reason = self.text or os.strerror(self.errno)
+        return f"{self.what}: {errno_name(self.errno)} ({reason})"
+
+
+class BatchError(NetlinkError):
+    """Requests that the kernel refused; all the others were carried out."""
+
+    def __init__(self, errors: Sequence[RequestError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__("; ".join(str(error) for error in self.errors))
+
+
+class NotNetns(NetlinkError):
+    """The path exists and is not a network namespace, or cannot be used."""
+
+
+class NetnsMissing(NetlinkError):
+    """There is no file at the path of the network namespace."""

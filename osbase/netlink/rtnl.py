@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Link, address and route messages of rtnetlink: build and parse. Pure.
+
+Source: linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h. Interface indexes
+are u31, MAC addresses 6 bytes, MTUs bytes.
+"""
+
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple
+
+from osbase.netlink import attrs
+from osbase.netlink.errors import ProtocolError
+from osbase.netlink.message import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    Message,
+    Request,
+)
+
+type IPAddress = IPv4Address | IPv6Address
+
+RTM_NEWLINK = 16
+RTM_DELLINK = 17
+RTM_GETLINK = 18
+RTM_NEWADDR = 20
+RTM_NEWROUTE = 24
+RTM_GETROUTE = 26
+RTM_NEWLINKPROP = 108
+RTNLGRP_LINK = 1
+
+AF_UNSPEC = 0
+AF_INET = 2
+AF_INET6 = 10
+
+IFF_UP = 1
+IFA_F_NODAD = 0x02
+RT_TABLE_MAIN = 254
+RT_SCOPE_UNIVERSE = 0
+RT_SCOPE_LINK = 253
+RTPROT_BOOT = 3
+
+IFLA_ADDRESS = 1
+IFLA_IFNAME = 3
+IFLA_MTU = 4
+IFLA_LINK = 5
+IFLA_LINKINFO = 18
+IFLA_IFALIAS = 20
+IFLA_AF_SPEC = 26
+IFLA_GROUP = 27
+IFLA_NET_NS_FD = 28
+IFLA_EXT_MASK = 29
+IFLA_PROP_LIST = 52
+IFLA_ALT_IFNAME = 53
+IFLA_INFO_KIND = 1
+IFLA_INFO_DATA = 2
+VETH_INFO_PEER = 1
+IFLA_INET6_ADDR_GEN_MODE = 8
+IN6_ADDR_GEN_MODE_NONE = 1
+RTEXT_FILTER_SKIP_STATS = 8
+
+ALTIFNAMSIZ = 128  # with the final NUL
+
+_IFA_ADDRESS = 1
+_IFA_LOCAL = 2
+_RTA_DST = 1
+_RTA_OIF = 4
+_RTA_GATEWAY = 5
+_RTA_PRIORITY = 6
+_RTA_PREFSRC = 7
+_RTN_UNICAST = 1
+
+_IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
+_IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
+# family, dst len, src len, tos, table, protocol, scope, type, flags
+_RTMSG = struct.Struct("=BBBBBBBBI")
+
+_NEW = NLM_F_CREATE | NLM_F_EXCL
+_VETH = attrs.text(IFLA_INFO_KIND, b"veth")
+_SKIP_STATS = attrs.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+_NO_IPV6_ADDRESS = attrs.nested(
+    IFLA_AF_SPEC,
+    attrs.nested(AF_INET6, attrs.attr(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))),
+)
+
+
+def family_of(address: IPAddress) -> int:
+    return AF_INET if address.version == 4 else AF_INET6
+
+
+class VethEnd(NamedTuple):
+    """One end of a new veth pair. mac None: the kernel chooses."""
+
+    name: str
+    ifindex: int
+    mac: bytes | None
+
+
+def new_veth(host: VethEnd, peer: VethEnd, *, netns_fd: int, mtu: int, group: int) -> Request:
+    """A veth pair: `host` here, down, in `group`; `peer` born in `netns_fd`.
+
+    EEXIST: a name, or the host end's index, is taken. EBUSY: the peer's index
+    is taken.
+    """
+    far = [
+        _IFINFO.pack(AF_UNSPEC, 0, peer.ifindex, 0, 0),
+        attrs.text(IFLA_IFNAME, peer.name.encode()),
+        attrs.u32(IFLA_NET_NS_FD, netns_fd),
+        attrs.u32(IFLA_MTU, mtu),
+    ]
+    near = [
+        _IFINFO.pack(AF_UNSPEC, 0, host.ifindex, 0, 0),
+        attrs.text(IFLA_IFNAME, host.name.encode()),
+        attrs.u32(IFLA_MTU, mtu),
+        attrs.u32(IFLA_GROUP, group),
+    ]
+    if peer.mac is not None:
+        far.append(attrs.attr(IFLA_ADDRESS, peer.mac))
+    if host.mac is not None:
+        near.append(attrs.attr(IFLA_ADDRESS, host.mac))
+    data = attrs.nested(IFLA_INFO_DATA, attrs.attr(VETH_INFO_PEER, b"".join(far)))
+    near.append(attrs.nested(IFLA_LINKINFO, _VETH, data))
+    what = f"create veth {host.name} with peer {peer.name!r}"
+    return Request(RTM_NEWLINK, _NEW, b"".join(near), what)
+
+
+def set_link_up(ifindex: int, name: str) -> Request:
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, IFF_UP, IFF_UP)
+    return Request(RTM_NEWLINK, 0, body, f"set {name} up")
+
+
+def set_link_down(ifindex: int, name: str) -> Request:
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, IFF_UP)
+    return Request(RTM_NEWLINK, 0, body, f"set {name} down")
+
+
+def set_link_alias(ifindex: int, name: str, alias: str, *, ipv6: bool) -> Request:
+    """Sets the alias (at most 255 bytes) and, where there is IPv6, that the
+    kernel makes no link-local address of its own."""
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.attr(IFLA_IFALIAS, alias.encode())
+    if ipv6:
+        body += _NO_IPV6_ADDRESS
+    return Request(RTM_NEWLINK, 0, body, f"set alias of {name}")
+
+
+def add_link_altnames(ifindex: int, name: str, *altnames: str) -> Request:
+    """EEXIST: one of the names is taken; those before it were added."""
+    names = [attrs.text(IFLA_ALT_IFNAME, altname.encode()) for altname in altnames]
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.nested(IFLA_PROP_LIST, *names)
+    return Request(RTM_NEWLINKPROP, _NEW, body, f"add alternative names to {name}")
+
+
+def set_group_by_altname(altname: str, group: int) -> Request:
+    body = (
+        _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0)
+        + attrs.text(IFLA_ALT_IFNAME, altname.encode())
+        + attrs.u32(IFLA_GROUP, group)
+    )
+    return Request(RTM_NEWLINK, 0, body, f"set group of {altname}")
+
+
+def del_link(ifindex: int, name: str) -> Request:
+    """ENODEV: there is no such link."""
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0)
+    return Request(RTM_DELLINK, 0, body, f"delete link {name}")
+
+
+def del_link_by_altname(altname: str) -> Request:
+    """Deletes what bears the name, whatever its index. ENODEV: nothing."""
+    body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + attrs.text(IFLA_ALT_IFNAME, altname.encode())
+    return Request(RTM_DELLINK, 0, body, f"delete link {altname}")
+
+
+def del_links_by_group(group: int) -> Request:
+    """All links of a group, for the price of one. ENODEV: none."""
+    body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + attrs.u32(IFLA_GROUP, group)
+    return Request(RTM_DELLINK, 0, body, f"delete links of group {group}")
+
+
+def get_link(ifindex: int) -> Request:
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + _SKIP_STATS
+    return Request(RTM_GETLINK, 0, body, f"get link {ifindex}")
+
+
+def get_link_by_name(name: str) -> Request:
+    body = (
+        _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + attrs.text(IFLA_IFNAME, name.encode()) + _SKIP_STATS
+    )
+    return Request(RTM_GETLINK, 0, body, f"get link {name}")
+
+
+def dump_links() -> Request:
+    body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _SKIP_STATS
+    return Request(RTM_GETLINK, 0, body, "list links")
+
+
+def dump_routes(family: int, protocol: int) -> Request:
+    """The routes of a protocol; the kernel filters on strict sockets only."""
+    body = _RTMSG.pack(family, 0, 0, 0, 0, protocol, 0, 0, 0)
+    return Request(RTM_GETROUTE, 0, body, "list routes")
+
+
+def add_address(
+    ifindex: int,
+    name: str,
+    address: IPAddress,
+    prefix_length: int,
+    *,
+    scope: int = RT_SCOPE_UNIVERSE,
+    no_dad: bool = False,
+) -> Request:
+    """no_dad: IPv6 without duplicate address detection: usable at once."""
+    packed = address.packed
+    flags = IFA_F_NODAD if no_dad else 0
+    body = (
+        _IFADDR.pack(family_of(address), prefix_length, flags, scope, ifindex)
+        + attrs.attr(_IFA_LOCAL, packed)
+        + attrs.attr(_IFA_ADDRESS, packed)
+    )
+    what = f"add address {address}/{prefix_length} to {name}"
+    return Request(RTM_NEWADDR, _NEW, body, what)
+
+
+def add_route(
+    destination: IPAddress | None,
+    ifindex: int,
+    name: str,
+    *,
+    family: int,
+    protocol: int,
+    gateway: IPAddress | None = None,
+    source: IPAddress | None = None,
+    metric: int = 0,
+) -> Request:
+    """A route to one address, or by default (destination None), through a link
+    or a gateway on it, in the main table. source: what the host uses as its
+    own address towards it; it must be local. metric 0: the kernel's default.
+    """
+    scope = RT_SCOPE_LINK if gateway is None and family == AF_INET else RT_SCOPE_UNIVERSE
+    bits = 0 if destination is None else destination.max_prefixlen
+    parts = [
+        _RTMSG.pack(family, bits, 0, 0, RT_TABLE_MAIN, protocol, scope, _RTN_UNICAST, 0),
+        attrs.u32(_RTA_OIF, ifindex),
+    ]
+    if destination is not None:
+        parts.append(attrs.attr(_RTA_DST, destination.packed))
+    if gateway is not None:
+        parts.append(attrs.attr(_RTA_GATEWAY, gateway.packed))
+    if source is not None:
+        parts.append(attrs.attr(_RTA_PREFSRC, source.packed))
+    if metric:
+        parts.append(attrs.u32(_RTA_PRIORITY, metric))
+    kind = "default" if destination is None else f"{destination}/{bits}"
+    return Request(RTM_NEWROUTE, _NEW, b"".join(parts), f"add route {kind} dev {name}")
+
+
+@dataclass(frozen=True)
+class Link:
+    """What a link message says. Absent attributes are empty, 0 or None.
+
+    peer: index of the other end of a veth, in its own namespace.
+    """
+
+    ifindex: int
+    flags: int
+    name: str
+    mac: bytes
+    mtu: int
+    peer: int | None
+    alias: bytes
+    group: int
+    kind: bytes
+    altnames: tuple[str, ...]
+
+    @property
+    def up(self) -> bool:
+        return bool(self.flags & IFF_UP)
+
+
+def _names(payload: bytes) -> str:
+    return attrs.to_text(payload).decode("utf-8", "surrogateescape")
+
+
+def parse_link(message: Message) -> Link:
+    """Raises ProtocolError for what is not a link message."""
+    if message.kind not in (RTM_NEWLINK, RTM_DELLINK) or len(message.body) < _IFINFO.size:
+        raise ProtocolError(f"message {message.kind} of {len(message.body)} bytes is not a link")
+    _, _, ifindex, flags, _ = _IFINFO.unpack_from(message.body)
+    found = attrs.parse(message.body[_IFINFO.size :])
+    altnames = tuple(
+        _names(payload)
+        for kind, payload in attrs.walk(found.get(IFLA_PROP_LIST, b""))
+        if kind == IFLA_ALT_IFNAME
+    )
+    info = attrs.parse(found.get(IFLA_LINKINFO, b""))
+    peer = found.get(IFLA_LINK)
+    return Link(
+        ifindex=ifindex,
+        flags=flags,
+        name=_names(found.get(IFLA_IFNAME, b"")),
+        mac=found.get(IFLA_ADDRESS, b""),
+        mtu=attrs.to_u32(found[IFLA_MTU]) if IFLA_MTU in found else 0,
+        peer=None if peer is None else attrs.to_u32(peer),
+        alias=attrs.to_text(found.get(IFLA_IFALIAS, b"")),
+        group=attrs.to_u32(found[IFLA_GROUP]) if IFLA_GROUP in found else 0,
+        kind=attrs.to_text(info.get(IFLA_INFO_KIND, b"")),
+        altnames=altnames,
+    )
+
+
+@dataclass(frozen=True)
+class HostRoute:
+    """A route to a single address through a link."""
+
+    destination: IPAddress
+    ifindex: int
+    protocol: int
+
+
+def parse_host_route(message: Message) -> HostRoute | None:
+    """None for a route to more than one address, or through several links."""
+    if message.kind != RTM_NEWROUTE or len(message.body) < _RTMSG.size:
+        raise ProtocolError(f"message {message.kind} of {len(message.body)} bytes is not a route")
+    family, bits, _, _, _, protocol, _, _, _ = _RTMSG.unpack_from(message.body)
+    found = attrs.parse(message.body[_RTMSG.size :])
+    packed, link = found.get(_RTA_DST), found.get(_RTA_OIF)
+    width = {AF_INET: 4, AF_INET6: 16}.get(family)
+    if packed is None or link is None or bits != (width or 0) * 8:
+        return None
+    if len(packed) != width:
+        raise ProtocolError(f"a route destination of {len(packed)} bytes in family {family}")
+    return HostRoute(ip_address(packed), attrs.to_u32(link), protocol)
+
+
+@dataclass(frozen=True)
+class LinkRemoved:
+    ifindex: int
+    name: str
+
+
+def parse_link_removed(message: Message) -> LinkRemoved | None:
+    """A link's removal; None for all else, such as a port that left a bridge,
+    which is told with the same message type in another family."""
+    if message.kind != RTM_DELLINK or len(message.body) < _IFINFO.size:
+        return None
+    family, _, ifindex, _, _ = _IFINFO.unpack_from(message.body)
+    if family != AF_UNSPEC:
+        return None
+    name = attrs.parse(message.body[_IFINFO.size :]).get(IFLA_IFNAME, b"")
+    return LinkRemoved(ifindex, _names(name))

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A NETLINK_ROUTE socket that sends batches and reads dumps.
+
+Not thread-safe: one thread at a time uses a socket (see SocketPool). The
+kernel executes a request within the send, so a call blocks its thread for as
+long as the kernel works, up to tens of milliseconds for a link removal: call
+from worker threads, never from an event loop.
+"""
+
+import contextlib
+import errno
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from osbase.netlink.errors import (
+    BatchError,
+    DumpInterrupted,
+    ProtocolError,
+    ReplyLost,
+    ReplyTimeout,
+    RequestError,
+    errno_name,
+)
+from osbase.netlink.message import (
+    HEADER,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    Message,
+    Request,
+    decode,
+    encode,
+    error_of,
+)
+
+SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP = 1
+NETLINK_CAP_ACK = 10
+NETLINK_EXT_ACK = 11
+NETLINK_GET_STRICT_CHK = 12
+SO_NETNS_COOKIE = 71  # asm-generic/socket.h, since Linux 5.14
+
+RECEIVE_SIZE = 32768  # the kernel fills a dump's datagrams up to this
+DUMP_ATTEMPTS = 10
+DEFAULT_TIMEOUT_S = 5.0
+
+
+class RawSocket(Protocol):
+    """What is needed of a socket.socket; tests script one."""
+
+    def send(self, data: bytes, /) -> int: ...
+    def recvfrom(self, size: int, flags: int, /) -> tuple[bytes, tuple[int, int]]: ...
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+
+def open_raw() -> socket.socket:
+    """A route socket in the calling thread's namespace, with error texts.
+
+    Strict checking makes the kernel filter dumps by what the request says.
+    """
+    raw = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    try:
+        raw.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+        raw.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+    except OSError:
+        raw.close()
+        raise
+    return raw
+
+
+class NetlinkSocket:
+    """A route socket of the namespace in which it was opened.
+
+    `raw` is taken over. After ProtocolError, ReplyTimeout or ReplyLost an
+    answer may be outstanding; it is ignored by its sequence number, yet
+    closing the socket is cleaner.
+    """
+
+    def __init__(
+        self, raw: RawSocket | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> None:
+        self._raw: RawSocket = open_raw() if raw is None else raw
+        self._timeout_s = timeout_s
+        self._sequence = 1
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def close(self) -> None:
+        self._raw.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def batch(self, requests: Sequence[Request]) -> None:
+        """Sends the requests in one system call; returns when all are done.
+
+        The kernel goes on after a request that fails: BatchError holds every
+        failure, and everything that is not in it was carried out.
+        """
+        if not requests:
+            return
+        first = self._take_sequence(len(requests))
+        last = (first + len(requests) - 1) & 0xFFFFFFFF
+        self._send(encode(requests, first), requests[0].what)
+        errors: list[RequestError] = []
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            for message in self._receive(deadline, requests[0].what):
+                index = (message.sequence - first) & 0xFFFFFFFF
+                if index >= len(requests) or message.kind != NLMSG_ERROR:
+                    continue
+                number, text = error_of(message)
+                if number:
+                    errors.append(RequestError(index, requests[index].what, number, text))
+                if message.sequence == last:
+                    if errors:
+                        raise BatchError(errors)
+                    return
+
+    def dump(self, request: Request) -> list[Message]:
+        """All objects of a kind. Repeats when they changed meanwhile.
+
+        Raises DumpInterrupted after ten attempts, BatchError when refused.
+        """
+        for _ in range(DUMP_ATTEMPTS):
+            found = self._dump_once(request)
+            if found is not None:
+                return found
+        raise DumpInterrupted(f"{request.what}: changed during each of {DUMP_ATTEMPTS} attempts")
+
+    def get(self, request: Request) -> Message:
+        """One object. Raises BatchError when there is none."""
+        sequence = self._take_sequence(1)
+        self._send(encode([request], sequence), request.what)
+        deadline = time.monotonic() + self._timeout_s
+        found: Message | None = None
+        while True:
+            for message in self._receive(deadline, request.what):
+                if message.sequence != sequence:
+                    continue
+                if message.kind != NLMSG_ERROR:
+                    found = message
+                    continue
+                number, text = error_of(message)
+                if number:
+                    raise BatchError([RequestError(0, request.what, number, text)])
+                if found is None:
+                    raise ProtocolError(f"{request.what}: acknowledged without an answer")
+                return found
+
+    def _dump_once(self, request: Request) -> list[Message] | None:
+        """None: interrupted, try again."""
+        sequence = self._take_sequence(1)
+        header = HEADER.pack(
+            16 + len(request.body),
+            request.kind,
+            NLM_F_REQUEST | NLM_F_ACK | NLM_F_DUMP | request.flags,
+            sequence,
+            0,
+        )
+        self._send(header + request.body, request.what)
+        deadline = time.monotonic() + self._timeout_s
+        found: list[Message] = []
+        intact = True
+        while True:
+            for message in self._receive(deadline, request.what):
+                if message.sequence != sequence:
+                    continue
+                if message.flags & NLM_F_DUMP_INTR:
+                    intact = False
+                if message.kind not in (NLMSG_DONE, NLMSG_ERROR):
+                    found.append(message)
+                    continue
+                number, text = error_of(message)
+                if number == errno.EINTR:
+                    return None
+                if number:
+                    raise BatchError([RequestError(0, request.what, number, text)])
+                return found if intact else None
+
+    def _take_sequence(self, count: int) -> int:
+        first = self._sequence
+        self._sequence = (first + count) & 0xFFFFFFFF
+        return first
+
+    def _send(self, data: bytes, what: str) -> None:
+        try:
+            self._raw.send(data)
+        except OSError as error:
+            raise ReplyLost(f"{what}: send: {errno_name(error.errno or 0)}") from error
+
+    def _receive(self, deadline: float, what: str) -> Iterator[Message]:
+        """The messages of one datagram from the kernel.
+
+        The answer is there when the send returns; waiting is the exception.
+        """
+        while True:
+            try:
+                data, (sender, _) = self._raw.recvfrom(RECEIVE_SIZE, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._wait(deadline, what)
+                continue
+            except OSError as error:
+                raise ReplyLost(f"{what}: receive: {errno_name(error.errno or 0)}") from error
+            if sender == 0:
+                return decode(data)
+            # Another process's socket wrote to ours: not the kernel's answer.
+            if time.monotonic() > deadline:
+                raise ReplyTimeout(f"{what}: no answer in {self._timeout_s} s")
+
+    def _wait(self, deadline: float, what: str) -> None:
+        left = deadline - time.monotonic()
+        poll = select.poll()
+        poll.register(self._raw.fileno(), select.POLLIN)
+        if left <= 0 or not poll.poll(left * 1000):
+            raise ReplyTimeout(f"{what}: no answer in {self._timeout_s} s")
+
+
+class SocketPool:
+    """Sockets of one namespace for many threads, each used by one at a time.
+
+    A socket on which a call failed for anything but the kernel's refusal is
+    closed. At most `keep` idle ones stay open.
+    """
+
+    def __init__(self, keep: int = 8) -> None:
+        self._keep = keep
+        self._idle: list[NetlinkSocket] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @contextlib.contextmanager
+    def socket(self) -> Iterator[NetlinkSocket]:
+        """A socket for the time of a `with` block.
+
+        New ones are opened in the calling thread's namespace.
+        """
+        try:
+            chosen = self._idle.pop()
+        except IndexError:
+            chosen = NetlinkSocket()
+        try:
+            yield chosen
+        except BatchError:
+            self._put(chosen)
+            raise
+        except BaseException:
+            chosen.close()
+            raise
+        self._put(chosen)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for chosen in idle:
+            chosen.close()
+
+    def _put(self, chosen: NetlinkSocket) -> None:
+        with self._lock:
+            if not self._closed and len(self._idle) < self._keep:
+                self._idle.append(chosen)
+                return
+        chosen.close()
+
