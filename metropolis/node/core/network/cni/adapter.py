@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CNI commands carried out by the engine, and what must hold between them.
+
+- An ADD whose answer nobody received is taken back: a runtime that killed the
+  plugin need not send a DEL (containerd#12926). Only what this very ADD created
+  is removed, and ADD and DEL of one container wait for each other, so a retry
+  sees either the attachment or nothing.
+- An ADD whose caller has gone before its turn came is not begun.
+- GC removes what it saw in one snapshot and finds unchanged at its turn, and
+  never what an ADD touched meanwhile. Runtimes must not run GC beside an ADD at
+  all; this holds even if one does. What cannot be seen from here: an attachment
+  made over gRPC after the runtime wrote its list and before GC came.
+- Repeating an ADD returns the attachment that is there, as over gRPC.
+
+The engine blocks; its calls run in threads of the given executor, but for STATUS,
+which must not wait behind attaches.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from concurrent.futures import Executor
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from metropolis.node.core.network.cni import protocol, result
+from metropolis.node.core.network.cni.protocol import Add, Check, CniError, Code, Del, Gc, Key
+from metropolis.node.core.network.cni.wire import Answer, Request
+from metropolis.node.core.network.workloads import errors
+from metropolis.node.core.network.workloads.model import AttachIntent, Attachment
+
+_logger = logging.getLogger(__name__)
+
+_SMALL = 64 << 10  # stdin that is parsed in the event loop, bytes
+
+# Gives the answer to the caller; False if it is known not to have arrived.
+type Deliver = Callable[[Answer], Awaitable[bool]]
+
+
+class Engine(Protocol):
+    """What is needed of workloads.engine.Engine."""
+
+    def attach(self, intent: AttachIntent, /) -> Attachment:
+        """Make an interface, or return it if it is there."""
+
+    def detach(self, workload_id: str, netns_path: str = "", if_name: str = "") -> None:
+        """Remove what there is."""
+
+    def list(self, workload_id: str = "") -> Sequence[Attachment]:
+        """Return what there is, of one workload or of all."""
+
+    def status(self) -> None:
+        """Raise Unavailable unless an attach would have a prefix."""
+
+
+class Adapter:
+    """Serves one execution per `serve` call, any number at once, on one loop."""
+
+    def __init__(self, engine: Engine, executor: Executor) -> None:
+        """Make one; its owner shuts both down."""
+        self._engine = engine
+        self._executor = executor
+        # By container id; a lock lives as long as somebody holds or awaits it.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._adding: Counter[Key] = Counter()
+        # For each GC that runs, what ADDs have touched since it began.
+        self._touched: list[set[Key]] = []
+
+    async def serve(self, request: Request, deliver: Deliver, gone: Callable[[], bool]) -> None:
+        """Carry out a request and deliver its answer, whatever it holds.
+
+        `gone` tells whether the caller has been seen to hang up.
+        """
+        try:
+            if len(request.stdin) <= _SMALL:
+                command = protocol.parse(request)
+            else:
+                command = await asyncio.to_thread(protocol.parse, request)
+        except CniError as error:
+            _logger.warning("refused %s: %s", request.env.get("CNI_COMMAND", "")[:20], error)
+            await deliver(error.answer())
+            return
+        if isinstance(command, Add):
+            await self._add(command, deliver, gone)
+        else:
+            await deliver(await self._guarded(command, self._run(command)))
+
+    async def _run(self, command: protocol.Command) -> Answer:
+        match command:
+            case Del():
+                async with self._lock(command.container_id):
+                    await self._detach(command.container_id, command.netns, command.if_name)
+            case Check():
+                await self._check(command)
+            case Gc():
+                await self._gc(command)
+            case protocol.Status():
+                try:
+                    await asyncio.to_thread(self._engine.status)
+                except errors.Unavailable as error:
+                    raise CniError(Code.NOT_AVAILABLE, "no ADD is possible", str(error)) from error
+            case protocol.Version():
+                return Answer(protocol.encode(result.versions(command.version)))
+            case Add():
+                raise AssertionError("an ADD has its own way")
+        return Answer(b"")
+
+    async def _guarded(self, command: protocol.Command, running: Awaitable[Answer]) -> Answer:
+        """Turn every error into an answer of the command's version."""
+        name = type(command).__name__.upper()
+        try:
+            return await running
+        except CniError as failure:
+            error = failure
+        except errors.WorkloadError as failure:
+            error = _from_engine(failure)
+        except Exception as failure:
+            _logger.exception("%s: internal error", name)
+            error = CniError(Code.INTERNAL, "internal error", f"{type(failure).__name__}, see log")
+        error.version = command.version
+        _logger.warning("%s %s: %s", name, getattr(command, "container_id", ""), error)
+        return error.answer()
+
+    async def _add(self, add: Add, deliver: Deliver, gone: Callable[[], bool]) -> None:
+        self._adding[add.key] += 1
+        for touched in self._touched:
+            touched.add(add.key)
+        try:
+            async with self._lock(add.container_id):
+                if gone():
+                    _logger.warning("ADD %s %s: caller has gone, not begun", *add.key)
+                    return
+                created = False
+
+                async def attach() -> Answer:
+                    nonlocal created
+                    call = self._call(self._attach, add)
+                    attachment, created = await call
+                    return Answer(protocol.encode(result.success(add, attachment)))
+
+                answer = await self._guarded(add, attach())
+                delivered = await deliver(answer)
+                if created and (answer.exit_code or not delivered):
+                    _logger.warning("ADD %s %s: not received, taken back", *add.key)
+                    await self._detach(add.container_id, add.netns, add.if_name)
+        except errors.WorkloadError as error:
+            _logger.error("ADD %s %s: not received, not taken back: %s", *add.key, error)
+        finally:
+            self._adding[add.key] -= 1
+            if not self._adding[add.key]:
+                del self._adding[add.key]
+
+    def _attach(self, add: Add) -> tuple[Attachment, bool]:
+        """Return the attachment, and whether it is new. In a thread."""
+        before = _find(self._engine.list(add.container_id), add.if_name)
+        intent = AttachIntent(
+            workload_id=add.container_id,
+            netns_path=add.netns,
+            if_name=add.if_name,
+            requested_ips=add.requested_ips,
+            requested_mac=add.requested_mac,
+        )
+        attachment = self._engine.attach(intent)
+        return attachment, before is None or before.host_ifindex != attachment.host_ifindex
+
+    async def _detach(self, container_id: str, netns: str, if_name: str) -> None:
+        await self._call(self._engine.detach, container_id, netns, if_name)
+
+    async def _check(self, check: Check) -> None:
+        attachments = await self._call(self._engine.list, check.container_id)
+        attachment = _find(attachments, check.if_name)
+        if attachment is None:
+            what = f"{check.container_id} has no interface {check.if_name}"
+            raise CniError(Code.UNKNOWN_CONTAINER, "not attached", what)
+        found = result.differences(check, attachment)
+        if found:
+            raise CniError(Code.CHECK_FAILED, "not as it was added", "; ".join(found)[:2000])
+
+    async def _gc(self, gc: Gc) -> None:
+        touched = set(self._adding)
+        self._touched.append(touched)
+        try:
+            seen = await self._call(self._engine.list)
+            stale = [a for a in seen if (a.workload_id, a.if_name) not in gc.valid]
+            failures = await asyncio.gather(*(self._collect(a, touched) for a in stale))
+        finally:
+            self._touched = [other for other in self._touched if other is not touched]
+        failed = [failure for failure in failures if failure]
+        if failed:
+            summary = f"{len(failed)} of {len(stale)} stale attachments remain"
+            raise CniError(Code.KERNEL_REFUSED, summary, "; ".join(failed)[:2000])
+
+    async def _collect(self, stale: Attachment, touched: Collection[Key]) -> str:
+        """Remove one stale attachment; return why not, or nothing."""
+        key = stale.workload_id, stale.if_name
+        async with self._lock(stale.workload_id):
+            if key in touched:
+                return ""
+            try:
+                if await self._call(self._remove_unchanged, stale):
+                    _logger.info("GC: removed %s %s", *key)
+            except errors.WorkloadError as error:
+                return f"{stale.workload_id} {stale.if_name}: {error}"
+        return ""
+
+    def _remove_unchanged(self, stale: Attachment) -> bool:
+        """Detach it if it is still what was seen. In a thread."""
+        current = _find(self._engine.list(stale.workload_id), stale.if_name)
+        if current is None or current.host_ifindex != stale.host_ifindex:
+            return False
+        self._engine.detach(stale.workload_id, "", stale.if_name)
+        return True
+
+    async def _call[**P, R](self, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a blocking call in a thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, lambda: call(*args, **kwargs))
+
+    def _lock(self, container_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(container_id, asyncio.Lock())
+
+
+def _find(attachments: Sequence[Attachment], if_name: str) -> Attachment | None:
+    return next((a for a in attachments if a.if_name == if_name), None)
+
+
+def _from_engine(error: errors.WorkloadError) -> CniError:
+    details = str(error)
+    match error:
+        case errors.Unavailable():
+            return CniError(Code.TRY_AGAIN_LATER, "the network is not ready", details)
+        case errors.InvalidArgument():
+            if "requested" in details:
+                return CniError(Code.INVALID_CONFIG, "the request cannot be met", details)
+            what = "CNI_CONTAINERID, CNI_NETNS or CNI_IFNAME is refused"
+            return CniError(Code.INVALID_ENVIRONMENT, what, details)
+        case errors.NotFound():
+            return CniError(Code.INVALID_ENVIRONMENT, "CNI_NETNS is no network namespace", details)
+        case errors.AlreadyExists():
+            return CniError(Code.ALREADY_EXISTS, "it exists already", details)
+        case errors.Exhausted():
+            return CniError(Code.EXHAUSTED, "no address is left", details)
+        case _:
+            return CniError(Code.KERNEL_REFUSED, "the kernel refused", details)

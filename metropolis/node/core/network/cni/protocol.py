@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CNI exec protocol: an execution in, a command or an error out; pure.
+
+Follows the CNI specification 1.1.0, sections 2 (parameters, operations) and 5
+(errors). What differs between versions: CHECK exists from 0.4.0 on, GC and STATUS
+from 1.1.0 on. Results are in `result`.
+
+Stricter than some plugins: a capability that is not implemented is an error, so
+that nobody waits for a port mapping that was dropped. More lenient in DEL, which
+looks at nothing but the id, the interface and the namespace: what was once added
+can always be deleted, whatever has become of its configuration.
+"""
+
+import enum
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_interface
+from typing import Any, NoReturn, cast
+
+from metropolis.node.core.network.cni.wire import Answer, Request
+
+# A JSON value; objects are what callers mostly want.
+type Json = dict[str, Any]
+type Address = IPv4Address | IPv6Address
+# What identifies an attachment: CNI_CONTAINERID and CNI_IFNAME.
+type Key = tuple[str, str]
+
+VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
+LATEST = VERSIONS[-1]
+# Without a cniVersion a configuration is of this version, says the specification.
+UNSTATED_VERSION = "0.1.0"
+
+_SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+_MAC = re.compile(r"([0-9a-fA-F]{2}([:-]))([0-9a-fA-F]{2}\2){4}[0-9a-fA-F]{2}")
+_SEMVER = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}")
+_PATH_MAX = 4096
+_GC_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")
+
+
+class Code(enum.IntEnum):
+    """Error codes: below 100 the specification's, from 100 on our own."""
+
+    INCOMPATIBLE_VERSION = 1
+    UNSUPPORTED_FIELD = 2
+    UNKNOWN_CONTAINER = 3  # also means: nothing to clean up
+    INVALID_ENVIRONMENT = 4
+    IO_FAILURE = 5
+    UNDECODABLE = 6
+    INVALID_CONFIG = 7
+    TRY_AGAIN_LATER = 11
+    NOT_AVAILABLE = 50  # STATUS: an ADD would fail
+    ALREADY_EXISTS = 100
+    EXHAUSTED = 101
+    KERNEL_REFUSED = 102
+    CHECK_FAILED = 103
+    INTERNAL = 999
+
+
+class CniError(Exception):
+    """An error as the runtime sees it; `version` is the protocol in use."""
+
+    def __init__(self, code: Code, msg: str, details: str = "", version: str = LATEST) -> None:
+        """Make one; `msg` is short, `details` says what to do."""
+        super().__init__(f"{msg}: {details}" if details else msg)
+        self.code = code
+        self.msg = msg
+        self.details = details
+        self.version = version
+
+    def answer(self) -> Answer:
+        """Encode it as a plugin prints it."""
+        error = {"cniVersion": self.version, "code": int(self.code), "msg": self.msg}
+        if self.details:
+            error["details"] = self.details
+        return Answer(encode(error), exit_code=1)
+
+
+@dataclass(frozen=True)
+class Add:
+    """ADD. `prev_result` is the previous plugin's in a chain, None if first."""
+
+    version: str
+    container_id: str
+    if_name: str
+    netns: str
+    requested_ips: tuple[Address, ...] = ()
+    requested_mac: bytes | None = None
+    dns: Json = field(default_factory=dict)
+    prev_result: Json | None = None
+
+    @property
+    def key(self) -> Key:
+        """What identifies the attachment."""
+        return self.container_id, self.if_name
+
+
+@dataclass(frozen=True)
+class Del:
+    """DEL. `netns` is empty when it was not given or can be no path."""
+
+    version: str
+    container_id: str
+    if_name: str
+    netns: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """CHECK. `prev_result` is what ADD returned in the end."""
+
+    version: str
+    container_id: str
+    if_name: str
+    netns: str
+    prev_result: Json
+
+
+@dataclass(frozen=True)
+class Gc:
+    """GC. `valid` is what stays."""
+
+    version: str
+    valid: frozenset[Key]
+
+
+@dataclass(frozen=True)
+class Status:
+    """STATUS."""
+
+    version: str
+
+
+@dataclass(frozen=True)
+class Version:
+    """VERSION. `version` is what the caller said it speaks."""
+
+    version: str
+
+
+type Command = Add | Del | Check | Gc | Status | Version
+
+
+def encode(value: Json) -> bytes:
+    """JSON as a plugin prints it. ASCII, so that it holds any string."""
+    return json.dumps(value, allow_nan=False).encode() + b"\n"
+
+
+def parse(request: Request) -> Command:
+    """Understand one execution; raise CniError, and nothing else."""
+    if len(request.argv) > 1:
+        _fail(Code.INVALID_ENVIRONMENT, "a plugin takes no arguments", repr(request.argv[1:])[:200])
+    command = request.env.get("CNI_COMMAND", "")
+    if command == "VERSION":
+        return Version(_stated_version(request.stdin))
+    if command not in ("ADD", "DEL", "CHECK", "GC", "STATUS"):
+        what = f"CNI_COMMAND is {command[:80]!r}" if command else "CNI_COMMAND is not set"
+        _fail(Code.INVALID_ENVIRONMENT, what, "ADD, DEL, CHECK, GC, STATUS or VERSION is expected")
+    config = _config(request.stdin)
+    version = _version(config, command)
+    try:
+        return _PARSERS[command](version, request.env, config)
+    except CniError as error:
+        error.version = version
+        raise
+    except RecursionError:  # from repr(), in a message about it
+        raise CniError(Code.UNDECODABLE, "network configuration nests too deeply") from None
+
+
+def _fail(code: Code, msg: str, details: str = "") -> NoReturn:
+    raise CniError(code, msg, details)
+
+
+def _decode(stdin: bytes) -> object:
+    def finite(text: str) -> float:
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError(f"{text[:40]} is not finite")
+        return number
+
+    try:
+        return cast(object, json.loads(stdin.decode(), parse_float=finite, parse_constant=finite))
+    except (ValueError, RecursionError) as error:
+        _fail(Code.UNDECODABLE, "network configuration on stdin is not JSON", str(error)[:200])
+
+
+def _config(stdin: bytes) -> Json:
+    config = _decode(stdin)
+    if not isinstance(config, dict):
+        kind = f"it is of type {type(config).__name__}"
+        _fail(Code.UNDECODABLE, "network configuration on stdin is no JSON object", kind)
+    return config
+
+
+def _version(config: Json, command: str) -> str:
+    version = config.get("cniVersion") or UNSTATED_VERSION
+    if version not in VERSIONS:
+        _fail(
+            Code.INCOMPATIBLE_VERSION,
+            "incompatible CNI version",
+            f"cniVersion is {version!r:.80}, supported are {', '.join(VERSIONS)}",
+        )
+    since = _SINCE.get(command, VERSIONS[0])
+    if VERSIONS.index(version) < VERSIONS.index(since):
+        _fail(
+            Code.INCOMPATIBLE_VERSION,
+            f"{command} does not exist in CNI {version}",
+            f"it does from {since} on",
+        )
+    name = config.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise CniError(Code.INVALID_CONFIG, f"network name is {name!r:.80}", version=version)
+    return str(version)
+
+
+def _stated_version(stdin: bytes) -> str:
+    """Read what VERSION is asked with, if anything; it always answers."""
+    try:
+        config = _decode(stdin)
+    except CniError:
+        return LATEST
+    version = config.get("cniVersion") if isinstance(config, dict) else None
+    return version if isinstance(version, str) and _SEMVER.fullmatch(version) else LATEST
+
+
+def _container_id(env: Mapping[str, str]) -> str:
+    value = env.get("CNI_CONTAINERID", "")
+    if len(value) > 255 or not _NAME.fullmatch(value):
+        _fail(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_CONTAINERID is {value[:80]!r}",
+            "1 to 255 letters, digits, _ . - are expected, the first a letter or digit",
+        )
+    return value
+
+
+def _if_name(env: Mapping[str, str]) -> str:
+    value = env.get("CNI_IFNAME", "")
+    bad = not 1 <= len(value.encode(errors="surrogateescape")) <= 15 or value in (".", "..")
+    if bad or not value.isprintable() or any(c in "/: " or c.isspace() for c in value):
+        _fail(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_IFNAME is {value[:80]!r}",
+            "1 to 15 bytes without /, : and white space are expected, not . or ..",
+        )
+    return value
+
+
+def _is_path(value: str) -> bool:
+    try:
+        return value.startswith("/") and len(value.encode()) < _PATH_MAX
+    except UnicodeEncodeError:  # bytes that are no UTF-8
+        return False
+
+
+def _netns(env: Mapping[str, str]) -> str:
+    value = env.get("CNI_NETNS", "")
+    if not _is_path(value):
+        _fail(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_NETNS is {value[:80]!r}",
+            f"an absolute path of a network namespace is expected, {len(value)} characters came",
+        )
+    return value
+
+
+def _args(env: Mapping[str, str]) -> dict[str, str]:
+    """Split CNI_ARGS, NAME=value;NAME=value. Labels (K8S_...) are accepted."""
+    args: dict[str, str] = {}
+    for pair in filter(None, env.get("CNI_ARGS", "").split(";")):
+        name, separator, value = pair.partition("=")
+        if not separator or not name:
+            _fail(
+                Code.INVALID_ENVIRONMENT, "CNI_ARGS is malformed", f"{pair[:80]!r}: no NAME=value"
+            )
+        args[name] = value
+    if args.pop("IgnoreUnknown", "").lower() not in ("1", "t", "true"):
+        known = ("IP", "MAC")
+        unknown = [n for n in args if n not in known and not n.startswith("K8S_")]
+        if unknown:
+            _fail(
+                Code.INVALID_ENVIRONMENT,
+                f"CNI_ARGS has unknown {unknown[0][:80]!r}",
+                "IgnoreUnknown=1 would have it ignored",
+            )
+    return args
+
+
+def _addresses(values: object, source: str) -> tuple[Address, ...]:
+    """Parse requested addresses, at most one per family.
+
+    A prefix length may come with each and means nothing here: workloads are
+    given host routes.
+    """
+    if not isinstance(values, list):
+        _fail(Code.INVALID_CONFIG, f"{source} is {values!r:.80}", "a list of addresses is expected")
+    addresses: list[Address] = []
+    for value in values:
+        try:
+            address = ip_interface(value if isinstance(value, str) else "").ip
+        except ValueError:
+            _fail(Code.INVALID_CONFIG, f"{source} has {value!r:.80}", "it is no IP address")
+        if "%" in value:
+            _fail(Code.INVALID_CONFIG, f"{source} has {value!r:.80}", "a zone is not possible")
+        if any(a.version == address.version for a in addresses):
+            _fail(Code.INVALID_CONFIG, f"{source} has {value!r:.80}", "one per family is possible")
+        addresses.append(address)
+    return tuple(sorted(addresses, key=lambda a: a.version))
+
+
+def _mac(value: object, source: str) -> bytes:
+    if not isinstance(value, str) or not _MAC.fullmatch(value):
+        _fail(Code.INVALID_CONFIG, f"{source} is {value!r:.80}", "six hex pairs are expected")
+    return bytes.fromhex(value.replace("-", "").replace(":", ""))
+
+
+def _object(config: Json, name: str) -> Json:
+    value = config.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        _fail(Code.INVALID_CONFIG, f"{name} is {value!r:.80}", "an object is expected")
+    return value
+
+
+def _dns(config: Json, runtime: Json) -> Json:
+    """Merge the configuration's own dns with what the runtime asks for.
+
+    The capability has other names (servers, searches) than the result.
+    """
+    dns: Json = {}
+    own = _object(config, "dns")
+    asked = _object(runtime, "dns")
+    for name, alias in (("nameservers", "servers"), ("search", "searches"), ("options", "options")):
+        value = asked.get(alias) or own.get(name) or []
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            _fail(Code.INVALID_CONFIG, f"dns {name} is {value!r:.80}", "strings are expected")
+        if value:
+            dns[name] = value
+    domain = own.get("domain") or ""
+    if not isinstance(domain, str):
+        _fail(Code.INVALID_CONFIG, f"dns domain is {domain!r:.80}", "a string is expected")
+    return dns | ({"domain": domain} if domain else {})
+
+
+def _prev_result(config: Json) -> Json | None:
+    """Check that the lists of a result are lists of objects, and no more."""
+    if config.get("prevResult") is None:
+        return None
+    result = _object(config, "prevResult")
+    for name in ("interfaces", "ips", "routes"):
+        value = result.get(name) or []
+        if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
+            _fail(Code.INVALID_CONFIG, f"prevResult {name}: {value!r:.80}", "objects are expected")
+    _object(result, "dns")
+    return result
+
+
+def _parse_add(version: str, env: Mapping[str, str], config: Json) -> Add:
+    container_id, netns, if_name = _container_id(env), _netns(env), _if_name(env)
+    args = _args(env)
+    runtime = _object(config, "runtimeConfig")
+    for name, value in runtime.items():
+        if name not in ("ips", "mac", "dns") and value not in (None, [], {}, "", False):
+            _fail(
+                Code.UNSUPPORTED_FIELD,
+                f"unsupported runtimeConfig {name[:80]!r}",
+                f"{name[:80]} is {value!r:.200}; remove it from the plugin's capabilities",
+            )
+    ips: tuple[Address, ...] = ()
+    if runtime.get("ips"):
+        ips = _addresses(runtime["ips"], "runtimeConfig ips")
+    elif args.get("IP"):
+        ips = _addresses(args["IP"].split(","), "CNI_ARGS IP")
+    mac = None
+    if runtime.get("mac"):
+        mac = _mac(runtime["mac"], "runtimeConfig mac")
+    elif args.get("MAC"):
+        mac = _mac(args["MAC"], "CNI_ARGS MAC")
+    dns, prev = _dns(config, runtime), _prev_result(config)
+    return Add(version, container_id, if_name, netns, ips, mac, dns, prev)
+
+
+def _parse_del(version: str, env: Mapping[str, str], config: Json) -> Del:
+    netns = env.get("CNI_NETNS", "")
+    if not _is_path(netns):
+        netns = ""
+    return Del(version, _container_id(env), _if_name(env), netns)
+
+
+def _parse_check(version: str, env: Mapping[str, str], config: Json) -> Check:
+    container_id, netns, if_name = _container_id(env), _netns(env), _if_name(env)
+    prev = _prev_result(config)
+    if prev is None:
+        _fail(Code.INVALID_CONFIG, "CHECK without prevResult", "the result of ADD is expected")
+    return Check(version, container_id, if_name, netns, prev)
+
+
+def _parse_gc(version: str, env: Mapping[str, str], config: Json) -> Gc:
+    """Parse the list of what stays.
+
+    An empty list, and Go's null for one, make everything stale; a list that is
+    missing does not, for it is more likely to be forgotten. Runtimes before
+    cni#1101 gave it another name.
+    """
+    name = next((key for key in _GC_KEYS if key in config), None)
+    if name is None:
+        _fail(Code.INVALID_CONFIG, f"GC without {_GC_KEYS[0]}", "a list, if empty, is expected")
+    value = config[name] if config[name] is not None else []
+    valid: set[Key] = set()
+    for entry in value if isinstance(value, list) else [value]:
+        fields = entry if isinstance(entry, dict) else {}
+        key = (fields.get("containerID"), fields.get("ifname"))
+        if not all(isinstance(part, str) and part for part in key):
+            _fail(Code.INVALID_CONFIG, f"{name} has {entry!r:.80}", "two strings are expected")
+        valid.add(cast(Key, key))
+    return Gc(version, frozenset(valid))
+
+
+def _parse_status(version: str, env: Mapping[str, str], config: Json) -> Status:
+    return Status(version)
+
+
+_PARSERS: dict[str, Callable[[str, Mapping[str, str], Json], Command]] = {
+    "ADD": _parse_add,
+    "DEL": _parse_del,
+    "CHECK": _parse_check,
+    "GC": _parse_gc,
+    "STATUS": _parse_status,
+}
