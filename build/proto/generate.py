@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generate Python of .proto files: modules, gRPC stubs, and .pyi of both.
+
+    generate [--grpc] --out DIR [--map VIRTUAL=FILE ...] VIRTUAL ...
+
+VIRTUAL is a proto's path as others import it, and decides where its modules go:
+a/b.proto gives DIR/a/b_pb2.py, .pyi and, with --grpc, b_pb2_grpc.py, .pyi. Only
+what is mapped can be imported, beside google/protobuf/*.
+
+protoc and the grpc plugin are grpcio-tools', so they always fit the run time of
+the same lock. The .pyi of stubs is mypy-protobuf's, as protoc writes none.
+"""
+
+import argparse
+import pathlib
+import stat
+import sys
+import tempfile
+from importlib import resources
+
+from grpc_tools import protoc
+
+PLUGIN = """\
+#!{python}
+import sys
+sys.path[:] = {path!r}
+from mypy_protobuf.main import grpc
+grpc()
+"""
+
+
+def outputs(proto: str, *, grpc: bool) -> list[str]:
+    """The files generated of one proto, relative to the output directory."""
+    stem = proto.removesuffix(".proto").replace("-", "_")
+    kinds = ("_pb2", "_pb2_grpc") if grpc else ("_pb2",)
+    return [f"{stem}{kind}{suffix}" for kind in kinds for suffix in (".py", ".pyi")]
+
+
+def generate(
+    protos: list[str], maps: dict[str, pathlib.Path], out: pathlib.Path, *, grpc: bool
+) -> int:
+    """Run protoc; its messages go to stderr. Returns its exit status."""
+    out.mkdir(parents=True, exist_ok=True)
+    known = resources.files("grpc_tools") / "_proto"
+    command = ["protoc", f"--proto_path={known}"]
+    command += [f"--proto_path={virtual}={file}" for virtual, file in maps.items()]
+    command += [f"--python_out={out}", f"--pyi_out={out}"]
+    with tempfile.TemporaryDirectory() as scratch:
+        if grpc:
+            plugin = pathlib.Path(scratch, "protoc-gen-mypy_grpc")
+            plugin.write_text(PLUGIN.format(python=sys.executable, path=sys.path))
+            plugin.chmod(stat.S_IRWXU)
+            command += [f"--grpc_python_out={out}", f"--mypy_grpc_out={out}"]
+            command += [f"--plugin={plugin}"]
+        return int(protoc.main([*command, *protos]))
+
+
+def main() -> None:
+    """The command line; exits with protoc's status."""
+    parser = argparse.ArgumentParser(description="Generate Python of .proto files.")
+    parser.add_argument("--grpc", action="store_true")
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--map", action="append", default=[], metavar="VIRTUAL=FILE")
+    parser.add_argument("protos", nargs="+", metavar="VIRTUAL")
+    given = parser.parse_args()
+    maps = dict(entry.split("=", 1) for entry in given.map)
+    files = {virtual: pathlib.Path(file) for virtual, file in maps.items()}
+    sys.exit(generate(given.protos, files, given.out, grpc=given.grpc))
+
+
+if __name__ == "__main__":
+    main()

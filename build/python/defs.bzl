@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Python rules: py_library, py_binary, py_pytest.
+
+Thin macros over rules_python, which set what is the same everywhere: targets are
+public, no __init__.py is made up, the import root is the workspace's. They are the
+place for policy, so BUILD files load these and never rules_python.
+"""
+
+load("@rules_python//python:defs.bzl", _py_binary = "py_binary", _py_library = "py_library", _py_test = "py_test")
+
+_PUBLIC = ["//visibility:public"]
+
+def py_library(name, visibility = _PUBLIC, **kwargs):
+    """A library; srcs, deps, data and the rest as rules_python has them."""
+    _py_library(name = name, visibility = visibility, **kwargs)
+
+def py_binary(name, visibility = _PUBLIC, **kwargs):
+    """A program; main defaults to name.py. On PYTHONPATH: the workspace's root."""
+    _py_binary(name = name, visibility = visibility, legacy_create_init = 0, **kwargs)
+
+def py_pytest(name, srcs, deps = [], data = [], args = [], env = {}, netns = False, tags = [], **kwargs):
+    """Runs srcs by pytest; pytest, pytest-asyncio and hypothesis are there.
+
+    Args:
+      name: by convention the file's: event_test for event_test.py
+      srcs: test modules, and the conftest.py they use
+      deps: what they import
+      data: files at run time
+      args: further pytest arguments; those on the command line come after
+      env: further environment
+      netns: run in a new user, network and mount namespace, as its root, with
+        an empty /run and a /sys that shows the new network; all interfaces
+        are new and down, as after `unshare -Urnm`
+      tags: as for any test
+      **kwargs: size, timeout, flaky, shard_count ... as for any test
+    """
+    modules = [src for src in srcs if not src.endswith("conftest.py")]
+    runner = "//build/python:pytest_main.py"
+    _py_test(
+        name = name,
+        srcs = srcs + [runner],
+        main = runner,
+        legacy_create_init = 0,
+        deps = deps + [
+            "@pypi//:hypothesis",
+            "@pypi//:pytest",
+            "@pypi//:pytest_asyncio",
+        ],
+        data = data + ["//:pyproject.toml"],
+        args = (["--netns"] if netns else []) + ["$(rootpath %s)" % module for module in modules] + args,
+        env = env,
+        tags = tags,
+        **kwargs
+    )

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main of every py_pytest target: pytest as a Bazel test.
+
+Bazel's protocol: JUnit XML to $XML_OUTPUT_FILE; --test_filter (a -k expression
+or, with ::, a node id); shards; scratch below $TEST_TMPDIR. Hypothesis runs the
+same examples every time, so that a cached result means something; to look for
+new ones: --test_env=HYPOTHESIS_PROFILE=explore. A target in which pytest finds
+no test fails.
+
+With --netns, everything runs in new namespaces (see py_pytest).
+"""
+
+import atexit
+import ctypes
+import faulthandler
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import tempfile
+
+# mount(2)
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REC, MS_PRIVATE = 0x4000, 0x40000
+
+
+def mount(source: str, target: str, fstype: str, flags: int) -> None:
+    """mount(2); OSError with the target on failure."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(source.encode(), target.encode(), fstype.encode(), flags, None) != 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, f"mount {fstype or 'flags'}: {os.strerror(errno)}", target)
+
+
+def enter_namespaces() -> None:
+    """What `unshare -Urnm` does, and a /run and /sys that fit.
+
+    In this process, which has one thread still: its children inherit it.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNS | os.CLONE_NEWNET)
+    own = pathlib.Path("/proc/self")
+    (own / "setgroups").write_text("deny")
+    (own / "uid_map").write_text(f"0 {uid} 1")
+    (own / "gid_map").write_text(f"0 {gid} 1")
+    mount("", "/", "", MS_REC | MS_PRIVATE)
+    mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV)
+    # The kernel lets a new namespace mount sysfs no more freely than the old.
+    mount("sysfs", "/sys", "sysfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+
+
+def use_hypothesis_profile() -> None:
+    """Load the profile of $HYPOTHESIS_PROFILE, by default the reproducible one."""
+    import hypothesis
+    from hypothesis.configuration import set_hypothesis_home_dir
+
+    set_hypothesis_home_dir(os.environ["TEST_TMPDIR"])
+    common = {"deadline": None, "database": None, "print_blob": True}
+    hypothesis.settings.register_profile("bazel", derandomize=True, **common)
+    hypothesis.settings.register_profile("explore", max_examples=2000, **common)
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "bazel"))
+
+
+class Shard:
+    """Keep each total-th test: Bazel's sharding protocol as a pytest plugin."""
+
+    def __init__(self, total: int, index: int) -> None:
+        self.total, self.index = total, index
+
+    def pytest_collection_modifyitems(self, items: list[object]) -> None:
+        """Called by pytest with what it collected."""
+        items[:] = items[self.index :: self.total]
+
+
+def arguments(given: list[str], basetemp: str) -> tuple[list[str], bool]:
+    """pytest's arguments, and whether having nothing to run is all right."""
+    options = ["-c", "pyproject.toml", "--rootdir=.", "-p", "no:cacheprovider"]
+    if (xml := os.environ.get("XML_OUTPUT_FILE")) is not None:
+        options.append(f"--junitxml={xml}")
+    options.append(f"--basetemp={basetemp}")
+    wanted = os.environ.get("TESTBRIDGE_TEST_ONLY")
+    if wanted and "::" in wanted:
+        file, _, rest = wanted.partition("::")
+        chosen = [f"{g}::{rest}" for g in given if g.endswith(".py") and g.endswith(file)]
+        given = [g for g in given if not g.endswith(".py")] + chosen
+        if not chosen:
+            print(f"pytest: {wanted} is not in this target")
+            sys.exit(0)
+    elif wanted:
+        options += ["-k", wanted]
+    return options + given, bool(wanted)
+
+
+def main() -> int:
+    """Set up, run pytest; the exit status is its own, or 5: nothing to run."""
+    # Bazel ends what takes too long by SIGTERM: say where it hung. pytest
+    # captures fd 2, so write to a copy.
+    faulthandler.register(signal.SIGTERM, file=os.dup(2), all_threads=True, chain=True)
+    given = sys.argv[1:]
+    if "--netns" in given:
+        given.remove("--netns")
+        enter_namespaces()
+    os.environ.setdefault("TEST_TMPDIR", "/tmp")
+    os.environ["HOME"] = os.environ["TEST_TMPDIR"]
+    import pytest
+
+    use_hypothesis_profile()
+    # tmp_path must be short enough for the name of a unix socket (107 bytes),
+    # which $TEST_TMPDIR is not.
+    scratch = tempfile.mkdtemp(prefix="t", dir="/tmp")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    options, nothing_is_fine = arguments(given, scratch + "/p")
+    plugins: list[object] = []
+    if (total := int(os.environ.get("TEST_TOTAL_SHARDS", "1"))) > 1:
+        pathlib.Path(os.environ["TEST_SHARD_STATUS_FILE"]).touch()
+        plugins.append(Shard(total, int(os.environ["TEST_SHARD_INDEX"])))
+        nothing_is_fine = True
+    status = pytest.main(options, plugins=plugins)
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED and nothing_is_fine:
+        return 0
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
