@@ -50,7 +50,7 @@ def generate(
             plugin = pathlib.Path(scratch, "protoc-gen-mypy_grpc")
             plugin.write_text(PLUGIN.format(python=sys.executable, path=sys.path))
             plugin.chmod(stat.S_IRWXU)
-            command += [f"--grpc_python_out={out}", f"--mypy_grpc_out={out}"]
+            command += [f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}"]
             command += [f"--plugin={plugin}"]
         return int(protoc.main([*command, *protos]))
 

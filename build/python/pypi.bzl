@@ -38,9 +38,12 @@ def _package_impl(rctx):
         for digest in rctx.attr.hashes
     ]) + "\n")
     rctx.report_progress("pip install " + what)
+    script = rctx.path(rctx.attr._install)
+    rctx.watch(rctx.attr._host_pip)
     done = rctx.execute(
-        [rctx.attr.interpreter, rctx.path(rctx.attr._install), "requirement.txt", "site-packages"],
+        [rctx.attr.interpreter, "-B", "-P", script, "requirement.txt", "site-packages"],
         timeout = 1200,
+        environment = {"PYTHONPATH": str(script.dirname.dirname.dirname)},
     )
     if done.return_code:
         fail("\n".join([
@@ -65,6 +68,7 @@ _package = repository_rule(
         "hashes": attr.string_list(mandatory = True),
         "locked": attr.string_list(doc = "The names of all packages of the lock."),
         "interpreter": attr.string(default = "/usr/bin/python3"),
+        "_host_pip": attr.label(default = "//build/python:host_pip.py"),
         "_install": attr.label(default = "//build/python:pypi_install.py"),
     },
 )

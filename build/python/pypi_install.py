@@ -13,9 +13,10 @@ import pathlib
 import py_compile
 import re
 import shutil
-import subprocess
 import sys
 from importlib import metadata
+
+from build.python.host_pip import PipError, pip
 
 # Of *.dist-info: names the machine it was installed on, or pip alone reads it.
 PIP_ONLY = ("INSTALLER", "RECORD", "REQUESTED", "direct_url.json")
@@ -54,13 +55,14 @@ def requirements(target: pathlib.Path) -> list[str]:
 def main() -> None:
     """Install, prune, compile, report; exits non-zero with pip's own words."""
     requirement, target = sys.argv[1], pathlib.Path(sys.argv[2])
-    command = [sys.executable, "-m", "pip", "install", "-qq", "--no-input"]
-    command += ["--require-hashes", "--no-deps", "--only-binary=:all:", "--no-compile"]
-    command += ["--disable-pip-version-check", "--root-user-action=ignore"]
-    command += [f"--target={target}", f"--requirement={requirement}"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
-    if done.returncode:
-        sys.exit(done.returncode)
+    try:
+        pip(
+            *("install", "-qq", "--require-hashes", "--no-deps", "--only-binary=:all:"),
+            *("--no-compile", "--root-user-action=ignore"),
+            *(f"--target={target}", f"--requirement={requirement}"),
+        )
+    except PipError as error:
+        sys.exit(str(error))
     prune(target)
     compileall.compile_dir(
         target,

@@ -14,10 +14,11 @@ import json
 import os
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+
+from build.python.host_pip import PipError, pip
 
 HEADER = """\
 # SPDX-License-Identifier: Apache-2.0
@@ -95,19 +96,20 @@ def resolve(requirements: pathlib.Path, keep: str, platforms: list[str]) -> Pins
         kept = pathlib.Path(scratch, "constraints.txt")
         kept.write_text(keep)
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        command = [sys.executable, "-m", "pip", "install", "-qq", "--dry-run"]
-        command += ["--ignore-installed", "--only-binary=:all:", f"--report={report}"]
-        command += [f"--requirement={requirements}", f"--constraint={kept}"]
-        command += [f"--target={scratch}/target", f"--python-version={version}"]
-        command += ["--implementation=cp", "--no-input"]
-        command += [f"--abi={abi}" for abi in ("cp" + version.replace(".", ""), "abi3", "none")]
-        command += [f"--platform={platform}" for platform in platforms]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            raise UpdateError(
-                f"pip cannot resolve {requirements.name} for {platforms[-1]} "
-                "(its own message is above)"
+        abis = ("cp" + version.replace(".", ""), "abi3", "none")
+        try:
+            pip(
+                *("install", "-qq", "--dry-run", "--ignore-installed", "--only-binary=:all:"),
+                *(f"--report={report}", f"--requirement={requirements}", f"--constraint={kept}"),
+                *(f"--target={scratch}/target", "--implementation=cp"),
+                f"--python-version={version}",
+                *(f"--abi={abi}" for abi in abis),
+                *(f"--platform={platform}" for platform in platforms),
             )
+        except PipError as error:
+            raise UpdateError(
+                f"pip cannot resolve {requirements.name} for {platforms[-1]}:\n{error}"
+            ) from error
         return read_report(json.loads(report.read_text()))
 
 
