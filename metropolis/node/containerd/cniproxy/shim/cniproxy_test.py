@@ -100,7 +100,7 @@ def environment(path: Path, **more: str) -> dict[str, str]:
 def execute(
     path: Path, stdin: bytes = b"", *args: str, **more: str
 ) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(  # noqa: S603
+    return subprocess.run(
         [PROGRAM, *args],
         input=stdin,
         env=environment(path, **more),
@@ -233,7 +233,11 @@ def test_a_service_that_never_answers(path: Path) -> None:
 
 def test_a_service_that_never_reads(path: Path) -> None:
     done = threading.Event()
-    with serving(path, lambda connection: done.wait(GENEROUS_S) and None):
+
+    def behave(connection: socket.socket) -> None:
+        done.wait(GENEROUS_S)
+
+    with serving(path, behave):
         run = execute(path, bytes(wire.STDIN_MAX - 1), CNIPROXY_TIMEOUT_MS="500")
         done.set()
     assert_error(run, 11, "timed out")
@@ -250,7 +254,7 @@ def test_a_service_that_never_accepts(path: Path) -> None:
 
 def test_a_runtime_that_never_closes_stdin(path: Path) -> None:
     env = environment(path, CNIPROXY_TIMEOUT_MS="200")
-    with subprocess.Popen(  # noqa: S603
+    with subprocess.Popen(
         [PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
     ) as process:
         assert process.stdout is not None
@@ -264,7 +268,7 @@ def test_a_runtime_that_never_reads_stdout(path: Path) -> None:
     env = environment(path, CNIPROXY_TIMEOUT_MS="500")
     with (
         serving(path, exchange),
-        subprocess.Popen(  # noqa: S603
+        subprocess.Popen(
             [PROGRAM], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=env
         ) as process,
     ):
@@ -281,7 +285,7 @@ def test_a_runtime_that_is_gone(path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with serving(path, exchange):
-        run = subprocess.run(  # noqa: S603
+        run = subprocess.run(
             [PROGRAM],
             stdin=subprocess.DEVNULL,
             stdout=writer,
@@ -319,7 +323,7 @@ def test_signals_interrupt_nothing(path: Path) -> None:
 
     with (
         serving(path, behave),
-        subprocess.Popen(  # noqa: S603
+        subprocess.Popen(
             [PROGRAM], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment(path)
         ) as process,
     ):

@@ -10,6 +10,8 @@
   never what an ADD touched meanwhile. Runtimes must not run GC beside an ADD at
   all; this holds even if one does. What cannot be seen from here: an attachment
   made over gRPC after the runtime wrote its list and before GC came.
+- CHECK compares with what the engine knows and asks the kernel for the link; what
+  a workload changed inside its own namespace it does not see.
 - Repeating an ADD returns the attachment that is there, as over gRPC.
 
 The engine blocks; its calls run in threads of the given executor, but for STATUS,
@@ -18,6 +20,7 @@ which must not wait behind attaches.
 
 import asyncio
 import logging
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Executor
@@ -26,7 +29,7 @@ from weakref import WeakValueDictionary
 
 from metropolis.node.core.network.cni import protocol, result
 from metropolis.node.core.network.cni.protocol import Add, Check, CniError, Code, Del, Gc, Key
-from metropolis.node.core.network.cni.wire import Answer, Request
+from metropolis.node.core.network.cni.wire import ANSWER_MAX, Answer, Request
 from metropolis.node.core.network.workloads import errors
 from metropolis.node.core.network.workloads.model import AttachIntent, Attachment
 
@@ -57,10 +60,19 @@ class Engine(Protocol):
 class Adapter:
     """Serves one execution per `serve` call, any number at once, on one loop."""
 
-    def __init__(self, engine: Engine, executor: Executor) -> None:
-        """Make one; its owner shuts both down."""
+    def __init__(
+        self,
+        engine: Engine,
+        executor: Executor,
+        link_index: Callable[[str], int] = socket.if_nametoindex,
+    ) -> None:
+        """Make one; its owner shuts down engine and executor.
+
+        `link_index` asks the kernel for a host-side link; OSError: none.
+        """
         self._engine = engine
         self._executor = executor
+        self._link_index = link_index
         # By container id; a lock lives as long as somebody holds or awaits it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._adding: Counter[Key] = Counter()
@@ -137,7 +149,10 @@ class Adapter:
                     nonlocal created
                     call = self._call(self._attach, add)
                     attachment, created = await call
-                    return Answer(protocol.encode(result.success(add, attachment)))
+                    stdout = protocol.encode(result.success(add, attachment))
+                    if len(stdout) > ANSWER_MAX:
+                        raise CniError(Code.INVALID_CONFIG, "prevResult is too large")
+                    return Answer(stdout)
 
                 answer = await self._guarded(add, attach())
                 delivered = await deliver(answer)
@@ -174,6 +189,12 @@ class Adapter:
             what = f"{check.container_id} has no interface {check.if_name}"
             raise CniError(Code.UNKNOWN_CONTAINER, "not attached", what)
         found = result.differences(check, attachment)
+        try:
+            index = await self._call(self._link_index, attachment.host_interface)
+        except OSError:
+            index = 0
+        if index != attachment.host_ifindex:
+            found.append(f"there is no link {attachment.host_interface} on the host")
         if found:
             raise CniError(Code.CHECK_FAILED, "not as it was added", "; ".join(found)[:2000])
 

@@ -329,11 +329,12 @@ def _object(config: Json, name: str) -> Json:
 def _dns(config: Json, runtime: Json) -> Json:
     """Merge the configuration's own dns with what the runtime asks for.
 
-    The capability has other names (servers, searches) than the result.
+    The capability has other names (servers, searches) than the result, and
+    go-cni, which has no JSON names of its own, begins them with capitals.
     """
     dns: Json = {}
     own = _object(config, "dns")
-    asked = _object(runtime, "dns")
+    asked = {key.lower(): value for key, value in _object(runtime, "dns").items()}
     for name, alias in (("nameservers", "servers"), ("search", "searches"), ("options", "options")):
         value = asked.get(alias) or own.get(name) or []
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):

@@ -223,7 +223,7 @@ def test_capabilities_that_ask_for_nothing_are_not_refused(value: Any) -> None:
 
 def test_dns_is_configured_and_overridden() -> None:
     own = {"nameservers": ["10.0.0.1"], "search": ["a.example"], "domain": "example"}
-    asked = {"servers": ["10.0.0.2"], "options": ["ndots:5"]}
+    asked = {"Servers": ["10.0.0.2"], "Searches": None, "options": ["ndots:5"]}
     add = protocol.parse(execution("ADD", dns=own, runtimeConfig={"dns": asked}))
     assert isinstance(add, Add)
     assert add.dns == {

@@ -7,8 +7,6 @@ receipt is there: an end of file without one means that the shim was killed.
 """
 
 import asyncio
-import contextlib
-import errno
 import logging
 import os
 import socket
@@ -19,6 +17,7 @@ from metropolis.node.core.network.cni import wire
 from metropolis.node.core.network.cni.adapter import Adapter, Engine
 from metropolis.node.core.network.cni.protocol import CniError, Code
 from metropolis.node.core.network.cni.wire import Answer
+from metropolis.node.core.network.workloads.server import make_private_directory, refuse_if_served
 
 _logger = logging.getLogger(__name__)
 
@@ -46,8 +45,8 @@ class CniServer:
     async def run(self) -> None:
         """Serve until cancelled; calls in flight are finished first.
 
-        Raise OSError if the socket cannot be served, EADDRINUSE if somebody
-        else serves it.
+        Raise OSError if the socket cannot be made: somebody else serves it, it
+        is no socket, or others may use its directory.
         """
         listener = _listener(self._path)
         executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="cni")
@@ -121,16 +120,9 @@ class _Session:
 
 def _listener(path: Path) -> socket.socket:
     """Bind the socket; a file that is there and that nobody serves goes."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
-        try:
-            probe.connect(str(path))
-        except FileNotFoundError:
-            pass
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-        else:
-            raise OSError(errno.EADDRINUSE, "another process serves it", str(path))
+    make_private_directory(path.parent)
+    refuse_if_served(path)
+    path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.bind(str(path))

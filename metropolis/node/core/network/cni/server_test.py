@@ -1,0 +1,501 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real shim, the real server, the real engine and the kernel.
+
+Runs in a network namespace of its own; CNIPROXY names the shim.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import stat
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metropolis.node import allocs
+from metropolis.node.core.network.cni import wire
+from metropolis.node.core.network.cni.protocol import Code
+from metropolis.node.core.network.cni.server import CniServer
+from metropolis.node.core.network.cni.wire import Answer, Request
+from metropolis.node.core.network.workloads.engine import Engine
+from metropolis.node.core.network.workloads.kernel import KernelDatapath
+from metropolis.node.core.network.workloads.model import Attachment, AttachIntent
+
+PROGRAM = str(Path(os.environ["CNIPROXY"]).absolute())
+PREFIXES = [ip_network("10.192.0.0/24"), ip_network("fd00:10:192::/112")]
+GENEROUS_S = 60.0
+
+
+class GatedEngine(Engine):
+    """The engine, with attaches that wait at a gate when it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__(KernelDatapath())
+        self.gate = threading.Event()
+        self.gate.set()
+        self.arrived = threading.Semaphore(0)
+
+    def attach(self, intent: AttachIntent) -> Attachment:
+        self.arrived.release()
+        assert self.gate.wait(GENEROUS_S)
+        return super().attach(intent)
+
+
+class Netns:
+    """A network namespace that lives as long as its file is open."""
+
+    def __init__(self) -> None:
+        def make() -> None:
+            os.unshare(os.CLONE_NEWNET)
+            self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join()
+        self.path = f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def run(self, *command: str) -> str:
+        """Runs a program in it."""
+        return subprocess.check_output(["nsenter", f"--net={self.path}", *command], text=True)
+
+    def links(self) -> set[str]:
+        return {link["ifname"] for link in json.loads(self.run("ip", "-j", "link"))}
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+@pytest.fixture
+def netns() -> Iterator[Netns]:
+    made = Netns()
+    yield made
+    with contextlib.suppress(OSError):
+        made.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def host() -> None:
+    """What the network service prepares."""
+    subprocess.check_call(["ip", "link", "set", "lo", "up"])
+    subprocess.check_call(["ip", "address", "add", f"{allocs.FIRST_HOP_IPV4}/32", "dev", "lo"])
+
+
+@pytest.fixture
+def engine() -> Iterator[GatedEngine]:
+    engine = GatedEngine()
+    engine.start()
+    engine.set_prefixes(PREFIXES)
+    yield engine
+    for attachment in engine.list():
+        engine.detach(attachment.workload_id)
+    engine.close()
+
+
+@pytest.fixture
+async def service(engine: GatedEngine, tmp_path: Path) -> AsyncIterator[Path]:
+    """The socket of a server that serves."""
+    path = tmp_path / "run" / "cni.sock"
+    task = asyncio.create_task(CniServer(engine, path).run())
+    await until(path.exists)
+    yield path
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert not path.exists()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(GENEROUS_S):
+        while not condition():  # noqa: ASYNC110 - the kernel sets no events
+            await asyncio.sleep(0.002)
+
+
+class Failure(Exception):
+    """The error object that the shim printed."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(json.dumps(error))
+        self.code = error["code"]
+
+
+def execution(
+    command: str, container: str = "", netns: str = "", version: str = "1.1.0", /, **config: Any
+) -> Request:
+    env = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin"}
+    if container:
+        env |= {"CNI_CONTAINERID": container, "CNI_NETNS": netns, "CNI_IFNAME": "eth0"}
+    env |= {f"CNI_{k}": v for k, v in config.items() if k.isupper()}
+    body = {"cniVersion": version, "name": "metropolis", "type": "cniproxy"}
+    body |= {k: v for k, v in config.items() if not k.isupper()}
+    return Request(("cniproxy",), env, json.dumps(body).encode())
+
+
+async def start(service: Path, request: Request) -> asyncio.subprocess.Process:
+    process = await asyncio.create_subprocess_exec(
+        PROGRAM,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=request.env | {"CNIPROXY_SOCKET": str(service)},
+    )
+    assert process.stdin is not None
+    process.stdin.write(request.stdin)
+    process.stdin.close()
+    return process
+
+
+async def cni(service: Path, *args: Any, **kwargs: Any) -> Any:
+    """Executes the shim as a runtime does; the result, or None if there is none."""
+    process = await start(service, execution(*args, **kwargs))
+    assert process.stdout is not None
+    stdout = await asyncio.wait_for(process.stdout.read(), GENEROUS_S)
+    code = await process.wait()
+    if code:
+        raise Failure(json.loads(stdout))
+    return json.loads(stdout) if stdout else None
+
+
+async def refused(code: Code, service: Path, *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(Failure) as info:
+        await cni(service, *args, **kwargs)
+    assert info.value.code == code, info.value
+    return str(info.value)
+
+
+@pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0", "1.1.0"])
+async def test_add_makes_an_interface_that_reaches_the_first_hop(
+    service: Path, netns: Netns, version: str
+) -> None:
+    result = await cni(service, "ADD", "c1", netns.path, version)
+    assert result["cniVersion"] == version
+    host, workload = result["interfaces"]
+    shown = json.loads(netns.run("ip", "-j", "address", "show", "eth0"))[0]
+    assert workload["mac"] == shown["address"]
+    assert workload["sandbox"] == netns.path
+    assert workload.get("mtu", shown["mtu"]) == shown["mtu"]
+    addresses = {ip_interface(ip["address"]).ip for ip in result["ips"]}
+    assert {a.version for a in addresses} == {4, 6}
+    assert addresses <= {ip_address(a["local"]) for a in shown["addr_info"]}
+    link = json.loads(subprocess.check_output(["ip", "-j", "link", "show", host["name"]]))[0]
+    assert host["mac"] == link["address"]
+    netns.run("ping", "-c1", "-W30", "169.254.77.1")
+    netns.run("ping", "-c1", "-W30", "fe80::1%eth0")
+    assert await cni(service, "DEL", "c1", netns.path, version) is None
+    assert netns.links() == {"lo"}
+
+
+async def test_del_is_idempotent_and_needs_no_namespace(service: Path, engine: GatedEngine) -> None:
+    for how in ("twice", "empty", "gone", "odd"):
+        netns = Netns()
+        await cni(service, "ADD", how, netns.path)
+        path = {"empty": "", "odd": "../" * 2000}.get(how, netns.path)
+        if how == "gone":
+            netns.close()
+        await cni(service, "DEL", how, path)
+        await cni(service, "DEL", how, path)
+        assert engine.list() == []
+        if how != "gone":
+            netns.close()
+
+
+async def test_del_of_another_sandbox_leaves_this_one(
+    service: Path, engine: GatedEngine, netns: Netns
+) -> None:
+    await cni(service, "ADD", "new", netns.path)
+    await cni(service, "DEL", "old", netns.path)
+    assert [a.workload_id for a in engine.list()] == ["new"]
+    netns.run("ping", "-c1", "-W30", "169.254.77.1")
+
+
+async def test_check(service: Path, engine: GatedEngine, netns: Netns) -> None:
+    result = await cni(service, "ADD", "c1", netns.path)
+    assert await cni(service, "CHECK", "c1", netns.path, prevResult=result) is None
+    old = await cni(service, "ADD", "c1", netns.path, "0.4.0")
+    assert await cni(service, "CHECK", "c1", netns.path, "0.4.0", prevResult=old) is None
+    name = result["interfaces"][0]["name"]
+    # Not `in`: whether the engine has heard of it yet must not matter.
+    subprocess.check_call(["ip", "link", "delete", name])
+    with pytest.raises(Failure) as info:
+        await cni(service, "CHECK", "c1", netns.path, prevResult=result)
+    assert info.value.code in (Code.CHECK_FAILED, Code.UNKNOWN_CONTAINER)
+    await until(lambda: not engine.list())
+    await refused(Code.UNKNOWN_CONTAINER, service, "CHECK", "c1", netns.path, prevResult=result)
+
+
+async def test_check_of_a_container_that_was_never_added(service: Path, netns: Netns) -> None:
+    await refused(Code.UNKNOWN_CONTAINER, service, "CHECK", "c1", netns.path, prevResult={})
+
+
+async def test_add_may_be_repeated(service: Path, netns: Netns) -> None:
+    first = await cni(service, "ADD", "c1", netns.path)
+    assert await cni(service, "ADD", "c1", netns.path) == first
+
+
+async def test_requested_addresses_and_mac(service: Path, netns: Netns) -> None:
+    runtime = {"ips": ["10.192.0.77/24", "fd00:10:192::77"], "mac": "02:AB:00:00:00:01"}
+    result = await cni(service, "ADD", "c1", netns.path, runtimeConfig=runtime)
+    assert [ip["address"] for ip in result["ips"]] == ["10.192.0.77/32", "fd00:10:192::77/128"]
+    assert result["interfaces"][1]["mac"] == "02:ab:00:00:00:01"
+
+
+async def test_what_add_is_refused_for(service: Path, engine: GatedEngine, netns: Netns) -> None:
+    path = netns.path
+    await refused(Code.INVALID_ENVIRONMENT, service, "ADD", "c1", "/run/netns/missing")
+    await refused(Code.INVALID_ENVIRONMENT, service, "ADD", "c1", "/dev/null")
+    outside = {"ips": ["192.0.2.1"]}
+    await refused(Code.INVALID_CONFIG, service, "ADD", "c1", path, runtimeConfig=outside)
+    multicast = {"mac": "03:00:00:00:00:01"}
+    await refused(Code.INVALID_CONFIG, service, "ADD", "c1", path, runtimeConfig=multicast)
+    ports = {"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]}
+    said = await refused(Code.UNSUPPORTED_FIELD, service, "ADD", "c1", path, runtimeConfig=ports)
+    assert "portMappings" in said
+    netns.run("ip", "link", "add", "eth0", "type", "veth", "peer", "eth9")
+    await refused(Code.ALREADY_EXISTS, service, "ADD", "c1", path)
+    netns.run("ip", "link", "delete", "eth0")
+    engine.set_prefixes([])
+    await refused(Code.TRY_AGAIN_LATER, service, "ADD", "c1", path)
+    assert engine.list() == []
+    assert netns.links() == {"lo"}
+
+
+async def test_status_follows_the_prefixes(service: Path, engine: GatedEngine) -> None:
+    assert await cni(service, "STATUS") is None
+    engine.set_prefixes([])
+    await refused(Code.NOT_AVAILABLE, service, "STATUS")
+
+
+async def test_version(service: Path) -> None:
+    assert await cni(service, "VERSION", "", "", "0.4.0") == {
+        "cniVersion": "0.4.0",
+        "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+    }
+
+
+async def test_gc(service: Path, engine: GatedEngine) -> None:
+    spaces = [Netns() for _ in range(6)]
+    for i, netns in enumerate(spaces):
+        await cni(service, "ADD", f"c{i}", netns.path)
+    spaces.pop().close()  # the namespace of a stale one may be gone
+    valid = [{"containerID": f"c{i}", "ifname": "eth0"} for i in (0, 3)]
+    valid += [{"containerID": "c1", "ifname": "eth1"}, {"containerID": "x", "ifname": "eth0"}]
+    assert await cni(service, "GC", **{"cni.dev/valid-attachments": valid}) is None
+    assert {a.workload_id for a in engine.list()} == {"c0", "c3"}
+    await refused(Code.INVALID_CONFIG, service, "GC")
+    assert {a.workload_id for a in engine.list()} == {"c0", "c3"}
+    assert await cni(service, "GC", **{"cni.dev/valid-attachments": []}) is None
+    assert engine.list() == []
+    for netns in spaces:
+        netns.close()
+
+
+async def test_gc_spares_an_add_in_flight(service: Path, engine: GatedEngine) -> None:
+    stale, fresh = Netns(), Netns()
+    await cni(service, "ADD", "stale", stale.path)
+    engine.arrived.acquire()
+    engine.gate.clear()
+    adding = asyncio.create_task(cni(service, "ADD", "fresh", fresh.path))
+    await asyncio.to_thread(engine.arrived.acquire)
+    await cni(service, "GC", **{"cni.dev/valid-attachments": []})
+    assert engine.list() == []
+    engine.gate.set()
+    await adding
+    assert [a.workload_id for a in engine.list()] == ["fresh"]
+    for netns in (stale, fresh):
+        netns.close()
+
+
+async def test_a_killed_add_is_taken_back(service: Path, engine: GatedEngine, netns: Netns) -> None:
+    engine.gate.clear()
+    process = await start(service, execution("ADD", "c1", netns.path))
+    await asyncio.to_thread(engine.arrived.acquire)
+    process.kill()
+    await process.wait()
+    # The retry waits for the first one's end, and is not undone with it.
+    retry = asyncio.create_task(cni(service, "ADD", "c1", netns.path))
+    engine.gate.set()
+    result = await retry
+    netns.run("ping", "-c1", "-W30", "169.254.77.1")
+    (attachment,) = engine.list()
+    assert attachment.host_interface == result["interfaces"][0]["name"]
+    assert ip_interface(result["ips"][0]["address"]).ip == attachment.ips[0]
+
+
+async def test_a_killed_add_without_a_retry_leaves_nothing(
+    service: Path, engine: GatedEngine, netns: Netns
+) -> None:
+    engine.gate.clear()
+    process = await start(service, execution("ADD", "c1", netns.path))
+    await asyncio.to_thread(engine.arrived.acquire)
+    process.kill()
+    await process.wait()
+    engine.gate.set()
+    await until(lambda: engine.list() == [] and netns.links() == {"lo"})
+
+
+async def test_an_add_that_is_repeated_and_killed_stays(
+    service: Path, engine: GatedEngine, netns: Netns
+) -> None:
+    await cni(service, "ADD", "c1", netns.path)
+    before = engine.list()
+    engine.arrived.acquire()
+    engine.gate.clear()
+    process = await start(service, execution("ADD", "c1", netns.path))
+    await asyncio.to_thread(engine.arrived.acquire)
+    process.kill()
+    await process.wait()
+    engine.gate.set()
+    await cni(service, "DEL", "other", netns.path)
+    await cni(service, "ADD", "c1", netns.path)
+    assert engine.list() == before
+
+
+async def test_an_add_whose_caller_left_while_it_waited_is_not_begun(
+    service: Path, engine: GatedEngine, netns: Netns
+) -> None:
+    engine.gate.clear()
+    first = asyncio.create_task(cni(service, "ADD", "c1", netns.path))
+    await asyncio.to_thread(engine.arrived.acquire)
+    second = await start(service, execution("ADD", "c1", netns.path, IFNAME="eth1"))
+    await cni(service, "VERSION")  # by when the second is there or not; either is fine
+    second.kill()
+    await second.wait()
+    engine.gate.set()
+    await first
+    await cni(service, "DEL", "other")
+    assert not engine.arrived.acquire(blocking=False)
+    assert netns.links() == {"lo", "eth0"}
+
+
+async def test_many_at_once(service: Path, engine: GatedEngine) -> None:
+    spaces = [Netns() for _ in range(40)]
+    adds = [cni(service, "ADD", f"c{i}", n.path) for i, n in enumerate(spaces)]
+    results = await asyncio.gather(*adds)
+    assert len({r["ips"][0]["address"] for r in results}) == 40
+    assert len(engine.list()) == 40
+    dels = [cni(service, "DEL", f"c{i}", n.path) for i, n in enumerate(spaces)]
+    await asyncio.gather(*dels)
+    assert engine.list() == []
+    for netns in spaces:
+        netns.close()
+
+
+async def test_status_does_not_wait_behind_attaches(service: Path, engine: GatedEngine) -> None:
+    spaces = [Netns() for _ in range(20)]
+    engine.gate.clear()
+    adds = [asyncio.create_task(cni(service, "ADD", f"c{i}", n.path)) for i, n in enumerate(spaces)]
+    for _ in range(16):  # as many as there are threads
+        await asyncio.to_thread(engine.arrived.acquire)
+    assert await cni(service, "STATUS") is None
+    engine.gate.set()
+    await asyncio.gather(*adds)
+    for netns in spaces:
+        netns.close()
+
+
+async def raw(service: Path, data: bytes) -> bytes:
+    reader, writer = await asyncio.open_unix_connection(service)
+    with contextlib.suppress(ConnectionError):
+        writer.write(data)
+        writer.write_eof()
+        await writer.drain()
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        os.urandom(100_000),
+        wire.encode_request(Request((), {}, b"x" * 50))[:-1],
+        wire.encode_request(Request((), {}, b""))[:-1],
+    ],
+)
+async def test_garbage_is_answered_and_forgotten(service: Path, data: bytes) -> None:
+    answer = wire.parse_answer(await raw(service, data))
+    assert json.loads(answer.stdout)["code"] == Code.IO_FAILURE
+    assert await cni(service, "STATUS") is None
+
+
+async def test_an_engine_that_fails_is_an_internal_error(
+    service: Path, engine: GatedEngine, netns: Netns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(intent: AttachIntent) -> Attachment:
+        raise ZeroDivisionError("not for the caller")
+
+    monkeypatch.setattr(engine, "attach", broken)
+    said = await refused(Code.INTERNAL, service, "ADD", "c1", netns.path)
+    assert "not for the caller" not in said
+
+
+async def test_a_result_that_cannot_be_made_is_undone(
+    service: Path, engine: GatedEngine, netns: Netns
+) -> None:
+    deep = json.loads('{"x":' * 900 + "1" + "}" * 900)
+    wide = {"interfaces": [{"name": "x" * 1000, "deep": deep}] * 700}
+    await refused(Code.INVALID_CONFIG, service, "ADD", "c1", netns.path, prevResult=wide)
+    await until(lambda: engine.list() == [])
+
+
+async def test_stopping_finishes_calls_in_flight(
+    engine: GatedEngine, tmp_path: Path, netns: Netns
+) -> None:
+    path = tmp_path / "cni.sock"
+    server = asyncio.create_task(CniServer(engine, path).run())
+    await until(path.exists)
+    engine.gate.clear()
+    adding = asyncio.create_task(cni(path, "ADD", "c1", netns.path))
+    await asyncio.to_thread(engine.arrived.acquire)
+    server.cancel()
+    await until(lambda: not path.exists())
+    assert not server.done()
+    engine.gate.set()
+    assert (await adding)["interfaces"]
+    with pytest.raises(asyncio.CancelledError):
+        await server
+    await refused(Code.TRY_AGAIN_LATER, path, "STATUS")
+
+
+async def test_the_socket_is_private_and_replaces_one_that_is_left(
+    engine: GatedEngine, tmp_path: Path
+) -> None:
+    path = tmp_path / "made" / "cni.sock"
+    path.parent.mkdir(0o700)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    server = asyncio.create_task(CniServer(engine, path).run())
+    await until(lambda: stat.S_IMODE(path.stat().st_mode) == 0o600)
+    assert await cni(path, "STATUS") is None
+    with pytest.raises(OSError, match="another server listens there"):
+        await CniServer(engine, path).run()
+    assert await cni(path, "STATUS") is None
+    server.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await server
+
+
+async def test_an_answer_that_no_one_reads_holds_nobody_up(
+    service: Path, engine: GatedEngine, netns: Netns
+) -> None:
+    """A caller that takes the answer but gives no receipt holds its own
+    container, and nothing is undone while it lives."""
+    reader, writer = await asyncio.open_unix_connection(service)
+    writer.write(wire.encode_request(execution("ADD", "c1", netns.path)))
+    header = await reader.readexactly(wire.ANSWER_HEADER_SIZE)
+    size = int.from_bytes(header[-4:])
+    answer = wire.parse_answer(header + await reader.readexactly(size))
+    assert answer == Answer(answer.stdout, 0)
+    other = Netns()
+    await cni(service, "ADD", "c2", other.path)
+    assert {a.workload_id for a in engine.list()} == {"c1", "c2"}
+    writer.close()
+    await until(lambda: {a.workload_id for a in engine.list()} == {"c2"})
+    other.close()
