@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a machine is made of, and the QEMU arguments for it. Pure.
+
+Devices are given to QEMU as JSON where it takes JSON, so that no file name
+needs escaping; where it does not (-chardev), commas are doubled.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+# sun_path is 108 bytes with the final NUL (linux/un.h).
+UNIX_PATH_MAX = 107
+
+_CHANNEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# The virtio-blk serial is 20 bytes on the wire (VIRTIO_BLK_ID_BYTES).
+_SERIAL = re.compile(r"[A-Za-z0-9._-]{1,20}")
+_FW_CFG_NAME = re.compile(r"opt/[A-Za-z0-9._/-]{1,51}")
+_MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
+
+
+class Accel(Enum):
+    """What executes the guest's instructions."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+    @property
+    def args(self) -> list[str]:
+        """QEMU arguments that select it, with the best CPU it offers."""
+        if self is Accel.KVM:
+            return ["-accel", "kvm", "-cpu", "host"]
+        return ["-accel", "tcg,thread=multi", "-cpu", "max"]
+
+
+class ConfigError(ValueError):
+    """A machine that cannot be; says which part of it and why."""
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A raw image file as virtio-blk disk.
+
+    The guest finds it by `serial` (/sys/block/*/serial), never by order.
+    A writable drive is for throw-away data: the host's cache is not flushed.
+    """
+
+    path: Path
+    serial: str
+    readonly: bool = True
+
+    def __post_init__(self) -> None:
+        if not _SERIAL.fullmatch(self.serial):
+            raise ConfigError(f"drive serial {self.serial!r}: want 1 to 20 of [A-Za-z0-9._-]")
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A network card on an open tap device (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR).
+
+    `fd` stays the caller's to close.
+    """
+
+    fd: int
+    mac: str
+
+    def __post_init__(self) -> None:
+        if not _MAC.fullmatch(self.mac):
+            raise ConfigError(f"mac {self.mac!r}: want a unicast aa:bb:cc:dd:ee:ff in lower case")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine to be.
+
+    kernel, initrd: files; cmdline: appended to what the console needs.
+    channels: names of virtio-serial ports; each is /dev/virtio-ports/NAME in
+    a guest with udev or mdev rules, and a listening unix socket on the host.
+    fw_cfg: name (opt/...) to contents, read by the guest from QEMU's fw_cfg.
+    memory_mib in MiB.
+    """
+
+    kernel: Path
+    initrd: Path | None = None
+    cmdline: str = ""
+    drives: tuple[Drive, ...] = ()
+    channels: tuple[str, ...] = ()
+    fw_cfg: dict[str, bytes] = field(default_factory=dict)
+    nets: tuple[Tap, ...] = ()
+    memory_mib: int = 1024
+    cpus: int = 2
+
+    def __post_init__(self) -> None:
+        for name in self.channels:
+            if not _CHANNEL_NAME.fullmatch(name):
+                raise ConfigError(f"channel {name!r}: want 1 to 64 of [A-Za-z0-9._-]")
+        for name in self.fw_cfg:
+            if not _FW_CFG_NAME.fullmatch(name):
+                raise ConfigError(f"fw_cfg {name!r}: want opt/..., at most 55 bytes")
+        serials = [drive.serial for drive in self.drives]
+        if len(set(serials)) != len(serials):
+            raise ConfigError(f"drive serials {serials}: not unique")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Files of one running machine, all in one directory."""
+
+    dir: Path
+
+    @property
+    def console_socket(self) -> Path:
+        """Listening unix socket of the serial console, one client at a time."""
+        return self.dir / "console.sock"
+
+    @property
+    def console_log(self) -> Path:
+        """Everything the guest wrote to the console."""
+        return self.dir / "console.log"
+
+    @property
+    def qemu_log(self) -> Path:
+        """QEMU's own messages."""
+        return self.dir / "qemu.log"
+
+    def channel(self, name: str) -> Path:
+        """Listening unix socket of a virtio-serial port, one client at a time."""
+        return self.dir / f"{name}.sock"
+
+    def fw_cfg(self, name: str) -> Path:
+        """File with the contents of a fw_cfg entry."""
+        return self.dir / f"fw_cfg-{name.replace('/', '_')}"
+
+
+def check_socket_path(path: Path) -> None:
+    """Raise ConfigError when `path` is too long for a unix socket address."""
+    size = len(bytes(path))
+    if size > UNIX_PATH_MAX:
+        raise ConfigError(
+            f"socket path {path}: {size} bytes, the kernel takes {UNIX_PATH_MAX}; "
+            "use a shorter directory, e.g. one under /tmp"
+        )
+
+
+def _escape(value: object) -> str:
+    """A value inside a QEMU option string (commas are doubled)."""
+    return str(value).replace(",", ",,")
+
+
+def _json(**members: object) -> str:
+    return json.dumps({key.replace("_", "-"): value for key, value in members.items()})
+
+
+def qemu_args(
+    machine: Machine, accel: Accel, layout: Layout, qmp_fd: int, console_fd: int
+) -> list[str]:
+    """Arguments for qemu-system-x86_64.
+
+    qmp_fd: a connected socket for QMP; console_fd: a pipe that gets a copy of
+    the console. Both are inherited by QEMU, as are the taps' fds.
+    """
+    sockets = [layout.console_socket, *(layout.channel(name) for name in machine.channels)]
+    for path in sockets:
+        check_socket_path(path)
+    args = [
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display", "none",
+        "-machine", "q35",
+        "-run-with", "exit-with-parent=on",
+        *accel.args,
+        "-smp", str(machine.cpus),
+        "-m", str(machine.memory_mib),
+        "-chardev", f"socket,id=qmp,fd={qmp_fd}",
+        "-mon", "chardev=qmp,mode=control",
+        "-chardev",
+        f"socket,id=console,path={_escape(layout.console_socket)},server=on,wait=off,"
+        f"logfile=/dev/fd/{console_fd},logappend=on",
+        "-serial", "chardev:console",
+        "-device", _json(driver="virtio-rng-pci"),
+        "-kernel", str(machine.kernel),
+        "-append", f"console=ttyS0 panic=-1 {machine.cmdline}".rstrip(),
+    ]  # fmt: skip
+    if machine.initrd is not None:
+        args += ["-initrd", str(machine.initrd)]
+    for index, drive in enumerate(machine.drives):
+        node = f"drive{index}"
+        args += [
+            "-blockdev",
+            json.dumps(
+                {
+                    "driver": "raw",
+                    "node-name": node,
+                    "read-only": drive.readonly,
+                    "cache": {"no-flush": True},
+                    "file": {
+                        "driver": "file",
+                        "filename": str(drive.path),
+                        # Read-only images are shared by machines at once.
+                        "locking": "off" if drive.readonly else "on",
+                    },
+                }
+            ),
+            "-device",
+            _json(driver="virtio-blk-pci", drive=node, serial=drive.serial),
+        ]
+    if machine.channels:
+        args += ["-device", _json(driver="virtio-serial-pci", id="channels")]
+    for index, name in enumerate(machine.channels):
+        args += [
+            "-chardev",
+            f"socket,id=channel{index},path={_escape(layout.channel(name))},server=on,wait=off",
+            "-device",
+            _json(driver="virtserialport", bus="channels.0", chardev=f"channel{index}", name=name),
+        ]
+    for name in machine.fw_cfg:
+        args += ["-fw_cfg", f"name={name},file={_escape(layout.fw_cfg(name))}"]
+    for index, tap in enumerate(machine.nets):
+        args += [
+            "-netdev", f"tap,id=net{index},fd={tap.fd}",
+            "-device",
+            _json(driver="virtio-net-pci", netdev=f"net{index}", mac=tap.mac, romfile=""),
+        ]  # fmt: skip
+    return args
