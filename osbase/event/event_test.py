@@ -121,10 +121,12 @@ async def test_set_from_other_threads_wakes() -> None:
                 return
 
     following = [asyncio.create_task(follow(into)) for into in seen]
-    threads = [
-        threading.Thread(target=lambda: [value.set(number) for number in range(1000)])
-        for _ in range(4)
-    ]
+
+    def set_many() -> None:
+        for number in range(1000):
+            value.set(number)
+
+    threads = [threading.Thread(target=set_many) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long to wait before a dead runnable is started again. Pure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+
+class Backoff:
+    """Delays that double from `first_s` to `max_s`, in seconds.
+
+    Each is lengthened by up to a quarter at random, so that what died together
+    does not come back together. A life of at least `reset_after_s` starts the
+    series over. Being healthy does not: what dies right after it became
+    healthy would be restarted for ever at the shortest delay.
+    """
+
+    def __init__(
+        self,
+        first_s: float = 0.5,
+        max_s: float = 30.0,
+        reset_after_s: float = 60.0,
+        rand: Callable[[], float] = random.random,
+    ) -> None:
+        """`rand` gives numbers in [0, 1)."""
+        self._first = first_s
+        self._max = max_s
+        self._reset_after = reset_after_s
+        self._rand = rand
+        self._next = first_s
+
+    def died(self, lived_s: float) -> float:
+        """The delay after a death that ended a life of `lived_s`."""
+        if lived_s >= self._reset_after:
+            self._next = self._first
+        delay = self._next
+        self._next = min(delay * 2, self._max)
+        return delay * (1 + self._rand() / 4)
