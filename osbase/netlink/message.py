@@ -38,12 +38,22 @@ _NLMSGERR_ATTR_MSG = 1
 
 class Request(NamedTuple):
     """One request: message type, flags (REQUEST and ACK are added when it is
-    sent), the encoded body, and what it does in words, for errors."""
+    sent), the encoded body, and what it does in words, for errors.
+
+    The words are a format and its values, put together only when there is an
+    error: writing out addresses costs more than encoding them.
+    """
 
     kind: int
     flags: int
     body: bytes
-    what: str
+    words: str
+    values: tuple[object, ...] = ()
+
+    @property
+    def what(self) -> str:
+        """What it does, in words."""
+        return self.words.format(*self.values)
 
 
 class Message(NamedTuple):
@@ -63,7 +73,7 @@ def encode(requests: Sequence[Request], first_sequence: int) -> bytes:
     """
     parts: list[bytes] = []
     last = len(requests) - 1
-    for index, (kind, flags, body, _) in enumerate(requests):
+    for index, (kind, flags, body, _, _) in enumerate(requests):
         ack = NLM_F_ACK if index == last else 0
         length = 16 + len(body)
         sequence = (first_sequence + index) & 0xFFFFFFFF

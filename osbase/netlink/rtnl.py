@@ -121,18 +121,18 @@ def new_veth(host: VethEnd, peer: VethEnd, *, netns_fd: int, mtu: int, group: in
         near.append(attrs.attr(IFLA_ADDRESS, host.mac))
     data = attrs.nested(IFLA_INFO_DATA, attrs.attr(VETH_INFO_PEER, b"".join(far)))
     near.append(attrs.nested(IFLA_LINKINFO, _VETH, data))
-    what = f"create veth {host.name} with peer {peer.name!r}"
-    return Request(RTM_NEWLINK, _NEW, b"".join(near), what)
+    words = "create veth {} with peer {!r}"
+    return Request(RTM_NEWLINK, _NEW, b"".join(near), words, (host.name, peer.name))
 
 
 def set_link_up(ifindex: int, name: str) -> Request:
     body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, IFF_UP, IFF_UP)
-    return Request(RTM_NEWLINK, 0, body, f"set {name} up")
+    return Request(RTM_NEWLINK, 0, body, "set {} up", (name,))
 
 
 def set_link_down(ifindex: int, name: str) -> Request:
     body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, IFF_UP)
-    return Request(RTM_NEWLINK, 0, body, f"set {name} down")
+    return Request(RTM_NEWLINK, 0, body, "set {} down", (name,))
 
 
 def set_link_alias(ifindex: int, name: str, alias: str, *, ipv6: bool) -> Request:
@@ -141,14 +141,14 @@ def set_link_alias(ifindex: int, name: str, alias: str, *, ipv6: bool) -> Reques
     body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.attr(IFLA_IFALIAS, alias.encode())
     if ipv6:
         body += _NO_IPV6_ADDRESS
-    return Request(RTM_NEWLINK, 0, body, f"set alias of {name}")
+    return Request(RTM_NEWLINK, 0, body, "set alias of {}", (name,))
 
 
 def add_link_altnames(ifindex: int, name: str, *altnames: str) -> Request:
     """EEXIST: one of the names is taken; those before it were added."""
     names = [attrs.text(IFLA_ALT_IFNAME, altname.encode()) for altname in altnames]
     body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.nested(IFLA_PROP_LIST, *names)
-    return Request(RTM_NEWLINKPROP, _NEW, body, f"add alternative names to {name}")
+    return Request(RTM_NEWLINKPROP, _NEW, body, "add alternative names to {}", (name,))
 
 
 def set_group_by_altname(altname: str, group: int) -> Request:
@@ -157,37 +157,37 @@ def set_group_by_altname(altname: str, group: int) -> Request:
         + attrs.text(IFLA_ALT_IFNAME, altname.encode())
         + attrs.u32(IFLA_GROUP, group)
     )
-    return Request(RTM_NEWLINK, 0, body, f"set group of {altname}")
+    return Request(RTM_NEWLINK, 0, body, "set group of {}", (altname,))
 
 
 def del_link(ifindex: int, name: str) -> Request:
     """ENODEV: there is no such link."""
     body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0)
-    return Request(RTM_DELLINK, 0, body, f"delete link {name}")
+    return Request(RTM_DELLINK, 0, body, "delete link {}", (name,))
 
 
 def del_link_by_altname(altname: str) -> Request:
     """Deletes what bears the name, whatever its index. ENODEV: nothing."""
     body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + attrs.text(IFLA_ALT_IFNAME, altname.encode())
-    return Request(RTM_DELLINK, 0, body, f"delete link {altname}")
+    return Request(RTM_DELLINK, 0, body, "delete link {}", (altname,))
 
 
 def del_links_by_group(group: int) -> Request:
     """All links of a group, for the price of one. ENODEV: none."""
     body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + attrs.u32(IFLA_GROUP, group)
-    return Request(RTM_DELLINK, 0, body, f"delete links of group {group}")
+    return Request(RTM_DELLINK, 0, body, "delete links of group {}", (group,))
 
 
 def get_link(ifindex: int) -> Request:
     body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + _SKIP_STATS
-    return Request(RTM_GETLINK, 0, body, f"get link {ifindex}")
+    return Request(RTM_GETLINK, 0, body, "get link {}", (ifindex,))
 
 
 def get_link_by_name(name: str) -> Request:
     body = (
         _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + attrs.text(IFLA_IFNAME, name.encode()) + _SKIP_STATS
     )
-    return Request(RTM_GETLINK, 0, body, f"get link {name}")
+    return Request(RTM_GETLINK, 0, body, "get link {}", (name,))
 
 
 def dump_links() -> Request:
@@ -218,8 +218,8 @@ def add_address(
         + attrs.attr(_IFA_LOCAL, packed)
         + attrs.attr(_IFA_ADDRESS, packed)
     )
-    what = f"add address {address}/{prefix_length} to {name}"
-    return Request(RTM_NEWADDR, _NEW, body, what)
+    values = (address, prefix_length, name)
+    return Request(RTM_NEWADDR, _NEW, body, "add address {}/{} to {}", values)
 
 
 def add_route(
@@ -251,8 +251,8 @@ def add_route(
         parts.append(attrs.attr(_RTA_PREFSRC, source.packed))
     if metric:
         parts.append(attrs.u32(_RTA_PRIORITY, metric))
-    kind = "default" if destination is None else f"{destination}/{bits}"
-    return Request(RTM_NEWROUTE, _NEW, b"".join(parts), f"add route {kind} dev {name}")
+    values = ("default" if destination is None else destination, bits, name)
+    return Request(RTM_NEWROUTE, _NEW, b"".join(parts), "add route {}/{} dev {}", values)
 
 
 @dataclass(frozen=True)

@@ -119,11 +119,11 @@ class NetlinkSocket:
             return
         first = self._take_sequence(len(requests))
         last = (first + len(requests) - 1) & 0xFFFFFFFF
-        self._send(encode(requests, first), requests[0].what)
+        self._send(encode(requests, first), requests[0])
         errors: list[RequestError] = []
         deadline = time.monotonic() + self._timeout_s
         while True:
-            for message in self._receive(deadline, requests[0].what):
+            for message in self._receive(deadline, requests[0]):
                 index = (message.sequence - first) & 0xFFFFFFFF
                 if index >= len(requests) or message.kind != NLMSG_ERROR:
                     continue
@@ -149,11 +149,11 @@ class NetlinkSocket:
     def get(self, request: Request) -> Message:
         """One object. Raises BatchError when there is none."""
         sequence = self._take_sequence(1)
-        self._send(encode([request], sequence), request.what)
+        self._send(encode([request], sequence), request)
         deadline = time.monotonic() + self._timeout_s
         found: Message | None = None
         while True:
-            for message in self._receive(deadline, request.what):
+            for message in self._receive(deadline, request):
                 if message.sequence != sequence:
                     continue
                 if message.kind != NLMSG_ERROR:
@@ -176,12 +176,12 @@ class NetlinkSocket:
             sequence,
             0,
         )
-        self._send(header + request.body, request.what)
+        self._send(header + request.body, request)
         deadline = time.monotonic() + self._timeout_s
         found: list[Message] = []
         intact = True
         while True:
-            for message in self._receive(deadline, request.what):
+            for message in self._receive(deadline, request):
                 if message.sequence != sequence:
                     continue
                 if message.flags & NLM_F_DUMP_INTR:
@@ -201,13 +201,13 @@ class NetlinkSocket:
         self._sequence = (first + count) & 0xFFFFFFFF
         return first
 
-    def _send(self, data: bytes, what: str) -> None:
+    def _send(self, data: bytes, request: Request) -> None:
         try:
             self._raw.send(data)
         except OSError as error:
-            raise ReplyLost(f"{what}: send: {errno_name(error.errno or 0)}") from error
+            raise ReplyLost(f"{request.what}: send: {errno_name(error.errno or 0)}") from error
 
-    def _receive(self, deadline: float, what: str) -> Iterator[Message]:
+    def _receive(self, deadline: float, request: Request) -> Iterator[Message]:
         """The messages of one datagram from the kernel.
 
         The answer is there when the send returns; waiting is the exception.
@@ -216,22 +216,22 @@ class NetlinkSocket:
             try:
                 data, (sender, _) = self._raw.recvfrom(RECEIVE_SIZE, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                self._wait(deadline, what)
+                self._wait(deadline, request)
                 continue
             except OSError as error:
-                raise ReplyLost(f"{what}: receive: {errno_name(error.errno or 0)}") from error
+                raise ReplyLost(f"{request.what}: receive: {errno_name(error.errno or 0)}") from error
             if sender == 0:
                 return decode(data)
             # Another process's socket wrote to ours: not the kernel's answer.
             if time.monotonic() > deadline:
-                raise ReplyTimeout(f"{what}: no answer in {self._timeout_s} s")
+                raise ReplyTimeout(f"{request.what}: no answer in {self._timeout_s} s")
 
-    def _wait(self, deadline: float, what: str) -> None:
+    def _wait(self, deadline: float, request: Request) -> None:
         left = deadline - time.monotonic()
         poll = select.poll()
         poll.register(self._raw.fileno(), select.POLLIN)
         if left <= 0 or not poll.poll(left * 1000):
-            raise ReplyTimeout(f"{what}: no answer in {self._timeout_s} s")
+            raise ReplyTimeout(f"{request.what}: no answer in {self._timeout_s} s")
 
 
 class SocketPool:

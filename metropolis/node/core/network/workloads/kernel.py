@@ -529,7 +529,7 @@ def _attach_error(operation: str, record: Record, error: BatchError) -> Workload
     first = error.errors[0]
     if first.errno == errno.ENODEV:
         return NotFound(f"{operation}: the network namespace was removed meanwhile ({first})")
-    if first.errno == errno.EEXIST and first.what.startswith("add alternative names"):
+    if first.errno == errno.EEXIST and "alternative names" in first.what:
         return AlreadyExists(
             f"if_name {show(record.if_name)}: another attachment was made under this name in the "
             "network namespace"

@@ -67,13 +67,12 @@ def first_hop(family: int) -> IPAddress:
     return _FIRST_HOP[family]
 
 
+_ROUTES = {
+    version: (Route(_ON_LINK[version], None), Route(_DEFAULT[version], _FIRST_HOP[version]))
+    for version in (4, 6)
+}
+
+
 def routes_of(ips: tuple[IPAddress, ...]) -> tuple[Route, ...]:
     """The routes of an interface with these addresses."""
-    return tuple(
-        route
-        for ip in ips
-        for route in (
-            Route(_ON_LINK[ip.version], None),
-            Route(_DEFAULT[ip.version], _FIRST_HOP[ip.version]),
-        )
-    )
+    return tuple(route for ip in ips for route in _ROUTES[ip.version])

@@ -15,7 +15,6 @@
 these have at most 36 and 88.
 """
 
-import base64
 import hashlib
 import re
 import struct
@@ -29,15 +28,14 @@ _KEY = re.compile(r"mw1k\.([0-9a-f]{16})\.(.{1,15})", re.DOTALL)
 _RECORD = re.compile(
     r"mw1r\.([0-9a-f]{1,8})\.([0-9a-f]{12})\.([0-9a-f]{16})\.([0-9a-f]{8})?\.([0-9a-f]{32})?"
 )
-_HOST_INTERFACE = re.compile(r"wl[a-z2-7]{13}")
+_HOST_INTERFACE = re.compile(r"wl[0-9a-f]{13}")
 
 
 def host_interface(workload_id: str, if_name: str) -> str:
-    """The name of the link on the host: 15 characters, 65 bits of hash."""
+    """The name of the link on the host: 15 characters, 52 bits of hash."""
     # The length first, so that no two pairs have the same text.
     text = struct.pack(">H", len(workload_id)) + workload_id.encode() + if_name.encode()
-    digest = hashlib.blake2b(text, digest_size=9).digest()
-    return "wl" + base64.b32encode(digest)[:13].decode().lower()
+    return "wl" + hashlib.blake2b(text, digest_size=8).hexdigest()[:13]
 
 
 def is_host_interface(name: str) -> bool:

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between protobuf messages and the engine's values. Pure."""
+
+from collections.abc import Iterator
+from typing import cast
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from metropolis.node.core.network.workloads.errors import InvalidArgument
+from metropolis.node.core.network.workloads.model import Attachment, AttachIntent
+from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
+from metropolis.node.core.network.workloads.validate import parse_ips, show
+
+
+def decode[M: Message](kind: type[M], data: bytes) -> M:
+    """The message. Raises InvalidArgument for what is none, and names the
+    field when it is a string that is not UTF-8."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        pass
+    for name, value in _bad_strings(cast(Descriptor, kind.DESCRIPTOR), data):
+        raise InvalidArgument(f"{name} {show(value)}: is not UTF-8")
+    raise InvalidArgument(f"request of {len(data)} bytes: is not a {kind.DESCRIPTOR.name}")
+
+
+def _bad_strings(kind: Descriptor, data: bytes, path: str = "") -> Iterator[tuple[str, bytes]]:
+    """Strings that are not UTF-8, by walking the wire format; stops where it
+    is not well-formed. protobuf.dev/programming-guides/encoding."""
+    offset = 0
+    while offset < len(data):
+        tag, offset = _varint(data, offset)
+        wire_type = tag & 7
+        if wire_type == 0:
+            _, offset = _varint(data, offset)
+        elif wire_type == 1:
+            offset += 8
+        elif wire_type == 5:
+            offset += 4
+        elif wire_type == 2:
+            length, offset = _varint(data, offset)
+            value, offset = data[offset : offset + length], offset + length
+            field = kind.fields_by_number.get(tag >> 3)
+            if field is None:
+                continue
+            name = f"{path}{field.name}"
+            if field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type is not None:
+                yield from _bad_strings(field.message_type, value, f"{name}.")
+            elif field.type == FieldDescriptor.TYPE_STRING and not _is_utf8(value):
+                yield name, value
+        else:
+            return
+
+
+def _varint(data: bytes, offset: int) -> tuple[int, int]:
+    """The number, and where the next thing begins: at the end of the data if
+    the number does not end."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if offset >= len(data):
+            return value, len(data)
+        byte = data[offset]
+        offset += 1
+        value |= (byte & 0x7F) << shift
+        if not byte & 0x80:
+            return value, offset
+    return value, len(data)
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def attach_intent(request: pb.AttachRequest) -> AttachIntent:
+    """Raise InvalidArgument for addresses that are none; check_attach does the rest."""
+    return AttachIntent(
+        workload_id=request.workload_id,
+        netns_path=request.netns.netns_path,
+        if_name=request.netns.if_name,
+        requested_ips=parse_ips(request.requested_ip),
+        requested_mac=request.requested_mac or None,
+    )
+
+
+def attach_response(made: Attachment) -> pb.AttachResponse:
+    """The answer to an Attach."""
+    return pb.AttachResponse(
+        ip=[ip.packed for ip in made.ips],
+        mac=made.mac,
+        host_interface=made.host_interface,
+        gateway=[gateway.packed for gateway in made.gateways],
+        routes=[
+            pb.Route(
+                destination=route.destination.network_address.packed,
+                prefix_length=route.destination.prefixlen,
+                gateway=b"" if route.gateway is None else route.gateway.packed,
+            )
+            for route in made.routes
+        ],
+        mtu=made.mtu,
+    )
+
+
+def attachment(made: Attachment) -> pb.Attachment:
+    """An entry of a List."""
+    return pb.Attachment(
+        workload_id=made.workload_id,
+        if_name=made.if_name,
+        ip=[ip.packed for ip in made.ips],
+        mac=made.mac,
+        host_interface=made.host_interface,
+        host_ifindex=made.host_ifindex,
+        mtu=made.mtu,
+    )

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Removals are told, and nothing else. Runs in a namespace of its own."""
+
+import os
+import queue
+from collections.abc import Iterator
+
+import pytest
+from pyroute2 import IPRoute
+
+from osbase.netlink import netns, rtnl
+from osbase.netlink.events import LinkEvents
+from osbase.netlink.rtnl import LinkRemoved, VethEnd
+from osbase.netlink.transport import NetlinkSocket
+
+WAIT_S = 10.0
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.queue: queue.SimpleQueue[LinkRemoved | str] = queue.SimpleQueue()
+
+    def overrun(self) -> None:
+        self.queue.put("overrun")
+
+    def next(self) -> LinkRemoved | str:
+        return self.queue.get(timeout=WAIT_S)
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def events(heard: Heard) -> Iterator[LinkEvents]:
+    opened = LinkEvents(heard.queue.put, heard.overrun)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def sock() -> Iterator[NetlinkSocket]:
+    with NetlinkSocket() as opened:
+        yield opened
+
+
+def veth(index: int, netns_fd: int) -> rtnl.Request:
+    host = VethEnd(f"e{index}", index, None)
+    peer = VethEnd(f"f{index}", index + 1, None)
+    return rtnl.new_veth(host, peer, netns_fd=netns_fd, mtu=1500, group=8)
+
+
+def test_a_removal_before_the_start_is_told_after_it(
+    sock: NetlinkSocket, heard: Heard, events: LinkEvents
+) -> None:
+    fd = netns.open_current()
+    sock.batch([veth(100, fd), rtnl.set_link_up(100, "e100"), rtnl.del_link(100, "e100")])
+    os.close(fd)
+    assert heard.queue.empty()
+    events.start()
+    told = {heard.next(), heard.next()}
+    assert told == {LinkRemoved(100, "e100"), LinkRemoved(101, "f100")}
+
+
+def test_the_death_of_a_namespace_removes_the_end_here(
+    sock: NetlinkSocket, heard: Heard, events: LinkEvents
+) -> None:
+    events.start()
+    home = netns.open_current()
+    os.unshare(netns.CLONE_NEWNET)
+    other = netns.open_current()
+    os.setns(home, netns.CLONE_NEWNET)
+    sock.batch([veth(200, other)])
+    os.close(other)
+    os.close(home)
+    assert heard.next() == LinkRemoved(200, "e200")
+
+
+def test_a_port_that_leaves_a_bridge_is_not_told(
+    sock: NetlinkSocket, heard: Heard, events: LinkEvents
+) -> None:
+    events.start()
+    fd = netns.open_current()
+    sock.batch([veth(300, fd)])
+    os.close(fd)
+    with IPRoute() as other:
+        other.link("add", ifname="br0", kind="bridge", index=400)
+        other.link("set", index=300, master=400)
+        other.link("set", index=300, master=0)
+        other.link("del", index=400)
+        other.link("del", index=300)
+    assert heard.next() == LinkRemoved(400, "br0")
+    assert {heard.next(), heard.next()} == {LinkRemoved(300, "e300"), LinkRemoved(301, "f300")}
+
+
+def test_lost_events_are_told(sock: NetlinkSocket, heard: Heard) -> None:
+    events = LinkEvents(heard.queue.put, heard.overrun, receive_buffer=1)
+    fd = netns.open_current()
+    for index in range(500, 540, 2):
+        sock.batch([veth(index, fd), rtnl.del_link(index, f"e{index}")])
+    os.close(fd)
+    events.start()
+    told = []
+    while not told or told[-1] != "overrun":
+        told.append(heard.next())
+    events.close()
+
+
+def test_a_handler_that_fails_does_not_end_the_events(sock: NetlinkSocket, heard: Heard) -> None:
+    def handler(event: LinkRemoved) -> None:
+        heard.queue.put(event)
+        raise ZeroDivisionError
+
+    events = LinkEvents(handler, heard.overrun)
+    events.start()
+    fd = netns.open_current()
+    sock.batch([veth(600, fd), rtnl.del_link(600, "e600")])
+    os.close(fd)
+    assert len({heard.next(), heard.next()}) == 2
+    events.close()

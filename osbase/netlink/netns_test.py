@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Namespaces are opened safely, visited, and left. Runs in one of its own."""
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from osbase.netlink import netns, rtnl
+from osbase.netlink.errors import NetnsMissing, NotNetns
+from osbase.netlink.transport import NetlinkSocket
+
+
+@pytest.fixture
+def home() -> Iterator[int]:
+    fd = netns.open_current()
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def other(home: int) -> Iterator[int]:
+    """A new namespace, by a thread that comes back."""
+    os.unshare(netns.CLONE_NEWNET)
+    fd = netns.open_current()
+    os.setns(home, netns.CLONE_NEWNET)
+    yield fd
+    os.close(fd)
+
+
+def identity() -> tuple[int, int]:
+    found = Path("/proc/thread-self/ns/net").stat()
+    return found.st_dev, found.st_ino
+
+
+def test_a_namespace_is_opened_by_its_path(other: int) -> None:
+    fd = netns.open_path(f"/proc/self/fd/{other}")
+    assert os.fstat(fd).st_ino == os.fstat(other).st_ino
+    assert not os.get_inheritable(fd)
+    os.close(fd)
+
+
+def test_sockets_are_of_the_namespace_they_were_opened_in(home: int, other: int) -> None:
+    before = identity()
+    with netns.open_socket(other, home) as inner, netns.open_socket(home, home) as outer:
+        assert identity() == before
+        assert netns.cookie(inner) != netns.cookie(outer)
+        assert not netns.loopback_is_up(inner)
+        NetlinkSocket(inner).batch([rtnl.set_link_up(1, "lo")])
+        assert netns.loopback_is_up(inner)
+        assert not netns.loopback_is_up(outer)
+
+
+def test_a_thread_comes_home_from_an_error(home: int, other: int) -> None:
+    before = identity()
+    with pytest.raises(ZeroDivisionError), netns.inside(other, home):
+        assert identity() != before
+        raise ZeroDivisionError
+    assert identity() == before
+
+
+def test_a_thread_that_cannot_come_home_is_lost(other: int, tmp_path: Path) -> None:
+    """On a thread of its own, which ends: `lost` would end the process."""
+    told: list[OSError] = []
+
+    def visit() -> None:
+        with (tmp_path / "file").open("w") as no_namespace:
+            with netns.inside(other, no_namespace.fileno(), lost=told.append):
+                pass
+
+    thread = threading.Thread(target=visit)
+    thread.start()
+    thread.join()
+    assert [error.errno for error in told] == [errno.EINVAL]
+
+
+def test_a_lost_thread_ends_the_process(other: int, tmp_path: Path) -> None:
+    child = os.fork()  # the real thing: _exit of a process
+    if child == 0:
+        try:
+            with (tmp_path / "file").open("w") as file, netns.inside(other, file.fileno()):
+                pass
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 70
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["relative/path", "", ".", "/" + "x" * 5000, "/proc/self/ns/\0net", "/" + "y" * 300],
+    ids=["relative", "empty", "dot", "5,000 characters", "NUL", "long component"],
+)
+def test_what_cannot_be_a_path_is_refused(path: str) -> None:
+    with pytest.raises(NotNetns) as caught:
+        netns.open_path(path)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "/proc/self/status/ns", "/proc/1073741824/ns/net"])
+def test_what_is_not_there_is_missing(path: str) -> None:
+    with pytest.raises(NetnsMissing, match="does not exist"):
+        netns.open_path(path)
+
+
+def test_what_is_not_a_namespace_is_refused(tmp_path: Path) -> None:
+    file, fifo, loop = tmp_path / "file", tmp_path / "fifo", tmp_path / "loop"
+    file.touch()
+    os.mkfifo(fifo)
+    loop.symlink_to(loop)
+    others = [tmp_path, Path("/dev/null"), Path("/proc/self/ns/mnt"), Path("/proc/self/ns/user")]
+    for path in [file, fifo, loop, *others]:
+        with pytest.raises(NotNetns):
+            netns.open_path(str(path))
+
+
+def test_a_fifo_that_took_the_place_of_a_file_does_not_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check and the opening are two calls; the second is safe by itself."""
+    fifo, file = tmp_path / "fifo", tmp_path / "file"
+    os.mkfifo(fifo)
+    file.touch()
+    answer = os.stat(file)
+    monkeypatch.setattr(netns.os, "stat", lambda _: answer)
+    with pytest.raises(NotNetns):
+        netns.open_path(str(fifo))
+
+
+def test_no_file_descriptor_is_left_open(tmp_path: Path, other: int) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    before = os.listdir("/proc/self/fd")
+    for path in (str(file), "/dev/null", "/nowhere", "x"):
+        with pytest.raises((NotNetns, NetnsMissing)):
+            netns.open_path(path)
+    assert os.listdir("/proc/self/fd") == before

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The socket against the kernel, and against what a kernel never sends.
+
+Runs in a network namespace of its own, as its root. pyroute2 is the witness of
+what was made.
+"""
+
+import errno
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import pytest
+from pyroute2 import IPRoute
+
+from osbase.netlink import message, rtnl
+from osbase.netlink.errors import (
+    BatchError,
+    DumpInterrupted,
+    ProtocolError,
+    ReplyLost,
+    ReplyTimeout,
+)
+from osbase.netlink.message import Request
+from osbase.netlink.netns import open_current
+from osbase.netlink.rtnl import VethEnd
+from osbase.netlink.transport import NetlinkSocket, SocketPool
+
+MAC = bytes.fromhex("02aabbccddee")
+
+
+@pytest.fixture
+def here() -> Iterator[int]:
+    fd = open_current()
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def sock() -> Iterator[NetlinkSocket]:
+    with NetlinkSocket() as opened:
+        yield opened
+
+
+def veth(here: int, index: int, name: str = "a") -> Request:
+    host = VethEnd(f"{name}{index}", index, MAC)
+    peer = VethEnd(f"p{name}{index}", index + 1, None)
+    return rtnl.new_veth(host, peer, netns_fd=here, mtu=1400, group=8)
+
+
+@pytest.fixture
+def pair(here: int, sock: NetlinkSocket) -> Iterator[int]:
+    """A veth pair of the indexes 1000 and 1001."""
+    sock.batch([veth(here, 1000)])
+    yield 1000
+    try:
+        sock.batch([rtnl.del_link(1000, "a1000")])
+    except BatchError as error:
+        assert error.errors[0].errno == errno.ENODEV
+
+
+def test_pyroute2_sees_what_a_batch_made(sock: NetlinkSocket, pair: int) -> None:
+    pod, hop = ip_address("10.1.2.3"), ip_address("fe80::1")
+    sock.batch(
+        [
+            rtnl.set_link_alias(pair, "a1000", "x" * 255, ipv6=True),
+            rtnl.add_link_altnames(pair, "a1000", "one", "t" * 127),
+            rtnl.set_link_up(pair, "a1000"),
+            rtnl.set_link_up(pair + 1, "pa1000"),
+            rtnl.add_address(pair, "a1000", hop, 64, no_dad=True),
+            rtnl.add_route(pod, pair, "a1000", family=rtnl.AF_INET, protocol=77),
+        ]
+    )
+    with IPRoute() as witness:
+        (link,) = witness.get_links(pair)
+        assert link.get("ifname") == "a1000"
+        assert link.get("mtu") == 1400
+        assert link.get("group") == 8
+        assert link.get("address") == "02:aa:bb:cc:dd:ee"
+        assert link.get("ifalias") == "x" * 255
+        assert link.get("link") == pair + 1
+        assert link.get("state") == "up"
+        addresses = [(a.get("address"), a["prefixlen"]) for a in witness.get_addr(index=pair)]
+        assert addresses == [("fe80::1", 64)]
+        routes = [r for r in witness.get_routes(family=socket.AF_INET) if r["proto"] == 77]
+        assert [(r.get("dst"), r["dst_len"], r.get("oif")) for r in routes] == [
+            ("10.1.2.3", 32, pair)
+        ]
+    parsed = rtnl.parse_link(sock.get(rtnl.get_link(pair)))
+    assert parsed.altnames == ("one", "t" * 127)
+    assert (parsed.alias, parsed.group, parsed.peer) == (b"x" * 255, 8, pair + 1)
+    assert (parsed.mac, parsed.mtu, parsed.kind, parsed.up) == (MAC, 1400, b"veth", True)
+    found = [rtnl.parse_host_route(m) for m in sock.dump(rtnl.dump_routes(rtnl.AF_INET, 77))]
+    assert found == [rtnl.HostRoute(pod, pair, 77)]
+
+
+def test_links_listed_are_those_of_pyroute2(sock: NetlinkSocket, pair: int) -> None:
+    ours = {link.ifindex: link.name for link in map(rtnl.parse_link, sock.dump(rtnl.dump_links()))}
+    with IPRoute() as witness:
+        assert ours == {link["index"]: link.get("ifname") for link in witness.get_links()}
+
+
+def test_a_batch_goes_on_after_a_failure_and_tells_each(here: int, sock: NetlinkSocket) -> None:
+    with pytest.raises(BatchError) as caught:
+        sock.batch(
+            [
+                rtnl.set_link_up(4711, "nothing"),
+                veth(here, 2000, "b"),
+                rtnl.set_link_up(4712, "nothing2"),
+                rtnl.del_link(2000, "b2000"),
+            ]
+        )
+    assert [(e.index, e.errno) for e in caught.value.errors] == [(0, errno.ENODEV), (2, errno.ENODEV)]
+    assert "set nothing up: ENODEV" in str(caught.value)
+
+
+def test_the_last_request_may_fail_too(sock: NetlinkSocket) -> None:
+    with pytest.raises(BatchError) as caught:
+        sock.batch([rtnl.set_link_up(1, "lo"), rtnl.del_link(4711, "nothing")])
+    assert [(e.index, e.errno) for e in caught.value.errors] == [(1, errno.ENODEV)]
+    sock.batch([rtnl.set_link_up(1, "lo")])  # and nothing is left in the socket
+
+
+def test_the_kernels_own_words_are_told(sock: NetlinkSocket, pair: int) -> None:
+    sock.batch([rtnl.set_link_up(pair, "a1000")])
+    bad = rtnl.add_route(
+        ip_address("10.0.0.1"),
+        pair,
+        "a1000",
+        family=rtnl.AF_INET,
+        protocol=77,
+        source=ip_address("192.0.2.99"),
+    )
+    with pytest.raises(BatchError, match=r"add route 10.0.0.1/32 dev a1000: EINVAL \(.*prefsrc"):
+        sock.batch([bad])
+
+
+def test_an_empty_batch_is_nothing(sock: NetlinkSocket) -> None:
+    sock.batch([])
+
+
+def test_200_refusals_in_one_batch_are_all_told(sock: NetlinkSocket) -> None:
+    with pytest.raises(BatchError) as caught:
+        sock.batch([rtnl.del_link(5000 + index, f"x{index}") for index in range(200)])
+    assert [e.index for e in caught.value.errors] == list(range(200))
+
+
+def test_another_process_cannot_answer_for_the_kernel(sock: NetlinkSocket, pair: int) -> None:
+    sock.batch([rtnl.set_link_up(1, "lo")])
+    raw = socket.fromfd(sock.fileno(), socket.AF_NETLINK, socket.SOCK_RAW)
+    port = raw.getsockname()[0]
+    raw.close()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as stranger:
+        for sequence in range(40):  # "all is well", for every number to come
+            stranger.sendto(
+                message.HEADER.pack(20, message.NLMSG_ERROR, 0, sequence, port) + bytes(4),
+                (port, 0),
+            )
+        stranger.sendto(b"garbage", (port, 0))
+    with pytest.raises(BatchError):
+        sock.batch([rtnl.del_link(4711, "nothing")])
+
+
+class Script:
+    """A socket that answers what the test says."""
+
+    def __init__(self, *answers: bytes | OSError) -> None:
+        self.answers = list(answers)
+        self.ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sent: list[bytes] = []
+
+    def send(self, data: bytes, /) -> int:
+        self.sent.append(data)
+        return len(data)
+
+    def recvfrom(self, size: int, flags: int, /) -> tuple[bytes, tuple[int, int]]:
+        if not self.answers:
+            raise BlockingIOError
+        answer = self.answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer, (0, 0)
+
+    def fileno(self) -> int:
+        return self.ends[0].fileno()
+
+    def close(self) -> None:
+        for end in self.ends:
+            end.close()
+
+
+def scripted(*answers: bytes | OSError) -> NetlinkSocket:
+    return NetlinkSocket(Script(*answers), timeout_s=0.05)
+
+
+def reply(kind: int, sequence: int, body: bytes = bytes(4), flags: int = 0) -> bytes:
+    return message.HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body
+
+
+UP = rtnl.set_link_up(1, "lo")
+
+
+@pytest.mark.parametrize(
+    "data", [b"x", b"\xff" * 30, reply(2, 1)[:-1], reply(2, 1, b"")], ids=repr
+)
+def test_garbage_is_an_error_of_the_family(data: bytes) -> None:
+    with scripted(data) as sock, pytest.raises(ProtocolError):
+        sock.batch([UP])
+
+
+def test_silence_is_a_timeout() -> None:
+    with scripted() as sock, pytest.raises(ReplyTimeout, match=r"set lo up: no answer in 0.05 s"):
+        sock.batch([UP])
+
+
+def test_lost_answers_are_told() -> None:
+    with scripted(OSError(errno.ENOBUFS, "")) as sock, pytest.raises(ReplyLost, match="ENOBUFS"):
+        sock.batch([UP])
+
+
+def test_answers_to_earlier_requests_are_passed_over() -> None:
+    late = reply(message.NLMSG_ERROR, 77, struct.pack("=i", -errno.EPERM))
+    with scripted(late, reply(message.NLMSG_ERROR, 1)) as sock:
+        sock.batch([UP])
+
+
+def test_an_interrupted_dump_is_repeated() -> None:
+    done, half = message.NLMSG_DONE, message.NLM_F_DUMP_INTR
+    with scripted(
+        reply(16, 1, bytes(16), half) + reply(done, 1),
+        reply(done, 2, struct.pack("=i", -errno.EINTR)),
+        reply(16, 3, bytes(16)),
+        reply(done, 3),
+    ) as sock:
+        assert [one.sequence for one in sock.dump(rtnl.dump_links())] == [3]
+
+
+def test_a_dump_that_never_comes_whole_is_told() -> None:
+    answers = [reply(message.NLMSG_DONE, 1 + n, flags=message.NLM_F_DUMP_INTR) for n in range(20)]
+    with scripted(*answers) as sock, pytest.raises(DumpInterrupted, match="list links"):
+        sock.dump(rtnl.dump_links())
+
+
+def test_a_refused_dump_is_told() -> None:
+    refusal = reply(message.NLMSG_ERROR, 1, struct.pack("=i", -errno.EPERM))
+    with scripted(refusal) as sock, pytest.raises(BatchError, match="EPERM"):
+        sock.dump(rtnl.dump_links())
+
+
+def test_a_pool_keeps_sockets_that_were_refused_and_drops_the_others() -> None:
+    pool = SocketPool(keep=1)
+    with pytest.raises(BatchError), pool.socket() as first:
+        first.batch([rtnl.del_link(4711, "nothing")])
+    with pool.socket() as second, pool.socket() as third:
+        assert second is first
+    with pytest.raises(ZeroDivisionError), pool.socket() as again:
+        raise ZeroDivisionError
+    assert again.fileno() == -1
+    assert third.fileno() == -1 or second.fileno() == -1
+    pool.close()
+
+
+def test_sockets_of_a_pool_serve_many_threads(here: int) -> None:
+    pool, errors = SocketPool(), list[BaseException]()
+
+    def work(base: int) -> None:
+        try:
+            for index in range(base, base + 20, 2):
+                with pool.socket() as sock:
+                    sock.batch([veth(here, index, "t"), rtnl.set_link_up(index, f"t{index}")])
+                    sock.batch([rtnl.del_link(index, f"t{index}")])
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(20000 + 100 * n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    pool.close()
+    assert not errors
