@@ -25,6 +25,7 @@ RTM_NEWLINK = 16
 RTM_DELLINK = 17
 RTM_GETLINK = 18
 RTM_NEWADDR = 20
+RTM_DELADDR = 21
 RTM_NEWROUTE = 24
 RTM_GETROUTE = 26
 RTM_NEWLINKPROP = 108
@@ -220,6 +221,14 @@ def add_address(
     )
     values = (address, prefix_length, name)
     return Request(RTM_NEWADDR, _NEW, body, "add address {}/{} to {}", values)
+
+
+def del_address(ifindex: int, name: str, address: IPAddress, prefix_length: int) -> Request:
+    """EADDRNOTAVAIL: the link does not have it."""
+    body = _IFADDR.pack(family_of(address), prefix_length, 0, 0, ifindex)
+    body += attrs.attr(_IFA_LOCAL, address.packed)
+    values = (address, prefix_length, name)
+    return Request(RTM_DELADDR, 0, body, "delete address {}/{} of {}", values)
 
 
 def add_route(

@@ -22,6 +22,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads import names
@@ -132,12 +133,8 @@ class KernelDatapath:
             host.batch(requests)
 
     def _batch_tolerating(self, tolerated: set[int], *requests: Request) -> None:
-        try:
-            self._batch(*requests)
-        except BatchError as error:
-            left = [one for one in error.errors if one.errno not in tolerated]
-            if left:
-                raise BatchError(left) from error
+        with self._sockets.socket() as host:
+            _batch_tolerating(host, tolerated, *requests)
 
     # ---- Recovery ---------------------------------------------------------
 
@@ -333,7 +330,13 @@ class KernelDatapath:
                 request = rtnl.del_link(record.host_ifindex, record.host_interface)
                 self._batch_tolerating({errno.ENODEV}, request)
             if loopback is not None:
-                loopback.batch([rtnl.set_link_down(_LOOPBACK, "lo")])
+                # Its IPv4 address stays when it goes down, its IPv6 one does not.
+                _batch_tolerating(
+                    loopback,
+                    {errno.EADDRNOTAVAIL},
+                    rtnl.set_link_down(_LOOPBACK, "lo"),
+                    rtnl.del_address(_LOOPBACK, "lo", IPv4Address("127.0.0.1"), 8),
+                )
         except (NetlinkError, OSError) as error:
             raise UndoFailed(
                 f"{operation}: {cause}; then undoing it failed: {error}; Detach removes the rest"
@@ -425,6 +428,16 @@ def _refusals(operation: str) -> Iterator[None]:
         yield
     except (NetlinkError, OSError) as error:
         raise KernelRefused(f"{operation}: {error}") from error
+
+
+def _batch_tolerating(sock: NetlinkSocket, tolerated: set[int], *requests: Request) -> None:
+    """A batch in which some errnos are as good as success."""
+    try:
+        sock.batch(requests)
+    except BatchError as error:
+        left = [one for one in error.errors if one.errno not in tolerated]
+        if left:
+            raise BatchError(left) from error
 
 
 def _key(record: Record) -> str:

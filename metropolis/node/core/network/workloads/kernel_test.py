@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's datapath keeps the contract, and more. In a namespace of its own."""
+
+import errno
+import os
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyroute2 import IPRoute
+
+from metropolis.node import allocs
+from metropolis.node.core.network.workloads import names
+from metropolis.node.core.network.workloads.datapath import Datapath
+from metropolis.node.core.network.workloads.errors import KernelRefused
+from metropolis.node.core.network.workloads.kernel import KernelDatapath
+from metropolis.node.core.network.workloads.testing.contract import DatapathContract
+from metropolis.node.core.network.workloads.testing.lab import Pod, objects
+from osbase.netlink import rtnl
+from osbase.netlink.netns import open_current
+from osbase.netlink.rtnl import VethEnd
+from osbase.netlink.transport import NetlinkSocket
+
+
+class KernelBench:
+    """See contract.Bench."""
+
+    not_netns = "/proc/self/ns/mnt"
+    home = f"/proc/{os.getpid()}/ns/net"
+
+    def __init__(self) -> None:
+        self.removed: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.pods: dict[str, Pod] = {}
+        self.opened: list[KernelDatapath] = []
+        self.datapath: Datapath = self.again()
+
+    def add_netns(self) -> str:
+        pod = Pod()
+        self.pods[pod.path] = pod
+        return pod.path
+
+    def kill_netns(self, path: str) -> None:
+        self.pods.pop(path).close()
+
+    def again(self) -> Datapath:
+        datapath = KernelDatapath()
+        datapath.open(self.removed.put, lambda: None)
+        datapath.watch()
+        self.opened.append(datapath)
+        return datapath
+
+    def take_name(self, path: str, name: str) -> None:
+        def add() -> None:
+            with IPRoute() as other:
+                other.link("add", ifname=name, kind="dummy" if DUMMY else "veth")
+
+        self.pods[path].inside(add)
+
+    def close(self) -> None:
+        self.opened[0].remove(self.opened[0].scan().complete)
+        for datapath in self.opened:
+            datapath.close()
+        for pod in self.pods.values():
+            pod.close()
+
+
+DUMMY = False  # veth is what the tests need anyway; dummy may be missing
+
+
+@pytest.fixture
+def bench() -> Iterator[KernelBench]:
+    made = KernelBench()
+    before = objects()
+    yield made
+    made.close()
+    assert objects() == before
+
+
+class TestKernelDatapath(DatapathContract):
+    """All of the contract, on the kernel."""
+
+    def test_both_ends_are_as_they_should_be(self, bench: KernelBench) -> None:
+        path = bench.add_netns()
+        record = self.create(bench, path)
+        with IPRoute() as witness:
+            (link,) = witness.get_links(record.host_ifindex)
+            assert link.get("address") == "02:9c:52:fe:6d:0a"
+            assert (link.get("mtu"), link.get("group")) == (1400, allocs.LINK_GROUP_WORKLOAD)
+            assert link.get("ifalias") == "w1"
+            addresses = [(a.get("address"), a["flags"]) for a in witness.get_addr(index=link["index"])]
+            assert [address for address, _ in addresses] == ["fe80::1"]
+            ours = {
+                r.get("dst"): r
+                for r in witness.get_routes()
+                if r["proto"] == allocs.ROUTE_PROTOCOL_WORKLOAD
+            }
+            assert ours.keys() == {"10.9.0.1", "fd00:9::1"}
+            assert ours["10.9.0.1"].get("prefsrc") == "169.254.77.1"
+
+        def look() -> tuple[list[object], list[object], list[object]]:
+            with IPRoute() as inner:
+                lo, eth0 = inner.get_links()
+                links = [lo.get("state"), eth0.get("state"), eth0["index"], eth0.get("mtu")]
+                links += [eth0.get("address"), eth0.get("ifname")]
+                return (
+                    links,
+                    [
+                        (a.get("address"), a["prefixlen"])
+                        for a in inner.get_addr(index=2)
+                        if not str(a.get("address")).startswith("fe80")
+                    ],
+                    [
+                        (r.get("dst"), r.get("gateway"), r.get("prefsrc"))
+                        for r in inner.get_routes(family=2, table=254)
+                    ],
+                )
+
+        links, addresses, routes = bench.pods[path].inside(look)
+        assert links == ["up", "up", 2, 1400, "02:00:00:00:00:01", "eth0"]
+        assert set(addresses) == {("10.9.0.1", 32), ("fd00:9::1", 128)}
+        assert set(routes) == {("169.254.77.1", None, None), (None, "169.254.77.1", "10.9.0.1")}
+
+    def test_a_failure_at_any_step_leaves_nothing(
+        self, bench: KernelBench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each request in turn is spoilt, so that the kernel itself refuses it."""
+        path = bench.add_netns()
+        before, inside = objects(), bench.pods[path].objects()
+        real = NetlinkSocket.batch
+        seen: list[rtnl.Request] = []
+
+        def spoiling(sock: NetlinkSocket, requests: list[rtnl.Request]) -> None:
+            chosen = list(requests)
+            for at, request in enumerate(requests):
+                if request not in seen:
+                    seen.append(request)
+                if seen.index(request) == target:  # and when it is tried again
+                    chosen[at] = request._replace(body=request.body[:4])
+            real(sock, chosen)
+
+        for target in range(40):
+            seen.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(NetlinkSocket, "batch", spoiling)
+                try:
+                    self.create(bench, path)
+                except KernelRefused as error:
+                    assert "attach 'w1': " in str(error)
+                    assert "EINVAL" in str(error)
+                else:
+                    break
+            assert bench.pods[path].objects() == inside, target
+            assert objects() == before, target
+        assert target == 15  # requests of one attach
+
+    def test_unfinished_attaches_are_removed_and_foreign_links_left(
+        self, bench: KernelBench
+    ) -> None:
+        kept = self.create(bench, bench.add_netns())
+        fd = open_current()
+        mac = allocs.FIRST_HOP_MAC
+        ours = names.host_interface("w9", "eth0")
+        group = allocs.LINK_GROUP_WORKLOAD
+
+        def veth(name: str, index: int, mac: bytes | None = None) -> rtnl.Request:
+            peer = VethEnd(f"p{index}", index + 1, None)
+            return rtnl.new_veth(
+                VethEnd(name, index, mac), peer, netns_fd=fd, mtu=1500, group=group
+            )
+
+        record = names.record_altname(7300, mac, bytes(8), kept.ips)
+        with NetlinkSocket() as sock:
+            sock.batch(
+                [
+                    veth(ours, 7000, mac),  # killed after the first batch
+                    veth("foreign", 7100),
+                    veth("wl0123456789abc", 7200),  # our form of name, not our MAC
+                    veth("newer", 7300, mac),
+                    rtnl.add_link_altnames(7300, "newer", record.replace("mw1", "mw2")),
+                    veth("down", 7400, mac),
+                    rtnl.add_link_altnames(
+                        7400, "down", names.key_altname(9, "eth9"), record.replace("1c84", "1ce8")
+                    ),
+                ]
+            )
+        os.close(fd)
+        scan = bench.again().scan()
+        assert scan.complete == (kept,)
+        assert set(scan.half_made) == {ours, "down"}
+        # "foreign", the name of our form, and the newer format; not their peers.
+        assert scan.foreign == 3
+        assert bench.again().scan().half_made == ()
+        with IPRoute() as other:
+            for index in (7100, 7200, 7300):
+                other.link("del", index=index)
+
+    def test_a_lost_route_is_put_back(self, bench: KernelBench) -> None:
+        record = self.create(bench, bench.add_netns())
+        with IPRoute() as other:
+            other.route("del", dst="10.9.0.1/32", oif=record.host_ifindex, scope=253)
+            other.route("del", dst="fd00:9::1/128", oif=record.host_ifindex)
+            other.addr("del", index=record.host_ifindex, address="fe80::1", prefixlen=64)
+        datapath = bench.again()
+        assert datapath.scan().repaired == 1
+        assert datapath.scan().repaired == 0
+        with IPRoute() as witness:
+            assert [a.get("address") for a in witness.get_addr(index=record.host_ifindex)] == [
+                "fe80::1"
+            ]
+
+    def test_the_first_hop_is_put_back_when_somebody_took_it(self, bench: KernelBench) -> None:
+        with IPRoute() as other:
+            other.addr("del", index=1, address="169.254.77.1", prefixlen=32)
+        record = self.create(bench, bench.add_netns())
+        assert bench.again().scan().complete == (record,)
+
+    def test_an_answer_that_is_lost_is_undone(
+        self, bench: KernelBench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is not known then whether the pair was made."""
+        from osbase.netlink.errors import ReplyLost
+
+        path = bench.add_netns()
+        before = objects()
+        real = NetlinkSocket.batch
+
+        def losing(sock: NetlinkSocket, requests: list[rtnl.Request]) -> None:
+            real(sock, requests)
+            if "create veth" in requests[0].what:
+                raise ReplyLost("create veth: receive: ENOBUFS")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(NetlinkSocket, "batch", losing)
+            with pytest.raises(KernelRefused, match=errno.errorcode[errno.ENOBUFS]):
+                self.create(bench, path)
+        assert objects() == before
+
+    def test_no_file_descriptor_and_no_thread_is_left(self, bench: KernelBench) -> None:
+        path = bench.add_netns()
+        record = self.create(bench, path)
+        bench.datapath.remove([record])
+        before = (len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")))
+        for _ in range(20):
+            record = self.create(bench, path)
+            bench.datapath.remove([record])
+        assert before == (len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")))
+        assert not Path("/proc/self/task").joinpath(str(os.getpid()), "children").read_text()
+
+
+def test_a_datapath_can_be_opened_again() -> None:
+    datapath = KernelDatapath()
+    for _ in range(2):
+        datapath.open(lambda _: None, lambda: None)
+        assert datapath.scan().complete == ()
+        datapath.close()
+
+

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every datapath must do. Subclass DatapathContract, provide `bench`.
+
+A bench makes and kills namespaces, and says how many links of ours exist.
+"""
+
+import queue
+import threading
+from ipaddress import ip_address
+from typing import Protocol
+
+import pytest
+
+from metropolis.node.core.network.workloads import names
+from metropolis.node.core.network.workloads.datapath import Datapath, IndexTaken, Netns, Record
+from metropolis.node.core.network.workloads.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    NotFound,
+    WorkloadError,
+)
+from metropolis.node.core.network.workloads.model import AttachIntent
+
+WAIT_S = 10.0
+
+
+class Bench(Protocol):
+    """What the contract's tests need besides a datapath.
+
+    not_netns: a path of something else. home: a path of the host's namespace.
+    """
+
+    datapath: Datapath
+    not_netns: str
+    home: str
+    removed: queue.SimpleQueue[int]
+
+    def add_netns(self) -> str:
+        """Return the path of a new namespace."""
+
+    def kill_netns(self, path: str) -> None:
+        """End a namespace that add_netns made."""
+
+    def again(self) -> Datapath:
+        """A new, opened datapath over what the old one left, as after a restart."""
+
+    def take_name(self, path: str, name: str) -> None:
+        """Make an interface in the namespace that is not ours."""
+
+
+def record_for(
+    netns: Netns,
+    workload_id: str = "w1",
+    if_name: str = "eth0",
+    *,
+    number: int = 1,
+    peer: int = 2,
+    host_ifindex: int | None = None,
+) -> Record:
+    """A record whose index and addresses end in `number`."""
+    intent = AttachIntent(workload_id, "/n", if_name)
+    return Record(
+        workload_id=workload_id,
+        if_name=if_name,
+        netns_cookie=netns.cookie,
+        host_interface=names.host_interface(workload_id, if_name),
+        host_ifindex=host_ifindex or 5000 + number,
+        peer_ifindex=peer,
+        mac=bytes([2, 0, 0, 0, 0, number]),
+        mtu=1400,
+        ips=(ip_address(f"10.9.0.{number}"), ip_address(f"fd00:9::{number:x}")),
+        request=names.digest(intent),
+    )
+
+
+class DatapathContract:
+    """The tests; `bench` is a fixture of the subclass, its datapath is open."""
+
+    def create(self, bench: Bench, path: str, **chosen: object) -> Record:
+        """Create an attachment in the namespace at the path."""
+        with bench.datapath.open_netns(path) as netns:
+            record = record_for(netns, **chosen)  # type: ignore[arg-type]
+            bench.datapath.create(netns, record, metric=0)
+        return record
+
+    def test_what_was_made_is_found_after_a_restart(self, bench: Bench) -> None:
+        made = [
+            self.create(bench, bench.add_netns(), workload_id=f"w{n}", number=n)
+            for n in range(1, 4)
+        ]
+        scan = bench.again().scan()
+        assert sorted(scan.complete, key=lambda r: r.workload_id) == made
+        assert (scan.repaired, scan.half_made, scan.foreign) == (0, (), 0)
+
+    def test_a_scan_of_nothing_finds_nothing(self, bench: Bench) -> None:
+        scan = bench.datapath.scan()
+        assert (scan.complete, scan.repaired, scan.half_made) == ((), 0, ())
+        assert bench.datapath.present() == frozenset()
+
+    def test_awkward_names_survive(self, bench: Bench) -> None:
+        awkward = [("x" * 255, "..."), (" a b ", "mw1k.1"), ("{}%", "ö\x01-"), ("1", "a" * 15)]
+        made = [
+            self.create(bench, bench.add_netns(), workload_id=w, if_name=i, number=n)
+            for n, (w, i) in enumerate(awkward, 1)
+        ]
+        assert set(bench.again().scan().complete) == set(made)
+
+    def test_removal_is_idempotent_and_told(self, bench: Bench) -> None:
+        path = bench.add_netns()
+        record = self.create(bench, path)
+        assert bench.datapath.present() == {record.host_ifindex}
+        for _ in range(2):
+            bench.datapath.remove([record])
+            assert bench.datapath.present() == frozenset()
+        assert bench.removed.get(timeout=WAIT_S) == record.host_ifindex
+        self.create(bench, path)  # and all of it can be made anew
+
+    def test_many_are_removed_at_once(self, bench: Bench) -> None:
+        made = [
+            self.create(bench, bench.add_netns(), workload_id=f"w{n}", number=n)
+            for n in range(1, 8)
+        ]
+        bench.datapath.remove(made[:1])
+        bench.datapath.remove(made[:6])  # one of them is gone
+        assert bench.datapath.present() == {made[6].host_ifindex}
+
+    def test_removals_of_many_threads(self, bench: Bench) -> None:
+        made = [
+            self.create(bench, bench.add_netns(), workload_id=f"w{n}", number=n)
+            for n in range(1, 13)
+        ]
+        threads = [threading.Thread(target=bench.datapath.remove, args=([one],)) for one in made]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert bench.datapath.present() == frozenset()
+
+    def test_a_removal_does_not_hit_what_has_the_index_now(self, bench: Bench) -> None:
+        path = bench.add_netns()
+        old = self.create(bench, path)
+        bench.datapath.remove([old])
+        new = self.create(bench, path, workload_id="another", number=2, host_ifindex=5001)
+        bench.datapath.remove([old])
+        assert bench.datapath.present() == {new.host_ifindex}
+
+    def test_the_death_of_a_namespace_is_told(self, bench: Bench) -> None:
+        path = bench.add_netns()
+        record = self.create(bench, path)
+        bench.kill_netns(path)
+        assert bench.removed.get(timeout=WAIT_S) == record.host_ifindex
+        assert bench.datapath.present() == frozenset()
+        bench.datapath.remove([record])
+
+    def test_a_name_that_is_taken_inside(self, bench: Bench) -> None:
+        path = bench.add_netns()
+        bench.take_name(path, "eth0")
+        with pytest.raises(AlreadyExists, match="if_name 'eth0'"):
+            self.create(bench, path, peer=77)
+        assert bench.datapath.present() == frozenset()
+
+    def test_an_index_that_is_taken(self, bench: Bench) -> None:
+        one, other = bench.add_netns(), bench.add_netns()
+        self.create(bench, one)
+        with pytest.raises(IndexTaken):
+            self.create(bench, other, workload_id="w2", number=2, host_ifindex=5001)
+        with pytest.raises(IndexTaken):
+            self.create(bench, one, workload_id="w2", if_name="eth1", number=2, peer=2)
+        assert bench.datapath.present() == {5001}
+
+    def test_an_address_that_is_taken(self, bench: Bench) -> None:
+        one, other = bench.add_netns(), bench.add_netns()
+        self.create(bench, one)
+        with pytest.raises(WorkloadError, match="add route.*EEXIST"):
+            self.create(bench, other, workload_id="w2", host_ifindex=6000)
+        assert bench.datapath.present() == {5001}
+
+    def test_namespaces_keep_their_identity(self, bench: Bench) -> None:
+        one, other = bench.add_netns(), bench.add_netns()
+        seen = []
+        for path in (one, other, one, bench.home):
+            with bench.datapath.open_netns(path) as netns:
+                seen.append(netns.cookie)
+                assert bench.datapath.is_home(netns) is (path == bench.home)
+        assert seen[0] == seen[2]
+        assert len(set(seen)) == 3
+
+    def test_what_is_no_namespace(self, bench: Bench) -> None:
+        with pytest.raises(NotFound), bench.datapath.open_netns("/nowhere"):
+            pass
+        with pytest.raises(InvalidArgument), bench.datapath.open_netns(bench.not_netns):
+            pass

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A datapath without a kernel, for tests of what is above it.
+
+What the kernel refuses it refuses: names and indexes that are taken, addresses
+that have a route, namespaces that are not there. Its state outlives `close`,
+as the kernel's does: give the same FakeKernel to a new FakeDatapath.
+"""
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from metropolis.node.core.network.workloads.datapath import (
+    IndexTaken,
+    Netns,
+    Record,
+    Scan,
+    UndoFailed,
+)
+from metropolis.node.core.network.workloads.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    KernelRefused,
+    NotFound,
+    WorkloadError,
+)
+from metropolis.node.core.network.workloads.validate import show
+
+HOME = 1  # the host's cookie
+
+
+@dataclass(frozen=True)
+class FakeNetns:
+    """An open namespace."""
+
+    cookie: int
+
+
+@dataclass
+class FakeKernel:
+    """What is there. links: by host index; metrics likewise; names_inside:
+    (cookie, name) of interfaces of others, as half_made are names of links."""
+
+    namespaces: dict[str, int] = field(default_factory=dict)
+    links: dict[int, Record] = field(default_factory=dict)
+    metrics: dict[int, int] = field(default_factory=dict)
+    names_inside: set[tuple[int, str]] = field(default_factory=set)
+    indexes: set[int] = field(default_factory=set)
+    half_made: list[str] = field(default_factory=list)
+    cookies: Iterator[int] = field(default_factory=lambda: itertools.count(1000))
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def add_netns(self, path: str) -> int:
+        """A new namespace at the path."""
+        self.namespaces[path] = next(self.cookies)
+        return self.namespaces[path]
+
+
+class FakeDatapath:
+    """Attachments in a FakeKernel.
+
+    on_create, on_remove: called within create (after the interface is made)
+    and remove (before it is gone); raise from them to fail the call.
+    undo_fails: a create that fails leaves its link behind.
+    """
+
+    def __init__(self, kernel: FakeKernel | None = None) -> None:
+        self.kernel = kernel or FakeKernel()
+        self.on_create: Callable[[Record], None] = lambda _: None
+        self.on_remove: Callable[[Sequence[Record]], None] = lambda _: None
+        self.undo_fails = False
+        self.scan_error: WorkloadError | None = None
+        self._on_removed: Callable[[int], None] | None = None
+        self._on_overrun: Callable[[], None] | None = None
+
+    def open(self, on_removed: Callable[[int], None], on_overrun: Callable[[], None]) -> None:
+        """See Datapath."""
+        self._on_removed, self._on_overrun = on_removed, on_overrun
+
+    def scan(self) -> Scan:
+        """See Datapath."""
+        if self.scan_error is not None:
+            raise self.scan_error
+        half_made, self.kernel.half_made = self.kernel.half_made, []
+        return Scan(tuple(self.kernel.links.values()), 0, tuple(half_made), 0)
+
+    def watch(self) -> None:
+        """See Datapath."""
+
+    def present(self) -> frozenset[int]:
+        """See Datapath."""
+        return frozenset(self.kernel.links)
+
+    @contextlib.contextmanager
+    def open_netns(self, path: str) -> Iterator[Netns]:
+        """See Datapath. Paths that contain `file` are no namespaces."""
+        if "file" in path:
+            raise InvalidArgument(f"netns.netns_path {show(path)} is not a network namespace")
+        if path not in self.kernel.namespaces:
+            raise NotFound(f"netns.netns_path {show(path)} does not exist")
+        yield FakeNetns(self.kernel.namespaces[path])
+
+    def is_home(self, netns: Netns) -> bool:
+        """See Datapath."""
+        return netns.cookie == HOME
+
+    def create(self, netns: Netns, record: Record, *, metric: int) -> None:
+        """See Datapath."""
+        kernel = self.kernel
+        with kernel.lock:
+            peers = {
+                (link.netns_cookie, link.peer_ifindex) for link in kernel.links.values()
+            } | {(record.netns_cookie, index) for index in kernel.indexes}
+            if (
+                record.host_ifindex in kernel.links
+                or record.host_ifindex in kernel.indexes
+                or (record.netns_cookie, record.peer_ifindex) in peers
+            ):
+                raise IndexTaken
+            inside = {(link.netns_cookie, link.if_name) for link in kernel.links.values()}
+            if (record.netns_cookie, record.if_name) in inside | kernel.names_inside:
+                raise AlreadyExists(f"if_name {show(record.if_name)}: is taken")
+            if record.host_interface in {link.host_interface for link in kernel.links.values()}:
+                raise AlreadyExists(f"a link {record.host_interface} exists on the host")
+            if {ip for link in kernel.links.values() for ip in link.ips} & set(record.ips):
+                raise KernelRefused("add route: EEXIST")
+            kernel.links[record.host_ifindex] = record
+            kernel.metrics[record.host_ifindex] = metric
+        try:
+            self.on_create(record)
+        except BaseException as error:
+            if self.undo_fails:
+                raise UndoFailed(f"{error}; undo failed") from error
+            self.take_link(record.host_ifindex)
+            raise
+        if record.host_ifindex not in kernel.links and not self.undo_fails:
+            return  # its namespace died; the removal was told
+
+    def remove(self, records: Sequence[Record]) -> None:
+        """See Datapath."""
+        self.on_remove(records)
+        for record in records:
+            if self.kernel.links.get(record.host_ifindex) == record:
+                self.take_link(record.host_ifindex)
+
+    def close(self) -> None:
+        """See Datapath."""
+        self._on_removed = self._on_overrun = None
+
+    # ---- What happens in a kernel without being asked for --------------------
+
+    def take_link(self, ifindex: int, *, told: bool = True) -> None:
+        """The link is gone; told: the event is delivered."""
+        with self.kernel.lock:
+            self.kernel.links.pop(ifindex, None)
+        if told and self._on_removed is not None:
+            self._on_removed(ifindex)
+
+    def kill_netns(self, path: str, *, told: bool = True) -> None:
+        """The namespace dies, and its links with it."""
+        cookie = self.kernel.namespaces.pop(path)
+        for index, link in list(self.kernel.links.items()):
+            if link.netns_cookie == cookie:
+                self.take_link(index, told=told)
+
+    def overrun(self) -> None:
+        """Events were lost."""
+        assert self._on_overrun is not None
+        self._on_overrun()

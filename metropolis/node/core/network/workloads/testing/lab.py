@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network namespaces for tests, and sockets in them. Needs root of a namespace.
+
+Nothing here uses the code under test to look at what it did: listings are
+pyroute2's, and traffic is that of ordinary sockets.
+"""
+
+import contextlib
+import os
+import select
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pyroute2 import IPRoute
+
+CLONE_NEWNET = 0x40000000
+WAIT_S = 10.0
+
+type Objects = list[str]
+
+
+class Pod:
+    """A new, empty network namespace; it ends with `close` and its sockets.
+
+    path: for a process that can see this one's /proc.
+    """
+
+    def __init__(self) -> None:
+        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        os.unshare(CLONE_NEWNET)
+        self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        os.setns(self._home, CLONE_NEWNET)
+        self.path = f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def inside[T](self, make: Callable[[], T]) -> T:
+        """What `make` returns when called in the namespace."""
+        os.setns(self.fd, CLONE_NEWNET)
+        try:
+            return make()
+        finally:
+            os.setns(self._home, CLONE_NEWNET)
+
+    def socket(self, family: int, kind: int) -> socket.socket:
+        """A socket of the namespace, with a time limit."""
+        made = self.inside(lambda: socket.socket(family, kind))
+        made.settimeout(WAIT_S)
+        return made
+
+    def objects(self) -> Objects:
+        """See objects()."""
+        return self.inside(objects)
+
+    def close(self) -> None:
+        """Give the namespace up; closing twice does nothing."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            os.close(self._home)
+            self.fd = -1
+
+
+@contextlib.contextmanager
+def pods(count: int) -> Iterator[list[Pod]]:
+    """So many pods, closed at the end."""
+    made = [Pod() for _ in range(count)]
+    try:
+        yield made
+    finally:
+        for pod in made:
+            pod.close()
+
+
+def objects() -> Objects:
+    """Links, addresses, routes and rules of the calling thread's namespace, as
+    pyroute2 lists them, without what changes by itself."""
+    with IPRoute() as witness:
+        listings = [
+            witness.get_links(),
+            witness.get_addr(),
+            witness.get_routes(),
+            witness.get_rules(),
+        ]
+        return sorted(
+            repr(_stable(found)) for listing in listings for found in listing
+        )
+
+
+# What changes by itself; and the queueing discipline of a link that was up once.
+_CHANGING = {
+    "IFLA_STATS",
+    "IFLA_STATS64",
+    "IFLA_AF_SPEC",
+    "IFLA_QDISC",
+    "IFLA_CARRIER",
+    "IFLA_CARRIER_CHANGES",
+    "IFLA_CARRIER_UP_COUNT",
+    "IFLA_CARRIER_DOWN_COUNT",
+    "IFA_CACHEINFO",
+    "RTA_CACHEINFO",
+}
+
+
+def _stable(found: Any) -> dict[str, str]:
+    """A message of pyroute2 as text, without what changes by itself."""
+    fields = {k: str(v) for k, v in found.items() if k not in ("attrs", "header", "event")}
+    attributes = {slot[0]: str(slot[1]) for slot in found["attrs"] if slot[0] not in _CHANGING}
+    return fields | attributes
+
+
+def udp_round_trip(
+    server: socket.socket, client: socket.socket, address: str, source: str | None = None
+) -> tuple[str, str]:
+    """A datagram to `address` and its answer; peers as server and client saw
+    them. Raises TimeoutError."""
+    server.bind((address, 0))
+    if source is not None:
+        client.bind((source, 0))
+    client.connect((address, server.getsockname()[1]))
+    # The first packets may go before the link's carrier is noticed.
+    for _ in range(50):
+        client.send(b"ping")
+        if select.select([server], [], [], WAIT_S / 50)[0]:
+            break
+    _, peer = server.recvfrom(100)
+    server.sendto(b"pong", peer)
+    _, answered = client.recvfrom(100)
+    return str(peer[0]), str(answered[0])
