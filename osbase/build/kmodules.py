@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command of the rule kernel_modules: named modules and all that they need.
+
+    kmodules OUT.tar --tar linux-modules.tar --tar linux-base.tar --module veth ...
+
+The result has them decompressed (an image compresses as a whole, and busybox
+cannot unpack xz), with the indexes that depmod makes for these alone. Signatures
+stay. A module that is built into the kernel is no error and adds nothing.
+"""
+
+import argparse
+import lzma
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from osbase.build.tree import Data, Entry, Kind, Tree, TreeError, whole, write_tar
+
+_MODULE = re.compile(r"/usr/lib/modules/[^/]+/kernel/(?:.*/)?([^/]+)\.ko(?:\.xz)?")
+_LISTS = ("modules.builtin", "modules.builtin.modinfo", "modules.order")
+# What busybox modprobe reads, of what depmod writes.
+_INDEXES = ("modules.dep", "modules.alias", "modules.softdep", "modules.symbols")
+
+
+def module_name(name: str) -> str:
+    """The kernel's spelling: `virtio-rng` and `virtio_rng` are one module."""
+    return name.replace("-", "_")
+
+
+def modinfo(module: bytes) -> dict[str, list[str]]:
+    """`key=value` strings of the .modinfo section, found by their form.
+
+    They are NUL-terminated; the section begins at the one of `license=`, `alias=`
+    and so on that comes first. Good enough for the keys used here, whose
+    values are module names.
+    """
+    found: dict[str, list[str]] = {}
+    for key, value in re.findall(rb"(?:^|\0)(depends|softdep)=([\w, :.-]*)(?=\0)", module):
+        found.setdefault(key.decode(), []).append(value.decode())
+    return found
+
+
+def needs(module: bytes) -> set[str]:
+    """Names of the modules that this one links to."""
+    lists = modinfo(module).get("depends", [])
+    return {module_name(name) for names in lists for name in names.split(",") if name}
+
+
+def closure(names: Iterable[str], have: Mapping[str, bytes], builtin: set[str]) -> set[str]:
+    """`names` and everything they need. Raises TreeError for an unknown one."""
+    done: set[str] = set()
+    todo = [(module_name(name), "asked for") for name in names]
+    while todo:
+        name, why = todo.pop()
+        if name in done or name in builtin:
+            continue
+        if name not in have:
+            raise TreeError(f"module {name} ({why}): not in this kernel's packages")
+        done.add(name)
+        todo += [(need, f"needed by {name}") for need in sorted(needs(have[name]))]
+    return done
+
+
+class _Modules(Mapping[str, bytes]):
+    """Module name to the decompressed file, unpacked when looked at."""
+
+    def __init__(self, entries: Mapping[str, Entry]) -> None:
+        self._entries = entries
+        self._unpacked: dict[str, bytes] = {}
+
+    def __getitem__(self, name: str) -> bytes:
+        if name not in self._unpacked:
+            entry = self._entries[name]
+            data = entry.content.read()
+            self._unpacked[name] = lzma.decompress(data) if entry.path.endswith(".xz") else data
+        return self._unpacked[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def build(kernel: Tree, names: Iterable[str]) -> Tree:
+    """The tree with the closure of `names` out of the kernel's packages."""
+    entries: dict[str, Entry] = {}
+    for entry in kernel:
+        match = _MODULE.fullmatch(entry.path)
+        if match and entry.kind is Kind.FILE:
+            entries[module_name(match[1])] = entry
+    if not entries:
+        raise TreeError("no kernel modules in the packages given")
+    base = PurePosixPath(*PurePosixPath(next(iter(entries.values())).path).parts[:5])
+    lists = {name: kernel.get(str(base / name)) for name in _LISTS}
+    builtin_list = lists["modules.builtin"]
+    builtin = {
+        module_name(PurePosixPath(line).stem)
+        for line in (builtin_list.content.read().decode().split() if builtin_list else [])
+    }
+    modules = _Modules(entries)
+    wanted = closure(names, modules, builtin)
+    tree = Tree()
+    for name in sorted(wanted):
+        path = entries[name].path.removesuffix(".xz")
+        tree.add_file(path, Data(modules[name]), "linux-modules")
+    for name, entry in lists.items():
+        if entry:
+            tree.add_file(str(base / name), entry.content, "linux-base")
+    return _with_indexes(tree, base)
+
+
+def _with_indexes(tree: Tree, base: PurePosixPath) -> Tree:
+    """Run depmod over a copy on disk; return modules and indexes alone."""
+    result = Tree()
+    with tempfile.TemporaryDirectory() as scratch:
+        for entry in tree:
+            target = Path(scratch + entry.path)
+            if entry.kind is Kind.FILE:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(entry.content.read())
+                if entry.path.endswith(".ko"):
+                    result.add_file(entry.path, entry.content, entry.layer)
+        command = ["depmod", "-b", scratch, "-m", "/usr/lib/modules", base.name]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode or "FATAL" in done.stderr or "ERROR" in done.stderr:
+            raise TreeError(f"{' '.join(command)}: {done.stderr.strip()}")
+        for name in _INDEXES:
+            file = Path(scratch + str(base / name))
+            result.add_file(str(base / name), Data(whole(file).read()), "linux-modules")
+    return result
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--tar", type=Path, action="append", required=True)
+    parser.add_argument("--module", action="append", required=True)
+    args = parser.parse_args(argv)
+    try:
+        kernel = Tree()
+        for tar in args.tar:
+            kernel.add_tar(tar, tar.stem, exclude=["/usr/share"])
+        tree = build(kernel, args.module)
+        with args.out.open("wb") as out:
+            write_tar(tree, out)
+    except (TreeError, OSError, lzma.LZMAError) as e:
+        print(f"making {args.out}: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command of the image rules: make a tar, an initramfs or an erofs image of a spec.
+
+    layer (tar|initramfs|erofs) SPEC.json OUT [--manifest FILE]
+
+The spec is written by the rules in defs.bzl:
+
+    {"tars": [{"path": ..., "layer": ...}],       later ones shadow earlier ones
+     "exclude": ["/usr/share/doc", ...],          of the tars only
+     "files": [{"path": ..., "source": ..., "mode": 493}],
+     "symlinks": {"/bin": "usr/bin"}, "dirs": {"/run": "0755"},
+     "bytecode": false}
+
+The manifest is JSON, `[[path, kind, mode, bytes, layer], ...]`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from compression import zstd
+from pathlib import Path
+from typing import Any
+
+from osbase.build import bytecode
+from osbase.build.tree import Tree, TreeError, whole, write_cpio, write_tar
+
+# Images of equal content are equal.
+_UUID = "00000000-0000-4000-8000-000000000000"
+
+
+def assemble(spec: dict[str, Any]) -> Tree:
+    """Put the tree of a spec together. Links come first: /bin may be one."""
+    tree = Tree()
+    for path, target in spec["symlinks"].items():
+        tree.add_symlink(path, target, "image")
+    for tar in spec["tars"]:
+        tree.add_tar(Path(tar["path"]), tar["layer"], spec["exclude"])
+    for path, mode in spec["dirs"].items():
+        tree.add_dir(path, int(mode, 8), "image")
+    for file in spec["files"]:
+        tree.add_file(file["path"], whole(Path(file["source"])), "image", file["mode"])
+    tree.prune()
+    if spec["bytecode"]:
+        bytecode.add_bytecode(tree)
+    return tree
+
+
+def make_erofs(tree: Tree, out: Path, compression: str, cluster: int) -> None:
+    """Pipe the tree as a tar to mkfs.erofs. Raises TreeError when that fails."""
+    command = [
+        "mkfs.erofs",
+        "--quiet",
+        "--tar=f",
+        f"-z{compression}",
+        f"-C{cluster}",
+        "-T0",
+        f"-U{_UUID}",
+        "-x-1",
+        str(out),
+    ]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as mkfs:
+        assert mkfs.stdin and mkfs.stdout
+        try:
+            write_tar(tree, mkfs.stdin)
+            mkfs.stdin.close()
+        except BrokenPipeError:
+            pass  # it says why itself
+        said = mkfs.stdout.read().decode(errors="replace").strip()
+    if mkfs.returncode:
+        raise TreeError(f"{' '.join(command)}: exit {mkfs.returncode}: {said}")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("format", choices=("tar", "initramfs", "erofs"))
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--manifest", type=Path)
+    parser.add_argument("--compression", default="lz4hc")
+    parser.add_argument("--cluster", type=int, default=65536)
+    args = parser.parse_args(argv)
+    try:
+        tree = assemble(json.loads(args.spec.read_text()))
+        match args.format:
+            case "tar":
+                with args.out.open("wb") as out:
+                    write_tar(tree, out)
+            case "initramfs":
+                with zstd.open(args.out, "wb") as packed:
+                    write_cpio(tree, packed)
+            case "erofs":
+                make_erofs(tree, args.out, args.compression, args.cluster)
+    except (TreeError, OSError) as e:
+        print(f"making {args.out}: {e}", file=sys.stderr)
+        return 1
+    if args.manifest:
+        rows = [[e.path, e.kind.value, e.mode, e.content.size, e.layer] for e in tree]
+        args.manifest.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command of the rule oci_image: layers to an OCI image layout in one tar.
+
+    oci OUT.tar --tag localhost/busybox:latest --layer L.tar --entrypoint /bin/sh
+
+Layers are not compressed: images made here are preloaded from the node's own root,
+which is compressed as a whole, and unpacking is what takes the time at boot.
+Format: OCI image spec 1.1 (layout, index, manifest, config); the reference is in
+the two annotations that containerd's importer reads.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from osbase.build.tree import Content, Data, Tree, TreeError, whole, write_tar
+
+_MEDIA = "application/vnd.oci.image"
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def digest(data: bytes) -> str:
+    """`sha256:<hex>`."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+class _Layout:
+    """Blobs by digest, and the tree they make."""
+
+    def __init__(self) -> None:
+        self.tree = Tree()
+
+    def blob(self, media: str, content: Content) -> dict[str, Any]:
+        """Store a blob; return its descriptor."""
+        name = digest(content.read())
+        self.tree.add_file("/blobs/" + name.replace(":", "/"), content, "oci")
+        return {"mediaType": f"{_MEDIA}.{media}", "digest": name, "size": content.size}
+
+
+def layout(layers: list[Content], tag: str, config: dict[str, Any]) -> Tree:
+    """The layout of an image with these uncompressed layers, the lowest first.
+
+    `config` is the execution half (Entrypoint, Cmd, Env, User, WorkingDir).
+    """
+    out = _Layout()
+    descriptors = [out.blob("layer.v1.tar", layer) for layer in layers]
+    image = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": [d["digest"] for d in descriptors]},
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": f"{_MEDIA}.manifest.v1+json",
+        "config": out.blob("config.v1+json", Data(_json(image))),
+        "layers": descriptors,
+    }
+    top = out.blob("manifest.v1+json", Data(_json(manifest)))
+    top["platform"] = {"architecture": "amd64", "os": "linux"}
+    top["annotations"] = {
+        "io.containerd.image.name": tag,
+        "org.opencontainers.image.ref.name": tag,
+    }
+    index = {"schemaVersion": 2, "mediaType": f"{_MEDIA}.index.v1+json", "manifests": [top]}
+    out.tree.add_file("/index.json", Data(_json(index)), "oci")
+    out.tree.add_file("/oci-layout", Data(_json({"imageLayoutVersion": "1.0.0"})), "oci")
+    return out.tree
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--tag", required=True)
+    parser.add_argument("--layer", type=Path, action="append", required=True)
+    parser.add_argument("--entrypoint", action="append", default=[])
+    parser.add_argument("--cmd", action="append", default=[])
+    parser.add_argument("--env", action="append", default=[])
+    args = parser.parse_args(argv)
+    config = {"Entrypoint": args.entrypoint, "Cmd": args.cmd, "Env": args.env}
+    try:
+        layers: list[Content] = [whole(path) for path in args.layer]
+        tree = layout(layers, args.tag, {k: v for k, v in config.items() if v})
+        with args.out.open("wb") as out:
+            write_tar(tree, out)
+    except (TreeError, OSError) as e:
+        print(f"making {args.out}: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
