@@ -136,7 +136,7 @@ class _Node:
                 self.to(State.CANCELED)
                 return
             self.logger.error("died: cancelled, and not by its supervisor")
-        except BaseException as error:  # noqa: BLE001 - SystemExit must not end the loop
+        except BaseException as error:  # also SystemExit, which would end the loop
             if self.stopping:
                 self.logger.warning("failed while it was being stopped", exc_info=error)
                 self.to(State.CANCELED)
