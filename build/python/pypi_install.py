@@ -24,8 +24,12 @@ PIP_ONLY = ("INSTALLER", "RECORD", "REQUESTED", "direct_url.json")
 
 def prune(target: pathlib.Path) -> None:
     """Remove scripts, tests, caches and pip's own records; keep licences."""
-    for path in [*target.rglob("__pycache__"), target / "bin"]:
-        shutil.rmtree(path, ignore_errors=True)
+    for path in target.rglob("__pycache__"):
+        shutil.rmtree(path)
+    for path in target.glob("bin/*"):
+        # A script names the interpreter of this machine; a program may stay.
+        if path.read_bytes()[:2] == b"#!":
+            path.unlink()
     for path in sorted(target.rglob("tests")):
         if path.is_dir() and path.parent != target:
             shutil.rmtree(path)

@@ -56,9 +56,9 @@ def use_hypothesis_profile() -> None:
     from hypothesis.configuration import set_hypothesis_home_dir
 
     set_hypothesis_home_dir(os.environ["TEST_TMPDIR"])
-    common = {"deadline": None, "database": None, "print_blob": True}
-    hypothesis.settings.register_profile("bazel", derandomize=True, **common)
-    hypothesis.settings.register_profile("explore", max_examples=2000, **common)
+    same = hypothesis.settings(deadline=None, database=None, print_blob=True)
+    hypothesis.settings.register_profile("bazel", same, derandomize=True)
+    hypothesis.settings.register_profile("explore", same, max_examples=2000)
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "bazel"))
 
 

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each lint finds what it is for, and is silent about what is right."""
+
+import pathlib
+import subprocess
+
+import pytest
+
+from build.lint import rules, tools, tree
+
+LICENCE = "SPDX-License-Identifier: Apache-2.0"
+PROTO = """\
+syntax = "proto3";
+package p;
+message M { string text = 1; }
+service S { rpc Do(M) returns (M); }
+"""
+
+
+@pytest.fixture
+def root(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A small tree with the real settings, and nothing wrong in it."""
+    root = tmp_path / "tree"
+    write(root, "pyproject.toml", pathlib.Path("pyproject.toml").read_text())
+    write(root, "MODULE.bazel", "")
+    write(root, "osbase/good.py", '"""Good."""\n\n\ndef one() -> int:\n    return 1\n')
+    return root
+
+
+def write(root: pathlib.Path, path: str, text: str) -> None:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(text)
+
+
+def git(root: pathlib.Path, *arguments: str) -> None:
+    subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True)
+
+
+def test_git_decides_what_is_linted(root: pathlib.Path) -> None:
+    write(root, "gone.py", "")
+    write(root, "new/package/added.py", "")
+    git(root, "init")
+    git(root, "add", ".")
+    write(root, "junk.py", "import nonsense")
+    (root / "gone.py").unlink()
+    assert tree.files(root) == [
+        "MODULE.bazel",
+        "new/package/added.py",
+        "osbase/good.py",
+        "pyproject.toml",
+    ]
+
+
+def test_without_git_every_file_is_linted(root: pathlib.Path) -> None:
+    write(root, "junk.py", "")
+    write(root, "bazel-out/x.py", "")
+    write(root, "osbase/__pycache__/x.pyc", "")
+    assert tree.files(root) == ["MODULE.bazel", "junk.py", "osbase/good.py", "pyproject.toml"]
+
+
+def test_nothing_to_lint_is_an_error(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(tree.LintError):
+        tree.files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "finding"),
+    [
+        (["check"], '"""Bad."""\n\nimport os\n', "F401"),
+        (["check"], '"""Bad."""\n\n# ' + "wide " * 20 + "\n", "W505"),
+        (["check"], '"""Bad."""\n\n\ndef f(x) -> None:\n    pass\n', "ANN001"),
+        (["format", "--check"], '"""Bad."""\nx = {  1 }\n', "bad.py"),
+    ],
+)
+def test_ruff(root: pathlib.Path, command: list[str], text: str, finding: str) -> None:
+    assert tools.ruff(command, root, tree.files(root)) == ""
+    write(root, "osbase/bad.py", text)
+    assert finding in tools.ruff(command, root, tree.files(root))
+
+
+def test_ruff_fails_on_wrong_settings(root: pathlib.Path) -> None:
+    write(root, "pyproject.toml", "[tool.ruff]\nno-such-setting = 1\n")
+    with pytest.raises(tree.LintError, match="no-such-setting"):
+        tools.ruff(["check"], root, tree.files(root))
+
+
+def test_mypy(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """One wrong file for each thing that has to be understood to see it."""
+    proto = "from osbase.spec import a_pb2, a_pb2_grpc as g\n"
+    wrong = {
+        "def f():\n    pass\n": "no-untyped-def",
+        "from osbase.good import one\nx: str = one()\n": "assignment",
+        "import osbase.missing\n": "import-not-found",
+        "import grpc\nx: int = grpc.insecure_channel('')\n": "assignment",
+        "from google.protobuf.message import Message\nx: int = Message()\n": "assignment",
+        "import hypothesis\nx: int = hypothesis.settings()\n": "assignment",
+        "from qemu.qmp import QMPClient\nx: int = QMPClient()\n": "assignment",
+        proto + "a_pb2.M(text=1)\n": "arg-type",
+        proto + "a_pb2.M(txt='')\n": "call-arg",
+        proto + "g.SStub(1)\n": "SStub",
+        "from osbase.spec import b_pb2\n": "attr-defined",
+        "import nftables\nimport pyroute2\nx: int = ''\n": "assignment",
+    }
+    write(root, "osbase/spec/a.proto", PROTO)
+    write(root, "osbase/spec/__init__.py", '"""A regular package beside generated code."""\n')
+    for number, text in enumerate(wrong):
+        write(root, f"osbase/wrong{number}.py", text)
+    found = tools.mypy(root, tree.files(root), pathlib.Path(), tmp_path / "scratch")
+    for number, finding in enumerate(wrong.values()):
+        lines = [x for x in found.splitlines() if x.startswith(f"osbase/wrong{number}.py:")]
+        errors = [line for line in lines if ": error: " in line]
+        assert len(errors) == 1, lines
+        assert finding in errors[0]
+    assert "osbase/good.py" not in found
+
+
+def test_mypy_passes_typed_use_of_protos(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    write(root, "osbase/spec/a.proto", PROTO)
+    text = (
+        "import grpc\nfrom osbase.spec import a_pb2, a_pb2_grpc\n"
+        "def f(c: grpc.Channel) -> str:\n    return a_pb2_grpc.SStub(c).Do(a_pb2.M()).text\n"
+    )
+    write(root, "osbase/user.py", text)
+    assert tools.mypy(root, tree.files(root), pathlib.Path(), tmp_path / "scratch") == ""
+
+
+def test_mypy_fails_on_a_broken_proto(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    write(root, "osbase/spec/a.proto", "nonsense")
+    with pytest.raises(tree.LintError, match="protoc"):
+        tools.mypy(root, tree.files(root), pathlib.Path(), tmp_path / "scratch")
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "good"),
+    [
+        ("a.py", f"# {LICENCE}\n", True),
+        ("a.py", f"#!/usr/bin/python3\n# {LICENCE}\n", True),
+        ("run", f"#!/bin/sh\n# {LICENCE}\n", True),
+        ("a.proto", f"// {LICENCE}\n", True),
+        ("a.json", "{}", True),
+        ("a/__init__.py", "", True),
+        ("a.py", "import os\n", False),
+        ("a.py", f"\n# {LICENCE}\n", False),
+        ("a.py", f"# {LICENCE} OR MIT\n", False),
+        ("run", "#!/bin/sh\necho\n", False),
+        ("a.go", f"# {LICENCE}\n", False),
+        ("x/BUILD.bazel", "py_library()\n", False),
+        (".devcontainer/Dockerfile", "FROM x\n", False),
+    ],
+)
+def test_spdx(path: str, text: str, good: bool) -> None:
+    assert list(rules.spdx(path, text)) == [] if good else list(rules.spdx(path, text))
+
+
+@pytest.mark.parametrize(
+    ("line", "good"),
+    [
+        ("https://deb." + "debian.org/debian", False),
+        ("see files." + "pythonhosted.org", False),
+        ("registry." + "npmjs.org", False),
+        ("a mirror.example.test b", False),
+        ('x = "/wor' + 'k/main"', False),
+        ("cd /hom" + "e/somebody/x", False),
+        ("/roo" + "t/.cache", False),
+        ("the homework/work in build/work/", True),
+        ("$HOME/work", True),
+        ("https://www.debian.org/social_contract", True),
+        ("the mirror of the host", True),
+    ],
+)
+def test_machine_specific(line: str, good: bool) -> None:
+    found = list(rules.machine_specific("f", "fine\n" + line, {"mirror.example.test", "vm"}))
+    assert found == [] if good else found[0].startswith("f:2: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "good"),
+    [
+        ("osbase/a.py", "import metropolis.node\n", False),
+        ("osbase/a.py", "def f():\n    from metropolis import node\n", False),
+        ("osbase/a_test.py", "import os, metropolis\n", False),
+        ("osbase/BUILD.bazel", 'deps = ["//metropolis/node:allocs"]', False),
+        ("osbase/a.proto", 'import "metropolis/a.proto";', False),
+        ("osbase/a.py", "import metropolises\nx = 'metropolis'\n", True),
+        ("osbase/a.py", "# like metropolis.node\n", True),
+        ("metropolis/a.py", "import metropolis.node\n", True),
+    ],
+)
+def test_layering(path: str, text: str, good: bool) -> None:
+    assert list(rules.layering(path, text)) == [] if good else list(rules.layering(path, text))
+
+
+def test_hosts_in_settings() -> None:
+    apt = "deb [signed-by=/x] http://user:secret@mirror.example.test/debian forky main"
+    pip = "extra-index-url = https://pip.example.test:8080/simple file:///some/where"
+    assert rules.hosts_in(apt + "\n" + pip) == {"mirror.example.test", "pip.example.test"}

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules of our own: pure functions from a file's text to what is wrong in it."""
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+
+LICENCE = "SPDX-License-Identifier: Apache-2.0"
+
+# How a comment opens, by the end of the file's name. Formats without comments
+# and files that a tool writes are not here.
+COMMENTS = {
+    ".py": "# ",
+    ".pyi": "# ",
+    ".bzl": "# ",
+    ".bazel": "# ",
+    ".bazelrc": "# ",
+    ".sh": "# ",
+    ".toml": "# ",
+    ".in": "# ",
+    ".yml": "# ",
+    ".yaml": "# ",
+    "Dockerfile": "# ",
+    ".proto": "// ",
+    ".textproto": "# ",
+    ".c": "// ",
+    ".h": "// ",
+    ".go": "// ",
+}
+
+# Brackets, lest this file be found guilty.
+MIRRORS = re.compile(
+    r"\b([\w-]+[.])*("
+    r"deb[.]debian|ftp[.]([a-z]+[.])?debian|snapshot[.]debian|archive[.]ubuntu|"
+    r"pypi|pythonhosted|npmjs|proxy[.]golang|docker[.]io"
+    r")[.](org|com|net|io)\b"
+)
+MACHINE_PATHS = re.compile(r"(?<![\w.$}*-])/(wor[k]|hom[e]/[a-z][\w-]*|roo[t]/[.]\w+)(?=[/\s\"'`:]|$)")
+
+
+def spdx(path: str, text: str) -> Iterator[str]:
+    """The licence is on line 1, or on line 2 after a shebang."""
+    opening = next((c for end, c in COMMENTS.items() if path.endswith(end)), None)
+    lines = text.split("\n")
+    if lines[0].startswith("#!"):
+        opening = opening or "# "
+        lines = lines[1:]
+    if opening is None or not text.strip():
+        return
+    if not lines or lines[0] != opening + LICENCE:
+        yield f"{path}:1: the first line must be: {opening}{LICENCE}"
+
+
+def machine_specific(path: str, text: str, hosts: Iterable[str] = ()) -> Iterator[str]:
+    """No mirror's host name and no path of somebody's machine.
+
+    `hosts` are the names that this machine's own configuration has.
+    """
+    own = [host for host in hosts if "." in host]
+    for number, line in enumerate(text.split("\n"), start=1):
+        if match := MIRRORS.search(line):
+            yield f"{path}:{number}: package mirror {match.group()}: take it from the host's settings"
+        if match := MACHINE_PATHS.search(line):
+            yield f"{path}:{number}: path of one machine: {match.group()}"
+        for host in own:
+            if host in line:
+                yield f"{path}:{number}: a host of this machine's package settings"
+
+
+def _imports(text: str) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            # A relative import that climbs out of osbase would be an error.
+            yield node.lineno, node.module or ""
+
+
+REFERENCES = {
+    ".proto": re.compile(r'^\s*import\s+(?:public\s+)?"metropolis/'),
+    ".bazel": re.compile(r'"(@@?)?//metropolis[/:"]'),
+    ".bzl": re.compile(r'"(@@?)?//metropolis[/:"]'),
+    ".go": re.compile(r'^\s*(import\s+)?(\w+\s+)?"[^"]*metropolis/'),
+    ".c": re.compile(r'^\s*#\s*include\s+"metropolis/'),
+    ".h": re.compile(r'^\s*#\s*include\s+"metropolis/'),
+}
+
+
+def layering(path: str, text: str) -> Iterator[str]:
+    """Nothing in osbase knows metropolis."""
+    if not path.startswith("osbase/"):
+        return
+    if path.endswith((".py", ".pyi")):
+        for number, module in _imports(text):
+            if module.split(".")[0] == "metropolis":
+                yield f"{path}:{number}: osbase imports {module}"
+    for end, pattern in REFERENCES.items():
+        if path.endswith(end):
+            for number, line in enumerate(text.split("\n"), start=1):
+                if pattern.search(line):
+                    yield f"{path}:{number}: osbase refers to metropolis: {line.strip()}"
+
+
+def hosts_in(settings: str) -> set[str]:
+    """The host names of the URLs in apt's or pip's settings."""
+    found = set(re.findall(r"[a-z+]+://(?:[^/@\s]*@)?([\w.-]+)", settings))
+    return {host for host in found if host != "localhost"}

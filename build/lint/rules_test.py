@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our own rules over the whole tree: licences, layering, nothing of one machine."""
+
+import glob
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+
+import pytest
+
+from build.lint import rules, tree
+
+
+def check(rule: Callable[[str, str], Iterable[str]]) -> None:
+    """Fail with all that `rule` finds in the tree's text files."""
+    root = tree.workspace()
+    found: list[str] = []
+    for path in tree.files(root):
+        try:
+            text = (root / path).read_text()
+        except UnicodeDecodeError:
+            continue
+        found += rule(path, text)
+    if found:
+        pytest.fail("\n".join(found), pytrace=False)
+
+
+def configured_hosts() -> set[str]:
+    """The hosts of the package settings of this machine, as far as readable."""
+    hosts: set[str] = set()
+    for pattern in ("/etc/apt/sources.list*", "/etc/apt/sources.list.d/*", "/etc/pip.conf"):
+        for name in glob.glob(pattern):
+            if pathlib.Path(name).is_file():
+                hosts |= rules.hosts_in(pathlib.Path(name).read_text(errors="replace"))
+    return hosts
+
+
+def test_spdx() -> None:
+    check(rules.spdx)
+
+
+def test_osbase_never_imports_metropolis() -> None:
+    check(rules.layering)
+
+
+def test_nothing_of_one_machine() -> None:
+    hosts = configured_hosts()
+
+    def rule(path: str, text: str) -> Iterator[str]:
+        return rules.machine_specific(path, text, hosts)
+
+    check(rule)
