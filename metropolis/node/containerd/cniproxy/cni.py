@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client: go-cni's CNI, over gRPC to the workload network service.
+
+Every call has a deadline. A call that fails has left nothing behind but for
+one that ran out of time: remove() makes sure. remove() works whatever is
+loaded, and needs no more than the id, for namespaces are gone when it comes
+late.
+
+The id is the sandbox's, not the pod's: of two sandboxes of one pod, removing
+the old one must not cut off the new one.
+"""
+
+import copy
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from metropolis.node import allocs
+from metropolis.node.containerd.cniproxy import errors, result
+from metropolis.node.containerd.cniproxy.errors import (
+    CNINotInitializedError,
+    InvalidResultError,
+    NotFoundError,
+)
+from metropolis.node.containerd.cniproxy.namespace import Namespace, NamespaceOpt
+from metropolis.node.containerd.cniproxy.options import (
+    LO_NETWORK_NAME,
+    NETWORK_NAME,
+    Opt,
+    Settings,
+)
+from metropolis.node.containerd.cniproxy.result import Result
+from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
+from metropolis.node.core.network.workloads.spec import workload_pb2_grpc
+
+_SCOPE_LINK = 253  # RT_SCOPE_LINK, linux/rtnetlink.h
+_LO = result.Config(
+    ip_configs=(
+        result.IPConfig(IPv4Address("127.0.0.1")),
+        result.IPConfig(IPv6Address("::1")),
+    ),
+    mac="00:00:00:00:00:00",
+)
+# A restarted service is found again soon, and not after minutes.
+_CHANNEL_OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+@dataclass(frozen=True)
+class NetworkConf:
+    """A plugin's configuration; `source` is it as JSON."""
+
+    type: str
+    source: str
+
+
+@dataclass(frozen=True)
+class NetworkConfList:
+    """A network's configuration; `source` is it as JSON."""
+
+    name: str
+    cni_version: str
+    plugins: tuple[NetworkConf, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class ConfNetwork:
+    """A network, and what its interface is called."""
+
+    config: NetworkConfList
+    if_name: str
+
+
+@dataclass(frozen=True)
+class ConfigResult:
+    """What get_config() returns."""
+
+    plugin_dirs: tuple[str, ...]
+    plugin_conf_dir: str
+    plugin_max_conf_num: int
+    prefix: str
+    networks: tuple[ConfNetwork, ...]
+
+
+class CNI:
+    """Made by new(); for any number of threads. close() it, or use `with`."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Make one; nothing is connected before the first call."""
+        self._lock = threading.Lock()  # of what follows
+        self._settings = settings
+        self._channel: grpc.Channel | None = None
+        self._channel_path = ""
+
+    def __enter__(self) -> Self:
+        """Return it."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Hang up. The next call connects again."""
+        with self._lock:
+            channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+    def load(self, *opts: Opt) -> None:
+        """Replace the networks by what the options add; on error, keep them."""
+        with self._lock:
+            settings = copy.deepcopy(self._settings)
+            settings.networks.clear()
+            try:
+                for opt in opts:
+                    opt(settings)
+            except errors.CNIError as error:
+                raise errors.LoadError(f"load: {error}") from error
+            self._settings = settings
+
+    def status(self, timeout_s: float | None = None) -> None:
+        """Raise CNINotInitializedError unless setup() would have an address."""
+        self._ready()
+        self._call("status", lambda stub: stub.Status, pb.StatusRequest(), timeout_s)
+
+    def setup(
+        self, id: str, path: str, *opts: NamespaceOpt, timeout_s: float | None = None
+    ) -> Result:
+        """Give the sandbox `id` its network, in the namespace at `path`.
+
+        Repeating it returns the same.
+        """
+        settings = self._ready()
+        namespace = _namespace(opts)
+        request = pb.AttachRequest(
+            workload_id=_workload_id(id),
+            netns=pb.NetNSAttachment(netns_path=path, if_name=settings.default_interface),
+            requested_ip=[ip.packed for ip in namespace.ips],
+            requested_mac=namespace.mac,
+        )
+        operation = f"setup {id!r:.80} at {path!r:.80}"
+        made = self._call(operation, lambda stub: stub.Attach, request, timeout_s)
+        try:
+            return _result(settings, path, namespace, made)
+        except (ValueError, IndexError) as error:
+            raise InvalidResultError(f"{operation}: {error}") from error
+
+    def setup_serially(
+        self, id: str, path: str, *opts: NamespaceOpt, timeout_s: float | None = None
+    ) -> Result:
+        """Do as setup(): there is one network."""
+        return self.setup(id, path, *opts, timeout_s=timeout_s)
+
+    def remove(
+        self, id: str, path: str, *opts: NamespaceOpt, timeout_s: float | None = None
+    ) -> None:
+        """Take the sandbox's network away; none is no error.
+
+        `path` may be empty or gone; one that is another namespace than the
+        sandbox's leaves everything as it is. Options mean nothing.
+        """
+        request = pb.DetachRequest(
+            workload_id=_workload_id(id), netns=pb.NetNSAttachment(netns_path=path)
+        )
+        self._call(f"remove {id!r:.80}", lambda stub: stub.Detach, request, timeout_s)
+
+    def check(
+        self, id: str, path: str, *opts: NamespaceOpt, timeout_s: float | None = None
+    ) -> None:
+        """Raise NotFoundError unless the sandbox has its interface.
+
+        What `path` says is not compared, nor what happened inside of it.
+        """
+        settings = self._ready()
+        _namespace(opts)
+        request = pb.ListRequest(workload_id=_workload_id(id))
+        found = self._call(f"check {id!r:.80}", lambda stub: stub.List, request, timeout_s)
+        if all(one.if_name != settings.default_interface for one in found.attachments):
+            raise NotFoundError(
+                f"check {id!r:.80}: it has no interface {settings.default_interface}"
+            )
+
+    def get_config(self) -> ConfigResult:
+        """Tell the settings and the networks."""
+        settings = self._current()
+        return ConfigResult(
+            plugin_dirs=tuple(settings.plugin_dirs),
+            plugin_conf_dir=settings.plugin_conf_dir,
+            plugin_max_conf_num=settings.plugin_max_conf_num,
+            prefix=settings.prefix,
+            networks=tuple(_network(settings, name) for name in settings.networks),
+        )
+
+    def _current(self) -> Settings:
+        with self._lock:
+            return self._settings
+
+    def _ready(self) -> Settings:
+        settings = self._current()
+        if len(settings.networks) < settings.min_network_count:
+            raise CNINotInitializedError(
+                f"{len(settings.networks)} of {settings.min_network_count} networks are loaded"
+            )
+        return settings
+
+    def _call[Q, A](
+        self,
+        operation: str,
+        method: Callable[[workload_pb2_grpc.WorkloadNetworkingStub], Callable[..., A]],
+        request: Q,
+        timeout_s: float | None,
+    ) -> A:
+        with self._lock:
+            settings = self._settings
+            if self._channel is not None and self._channel_path != settings.socket_path:
+                self._channel.close()
+                self._channel = None
+            if self._channel is None:
+                self._channel_path = settings.socket_path
+                target = f"unix:{settings.socket_path}"
+                self._channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+            stub = workload_pb2_grpc.WorkloadNetworkingStub(self._channel)
+        timeout = settings.timeout_s if timeout_s is None else timeout_s
+        try:
+            return method(stub)(request, timeout=timeout)
+        except grpc.RpcError as error:
+            raise errors.from_rpc(operation, error) from error
+
+
+def new(*opts: Opt) -> CNI:
+    """Make a client; raise InvalidConfigError for an option that cannot be."""
+    settings = Settings()
+    for opt in opts:
+        opt(settings)
+    return CNI(settings)
+
+
+def _workload_id(id: str) -> str:
+    """Refuse what protobuf would: strings that are not Unicode."""
+    try:
+        id.encode()
+    except UnicodeEncodeError as error:
+        raise errors.InvalidConfigError(f"id {id!r:.80}: {error}") from error
+    return id
+
+
+def _namespace(opts: tuple[NamespaceOpt, ...]) -> Namespace:
+    namespace = Namespace()
+    for opt in opts:
+        opt(namespace)
+    return namespace
+
+
+def _result(settings: Settings, path: str, namespace: Namespace, made: pb.AttachResponse) -> Result:
+    """Make the result; ValueError for addresses that are none."""
+    ips = [ip_address(packed) for packed in made.ip]
+    gateways = {gateway.version: gateway for gateway in map(ip_address, made.gateway)}
+    interfaces: dict[str, result.Config] = {}
+    dns: list[result.DNS] = []
+    for network in settings.networks:
+        if network == LO_NETWORK_NAME:
+            interfaces["lo"] = result.Config(_LO.ip_configs, _LO.mac, path)
+            dns.append(result.DNS())
+            continue
+        if made.host_interface:
+            mac = allocs.FIRST_HOP_MAC.hex(":")
+            interfaces[made.host_interface] = result.Config(mac=mac)
+        interfaces[settings.default_interface] = result.Config(
+            tuple(result.IPConfig(ip, gateways.get(ip.version)) for ip in ips),
+            made.mac.hex(":"),
+            path,
+        )
+        asked = namespace.dns
+        dns.append(
+            result.DNS(tuple(asked.servers), "", tuple(asked.searches), tuple(asked.options))
+            if asked
+            else result.DNS()
+        )
+    routes = []
+    for route in made.routes:
+        dst = ip_network((route.destination, route.prefix_length))
+        gateway = ip_address(route.gateway) if route.gateway else None
+        routes.append(result.Route(dst, gateway, None if gateway else _SCOPE_LINK))
+    return Result(interfaces, tuple(dns), tuple(routes))
+
+
+def _network(settings: Settings, name: str) -> ConfNetwork:
+    """Write down as a configuration what is none."""
+    kind, if_name, version = {
+        NETWORK_NAME: ("cniproxy", settings.default_interface, "1.1.0"),
+        LO_NETWORK_NAME: ("loopback", "lo", "0.3.1"),
+    }[name]
+    plugin: dict[str, Any] = {"type": kind}
+    source = json.dumps({"cniVersion": version, "name": name, "plugins": [plugin]})
+    conf = NetworkConf(kind, json.dumps(plugin))
+    return ConfNetwork(NetworkConfList(name, version, (conf,), source), if_name)

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client with the real service and the kernel, in a network namespace."""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from pathlib import Path
+
+import grpc
+import pytest
+
+from metropolis.node.containerd.cniproxy import cni as cniproxy
+from metropolis.node.containerd.cniproxy import errors, namespace, options, result
+from metropolis.node.core.network.workloads.engine import Engine
+from metropolis.node.core.network.workloads.kernel import KernelDatapath
+from metropolis.node.core.network.workloads.server import WorkloadServer
+from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
+from metropolis.node.core.network.workloads.spec import workload_pb2_grpc
+
+PREFIXES = [ip_network("10.192.0.0/24"), ip_network("fd00:10:192::/112")]
+GENEROUS_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    engine = Engine(KernelDatapath())
+    engine.start()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def socket_path(tmp_path: Path, engine: Engine) -> Iterator[str]:
+    engine.set_prefixes(PREFIXES)
+    path = tmp_path / "run" / "workload.sock"
+    server = WorkloadServer(engine, path)
+    server.start()
+    yield str(path)
+    server.stop()
+    for attachment in engine.list():
+        engine.detach(attachment.workload_id)
+
+
+@pytest.fixture
+def cni(socket_path: str) -> Iterator[cniproxy.CNI]:
+    """A client as containerd's CRI plugin makes one."""
+    with cniproxy.new(
+        options.with_socket(socket_path),
+        options.with_min_network_count(2),
+        options.with_plugin_conf_dir("/etc/cni/net.d"),
+        options.with_plugin_max_conf_num(1),
+        options.with_plugin_dir(["/usr/libexec/cni"]),
+    ) as client:
+        client.load(options.with_lo_network, options.with_default_conf)
+        yield client
+
+
+def make_netns() -> tuple[int, str]:
+    """A network namespace, and its path while the descriptor is open."""
+    made: list[int] = []
+
+    def make() -> None:
+        os.unshare(os.CLONE_NEWNET)
+        made.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    return made[0], f"/proc/{os.getpid()}/fd/{made[0]}"
+
+
+@pytest.fixture
+def netns() -> Iterator[str]:
+    descriptor, path = make_netns()
+    yield path
+    os.close(descriptor)
+
+
+def test_setup_gives_what_containerd_reads(cni: cniproxy.CNI, netns: str, engine: Engine) -> None:
+    found = cni.setup(
+        "sandbox-1",
+        netns,
+        namespace.with_labels({"K8S_POD_NAMESPACE": "default", "IgnoreUnknown": "1"}),
+        namespace.with_capability("io.kubernetes.cri.pod-annotations", {"a": "b"}),
+        namespace.with_capability_port_map([]),
+        namespace.with_capability_bandwidth(namespace.BandWidth()),
+        namespace.with_capability_cgroup_path("/kubepods"),
+        namespace.with_capability_dns(namespace.DNS(servers=["10.0.0.53"])),
+    )
+    (attachment,) = engine.list()
+    assert attachment.workload_id == "sandbox-1"
+    eth0 = found.interfaces["eth0"]
+    assert tuple(one.ip for one in eth0.ip_configs) == attachment.ips
+    assert [str(one.gateway) for one in eth0.ip_configs] == ["169.254.77.1", "fe80::1"]
+    assert (eth0.mac, eth0.sandbox) == (attachment.mac.hex(":"), netns)
+    assert found.interfaces[attachment.host_interface].sandbox == ""
+    assert found.interfaces["lo"].ip_configs[0].ip == IPv4Address("127.0.0.1")
+    assert found.interfaces["lo"].sandbox == netns
+    assert found.dns == (result.DNS(), result.DNS(nameservers=("10.0.0.53",)))
+    assert {(str(r.dst), r.gw and str(r.gw), r.scope) for r in found.routes} == {
+        ("0.0.0.0/0", "169.254.77.1", None),
+        ("::/0", "fe80::1", None),
+        ("169.254.77.1/32", None, 253),
+        ("fe80::1/128", None, 253),
+    }
+    assert result.Result.from_json(found.to_json()) == found
+    assert cni.setup_serially("sandbox-1", netns).interfaces == found.interfaces
+
+
+def test_remove_and_check(cni: cniproxy.CNI, netns: str, engine: Engine) -> None:
+    cni.setup("sandbox-1", netns)
+    cni.check("sandbox-1", netns)
+    cni.remove("sandbox-2", netns)
+    cni.check("sandbox-1", netns)
+    cni.remove("sandbox-1", netns)
+    cni.remove("sandbox-1", "")
+    assert engine.list() == []
+    with pytest.raises(errors.NotFoundError, match="sandbox-1"):
+        cni.check("sandbox-1", netns)
+
+
+def test_remove_needs_no_namespace_and_no_network(socket_path: str, engine: Engine) -> None:
+    descriptor, path = make_netns()
+    with cniproxy.new(options.with_socket(socket_path), options.with_default_conf) as client:
+        client.setup("sandbox-1", path)
+    with cniproxy.new(options.with_socket(socket_path)) as client:
+        client.remove("sandbox-1", "")
+        assert engine.list() == []
+        with pytest.raises(errors.CNINotInitializedError, match="0 of 1 networks"):
+            client.setup("sandbox-1", path)
+    os.close(descriptor)
+
+
+def test_requested_addresses_and_mac(cni: cniproxy.CNI, netns: str) -> None:
+    found = cni.setup(
+        "sandbox-1",
+        netns,
+        namespace.with_capability("ips", ["10.192.0.77/24", "fd00:10:192::77"]),
+        namespace.with_args("MAC", "02:AB:00:00:00:01"),
+    )
+    ips = [one.ip for one in found.interfaces["eth0"].ip_configs]
+    assert ips == [IPv4Address("10.192.0.77"), IPv6Address("fd00:10:192::77")]
+    assert found.interfaces["eth0"].mac == "02:ab:00:00:00:01"
+
+
+@pytest.mark.parametrize(
+    "opt",
+    [
+        namespace.with_capability_port_map([namespace.PortMapping(80, 80)]),
+        namespace.with_capability_bandwidth(namespace.BandWidth(ingress_rate=1)),
+        namespace.with_capability("ipRanges", [[{}]]),
+        namespace.with_capability("ips", ["x"]),
+        namespace.with_capability("ips", [7]),
+        namespace.with_capability("mac", "02:ab"),
+        namespace.with_args("IP", "192.0.2.1"),
+    ],
+)
+def test_what_the_service_does_not_have_is_refused(
+    cni: cniproxy.CNI, netns: str, engine: Engine, opt: namespace.NamespaceOpt
+) -> None:
+    with pytest.raises(errors.InvalidConfigError):
+        cni.setup("sandbox-1", netns, opt)
+    assert engine.list() == []
+
+
+@pytest.mark.parametrize("id", ["", "x" * 300, "\udcff", "a\nb"])
+def test_ids_that_are_none(cni: cniproxy.CNI, netns: str, id: str) -> None:
+    with pytest.raises(errors.InvalidConfigError):
+        cni.setup(id, netns)
+
+
+def test_errors_of_the_service_keep_their_cause(
+    cni: cniproxy.CNI, netns: str, engine: Engine
+) -> None:
+    with pytest.raises(errors.NotFoundError, match="missing") as info:
+        cni.setup("sandbox-1", "/run/netns/missing")
+    assert isinstance(info.value.__cause__, grpc.RpcError)
+    cni.setup("sandbox-1", netns)
+    descriptor, other = make_netns()
+    with pytest.raises(errors.ServiceError, match="ALREADY_EXISTS"):
+        cni.setup("sandbox-1", other)
+    os.close(descriptor)
+    engine.set_prefixes([])
+    with pytest.raises(errors.CNINotInitializedError, match="prefix"):
+        cni.status()
+
+
+def test_status_and_a_service_that_comes_and_goes(tmp_path: Path, engine: Engine) -> None:
+    path = tmp_path / "run" / "workload.sock"
+    engine.set_prefixes(PREFIXES)
+    with cniproxy.new(options.with_socket(str(path)), options.with_default_conf) as client:
+        for _ in range(2):
+            with pytest.raises(errors.CNINotInitializedError, match="UNAVAILABLE"):
+                client.status()
+            server = WorkloadServer(engine, path)
+            server.start()
+            give_up = threading.Event()
+            timer = threading.Timer(GENEROUS_S, give_up.set)
+            timer.start()
+            while True:  # the channel dials again after a short while
+                try:
+                    client.status()
+                    break
+                except errors.CNINotInitializedError:
+                    assert not give_up.wait(0.02)
+            timer.cancel()
+            server.stop()
+
+
+def test_every_call_has_a_deadline(tmp_path: Path) -> None:
+    """A service that accepts and never answers."""
+    arrived = threading.Event()
+
+    class Silent(workload_pb2_grpc.WorkloadNetworkingServicer):
+        def Status(  # noqa: N802 - gRPC's name
+            self, request: pb.StatusRequest, context: grpc.ServicerContext
+        ) -> pb.StatusResponse:
+            done = threading.Event()
+            context.add_callback(done.set)
+            arrived.set()
+            done.wait(GENEROUS_S)
+            return pb.StatusResponse()
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    workload_pb2_grpc.add_WorkloadNetworkingServicer_to_server(Silent(), server)
+    path = str(tmp_path / "s")
+    server.add_insecure_port(f"unix:{path}")
+    server.start()
+    opts = (options.with_socket(path), options.with_default_conf, options.with_timeout(1.0))
+    with cniproxy.new(*opts) as client, pytest.raises(errors.DeadlineExceededError):
+        client.status()
+    assert arrived.is_set()
+    server.stop(None).wait()
+
+
+def test_many_at_once(cni: cniproxy.CNI, engine: Engine) -> None:
+    spaces = [make_netns() for _ in range(30)]
+    with ThreadPoolExecutor(10) as pool:
+        found = list(pool.map(lambda i: cni.setup(f"s{i}", spaces[i][1]), range(30)))
+        assert len({one.interfaces["eth0"].ip_configs[0].ip for one in found}) == 30
+        list(pool.map(lambda i: cni.remove(f"s{i}", ""), range(30)))
+    assert engine.list() == []
+    for descriptor, _ in spaces:
+        os.close(descriptor)
+
+
+def test_get_config(cni: cniproxy.CNI) -> None:
+    config = cni.get_config()
+    assert config.plugin_dirs == ("/usr/libexec/cni",)
+    assert (config.plugin_conf_dir, config.plugin_max_conf_num) == ("/etc/cni/net.d", 1)
+    assert [(one.config.name, one.if_name) for one in config.networks] == [
+        ("cni-loopback", "lo"),
+        ("metropolis", "eth0"),
+    ]
+    for one in config.networks:
+        assert json.loads(one.config.source)["plugins"] == [
+            json.loads(one.config.plugins[0].source)
+        ]
+
+
+def test_a_load_that_fails_changes_nothing(cni: cniproxy.CNI) -> None:
+    before = cni.get_config()
+    with pytest.raises(errors.LoadError, match="absolute path"):
+        cni.load(options.with_default_conf, options.with_socket("relative"))
+    assert cni.get_config() == before
+
+
+def test_the_interface_prefix(socket_path: str, netns: str, engine: Engine) -> None:
+    opts = (options.with_socket(socket_path), options.with_interface_prefix("net"))
+    with cniproxy.new(*opts) as client:
+        client.load(options.with_all_conf)
+        assert client.setup("sandbox-1", netns).interfaces["net0"].ip_configs
+    assert [one.if_name for one in engine.list()] == ["net0"]
+
+
+def test_an_answer_that_is_none_is_an_error() -> None:
+    settings = options.Settings(networks=[options.NETWORK_NAME])
+    with pytest.raises(ValueError, match="IPv4 or IPv6"):
+        cniproxy._result(settings, "/x", namespace.Namespace(), pb.AttachResponse(ip=[b"abc"]))
+
+
+def test_a_service_with_only_the_base_of_the_api() -> None:
+    """One that answers with addresses and nothing else."""
+    settings = options.Settings(networks=[options.NETWORK_NAME])
+    made = pb.AttachResponse(ip=[bytes([10, 0, 0, 1])])
+    found = cniproxy._result(settings, "/x", namespace.Namespace(), made)
+    ips = (result.IPConfig(IPv4Address("10.0.0.1")),)
+    assert found.interfaces == {"eth0": result.Config(ips, "", "/x")}

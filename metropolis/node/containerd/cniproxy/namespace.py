@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What setup(), remove() and check() take about a namespace.
+
+Capabilities that the service does not have are an error when they ask for
+something; the metadata of pods is accepted, and not used yet.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_interface
+from typing import Any
+
+from metropolis.node.containerd.cniproxy.errors import InvalidConfigError
+
+_MAC = re.compile(r"([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
+
+
+@dataclass(frozen=True)
+class PortMapping:
+    """A host port that leads to a container's. Not in the service yet."""
+
+    host_port: int
+    container_port: int
+    protocol: str = "tcp"
+    host_ip: str = ""
+
+
+@dataclass(frozen=True)
+class BandWidth:
+    """Limits in bits per second and bits. Not in the service yet."""
+
+    ingress_rate: int = 0
+    ingress_burst: int = 0
+    egress_rate: int = 0
+    egress_burst: int = 0
+
+
+@dataclass(frozen=True)
+class DNS:
+    """Resolver settings, which are passed on to the result."""
+
+    servers: Sequence[str] = ()
+    searches: Sequence[str] = ()
+    options: Sequence[str] = ()
+
+
+@dataclass
+class Namespace:
+    """What the options say about one namespace."""
+
+    args: dict[str, str] = field(default_factory=dict)
+    dns: DNS | None = None
+    ips: tuple[IPv4Address | IPv6Address, ...] = ()
+    mac: bytes = b""
+
+
+type NamespaceOpt = Callable[[Namespace], None]
+
+# Metadata that runtimes send along with every pod.
+_METADATA = {"cgroupPath", "io.kubernetes.cri.pod-annotations"}
+
+
+def with_labels(labels: Mapping[str, str]) -> NamespaceOpt:
+    """Tell about the pod: K8S_POD_NAMESPACE and the like.
+
+    IP (addresses, with commas between) and MAC ask for what they name, as in
+    CNI_ARGS.
+    """
+
+    def apply(namespace: Namespace) -> None:
+        namespace.args |= labels
+        if labels.get("IP"):
+            namespace.ips = tuple(_address(text) for text in labels["IP"].split(","))
+        if labels.get("MAC"):
+            namespace.mac = _mac(labels["MAC"])
+
+    return apply
+
+
+def with_args(key: str, value: str) -> NamespaceOpt:
+    """Tell one thing about the pod."""
+    return with_labels({key: value})
+
+
+def with_capability_port_map(mappings: Sequence[PortMapping]) -> NamespaceOpt:
+    """Map ports; any mapping is refused by the calls, the service has none."""
+    return with_capability("portMappings", mappings)
+
+
+def with_capability_bandwidth(bandwidth: BandWidth) -> NamespaceOpt:
+    """Limit bandwidth; any limit is refused by the calls, the service has none."""
+    return with_capability("bandwidth", bandwidth if bandwidth != BandWidth() else None)
+
+
+def with_capability_dns(dns: DNS) -> NamespaceOpt:
+    """Have these resolver settings in the result."""
+
+    def apply(namespace: Namespace) -> None:
+        namespace.dns = dns
+
+    return apply
+
+
+def with_capability_cgroup_path(path: str) -> NamespaceOpt:
+    """Tell the pod's control group."""
+    return with_capability("cgroupPath", path)
+
+
+def with_capability(name: str, value: Any) -> NamespaceOpt:  # noqa: ANN401 - it is JSON
+    """Ask for `ips` (a list of strings), `mac` (a string), or tell metadata."""
+
+    def apply(namespace: Namespace) -> None:
+        if name == "ips":
+            namespace.ips = tuple(_address(text) for text in value or ())
+        elif name == "mac":
+            namespace.mac = _mac(value)
+        elif value and name not in _METADATA:
+            raise InvalidConfigError(f"capability {name} is {value!r:.200}: not in the service")
+
+    return apply
+
+
+def _address(text: object) -> IPv4Address | IPv6Address:
+    try:
+        return ip_interface(text if isinstance(text, str) else "").ip
+    except ValueError:
+        raise InvalidConfigError(f"capability ips has {text!r:.80}: no IP address") from None
+
+
+def _mac(text: object) -> bytes:
+    if not text:
+        return b""
+    if not isinstance(text, str) or not _MAC.fullmatch(text):
+        raise InvalidConfigError(f"capability mac is {text!r:.80}: six hex pairs are expected")
+    return bytes.fromhex(text.replace(":", ""))
