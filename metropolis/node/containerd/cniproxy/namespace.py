@@ -84,12 +84,12 @@ def with_args(key: str, value: str) -> NamespaceOpt:
 
 
 def with_capability_port_map(mappings: Sequence[PortMapping]) -> NamespaceOpt:
-    """Map ports; any mapping is refused by the calls, the service has none."""
+    """Map ports; any mapping is refused, the service has none."""
     return with_capability("portMappings", mappings)
 
 
 def with_capability_bandwidth(bandwidth: BandWidth) -> NamespaceOpt:
-    """Limit bandwidth; any limit is refused by the calls, the service has none."""
+    """Limit bandwidth; any limit is refused, the service has none."""
     return with_capability("bandwidth", bandwidth if bandwidth != BandWidth() else None)
 
 

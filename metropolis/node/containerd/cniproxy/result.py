@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What setup() returns, and its JSON form.
 
-The JSON is go-cni's Result as Go's encoding/json writes it: containerd keeps it in
-its store, so the names are an on-disk format. Absent lists are null there, absent
-addresses empty strings; `from_json` takes what `to_json` makes, and what is
-missing as absent.
+The JSON is go-cni's Result as Go's encoding/json writes it: containerd keeps it
+in its store, so the names are an on-disk format. Absent lists are null there,
+absent addresses empty strings; `from_json` takes what `to_json` makes, and what
+is missing as absent.
 """
 
 import json

@@ -169,7 +169,7 @@ def test_an_answer_byte_by_byte(path: Path) -> None:
 
 
 def test_an_answer_before_the_request_is_read(path: Path) -> None:
-    """An early refusal is seen, though sending the rest of the request fails."""
+    """An early refusal is seen, though the rest cannot be sent."""
 
     def behave(connection: socket.socket) -> None:
         connection.sendall(wire.encode_answer(Answer(b"refused", 1)))

@@ -3,26 +3,26 @@
 
     containerd, CRI-O, Podman, nerdctl
         | exec, per operation
-    cniproxy (static C, knows no CNI)        metropolis/node/containerd/cniproxy/shim
-        | frame: argv, CNI_ environment, stdin          -> wire
-    /run/metropolis/network/cni.sock                    -> server
-        | command object                                -> protocol
-    engine.attach, detach, list, status                 -> adapter
-        | result or error object                        -> result, protocol
+    cniproxy (static C, knows no CNI)         containerd/cniproxy/shim
+        | frame: argv, CNI_ environment, stdin        -> wire
+    /run/metropolis/network/cni.sock                  -> server
+        | command object                              -> protocol
+    engine.attach, detach, list, status               -> adapter
+        | result or error object                      -> result, protocol
     stdout and exit code, back through cniproxy
 
-`wire`, `protocol` and `result` are pure; `adapter` calls the engine and owns what
-must hold between calls; `server` moves bytes. CNI 0.3.1, 0.4.0, 1.0.0 and 1.1.0
-are spoken, and one network exists, whatever name a configuration gives it.
+`wire`, `protocol` and `result` are pure; `adapter` calls the engine and owns
+what must hold between calls; `server` moves bytes. CNI 0.3.1, 0.4.0, 1.0.0 and
+1.1.0 are spoken, and one network exists, whatever a configuration calls it.
 
 Access: the socket is 0600 in a 0700 directory, so its caller is root, as the
 runtime that executes plugins is. No peer credentials are looked at.
 
-Limits: port mappings, bandwidth and address ranges are refused, not ignored; DNS
-is passed through to the result. Garbage collection means all attachments of the
-node, so a node has one runtime.
+Limits: port mappings, bandwidth and address ranges are refused, not ignored;
+DNS is passed through to the result. Garbage collection means all attachments of
+the node, so a node has one runtime.
 
 Why not a plugin that does the work itself: it would start an interpreter per
-operation, and keep what it knows in files. Why not gRPC from C: this frame is ten
-lines on either side.
+operation, and keep what it knows in files. Why not gRPC from C: this frame is
+ten lines on either side.
 """

@@ -10,12 +10,12 @@
   never what an ADD touched meanwhile. Runtimes must not run GC beside an ADD at
   all; this holds even if one does. What cannot be seen from here: an attachment
   made over gRPC after the runtime wrote its list and before GC came.
-- CHECK compares with what the engine knows and asks the kernel for the link; what
-  a workload changed inside its own namespace it does not see.
+- CHECK compares with what the engine knows and asks the kernel for the link;
+  what a workload changed inside its own namespace it does not see.
 - Repeating an ADD returns the attachment that is there, as over gRPC.
 
-The engine blocks; its calls run in threads of the given executor, but for STATUS,
-which must not wait behind attaches.
+The engine blocks; its calls run in threads of the given executor, but for
+STATUS, which must not wait behind attaches.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class Engine(Protocol):
 
 
 class Adapter:
-    """Serves one execution per `serve` call, any number at once, on one loop."""
+    """Serves an execution per `serve` call, any number at once, on one loop."""
 
     def __init__(
         self,

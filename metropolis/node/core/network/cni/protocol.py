@@ -2,13 +2,13 @@
 """The CNI exec protocol: an execution in, a command or an error out; pure.
 
 Follows the CNI specification 1.1.0, sections 2 (parameters, operations) and 5
-(errors). What differs between versions: CHECK exists from 0.4.0 on, GC and STATUS
-from 1.1.0 on. Results are in `result`.
+(errors). What differs between versions: CHECK exists from 0.4.0 on, GC and
+STATUS from 1.1.0 on. Results are in `result`.
 
 Stricter than some plugins: a capability that is not implemented is an error, so
-that nobody waits for a port mapping that was dropped. More lenient in DEL, which
-looks at nothing but the id, the interface and the namespace: what was once added
-can always be deleted, whatever has become of its configuration.
+that nobody waits for a port mapping that was dropped. More lenient in DEL,
+which looks at nothing but the id, the interface and the namespace: what was
+once added can always be deleted, whatever has become of its configuration.
 """
 
 import enum
@@ -30,7 +30,7 @@ type Key = tuple[str, str]
 
 VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 LATEST = VERSIONS[-1]
-# Without a cniVersion a configuration is of this version, says the specification.
+# What a configuration without cniVersion is of, says the specification.
 UNSTATED_VERSION = "0.1.0"
 
 _SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}

@@ -151,7 +151,7 @@ async def start(service: Path, request: Request) -> asyncio.subprocess.Process:
 
 
 async def cni(service: Path, *args: Any, **kwargs: Any) -> Any:
-    """Executes the shim as a runtime does; the result, or None if there is none."""
+    """Execute the shim as a runtime does; return the result, if any."""
     process = await start(service, execution(*args, **kwargs))
     assert process.stdout is not None
     stdout = await asyncio.wait_for(process.stdout.read(), GENEROUS_S)
