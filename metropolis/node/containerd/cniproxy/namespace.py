@@ -107,7 +107,7 @@ def with_capability_cgroup_path(path: str) -> NamespaceOpt:
     return with_capability("cgroupPath", path)
 
 
-def with_capability(name: str, value: Any) -> NamespaceOpt:  # noqa: ANN401 - it is JSON
+def with_capability(name: str, value: Any) -> NamespaceOpt:
     """Ask for `ips` (a list of strings), `mac` (a string), or tell metadata."""
 
     def apply(namespace: Namespace) -> None:

@@ -19,10 +19,11 @@ STATUS, which must not wait behind attaches.
 """
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Executor
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -58,7 +59,13 @@ class Engine(Protocol):
 
 
 class Adapter:
-    """Serves an execution per `serve` call, any number at once, on one loop."""
+    """Serves an execution per `serve` call, any number at once, on one loop.
+
+    patience_s: how long an operation waits for another one on its container;
+    as long as the shim does for everything.
+    """
+
+    patience_s = 60.0
 
     def __init__(
         self,
@@ -101,7 +108,7 @@ class Adapter:
     async def _run(self, command: protocol.Command) -> Answer:
         match command:
             case Del():
-                async with self._lock(command.container_id):
+                async with self._hold(command.container_id):
                     await self._detach(command.container_id, command.netns, command.if_name)
             case Check():
                 await self._check(command)
@@ -139,7 +146,7 @@ class Adapter:
         for touched in self._touched:
             touched.add(add.key)
         try:
-            async with self._lock(add.container_id):
+            async with self._hold(add.container_id):
                 if gone():
                     _logger.warning("ADD %s %s: caller has gone, not begun", *add.key)
                     return
@@ -147,8 +154,7 @@ class Adapter:
 
                 async def attach() -> Answer:
                     nonlocal created
-                    call = self._call(self._attach, add)
-                    attachment, created = await call
+                    attachment, created = await self._call(self._attach, add)
                     stdout = protocol.encode(result.success(add, attachment))
                     if len(stdout) > ANSWER_MAX:
                         raise CniError(Code.INVALID_CONFIG, "prevResult is too large")
@@ -159,6 +165,9 @@ class Adapter:
                 if created and (answer.exit_code or not delivered):
                     _logger.warning("ADD %s %s: not received, taken back", *add.key)
                     await self._detach(add.container_id, add.netns, add.if_name)
+        except CniError as error:
+            error.version = add.version
+            await deliver(error.answer())
         except errors.WorkloadError as error:
             _logger.error("ADD %s %s: not received, not taken back: %s", *add.key, error)
         finally:
@@ -215,14 +224,12 @@ class Adapter:
     async def _collect(self, stale: Attachment, touched: Collection[Key]) -> str:
         """Remove one stale attachment; return why not, or nothing."""
         key = stale.workload_id, stale.if_name
-        async with self._lock(stale.workload_id):
-            if key in touched:
-                return ""
-            try:
-                if await self._call(self._remove_unchanged, stale):
+        try:
+            async with self._hold(stale.workload_id):
+                if key not in touched and await self._call(self._remove_unchanged, stale):
                     _logger.info("GC: removed %s %s", *key)
-            except errors.WorkloadError as error:
-                return f"{stale.workload_id} {stale.if_name}: {error}"
+        except (CniError, errors.WorkloadError) as error:
+            return f"{stale.workload_id} {stale.if_name}: {error}"
         return ""
 
     def _remove_unchanged(self, stale: Attachment) -> bool:
@@ -238,8 +245,19 @@ class Adapter:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, lambda: call(*args, **kwargs))
 
-    def _lock(self, container_id: str) -> asyncio.Lock:
-        return self._locks.setdefault(container_id, asyncio.Lock())
+    @contextlib.asynccontextmanager
+    async def _hold(self, container_id: str) -> AsyncIterator[None]:
+        lock = self._locks.setdefault(container_id, asyncio.Lock())
+        try:
+            async with asyncio.timeout(self.patience_s):
+                await lock.acquire()
+        except TimeoutError:
+            what = f"another operation on {container_id} does not end"
+            raise CniError(Code.TRY_AGAIN_LATER, "busy", what) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 def _find(attachments: Sequence[Attachment], if_name: str) -> Attachment | None:

@@ -21,6 +21,7 @@ import pytest
 
 from metropolis.node import allocs
 from metropolis.node.core.network.cni import wire
+from metropolis.node.core.network.cni.adapter import Adapter
 from metropolis.node.core.network.cni.protocol import Code
 from metropolis.node.core.network.cni.server import CniServer
 from metropolis.node.core.network.cni.wire import Answer, Request
@@ -361,15 +362,35 @@ async def test_an_add_whose_caller_left_while_it_waited_is_not_begun(
     engine.gate.clear()
     first = asyncio.create_task(cni(service, "ADD", "c1", netns.path))
     await asyncio.to_thread(engine.arrived.acquire)
-    second = await start(service, execution("ADD", "c1", netns.path, IFNAME="eth1"))
-    await cni(service, "VERSION")  # by when the second is there or not; either is fine
-    second.kill()
-    await second.wait()
+    _, writer = await asyncio.open_unix_connection(service)
+    writer.write(wire.encode_request(execution("ADD", "c1", netns.path, IFNAME="eth1")))
+    # The loop serves what came first, first: now it has the request ...
+    await cni(service, "VERSION")
+    writer.close()
+    await cni(service, "VERSION")  # ... and now it knows that the caller left.
     engine.gate.set()
     await first
-    await cni(service, "DEL", "other")
+    await cni(service, "DEL", "c1", IFNAME="eth1")  # waits for its turn behind it
     assert not engine.arrived.acquire(blocking=False)
     assert netns.links() == {"lo", "eth0"}
+
+
+async def test_what_waits_for_an_operation_that_does_not_end_gives_up(
+    service: Path, engine: GatedEngine, netns: Netns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Adapter, "patience_s", 0.05)
+    await cni(service, "ADD", "c1", netns.path)
+    engine.arrived.acquire()
+    engine.gate.clear()
+    hung = asyncio.create_task(cni(service, "ADD", "c1", netns.path))
+    await asyncio.to_thread(engine.arrived.acquire)
+    await refused(Code.TRY_AGAIN_LATER, service, "ADD", "c1", netns.path)
+    await refused(Code.TRY_AGAIN_LATER, service, "DEL", "c1", netns.path)
+    assert await cni(service, "STATUS") is None
+    engine.gate.set()
+    await hung
+    await cni(service, "DEL", "c1", netns.path)
+    assert engine.list() == []
 
 
 async def test_many_at_once(service: Path, engine: GatedEngine) -> None:
