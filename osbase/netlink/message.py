@@ -101,7 +101,8 @@ def decode(data: bytes) -> Iterator[Message]:
 
 def error_of(message: Message) -> tuple[int, str]:
     """Positive errno (0: success) and the kernel's text of an NLMSG_ERROR or
-    NLMSG_DONE. Never fails on the text: the errno is what matters."""
+    NLMSG_DONE. Never fails on the text: the errno is what matters.
+    """
     body = message.body
     if len(body) < 4:
         if message.kind == NLMSG_DONE:

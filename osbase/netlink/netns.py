@@ -40,7 +40,7 @@ def shorten(text: str, limit: int = 64) -> str:
     """The text quoted for an error message, cut when long."""
     if len(text) <= limit:
         return ascii(text)
-    return f"{ascii(text[:limit])}... ({len(text)} characters)"
+    return f"{text[:limit]!a}... ({len(text)} characters)"
 
 
 def open_path(path: str) -> int:

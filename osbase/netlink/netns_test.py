@@ -3,6 +3,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +53,8 @@ def test_sockets_are_of_the_namespace_they_were_opened_in(home: int, other: int)
         assert not netns.loopback_is_up(inner)
         NetlinkSocket(inner).batch([rtnl.set_link_up(1, "lo")])
         assert netns.loopback_is_up(inner)
+        NetlinkSocket(outer).batch([rtnl.set_link_down(1, "lo")])
+        assert netns.loopback_is_up(inner)
         assert not netns.loopback_is_up(outer)
 
 
@@ -77,15 +81,21 @@ def test_a_thread_that_cannot_come_home_is_lost(other: int, tmp_path: Path) -> N
     assert [error.errno for error in told] == [errno.EINVAL]
 
 
-def test_a_lost_thread_ends_the_process(other: int, tmp_path: Path) -> None:
-    child = os.fork()  # the real thing: _exit of a process
-    if child == 0:
-        try:
-            with (tmp_path / "file").open("w") as file, netns.inside(other, file.fileno()):
-                pass
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 70
+def test_a_lost_thread_ends_the_process(tmp_path: Path) -> None:
+    """In a process of its own, which tries to come home to a plain file."""
+    program = f"""
+import os
+from osbase.netlink import netns
+home = netns.open_current()
+os.unshare(netns.CLONE_NEWNET)
+with open({str(tmp_path / "file")!r}, "w") as file, netns.inside(home, file.fileno()):
+    pass
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 70
+    assert "cannot return to its network namespace" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -99,7 +109,9 @@ def test_what_cannot_be_a_path_is_refused(path: str) -> None:
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("path", ["/nowhere/at/all", "/proc/self/status/ns", "/proc/1073741824/ns/net"])
+@pytest.mark.parametrize(
+    "path", ["/nowhere/at/all", "/proc/self/status/ns", "/proc/1073741824/ns/net"]
+)
 def test_what_is_not_there_is_missing(path: str) -> None:
     with pytest.raises(NetnsMissing, match="does not exist"):
         netns.open_path(path)

@@ -138,7 +138,8 @@ def set_link_down(ifindex: int, name: str) -> Request:
 
 def set_link_alias(ifindex: int, name: str, alias: str, *, ipv6: bool) -> Request:
     """Sets the alias (at most 255 bytes) and, where there is IPv6, that the
-    kernel makes no link-local address of its own."""
+    kernel makes no link-local address of its own.
+    """
     body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.attr(IFLA_IFALIAS, alias.encode())
     if ipv6:
         body += _NO_IPV6_ADDRESS
@@ -350,7 +351,8 @@ class LinkRemoved:
 
 def parse_link_removed(message: Message) -> LinkRemoved | None:
     """A link's removal; None for all else, such as a port that left a bridge,
-    which is told with the same message type in another family."""
+    which is told with the same message type in another family.
+    """
     if message.kind != RTM_DELLINK or len(message.body) < _IFINFO.size:
         return None
     family, _, ifindex, _, _ = _IFINFO.unpack_from(message.body)

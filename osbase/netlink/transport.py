@@ -219,7 +219,9 @@ class NetlinkSocket:
                 self._wait(deadline, request)
                 continue
             except OSError as error:
-                raise ReplyLost(f"{request.what}: receive: {errno_name(error.errno or 0)}") from error
+                raise ReplyLost(
+                    f"{request.what}: receive: {errno_name(error.errno or 0)}"
+                ) from error
             if sender == 0:
                 return decode(data)
             # Another process's socket wrote to ours: not the kernel's answer.
@@ -280,4 +282,3 @@ class SocketPool:
                 self._idle.append(chosen)
                 return
         chosen.close()
-

@@ -113,7 +113,10 @@ def test_a_batch_goes_on_after_a_failure_and_tells_each(here: int, sock: Netlink
                 rtnl.del_link(2000, "b2000"),
             ]
         )
-    assert [(e.index, e.errno) for e in caught.value.errors] == [(0, errno.ENODEV), (2, errno.ENODEV)]
+    assert [(e.index, e.errno) for e in caught.value.errors] == [
+        (0, errno.ENODEV),
+        (2, errno.ENODEV),
+    ]
     assert "set nothing up: ENODEV" in str(caught.value)
 
 
@@ -203,9 +206,7 @@ def reply(kind: int, sequence: int, body: bytes = bytes(4), flags: int = 0) -> b
 UP = rtnl.set_link_up(1, "lo")
 
 
-@pytest.mark.parametrize(
-    "data", [b"x", b"\xff" * 30, reply(2, 1)[:-1], reply(2, 1, b"")], ids=repr
-)
+@pytest.mark.parametrize("data", [b"x", b"\xff" * 30, reply(2, 1)[:-1], reply(2, 1, b"")], ids=repr)
 def test_garbage_is_an_error_of_the_family(data: bytes) -> None:
     with scripted(data) as sock, pytest.raises(ProtocolError):
         sock.batch([UP])

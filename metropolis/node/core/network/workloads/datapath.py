@@ -14,7 +14,7 @@ from metropolis.node.core.network.workloads.errors import KernelRefused
 from metropolis.node.core.network.workloads.model import IPAddress
 
 
-class IndexTaken(Exception):  # noqa: N818 - not an error of a caller
+class IndexTaken(Exception):
     """One of the chosen interface indexes is taken: choose others."""
 
 

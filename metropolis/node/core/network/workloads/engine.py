@@ -48,8 +48,8 @@ from metropolis.node.core.network.workloads.errors import (
 )
 from metropolis.node.core.network.workloads.locks import KeyedLocks
 from metropolis.node.core.network.workloads.model import (
-    Attachment,
     AttachIntent,
+    Attachment,
     IPAddress,
     IPNetwork,
     first_hop,
@@ -263,7 +263,7 @@ class Engine:
         try:
             with self._datapath.open_netns(path) as netns:
                 return netns.cookie
-        except (NotFound, InvalidArgument):
+        except NotFound, InvalidArgument:
             return None
 
     def _attach(self, intent: AttachIntent, netns: Netns) -> Attachment:
@@ -411,7 +411,8 @@ class Engine:
 
     def _on_overrun(self) -> None:
         """Removals were missed. What is new since the listing is kept: it is
-        looked at only if it was there before."""
+        looked at only if it was there before.
+        """
         with self._mutex:
             before = [index for index, e in self._by_index.items() if e.state is _State.ATTACHED]
         present = self._datapath.present()
@@ -425,9 +426,7 @@ class Engine:
     def list(self, workload_id: str = "") -> list[Attachment]:
         """The attachments, of one workload or all."""
         with self._mutex:
-            chosen = (
-                [self._entries.get(workload_id, {})] if workload_id else self._entries.values()
-            )
+            chosen = [self._entries.get(workload_id, {})] if workload_id else self._entries.values()
             records = [
                 entry.record
                 for entries in chosen

@@ -186,12 +186,10 @@ class KernelDatapath:
 
     def _repair(self, record: Record, missing: set[IPAddress]) -> None:
         """Put back what was taken from a link that is in use. A failure is
-        told and does not end the recovery: the rest of it still works."""
+        told and does not end the recovery: the rest of it still works.
+        """
         requests = [
-            request
-            for ip in record.ips
-            if ip in missing
-            for request in _host_address(record, ip)
+            request for ip in record.ips if ip in missing for request in _host_address(record, ip)
         ]
         try:
             self._batch_tolerating({errno.EEXIST}, *requests)
@@ -323,7 +321,8 @@ class KernelDatapath:
         verify: bool = False,
     ) -> None:
         """Remove the pair, and with it all that is on either end, and set lo
-        down again where this attach had set it up."""
+        down again where this attach had set it up.
+        """
         try:
             link = self._link(record.host_ifindex) if verify else None
             if not verify or (link is not None and link.name == record.host_interface):
@@ -379,7 +378,8 @@ class KernelDatapath:
 
     def _remove(self, records: list[Record]) -> dict[int, WorkloadError]:
         """Errors by host index. Links are named by their records, so that no
-        index that has passed to another link can be hit."""
+        index that has passed to another link can be hit.
+        """
         if len(records) == 1:
             requests = [rtnl.del_link_by_altname(_record(records[0]))]
         else:
@@ -456,9 +456,7 @@ def _inside(record: Record, metric: int, *, loopback: bool) -> list[Request]:
     for ip in record.ips:
         hop: IPAddress = allocs.FIRST_HOP_IPV4 if ip.version == 4 else allocs.FIRST_HOP_IPV6
         family = rtnl.family_of(ip)
-        requests.append(
-            rtnl.add_address(index, name, ip, ip.max_prefixlen, no_dad=ip.version == 6)
-        )
+        requests.append(rtnl.add_address(index, name, ip, ip.max_prefixlen, no_dad=ip.version == 6))
         # The explicit route to the first hop instead of RTNH_F_ONLINK, which
         # gVisor's netstack cannot import.
         requests.append(
@@ -489,9 +487,7 @@ def _host_address(record: Record, ip: IPAddress) -> Iterable[Request]:
     source: IPAddress | None = allocs.FIRST_HOP_IPV4
     if ip.version == 6:
         source = None
-        yield rtnl.add_address(
-            index, name, allocs.FIRST_HOP_IPV6, _FIRST_HOP_BITS_6, no_dad=True
-        )
+        yield rtnl.add_address(index, name, allocs.FIRST_HOP_IPV6, _FIRST_HOP_BITS_6, no_dad=True)
     yield rtnl.add_route(
         ip,
         index,
@@ -548,5 +544,3 @@ def _attach_error(operation: str, record: Record, error: BatchError) -> Workload
             "network namespace"
         )
     return KernelRefused(f"{operation}: {first}")
-
-

@@ -88,7 +88,9 @@ class TestKernelDatapath(DatapathContract):
             assert link.get("address") == "02:9c:52:fe:6d:0a"
             assert (link.get("mtu"), link.get("group")) == (1400, allocs.LINK_GROUP_WORKLOAD)
             assert link.get("ifalias") == "w1"
-            addresses = [(a.get("address"), a["flags"]) for a in witness.get_addr(index=link["index"])]
+            addresses = [
+                (a.get("address"), a["flags"]) for a in witness.get_addr(index=link["index"])
+            ]
             assert [address for address, _ in addresses] == ["fe80::1"]
             ours = {
                 r.get("dst"): r
@@ -254,5 +256,3 @@ def test_a_datapath_can_be_opened_again() -> None:
         datapath.open(lambda _: None, lambda: None)
         assert datapath.scan().complete == ()
         datapath.close()
-
-

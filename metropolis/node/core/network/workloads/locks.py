@@ -21,7 +21,8 @@ class _Slot:
 
 class KeyedLocks[Key: Hashable]:
     """timeout_s: how long to wait. waiters: how many may wait for one key,
-    so that one stuck workload cannot hold every thread of a server."""
+    so that one stuck workload cannot hold every thread of a server.
+    """
 
     def __init__(self, what: str, *, timeout_s: float = 30.0, waiters: int = 4) -> None:
         self._what = what

@@ -47,7 +47,8 @@ def digest(intent: AttachIntent) -> bytes:
     """8 bytes that differ when two requests of one workload and interface ask
     for different things. The namespace is not in it: it is compared by
     cookie. What is not asked for is left out, so that fields that are new in
-    a later version leave the digests of old requests as they are."""
+    a later version leave the digests of old requests as they are.
+    """
     state = hashlib.blake2b(digest_size=8)
     for ip in sorted(intent.requested_ips, key=lambda ip: ip.version):
         state.update(b"ip" + bytes([len(ip.packed)]) + ip.packed)

@@ -122,9 +122,7 @@ class _Family:
         for cursor in self.cursors:
             used = sum(1 for number in self.used if cursor.contains(number))
             held = sum(1 for number in self.reserved if cursor.contains(number))
-            parts.append(
-                f"{cursor.prefix} ({cursor.size} usable, {used} in use, {held} reserved)"
-            )
+            parts.append(f"{cursor.prefix} ({cursor.size} usable, {used} in use, {held} reserved)")
         return ", ".join(parts)
 
 

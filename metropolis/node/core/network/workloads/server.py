@@ -50,7 +50,8 @@ class WorkloadServer:
 
     def start(self) -> None:
         """Listen. Raises OSError when the socket cannot be made: the path is
-        too long, taken by a live server, or in a directory others can use."""
+        too long, taken by a live server, or in a directory others can use.
+        """
         assert self._server is None, "a server starts once"
         make_private_directory(self._path.parent)
         refuse_if_served(self._path)
@@ -127,7 +128,8 @@ def refuse_if_served(path: Path) -> None:
 
 def _handlers(engine: Engine) -> grpc.GenericRpcHandler:
     """Requests and responses are bytes here: gRPC would turn a request that
-    cannot be decoded into INTERNAL and a traceback."""
+    cannot be decoded into INTERNAL and a traceback.
+    """
 
     def attach(data: bytes) -> Message:
         intent = wire.attach_intent(wire.decode(pb.AttachRequest, data))

@@ -26,7 +26,7 @@ def show(value: str | bytes) -> str:
     if len(value) <= _SHOWN:
         return ascii(value)
     unit = "bytes" if isinstance(value, bytes) else "characters"
-    return f"{ascii(value[:_SHOWN])}... ({len(value)} {unit})"
+    return f"{value[:_SHOWN]!a}... ({len(value)} {unit})"
 
 
 def _fail(field: str, value: str | bytes, why: str) -> InvalidArgument:

@@ -8,26 +8,28 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from metropolis.node.core.network.workloads.errors import InvalidArgument
-from metropolis.node.core.network.workloads.model import Attachment, AttachIntent
+from metropolis.node.core.network.workloads.model import AttachIntent, Attachment
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.node.core.network.workloads.validate import parse_ips, show
 
 
 def decode[M: Message](kind: type[M], data: bytes) -> M:
     """The message. Raises InvalidArgument for what is none, and names the
-    field when it is a string that is not UTF-8."""
+    field when it is a string that is not UTF-8.
+    """
     try:
         return kind.FromString(data)
     except DecodeError:
         pass
     for name, value in _bad_strings(cast(Descriptor, kind.DESCRIPTOR), data):
         raise InvalidArgument(f"{name} {show(value)}: is not UTF-8")
-    raise InvalidArgument(f"request of {len(data)} bytes: is not a {kind.DESCRIPTOR.name}")
+    raise InvalidArgument(f"request of {len(data)} bytes: is no {kind.DESCRIPTOR.name}")
 
 
 def _bad_strings(kind: Descriptor, data: bytes, path: str = "") -> Iterator[tuple[str, bytes]]:
     """Strings that are not UTF-8, by walking the wire format; stops where it
-    is not well-formed. protobuf.dev/programming-guides/encoding."""
+    is not well-formed. protobuf.dev/programming-guides/encoding.
+    """
     offset = 0
     while offset < len(data):
         tag, offset = _varint(data, offset)
@@ -55,7 +57,8 @@ def _bad_strings(kind: Descriptor, data: bytes, path: str = "") -> Iterator[tupl
 
 def _varint(data: bytes, offset: int) -> tuple[int, int]:
     """The number, and where the next thing begins: at the end of the data if
-    the number does not end."""
+    the number does not end.
+    """
     value = 0
     for shift in range(0, 70, 7):
         if offset >= len(data):

@@ -41,7 +41,8 @@ class FakeNetns:
 @dataclass
 class FakeKernel:
     """What is there. links: by host index; metrics likewise; names_inside:
-    (cookie, name) of interfaces of others, as half_made are names of links."""
+    (cookie, name) of interfaces of others, as half_made are names of links.
+    """
 
     namespaces: dict[str, int] = field(default_factory=dict)
     links: dict[int, Record] = field(default_factory=dict)
@@ -110,9 +111,9 @@ class FakeDatapath:
         """See Datapath."""
         kernel = self.kernel
         with kernel.lock:
-            peers = {
-                (link.netns_cookie, link.peer_ifindex) for link in kernel.links.values()
-            } | {(record.netns_cookie, index) for index in kernel.indexes}
+            peers = {(link.netns_cookie, link.peer_ifindex) for link in kernel.links.values()} | {
+                (record.netns_cookie, index) for index in kernel.indexes
+            }
             if (
                 record.host_ifindex in kernel.links
                 or record.host_ifindex in kernel.indexes

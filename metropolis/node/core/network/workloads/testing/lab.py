@@ -72,7 +72,8 @@ def pods(count: int) -> Iterator[list[Pod]]:
 
 def objects() -> Objects:
     """Links, addresses, routes and rules of the calling thread's namespace, as
-    pyroute2 lists them, without what changes by itself."""
+    pyroute2 lists them, without what changes by itself.
+    """
     with IPRoute() as witness:
         listings = [
             witness.get_links(),
@@ -80,9 +81,7 @@ def objects() -> Objects:
             witness.get_routes(),
             witness.get_rules(),
         ]
-        return sorted(
-            repr(_stable(found)) for listing in listings for found in listing
-        )
+        return sorted(repr(_stable(found)) for listing in listings for found in listing)
 
 
 # What changes by itself; and the queueing discipline of a link that was up once.
@@ -111,7 +110,8 @@ def udp_round_trip(
     server: socket.socket, client: socket.socket, address: str, source: str | None = None
 ) -> tuple[str, str]:
     """A datagram to `address` and its answer; peers as server and client saw
-    them. Raises TimeoutError."""
+    them. Raises TimeoutError.
+    """
     server.bind((address, 0))
     if source is not None:
         client.bind((source, 0))

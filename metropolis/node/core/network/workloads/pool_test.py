@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pool against a model of it, and at size."""
+
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Address, ip_address, ip_network
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from metropolis.node.core.network.workloads.errors import (
+    AlreadyExists,
+    Exhausted,
+    InvalidArgument,
+)
+from metropolis.node.core.network.workloads.model import IPAddress, IPNetwork
+from metropolis.node.core.network.workloads.pool import AddressPool, usable_range
+
+
+def pool_of(*prefixes: str, reserved: tuple[str, ...] = ()) -> AddressPool:
+    pool = AddressPool()
+    pool.set_prefixes(
+        [ip_network(prefix) for prefix in prefixes], [ip_address(ip) for ip in reserved]
+    )
+    return pool
+
+
+def drain(pool: AddressPool, version: int) -> Iterator[IPAddress]:
+    while True:
+        try:
+            yield pool.take(version, "w")
+        except Exhausted:
+            return
+
+
+@pytest.mark.parametrize("prefix", ["10.0.0.0/29", "10.0.0.0/30", "10.0.0.0/24", "10.0.0.128/25"])
+def test_ipv4_without_network_and_broadcast(prefix: str) -> None:
+    assert list(drain(pool_of(prefix), 4)) == list(ip_network(prefix).hosts())
+
+
+@pytest.mark.parametrize("prefix", ["fd00::/126", "fd00::1:0/120"])
+def test_ipv6_without_the_anycast_address(prefix: str) -> None:
+    assert list(drain(pool_of(prefix), 6)) == list(ip_network(prefix))[1:]
+
+
+@pytest.mark.parametrize("prefix", ["10.0.0.6/31", "10.0.0.7/32", "fd00::8/127", "fd00::7/128"])
+def test_prefixes_of_one_and_two_are_used_whole(prefix: str) -> None:
+    network = ip_network(prefix)
+    assert list(drain(pool_of(prefix), network.version)) == list(network)
+
+
+def test_reuse_is_as_late_as_possible() -> None:
+    pool = pool_of("10.0.0.0/29")
+    first, second = pool.take(4, "a"), pool.take(4, "b")
+    pool.release(second)
+    pool.release(first)
+    rest = [pool.take(4, "c") for _ in range(4)]
+    assert not {first, second} & set(rest)
+    assert [pool.take(4, "d"), pool.take(4, "d")] == [second, first]  # longest free first
+
+
+def test_an_address_freed_before_the_cursor_comes_waits_its_turn() -> None:
+    pool = pool_of("10.0.0.0/29")
+    early = ip_address("10.0.0.2")
+    pool.take_requested(early, "a")
+    pool.release(early)
+    assert list(drain(pool, 4))[-1] == early
+
+
+def test_a_new_pool_goes_on_behind_what_is_in_use() -> None:
+    pool = AddressPool()
+    for text in ("10.0.0.2", "10.0.0.4"):
+        pool.adopt(ip_address(text), "old")
+    pool.set_prefixes([ip_network("10.0.0.0/29")])
+    assert [str(ip) for ip in drain(pool, 4)] == ["10.0.0.5", "10.0.0.6", "10.0.0.1", "10.0.0.3"]
+
+
+def test_exhaustion_names_prefix_and_size() -> None:
+    pool = pool_of("10.0.0.0/30", "10.9.0.0/31", reserved=("10.0.0.1",))
+    assert len(list(drain(pool, 4))) == 3
+    with pytest.raises(Exhausted) as caught:
+        pool.take(4, "w")
+    assert str(caught.value) == (
+        "no free IPv4 address left in 10.0.0.0/30 (2 usable, 1 in use, 1 reserved), "
+        "10.9.0.0/31 (2 usable, 2 in use, 0 reserved)"
+    )
+
+
+def test_requested_addresses() -> None:
+    pool = pool_of("10.0.0.0/29", "fd00::/120", reserved=("10.0.0.1",))
+    pool.take_requested(ip_address("10.0.0.3"), "a")
+    for text, error, why in [
+        ("10.0.0.3", AlreadyExists, "in use by a"),
+        ("10.0.0.1", InvalidArgument, "is reserved"),
+        ("10.0.0.0", InvalidArgument, r"not a usable address of this node: 10.0.0.0/29"),
+        ("10.0.0.7", InvalidArgument, "not a usable address"),
+        ("10.0.0.8", InvalidArgument, "not a usable address"),
+        ("fd00::", InvalidArgument, "not a usable address"),
+    ]:
+        with pytest.raises(error, match=f"requested_ip {text}: {why}"):
+            pool.take_requested(ip_address(text), "b")
+    with pytest.raises(InvalidArgument, match="there is no IPv6 prefix"):
+        pool_of("10.0.0.0/29").take_requested(ip_address("fd00::1"), "b")
+
+
+def test_prefixes_change_under_attachments() -> None:
+    pool = pool_of("10.0.0.0/30")
+    kept, freed = pool.take(4, "a"), pool.take(4, "b")
+    pool.release(freed)
+    pool.set_prefixes([ip_network("10.1.0.0/30")])
+    assert [str(ip) for ip in drain(pool, 4)] == ["10.1.0.1", "10.1.0.2"]
+    pool.release(kept)  # belongs to no prefix now
+    assert not list(drain(pool, 4))
+    pool.set_prefixes([])
+    assert pool.versions == ()
+
+
+def test_reserving_and_releasing_reservations() -> None:
+    pool = pool_of("10.0.0.0/29", reserved=("10.0.0.2",))
+    assert ip_address("10.0.0.2") not in list(drain(pool, 4))
+    pool.release(ip_address("10.0.0.3"))
+    pool.set_prefixes([ip_network("10.0.0.0/29")], [ip_address("10.0.0.3")])
+    assert [str(ip) for ip in drain(pool, 4)] == ["10.0.0.2"]
+
+
+def test_overlapping_prefixes_are_refused_and_nothing_changes() -> None:
+    pool = pool_of("10.0.0.0/30")
+    with pytest.raises(InvalidArgument, match=r"10.1.0.0/24 and 10.1.0.64/26 overlap"):
+        pool.set_prefixes([ip_network("10.1.0.64/26"), ip_network("10.1.0.0/24")])
+    assert str(pool.take(4, "w")) == "10.0.0.1"
+
+
+def test_a_million_addresses_cost_what_ten_do() -> None:
+    """Bounds are wide, a linear pool misses them by orders of magnitude."""
+    started = time.process_time()
+    pool = pool_of("10.0.0.0/8", "fd00::/64")
+    assert time.process_time() - started < 0.1
+    taken = [pool.take(4, "w") for _ in range(100_000)]
+    for ip in taken[:50_000]:
+        pool.release(ip)
+    started = time.process_time()
+    for _ in range(1000):
+        pool.release(pool.take(4, "w"))
+    assert time.process_time() - started < 0.5
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(20, 32))
+def test_usable_ranges_are_in_the_prefix(number: int, bits: int) -> None:
+    prefix = ip_network((number >> (32 - bits) << (32 - bits), bits))
+    first, last = usable_range(prefix)
+    assert first <= last
+    assert IPv4Address(first) in prefix
+    assert IPv4Address(last) in prefix
+
+
+PREFIXES: list[IPNetwork] = [
+    ip_network(text) for text in ("10.0.0.0/29", "10.0.1.0/30", "10.0.2.0/31", "10.0.3.0/32")
+]
+ADDRESSES = [ip for prefix in PREFIXES for ip in prefix]
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """The pool against the plainest model: sets, and the order of freeing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = AddressPool()
+        self.used: set[IPAddress] = set()
+        self.freed_at: dict[IPAddress, int] = {}
+        self.clock = 0
+        self.prefixes: list[IPNetwork] = []
+        self.reserved: set[IPAddress] = set()
+
+    def usable(self) -> set[IPAddress]:
+        found: set[IPAddress] = set()
+        for prefix in self.prefixes:
+            found |= set(prefix.hosts())
+        return found - self.reserved
+
+    @rule(
+        prefixes=st.lists(st.sampled_from(PREFIXES), unique=True),
+        reserved=st.sets(st.sampled_from(ADDRESSES), max_size=3),
+    )
+    def set_prefixes(self, prefixes: list[IPNetwork], reserved: set[IPAddress]) -> None:
+        self.pool.set_prefixes(prefixes, reserved)
+        self.prefixes, self.reserved = prefixes, reserved
+        # What was freed before is only known of prefixes that stayed.
+        self.freed_at = {}
+
+    @rule()
+    def take(self) -> None:
+        free = self.usable() - self.used
+        try:
+            taken = self.pool.take(4, "w")
+        except Exhausted:
+            assert not free
+            return
+        assert taken in free
+        never_freed = free - self.freed_at.keys()
+        if taken in self.freed_at:
+            assert not never_freed
+            assert self.freed_at[taken] == min(self.freed_at[ip] for ip in free)
+        self.used.add(taken)
+        self.freed_at.pop(taken, None)
+
+    @rule(ip=st.sampled_from(ADDRESSES))
+    def take_requested(self, ip: IPAddress) -> None:
+        free = ip in self.usable() - self.used
+        try:
+            self.pool.take_requested(ip, "w")
+        except InvalidArgument, AlreadyExists:
+            assert not free
+            return
+        assert free
+        self.used.add(ip)
+        self.freed_at.pop(ip, None)
+
+    @rule(ip=st.sampled_from(ADDRESSES))
+    def adopt(self, ip: IPAddress) -> None:
+        self.pool.adopt(ip, "w")
+        self.used.add(ip)
+        self.freed_at.pop(ip, None)
+
+    @precondition(lambda self: self.used)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        ip = data.draw(st.sampled_from(sorted(self.used, key=int)))
+        self.pool.release(ip)
+        self.used.remove(ip)
+        self.clock += 1
+        self.freed_at[ip] = self.clock
+
+    @invariant()
+    def versions_are_those_of_the_prefixes(self) -> None:
+        assert self.pool.versions == ((4,) if self.prefixes else ())
+
+
+TestPoolMachine = PoolMachine.TestCase
+TestPoolMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API as callers have it: gRPC, the kernel, and bad input.
+
+Runs in a network namespace of its own, as its root.
+"""
+
+import os
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_network
+from pathlib import Path
+
+import grpc
+import pytest
+
+from metropolis.node.core.network.workloads.engine import Engine
+from metropolis.node.core.network.workloads.errors import WorkloadError
+from metropolis.node.core.network.workloads.kernel import KernelDatapath
+from metropolis.node.core.network.workloads.server import WorkloadServer
+from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
+from metropolis.node.core.network.workloads.testing.lab import Pod, objects
+from metropolis.node.core.network.workloads.testing.served import Client, texts
+
+SERVICE = "/metropolis.node.core.network.workloads.WorkloadNetworking/"
+Code = grpc.StatusCode
+
+
+class World:
+    """A server in this process, a client, and one pod."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "run" / "workload.sock"
+        self.engine = Engine(KernelDatapath())
+        self.engine.set_prefixes([ip_network("10.192.0.0/29"), ip_network("fd00:10:192::/112")])
+        self.engine.start()
+        self.server = WorkloadServer(self.engine, self.path)
+        self.server.start()
+        self.client = Client(self.path)
+        self.pod = Pod()
+
+    def close(self) -> None:
+        for one in self.engine.list():
+            self.engine.detach(one.workload_id)
+        self.client.close()
+        self.server.stop()
+        self.engine.close()
+        self.pod.close()
+
+    def refused(self, method: str, data: bytes) -> tuple[grpc.StatusCode, str]:
+        """Send raw bytes; the status of the refusal."""
+        call = self.client.channel.unary_unary(SERVICE + method)
+        with pytest.raises(grpc.RpcError) as caught:
+            call(data, timeout=10)
+        details = caught.value.details()
+        assert "Traceback" not in details
+        return caught.value.code(), details
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+def attach_bytes(path: str, workload_id: str = "w1", if_name: str = "eth0") -> bytes:
+    netns = pb.NetNSAttachment(netns_path=path, if_name=if_name)
+    return pb.AttachRequest(workload_id=workload_id, netns=netns).SerializeToString()
+
+
+def bad_inputs(directory: Path, good: str) -> Iterator[tuple[bytes, grpc.StatusCode, str]]:
+    fifo, file = directory / "fifo", directory / "file"
+    os.mkfifo(fifo)
+    file.touch()
+    wrong = Code.INVALID_ARGUMENT
+    yield attach_bytes("/nowhere/at/all"), Code.NOT_FOUND, "netns_path '/nowhere/at/all'"
+    yield attach_bytes(str(file)), wrong, "is not a network namespace"
+    yield attach_bytes("/proc/self/ns/mnt"), wrong, "is not a network namespace"
+    yield attach_bytes(str(fifo)), wrong, "is not a network namespace"
+    yield attach_bytes("relative/path"), wrong, "must be an absolute path"
+    yield attach_bytes(""), wrong, "netns.netns_path '': must not be empty"
+    yield attach_bytes("/" + "x" * 4999), wrong, "(5000 characters): must have at most 4095"
+    yield attach_bytes(f"/proc/{os.getpid()}/ns/net"), wrong, "namespace of the host"
+    for name in ("", "x" * 16, "a/b", "a\nb", "eth%d"):
+        yield attach_bytes(good, if_name=name), wrong, "if_name"
+    yield attach_bytes(good, if_name="lo"), Code.ALREADY_EXISTS, "if_name 'lo': is taken"
+    for workload_id in ("", "x" * 300, "ü", "a\n"):
+        yield attach_bytes(good, workload_id=workload_id), wrong, "workload_id"
+    yield b"\x0a\x02\xff\xfe", wrong, "workload_id b'\\xff\\xfe': is not UTF-8"
+    yield b"\x0a\x50garbage", wrong, "request of 9 bytes"
+    yield pb.AttachRequest(workload_id="w1").SerializeToString(), wrong, "netns.netns_path"
+    for ip in (b"", b"\1\2\3", bytes(4), bytes([10, 192, 0, 7]), bytes([9, 9, 9, 9])):
+        request = pb.AttachRequest.FromString(attach_bytes(good))
+        request.requested_ip.append(ip)
+        yield request.SerializeToString(), wrong, "requested_ip"
+    request = pb.AttachRequest.FromString(attach_bytes(good))
+    request.requested_mac = b"\xff" * 6
+    yield request.SerializeToString(), wrong, "requested_mac"
+
+
+def test_bad_input_is_refused_and_leaves_nothing(world: World, tmp_path: Path) -> None:
+    outside, inside = objects(), world.pod.objects()
+    count = 0
+    for data, code, text in bad_inputs(tmp_path, world.pod.path):
+        found, details = world.refused("Attach", data)
+        assert (found, text in details) == (code, True), (found, details, text)
+        assert len(details) < 500
+        assert (objects(), world.pod.objects()) == (outside, inside), details
+        count += 1
+    assert count == 27
+    world.client.attach("w1", world.pod)
+    world.client.detach("w1")
+
+
+@pytest.mark.parametrize("method", ["Attach", "Detach", "Status", "List"])
+def test_garbage_is_an_invalid_argument(world: World, method: str) -> None:
+    code, details = world.refused(method, b"\xff\xff\xff")
+    assert (code, "request of 3 bytes: is no" in details) == (Code.INVALID_ARGUMENT, True)
+
+
+def test_an_unexpected_error_is_no_traceback(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world.engine, "status", lambda: [][0])
+    code, details = world.refused("Status", b"")
+    assert (code, details) == (
+        Code.INTERNAL,
+        "status: unexpected IndexError; see the service's log",
+    )
+
+
+def test_a_name_that_is_taken_in_the_namespace(world: World) -> None:
+    world.client.attach("w1", world.pod)
+    before = (objects(), world.pod.objects())
+    code, details = world.refused("Attach", attach_bytes(world.pod.path, "w2"))
+    assert code == Code.ALREADY_EXISTS
+    assert details == "if_name 'eth0': is taken in the network namespace by workload 'w1'"
+    assert (objects(), world.pod.objects()) == before
+
+
+def test_exhaustion_is_told_and_leaves_nothing(world: World) -> None:
+    pods = [Pod() for _ in range(6)]
+    given = [texts(world.client.attach(f"p{n}", pod).ip)[0] for n, pod in enumerate(pods)]
+    assert given == [f"10.192.0.{n}" for n in range(1, 7)]  # neither .0 nor .7
+    before = (objects(), world.pod.objects())
+    code, details = world.refused("Attach", attach_bytes(world.pod.path))
+    assert code == Code.RESOURCE_EXHAUSTED
+    assert details == (
+        "no free IPv4 address left in 10.192.0.0/29 (6 usable, 6 in use, 0 reserved)"
+    )
+    assert (objects(), world.pod.objects()) == before
+    world.client.detach("p3")
+    assert texts(world.client.attach("w1", world.pod).ip)[0] == "10.192.0.4"
+    for pod in pods:
+        pod.close()
+
+
+def test_two_attaches_of_one_id_at_once(world: World) -> None:
+    with ThreadPoolExecutor() as pool:
+        for _ in range(10):
+            answers = list(pool.map(lambda _: world.client.attach("w1", world.pod), range(4)))
+            assert all(answer == answers[0] for answer in answers)
+            assert len(world.client.list()) == 1
+            world.client.detach("w1")
+
+
+def test_different_workloads_at_once(world: World) -> None:
+    world.engine.set_prefixes([ip_network("10.192.0.0/16"), ip_network("fd00:10:192::/112")])
+    before = objects()
+    pods = [Pod() for _ in range(32)]
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda n: world.client.attach(f"p{n}", pods[n]), range(32)))
+        assert len({ip for answer in answers for ip in answer.ip}) == 64
+        list(pool.map(lambda n: world.client.detach(f"p{n}"), range(32)))
+    assert objects() == before
+    for pod in pods:
+        pod.close()
+
+
+def test_two_workloads_for_one_name_at_once(world: World) -> None:
+    def attempt(number: int) -> str:
+        try:
+            world.client.attach(f"p{number}", world.pod)
+        except grpc.RpcError as error:
+            assert error.code() in (Code.ALREADY_EXISTS, Code.UNAVAILABLE)
+            return ""
+        return f"p{number}"
+
+    with ThreadPoolExecutor() as pool:
+        won = [name for name in pool.map(attempt, range(8)) if name]
+    assert len(won) == 1
+    assert list(world.client.list()) == won
+
+
+def test_not_ready(world: World) -> None:
+    world.engine.set_prefixes([])
+    code, details = world.refused("Status", b"")
+    assert (code, "no address prefix" in details) == (Code.UNAVAILABLE, True)
+    code, _ = world.refused("Attach", attach_bytes(world.pod.path))
+    assert code == Code.UNAVAILABLE
+    world.client.detach("w1")  # all the same
+
+
+def test_detach_of_a_pod_that_is_gone(world: World) -> None:
+    before = objects()
+    pod = Pod()
+    world.client.attach("w2", pod)
+    path = pod.path
+    pod.close()
+    world.client.detach("w2", path)
+    assert objects() == before
+
+
+def test_the_socket_is_private(world: World) -> None:
+    assert stat.S_IMODE(world.path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(world.path.parent.stat().st_mode) == 0o700
+    assert os.listdir(world.path.parent) == [world.path.name]
+
+
+def test_the_socket_is_never_more_open(tmp_path: Path) -> None:
+    """Seen by a thread that looks as fast as it can, with nothing masked."""
+    path = tmp_path / "run" / "s"
+    modes: set[int] = set()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            try:
+                modes.add(stat.S_IMODE(path.stat().st_mode))
+            except FileNotFoundError:
+                continue
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    mask = os.umask(0)
+    engine = Engine(KernelDatapath())
+    try:
+        for _ in range(20):
+            server = WorkloadServer(engine, path)
+            server.start()
+            server.stop(0)
+    finally:
+        os.umask(mask)
+        done.set()
+        thread.join()
+    assert modes == {0o600}
+    assert os.listdir(path.parent) == []
+
+
+def test_a_dead_servers_socket_is_replaced_and_a_live_ones_is_not(
+    world: World, tmp_path: Path
+) -> None:
+    with pytest.raises(OSError, match="another server listens there"):
+        WorkloadServer(world.engine, world.path).start()
+    world.client.stub.Status(pb.StatusRequest())  # unharmed
+    stale = tmp_path / "run" / "stale.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(stale))
+    server = WorkloadServer(world.engine, stale)
+    server.start()
+    client = Client(stale)
+    client.stub.Status(pb.StatusRequest(), timeout=10)
+    client.close()
+    server.stop()
+    assert not stale.exists()
+
+
+def test_places_where_no_socket_can_be(world: World, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    for path, why in [
+        (file, "is not a socket"),
+        (file / "s", "exists"),
+        (shared / "s", "directory of our own"),
+        (tmp_path / ("x" * 120) / "s", "too long"),
+    ]:
+        with pytest.raises(OSError, match=why):
+            WorkloadServer(world.engine, path).start()
+    assert file.exists()
+
+
+def test_stop_finishes_the_calls_under_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = threading.Event()
+    real = world.engine.status
+
+    def slow() -> None:
+        inside.set()
+        stopping.wait(10)
+        real()
+
+    monkeypatch.setattr(world.engine, "status", slow)
+    stopping = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        call = pool.submit(world.client.stub.Status, pb.StatusRequest(), timeout=20)
+        assert inside.wait(10)
+        stop = pool.submit(world.server.stop, 10)
+        stopping.set()
+        assert call.result(20) == pb.StatusResponse()
+        stop.result(20)
+
+
+def test_every_error_has_a_code() -> None:
+    for kind in WorkloadError.__subclasses__():
+        assert isinstance(kind.code, grpc.StatusCode)
