@@ -44,7 +44,9 @@ def main(argv: list[str]) -> int:
             program = Path(scratch, "busybox")
             program.write_bytes(binary.content.read())
             os.chmod(program, 0o755)
-            done = subprocess.run([program, "--list-full"], check=True, capture_output=True, text=True)
+            done = subprocess.run(
+                [program, "--list-full"], check=True, capture_output=True, text=True
+            )
         with out.open("wb") as stream:
             write_tar(links(done.stdout.splitlines()), stream)
     except (TreeError, OSError, subprocess.CalledProcessError) as e:

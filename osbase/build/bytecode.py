@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Byte code for the Python files of a tree: `x.py` → `__pycache__/x.cpython-*.pyc`.
+"""Byte code for the Python files of a tree (PEP 3147 and 552).
 
 On a read-only root the interpreter cannot keep byte code, and compiling at each
 start costs seconds. Files are "unchecked hash" ones (PEP 552): no stat of the
 source, no dependence on its time.
 
-The compiling interpreter must be of the same version as the image's, as the name
-and the magic number in the file say. Reproducible when run with PYTHONHASHSEED=0 (the
-order of sets among the constants) and in one thread.
+The compiling interpreter must be of the same version as the image's, as the
+name and the magic number in the file say. Reproducible when run with
+PYTHONHASHSEED=0 (the order of sets among the constants) and in one thread.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ _UNCHECKED_HASH = (1).to_bytes(4, "little")
 
 
 def compile_source(source: bytes, path: str) -> bytes | None:
-    """The .pyc of `source`, which will live at `path`; None when it is no Python.
+    """The .pyc of `source`, to live at `path`; None when it is no Python.
 
     Packages carry files for other versions and broken ones on purpose (test
     data), so that is no error.
@@ -30,7 +30,7 @@ def compile_source(source: bytes, path: str) -> bytes | None:
     try:
         with warnings.catch_warnings(action="ignore"):
             code = compile(source, path, "exec", dont_inherit=True, optimize=0)
-    except (SyntaxError, ValueError):
+    except SyntaxError, ValueError:
         return None
     return (
         importlib.util.MAGIC_NUMBER

@@ -13,6 +13,7 @@ mounts or the network.
 """
 
 load("@rules_python//python:defs.bzl", "PyInfo")
+load("//build/python:defs.bzl", "py_binary")
 
 # A shell, coreutils, modprobe, init and poweroff: one static program, and its links.
 BUSYBOX_LAYERS = ["//osbase/build:busybox"]
@@ -92,6 +93,8 @@ DEFAULT_EXCLUDE = [
     "/usr/lib/tmpfiles.d",
     "/usr/lib/x86_64-linux-gnu/audit",
     "/usr/lib/x86_64-linux-gnu/gconv",
+    "/usr/include",
+    "/usr/libexec/libselinux",
     "/usr/libexec/cruft",
     "/usr/share/applications",
     "/usr/share/apport",
@@ -470,3 +473,19 @@ oci_image = rule(
         "_tool": attr.label(default = "//osbase/build:oci", executable = True, cfg = "exec"),
     },
 )
+
+def image_size(name, image):
+    """`bazel run` of it prints what fills `image`, an erofs_image; --json for all of it."""
+    native.filegroup(
+        name = name + "_manifest",
+        srcs = [image],
+        output_group = "manifest",
+    )
+    py_binary(
+        name = name,
+        srcs = ["//osbase/build:report.py"],
+        args = ["$(rootpath %s)" % image, "$(rootpath :%s_manifest)" % name],
+        data = [image, ":%s_manifest" % name],
+        main = "//osbase/build:report.py",
+        deps = ["//osbase/build:erofs"],
+    )

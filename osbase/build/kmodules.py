@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Command of the rule kernel_modules: named modules and all that they need.
 
-    kmodules OUT.tar --tar linux-modules.tar --tar linux-base.tar --module veth ...
+    kmodules OUT.tar --tar linux-modules.tar --tar linux-base.tar --module veth
 
 The result has them decompressed (an image compresses as a whole, and busybox
-cannot unpack xz), with the indexes that depmod makes for these alone. Signatures
-stay. A module that is built into the kernel is no error and adds nothing.
+cannot unpack xz), with the indexes that depmod makes for these alone.
+Signatures stay. A module that is built into the kernel is no error and adds
+nothing.
 """
 
 import argparse
@@ -33,12 +34,11 @@ def module_name(name: str) -> str:
 def modinfo(module: bytes) -> dict[str, list[str]]:
     """`key=value` strings of the .modinfo section, found by their form.
 
-    They are NUL-terminated; the section begins at the one of `license=`, `alias=`
-    and so on that comes first. Good enough for the keys used here, whose
-    values are module names.
+    They are NUL-terminated. Good enough for the keys used here, whose values
+    are module names.
     """
     found: dict[str, list[str]] = {}
-    for key, value in re.findall(rb"(?:^|\0)(depends|softdep)=([\w, :.-]*)(?=\0)", module):
+    for key, value in re.findall(rb"(?:^|\0)(depends)=([\w, :.-]*)(?=\0)", module):
         found.setdefault(key.decode(), []).append(value.decode())
     return found
 
@@ -110,9 +110,9 @@ def build(kernel: Tree, names: Iterable[str]) -> Tree:
     for name in sorted(wanted):
         path = entries[name].path.removesuffix(".xz")
         tree.add_file(path, Data(modules[name]), "linux-modules")
-    for name, entry in lists.items():
-        if entry:
-            tree.add_file(str(base / name), entry.content, "linux-base")
+    for name, found in lists.items():
+        if found:
+            tree.add_file(str(base / name), found.content, "linux-base")
     return _with_indexes(tree, base)
 
 

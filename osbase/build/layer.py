@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command of the image rules: make a tar, an initramfs or an erofs image of a spec.
+"""Command of the image rules: a tar, an initramfs or an erofs image of a spec.
 
     layer (tar|initramfs|erofs) SPEC.json OUT [--manifest FILE]
 
@@ -15,6 +15,7 @@ The manifest is JSON, `[[path, kind, mode, bytes, layer], ...]`.
 """
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def assemble(spec: dict[str, Any]) -> Tree:
 
 
 def make_erofs(tree: Tree, out: Path, compression: str, cluster: int) -> None:
-    """Pipe the tree as a tar to mkfs.erofs. Raises TreeError when that fails."""
+    """Pipe the tree as a tar to mkfs.erofs. Raises TreeError if that fails."""
     command = [
         "mkfs.erofs",
         "--quiet",
@@ -62,12 +63,13 @@ def make_erofs(tree: Tree, out: Path, compression: str, cluster: int) -> None:
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as mkfs:
-        assert mkfs.stdin and mkfs.stdout
-        try:
+        assert mkfs.stdin
+        assert mkfs.stdout
+        # Of a broken pipe mkfs itself says why.
+        with contextlib.suppress(BrokenPipeError):
             write_tar(tree, mkfs.stdin)
+        with contextlib.suppress(BrokenPipeError):
             mkfs.stdin.close()
-        except BrokenPipeError:
-            pass  # it says why itself
         said = mkfs.stdout.read().decode(errors="replace").strip()
     if mkfs.returncode:
         raise TreeError(f"{' '.join(command)}: exit {mkfs.returncode}: {said}")

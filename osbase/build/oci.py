@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Command of the rule oci_image: layers to an OCI image layout in one tar.
 
-    oci OUT.tar --tag localhost/busybox:latest --layer L.tar --entrypoint /bin/sh
+    oci OUT.tar --tag localhost/busybox:latest --layer L.tar --cmd sh
 
-Layers are not compressed: images made here are preloaded from the node's own root,
-which is compressed as a whole, and unpacking is what takes the time at boot.
-Format: OCI image spec 1.1 (layout, index, manifest, config); the reference is in
-the two annotations that containerd's importer reads.
+Layers are not compressed: images made here are preloaded from the node's own
+root, which is compressed as a whole, and unpacking is what takes the time at
+boot. Format: OCI image spec 1.1 (layout, index, manifest, config); the
+reference is in the two annotations that containerd's importer reads.
 """
 
 import argparse

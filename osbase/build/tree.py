@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tree of files, put together from tars and single files, written as tar or cpio.
+"""A tree of files: put together from tars and files, written as tar or cpio.
 
     t = Tree()
     t.add_tar(path, "busybox-static")     # later layers shadow earlier ones
@@ -19,11 +19,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import IO, Protocol
 
 
 class TreeError(Exception):
-    """Inputs do not fit together to one tree; says which path and what to do."""
+    """Inputs do not fit together to one tree; says which path and why."""
 
 
 class Kind(Enum):
@@ -104,7 +104,7 @@ class Tree:
         self._entries: dict[str, Entry] = {}
 
     def __iter__(self) -> Iterator[Entry]:
-        """Entries, parents before children, in an order that is always the same."""
+        """Entries, parents before children, in an order that never changes."""
         return iter(sorted(self._entries.values(), key=lambda e: e.path.split("/")))
 
     def __len__(self) -> int:
@@ -123,20 +123,26 @@ class Tree:
         parent = self._directory(posixpath.dirname(entry.path), entry.layer)
         path = posixpath.join(parent, posixpath.basename(entry.path))
         old = self._entries.get(path)
-        if old and old.kind is Kind.DIR and entry.kind is not Kind.DIR:
-            if any(other.startswith(path + "/") for other in self._entries):
-                raise TreeError(f"{path}: {entry.kind.value} of {entry.layer} would hide "
-                                f"the directory of {old.layer}; exclude one of them")
+        if (
+            old
+            and old.kind is Kind.DIR is not entry.kind
+            and any(other.startswith(path + "/") for other in self._entries)
+        ):
+            raise TreeError(
+                f"{path}: {entry.kind.value} of {entry.layer} would hide "
+                f"the directory of {old.layer}; exclude one of them"
+            )
         if old and old.kind is Kind.SYMLINK and entry.kind is Kind.DIR:
             self._directory(path, entry.layer)  # /bin of a package, where /bin is a link
             return
         if old and old.kind is Kind.DIR and old.keep:
             entry = Entry(path, entry.kind, entry.mode, entry.layer, keep=True)
-        self._entries[path] = Entry(path, entry.kind, entry.mode, entry.layer,
-                                    entry.content, entry.target, entry.keep)
+        self._entries[path] = Entry(
+            path, entry.kind, entry.mode, entry.layer, entry.content, entry.target, entry.keep
+        )
 
     def _directory(self, path: str, layer: str, hops: int = 0) -> str:
-        """Make sure that `path` is a directory; return it with links followed."""
+        """Make sure that `path` is a directory; return it, links followed."""
         if path == "/":
             return path
         if hops > 16:
@@ -185,8 +191,10 @@ class Tree:
                     elif member.islnk():
                         source = files.get(normal(member.linkname))
                         if source is None:
-                            raise TreeError(f"{layer}: {name} is a hard link to "
-                                            f"{member.linkname}, which is not before it")
+                            raise TreeError(
+                                f"{layer}: {name} is a hard link to "
+                                f"{member.linkname}, which is not before it"
+                            )
                         entry = Entry(name, Kind.FILE, source.mode, layer, source.content)
                     elif member.issym():
                         entry = Entry(name, Kind.SYMLINK, 0o777, layer, target=member.linkname)
@@ -218,8 +226,8 @@ class _Matcher(Protocol):
 def matcher(patterns: Iterable[str]) -> _Matcher:
     """A test whether a path, or a directory above it, matches a shell pattern.
 
-    `*` stays within a name, `**` goes across. Raises TreeError for a pattern that
-    does not begin with `/`.
+    `*` stays within a name, `**` goes across. Raises TreeError for a pattern
+    that does not begin with `/`.
     """
     parts = []
     for pattern in patterns:
@@ -233,11 +241,11 @@ def matcher(patterns: Iterable[str]) -> _Matcher:
     return lambda path: joint.match(path) is not None
 
 
-def write_tar(tree: Iterable[Entry], out: BinaryIO, prefix: str = "") -> None:
-    """Write a tar (GNU, uncompressed) with all times 0 and all owned by root."""
+def write_tar(tree: Iterable[Entry], out: IO[bytes]) -> None:
+    """Write a tar (GNU, uncompressed): all times 0, all owned by root."""
     with tarfile.open(fileobj=out, mode="w|", format=tarfile.GNU_FORMAT) as tar:
         for entry in tree:
-            info = tarfile.TarInfo(prefix + entry.path[1:])
+            info = tarfile.TarInfo(entry.path[1:])
             info.mode = entry.mode
             match entry.kind:
                 case Kind.DIR:
@@ -252,11 +260,17 @@ def write_tar(tree: Iterable[Entry], out: BinaryIO, prefix: str = "") -> None:
                     tar.addfile(info, io.BytesIO(data))
 
 
+class Sink(Protocol):
+    """What a stream of bytes is written to."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
 _CPIO_TYPE = {Kind.FILE: 0o100000, Kind.DIR: 0o040000, Kind.SYMLINK: 0o120000}
 
 
-def write_cpio(tree: Iterable[Entry], out: BinaryIO) -> None:
-    """Write a cpio archive, format newc (the kernel's initramfs-buffer-format)."""
+def write_cpio(tree: Iterable[Entry], out: Sink) -> None:
+    """Write a cpio archive, format newc (kernel: initramfs-buffer-format)."""
 
     def record(inode: int, name: str, mode: int, data: bytes) -> None:
         raw = name.encode() + b"\0"

@@ -93,7 +93,9 @@ def parse_index(text: str) -> dict[str, Stanza]:
 def dependencies(stanza: Stanza) -> list[str]:
     """Names in Depends and Pre-Depends, alternatives included, in order."""
     fields = (stanza.get("Pre-Depends", ""), stanza.get("Depends", ""))
-    names = (re.match(r"[a-z0-9+.-]+", part.strip()) for part in re.split(r"[,|]", ",".join(fields)))
+    names = (
+        re.match(r"[a-z0-9+.-]+", part.strip()) for part in re.split(r"[,|]", ",".join(fields))
+    )
     return [match.group() for match in names if match]
 
 

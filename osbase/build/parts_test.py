@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernel module closures, OCI layouts and busybox links."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from osbase.build import applets, kmodules, oci
+from osbase.build.tree import Data, Tree, TreeError
+
+
+def module(depends: str) -> bytes:
+    return b"\x7fELF..\0license=GPL\0depends=" + depends.encode() + b"\0name=x\0"
+
+
+MODULES = {
+    "wireguard": module("udp_tunnel,curve25519"),
+    "udp_tunnel": module(""),
+    "curve25519": module(""),
+    "virtio_rng": module("rng-core"),
+    "broken": module("gone"),
+}
+
+
+def test_closure() -> None:
+    found = kmodules.closure(["wireguard", "virtio-rng", "rng_core"], MODULES, {"rng_core"})
+    assert found == {"wireguard", "udp_tunnel", "curve25519", "virtio_rng"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [("netkat", r"module netkat \(asked for\)"), ("broken", r"module gone \(needed by broken\)")],
+)
+def test_unknown_modules_are_refused(asked: str, says: str) -> None:
+    with pytest.raises(TreeError, match=says):
+        kmodules.closure([asked], MODULES, set())
+
+
+def test_modules_of_the_real_kernel(tmp_path: Path) -> None:
+    """Against modprobe itself: it finds every need, also through aliases."""
+    tars = os.environ["KERNEL_TARS"].split()
+    out = tmp_path / "modules.tar"
+    args = [word for tar in tars for word in ("--tar", tar)]
+    for name in ("wireguard", "nft-fib-inet", "virtio_console"):  # the last is built in
+        args += ["--module", name]
+    assert kmodules.main([str(out), *args]) == 0
+    with tarfile.open(out) as tar:
+        tar.extractall(tmp_path, filter="data")
+    (version,) = (path.name for path in (tmp_path / "usr/lib/modules").iterdir())
+    shutil.move(tmp_path / "usr/lib", tmp_path / "lib")
+
+    def needs(name: str) -> set[str]:
+        command = ["busybox", "modprobe", "-D", name]
+        root = ["unshare", "-Ur", "chroot", str(tmp_path)]
+        shutil.copy("/usr/bin/busybox", tmp_path / "busybox")
+        environment = {"PATH": "/:" + os.environ["PATH"]}
+        index = tmp_path / "lib/modules" / os.uname().release
+        if index.name != version:
+            index.symlink_to(version)
+        done = subprocess.run(
+            root + command, env=environment, capture_output=True, text=True, check=True
+        )
+        index.unlink()
+        return {Path(line.split()[1]).stem for line in done.stdout.splitlines() if line}
+
+    assert {"wireguard", "udp_tunnel"} <= needs("rtnl-link-wireguard")
+    assert {"nft_fib_inet", "nf_tables", "nft_fib_ipv6"} <= needs("nft-expr-1-fib")
+
+
+def test_a_tree_without_modules_is_refused() -> None:
+    with pytest.raises(TreeError, match="no kernel modules"):
+        kmodules.build(Tree(), ["veth"])
+
+
+def test_oci_layout_is_consistent() -> None:
+    tree = oci.layout([Data(b"layer1"), Data(b"layer2")], "localhost/x:1", {"Cmd": ["sh"]})
+
+    def blob(descriptor: dict[str, object]) -> bytes:
+        entry = tree.get("/blobs/" + str(descriptor["digest"]).replace(":", "/"))
+        assert entry is not None
+        data = entry.content.read()
+        assert descriptor["digest"] == "sha256:" + hashlib.sha256(data).hexdigest()
+        assert descriptor["size"] == len(data)
+        return data
+
+    index_file = tree.get("/index.json")
+    assert index_file is not None
+    (top,) = json.loads(index_file.content.read())["manifests"]
+    assert set(top["annotations"].values()) == {"localhost/x:1"}
+    manifest = json.loads(blob(top))
+    assert [blob(layer) for layer in manifest["layers"]] == [b"layer1", b"layer2"]
+    config = json.loads(blob(manifest["config"]))
+    assert config["rootfs"]["diff_ids"] == [layer["digest"] for layer in manifest["layers"]]
+    assert config["config"] == {"Cmd": ["sh"]}
+
+
+def test_applets() -> None:
+    tree = applets.links(
+        ["bin/sh\n", "usr/bin/env", "sbin/init", "usr/bin/dpkg", "bin/busybox", ""]
+    )
+    found = {entry.path: entry.target for entry in tree if entry.target}
+    assert found == dict.fromkeys(
+        ("/usr/bin/env", "/usr/bin/sh", "/usr/sbin/init"), "/usr/bin/busybox"
+    )
+    assert not any(re.search("dpkg|rpm", path) for path in found)
