@@ -27,7 +27,7 @@ from metropolis.node.core.network.cni.server import CniServer
 from metropolis.node.core.network.cni.wire import Answer, Request
 from metropolis.node.core.network.workloads.engine import Engine
 from metropolis.node.core.network.workloads.kernel import KernelDatapath
-from metropolis.node.core.network.workloads.model import Attachment, AttachIntent
+from metropolis.node.core.network.workloads.model import AttachIntent, Attachment
 
 PROGRAM = str(Path(os.environ["CNIPROXY"]).absolute())
 PREFIXES = [ip_network("10.192.0.0/24"), ip_network("fd00:10:192::/112")]
@@ -35,18 +35,37 @@ GENEROUS_S = 60.0
 
 
 class GatedEngine(Engine):
-    """The engine, with attaches that wait at a gate when it is closed."""
+    """The engine, with gates that calls wait at when they are closed.
+
+    gate: before an attach. made: after one. seen: after all were listed.
+    """
 
     def __init__(self) -> None:
         super().__init__(KernelDatapath())
-        self.gate = threading.Event()
-        self.gate.set()
+        self.gate, self.made, self.seen = (threading.Event() for _ in range(3))
+        for gate in (self.gate, self.made, self.seen):
+            gate.set()
         self.arrived = threading.Semaphore(0)
+        self.listing = threading.Semaphore(0)
 
     def attach(self, intent: AttachIntent) -> Attachment:
         self.arrived.release()
         assert self.gate.wait(GENEROUS_S)
-        return super().attach(intent)
+        attachment = super().attach(intent)
+        assert self.made.wait(GENEROUS_S)
+        return attachment
+
+    def list(self, workload_id: str = "") -> list[Attachment]:
+        found = super().list(workload_id)
+        if not workload_id:
+            self.listing.release()
+            assert self.seen.wait(GENEROUS_S)
+        return found
+
+
+def run(*command: str) -> str:
+    """Run a program here, and return what it prints."""
+    return subprocess.check_output(command, text=True)
 
 
 class Netns:
@@ -63,8 +82,8 @@ class Netns:
         self.path = f"/proc/{os.getpid()}/fd/{self.fd}"
 
     def run(self, *command: str) -> str:
-        """Runs a program in it."""
-        return subprocess.check_output(["nsenter", f"--net={self.path}", *command], text=True)
+        """Run a program in it."""
+        return run("nsenter", f"--net={self.path}", *command)
 
     def links(self) -> set[str]:
         return {link["ifname"] for link in json.loads(self.run("ip", "-j", "link"))}
@@ -84,8 +103,8 @@ def netns() -> Iterator[Netns]:
 @pytest.fixture(scope="module", autouse=True)
 def host() -> None:
     """What the network service prepares."""
-    subprocess.check_call(["ip", "link", "set", "lo", "up"])
-    subprocess.check_call(["ip", "address", "add", f"{allocs.FIRST_HOP_IPV4}/32", "dev", "lo"])
+    run("ip", "link", "set", "lo", "up")
+    run("ip", "address", "add", f"{allocs.FIRST_HOP_IPV4}/32", "dev", "lo")
 
 
 @pytest.fixture
@@ -183,7 +202,7 @@ async def test_add_makes_an_interface_that_reaches_the_first_hop(
     addresses = {ip_interface(ip["address"]).ip for ip in result["ips"]}
     assert {a.version for a in addresses} == {4, 6}
     assert addresses <= {ip_address(a["local"]) for a in shown["addr_info"]}
-    link = json.loads(subprocess.check_output(["ip", "-j", "link", "show", host["name"]]))[0]
+    (link,) = json.loads(run("ip", "-j", "link", "show", host["name"]))
     assert host["mac"] == link["address"]
     netns.run("ping", "-c1", "-W30", "169.254.77.1")
     netns.run("ping", "-c1", "-W30", "fe80::1%eth0")
@@ -221,7 +240,7 @@ async def test_check(service: Path, engine: GatedEngine, netns: Netns) -> None:
     assert await cni(service, "CHECK", "c1", netns.path, "0.4.0", prevResult=old) is None
     name = result["interfaces"][0]["name"]
     # Not `in`: whether the engine has heard of it yet must not matter.
-    subprocess.check_call(["ip", "link", "delete", name])
+    run("ip", "link", "delete", name)
     with pytest.raises(Failure) as info:
         await cni(service, "CHECK", "c1", netns.path, prevResult=result)
     assert info.value.code in (Code.CHECK_FAILED, Code.UNKNOWN_CONTAINER)
@@ -295,20 +314,59 @@ async def test_gc(service: Path, engine: GatedEngine) -> None:
         netns.close()
 
 
+EVERYTHING: dict[str, Any] = {"cni.dev/valid-attachments": []}
+
+
 async def test_gc_spares_an_add_in_flight(service: Path, engine: GatedEngine) -> None:
-    stale, fresh = Netns(), Netns()
+    stale, early, late = Netns(), Netns(), Netns()
     await cni(service, "ADD", "stale", stale.path)
     engine.arrived.acquire()
+    engine.made.clear()
+    adding = [asyncio.create_task(cni(service, "ADD", "late", late.path))]
+    await until(lambda: len(engine.list("late")) == 1)
     engine.gate.clear()
-    adding = asyncio.create_task(cni(service, "ADD", "fresh", fresh.path))
-    await asyncio.to_thread(engine.arrived.acquire)
-    await cni(service, "GC", **{"cni.dev/valid-attachments": []})
-    assert engine.list() == []
+    adding.append(asyncio.create_task(cni(service, "ADD", "early", early.path)))
+    for _ in adding:
+        await asyncio.to_thread(engine.arrived.acquire)
+    collecting = asyncio.create_task(cni(service, "GC", **EVERYTHING))
+    await until(lambda: not engine.list("stale"))
     engine.gate.set()
-    await adding
-    assert [a.workload_id for a in engine.list()] == ["fresh"]
-    for netns in (stale, fresh):
+    engine.made.set()
+    await asyncio.gather(*adding, collecting)
+    assert {a.workload_id for a in engine.list()} == {"early", "late"}
+    for netns in (stale, early, late):
         netns.close()
+
+
+async def start_gc_and_stop_it_at_its_list(service: Path, engine: GatedEngine) -> asyncio.Task[Any]:
+    """Start a collection of everything; return when it knows what is."""
+    engine.seen.clear()
+    collecting = asyncio.create_task(cni(service, "GC", **EVERYTHING))
+    await asyncio.to_thread(engine.listing.acquire)
+    return collecting
+
+
+async def test_gc_spares_what_is_added_while_it_runs(
+    service: Path, engine: GatedEngine, netns: Netns
+) -> None:
+    await cni(service, "ADD", "c1", netns.path)
+    collecting = await start_gc_and_stop_it_at_its_list(service, engine)
+    await cni(service, "ADD", "c1", netns.path)
+    engine.seen.set()
+    await collecting
+    assert len(engine.list("c1")) == 1
+
+
+async def test_gc_spares_what_is_not_what_it_saw(
+    service: Path, engine: GatedEngine, netns: Netns
+) -> None:
+    await cni(service, "ADD", "c1", netns.path)
+    collecting = await start_gc_and_stop_it_at_its_list(service, engine)
+    engine.detach("c1")
+    again = await asyncio.to_thread(engine.attach, AttachIntent("c1", netns.path, "eth0"))
+    engine.seen.set()
+    await collecting
+    assert engine.list() == [again]
 
 
 async def test_a_killed_add_is_taken_back(service: Path, engine: GatedEngine, netns: Netns) -> None:
@@ -506,8 +564,10 @@ async def test_the_socket_is_private_and_replaces_one_that_is_left(
 async def test_an_answer_that_no_one_reads_holds_nobody_up(
     service: Path, engine: GatedEngine, netns: Netns
 ) -> None:
-    """A caller that takes the answer but gives no receipt holds its own
-    container, and nothing is undone while it lives."""
+    """A caller that gives no receipt holds its own container.
+
+    Nothing is undone while it lives.
+    """
     reader, writer = await asyncio.open_unix_connection(service)
     writer.write(wire.encode_request(execution("ADD", "c1", netns.path)))
     header = await reader.readexactly(wire.ANSWER_HEADER_SIZE)

@@ -53,10 +53,9 @@ def test_garbage_is_an_error_or_a_request(header: bytes, body: bytes) -> None:
     ):
         try:
             request = parse(frame)
-        except WireError as error:
-            assert str(error)
-        else:
-            assert all(name.startswith("CNI_") for name in request.env)
+        except WireError:
+            continue
+        assert all(name.startswith("CNI_") for name in request.env)
 
 
 @pytest.mark.parametrize(
