@@ -466,11 +466,11 @@ class Agent:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             with contextlib.suppress(OSError):
-                local.unlink()
+                os.unlink(local)
 
 
 async def _plain(reading: Coroutine[None, None, bytes]) -> bytes:
-    """Return what was read; nothing when the request failed, which wait() says."""
+    """Return what was read; nothing when that failed, which wait() says."""
     try:
         return await reading
     except AgentError:

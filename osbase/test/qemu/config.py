@@ -58,7 +58,7 @@ class Drive:
 
 @dataclass(frozen=True)
 class Tap:
-    """A network card on an open tap device (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR).
+    """A network card on a tap (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR).
 
     `fd` stays the caller's to close.
     """
@@ -126,7 +126,7 @@ class Layout:
         return self.dir / "qemu.log"
 
     def channel(self, name: str) -> Path:
-        """Listening unix socket of a virtio-serial port, one client at a time."""
+        """Listening unix socket of a virtio-serial port; one client."""
         return self.dir / f"{name}.sock"
 
     def fw_cfg(self, name: str) -> Path:
@@ -175,7 +175,7 @@ def qemu_args(
         "-smp", str(machine.cpus),
         "-m", str(machine.memory_mib),
         "-chardev", f"socket,id=qmp,fd={qmp_fd}",
-        "-mon", "chardev=qmp,mode=control",
+        "-object", "monitor-qmp,id=monitor,chardev=qmp",
         "-chardev",
         f"socket,id=console,path={_escape(layout.console_socket)},server=on,wait=off,"
         f"logfile=/dev/fd/{console_fd},logappend=on",

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can a pod reach? Plans and verdicts are pure; run() asks the pods.
+
+Each pod serves its own name by HTTP, so that an answer shows who answered, and
+the outside host answers with the source address it saw. All checks of one pod
+are one command in it: starting a process in a container is what takes long.
+"""
+
+import asyncio
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from metropolis.test.launch.cri import Cri, CriError, Pod
+
+PORT = 8080
+# Seconds for one answer; enough for an emulated machine that is busy.
+_WAIT_S = 15
+
+
+def pod_command(name: str) -> list[str]:
+    """Return what a pod runs: a web server that tells the pod's name."""
+    script = (
+        f"mkdir -p /tmp/www && echo {shlex.quote(name)} >/tmp/www/name && "
+        f"exec httpd -f -p {PORT} -h /tmp/www"
+    )
+    return ["sh", "-c", script]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One check: from which pod, what is run, and the answer that is right.
+
+    target: the column of the table: pod, node or outside. expect: the whole
+    output, or None when the status says it all.
+    """
+
+    pod: str
+    target: str
+    family: int
+    address: IPv4Address | IPv6Address
+    command: tuple[str, ...]
+    expect: str | None
+
+    @property
+    def name(self) -> str:
+        """What the check is called in reports."""
+        return f"{self.pod}→{self.target} IPv{self.family}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check's outcome. detail: the answer, or what was wrong with it."""
+
+    name: str
+    ok: bool
+    detail: str
+    pod: str = ""
+    target: str = ""
+    family: int = 0
+
+
+def _fetch(address: IPv4Address | IPv6Address, port: int, path: str) -> tuple[str, ...]:
+    host = f"[{address}]" if isinstance(address, IPv6Address) else str(address)
+    return ("wget", "-q", "-O", "-", "-T", str(_WAIT_S), f"http://{host}:{port}/{path}")
+
+
+def plan(
+    pods: Sequence[Pod],
+    node: Sequence[IPv4Address | IPv6Address],
+    outside: Sequence[IPv4Address | IPv6Address],
+    outside_port: int,
+) -> list[Plan]:
+    """Return the checks: each pod to the next one, to the node, to the outside.
+
+    node: its addresses; from these, the outside has to see us come.
+    """
+    plans = []
+    for index, pod in enumerate(pods):
+        other = pods[(index + 1) % len(pods)]
+        for ip in other.ips:
+            plans.append(
+                Plan(pod.name, "pod", ip.version, ip, _fetch(ip, PORT, "name"), other.name)
+            )
+        for ip in node:
+            ping = ("ping", f"-{ip.version}", "-c", "1", "-W", str(_WAIT_S), str(ip))
+            plans.append(Plan(pod.name, "node", ip.version, ip, ping, None))
+        for ip in outside:
+            source = next((str(own) for own in node if own.version == ip.version), None)
+            fetch = _fetch(ip, outside_port, "")
+            plans.append(Plan(pod.name, "outside", ip.version, ip, fetch, source or "nobody"))
+    return plans
+
+
+def script(plans: Sequence[Plan]) -> str:
+    """Return a shell script that runs all plans at once.
+
+    It prints a line for each: its index, its status, its output on one line.
+    """
+    lines = [
+        'try() { n=$1; shift; out=$("$@" 2>&1); s=$?; '
+        'printf \'%s %s %s\\n\' "$n" "$s" "$(echo "$out" | tr \'\\n\\r\' \'  \')"; }'
+    ]
+    lines += [f"try {i} {shlex.join(p.command)} &" for i, p in enumerate(plans)]
+    return "\n".join([*lines, "wait"])
+
+
+def judge(plans: Sequence[Plan], output: str) -> list[Check]:
+    """Return the outcomes, from what script() printed."""
+    answers: dict[int, tuple[str, str]] = {}
+    for line in output.splitlines():
+        index, _, rest = line.partition(" ")
+        status, _, text = rest.partition(" ")
+        if index.isdecimal():
+            answers[int(index)] = (status, text.strip())
+    checks = []
+    for number, planned in enumerate(plans):
+        status, text = answers.get(number, ("", "no answer from the pod"))
+        ok = status == "0" and planned.expect in (None, text)
+        if ok and planned.target == "outside":
+            detail = f"{planned.address} saw {text}"
+        elif ok:
+            detail = f"{planned.address} answered" + (f": {text}" if planned.expect else "")
+        elif status == "0":
+            detail = f"{planned.address}: got {text!r}, want {planned.expect!r}"
+        else:
+            detail = f"{planned.address}: {text or 'failed'} (status {status or '-'})"
+        checks.append(Check(planned.name, ok, detail, planned.pod, planned.target, planned.family))
+    return checks
+
+
+async def run(cri: Cri, pods: Sequence[Pod], plans: Sequence[Plan]) -> list[Check]:
+    """Run all plans, all pods at once."""
+
+    async def one(pod: Pod) -> list[Check]:
+        mine = [planned for planned in plans if planned.pod == pod.name]
+        try:
+            done = await cri.exec(pod.container, ["sh", "-c", script(mine)], 4.0 * _WAIT_S)
+        except CriError as error:
+            return [Check(p.name, False, str(error), p.pod, p.target, p.family) for p in mine]
+        return judge(mine, done.stdout)
+
+    return [check for checks in await asyncio.gather(*map(one, pods)) for check in checks]

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The serial console of the node that //metropolis:launch runs: a root shell.
+
+    ./bazelw run //metropolis/test/launch:console
+
+Ctrl-] leaves; the node goes on. One console at a time. Without a terminal it
+sends what it reads and prints what comes until stdin has ended and the console
+has been silent for two seconds.
+"""
+
+import contextlib
+import os
+import select
+import socket
+import sys
+import termios
+import tty
+from collections.abc import Iterator
+
+from metropolis.test.launch import state
+
+_LEAVE = b"\x1d"
+_SILENCE_S = 2.0
+
+
+@contextlib.contextmanager
+def raw_terminal() -> Iterator[None]:
+    """Hand every key to the node, for as long as the context lasts."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(0)
+    tty.setraw(0)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+def relay(console: socket.socket) -> None:
+    """Copy both ways until Ctrl-], or the console ends."""
+    watched: list[socket.socket | int] = [console, 0]
+    while True:
+        timeout = None if 0 in watched else _SILENCE_S
+        ready, _, _ = select.select(watched, [], [], timeout)
+        if not ready:
+            return
+        if console in ready:
+            data = console.recv(65536)
+            if not data:
+                return
+            os.write(1, data)
+        if 0 in ready:
+            keys = os.read(0, 65536)
+            before, leave, _ = keys.partition(_LEAVE)
+            console.sendall(before)
+            if leave:
+                return
+            if not keys:
+                watched.remove(0)
+
+
+def main() -> int:
+    """Run the command; return the exit status."""
+    try:
+        launch = state.only_launch(state.root())
+        with socket.socket(socket.AF_UNIX) as console:
+            console.connect(str(launch.console_socket))
+            print("console of the node; Ctrl-] leaves, Enter shows the prompt", file=sys.stderr)
+            with raw_terminal():
+                relay(console)
+    except (state.StateError, OSError) as error:
+        print(f"console: {error}", file=sys.stderr)
+        return 2
+    print(file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pods on a node, by the Kubernetes Container Runtime Interface.
+
+What kubelet would do, as far as a test needs it: a sandbox with one container
+of the preloaded busybox image.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from third_party.cri import api_pb2 as api
+from third_party.cri import api_pb2_grpc as api_grpc
+
+IMAGE = "localhost/busybox:latest"
+# Seconds; an emulated node takes about two for a sandbox, busy ones more.
+_TIMEOUT_S = 120.0
+_CHANNEL_OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+class CriError(Exception):
+    """The runtime refused, or did what it should not have done."""
+
+
+def unix_channel(path: Path) -> grpc.aio.Channel:
+    """Return a channel to a unix socket, which may come, and come again."""
+    return grpc.aio.insecure_channel(f"unix:{path}", options=_CHANNEL_OPTIONS)
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A running pod.
+
+    id, container: of the sandbox and its container. ips: as the runtime tells.
+    sandbox_ms: RunPodSandbox, as seen from the host.
+    """
+
+    name: str
+    id: str
+    container: str
+    ips: tuple[IPv4Address | IPv6Address, ...]
+    sandbox_ms: float
+
+    @property
+    def ipv4(self) -> IPv4Address | None:
+        """The pod's IPv4 address."""
+        return next((ip for ip in self.ips if isinstance(ip, IPv4Address)), None)
+
+    @property
+    def ipv6(self) -> IPv6Address | None:
+        """The pod's IPv6 address."""
+        return next((ip for ip in self.ips if isinstance(ip, IPv6Address)), None)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command in a pod ended in."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Cri:
+    """A client of one node's containerd."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._runtime = api_grpc.RuntimeServiceStub(channel)
+        self._images = api_grpc.ImageServiceStub(channel)
+
+    async def unready(self, image: str = IMAGE) -> str:
+        """Return "" when pods can be started, else what is missing."""
+        try:
+            status = await self._runtime.Status(api.StatusRequest(), timeout=10)
+            for condition in status.status.conditions:
+                if condition.type in ("RuntimeReady", "NetworkReady") and not condition.status:
+                    return f"{condition.type}: {condition.message or condition.reason}"
+            request = api.ImageStatusRequest(image=api.ImageSpec(image=image))
+            found = await self._images.ImageStatus(request, timeout=10)
+        except grpc.aio.AioRpcError as error:
+            return f"containerd: {error.code().name}: {error.details()}"
+        return "" if found.HasField("image") else f"image {image} is not there yet"
+
+    async def run_pod(self, name: str, command: Sequence[str]) -> Pod:
+        """Start a pod whose one container runs `command`.
+
+        Nothing of it is left when that fails.
+        """
+        config = api.PodSandboxConfig(
+            metadata=api.PodSandboxMetadata(
+                name=name, uid=f"uid-{name}", namespace="default", attempt=0
+            ),
+            hostname=name,
+            labels={"app": name},
+            linux=api.LinuxPodSandboxConfig(),
+        )
+        begin = time.monotonic()
+        try:
+            sandbox = await self._runtime.RunPodSandbox(
+                api.RunPodSandboxRequest(config=config), timeout=_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise CriError(f"RunPodSandbox {name}: {_text(error)}") from error
+        sandbox_ms = (time.monotonic() - begin) * 1000
+        ident = sandbox.pod_sandbox_id
+        try:
+            status, container = await asyncio.gather(
+                self._runtime.PodSandboxStatus(
+                    api.PodSandboxStatusRequest(pod_sandbox_id=ident), timeout=_TIMEOUT_S
+                ),
+                self._start_container(ident, config, command),
+            )
+        except BaseException as error:
+            with contextlib.suppress(CriError):
+                await self.remove_pod(ident)
+            if isinstance(error, grpc.aio.AioRpcError):
+                raise CriError(f"start pod {name}: {_text(error)}") from error
+            raise
+        network = status.status.network
+        texts = [network.ip, *(more.ip for more in network.additional_ips)]
+        ips = tuple(ip_address(text) for text in texts if text)
+        return Pod(name, ident, container, ips, sandbox_ms)
+
+    async def _start_container(
+        self, sandbox: str, config: api.PodSandboxConfig, command: Sequence[str]
+    ) -> str:
+        created = await self._runtime.CreateContainer(
+            api.CreateContainerRequest(
+                pod_sandbox_id=sandbox,
+                config=api.ContainerConfig(
+                    metadata=api.ContainerMetadata(name="main", attempt=0),
+                    image=api.ImageSpec(image=IMAGE),
+                    command=list(command),
+                    linux=api.LinuxContainerConfig(
+                        security_context=api.LinuxContainerSecurityContext(
+                            # ping: raw sockets, as container engines allow.
+                            capabilities=api.Capability(add_capabilities=["NET_RAW"])
+                        )
+                    ),
+                ),
+                sandbox_config=config,
+            ),
+            timeout=_TIMEOUT_S,
+        )
+        await self._runtime.StartContainer(
+            api.StartContainerRequest(container_id=created.container_id), timeout=_TIMEOUT_S
+        )
+        return created.container_id
+
+    async def exec(self, container: str, command: Sequence[str], timeout_s: float = 60.0) -> Output:
+        """Run a command in a container to its end."""
+        try:
+            done = await self._runtime.ExecSync(
+                api.ExecSyncRequest(
+                    container_id=container, cmd=list(command), timeout=int(timeout_s)
+                ),
+                timeout=timeout_s + 30,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise CriError(f"ExecSync {' '.join(command)[:80]}: {_text(error)}") from error
+        return Output(
+            done.exit_code,
+            done.stdout.decode(errors="replace"),
+            done.stderr.decode(errors="replace"),
+        )
+
+    async def stop_pod(self, ident: str) -> None:
+        """Stop a pod and free its network; a pod that is gone is fine."""
+        try:
+            await self._runtime.StopPodSandbox(
+                api.StopPodSandboxRequest(pod_sandbox_id=ident), timeout=_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise CriError(f"StopPodSandbox {ident[:12]}: {_text(error)}") from error
+
+    async def remove_pod(self, ident: str) -> None:
+        """Stop and remove a pod."""
+        await self.stop_pod(ident)
+        try:
+            await self._runtime.RemovePodSandbox(
+                api.RemovePodSandboxRequest(pod_sandbox_id=ident), timeout=_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise CriError(f"RemovePodSandbox {ident[:12]}: {_text(error)}") from error
+
+    async def containers(self) -> dict[str, str]:
+        """Return the running containers: pod name to container id."""
+        try:
+            sandboxes = await self._runtime.ListPodSandbox(
+                api.ListPodSandboxRequest(), timeout=_TIMEOUT_S
+            )
+            running = await self._runtime.ListContainers(
+                api.ListContainersRequest(
+                    filter=api.ContainerFilter(
+                        state=api.ContainerStateValue(state=api.CONTAINER_RUNNING)
+                    )
+                ),
+                timeout=_TIMEOUT_S,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise CriError(f"list pods: {_text(error)}") from error
+        names = {item.id: item.metadata.name for item in sandboxes.items}
+        return {names.get(c.pod_sandbox_id, c.id): c.id for c in running.containers}
+
+
+def _text(error: grpc.aio.AioRpcError) -> str:
+    return f"{error.code().name}: {error.details()}"

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the built images are: in runfiles, or in bazel-bin of a checkout."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class ImagesError(Exception):
+    """An image that has not been built."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Files that make a node: what //metropolis/node and :tools build."""
+
+    kernel: Path
+    initramfs: Path
+    root: Path
+    tools: Path
+
+
+def find_images() -> Images:
+    """Return the images beside this program; ImagesError if one is missing."""
+    workspace = Path(__file__).parents[3]
+
+    def find(name: str) -> Path:
+        for base in (workspace, workspace / "bazel-bin"):
+            if (base / name).is_file():
+                # QEMU should keep the file it opened, whatever is built next.
+                return (base / name).resolve()
+        raise ImagesError(f"{name} is neither in {workspace} nor its bazel-bin; build it first")
+
+    return Images(
+        kernel=find("metropolis/node/bzImage"),
+        initramfs=find("metropolis/node/initramfs.cpio.zst"),
+        root=find("metropolis/node/image.erofs"),
+        tools=find("osbase/test/agent/tools.erofs"),
+    )

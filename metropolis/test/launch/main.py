@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boot a node, start two pods, show what they can reach; then stay.
+
+    ./bazelw run //metropolis:launch [-- --exit] [-- --json]
+
+Progress goes to stderr, the table (or, with --json, one line of JSON) to
+stdout. The exit status is 0 when every check is ok, 1 when one is not, 2 when
+it did not come to checks.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc.aio
+
+from metropolis.node.core.network.workloads.spec import workload_pb2
+from metropolis.test.launch import checks, state
+from metropolis.test.launch.cri import CriError, Pod
+from metropolis.test.launch.images import ImagesError, find_images
+from metropolis.test.launch.lab import (
+    OUTSIDE_IPV4,
+    OUTSIDE_IPV6,
+    OUTSIDE_PORT,
+    Lab,
+    LabError,
+    enter_namespaces,
+)
+from metropolis.test.launch.node import Node, NodeError
+from metropolis.test.launch.report import PodRow, Report, to_json, to_table
+from osbase.test.agent.client import AgentError
+from osbase.test.qemu.config import ConfigError
+from osbase.test.qemu.vm import VmError
+
+PODS = ("pod-a", "pod-b")
+# The CRI has no field for it; containerd always names it so.
+INTERFACE = "eth0"
+_ATTACHES = 5
+
+# What can go wrong without being a fault in here: said without a traceback.
+EXPECTED = (
+    AgentError, ConfigError, CriError, ImagesError, LabError, NodeError, state.StateError, VmError,
+)  # fmt: skip
+
+
+def say(message: str) -> None:
+    """Progress."""
+    print(message, file=sys.stderr, flush=True)
+
+
+async def pod_rows(node: Node, pods: Sequence[Pod]) -> list[PodRow]:
+    """Return the rows: the runtime's word on pods, the service's on links."""
+    listed = await node.workloads.List(workload_pb2.ListRequest(), timeout=60)
+    links = {item.workload_id: item for item in listed.attachments}
+    rows = []
+    for pod in pods:
+        link = links.get(pod.id)
+        rows.append(
+            PodRow(
+                name=pod.name,
+                id=pod.id,
+                interface=link.if_name if link else "",
+                ipv4=str(pod.ipv4 or ""),
+                ipv6=str(pod.ipv6 or ""),
+                host_link=link.host_interface if link else "",
+                sandbox_ms=pod.sandbox_ms,
+            )
+        )
+    return rows
+
+
+async def time_attach(node: Node) -> float:
+    """Return the median time of an Attach, in ms, calls from here one by one."""
+    name = "launch-attach"
+    path = f"/run/netns/{name}"
+    netns = workload_pb2.NetNSAttachment(netns_path=path, if_name=INTERFACE)
+    attach = workload_pb2.AttachRequest(workload_id=name, netns=netns)
+    detach = workload_pb2.DetachRequest(workload_id=name, netns=netns)
+    times = []
+    await node.shell(f"ip netns add {name}")
+    try:
+        for _ in range(_ATTACHES):
+            begin = time.monotonic()
+            await node.workloads.Attach(attach, timeout=60)
+            times.append((time.monotonic() - begin) * 1000)
+            await node.workloads.Detach(detach, timeout=60)
+    finally:
+        await node.shell(f"ip netns del {name}")
+    return statistics.median(times)
+
+
+def consistency(rows: Sequence[PodRow]) -> list[checks.Check]:
+    """Return a check for each pod: it has both addresses and a link."""
+    found = []
+    for row in rows:
+        lacks = [
+            what
+            for what, value in (
+                ("IPv4 address", row.ipv4),
+                ("IPv6 address", row.ipv6),
+                ("attachment in the service's List", row.host_link),
+            )
+            if not value
+        ]
+        detail = f"no {', no '.join(lacks)}" if lacks else f"{row.ipv4} {row.ipv6} {row.host_link}"
+        found.append(checks.Check(f"{row.name} attached", not lacks, detail, row.name, "attached"))
+    return found
+
+
+async def examine(node: Node) -> Report:
+    """Start the pods, check them, return the report. The pods stay."""
+    say(f"pods: starting {', '.join(PODS)} (the images' busybox)")
+    pods = await asyncio.gather(
+        *(node.cri.run_pod(name, checks.pod_command(name)) for name in PODS)
+    )
+    say("checks: asking the pods")
+    addresses = [ip for ip in (node.ipv4, node.ipv6) if ip is not None]
+    plans = checks.plan(pods, addresses, [OUTSIDE_IPV4, OUTSIDE_IPV6], OUTSIDE_PORT)
+    rows, outcome = await asyncio.gather(pod_rows(node, pods), checks.run(node.cri, pods, plans))
+    attach_ms = None
+    try:
+        attach_ms = await time_attach(node)
+    except (grpc.aio.AioRpcError, AgentError) as error:
+        outcome.append(checks.Check("Attach alone", False, str(error)))
+    return Report(
+        accel=node.accel.value if node.accel else "",
+        boot_s=node.boot_s,
+        pods=tuple(rows),
+        checks=(*consistency(rows), *outcome),
+        attach_ms=attach_ms,
+    )
+
+
+def hints(directory: Path) -> str:
+    """Return what can be done while the node runs."""
+    return f"""
+The node runs until Ctrl-C. Meanwhile, in another terminal:
+  a shell on the node       ./bazelw run //metropolis/test/launch:console
+                            (or: socat -,rawer,escape=0x1d UNIX-CONNECT:{directory}/console.sock)
+  a command in a pod        ./bazelw run //metropolis/test/launch:pod -- exec {PODS[0]} ip addr
+  the console so far        {directory}/console.log
+"""
+
+
+async def launch(base: Path, leave: bool, as_json: bool) -> int:
+    """Do it all; return the exit status."""
+    with state.directory(base) as directory:
+        async with Lab(directory) as lab, Node(
+            find_images(), lab, directory, progress=say
+        ) as node:  # fmt: skip
+            await node.wait_ready()
+            report = await examine(node)
+            if not report.ok:
+                say(f"--- the node's logs\n{await node.logs()}\n---")
+            print(to_json(report) if as_json else to_table(report), flush=True)
+            if not leave:
+                say(hints(directory))
+                reason = await node.vm.wait()
+                say(f"the node has ended: {reason or 'no reason given'}")
+            elif node.vm is not None:
+                await node.vm.stop()
+    return 0 if report.ok else 1
+
+
+async def _until_signalled(base: Path, leave: bool, as_json: bool) -> int:
+    """As launch(), but SIGTERM and SIGINT end it in good order."""
+    loop = asyncio.get_running_loop()
+    work = asyncio.create_task(launch(base, leave, as_json))
+    caught: list[int] = []
+
+    def stop(number: int) -> None:
+        caught.append(number)
+        say("\nstopping the node")
+        work.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        # Ctrl-C after the table is how this is meant to end.
+        return 128 + caught[0] if leave or not caught else 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    parser = argparse.ArgumentParser(prog="launch", description=__doc__.splitlines()[0])
+    parser.add_argument("--exit", action="store_true", help="end after the table")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON, no table")
+    options = parser.parse_args(arguments)
+    base = state.root()
+    try:
+        enter_namespaces()
+        return asyncio.run(_until_signalled(base, options.exit, options.json))
+    except EXPECTED as error:
+        say(f"launch: {error}")
+    except Exception:
+        traceback.print_exc()
+    if options.json:
+        failed = checks.Check("launch", False, "see stderr")
+        print(to_json(Report("", 0.0, (), (failed,))), flush=True)
+    return 2
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main(sys.argv[1:]))
+    sys.exit(130)

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node that runs: the image in a machine, with clients of what it serves.
+
+    async with Lab(here) as lab, Node(find_images(), lab, here) as node:
+        await node.wait_ready()
+        pod = await node.cri.run_pod("a", ["sleep", "inf"])
+
+Entering boots it; leaving ends it, whatever state it is in.
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+import grpc.aio
+
+from metropolis.node import allocs
+from metropolis.node.core.network.workloads.spec import workload_pb2, workload_pb2_grpc
+from metropolis.test.launch.cri import Cri, unix_channel
+from metropolis.test.launch.images import Images
+from metropolis.test.launch.lab import NODE_IPV4, ROUTER_IPV6, Lab
+from osbase.test.agent.client import Agent, AgentError
+from osbase.test.qemu.accel import find_accel
+from osbase.test.qemu.config import Accel, Drive, Machine, Tap
+from osbase.test.qemu.vm import Vm
+
+AGENT_CHANNEL = "dev.metropolis.agent"
+CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
+_CONFIG = "opt/metropolis/node.textproto"
+# Seconds between questions to a node that is not ready.
+_POLL_S = 0.2
+
+type Progress = Callable[[str], None]
+
+
+class NodeError(Exception):
+    """The node did not become what it should; ends with its logs."""
+
+
+def _quiet(message: str) -> None:
+    """Progress nobody wants to see."""
+
+
+class Node:
+    """One node. `directory` is short, see osbase.test.qemu.config."""
+
+    def __init__(
+        self,
+        images: Images,
+        lab: Lab,
+        directory: Path,
+        config: str | None = None,
+        progress: Progress = _quiet,
+    ) -> None:
+        """config: NodeConfig as text; None: the one in the image."""
+        self.accel: Accel | None = None
+        self.boot_s = 0.0
+        self.ipv4: IPv4Address = NODE_IPV4
+        self.ipv6: IPv6Address | None = None
+        self._images = images
+        self._lab = lab
+        self._directory = directory
+        self._config = config
+        self._progress = progress
+        self._stack = contextlib.AsyncExitStack()
+        self._begin = 0.0
+
+    vm: Vm
+    agent: Agent
+    cri: Cri
+    workloads: workload_pb2_grpc.WorkloadNetworkingAsyncStub
+
+    @property
+    def containerd_socket(self) -> Path:
+        """The node's containerd, here."""
+        return self._directory / "containerd.sock"
+
+    @property
+    def workload_socket(self) -> Path:
+        """The node's workload network service, here."""
+        return self._directory / "workload.sock"
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        self.accel = await find_accel(self._images.kernel)
+        self._progress(f"boot: starting the machine ({self.accel.value})")
+        self._begin = time.monotonic()
+        machine = Machine(
+            kernel=self._images.kernel,
+            initrd=self._images.initramfs,
+            cmdline="quiet metropolis.console",
+            drives=(Drive(self._images.root, "root"), Drive(self._images.tools, "tools")),
+            channels=(AGENT_CHANNEL,),
+            fw_cfg={} if self._config is None else {_CONFIG: self._config.encode()},
+            nets=(Tap(self._lab.tap_fd, self._lab.node_mac),),
+        )
+        enter = self._stack.enter_async_context
+        self.vm = await enter(Vm(machine, self.accel, self._directory))
+        self.agent = await enter(Agent(self.vm.layout.channel(AGENT_CHANNEL)))
+        for path, local in (
+            (CONTAINERD_SOCKET, self.containerd_socket),
+            (allocs.WORKLOAD_SOCKET, self.workload_socket),
+        ):
+            await enter(self.agent.forward(path, local))
+        self.cri = Cri(await enter(unix_channel(self.containerd_socket)))
+        channel = await enter(unix_channel(self.workload_socket))
+        self.workloads = workload_pb2_grpc.WorkloadNetworkingStub(channel)
+
+    async def wait_ready(self, timeout_s: float = 180.0) -> None:
+        """Wait until pods can be started and the uplink has both addresses.
+
+        NodeError with what is still missing, and the node's logs.
+        """
+        missing = "the agent"
+        died = asyncio.create_task(self.vm.wait())
+        try:
+            async with asyncio.timeout(timeout_s):
+                up = asyncio.create_task(self.agent.ready())
+                await asyncio.wait({up, died}, return_when=asyncio.FIRST_COMPLETED)
+                if died.done():
+                    up.cancel()
+                    raise NodeError(str(self.vm.failure(f"ended by {died.result() or 'itself'}")))
+                await up
+                self._progress(f"boot: the node runs after {self._elapsed():.1f} s")
+                said = ""
+                while missing := await self._missing():
+                    if missing != said:
+                        self._progress(f"boot: waiting for {missing} ({self._elapsed():.1f} s)")
+                        said = missing
+                    if died.done():
+                        raise NodeError(str(self.vm.failure("ended by itself")))
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise NodeError(
+                f"node not ready after {timeout_s:g} s: waiting for {missing}\n{await self.logs()}"
+            ) from None
+        finally:
+            died.cancel()
+            await asyncio.gather(died, return_exceptions=True)
+        self.boot_s = self._elapsed()
+        self._progress(f"boot: ready after {self.boot_s:.1f} s")
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._begin
+
+    async def _missing(self) -> str:
+        """Return what is not there yet; "" when the node is ready."""
+        try:
+            await self.workloads.Status(workload_pb2.StatusRequest(), timeout=10)
+        except grpc.aio.AioRpcError as error:
+            return f"the network service: {error.code().name}: {error.details()}"
+        if missing := await self.cri.unready():
+            return missing
+        found = await self.uplink_addresses()
+        if self.ipv4 not in found:
+            return f"the uplink's {self.ipv4} by DHCP"
+        ipv6 = [ip for ip in found if ip in ROUTER_IPV6.network]
+        if not ipv6:
+            return "the uplink's IPv6 address by router advertisement"
+        self.ipv6 = next(ip for ip in ipv6 if isinstance(ip, IPv6Address))
+        return ""
+
+    async def uplink_addresses(self) -> list[IPv4Address | IPv6Address]:
+        """Return the usable addresses of the node's uplink."""
+        done = await self.agent.run(["ip", "-json", "addr", "show", "scope", "global"])
+        return [
+            ip_address(address["local"])
+            for link in json.loads(done.stdout)
+            if link.get("address") == self._lab.node_mac
+            for address in link["addr_info"]
+            if "local" in address and not address.get("tentative")
+        ]
+
+    async def logs(self) -> str:
+        """Return the ends of all service logs, or of the console."""
+        with contextlib.suppress(AgentError, TimeoutError):
+            async with asyncio.timeout(20):
+                done = await self.agent.run(
+                    ["sh", "-c", "cd /run/log && tail -n 30 */current"], check=False
+                )
+                return done.text
+        return self.vm.console_tail()
+
+    async def shell(self, script: str) -> str:
+        """Run a script on the node; its output. AgentError when it fails."""
+        return (await self.agent.run(["sh", "-c", script])).text

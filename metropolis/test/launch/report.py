@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The result of a launch, as table and as JSON. Pure."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from metropolis.test.launch.checks import Check
+
+
+@dataclass(frozen=True)
+class PodRow:
+    """One pod. sandbox_ms: containerd's RunPodSandbox, seen from the host."""
+
+    name: str
+    id: str
+    interface: str
+    ipv4: str
+    ipv6: str
+    host_link: str
+    sandbox_ms: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """A launch. attach_ms: median of the service's Attach alone, seen from the
+    host on an otherwise idle node; None when not measured. boot_s: from the
+    machine's start until pods can be started.
+    """
+
+    accel: str
+    boot_s: float
+    pods: tuple[PodRow, ...]
+    checks: tuple[Check, ...]
+    attach_ms: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there were pods and checks, and none failed."""
+        return bool(self.pods) and bool(self.checks) and all(c.ok for c in self.checks)
+
+
+def to_json(report: Report) -> str:
+    """Return the report as one line of JSON."""
+    return json.dumps(
+        {
+            "ok": report.ok,
+            "accel": report.accel,
+            "boot_s": round(report.boot_s, 2),
+            "attach_ms": None if report.attach_ms is None else round(report.attach_ms, 2),
+            "pods": [
+                {
+                    "name": pod.name,
+                    "id": pod.id,
+                    "interface": pod.interface,
+                    "ipv4": pod.ipv4,
+                    "ipv6": pod.ipv6,
+                    "host_link": pod.host_link,
+                    "sandbox_ms": round(pod.sandbox_ms, 1),
+                }
+                for pod in report.pods
+            ],
+            "checks": [
+                {"name": check.name, "ok": check.ok, "detail": check.detail}
+                for check in report.checks
+            ],
+        }
+    )
+
+
+def _grid(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return [lines[0], "─" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]
+
+
+def _verdict(report: Report, pod: str, target: str) -> str:
+    """Return one cell: both families of one target."""
+    found = [check for check in report.checks if check.pod == pod and check.target == target]
+    return (
+        " ".join(
+            f"v{check.family} {'ok' if check.ok else 'FAILED'}"
+            for check in sorted(found, key=lambda check: check.family)
+        )
+        or "-"
+    )
+
+
+def to_table(report: Report) -> str:
+    """Return the report for people."""
+    head = ["POD", "INTERFACE", "IPV4", "IPV6", "HOST LINK", "SANDBOX MS"]
+    head += ["POD→POD", "POD→NODE", "POD→OUTSIDE (masqueraded)"]
+    rows = [head]
+    for pod in report.pods:
+        cells = [pod.name, pod.interface, pod.ipv4, pod.ipv6, pod.host_link]
+        cells.append(f"{pod.sandbox_ms:.0f}")
+        cells += [_verdict(report, pod.name, target) for target in ("pod", "node", "outside")]
+        rows.append([cell or "-" for cell in cells])
+    lines = _grid(rows)
+    lines.append("")
+    for check in report.checks:
+        if not check.ok or check.target in ("outside", ""):
+            mark = "ok    " if check.ok else "FAILED"
+            lines.append(f"{mark}  {check.name}: {check.detail}")
+    good = sum(check.ok for check in report.checks)
+    lines.append("")
+    lines.append(
+        f"accelerator {report.accel}, boot {report.boot_s:.1f} s, "
+        f"{good} of {len(report.checks)} checks ok"
+    )
+    if report.attach_ms is not None:
+        lines.append(
+            f"SANDBOX MS is containerd's whole RunPodSandbox; the service's Attach alone took "
+            f"{report.attach_ms:.1f} ms (median of Attach calls from the host)"
+        )
+    return "\n".join(lines)

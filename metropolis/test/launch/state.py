@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a running launch is found by other commands of the same user.
+
+Each launch has a directory of its own below ROOT, with its sockets and logs,
+and `launch.json` in it, which it keeps locked: a lock that can be had means
+that the launch is gone.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_FILE = "launch.json"
+
+
+class StateError(Exception):
+    """No launch, or more than one where one is meant."""
+
+
+def root() -> Path:
+    """Return the user's directory of launches. Short, for socket paths."""
+    return Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp") / (
+        f"metropolis-{os.getuid()}"
+    )
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A running launch."""
+
+    directory: Path
+    pid: int
+
+    @property
+    def containerd_socket(self) -> Path:
+        """The node's containerd."""
+        return self.directory / "containerd.sock"
+
+    @property
+    def console_socket(self) -> Path:
+        """The node's serial console."""
+        return self.directory / "console.sock"
+
+
+@contextlib.contextmanager
+def directory(base: Path) -> Iterator[Path]:
+    """Make a launch's directory below `base` (of root(), asked for before
+    namespaces change who we are); removed at the end.
+    """
+    base.mkdir(mode=0o700, exist_ok=True)
+    if base.stat().st_uid != os.getuid():
+        raise StateError(f"{base} belongs to somebody else (uid {base.stat().st_uid})")
+    path = Path(tempfile.mkdtemp(prefix="l", dir=base))
+    try:
+        # Locked before it has its name, so that nobody finds it unlocked.
+        fresh = path / f"{_FILE}.new"
+        with fresh.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            json.dump({"pid": os.getpid()}, file)
+            file.flush()
+            fresh.rename(path / _FILE)
+            yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def launches(base: Path) -> list[Launch]:
+    """Return the launches that run now; clear away what dead ones left."""
+    found = []
+    for path in sorted(base.glob("l*")):
+        try:
+            with (path / _FILE).open() as file:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    shutil.rmtree(path, ignore_errors=True)
+                    continue
+                pid = json.load(file).get("pid")
+        except OSError, ValueError, AttributeError:
+            # Half made, or going away.
+            continue
+        if isinstance(pid, int):
+            found.append(Launch(path, pid))
+    return found
+
+
+def only_launch(base: Path) -> Launch:
+    """Return the launch that runs; StateError unless there is exactly one."""
+    found = launches(base)
+    if not found:
+        raise StateError("no node runs; start one: ./bazelw run //metropolis:launch")
+    if len(found) > 1:
+        names = ", ".join(f"pid {launch.pid}" for launch in found)
+        raise StateError(f"{len(found)} nodes run ({names}); stop all but one")
+    return found[0]
