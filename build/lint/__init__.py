@@ -11,6 +11,6 @@ archive) all files count.
 Why not aspects or a lint target a package: they see only what a BUILD file
 names, and what a BUILD file forgot is just what has to be found.
 
-Limits: they read, and never fix. `ruff format` and `ruff check --fix` do, with the
-settings in pyproject.toml.
+Limits: they read, and never fix. `ruff format` and `ruff check --fix` do, with
+the settings in pyproject.toml.
 """

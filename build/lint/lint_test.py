@@ -156,8 +156,8 @@ def test_spdx(path: str, text: str, good: bool) -> None:
     ("line", "good"),
     [
         ("https://deb." + "debian.org/debian", False),
-        ("see files." + "pythonhosted.org", False),
-        ("registry." + "npmjs.org", False),
+        ("see files.python" + "hosted.org", False),
+        ("registry.npm" + "js.org", False),
         ("a mirror.example.test b", False),
         ('x = "/wor' + 'k/main"', False),
         ("cd /hom" + "e/somebody/x", False),

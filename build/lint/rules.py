@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of our own: pure functions from a file's text to what is wrong in it."""
+"""Our own rules: pure functions from a file's text to what is wrong in it."""
 
 import ast
 import re
@@ -35,7 +35,9 @@ MIRRORS = re.compile(
     r"pypi|pythonhosted|npmjs|proxy[.]golang|docker[.]io"
     r")[.](org|com|net|io)\b"
 )
-MACHINE_PATHS = re.compile(r"(?<![\w.$}*-])/(wor[k]|hom[e]/[a-z][\w-]*|roo[t]/[.]\w+)(?=[/\s\"'`:]|$)")
+MACHINE_PATHS = re.compile(
+    r"(?<![\w.$}*-])/(wor[k]|hom[e]/[a-z][\w-]*|roo[t]/[.]\w+)(?=[/\s\"'`:]|$)"
+)
 
 
 def spdx(path: str, text: str) -> Iterator[str]:
@@ -59,7 +61,7 @@ def machine_specific(path: str, text: str, hosts: Iterable[str] = ()) -> Iterato
     own = [host for host in hosts if "." in host]
     for number, line in enumerate(text.split("\n"), start=1):
         if match := MIRRORS.search(line):
-            yield f"{path}:{number}: package mirror {match.group()}: take it from the host's settings"
+            yield f"{path}:{number}: package mirror {match.group()}: take the host's"
         if match := MACHINE_PATHS.search(line):
             yield f"{path}:{number}: path of one machine: {match.group()}"
         for host in own:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own rules over the whole tree: licences, layering, nothing of one machine."""
+"""Our own rules over the tree: licences, layering, nothing of one machine."""
 
 import glob
 import pathlib

@@ -40,11 +40,13 @@ def own_path(environ: dict[str, str]) -> dict[str, str]:
     return {**environ, "PYTHONPATH": os.pathsep.join(packages)}
 
 
-def mypy(root: pathlib.Path, paths: list[str], generated: pathlib.Path, scratch: pathlib.Path) -> str:
+def mypy(
+    root: pathlib.Path, paths: list[str], generated: pathlib.Path, scratch: pathlib.Path
+) -> str:
     """What mypy, as set up in pyproject.toml, finds in `paths` of `root`.
 
-    The modules of protos are made here of the protos among `paths`, so they need
-    no registration; those of protos from elsewhere are taken from `generated`,
+    The modules of protos are made here of the protos among `paths`, so they
+    need no registration; those of protos from elsewhere are in `generated`,
     where the test's runfiles have them. All is put together in `scratch`.
     """
     mirror(root, [p for p in paths if p.endswith((".py", ".pyi"))], scratch)

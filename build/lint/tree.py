@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of the tree, and copies of it (by links) for tools that want one."""
+"""The files of the tree, and copies of it (by links) for tools that want it."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ class LintError(Exception):
 
 
 def workspace() -> pathlib.Path:
-    """The source tree this test was built from; the test runs in its runfiles."""
+    """The source tree this test was built from; it runs in its runfiles."""
     root = pathlib.Path("pyproject.toml").resolve().parent
     if not (root / "MODULE.bazel").exists():
         raise LintError(f"{root} is not the workspace: pyproject.toml is no link to it")
@@ -22,7 +22,7 @@ def workspace() -> pathlib.Path:
 
 
 def listed_by_git(root: pathlib.Path) -> list[str] | None:
-    """The paths git tracks below `root`; None when it is not a git work tree."""
+    """The paths git tracks below `root`; None when that is no git work tree."""
     if not (root / ".git").exists():
         return None
     # In the sandbox another user seems to own the tree: say that it is safe.
@@ -34,11 +34,13 @@ def listed_by_git(root: pathlib.Path) -> list[str] | None:
 
 
 def walked(root: pathlib.Path) -> list[str]:
-    """The paths below `root` that a clone would have, as far as one can tell."""
+    """The paths below `root` that a clone would have, as far as one can see."""
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = [
-            name for name in folders if name not in IGNORED_FOLDERS and not name.startswith("bazel-")
+            name
+            for name in folders
+            if name not in IGNORED_FOLDERS and not name.startswith("bazel-")
         ]
         if ".git" in folders:
             folders.remove(".git")

@@ -39,6 +39,7 @@ def _py_proto_impl(ctx):
         arguments = [args],
         inputs = depset([proto.file for proto in protos.to_list()]),
         outputs = modules + stubs,
+        use_default_shell_env = True,
         mnemonic = "PyProto",
         progress_message = "Generating Python of %{label}",
     )

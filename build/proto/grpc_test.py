@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generated code works: a call over a unix socket, messages that import others."""
+"""Generated code works: a call over a unix socket, imports between protos."""
 
 import pathlib
 from collections.abc import Iterator

@@ -14,9 +14,18 @@ def py_library(name, visibility = _PUBLIC, **kwargs):
     """A library; srcs, deps, data and the rest as rules_python has them."""
     _py_library(name = name, visibility = visibility, **kwargs)
 
-def py_binary(name, visibility = _PUBLIC, **kwargs):
+# Also for `bazel run`, which does not look at --action_env.
+_SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+
+def py_binary(name, visibility = _PUBLIC, env = {}, **kwargs):
     """A program; main defaults to name.py. On PYTHONPATH: the workspace's root."""
-    _py_binary(name = name, visibility = visibility, legacy_create_init = 0, **kwargs)
+    _py_binary(
+        name = name,
+        visibility = visibility,
+        env = _SAFE_PATH | env,
+        legacy_create_init = 0,
+        **kwargs
+    )
 
 def py_pytest(name, srcs, deps = [], data = [], args = [], env = {}, netns = False, tags = [], **kwargs):
     """Runs srcs by pytest; pytest, pytest-asyncio and hypothesis are there.

@@ -42,7 +42,7 @@ def main_index_only(config: str, environ: dict[str, str]) -> dict[str, str]:
 def _pip(arguments: list[str], environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pip", *arguments]
     return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environ
+        command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environ
     )
 
 

@@ -52,25 +52,26 @@ def parse_lock(text, where = "requirements.lock"):
     packages = []
     seen = {}
     pending = []
-    first = 0
+    first = 0  # the line the present entry began on; 0 between entries
     for number, line in enumerate(text.split("\n"), start = 1):
         line = line.strip()
-        if not pending and (not line or line.startswith("#")):
-            continue
-        if not pending:
+        if not first:
+            if not line or line.startswith("#"):
+                continue
             first = number
-        more = line.endswith("\\")
         pending += [word for word in line.removesuffix("\\").split(" ") if word]
-        if more:
+        if line.endswith("\\"):
             continue
-        package, error = _entry(pending, "%s:%d" % (where, first)) if pending else (None, "%s:%d: empty entry" % (where, first))
+        at = "%s:%d" % (where, first)
+        package, error = _entry(pending, at) if pending else (None, at + ": empty entry")
         if not error and package.name in seen:
-            error = "%s:%d: %s is pinned twice" % (where, first, package.name)
+            error = "%s: %s is pinned twice" % (at, package.name)
         if error:
             return None, error + "; refresh it by: " + REFRESH
         seen[package.name] = True
         packages.append(package)
         pending = []
-    if pending:
+        first = 0
+    if first:
         return None, "%s:%d: the file ends within an entry; refresh it by: %s" % (where, first, REFRESH)
     return packages, None

@@ -43,7 +43,7 @@ def prune(target: pathlib.Path) -> None:
 
 
 def requirements(target: pathlib.Path) -> list[str]:
-    """The normalised names that the one distribution in `target` requires here."""
+    """The normalised names of what the distribution in `target` requires."""
     # pip is there anyway; `packaging` itself comes from the lock.
     from pip._vendor.packaging.requirements import Requirement
 

@@ -51,7 +51,7 @@ def enter_namespaces() -> None:
 
 
 def use_hypothesis_profile() -> None:
-    """Load the profile of $HYPOTHESIS_PROFILE, by default the reproducible one."""
+    """Load the profile of $HYPOTHESIS_PROFILE, or else the reproducible one."""
     import hypothesis
     from hypothesis.configuration import set_hypothesis_home_dir
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resolve requirements.in to requirements.lock: `bazel run :update [-- --keep]`.
+"""Resolve requirements.in to requirements.lock: `run :update [-- --keep]`.
 
 Asks pip, in the host's own configuration (indexes, find-links, proxies), which
 files it would install on each platform of PLATFORMS, and writes their versions
