@@ -10,6 +10,7 @@ from pyroute2 import IPRoute
 
 from osbase.netlink import netns, rtnl
 from osbase.netlink.events import LinkEvents
+from osbase.netlink.message import Request
 from osbase.netlink.rtnl import LinkRemoved, VethEnd
 from osbase.netlink.transport import NetlinkSocket
 
@@ -17,6 +18,8 @@ WAIT_S = 10.0
 
 
 class Heard:
+    """What the callbacks were told."""
+
     def __init__(self) -> None:
         self.queue: queue.SimpleQueue[LinkRemoved | str] = queue.SimpleQueue()
 
@@ -45,7 +48,7 @@ def sock() -> Iterator[NetlinkSocket]:
         yield opened
 
 
-def veth(index: int, netns_fd: int) -> rtnl.Request:
+def veth(index: int, netns_fd: int) -> Request:
     host = VethEnd(f"e{index}", index, None)
     peer = VethEnd(f"f{index}", index + 1, None)
     return rtnl.new_veth(host, peer, netns_fd=netns_fd, mtu=1500, group=8)
@@ -101,7 +104,7 @@ def test_lost_events_are_told(sock: NetlinkSocket, heard: Heard) -> None:
         sock.batch([veth(index, fd), rtnl.del_link(index, f"e{index}")])
     os.close(fd)
     events.start()
-    told = []
+    told: list[LinkRemoved | str] = []
     while not told or told[-1] != "overrun":
         told.append(heard.next())
     events.close()

@@ -60,9 +60,15 @@ def test_sockets_are_of_the_namespace_they_were_opened_in(home: int, other: int)
 
 def test_a_thread_comes_home_from_an_error(home: int, other: int) -> None:
     before = identity()
-    with pytest.raises(ZeroDivisionError), netns.inside(other, home):
-        assert identity() != before
+    seen: list[tuple[int, int]] = []
+
+    def fail() -> None:
+        seen.append(identity())
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), netns.inside(other, home):
+        fail()
+    assert seen[0] != before
     assert identity() == before
 
 
@@ -71,9 +77,11 @@ def test_a_thread_that_cannot_come_home_is_lost(other: int, tmp_path: Path) -> N
     told: list[OSError] = []
 
     def visit() -> None:
-        with (tmp_path / "file").open("w") as no_namespace:
-            with netns.inside(other, no_namespace.fileno(), lost=told.append):
-                pass
+        with (
+            (tmp_path / "file").open("w") as no_namespace,
+            netns.inside(other, no_namespace.fileno(), lost=told.append),
+        ):
+            pass
 
     thread = threading.Thread(target=visit)
     thread.start()
@@ -136,7 +144,7 @@ def test_a_fifo_that_took_the_place_of_a_file_does_not_block(
     os.mkfifo(fifo)
     file.touch()
     answer = os.stat(file)
-    monkeypatch.setattr(netns.os, "stat", lambda _: answer)
+    monkeypatch.setattr(os, "stat", lambda _: answer)
     with pytest.raises(NotNetns):
         netns.open_path(str(fifo))
 

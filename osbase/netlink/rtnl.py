@@ -345,6 +345,8 @@ def parse_host_route(message: Message) -> HostRoute | None:
 
 @dataclass(frozen=True)
 class LinkRemoved:
+    """A link is gone, or moved to another namespace."""
+
     ifindex: int
     name: str
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parsers survive garbage; builders are tried on the kernel in transport_test."""
+"""Parsers survive garbage; transport_test tries builders on the kernel."""
 
 import struct
 from ipaddress import ip_address

@@ -59,7 +59,8 @@ def pair(here: int, sock: NetlinkSocket) -> Iterator[int]:
     try:
         sock.batch([rtnl.del_link(1000, "a1000")])
     except BatchError as error:
-        assert error.errors[0].errno == errno.ENODEV
+        if error.errors[0].errno != errno.ENODEV:  # a test deleted it
+            raise
 
 
 def test_pyroute2_sees_what_a_batch_made(sock: NetlinkSocket, pair: int) -> None:

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attach, Detach and List: what is whose, and in which order things happen.
 
-An attachment's life, as the engine sees it (what is not in the table below
-cannot happen, and is an AssertionError):
+An attachment's life, as the engine sees it (what is not in the table
+below cannot happen, and is an AssertionError):
 
-    (none) ── reserve ──> ATTACHING ── created ──> ATTACHED ── remove ──> LEAVING
-                              │                      │  ^                    │
-                              │ undo failed          │  └── could not ───────┤
-                              └──────> BROKEN ───────┘     be removed        │
-                                                                             v
-    Wherever the link is gone, the attachment is forgotten:               (none)
+    (none) ─ reserve ─> ATTACHING ─ created ─> ATTACHED ─ remove ─> LEAVING
+                            │                                        ^   │
+                            └ undo failed ─> BROKEN ─── remove again ┘   │
+                                               ^                         │
+                                               └─── could not be removed ┘
+
+Wherever the link is gone, the attachment is forgotten, and its addresses are
+free.
 
 Locks, taken in this order, each for as short as it may be:
 
@@ -284,7 +286,7 @@ class Engine:
         return _attachment(entry.record)
 
     def _reserve(self, intent: AttachIntent, cookie: int) -> tuple[_Entry, int]:
-        """Take what the attachment needs, all of it or nothing. Under the mutex."""
+        """Take all that the attachment needs, or nothing. Under the mutex."""
         there = self._by_netns.get(cookie, {})
         if intent.if_name in there:
             other = there[intent.if_name].record.workload_id
@@ -359,7 +361,7 @@ class Engine:
             self._forget(entry)
 
     def _settle(self, entry: _Entry, state: _State) -> bool:
-        """End a step in this state; False, and forgotten, if the link is gone."""
+        """End a step in this state; False, and dropped, if the link is gone."""
         with self._mutex:
             if not entry.gone:
                 entry.to(state)
@@ -371,7 +373,7 @@ class Engine:
         with self._mutex:
             self._drop(entry)
 
-    # ---- Tables, under the mutex ---------------------------------------------
+    # ---- Tables, under the mutex -------------------------------------------
 
     def _add(self, entry: _Entry) -> None:
         record = entry.record
@@ -392,7 +394,7 @@ class Engine:
     def _free_index(self) -> int:
         return next(index for index in self._indexes if index not in self._by_index)
 
-    # ---- Removals that we did not ask for -------------------------------------
+    # ---- Removals that we did not ask for ----------------------------------
 
     def _on_removed(self, ifindex: int) -> None:
         with self._mutex:

@@ -329,7 +329,7 @@ class KernelDatapath:
                 request = rtnl.del_link(record.host_ifindex, record.host_interface)
                 self._batch_tolerating({errno.ENODEV}, request)
             if loopback is not None:
-                # Its IPv4 address stays when it goes down, its IPv6 one does not.
+                # Its IPv4 address stays when it goes down, the IPv6 one goes.
                 _batch_tolerating(
                     loopback,
                     {errno.EADDRNOTAVAIL},

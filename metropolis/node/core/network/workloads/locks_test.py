@@ -17,19 +17,24 @@ def test_different_keys_do_not_wait() -> None:
 
 def test_one_key_waits_and_gives_up() -> None:
     locks = KeyedLocks[str]("thing", timeout_s=0.01)
-    with locks.hold("a"):
-        with pytest.raises(Unavailable, match=r"call for this thing has taken over 0.01 s"):
-            with locks.hold("a"):
-                pass
+    with (
+        locks.hold("a"),
+        pytest.raises(Unavailable, match=r"call for this thing has taken over 0.01 s"),
+        locks.hold("a"),
+    ):
+        pass
     with locks.hold("a"):
         pass
 
 
 def test_too_many_do_not_even_wait() -> None:
     locks = KeyedLocks[str]("thing", waiters=0)
-    with locks.hold("a"), pytest.raises(Unavailable, match="1 other calls for this thing"):
-        with locks.hold("a"):
-            pass
+    with (
+        locks.hold("a"),
+        pytest.raises(Unavailable, match="1 other calls for this thing"),
+        locks.hold("a"),
+    ):
+        pass
 
 
 def test_nothing_is_kept_of_keys() -> None:

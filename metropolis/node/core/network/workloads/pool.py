@@ -25,6 +25,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from itertools import pairwise
 
 from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
@@ -168,7 +169,10 @@ class AddressPool:
         return IPv4Address(number) if version == 4 else IPv6Address(number)
 
     def take_requested(self, ip: IPAddress, owner: str) -> None:
-        """This address. Raises InvalidArgument or AlreadyExists when it cannot be had."""
+        """This address.
+
+        Raises InvalidArgument or AlreadyExists when it cannot be had.
+        """
         family, number = self._families[ip.version], int(ip)
         if not family.contains(number):
             have = family.describe() or f"there is no IPv{ip.version} prefix"
@@ -193,6 +197,6 @@ class AddressPool:
 
 def _check_disjoint(prefixes: list[IPNetwork]) -> None:
     ordered = sorted(prefixes, key=lambda prefix: int(prefix.network_address))
-    for one, other in zip(ordered, ordered[1:], strict=False):
+    for one, other in pairwise(ordered):
         if int(other.network_address) <= int(one.broadcast_address):
             raise InvalidArgument(f"prefixes {one} and {other} overlap")

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serve the workload network API in the network namespace it is started in.
 
-    serve --socket /run/x/workload.sock --prefix 10.192.0.0/24 \\
-          --prefix fd00:10:192::/112
+    serve --socket /run/x/workload.sock --prefix 10.192.0.0/24
 
 For tests, tracing and measuring: the node's own service is the same engine and
 server within the network service. Writes `ready` to standard output when it

@@ -171,6 +171,8 @@ def _call(method: Callable[[bytes], Message]) -> Callable[[bytes, grpc.ServicerC
             code = grpc.StatusCode.INTERNAL
             text = f"{method.__name__}: unexpected {type(error).__name__}; see the service's log"
         # Outside of the handlers, so that no exception is chained to abort's.
-        context.abort(code, text)
+        context.set_code(code)
+        context.set_details(text)
+        return b""
 
     return serve

@@ -34,7 +34,7 @@ def _fail(field: str, value: str | bytes, why: str) -> InvalidArgument:
 
 
 def check_workload_id(value: str) -> None:
-    """Raise InvalidArgument unless it is 1 to 255 printable ASCII characters."""
+    """Raise InvalidArgument unless it is 1 to 255 printable ASCII."""
     if not value:
         raise _fail("workload_id", value, "must not be empty")
     if len(value) > WORKLOAD_ID_MAX:

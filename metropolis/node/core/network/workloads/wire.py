@@ -80,7 +80,7 @@ def _is_utf8(value: bytes) -> bool:
 
 
 def attach_intent(request: pb.AttachRequest) -> AttachIntent:
-    """Raise InvalidArgument for addresses that are none; check_attach does the rest."""
+    """The intent, unchecked but for addresses: InvalidArgument."""
     return AttachIntent(
         workload_id=request.workload_id,
         netns_path=request.netns.netns_path,

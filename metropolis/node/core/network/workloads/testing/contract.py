@@ -42,7 +42,7 @@ class Bench(Protocol):
         """End a namespace that add_netns made."""
 
     def again(self) -> Datapath:
-        """A new, opened datapath over what the old one left, as after a restart."""
+        """A new, opened datapath over what the old one left: a restart."""
 
     def take_name(self, path: str, name: str) -> None:
         """Make an interface in the namespace that is not ours."""
@@ -171,7 +171,7 @@ class DatapathContract:
     def test_an_address_that_is_taken(self, bench: Bench) -> None:
         one, other = bench.add_netns(), bench.add_netns()
         self.create(bench, one)
-        with pytest.raises(WorkloadError, match="add route.*EEXIST"):
+        with pytest.raises(WorkloadError, match=r"add route.*EEXIST"):
             self.create(bench, other, workload_id="w2", host_ifindex=6000)
         assert bench.datapath.present() == {5001}
 

@@ -84,7 +84,7 @@ def objects() -> Objects:
         return sorted(repr(_stable(found)) for listing in listings for found in listing)
 
 
-# What changes by itself; and the queueing discipline of a link that was up once.
+# What changes by itself; and the queueing discipline, of a link once up.
 _CHANGING = {
     "IFLA_STATS",
     "IFLA_STATS64",

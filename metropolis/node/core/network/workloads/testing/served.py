@@ -23,7 +23,7 @@ class Client:
 
     def __init__(self, socket_path: Path) -> None:
         self.channel = grpc.insecure_channel(f"unix:{socket_path}")
-        self.stub = rpc.WorkloadNetworkingStub(self.channel)
+        self.stub: Any = rpc.WorkloadNetworkingStub(self.channel)
 
     def attach(self, workload_id: str, pod: Pod, if_name: str = "eth0") -> pb.AttachResponse:
         """Attach."""
