@@ -18,7 +18,6 @@ from metropolis.node.core.network.workloads.engine import Engine
 from metropolis.node.core.network.workloads.kernel import KernelDatapath
 from metropolis.node.core.network.workloads.server import WorkloadServer
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
-from metropolis.node.core.network.workloads.spec import workload_pb2_grpc
 
 PREFIXES = [ip_network("10.192.0.0/24"), ip_network("fd00:10:192::/112")]
 GENEROUS_S = 60.0
@@ -214,18 +213,19 @@ def test_every_call_has_a_deadline(tmp_path: Path) -> None:
     """A service that accepts and never answers."""
     arrived = threading.Event()
 
-    class Silent(workload_pb2_grpc.WorkloadNetworkingServicer):
-        def Status(  # noqa: N802 - gRPC's name
-            self, request: pb.StatusRequest, context: grpc.ServicerContext
-        ) -> pb.StatusResponse:
-            done = threading.Event()
-            context.add_callback(done.set)
-            arrived.set()
-            done.wait(GENEROUS_S)
-            return pb.StatusResponse()
+    def silent(request: bytes, context: grpc.ServicerContext) -> bytes:
+        done = threading.Event()
+        context.add_callback(done.set)
+        arrived.set()
+        done.wait(GENEROUS_S)
+        return b""
 
     server = grpc.server(ThreadPoolExecutor(1))
-    workload_pb2_grpc.add_WorkloadNetworkingServicer_to_server(Silent(), server)
+    service = pb.DESCRIPTOR.services_by_name["WorkloadNetworking"].full_name
+    methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        "Status": grpc.unary_unary_rpc_method_handler(silent)
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
     path = str(tmp_path / "s")
     server.add_insecure_port(f"unix:{path}")
     server.start()

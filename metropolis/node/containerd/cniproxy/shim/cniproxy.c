@@ -134,8 +134,9 @@ static int dial(void)
         fail(CNI_IO_FAILURE, "CNIPROXY_SOCKET", ENAMETOOLONG);
     strcpy(to.sun_path, path);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0) // or a full backlog would hold connect() for ever:
+    if (fd < 0)
         fail(CNI_IO_FAILURE, "socket", errno);
+    // Or a full backlog would hold connect() for ever.
     if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience)))
         fail(CNI_IO_FAILURE, "setsockopt SO_SNDTIMEO", errno);
     while (connect(fd, (struct sockaddr *)&to, sizeof(to)))
