@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client against a real server (dnsmasq) in another namespace.
+
+    this namespace: up0 ----- veth ----- srv0: namespace "srv", dnsmasq
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from osbase import event
+from osbase.net.dhcp4 import Client, Lease
+
+MAC = bytes.fromhex("020000000007")
+SERVER = IPv4Address("192.0.2.1")
+_LIMIT_S = 60
+
+
+def sh(command: str) -> None:
+    """Runs a command without a shell; its output is part of an error."""
+    subprocess.run(command.split(), check=True, capture_output=True, timeout=_LIMIT_S)
+
+
+@pytest.fixture
+def link() -> Iterator[None]:
+    """A veth between here and the server's namespace."""
+    sh("ip netns add srv")
+    try:
+        sh("ip link add up0 address 02:00:00:00:00:07 type veth peer name srv0 netns srv")
+        sh("ip netns exec srv ip address add 192.0.2.1/24 dev srv0")
+        sh("ip netns exec srv ip link set srv0 up")
+        sh("ip link set up0 up")
+        yield
+    finally:
+        sh("ip netns del srv")
+        subprocess.run(["ip", "link", "del", "up0"], check=False, capture_output=True)
+
+
+@contextlib.contextmanager
+def dnsmasq(tmp_path: Path, addresses: str, *options: str) -> Iterator[None]:
+    """A server; renewal is asked for after 10 s, the least it passes on."""
+    command = [
+        *("ip", "netns", "exec", "srv", "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null"),
+        *("--port=0", "--user=root", "--group=", "--no-ping", "--dhcp-authoritative"),
+        *("--pid-file=", "--interface=srv0", "--bind-interfaces", "--log-facility=-"),
+        f"--dhcp-leasefile={tmp_path}/leases",
+        f"--dhcp-range={addresses},255.255.255.0,120",
+        *("--dhcp-option=58,10", "--dhcp-option=59,100"),
+        *("--dhcp-option=option:dns-server,192.0.2.53", "--domain=example.org"),
+        *options,
+    ]
+    with (tmp_path / "dnsmasq.log").open("ab") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            yield
+            assert server.poll() is None, (tmp_path / "dnsmasq.log").read_text()
+        finally:
+            server.terminate()
+            server.wait(_LIMIT_S)
+
+
+@contextlib.asynccontextmanager
+async def client(**arguments: IPv4Address) -> AsyncIterator[event.Value[Lease | None]]:
+    """A running client's leases."""
+    value = event.Value[Lease | None]("lease")
+    running = asyncio.create_task(Client("up0", MAC, value, **arguments).run())
+    try:
+        async with asyncio.timeout(_LIMIT_S):
+            yield value
+    finally:
+        if running.done():
+            running.result()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_obtains_and_renews(link: None, tmp_path: Path) -> None:
+    """A lease, and a renewal that keeps the address."""
+    with dnsmasq(tmp_path, "192.0.2.50,192.0.2.50", "--dhcp-option=option:mtu,1400"):
+        async with client() as leases:
+            watcher = leases.watch()
+            first = await watcher.get()
+            assert first is not None
+            assert first.address == IPv4Interface("192.0.2.50/24")
+            assert first.routes == ((IPv4Network("0.0.0.0/0"), SERVER),)
+            assert first.dns == (IPv4Address("192.0.2.53"),)
+            assert (first.domain, first.mtu, first.length_s) == ("example.org", 1400, 120)
+            assert first.renew_s == 10
+            sh("ip address replace 192.0.2.50/24 dev up0")  # unicast needs it
+            renewed = await watcher.get()
+            assert renewed is not None
+            assert renewed.address == first.address
+            assert renewed.start > first.start
+
+
+async def test_waits_for_the_server(link: None, tmp_path: Path) -> None:
+    """The server starts after the client's first discover was lost."""
+    async with client() as leases:
+        await asyncio.sleep(0)  # the client's start is its first discover
+        with dnsmasq(tmp_path, "192.0.2.50,192.0.2.99"):
+            assert await leases.watch().get() is not None
+
+
+async def test_asks_for_the_address_of_a_former_run(link: None, tmp_path: Path) -> None:
+    """What is still on the link is asked for, and granted if free."""
+    with dnsmasq(tmp_path, "192.0.2.50,192.0.2.99"):
+        async with client(hint=IPv4Address("192.0.2.77")) as leases:
+            lease = await leases.watch().get()
+            assert lease is not None
+            assert lease.address.ip == IPv4Address("192.0.2.77")
+
+
+async def test_loses_what_the_server_takes_back(link: None, tmp_path: Path) -> None:
+    """A server with another range refuses the renewal: no lease, then one."""
+    async with client() as leases:
+        watcher = leases.watch()
+        with dnsmasq(tmp_path, "192.0.2.50,192.0.2.50"):
+            assert await watcher.get() is not None
+        (tmp_path / "leases").unlink()
+        with dnsmasq(tmp_path, "192.0.2.60,192.0.2.60"):
+            seen = [await watcher.get()]
+            while not (seen[-1] and seen[-1].address.ip == IPv4Address("192.0.2.60")):
+                seen.append(await watcher.get())
+            # The refusal takes the lease away before there is another.
+            assert seen[0] is None
+
+
+async def test_survives_garbage(link: None, tmp_path: Path) -> None:
+    """Noise at its port, before and while it has a lease."""
+    noise = [
+        b"",
+        b"\0" * 300,
+        b"\x02\x01\x06\x00" + b"\xff" * 296,
+        b"\x02\x01\x06\x00" + b"\0" * 232 + b"\x63\x82\x53\x63" + b"\x35",
+        b"\x02\x01\x06\x00" + b"\0" * 232 + b"\x63\x82\x53\x63" + b"\xff" * 60,
+        b"\xff" * 1400,
+    ]
+
+    def shout() -> None:
+        script = (
+            "import socket, sys\n"
+            "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+            "s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)\n"
+            "s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'srv0')\n"
+            "for data in map(bytes.fromhex, sys.argv[1:]):\n"
+            "    [s.sendto(data, ('255.255.255.255', 68)) for _ in range(50)]\n"
+        )
+        subprocess.run(
+            ["ip", "netns", "exec", "srv", "python3", "-c", script, *(n.hex() for n in noise)],
+            check=True,
+            timeout=_LIMIT_S,
+        )
+
+    async with client() as leases:
+        await asyncio.to_thread(shout)
+        with dnsmasq(tmp_path, "192.0.2.50,192.0.2.50"):
+            watcher = leases.watch()
+            assert await watcher.get() is not None
+            await asyncio.to_thread(shout)
+            sh("ip address replace 192.0.2.50/24 dev up0")
+            assert await watcher.get() is not None
+
+
+async def test_link_down_and_up(link: None, tmp_path: Path) -> None:
+    """Down is no error; after it, the lease comes again."""
+    value = event.Value[Lease | None]("lease")
+    dhcp = Client("up0", MAC, value)
+    with dnsmasq(tmp_path, "192.0.2.50,192.0.2.50"):
+        running = asyncio.create_task(dhcp.run())
+        async with asyncio.timeout(_LIMIT_S):
+            watcher = value.watch()
+            await watcher.get()
+            sh("ip link set up0 down")
+            sh("ip link set up0 up")
+            dhcp.link_came_up()
+            lease = await watcher.get()
+            assert lease is not None
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_link_that_is_gone_is_an_error() -> None:
+    """Naming operation, link and errno."""
+    with pytest.raises(OSError, match="open a packet socket on up9: ENODEV"):
+        await Client("up9", MAC, event.Value[Lease | None]("lease")).run()
+
+
+async def test_no_socket_is_left_behind(link: None) -> None:
+    """A cancelled client closes what it opened."""
+    before = _packet_sockets()
+    async with client():
+        await asyncio.sleep(0)
+        assert _packet_sockets() == before + 1
+    assert _packet_sockets() == before
+
+
+def _packet_sockets() -> int:
+    assert socket.AF_PACKET
+    return len(Path("/proc/net/packet").read_text().splitlines())

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client's states (RFC 2131, section 4.4), with time passed in. Pure.
+
+    SELECTING -> REQUESTING -> BOUND -> RENEWING -> REBINDING
+        ^            |           ^          |           |
+        |<- no answer/NAK        +---- ACK -+-----------+
+        |<------------------------------- NAK, lease at its end
+
+A lease outlives a return to SELECTING after the link came back: until it ends,
+or another server gives another, it is ours.
+
+    messages = machine.start(now) | receive(now, ...) | tick(now)   to be sent
+    machine.deadline                    when tick is due; machine.lease
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from typing import Final
+
+from osbase.net.dhcp4 import lease as leases
+from osbase.net.dhcp4.lease import Lease
+from osbase.net.dhcp4.packet import BROADCAST, UNSPECIFIED, Message, Option, PacketError, Type
+
+# RFC 2131 4.1 asks for 4, 8, ... 64 s; a node that boots finds the link barely
+# up, and its first packet is the one that is lost: the series begins at 1 s.
+_FIRST_RETRY_S: Final = 1.0
+_LAST_RETRY_S: Final = 64.0
+_REQUEST_TRIES: Final = 4
+_RENEW_RETRY_MIN_S: Final = 60.0
+_MAX_MESSAGE: Final = 1472  # bytes, without fragments on Ethernet
+
+_PARAMETERS: Final = bytes(
+    [
+        Option.SUBNET_MASK,
+        Option.ROUTER,
+        Option.DNS,
+        Option.DOMAIN_NAME,
+        Option.INTERFACE_MTU,
+        Option.LEASE_TIME,
+        Option.SERVER_ID,
+        Option.RENEWAL_TIME,
+        Option.REBINDING_TIME,
+        Option.CLASSLESS_ROUTES,
+    ]
+)
+
+
+class State(enum.Enum):
+    """RFC 2131, figure 5; INIT lasts no time here."""
+
+    SELECTING = "selecting"
+    REQUESTING = "requesting"
+    BOUND = "bound"
+    RENEWING = "renewing"
+    REBINDING = "rebinding"
+
+
+_TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
+    State.SELECTING: frozenset({State.SELECTING, State.REQUESTING}),
+    State.REQUESTING: frozenset({State.BOUND, State.SELECTING}),
+    State.BOUND: frozenset({State.RENEWING, State.SELECTING}),
+    State.RENEWING: frozenset({State.BOUND, State.REBINDING, State.SELECTING}),
+    State.REBINDING: frozenset({State.BOUND, State.SELECTING}),
+}
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A message to send; to all when `destination` is the broadcast address,
+    else to the server, from our address."""
+
+    message: Message
+    source: IPv4Address
+    destination: IPv4Address
+
+
+class Machine:
+    """One client on one Ethernet link. Times are seconds of any one clock."""
+
+    def __init__(
+        self,
+        mac: bytes,
+        host_name: str = "",
+        hint: IPv4Address | None = None,
+        rand: Callable[[], float] = random.random,
+    ) -> None:
+        """mac: 6 bytes. hint: the address to ask for. rand: in [0, 1)."""
+        self._mac = mac
+        self._host_name = host_name.encode("ascii", "ignore")[:63]
+        self._hint = hint
+        self._rand = rand
+        self._state = State.SELECTING
+        self._xid = 0
+        self._offer: Lease | None = None
+        self._began = 0.0
+        self._requested = 0.0
+        self._tries = 0
+        self._retry: float = 0.0
+        self.lease: Lease | None = None
+
+    @property
+    def state(self) -> State:
+        """Where the client stands."""
+        return self._state
+
+    @property
+    def deadline(self) -> float | None:
+        """When `tick` has something to do; None: not until something comes."""
+        times = []
+        lease = self.lease
+        if self._state is State.BOUND:
+            assert lease is not None, "bound to a lease"
+            times.append(lease.start + lease.renew_s)
+        else:
+            times.append(self._retry)
+        if self._state is State.RENEWING and lease is not None:
+            times.append(lease.start + lease.rebind_s)
+        if lease is not None and lease.end is not None:
+            times.append(lease.end)
+        soonest = min(times)
+        return None if soonest == float("inf") else soonest
+
+    def start(self, now: float) -> list[Outgoing]:
+        """Look for a server: at first, and after the link came back."""
+        self._to(State.SELECTING)
+        if self.lease is not None:
+            self._hint = self.lease.address.ip
+        self._began, self._tries, self._offer = now, 0, None
+        self._new_xid()
+        return [self._discover(now)]
+
+    def receive(self, now: float, message: Message) -> list[Outgoing]:
+        """Take a message that arrived. Raises PacketError, and changes
+        nothing, when it is for us and makes no sense."""
+        if message.request or message.xid != self._xid or message.mac != self._mac:
+            return []
+        if self._state is State.SELECTING and message.kind is Type.OFFER:
+            self._offer = leases.parse(message, now)
+            self._to(State.REQUESTING)
+            self._tries = 0
+            return [self._request(now)]
+        if self._state in (State.SELECTING, State.BOUND):
+            return []
+        if message.kind is Type.ACK:
+            self._acknowledged(message)
+        elif message.kind is Type.NAK and self._believes(leases.server_of(message)):
+            if self._state is not State.REQUESTING:
+                self.lease = None
+            self._hint = None
+            return self.start(now)
+        return []
+
+    def tick(self, now: float) -> list[Outgoing]:
+        """Do what is due by now; nothing when it is early."""
+        lease = self.lease
+        if lease is not None and lease.end is not None and now >= lease.end:
+            self.lease = None
+            if self._state not in (State.SELECTING, State.REQUESTING):
+                self._hint = lease.address.ip
+                return self.start(now)
+        if self._state is State.BOUND:
+            assert lease is not None, "bound to a lease"
+            if now < lease.start + lease.renew_s:
+                return []
+            self._to(State.RENEWING)
+            self._began = now
+            self._new_xid()
+            return [self._request(now)]
+        if self._state is State.RENEWING:
+            assert lease is not None, "renewing a lease"
+            if now >= lease.start + lease.rebind_s:
+                self._to(State.REBINDING)
+                return [self._request(now)]
+        if now < self._retry:
+            return []
+        if self._state is State.SELECTING:
+            return [self._discover(now)]
+        if self._state is State.REQUESTING and self._tries >= _REQUEST_TRIES:
+            return self.start(now)
+        return [self._request(now)]
+
+    def _to(self, new: State) -> None:
+        assert new in _TRANSITIONS[self._state], f"{self._state} to {new}"
+        self._state = new
+
+    def _new_xid(self) -> None:
+        self._xid = int(self._rand() * 2**32)
+
+    def _believes(self, server: IPv4Address) -> bool:
+        """Whether the server is the one we talk to; rebinding, anyone is."""
+        if self._state is State.REBINDING:
+            return True
+        current = self._offer if self._state is State.REQUESTING else self.lease
+        return current is not None and server == current.server
+
+    def _acknowledged(self, message: Message) -> None:
+        granted = leases.parse(message, self._requested)
+        wanted = self._offer if self._state is State.REQUESTING else self.lease
+        assert wanted is not None, "a request is for something"
+        if not self._believes(granted.server) or granted.address.ip != wanted.address.ip:
+            raise PacketError(
+                f"{granted.server} acknowledges {granted.address.ip}; asked was "
+                f"{wanted.server} for {wanted.address.ip}"
+            )
+        self._to(State.BOUND)
+        self.lease, self._offer = granted, None
+
+    def _discover(self, now: float) -> Outgoing:
+        self._back_off(now)
+        options: dict[int, bytes] = {}
+        if self._hint is not None:
+            options[Option.REQUESTED_ADDRESS] = self._hint.packed
+        message = self._message(now, Type.DISCOVER, options)
+        return Outgoing(message, UNSPECIFIED, BROADCAST)
+
+    def _request(self, now: float) -> Outgoing:
+        self._requested = now
+        if self._state is State.REQUESTING:
+            assert self._offer is not None, "a request is for an offer"
+            self._back_off(now)
+            options: dict[int, bytes] = {
+                Option.REQUESTED_ADDRESS: self._offer.address.ip.packed,
+                Option.SERVER_ID: self._offer.server.packed,
+            }
+            return Outgoing(self._message(now, Type.REQUEST, options), UNSPECIFIED, BROADCAST)
+        lease = self.lease
+        assert lease is not None, "renewing a lease"
+        own = lease.address.ip
+        message = replace(self._message(now, Type.REQUEST, {}), client=own)
+        if self._state is State.RENEWING:
+            left = lease.start + lease.rebind_s - now
+            self._retry = now + max(left / 2, _RENEW_RETRY_MIN_S)
+            return Outgoing(message, own, lease.server)
+        left = (lease.end or now) - now
+        self._retry = now + max(left / 2, _RENEW_RETRY_MIN_S)
+        return Outgoing(message, own, BROADCAST)
+
+    def _back_off(self, now: float) -> None:
+        delay = min(_FIRST_RETRY_S * 2.0**self._tries, _LAST_RETRY_S)
+        self._tries = min(self._tries + 1, 16)
+        self._retry = now + delay * (0.9 + 0.2 * self._rand())
+
+    def _message(self, now: float, kind: Type, options: dict[int, bytes]) -> Message:
+        options = options | {
+            Option.CLIENT_ID: b"\x01" + self._mac,
+            Option.PARAMETERS: _PARAMETERS,
+            Option.MAX_SIZE: _MAX_MESSAGE.to_bytes(2),
+        }
+        if self._host_name:
+            options[Option.HOST_NAME] = self._host_name
+        secs = max(0, int(now - self._began))
+        return Message(True, kind, self._xid, self._mac, secs=secs, options=options)

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client's states, by a server made of messages and a clock of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from osbase.net.dhcp4 import lease as leases
+from osbase.net.dhcp4.lease import Lease
+from osbase.net.dhcp4.machine import Machine, Outgoing, State
+from osbase.net.dhcp4.packet import BROADCAST, UNSPECIFIED, Message, Option, PacketError, Type
+
+MAC = b"\x02\x00\x00\x00\x00\x07"
+SERVER = IPv4Address("192.0.2.1")
+ADDRESS = IPv4Address("192.0.2.50")
+OPTIONS: dict[int, bytes] = {
+    Option.SERVER_ID: SERVER.packed,
+    Option.SUBNET_MASK: b"\xff\xff\xff\x00",
+    Option.ROUTER: SERVER.packed,
+    Option.DNS: SERVER.packed + IPv4Address("9.9.9.9").packed,
+    Option.LEASE_TIME: (1000).to_bytes(4),
+}
+
+
+def machine(hint: IPv4Address | None = None) -> Machine:
+    """One whose transaction numbers differ and whose delays are exact."""
+    numbers: Iterator[float] = iter(n / 1000 for n in range(1, 1000))
+
+    # 0.5 in the back-off is the middle of the jitter: no change.
+    def rand() -> float:
+        return 0.5 if not asked.pop() else next(numbers)
+
+    asked: list[bool] = []
+
+    class Exact(Machine):
+        def _new_xid(self) -> None:
+            asked.append(True)
+            super()._new_xid()
+
+        def _back_off(self, now: float) -> None:
+            asked.append(False)
+            super()._back_off(now)
+
+    return Exact(MAC, "node-1", hint, rand)
+
+
+def reply(to: Outgoing, kind: Type, **changes: object) -> Message:
+    """What a good server answers."""
+    message = Message(False, kind, to.message.xid, MAC, yours=ADDRESS, options=OPTIONS)
+    return replace(message, **changes)  # type: ignore[arg-type]
+
+
+def only(messages: list[Outgoing]) -> Outgoing:
+    assert len(messages) == 1, messages
+    return messages[0]
+
+
+def leased(client: Machine) -> Lease | None:
+    """Its lease, of which a type checker assumes nothing."""
+    return client.lease
+
+
+def bound(now: float = 0.0) -> Machine:
+    client = machine()
+    discover = only(client.start(now))
+    request = only(client.receive(now, reply(discover, Type.OFFER)))
+    assert client.receive(now, reply(request, Type.ACK)) == []
+    assert client.state is State.BOUND
+    return client
+
+
+def test_obtains_a_lease() -> None:
+    """Discover, offer, request, acknowledgement."""
+    client = machine()
+    discover = only(client.start(100))
+    assert discover.message.kind is Type.DISCOVER
+    assert (discover.source, discover.destination) == (UNSPECIFIED, BROADCAST)
+    assert discover.message.options[Option.HOST_NAME] == b"node-1"
+    request = only(client.receive(101, reply(discover, Type.OFFER)))
+    assert request.message.kind is Type.REQUEST
+    assert request.message.options[Option.REQUESTED_ADDRESS] == ADDRESS.packed
+    assert request.message.options[Option.SERVER_ID] == SERVER.packed
+    assert leased(client) is None
+    assert client.receive(103, reply(request, Type.ACK)) == []
+    lease = leased(client)
+    assert lease is not None
+    assert lease.address == IPv4Interface("192.0.2.50/24")
+    assert lease.routes == ((IPv4Network("0.0.0.0/0"), SERVER),)
+    assert lease.dns == (SERVER, IPv4Address("9.9.9.9"))
+    assert (lease.start, lease.end) == (101, 1101)
+    assert client.deadline == 601
+
+
+def test_asks_for_the_address_it_had() -> None:
+    """The hint goes into the first message."""
+    discover = only(machine(hint=ADDRESS).start(0))
+    assert discover.message.options[Option.REQUESTED_ADDRESS] == ADDRESS.packed
+
+
+def test_discover_is_repeated_more_and_more_rarely() -> None:
+    """After 1, 2, 4 ... 64, 64 s."""
+    client = machine()
+    client.start(0)
+    delays = []
+    for _ in range(8):
+        now = client.deadline
+        assert now is not None
+        assert client.tick(now - 0.01) == []
+        only(client.tick(now))
+        assert client.deadline is not None
+        delays.append(client.deadline - now)
+    assert delays == pytest.approx([2, 4, 8, 16, 32, 64, 64, 64])
+
+
+def test_request_without_answer_goes_back_to_discover() -> None:
+    """The server may have died after its offer."""
+    client = machine()
+    client.receive(0, reply(only(client.start(0)), Type.OFFER))
+    kinds = []
+    for _ in range(4):
+        assert client.deadline is not None
+        kinds.append(only(client.tick(client.deadline)).message.kind)
+    assert kinds == [Type.REQUEST] * 3 + [Type.DISCOVER]
+
+
+def test_renews_by_unicast_and_keeps_the_address() -> None:
+    """At half time; the lease then counts from the request."""
+    client = bound()
+    assert client.tick(499) == []
+    request = only(client.tick(500))
+    assert (request.source, request.destination) == (ADDRESS, SERVER)
+    assert request.message.client == ADDRESS
+    assert Option.SERVER_ID not in request.message.options
+    assert Option.REQUESTED_ADDRESS not in request.message.options
+    client.receive(501, reply(request, Type.ACK))
+    assert client.state is State.BOUND
+    assert client.lease is not None
+    assert client.lease.end == 1500
+
+
+def test_rebinds_by_broadcast_with_any_server() -> None:
+    """When its own server does not answer."""
+    client = bound()
+    only(client.tick(500))
+    assert client.deadline == 500 + 375 / 2
+    only(client.tick(500 + 375 / 2))
+    rebind = only(client.tick(875))
+    assert client.state is State.REBINDING
+    assert rebind.destination == BROADCAST
+    other = IPv4Address("192.0.2.2")
+    options = OPTIONS | {Option.SERVER_ID: other.packed}
+    client.receive(876, reply(rebind, Type.ACK, options=options))
+    assert client.lease is not None
+    assert (client.lease.server, client.lease.end) == (other, 1875)
+
+
+def test_loses_the_lease_at_its_end() -> None:
+    """Nobody answered: the address is given up, and asked for again."""
+    client = bound()
+    now = 0.0
+    while client.lease is not None:
+        assert client.deadline is not None
+        now = client.deadline
+        sent = client.tick(now)
+    assert now == 1000
+    assert only(sent).message.kind is Type.DISCOVER
+    assert only(sent).message.options[Option.REQUESTED_ADDRESS] == ADDRESS.packed
+
+
+def test_nak_while_renewing_takes_the_lease() -> None:
+    """And a new one is looked for at once, without asking for the old."""
+    client = bound()
+    request = only(client.tick(500))
+    nak = reply(request, Type.NAK, yours=UNSPECIFIED)
+    discover = only(client.receive(501, nak))
+    assert client.lease is None
+    assert discover.message.kind is Type.DISCOVER
+    assert Option.REQUESTED_ADDRESS not in discover.message.options
+
+
+def test_link_came_up_keeps_the_lease_until_its_end() -> None:
+    """A pulled and replugged cable changes nothing if the server is the same."""
+    client = bound()
+    discover = only(client.start(200))
+    assert client.lease is not None
+    request = only(client.receive(201, reply(discover, Type.OFFER)))
+    client.receive(202, reply(request, Type.ACK))
+    assert client.lease.address.ip == ADDRESS
+    client.start(300)
+    while client.deadline is not None and client.deadline < 1201:
+        client.tick(client.deadline)
+    client.tick(1201)
+    assert leased(client) is None
+    assert client.state is State.SELECTING
+
+
+def test_infinite_lease_has_no_deadline() -> None:
+    """0xffffffff seconds are for ever."""
+    client = machine()
+    options = OPTIONS | {Option.LEASE_TIME: b"\xff\xff\xff\xff"}
+    request = only(client.receive(0, reply(only(client.start(0)), Type.OFFER, options=options)))
+    client.receive(0, reply(request, Type.ACK, options=options))
+    assert client.state is State.BOUND
+    assert client.deadline is None
+    assert client.tick(1e9) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"xid": 1},
+        {"mac": b"\x02\x00\x00\x00\x00\x08"},
+        {"request": True},
+        {"kind": Type.ACK},
+        {"kind": Type.NAK},
+    ],
+)
+def test_messages_for_others_are_ignored(changes: dict[str, object]) -> None:
+    """Another's transaction, another's MAC, out of turn."""
+    client = machine()
+    discover = only(client.start(0))
+    assert client.receive(0, replace(reply(discover, Type.OFFER), **changes)) == []  # type: ignore[arg-type]
+    assert client.state is State.SELECTING
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"yours": UNSPECIFIED}, "cannot be a host"),
+        ({"yours": BROADCAST}, "cannot be a host"),
+        ({"yours": IPv4Address("127.0.0.1")}, "cannot be a host"),
+        ({"options": OPTIONS | {Option.SUBNET_MASK: b"\xff\x00\xff\x00"}}, "subnet mask"),
+        ({"options": OPTIONS | {Option.SUBNET_MASK: b""}}, "no subnet mask"),
+        ({"options": OPTIONS | {Option.LEASE_TIME: b"\0\0\0\0"}}, "lease time of 0"),
+        ({"options": OPTIONS | {Option.LEASE_TIME: b"\0"}}, "lease time of None"),
+        ({"options": OPTIONS | {Option.SERVER_ID: b""}}, "server identifier missing"),
+    ],
+)
+def test_nonsense_is_refused_and_changes_nothing(changes: dict[str, object], reason: str) -> None:
+    """As an offer, and as the acknowledgement of a renewal."""
+    client = machine()
+    discover = only(client.start(0))
+    with pytest.raises(PacketError, match=reason):
+        client.receive(0, reply(discover, Type.OFFER, **changes))
+    assert client.state is State.SELECTING
+    only(client.receive(0, reply(discover, Type.OFFER)))
+
+    client = bound()
+    before = client.lease
+    request = only(client.tick(500))
+    with pytest.raises(PacketError, match=reason):
+        client.receive(501, reply(request, Type.ACK, **changes))
+    assert (client.state, client.lease) == (State.RENEWING, before)
+
+
+def test_acknowledgement_of_something_else_is_refused() -> None:
+    """Another address, or by a server that was not asked."""
+    client = machine()
+    request = only(client.receive(0, reply(only(client.start(0)), Type.OFFER)))
+    with pytest.raises(PacketError, match="acknowledges"):
+        client.receive(0, reply(request, Type.ACK, yours=IPv4Address("192.0.2.51")))
+    other = OPTIONS | {Option.SERVER_ID: IPv4Address("192.0.2.66").packed}
+    with pytest.raises(PacketError, match="acknowledges"):
+        client.receive(0, reply(request, Type.ACK, options=other))
+    assert client.receive(0, reply(request, Type.NAK, options=other)) == []
+    assert client.state is State.REQUESTING
+
+
+def test_classless_routes_replace_the_router() -> None:
+    """RFC 3442, with a gateway that is on the link only by a route."""
+    raw = (
+        bytes([32, 10, 0, 0, 1, 0, 0, 0, 0])
+        + bytes([0, 10, 0, 0, 1])
+        + bytes([12, 172, 16, 10, 0, 0, 9])
+    )
+    options = OPTIONS | {Option.CLASSLESS_ROUTES: raw}
+    lease = leases.parse(Message(False, Type.ACK, 1, MAC, yours=ADDRESS, options=options), 0)
+    assert lease.routes == (
+        (IPv4Network("10.0.0.1/32"), None),
+        (IPv4Network("0.0.0.0/0"), IPv4Address("10.0.0.1")),
+        (IPv4Network("172.16.0.0/12"), IPv4Address("10.0.0.9")),
+    )
+
+
+@given(st.dictionaries(st.sampled_from(list(Option)), st.binary(max_size=40), max_size=8))
+def test_any_options_give_a_lease_or_an_error(options: dict[int, bytes]) -> None:
+    """And a lease's times are in order."""
+    base: dict[int, bytes] = dict(OPTIONS)
+    message = Message(False, Type.ACK, 1, MAC, yours=ADDRESS, options=base | options)
+    try:
+        lease = leases.parse(message, 0)
+    except PacketError:
+        return
+    assert 1 <= lease.renew_s <= lease.rebind_s
+    assert lease.end is None or lease.rebind_s < lease.end
+    assert lease.mtu is None or lease.mtu >= 576
+
+
+@given(st.data())
+def test_any_sequence_leaves_a_machine_that_goes_on(data: st.DataObject) -> None:
+    """Time and messages in any order: it never breaks, nor spins."""
+    client = machine()
+    now = 0.0
+    last = only(client.start(now))
+    for _ in range(40):
+        step = data.draw(st.sampled_from(["tick", "early", "message", "relink"]))
+        sent: list[Outgoing] = []
+        if step == "tick" and client.deadline is not None:
+            now = max(now, client.deadline)
+            sent = client.tick(now)
+            assert client.deadline is None or client.deadline > now
+        elif step == "early":
+            now += 0.001
+            sent = client.tick(now)
+        elif step == "relink":
+            sent = client.start(now)
+        elif step == "message":
+            kind = data.draw(st.sampled_from([Type.OFFER, Type.ACK, Type.NAK]))
+            try:
+                sent = client.receive(now, reply(last, kind))
+            except PacketError:
+                sent = []
+        last = sent[-1] if sent else last
+        if client.state in (State.BOUND, State.RENEWING, State.REBINDING):
+            assert client.lease is not None
