@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs in the machine, and fails: failures have to come through."""
+
+import platform
+
+
+def test_passes() -> None:
+    assert platform.system() == "Linux"
+
+
+def test_fails() -> None:
+    assert platform.system() == "not this one"
