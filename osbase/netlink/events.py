@@ -26,6 +26,7 @@ from osbase.netlink.rtnl import RTM_DELLINK, RTNLGRP_LINK, LinkRemoved, parse_li
 from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK
 
 _SO_ATTACH_FILTER = 26
+_RETRY_MS = 1000
 _RECEIVE_BUFFER = 4 * 1024 * 1024  # bytes; about 1,500 removals at once
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ class LinkEvents:
     """The subscription begins with the constructor, delivery with `start`.
 
     The callbacks run on one thread of this object, one at a time; what they
-    raise is logged and does not end it.
+    raise is logged and does not end it. An on_overrun that raises is called
+    again a second later.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class LinkEvents:
         self._on_removed = on_removed
         self._on_overrun = on_overrun
         self._thread: threading.Thread | None = None
+        self._behind = False
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         try:
@@ -101,11 +104,15 @@ class LinkEvents:
         poll.register(self._socket, select.POLLIN)
         poll.register(self._stop, select.POLLIN)
         while True:
-            ready = {fd for fd, _ in poll.poll()}
+            ready = {fd for fd, _ in poll.poll(_RETRY_MS if self._behind else None)}
             if self._stop in ready:
                 return
             try:
-                self._deliver()
+                if ready:
+                    self._deliver()
+                if self._behind:
+                    self._on_overrun()
+                    self._behind = False
             except Exception:
                 log.exception("a handler of link events failed")
 
@@ -115,14 +122,14 @@ class LinkEvents:
         except BlockingIOError:
             return
         except OSError:  # ENOBUFS: the kernel had no room, events were lost
-            self._on_overrun()
+            self._behind = True
             return
         if sender != 0:
             return
         try:
             removed = [parse_link_removed(message) for message in decode(data)]
         except ProtocolError:
-            self._on_overrun()
+            self._behind = True
             return
         for event in removed:
             if event is not None:

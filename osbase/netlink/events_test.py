@@ -110,6 +110,26 @@ def test_lost_events_are_told(sock: NetlinkSocket, heard: Heard) -> None:
     events.close()
 
 
+def test_an_overrun_that_could_not_be_handled_is_told_again(
+    sock: NetlinkSocket, heard: Heard
+) -> None:
+    def failing() -> None:
+        heard.overrun()
+        failures.append(len(failures))
+        if len(failures) == 1:
+            raise ZeroDivisionError
+
+    failures: list[int] = []
+    events = LinkEvents(lambda _: None, failing, receive_buffer=1)
+    fd = netns.open_current()
+    for index in range(700, 740, 2):
+        sock.batch([veth(index, fd), rtnl.del_link(index, f"e{index}")])
+    os.close(fd)
+    events.start()
+    assert [heard.next(), heard.next()] == ["overrun", "overrun"]
+    events.close()
+
+
 def test_a_handler_that_fails_does_not_end_the_events(sock: NetlinkSocket, heard: Heard) -> None:
     def handler(event: LinkRemoved) -> None:
         heard.queue.put(event)

@@ -24,6 +24,8 @@ An attach is three sends: create the pair (host); configure the inside
 Limits: one IPv4 and one IPv6 address an interface. Of several interfaces in
 one namespace the first has the default route, the others have it with a
 greater metric: what is to leave through them must be bound to the interface.
+A namespace in which IPv6 is switched off (net.ipv6.conf.*.disable_ipv6) is
+refused on a node that has IPv6 prefixes, in the kernel's words.
 
 Why not CNI plugins: two processes and a file a pod and call, tens of
 milliseconds, and leaks when one of them dies in between.

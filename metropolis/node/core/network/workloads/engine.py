@@ -128,6 +128,7 @@ class Engine:
         self._prefixes: tuple[tuple[IPNetwork, ...], tuple[IPAddress, ...]] = ((), ())
         self._mtu = DEFAULT_MTU
         self._indexes = _index_numbers()
+        self._overruns = 0
 
     # ---- Life ---------------------------------------------------------------
 
@@ -142,8 +143,8 @@ class Engine:
                 raise Unavailable("the workload network service was stopped")
             if self._started:
                 return
-            self._datapath.open(self._on_removed, self._on_overrun)
             try:
+                self._datapath.open(self._on_removed, self._on_overrun)
                 scan = self._datapath.scan()
                 with self._mutex:
                     for record in scan.complete:
@@ -271,8 +272,12 @@ class Engine:
     def _attach(self, intent: AttachIntent, netns: Netns) -> Attachment:
         with self._mutex:
             entry, metric = self._reserve(intent, netns.cookie)
+            overruns = self._overruns
         try:
             self._create(entry, netns, metric)
+            if overruns != self._overruns:
+                # Its removal may be among the events that were lost.
+                entry.gone = entry.record.host_ifindex not in self._datapath.present()
         except UndoFailed:
             self._settle(entry, _State.BROKEN)
             raise
@@ -412,10 +417,11 @@ class Engine:
         )
 
     def _on_overrun(self) -> None:
-        """Removals were missed. What is new since the listing is kept: it is
-        looked at only if it was there before.
+        """Removals were missed: find out which. What is being attached now is
+        looked at by its own call.
         """
         with self._mutex:
+            self._overruns += 1
             before = [index for index, e in self._by_index.items() if e.state is _State.ATTACHED]
         present = self._datapath.present()
         missing = [index for index in before if index not in present]

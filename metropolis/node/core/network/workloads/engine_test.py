@@ -295,6 +295,21 @@ def test_lost_events_are_made_up_for(world: World) -> None:
     assert world.engine.list() == [kept]
 
 
+def test_events_lost_during_an_attach_are_made_up_for(world: World) -> None:
+    world.engine.set_prefixes([ip_network("10.0.0.1/32")])
+
+    def die_unheard(record: Record) -> None:
+        world.datapath.take_link(record.host_ifindex, told=False)
+        world.datapath.overrun()
+
+    world.datapath.on_create = die_unheard
+    with pytest.raises(NotFound, match="removed meanwhile"):
+        world.engine.attach(intent())
+    world.datapath.on_create = lambda _: world.datapath.overrun()
+    assert world.engine.list() == []
+    world.engine.attach(intent("w2", "/b"))
+
+
 def test_a_namespace_that_dies_during_its_attach(world: World) -> None:
     world.engine.set_prefixes([ip_network("10.0.0.1/32")])
     world.datapath.on_create = lambda record: world.datapath.take_link(record.host_ifindex)

@@ -81,11 +81,13 @@ def objects() -> Objects:
             witness.get_routes(),
             witness.get_rules(),
         ]
-        return sorted(repr(_stable(found)) for listing in listings for found in listing)
+        stable = [_stable(found) for listing in listings for found in listing]
+        return sorted(repr(found) for found in stable if not _by_kernel(found))
 
 
 # What changes by itself; and the queueing discipline, of a link once up.
 _CHANGING = {
+    "IFLA_OPERSTATE",
     "IFLA_STATS",
     "IFLA_STATS64",
     "IFLA_AF_SPEC",
@@ -95,15 +97,23 @@ _CHANGING = {
     "IFLA_CARRIER_UP_COUNT",
     "IFLA_CARRIER_DOWN_COUNT",
     "IFA_CACHEINFO",
+    "IFA_FLAGS",
     "RTA_CACHEINFO",
 }
 
 
 def _stable(found: Any) -> dict[str, str]:
     """A message of pyroute2 as text, without what changes by itself."""
-    fields = {k: str(v) for k, v in found.items() if k not in ("attrs", "header", "event")}
+    fields = {k: str(v) for k, v in found.items() if k not in ("attrs", "header", "event", "flags")}
     attributes = {slot[0]: str(slot[1]) for slot in found["attrs"] if slot[0] not in _CHANGING}
     return fields | attributes
+
+
+def _by_kernel(found: dict[str, str]) -> bool:
+    """Whether it comes of the address that the kernel itself gives an interface
+    in IPv6: there, and no longer tentative, a second or so after the link."""
+    address = found.get("IFA_ADDRESS") or found.get("RTA_DST") or ""
+    return address.startswith("fe80::") and address not in ("fe80::", "fe80::1")
 
 
 def udp_round_trip(
