@@ -7,6 +7,8 @@ Runs in a network namespace of its own, as its root, which is the host here.
 import errno
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import grpc
 import pytest
 from pyroute2 import IPRoute
 
-from metropolis.node.core.network.workloads.testing.lab import objects, pods, udp_round_trip
+from metropolis.node.core.network.workloads.testing.lab import Pod, objects, pods, udp_round_trip
 from metropolis.node.core.network.workloads.testing.served import Served, texts
 
 INET, INET6, UDP, TCP = socket.AF_INET, socket.AF_INET6, socket.SOCK_DGRAM, socket.SOCK_STREAM
@@ -235,3 +237,29 @@ def test_pods_do_not_see_the_host_by_loopback_of_others(start: Callable[..., Ser
         served.client.attach("w1", pod)
         with pod.socket(INET, TCP) as c:
             assert c.connect_ex(("127.0.0.1", 9)) == errno.ECONNREFUSED
+
+
+def test_a_namespace_that_a_user_namespace_owns(start: Callable[..., Served]) -> None:
+    """As pods with user namespaces have it: root of the outer one may enter."""
+    program = (
+        "import os\n"
+        "os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)\n"
+        "print('ready', flush=True)\n"
+        "input()\n"
+    )
+    served = start()
+    before = objects()
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        pod = Pod(open_as=f"/proc/{process.pid}/ns/net")
+        made = texts(served.client.attach("w1", pod).ip)
+        with pod.socket(INET6, UDP) as s, socket.socket(INET6, UDP) as c:
+            c.settimeout(10)
+            assert udp_round_trip(s, c, made[1])[1] == made[1]
+        served.client.detach("w1", pod.path)
+        pod.close()
+        process.communicate("\n")
+    assert objects() == before

@@ -23,13 +23,16 @@ type Objects = list[str]
 class Pod:
     """A new, empty network namespace; it ends with `close` and its sockets.
 
-    path: for a process that can see this one's /proc.
+    path: for a process that can see this one's /proc. open_as: take the
+    namespace at this path instead of a new one.
     """
 
-    def __init__(self) -> None:
-        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        os.unshare(CLONE_NEWNET)
-        self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, open_as: str = "") -> None:
+        own = "/proc/thread-self/ns/net"
+        self._home = os.open(own, os.O_RDONLY | os.O_CLOEXEC)
+        if not open_as:
+            os.unshare(CLONE_NEWNET)
+        self.fd = os.open(open_as or own, os.O_RDONLY | os.O_CLOEXEC)
         os.setns(self._home, CLONE_NEWNET)
         self.path = f"/proc/{os.getpid()}/fd/{self.fd}"
 
@@ -111,7 +114,8 @@ def _stable(found: Any) -> dict[str, str]:
 
 def _by_kernel(found: dict[str, str]) -> bool:
     """Whether it comes of the address that the kernel itself gives an interface
-    in IPv6: there, and no longer tentative, a second or so after the link."""
+    in IPv6: there, and no longer tentative, a second or so after the link.
+    """
     address = found.get("IFA_ADDRESS") or found.get("RTA_DST") or ""
     return address.startswith("fe80::") and address not in ("fe80::", "fe80::1")
 
