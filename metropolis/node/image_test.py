@@ -2,6 +2,7 @@
 """What the node image must hold, must not hold, and how big it may be."""
 
 import functools
+import json
 import os
 import re
 import stat
@@ -62,6 +63,7 @@ def test_is_absent(what: str, pattern: str | None) -> None:
 @pytest.mark.parametrize(
     "path",
     [
+        "/etc/cni/net.d/10-metropolis.conflist",
         "/etc/inittab",
         "/etc/metropolis/node.textproto",
         "/etc/resolv.conf",
@@ -73,6 +75,7 @@ def test_is_absent(what: str, pattern: str | None) -> None:
         "/usr/bin/ip",
         "/usr/bin/python3",
         "/usr/bin/runsvdir",
+        "/usr/libexec/cni/cniproxy",
         "/usr/sbin/init",
         "/usr/sbin/modprobe",
         "/usr/sbin/nft",
@@ -169,7 +172,10 @@ def test_containerd_is_told_what_is_there(root: Path) -> None:
     assert plugins["io.containerd.cri.v1.images"]["pinned_images"]["sandbox"] == (
         "localhost/pause:latest"
     )
-    assert cri["cni"]["conf_dir"] in nodes()
+    assert cri["cni"]["conf_dir"] + "/10-metropolis.conflist" in nodes()
+    conflist = json.loads((root / "etc/cni/net.d/10-metropolis.conflist").read_text())
+    for plugin in conflist["plugins"]:
+        assert f"{cri['cni']['bin_dirs'][0]}/{plugin['type']}" in nodes()
     known = subprocess.run(
         [root / "usr/bin/containerd", "config", "default"],
         capture_output=True,
