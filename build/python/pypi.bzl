@@ -62,6 +62,7 @@ def _package_impl(rctx):
 _package = repository_rule(
     implementation = _package_impl,
     doc = "One package of the lock, installed by pip into site-packages/.",
+    environ = ["DEVROOT_KEY"],  # another Python, other wheels and byte code
     attrs = {
         "package": attr.string(mandatory = True),
         "version": attr.string(mandatory = True),

@@ -19,7 +19,7 @@ def test_network_is_an_own_loopback() -> None:
 
 
 def test_no_address_is_reachable() -> None:
-    """192.0.2.0/24 is for documentation (RFC 5737): nobody answers in any case."""
+    """192.0.2.0/24 is for documentation (RFC 5737): nobody has it anyway."""
     with socket.socket(type=socket.SOCK_DGRAM) as sock, pytest.raises(OSError, match="unreachable"):
         sock.connect(("192.0.2.1", 9))
 
