@@ -7,6 +7,7 @@ of the preloaded busybox image.
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -195,6 +196,20 @@ class Cri:
             )
         except grpc.aio.AioRpcError as error:
             raise CriError(f"RemovePodSandbox {ident[:12]}: {_text(error)}") from error
+
+    async def sandbox_process(self, ident: str) -> tuple[int, str]:
+        """Return the pid of a pod's sandbox and the path of its netns."""
+        try:
+            status = await self._runtime.PodSandboxStatus(
+                api.PodSandboxStatusRequest(pod_sandbox_id=ident, verbose=True),
+                timeout=_TIMEOUT_S,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise CriError(f"PodSandboxStatus {ident[:12]}: {_text(error)}") from error
+        info = json.loads(status.info["info"])
+        spaces = info["runtimeSpec"]["linux"]["namespaces"]
+        path = next(space["path"] for space in spaces if space["type"] == "network")
+        return int(info["pid"]), str(path)
 
     async def containers(self) -> dict[str, str]:
         """Return the running containers: pod name to container id."""

@@ -77,7 +77,7 @@ async def pod_rows(node: Node, pods: Sequence[Pod]) -> list[PodRow]:
 
 
 async def time_attach(node: Node) -> float:
-    """Return the median time of an Attach, in ms, calls from here one by one."""
+    """Return the median time of an Attach in ms, called one by one."""
     name = "launch-attach"
     path = f"/run/netns/{name}"
     netns = workload_pb2.NetNSAttachment(netns_path=path, if_name=INTERFACE)
@@ -97,7 +97,7 @@ async def time_attach(node: Node) -> float:
 
 
 def consistency(rows: Sequence[PodRow]) -> list[checks.Check]:
-    """Return a check for each pod: it has both addresses and a link."""
+    """Return a check for each pod: it has both addresses, a link."""
     found = []
     for row in rows:
         lacks = [

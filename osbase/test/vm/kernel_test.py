@@ -23,7 +23,7 @@ def test_links_that_the_host_may_lack(kind: str) -> None:
 
 
 def test_nftables() -> None:
-    rules = "table inet t { chain c { type nat hook postrouting priority 100; masquerade\n} }"
+    rules = "table t {\nchain c {\ntype nat hook postrouting priority 100\nmasquerade\n}\n}\n"
     subprocess.run(["nft", "-f", "-"], input=rules, check=True, text=True)
     listed = subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True)
     assert "masquerade" in listed.stdout

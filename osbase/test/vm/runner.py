@@ -68,13 +68,11 @@ async def _copy(agent: Agent, arguments: Sequence[str]) -> int:
 
 
 def outputs_directory() -> str | None:
-    """Where undeclared outputs go; None when Bazel would choke on any.
+    """Return where undeclared outputs go; None where Bazel would choke on any.
 
-    It zips them (unless --nozip_undeclared_test_outputs) with a program of the
-    host, and fails the test when there is none.
+    It zips them, by a program of the host, and fails the test without one.
     """
-    if os.environ.get("TEST_UNDECLARED_OUTPUTS_ZIP") and shutil.which("zip") is None:
-        print("vm_pytest: no zip program here, undeclared outputs are dropped")
+    if shutil.which("zip") is None:
         return None
     return os.environ.get("TEST_UNDECLARED_OUTPUTS_DIR")
 
@@ -92,6 +90,8 @@ async def _bring_back(agent: Agent) -> None:
         packed = await agent.run(["tar", "-C", f"{_OUT}/outputs", "-c", "."])
         with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as tar:
             tar.extractall(target, filter="data")
+    else:
+        print("vm_pytest: no zip program here, undeclared outputs are dropped")
     if shard := os.environ.get("TEST_SHARD_STATUS_FILE"):
         await asyncio.to_thread(Path(shard).touch)
 
@@ -119,7 +119,7 @@ async def run(options: argparse.Namespace, directory: Path) -> int:
             status = await _copy(agent, options.arguments)
             await _bring_back(agent)
         except AgentError as error:
-            # A panic, mostly: what the kernel said matters, and it says it still.
+            # A panic, mostly: what the kernel said is what matters.
             raise vm.failure(str(error)) from error
     return status
 

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pods come, talk and go."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from metropolis.test.e2e.observe import attachments, kernel
+from metropolis.test.launch import checks
+from metropolis.test.launch.cri import Pod
+from metropolis.test.launch.lab import OUTSIDE_IPV4, OUTSIDE_IPV6, OUTSIDE_PORT, Lab
+from metropolis.test.launch.node import Node
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+type RunPod = Callable[[str], Awaitable[Pod]]
+
+
+async def two(run_pod: RunPod) -> list[Pod]:
+    """Start two pods at once."""
+    return [*await asyncio.gather(run_pod("pod-a"), run_pod("pod-b"))]
+
+
+async def test_everything_is_reached(node: Node, lab: Lab, run_pod: RunPod) -> None:
+    pods = await two(run_pod)
+    assert node.ipv6 is not None
+    own = [node.ipv4, node.ipv6]
+    lab.seen.clear()
+    plans = checks.plan(pods, own, [OUTSIDE_IPV4, OUTSIDE_IPV6], OUTSIDE_PORT)
+    outcome = await checks.run(node.cri, pods, plans)
+    assert len(outcome) == 12
+    assert [check for check in outcome if not check.ok] == []
+    # Nobody outside ever sees a pod's own address.
+    assert set(lab.seen) == set(own)
+
+
+async def test_udp_is_masqueraded(node: Node, run_pod: RunPod) -> None:
+    pod = await run_pod("pod-a")
+    for outside, source in ((OUTSIDE_IPV4, node.ipv4), (OUTSIDE_IPV6, node.ipv6)):
+        script = f"(echo x; sleep 2) | nc -u -w 10 {outside} {OUTSIDE_PORT} | head -n 1"
+        done = await node.cri.exec(pod.container, ["sh", "-c", script])
+        assert done.stdout.strip() == str(source), done
+
+
+async def test_the_runtime_and_the_service_agree(node: Node, run_pod: RunPod) -> None:
+    pods = await two(run_pod)
+    known = await attachments(node)
+    assert set(known) == {pod.id for pod in pods}
+    for pod in pods:
+        assert {ip.packed for ip in pod.ips} == set(known[pod.id].ip)
+        assert pod.ipv4 is not None
+        assert pod.ipv6 is not None
+        shown = await node.cri.exec(pod.container, ["ip", "-o", "addr", "show", "dev", "eth0"])
+        assert f"inet {pod.ipv4}/32" in shown.stdout
+        assert f"inet6 {pod.ipv6}/128" in shown.stdout
+
+
+async def test_a_removed_pod_leaves_nothing(node: Node, run_pod: RunPod) -> None:
+    pods = await two(run_pod)
+    before = await kernel(node)
+    assert (len(before.links), len(before.routes)) == (2, 4)
+    await asyncio.gather(*(node.cri.remove_pod(pod.id) for pod in pods))
+    after = await kernel(node)
+    assert (after.links, after.routes) == ((), ())
+    assert await attachments(node) == {}
+    # Addresses come back as late as possible, so not now.
+    fresh = await run_pod("pod-c")
+    assert not {ip for pod in pods for ip in pod.ips} & set(fresh.ips)
+
+
+async def test_a_pod_whose_namespace_is_gone(node: Node, run_pod: RunPod) -> None:
+    pod = await run_pod("pod-a")
+    pid, netns = await node.cri.sandbox_process(pod.id)
+    # All that holds the namespace: the pod's processes and the file.
+    await node.shell(
+        f"for p in $(ip netns pids $(basename {netns})) {pid}; do kill -9 $p; done 2>/dev/null;"
+        f"umount -l {netns} && rm {netns}"
+    )
+    # The service notices by itself, and frees the addresses.
+    async with asyncio.timeout(60):
+        while pod.id in await attachments(node):  # noqa: ASYNC110 - no Watch yet
+            await asyncio.sleep(0.2)
+    assert (await kernel(node)).links == ()
+    # And the runtime, which knows nothing of it, can still delete the pod.
+    await node.cri.remove_pod(pod.id)
+    assert pod.id not in await attachments(node)
+    assert (await run_pod("pod-b")).ips

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Node core and containerd go and come back; pods do not notice."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import grpc.aio
+import pytest
+
+from metropolis.node.core.network.workloads.spec import workload_pb2
+from metropolis.test.e2e.observe import attachments, kernel, ping_counts
+from metropolis.test.launch.cri import Pod
+from metropolis.test.launch.lab import OUTSIDE_IPV4
+from metropolis.test.launch.node import Node
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+type RunPod = Callable[[str], Awaitable[Pod]]
+
+# Lines sent over one TCP connection, and pings, each a fixed time apart: 20 s,
+# during which node core dies and is there again.
+_LINES = 100
+_PAUSE_S = 0.2
+
+
+async def core_pid(node: Node) -> int:
+    """Return the process id of node core as runit knows it; 0: none."""
+    text = await node.shell("cat /run/sv/node-core/supervise/pid")
+    return int(text or 0)
+
+
+async def service_is_back(node: Node) -> None:
+    """Wait until the workload service answers."""
+    async with asyncio.timeout(120):
+        while True:
+            try:
+                await node.workloads.Status(workload_pb2.StatusRequest(), timeout=10)
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.2)
+            else:
+                return
+
+
+async def talk(node: Node, speaker: Pod, listener: Pod) -> None:
+    """Have two pods talk for 20 s; nothing may get lost.
+
+    A TCP connection with a line every now and then, and pings in both
+    families and to the outside.
+    """
+    count = f"-c {_LINES} -i {_PAUSE_S} -W 10"
+    say = (
+        f"(n=0; while [ $n -lt {_LINES} ]; do echo $n; n=$((n+1)); sleep {_PAUSE_S}; done)"
+        f" | nc {listener.ipv4} 9000"
+    )
+    results = await asyncio.gather(
+        node.cri.exec(speaker.container, ["sh", "-c", say], 120),
+        *(
+            node.cri.exec(speaker.container, ["sh", "-c", f"ping {count} {address}"], 120)
+            for address in (listener.ipv4, listener.ipv6, OUTSIDE_IPV4)
+        ),
+    )
+    assert results[0].status == 0, results[0]
+    for pings in results[1:]:
+        sent, answered = ping_counts(pings.stdout)
+        assert sent == answered == _LINES, pings.stdout[-500:]
+
+
+async def listen(node: Node, pod: Pod) -> None:
+    """Begin to collect in /tmp/heard what one TCP connection brings."""
+    # Its input stays open, or nc would close the connection at once.
+    script = "(sleep 1000 | nc -l -p 9000 >/tmp/heard 2>&1) </dev/null >/dev/null 2>&1 &"
+    done = await node.cri.exec(pod.container, ["sh", "-c", script])
+    assert done.status == 0, done
+    # 0x2328 is 9000, state 0A is LISTEN.
+    wait = "until grep -q ':2328 .* 0A ' /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done"
+    assert (await node.cri.exec(pod.container, ["sh", "-c", wait])).status == 0
+
+
+async def test_node_core_is_killed_while_pods_talk(node: Node, run_pod: RunPod) -> None:
+    first, second = await asyncio.gather(run_pod("pod-a"), run_pod("pod-b"))
+    before, objects = await attachments(node), await kernel(node)
+    await listen(node, second)
+    pid = await core_pid(node)
+    async with asyncio.TaskGroup() as group:
+        talking = group.create_task(talk(node, first, second))
+        await node.shell("sleep 3 && sv kill /run/sv/node-core")
+        await service_is_back(node)
+        assert not talking.done(), "the service took longer to return than the pods talk"
+        assert await core_pid(node) != pid
+    heard = await node.cri.exec(second.container, ["cat", "/tmp/heard"])
+    assert heard.stdout.split() == [str(number) for number in range(_LINES)]
+    # Adopted as they were, and untouched.
+    assert await attachments(node) == before
+    assert await kernel(node) == objects
+    fresh = await run_pod("pod-c")
+    assert not set(fresh.ips) & {*first.ips, *second.ips}
+    for pod in (first, second):
+        await node.cri.remove_pod(pod.id)
+    assert set(await attachments(node)) == {fresh.id}
+
+
+async def test_node_core_is_killed_over_and_over(node: Node, run_pod: RunPod) -> None:
+    pod = await run_pod("pod-a")
+    before = await kernel(node)
+    for _ in range(2):
+        await node.shell("sv kill /run/sv/node-core")
+        await service_is_back(node)
+    assert set(await attachments(node)) == {pod.id}
+    assert await kernel(node) == before
+
+
+async def test_containerd_stops_and_starts(node: Node, run_pod: RunPod) -> None:
+    pod = await run_pod("pod-a")
+    before = await kernel(node)
+    await node.shell("sv -w 60 stop /run/sv/containerd")
+    try:
+        # The pod goes on, and so does its network.
+        assert await node.shell(f"ping -c 3 -W 10 {pod.ipv4} && ping -c 3 -W 10 {pod.ipv6}")
+    finally:
+        await node.shell("sv -w 60 start /run/sv/containerd")
+    await node.wait_ready()
+    assert await kernel(node) == before
+    assert set(await attachments(node)) == {pod.id}
+    done = await node.cri.exec(pod.container, ["cat", "/tmp/www/name"])
+    assert done.stdout.strip() == "pod-a"
+    other = await run_pod("pod-b")
+    assert not set(other.ips) & set(pod.ips)
+    await node.cri.remove_pod(pod.id)
+    assert set(await attachments(node)) == {other.id}
