@@ -29,8 +29,12 @@ masquerade what goes into the overlay."""
 
 # --- Route protocols (rtm_protocol): who owns a route. ----------------------
 # Below 5 belong to the kernel and the boot; 8-18, 42, 186-192 are taken by
-# routing daemons (linux/rtnetlink.h). The uplink's routes use the kernel's own
-# numbers: RTPROT_DHCP (16), RTPROT_STATIC (4), RTPROT_RA (9).
+# routing daemons (linux/rtnetlink.h). Addresses bear the same numbers
+# (IFA_PROTO), of which the kernel's own are below 4.
+
+ROUTE_PROTOCOL_UPLINK: Final = 76
+"""Addresses and routes of the uplink, by DHCP or by hand. Set and reconciled
+by: network.uplink. Those of router advertisements are the kernel's (9)."""
 
 ROUTE_PROTOCOL_WORKLOAD: Final = 77
 """Host routes (/32, /128) to workloads.
@@ -75,6 +79,11 @@ cniproxy (Python, Go), tests."""
 CNI_SOCKET: Final = f"{RUNTIME_DIR}/cni.sock"
 """CNI exec requests, forwarded by the cniproxy shim, mode 0600. Served by:
 network.cni."""
+
+RESOLV_CONF: Final = "/run/metropolis/resolv.conf"
+"""Name servers of the node, in resolv.conf(5)'s format. Written by: network
+service. Read by: whatever resolves on the node, if the image's
+/etc/resolv.conf is a link to it."""
 
 NODE_CONFIG: Final = "/run/metropolis/node.textproto"
 """The node's configuration, a NodeConfig as protobuf text. Written by: the

@@ -30,7 +30,7 @@ A runnable is an async function of one argument, its Context. It
 - will be called again, on the same object, after it died or was canceled: what
   it keeps outside its own frame it keeps on purpose.
 - never blocks the event loop: kernel and disk work goes to threads.
-- logs through `ctx.logger`, whose name is the path in the tree ("root.network").
+- logs through `ctx.logger`, named by the path in the tree ("root.network").
 
 When a runnable dies, its children, its group, and the children of its group
 are cancelled, innermost first, and awaited. Then the group is started

@@ -69,7 +69,8 @@ class Client:
         logger: logging.Logger | None = None,
     ) -> None:
         """lease: set whenever it is granted, renewed or lost (None). hint: the
-        address to ask for, such as one left by a former run."""
+        address to ask for, such as one left by a former run.
+        """
         self._interface = interface
         self._lease = lease
         self._machine = Machine(mac, host_name, hint)
@@ -80,13 +81,15 @@ class Client:
 
     def link_came_up(self) -> None:
         """Look for a server anew: the cable may lead elsewhere now. What is
-        leased stays leased."""
+        leased stays leased.
+        """
         self._relink = True
         self._wake.set()
 
     async def run(self) -> None:
         """Obtain and keep a lease until cancelled. Raises OSError when the
-        link cannot be used, such as when it is gone."""
+        link cannot be used, such as when it is gone.
+        """
         with self._open() as sock:
             await self._run(sock)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client against a real server (dnsmasq) in another namespace.
 
-    this namespace: up0 ----- veth ----- srv0: namespace "srv", dnsmasq
+this namespace: up0 ----- veth ----- srv0: namespace "srv", dnsmasq
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def dnsmasq(tmp_path: Path, addresses: str, *options: str) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def client(**arguments: IPv4Address) -> AsyncIterator[event.Value[Lease | None]]:
+async def client(hint: IPv4Address | None = None) -> AsyncIterator[event.Value[Lease | None]]:
     """A running client's leases."""
     value = event.Value[Lease | None]("lease")
-    running = asyncio.create_task(Client("up0", MAC, value, **arguments).run())
+    running = asyncio.create_task(Client("up0", MAC, value, hint=hint).run())
     try:
         async with asyncio.timeout(_LIMIT_S):
             yield value

@@ -116,7 +116,8 @@ def _addresses(message: Message, option: Option) -> tuple[IPv4Address, ...]:
 
 def _routes(message: Message) -> tuple[tuple[IPv4Network, IPv4Address | None], ...]:
     """Classless routes; where they are given, the router option does not count
-    (RFC 3442)."""
+    (RFC 3442).
+    """
     classless = message.options.get(Option.CLASSLESS_ROUTES)
     if classless is not None:
         try:
@@ -156,7 +157,8 @@ def _mtu(message: Message) -> int | None:
 
 def _domain(message: Message) -> str:
     """Return the domain name, or "" unless it is plain letters of a name: it
-    will stand in a file."""
+    will stand in a file.
+    """
     raw = message.options.get(Option.DOMAIN_NAME, b"").rstrip(b"\0")
     text = raw.decode("ascii", "replace")
     plain = text.replace("-", "").replace(".", "").replace("_", "")

@@ -72,7 +72,8 @@ _TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
 @dataclass(frozen=True)
 class Outgoing:
     """A message to send; to all when `destination` is the broadcast address,
-    else to the server, from our address."""
+    else to the server, from our address.
+    """
 
     message: Message
     source: IPv4Address
@@ -136,7 +137,8 @@ class Machine:
 
     def receive(self, now: float, message: Message) -> list[Outgoing]:
         """Take a message that arrived. Raises PacketError, and changes
-        nothing, when it is for us and makes no sense."""
+        nothing, when it is for us and makes no sense.
+        """
         if message.request or message.xid != self._xid or message.mac != self._mac:
             return []
         if self._state is State.SELECTING and message.kind is Type.OFFER:

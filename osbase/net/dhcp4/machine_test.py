@@ -185,7 +185,7 @@ def test_nak_while_renewing_takes_the_lease() -> None:
 
 
 def test_link_came_up_keeps_the_lease_until_its_end() -> None:
-    """A pulled and replugged cable changes nothing if the server is the same."""
+    """A cable pulled and replugged changes nothing at the same server."""
     client = bound()
     discover = only(client.start(200))
     assert client.lease is not None

@@ -17,7 +17,7 @@ from typing import Final
 
 CLIENT_PORT: Final = 68
 SERVER_PORT: Final = 67
-UNSPECIFIED: Final = IPv4Address("0.0.0.0")  # noqa: S104 - the source of those without an address
+UNSPECIFIED: Final = IPv4Address("0.0.0.0")
 BROADCAST: Final = IPv4Address("255.255.255.255")
 
 _FIXED = struct.Struct("!BBBBIHH4s4s4s4s16s64s128s")

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's configuration: a file in, checked value objects out.
+
+`load` reads and parses, `check` is pure. Everything that is wrong is in one
+ConfigError, a line each: file, then line and column or field, then what.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+
+from google.protobuf import text_format
+
+from metropolis.node import allocs
+from metropolis.node.core.spec import config_pb2
+from osbase.net import config as net_config
+from osbase.net.config import Interface, Problems, quoted
+
+type IPAddress = IPv4Address | IPv6Address
+type IPNetwork = IPv4Network | IPv6Network
+
+MAX_FILE = 1 << 20
+MTU_MIN = 1280  # IPv6's least (RFC 8200, section 5)
+MTU_MAX = 65535
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; a line for each thing wrong."""
+
+
+@dataclass(frozen=True)
+class PodPrefixes:
+    """Where workloads' addresses come from. reserved: given to none."""
+
+    prefixes: tuple[IPNetwork, ...] = ()
+    reserved: frozenset[IPAddress] = frozenset()
+
+
+@dataclass(frozen=True)
+class Network:
+    """uplink None: there is none. mtu None: the uplink's."""
+
+    uplink: Interface | None = None
+    pods: PodPrefixes = PodPrefixes()
+    mtu: int | None = None
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """The whole configuration."""
+
+    network: Network = Network()
+
+
+def load(path: str) -> NodeConfig:
+    """Read a NodeConfig in protobuf text format. Raises ConfigError."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    if len(data) > MAX_FILE:
+        raise ConfigError(f"{path}: over {MAX_FILE} bytes")
+    return parse(data, path)
+
+
+def parse(data: bytes, path: str) -> NodeConfig:
+    """Parse and check what `path` contains. Raises ConfigError."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8") from error
+    message = config_pb2.NodeConfig()
+    try:
+        text_format.Parse(text, message)
+    except text_format.ParseError as error:
+        place = f"{error.GetLine()}:{error.GetColumn()}"
+        reason = str(error).removeprefix(f"{place} : ")
+        raise ConfigError(f"{path}:{place}: {reason}") from error
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    problems = Problems()
+    config = check(message, problems)
+    if problems.found:
+        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems.found))
+    return config
+
+
+def check(message: config_pb2.NodeConfig, problems: Problems) -> NodeConfig:
+    """Check a message; what is wrong is added to `problems`."""
+    network = message.network
+    uplink = None
+    if network.HasField("uplink"):
+        uplink = net_config.interface(network.uplink, "network.uplink", problems)
+    prefixes = _prefixes(network, problems)
+    reserved = _reserved(network, prefixes, problems)
+    for prefix in prefixes:
+        for address in uplink.addresses if uplink else ():
+            if address.network.overlaps(prefix):
+                problems.add("network.pod_prefix", f'"{prefix}" overlaps the uplink\'s "{address}"')
+    mtu = network.mtu
+    if mtu and not MTU_MIN <= mtu <= MTU_MAX:
+        problems.add("network.mtu", f"{mtu} is not between {MTU_MIN} and {MTU_MAX}")
+    return NodeConfig(
+        Network(uplink, PodPrefixes(tuple(prefixes), frozenset(reserved)), mtu or None)
+    )
+
+
+def _prefixes(network: config_pb2.Network, problems: Problems) -> list[IPNetwork]:
+    found: list[IPNetwork] = []
+    for index, text in enumerate(network.pod_prefix):
+        field = f"network.pod_prefix[{index}]"
+        try:
+            prefix = ip_network(text, strict=False)
+        except ValueError:
+            problems.add(field, f'{quoted(text)} is not a prefix, such as "10.192.0.0/24"')
+            continue
+        if "/" not in text:
+            problems.add(field, f"{quoted(text)} has no prefix length")
+            continue
+        host, _, _ = text.partition("/")
+        if net_config.parse_address(host, field, Problems()) != prefix.network_address and (
+            str(prefix.network_address) != host
+        ):
+            problems.add(field, f'{quoted(text)} has host bits set; the prefix is "{prefix}"')
+        elif prefix.is_multicast or prefix.is_loopback or prefix.is_link_local:
+            problems.add(field, f'"{prefix}" is link-local, loopback or multicast')
+        elif allocs.FIRST_HOP_IPV4 in prefix or allocs.FIRST_HOP_IPV6 in prefix:
+            problems.add(field, f'"{prefix}" contains the first hop of workloads')
+        else:
+            clash = next((other for other in found if prefix.overlaps(other)), None)
+            if clash is not None:
+                problems.add(field, f'"{prefix}" overlaps "{clash}"')
+            else:
+                found.append(prefix)
+    return found
+
+
+def _reserved(
+    network: config_pb2.Network, prefixes: list[IPNetwork], problems: Problems
+) -> set[IPAddress]:
+    found: set[IPAddress] = set()
+    for index, text in enumerate(network.reserved_address):
+        field = f"network.reserved_address[{index}]"
+        address = net_config.parse_address(text, field, problems)
+        if address is None:
+            continue
+        if not any(address in prefix for prefix in prefixes):
+            problems.add(field, f'"{address}" is in none of the pod prefixes')
+        elif address in found:
+            problems.add(field, f'"{address}" is there twice')
+        else:
+            found.add(address)
+    return found

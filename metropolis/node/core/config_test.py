@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's configuration: files in, values or named problems out."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metropolis.node.core.config import ConfigError, NodeConfig, load, parse
+
+GOOD = b"""
+network {
+  uplink { dhcp4 {} }
+  pod_prefix: "10.192.0.0/24"
+  pod_prefix: "fd00:10:192::/112"
+  reserved_address: "10.192.0.1"
+  mtu: 1400
+}
+"""
+
+
+def test_good() -> None:
+    """Everything that may be said."""
+    network = parse(GOOD, "node.textproto").network
+    assert network.uplink is not None
+    assert network.uplink.dhcp4 is not None
+    assert network.pods.prefixes == (ip_network("10.192.0.0/24"), ip_network("fd00:10:192::/112"))
+    assert network.pods.reserved == {ip_address("10.192.0.1")}
+    assert network.mtu == 1400
+
+
+def test_empty_is_a_node_without_uplink_or_prefixes() -> None:
+    """A control plane may supply the prefixes later."""
+    assert parse(b"", "f") == NodeConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('pod_prefix: "10.0.0.1/24"', 'pod_prefix[0]: "10.0.0.1/24" has host bits set; the '
+         'prefix is "10.0.0.0/24"'),
+        ('pod_prefix: "fd00::1/112"', "has host bits set"),
+        ('pod_prefix: "10.0.0.0"', "has no prefix length"),
+        ('pod_prefix: "banana"', 'pod_prefix[0]: "banana" is not a prefix'),
+        ('pod_prefix: "10.0.0.0/40"', "is not a prefix"),
+        ('pod_prefix: "10.0.0.0/8" pod_prefix: "10.9.0.0/24"',
+         'pod_prefix[1]: "10.9.0.0/24" overlaps "10.0.0.0/8"'),
+        ('pod_prefix: "0.0.0.0/0"', "contains the first hop"),
+        ('pod_prefix: "fe80::/64"', "link-local"),
+        ('pod_prefix: "224.0.0.0/8"', "multicast"),
+        ('reserved_address: "10.0.0.1"', 'reserved_address[0]: "10.0.0.1" is in none'),
+        ('pod_prefix: "10.0.0.0/24" reserved_address: "10.0.0.x"', "is not an IPv4 or IPv6"),
+        ('pod_prefix: "10.0.0.0/24" reserved_address: "10.0.0.1" reserved_address: "10.0.0.1"',
+         "is there twice"),
+        ("mtu: 1000", "network.mtu: 1000 is not between 1280 and 65535"),
+        ('uplink { static { address: "10.0.0.9/24" } } pod_prefix: "10.0.0.0/16"',
+         'pod_prefix: "10.0.0.0/16" overlaps the uplink\'s "10.0.0.9/24"'),
+        ('uplink { name: "no way" }', 'network.uplink.name: "no way"'),
+    ],
+)  # fmt: skip
+def test_problems_name_file_field_and_value(text: str, message: str) -> None:
+    """So that they are found in the file."""
+    with pytest.raises(ConfigError) as caught:
+        parse(f"network {{ {text} }}".encode(), "node.textproto")
+    assert "node.textproto: network." in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_all_problems_at_once() -> None:
+    """A line each."""
+    with pytest.raises(ConfigError) as caught:
+        parse(b'network { mtu: 1 pod_prefix: "x" reserved_address: "y" }', "f")
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"network {\n  uplnk {}\n}", "f:2:3: "),
+        (b'network {\n pod_prefix: "a\n}', "f:2:"),
+        (b"network {", "f:1:"),
+        (b"\n\n\xff", "f:3: not UTF-8"),
+        (b"network { mtu: -1 }", "f:1:"),
+        (b"network {" * 5000, "f:"),
+    ],
+)
+def test_syntax_errors_name_the_place(data: bytes, message: str) -> None:
+    """File, line and column."""
+    with pytest.raises(ConfigError) as caught:
+        parse(data, "f")
+    assert message in str(caught.value)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_survived(data: bytes) -> None:
+    """Garbage is a ConfigError, or happens to be right."""
+    try:
+        parse(data, "f")
+    except ConfigError as error:
+        assert str(error).startswith("f:")
+
+
+def test_files(tmp_path: Path) -> None:
+    """Missing, a directory, too long, good."""
+    with pytest.raises(ConfigError, match="none: No such file"):
+        load(str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load(str(tmp_path))
+    file = tmp_path / "node.textproto"
+    file.write_bytes(b"#" * (1 << 21))
+    with pytest.raises(ConfigError, match="over"):
+        load(str(file))
+    file.write_bytes(GOOD)
+    assert load(str(file)).network.mtu == 1400

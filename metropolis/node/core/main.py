@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Node core: the one process that makes a node part of Metropolis.
+
+It reads the node's configuration, then runs everything in one supervised tree
+until SIGTERM or SIGINT. On a stop, calls under way are finished; what it
+programmed stays in the kernel, and workloads keep their network.
+
+Exit status: 0 stopped as asked, 1 something did not end in time or the
+interpreter failed, 2 wrong usage or configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from metropolis.node import allocs
+
+if TYPE_CHECKING:
+    from metropolis.node.core.config import NodeConfig
+
+_SHUTDOWN_LIMIT_S: Final = 20.0
+_LEVELS: Final = ("debug", "info", "warning", "error")
+
+log = logging.getLogger("core")
+
+
+class ConsoleFormatter(logging.Formatter):
+    """Lines for a serial console, that sort with the kernel's own.
+
+        [   12.345678] I root.network.uplink: eth0 has 192.0.2.7/24
+
+    Time is since boot, as the kernel's. Control characters are escaped: what
+    is logged may have come from a packet. Only tracebacks have lines.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines of one record."""
+        text = _printable(record.getMessage())
+        if record.exc_info and record.exc_info[0] is not None:
+            trace = self.formatException(record.exc_info)
+            text += "\n" + "\n".join(f"    {_printable(line)}" for line in trace.splitlines())
+        uptime = time.clock_gettime(time.CLOCK_BOOTTIME) - (time.time() - record.created)
+        return f"[{uptime:12.6f}] {record.levelname[0]} {record.name}: {text}"
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="node-core",
+        description="Node core: network and workload networking of one node.",
+        epilog="exit status: 0 stopped as asked (SIGTERM, SIGINT); 1 something did not end "
+        "in time; 2 wrong usage or configuration",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=allocs.NODE_CONFIG,
+        help="the node's configuration, a NodeConfig as protobuf text "
+        "(metropolis/node/core/spec/config.proto); default: %(default)s",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check the configuration, say what is wrong with it, and exit",
+    )
+    parser.add_argument(
+        "--runtime-dir",
+        metavar="DIR",
+        default=allocs.RUNTIME_DIR,
+        help="directory of the sockets workload.sock and cni.sock, made with mode 0700; "
+        "default: %(default)s",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=_LEVELS,
+        default="info",
+        help="the least that is logged, to standard error; default: %(default)s",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run node core; returns the exit status."""
+    arguments = _arguments().parse_args(argv)
+    handler = logging.StreamHandler()
+    handler.setFormatter(ConsoleFormatter())
+    logging.basicConfig(level=arguments.log_level.upper(), handlers=[handler])
+
+    # After the arguments, so that --help and wrong usage answer at once.
+    from metropolis.node.core import config as node_config
+
+    try:
+        config = node_config.load(arguments.config)
+    except node_config.ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if arguments.check:
+        return 0
+    return asyncio.run(_serve(config, arguments.runtime_dir))
+
+
+async def _serve(config: NodeConfig, runtime_dir: str) -> int:
+    from metropolis.node.core.config import PodPrefixes
+    from metropolis.node.core.network.service import NetworkService, Paths
+    from osbase import event
+    from osbase.supervisor import Context, Supervisor
+
+    # On a node of its own, the configuration is who knows the prefixes.
+    pod_prefixes = event.Value[PodPrefixes]("pod prefixes")
+    pod_prefixes.set(config.network.pods)
+    paths = Paths(
+        workload_socket=os.path.join(runtime_dir, os.path.basename(allocs.WORKLOAD_SOCKET)),
+        cni_socket=os.path.join(runtime_dir, os.path.basename(allocs.CNI_SOCKET)),
+        resolv_conf=os.path.join(
+            os.path.dirname(runtime_dir.rstrip("/")), os.path.basename(allocs.RESOLV_CONF)
+        ),
+    )
+    network = NetworkService(config.network, pod_prefixes, paths)
+
+    async def root(ctx: Context) -> None:
+        ctx.run("network", network.run)
+        ctx.signal_healthy()
+        ctx.signal_done()
+
+    supervisor = Supervisor(root)
+    loop = asyncio.get_running_loop()
+
+    def stop(name: str) -> None:
+        log.info("%s: stopping", name)
+        supervisor.request_stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number.name)
+    log.info("node core started, process %d", os.getpid())
+    stuck = await supervisor.run(_SHUTDOWN_LIMIT_S)
+    if not stuck:
+        log.info("stopped")
+        return 0
+    log.error("did not end within %.0f s: %s", _SHUTDOWN_LIMIT_S, ", ".join(stuck))
+    logging.shutdown()
+    # Threads and tasks that do not end must not keep the process.
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network service of a node.
+
+    service    the runnable that owns all of it
+    sysctls    kernel settings
+    rules      the static rule set: masquerade, anti-spoofing
+    uplink     how the node reaches the world
+    workloads/ interfaces of workloads: engine, kernel, gRPC
+    cni/       the same for runtimes that speak CNI
+
+Importing this package imports nothing; its parts import what they need.
+"""

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's static rule set. Pure: text for osbase.nftables.
+
+    from a workload -> [prerouting, raw: is the source what it was given?]
+                    -> conntrack, routing -> [postrouting: masquerade] -> uplink
+
+One table, replaced as a whole in one transaction. The cost of a packet does
+not grow with the number of workloads: links are matched by their group, and a
+source is looked up in the routing table, where its host route is anyway.
+
+What a workload may send as its source:
+- the addresses whose host routes lead back to its link, and no others. For
+  IPv4 the lookup is the longest match, then compared with the link; for IPv6 it
+  is confined to the link: either way the node's, another workload's, and the
+  world's addresses fail.
+- its link-local addresses (which are not looked up: there is one fe80::/64 per
+  link) to the first hop only, and only neighbour discovery and echo. So no
+  router advertisements, redirects or services by link-local addresses.
+The lookup lets pass what the kernel needs before it has an address: 0.0.0.0 to
+broadcast or multicast, :: to link-local or multicast (nft_fib_ipv4.c,
+nft_fib_ipv6.c). Workloads do not get their addresses that way: both are dropped
+explicitly, as are sources no packet can have.
+
+Masquerading is `fully-random`: many workloads' resolvers use the same
+source port at once, and conntrack entries that collide are lost packets.
+"""
+
+from __future__ import annotations
+
+from metropolis.node import allocs
+
+
+def render() -> str:
+    """Return the transaction that makes the table, or makes it anew."""
+    table = f"inet {allocs.NFTABLES_TABLE}"
+    workload = allocs.LINK_GROUP_WORKLOAD
+    ours = f"{workload}, {allocs.LINK_GROUP_OVERLAY}"
+    hop = allocs.FIRST_HOP_IPV6
+    # The solicited-node multicast address of the first hop (RFC 4291, 2.7.1).
+    solicited = f"ff02::1:ff{hop.packed[13]:02x}:{int.from_bytes(hop.packed[14:]):x}"
+    return f"""
+table {table}
+delete table {table}
+table {table} {{
+    counter spoofed_ipv4 {{ comment "source is not the workload's" ; }}
+    counter spoofed_ipv6 {{ comment "source is not the workload's" ; }}
+    counter impossible_source {{ comment "loopback, multicast or unspecified" ; }}
+    counter link_local {{ comment "link-local chatter, to no one; nothing unusual" ; }}
+
+    chain prerouting_raw {{
+        type filter hook prerouting priority raw; policy accept;
+        meta iifgroup {workload} meta nfproto ipv4 jump from_workload_ipv4
+        meta iifgroup {workload} meta nfproto ipv6 jump from_workload_ipv6
+    }}
+
+    chain from_workload_ipv4 {{
+        ip saddr {{ 0.0.0.0/8, 127.0.0.0/8, 224.0.0.0/3 }} counter name impossible_source drop
+        fib saddr . iif oif missing counter name spoofed_ipv4 drop
+    }}
+
+    chain from_workload_ipv6 {{
+        ip6 saddr fe80::/10 jump from_link_local
+        ip6 saddr :: counter name link_local drop
+        ip6 saddr {{ ::1, ff00::/8 }} counter name impossible_source drop
+        fib saddr . iif oif missing counter name spoofed_ipv6 drop
+    }}
+
+    chain from_link_local {{
+        ip6 daddr {hop} icmpv6 type {{
+            nd-neighbor-solicit, nd-neighbor-advert, echo-request, echo-reply
+        }} accept
+        ip6 daddr {solicited} icmpv6 type nd-neighbor-solicit accept
+        counter name link_local drop
+    }}
+
+    chain postrouting {{
+        type nat hook postrouting priority srcnat; policy accept;
+        meta iifgroup {workload} meta oifgroup != {{ {ours} }} masquerade fully-random
+    }}
+}}
+"""

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network service: a runnable, the parts it runs, and what it tells.
+
+    network           settings, loopback, first hop, rule set: then healthy
+     +- uplink        if one is configured
+     +- workloads     engine; waits for nobody, serves nobody before recovery
+         +- prefixes  pod prefixes -> engine
+         +- mtu       uplink's MTU -> engine
+         +- grpc      workload.sock
+         +- cni       cni.sock
+
+Workloads have their network with or without an uplink. A restart of any part
+touches no workload's traffic: what is programmed is replaced by the same, and
+the engine reads from the kernel what there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Final
+
+from metropolis.node import allocs
+from metropolis.node.core.config import MTU_MIN, Network, PodPrefixes
+from metropolis.node.core.network import rules, sysctls
+from metropolis.node.core.network.uplink import Uplink, UplinkStatus
+from osbase import event
+from osbase.net import addressing
+from osbase.net.links import LinkState
+from osbase.netlink.rtnl import set_link_up
+from osbase.netlink.transport import NetlinkSocket
+from osbase.nftables import Nftables
+from osbase.supervisor import Context
+
+if TYPE_CHECKING:
+    from metropolis.node.core.network.workloads.engine import Engine
+
+DEFAULT_MTU: Final = 1500
+"""Of workloads on a node without an uplink, bytes."""
+
+CALLS_END_WITHIN_S: Final = 10.0
+"""How long calls under way may take to end when the service stops."""
+
+_LOOPBACK: Final = 1
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where the service listens and writes; tests choose others."""
+
+    workload_socket: str = allocs.WORKLOAD_SOCKET
+    cni_socket: str = allocs.CNI_SOCKET
+    resolv_conf: str = allocs.RESOLV_CONF
+
+
+class NetworkService:
+    """`run` is the runnable. The values may be watched by anybody:
+
+    uplink_status  what the uplink has
+    pod_prefixes   set by whoever knows: the configuration, or a control plane
+    """
+
+    def __init__(
+        self,
+        config: Network,
+        pod_prefixes: event.Value[PodPrefixes],
+        paths: Paths | None = None,
+    ) -> None:
+        """Nothing happens before `run`."""
+        self._config = config
+        self._paths = paths or Paths()
+        self.pod_prefixes = pod_prefixes
+        self.uplink_status = event.Value[UplinkStatus]("status of the uplink")
+        self._uplink: Uplink | None = None
+        if config.uplink is not None:
+            self._uplink = Uplink(
+                config.uplink, self.uplink_status, resolv_conf=self._paths.resolv_conf
+            )
+
+    async def run(self, ctx: Context) -> None:
+        """Prepare the host, then run the parts."""
+        await asyncio.to_thread(prepare_host)
+        if self._uplink is None:
+            self.uplink_status.set(UplinkStatus())
+        else:
+            ctx.run("uplink", self._uplink.run)
+        ctx.run("workloads", self._workloads)
+        ctx.signal_healthy()
+        ctx.signal_done()
+
+    async def _workloads(self, ctx: Context) -> None:
+        # Imports take seconds on a slow machine; meanwhile the uplink comes up.
+        engine_module, kernel = await _imported("engine", "kernel")
+        engine: Engine = engine_module.Engine(kernel.KernelDatapath())
+        try:
+            await asyncio.to_thread(engine.start)
+            # The size is known before the first attach.
+            engine.set_mtu(self._config.mtu or await self._first_mtu())
+
+            async def prefixes(ctx: Context) -> None:
+                await self._follow_prefixes(ctx, engine)
+
+            async def mtu(ctx: Context) -> None:
+                await self._follow_mtu(ctx, engine)
+
+            async def grpc(ctx: Context) -> None:
+                await self._serve_grpc(ctx, engine)
+
+            async def cni(ctx: Context) -> None:
+                await self._serve_cni(ctx, engine)
+
+            ctx.run("prefixes", prefixes)
+            if self._config.mtu is None:
+                ctx.run("mtu", mtu)
+            ctx.run("grpc", grpc)
+            ctx.run("cni", cni)
+            ctx.signal_healthy()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.to_thread(engine.close)
+
+    async def _first_mtu(self) -> int:
+        if self._uplink is None:
+            return DEFAULT_MTU
+        return pod_mtu(await self._uplink.link.watch().get())
+
+    async def _follow_mtu(self, ctx: Context, engine: Engine) -> None:
+        if self._uplink is None:
+            ctx.signal_done()
+            return
+        ctx.signal_healthy()
+        last = 0
+        async for link in self._uplink.link.watch():
+            if (size := pod_mtu(link)) != last:
+                engine.set_mtu(size)
+                ctx.logger.info("MTU of new workloads is %d", size)
+                last = size
+
+    async def _follow_prefixes(self, ctx: Context, engine: Engine) -> None:
+        ctx.signal_healthy()
+        async for pods in self.pod_prefixes.watch():
+            await asyncio.to_thread(engine.set_prefixes, pods.prefixes, pods.reserved)
+            ctx.logger.info(
+                "pod prefixes: %s", ", ".join(map(str, pods.prefixes)) or "none, not ready"
+            )
+
+    async def _serve_grpc(self, ctx: Context, engine: Engine) -> None:
+        (module,) = await _imported("server")
+        make_runtime_directory(self._paths.workload_socket)
+        server = module.WorkloadServer(engine, self._paths.workload_socket)
+        try:
+            await asyncio.to_thread(server.start)
+            ctx.logger.info("serving on %s", self._paths.workload_socket)
+            ctx.signal_healthy()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.to_thread(server.stop, CALLS_END_WITHIN_S)
+
+    async def _serve_cni(self, ctx: Context, engine: Engine) -> None:
+        module = await asyncio.to_thread(
+            importlib.import_module, "metropolis.node.core.network.cni.server"
+        )
+        make_runtime_directory(self._paths.cni_socket)
+        ctx.signal_healthy()
+        await module.CniServer(engine, self._paths.cni_socket).run()
+
+
+async def _imported(*names: str) -> list[ModuleType]:
+    """Import modules of the workload service on another thread."""
+    package = "metropolis.node.core.network.workloads"
+    return [await asyncio.to_thread(importlib.import_module, f"{package}.{name}") for name in names]
+
+
+def pod_mtu(link: LinkState | None) -> int:
+    """Return the MTU of workloads' links for an uplink's. Pure."""
+    return DEFAULT_MTU if link is None else max(link.mtu, MTU_MIN)
+
+
+def make_runtime_directory(socket_path: str) -> None:
+    """Make the directory of a socket, only for root, if it is not there."""
+    directory = Path(socket_path).parent
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def prepare_host() -> None:
+    """Settings, loopback, first hop and rules; the same again changes nothing.
+
+    The rules come first: from the moment the node forwards, they hold.
+    Raises NftablesError, SysctlError or NetlinkError.
+    """
+    with Nftables() as nft:
+        nft.apply(rules.render())
+    sysctls.apply(sysctls.NODE)
+    with NetlinkSocket() as sock:
+        sock.batch(
+            [
+                set_link_up(_LOOPBACK, "lo"),
+                addressing.add_loopback_address(allocs.FIRST_HOP_IPV4),
+            ]
+        )

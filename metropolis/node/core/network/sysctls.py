@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel settings of a node's network, each with why.
+
+Source: Documentation/networking/ip-sysctl.rst. `all` and `default` are set
+before there are workloads; a link inherits `default` when it is created.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+
+class SysctlError(Exception):
+    """A setting that the kernel refused, with its name and value."""
+
+
+@dataclass(frozen=True)
+class Sysctl:
+    """path: below /proc/sys/net, since link names may contain dots.
+
+    optional: may be missing, as those of the whole kernel are in a namespace.
+    """
+
+    path: str
+    value: int
+    optional: bool = False
+
+
+NODE: Final = (
+    # Addresses that survive the removal of an older one of the same subnet,
+    # as when a new lease follows an old one.
+    Sysctl("ipv4/conf/all/promote_secondaries", 1),
+    # Reverse paths are checked by the rule set, strictly and in both families;
+    # the kernel's own check knows IPv4 only, and takes the stricter of `all`
+    # and the link's.
+    Sysctl("ipv4/conf/all/rp_filter", 0),
+    Sysctl("ipv4/conf/default/rp_filter", 0),
+    # A redirect would tell workloads of a better first hop; there is none.
+    Sysctl("ipv4/conf/all/send_redirects", 0),
+    Sysctl("ipv4/conf/default/send_redirects", 0),
+    # Nobody tells a node its routes but its configuration.
+    Sysctl("ipv4/conf/all/accept_redirects", 0),
+    Sysctl("ipv4/conf/default/accept_redirects", 0),
+    Sysctl("ipv6/conf/all/accept_redirects", 0),
+    Sysctl("ipv6/conf/default/accept_redirects", 0),
+    Sysctl("ipv4/conf/all/accept_source_route", 0),
+    Sysctl("ipv6/conf/all/accept_source_route", 0),
+    Sysctl("ipv6/conf/default/accept_source_route", 0),
+    # A workload must not be a router for its node. The uplink says otherwise.
+    Sysctl("ipv6/conf/default/accept_ra", 0),
+    # Every workload is up to four neighbours, for it counts on both sides of
+    # its link and the tables are the kernel's, not a namespace's; the default
+    # is full at 256 dual-stack workloads.
+    Sysctl("ipv4/neigh/default/gc_thresh1", 4096, optional=True),
+    Sysctl("ipv4/neigh/default/gc_thresh2", 32768, optional=True),
+    Sysctl("ipv4/neigh/default/gc_thresh3", 65536, optional=True),
+    Sysctl("ipv6/neigh/default/gc_thresh1", 4096, optional=True),
+    Sysctl("ipv6/neigh/default/gc_thresh2", 32768, optional=True),
+    Sysctl("ipv6/neigh/default/gc_thresh3", 65536, optional=True),
+    # Last: what is forwarded is forwarded under the settings above.
+    Sysctl("ipv4/ip_forward", 1),
+    Sysctl("ipv6/conf/all/forwarding", 1),
+)
+
+
+def uplink(name: str, *, router_advertisements: bool) -> tuple[Sysctl, ...]:
+    """Return the settings of the uplink, before it is set up: the kernel asks
+    for router advertisements when a link comes up, and not again.
+    """
+    return (
+        # 2: also on a node that forwards.
+        Sysctl(f"ipv6/conf/{name}/accept_ra", 2 if router_advertisements else 0),
+        Sysctl(f"ipv6/conf/{name}/disable_ipv6", 0),
+        Sysctl(f"ipv4/conf/{name}/rp_filter", 0),
+        Sysctl(f"ipv4/conf/{name}/send_redirects", 0),
+        Sysctl(f"ipv4/conf/{name}/accept_redirects", 0),
+        Sysctl(f"ipv6/conf/{name}/accept_redirects", 0),
+    )
+
+
+def apply(settings: Iterable[Sysctl], root: str = "/proc/sys/net") -> None:
+    """Write what differs. Raises SysctlError at the first that is refused."""
+    for setting in settings:
+        _write(setting, root)
+
+
+def _write(setting: Sysctl, root: str) -> None:
+    path = os.path.join(root, setting.path)
+    dotted = "net." + setting.path.replace("/", ".")
+    try:
+        # Writing what is there already is not free: forwarding, written,
+        # drops routes that were learnt.
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if os.read(fd, 64).strip() != str(setting.value).encode():
+                os.pwrite(fd, str(setting.value).encode(), 0)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if setting.optional and error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM):
+            return
+        name = errno.errorcode.get(error.errno or 0, str(error.errno))
+        hint = {
+            errno.ENOENT: "the kernel lacks it, or the link is gone",
+            errno.EROFS: "mount /proc writable",
+            errno.EACCES: "run as root",
+            errno.EPERM: "CAP_NET_ADMIN is needed",
+        }.get(error.errno or 0, os.strerror(error.errno or 0))
+        raise SysctlError(f"set {dotted} = {setting.value}: {name} ({hint})") from error

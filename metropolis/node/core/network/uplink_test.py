@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the uplink should have, from configuration and lease. No kernel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+)
+from pathlib import Path
+
+from metropolis.node.core.network.service import pod_mtu
+from metropolis.node.core.network.uplink import (
+    render_resolv_conf,
+    wanted_addressing,
+    write_resolv_conf,
+)
+from osbase.net.addressing import FOREVER, Address, Route
+from osbase.net.config import Dhcp4, Interface
+from osbase.net.dhcp4 import Lease
+from osbase.net.links import LinkState
+
+DEFAULT = IPv4Network("0.0.0.0/0")
+ROUTER = IPv4Address("192.0.2.1")
+LEASE = Lease(
+    address=IPv4Interface("192.0.2.50/24"),
+    server=ROUTER,
+    routes=((DEFAULT, ROUTER),),
+    dns=(ROUTER,),
+    domain="",
+    mtu=None,
+    start=100,
+    length_s=3600,
+    renew_s=1800,
+    rebind_s=3000,
+)
+
+
+def test_lease_ends_in_the_kernel() -> None:
+    """The address is valid for what is left, and routes are bound to it."""
+    wanted = wanted_addressing(Interface(dhcp4=Dhcp4()), LEASE, now=700)
+    assert wanted.addresses == (Address(LEASE.address, 3000),)
+    assert wanted.routes == (Route(DEFAULT, ROUTER, LEASE.address.ip),)
+
+
+def test_infinite_lease() -> None:
+    """For ever is not a number of seconds."""
+    lease = replace(LEASE, length_s=None)
+    wanted = wanted_addressing(Interface(dhcp4=Dhcp4()), lease, now=700)
+    assert wanted.addresses[0].valid_s == FOREVER
+
+
+def test_gateway_beyond_the_prefix_gets_a_route() -> None:
+    """As clouds give: a /32, and a router beside it."""
+    lease = replace(LEASE, address=IPv4Interface("10.0.0.9/32"))
+    wanted = wanted_addressing(Interface(dhcp4=Dhcp4()), lease, now=100)
+    own = lease.address.ip
+    assert set(wanted.routes) == {
+        Route(DEFAULT, ROUTER, own),
+        Route(IPv4Network("192.0.2.1/32"), None, own),
+    }
+
+
+def test_static_of_both_families() -> None:
+    """Of IPv4, the route's source is the address in whose prefix it is."""
+    config = Interface(
+        addresses=(ip_interface("198.51.100.7/24"), ip_interface("2001:db8::7/64")),
+        gateways=(ip_address("198.51.100.1"), ip_address("fe80::9")),
+    )
+    wanted = wanted_addressing(config, None, now=0)
+    assert wanted.routes == (
+        Route(DEFAULT, ip_address("198.51.100.1"), IPv4Address("198.51.100.7")),
+        Route(IPv6Network("::/0"), ip_address("fe80::9")),
+    )
+
+
+def test_resolv_conf(tmp_path: Path) -> None:
+    """Replaced at once, readable by all."""
+    target = tmp_path / "run" / "resolv.conf"
+    write_resolv_conf(str(target), [ROUTER], "example.org")
+    write_resolv_conf(str(target), [ROUTER, ip_address("2001:db8::53")], "")
+    assert target.read_text().splitlines()[1:] == [
+        "nameserver 192.0.2.1",
+        "nameserver 2001:db8::53",
+    ]
+    assert target.stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in target.parent.iterdir()] == ["resolv.conf"]
+    assert "search example.org" in render_resolv_conf([], "example.org")
+
+
+def test_pod_mtu() -> None:
+    """The uplink's, within what IPv6 needs."""
+    link = LinkState(2, "eth0", b"\x02abcde", 9000, True, True)
+    assert pod_mtu(link) == 9000
+    assert pod_mtu(replace(link, mtu=576)) == 1280
+    assert pod_mtu(None) == 1500
