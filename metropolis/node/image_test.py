@@ -75,6 +75,8 @@ def test_is_absent(what: str, pattern: str | None) -> None:
         "/usr/bin/ip",
         "/usr/bin/python3",
         "/usr/bin/runsvdir",
+        "/usr/lib/metropolis/metropolis/node/core/main.py",
+        "/usr/lib/metropolis/site-packages/grpc/__init__.py",
         "/usr/libexec/cni/cniproxy",
         "/usr/sbin/init",
         "/usr/sbin/modprobe",
