@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is on the node's kernel, seen with the node's own tools."""
 
+import asyncio
 import re
 from dataclasses import dataclass
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads.spec import workload_pb2
 from metropolis.test.launch.node import Node
-
-_SEPARATOR = "==="
 
 
 @dataclass(frozen=True)
@@ -21,13 +20,18 @@ class Kernel:
 
 async def kernel(node: Node) -> Kernel:
     """Return what the kernel has of workloads."""
-    text = await node.shell(
-        f"ip -o link show group {allocs.LINK_GROUP_WORKLOAD}; echo {_SEPARATOR};"
-        f"ip -4 route show table all proto {allocs.ROUTE_PROTOCOL_WORKLOAD};"
-        f"ip -6 route show table all proto {allocs.ROUTE_PROTOCOL_WORKLOAD}"
+    protocol = str(allocs.ROUTE_PROTOCOL_WORKLOAD)
+    links, ipv4, ipv6 = await asyncio.gather(
+        _ip(node, "-o", "link", "show", "group", str(allocs.LINK_GROUP_WORKLOAD)),
+        _ip(node, "-4", "route", "show", "table", "all", "proto", protocol),
+        _ip(node, "-6", "route", "show", "table", "all", "proto", protocol),
     )
-    links, _, routes = text.partition(_SEPARATOR)
-    return Kernel(tuple(links.splitlines()), tuple(routes.strip().splitlines()))
+    return Kernel(tuple(links), (*ipv4, *ipv6))
+
+
+async def _ip(node: Node, *arguments: str) -> list[str]:
+    # Not by a shell: busybox's would take its own ip.
+    return (await node.agent.run(["ip", *arguments])).text.splitlines()
 
 
 async def attachments(node: Node) -> dict[str, workload_pb2.Attachment]:

@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
@@ -38,7 +39,7 @@ async def test_everything_is_reached(node: Node, lab: Lab, run_pod: RunPod) -> N
 async def test_udp_is_masqueraded(node: Node, run_pod: RunPod) -> None:
     pod = await run_pod("pod-a")
     for outside, source in ((OUTSIDE_IPV4, node.ipv4), (OUTSIDE_IPV6, node.ipv6)):
-        script = f"(echo x; sleep 2) | nc -u -w 10 {outside} {OUTSIDE_PORT} | head -n 1"
+        script = f"tftp -g -r x -l /tmp/x {outside} {OUTSIDE_PORT} && cat /tmp/x"
         done = await node.cri.exec(pod.container, ["sh", "-c", script])
         assert done.stdout.strip() == str(source), done
 
@@ -73,10 +74,9 @@ async def test_a_pod_whose_namespace_is_gone(node: Node, run_pod: RunPod) -> Non
     pod = await run_pod("pod-a")
     pid, netns = await node.cri.sandbox_process(pod.id)
     # All that holds the namespace: the pod's processes and the file.
-    await node.shell(
-        f"for p in $(ip netns pids $(basename {netns})) {pid}; do kill -9 $p; done 2>/dev/null;"
-        f"umount -l {netns} && rm {netns}"
-    )
+    users = (await node.agent.run(["ip", "netns", "pids", Path(netns).name])).text.split()
+    assert str(pid) in users
+    await node.shell(f"kill -9 {' '.join(users)}; umount -l {netns} && rm {netns}")
     # The service notices by itself, and frees the addresses.
     async with asyncio.timeout(60):
         while pod.id in await attachments(node):  # noqa: ASYNC110 - no Watch yet

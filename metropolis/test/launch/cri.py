@@ -21,6 +21,8 @@ from third_party.cri import api_pb2 as api
 from third_party.cri import api_pb2_grpc as api_grpc
 
 IMAGE = "localhost/busybox:latest"
+# Preloaded with it: what the runtime makes sandboxes of.
+_PAUSE = "localhost/pause:latest"
 # Seconds; an emulated node takes about two for a sandbox, busy ones more.
 _TIMEOUT_S = 120.0
 _CHANNEL_OPTIONS = [
@@ -82,18 +84,21 @@ class Cri:
         self._runtime = api_grpc.RuntimeServiceStub(channel)
         self._images = api_grpc.ImageServiceStub(channel)
 
-    async def unready(self, image: str = IMAGE) -> str:
+    async def unready(self) -> str:
         """Return "" when pods can be started, else what is missing."""
         try:
             status = await self._runtime.Status(api.StatusRequest(), timeout=10)
             for condition in status.status.conditions:
                 if condition.type in ("RuntimeReady", "NetworkReady") and not condition.status:
                     return f"{condition.type}: {condition.message or condition.reason}"
-            request = api.ImageStatusRequest(image=api.ImageSpec(image=image))
-            found = await self._images.ImageStatus(request, timeout=10)
+            for image in (IMAGE, _PAUSE):
+                request = api.ImageStatusRequest(image=api.ImageSpec(image=image))
+                found = await self._images.ImageStatus(request, timeout=10)
+                if not found.HasField("image"):
+                    return f"image {image} to be loaded"
         except grpc.aio.AioRpcError as error:
             return f"containerd: {error.code().name}: {error.details()}"
-        return "" if found.HasField("image") else f"image {image} is not there yet"
+        return ""
 
     async def run_pod(self, name: str, command: Sequence[str]) -> Pod:
         """Start a pod whose one container runs `command`.

@@ -245,7 +245,10 @@ class Lab:
 
 
 class _UdpAnswer(asyncio.DatagramProtocol):
-    """Any datagram: the answer is the caller's address."""
+    """The answer to any datagram is the caller's address.
+
+    To a TFTP read request (RFC 1350) as its file: the client that busybox has.
+    """
 
     def __init__(self, seen: list[IPv4Address | IPv6Address]) -> None:
         self._seen = seen
@@ -259,4 +262,7 @@ class _UdpAnswer(asyncio.DatagramProtocol):
         source = ip_address(str(addr[0]))
         self._seen.append(source)
         if self._transport is not None:
-            self._transport.sendto(f"{source}\n".encode(), addr)
+            is_tftp, is_ack = data.startswith(b"\0\1"), data.startswith(b"\0\4")
+            if not is_ack:
+                block = b"\0\3\0\1" if is_tftp else b""
+                self._transport.sendto(block + f"{source}\n".encode(), addr)

@@ -84,7 +84,7 @@ async def time_attach(node: Node) -> float:
     attach = workload_pb2.AttachRequest(workload_id=name, netns=netns)
     detach = workload_pb2.DetachRequest(workload_id=name, netns=netns)
     times = []
-    await node.shell(f"ip netns add {name}")
+    await node.agent.run(["ip", "netns", "add", name])
     try:
         for _ in range(_ATTACHES):
             begin = time.monotonic()
@@ -92,7 +92,7 @@ async def time_attach(node: Node) -> float:
             times.append((time.monotonic() - begin) * 1000)
             await node.workloads.Detach(detach, timeout=60)
     finally:
-        await node.shell(f"ip netns del {name}")
+        await node.agent.run(["ip", "netns", "del", name])
     return statistics.median(times)
 
 

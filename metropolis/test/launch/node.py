@@ -25,7 +25,7 @@ from metropolis.node import allocs
 from metropolis.node.core.network.workloads.spec import workload_pb2, workload_pb2_grpc
 from metropolis.test.launch.cri import Cri, unix_channel
 from metropolis.test.launch.images import Images
-from metropolis.test.launch.lab import NODE_IPV4, ROUTER_IPV6, Lab
+from metropolis.test.launch.lab import NODE_IPV4, OUTSIDE_IPV4, OUTSIDE_IPV6, ROUTER_IPV6, Lab
 from osbase.test.agent.client import Agent, AgentError
 from osbase.test.qemu.accel import find_accel
 from osbase.test.qemu.config import Accel, Drive, Machine, Tap
@@ -180,6 +180,10 @@ class Node:
         if not ipv6:
             return "the uplink's IPv6 address by router advertisement"
         self.ipv6 = next(ip for ip in ipv6 if isinstance(ip, IPv6Address))
+        for outside in (OUTSIDE_IPV4, OUTSIDE_IPV6):
+            routed = await self.agent.run(["ip", "route", "get", str(outside)], check=False)
+            if routed.status != 0:
+                return f"a route to the outside, IPv{outside.version}"
         return ""
 
     async def uplink_addresses(self) -> list[IPv4Address | IPv6Address]:
