@@ -12,6 +12,7 @@ Subscribe, then list, then `start`: nothing between is lost.
 """
 
 import ctypes
+import errno
 import logging
 import os
 import select
@@ -116,6 +117,22 @@ class LinkEvents:
             except Exception:
                 log.exception("a handler of link events failed")
 
+    def _drain(self) -> None:
+        """Reads to the end and forgets: what is listed afterwards is newer.
+
+        Once it has told an overrun the kernel drops events, and does not tell,
+        until the socket is empty (NETLINK_S_CONGESTED, af_netlink.c). Listing
+        before that would miss what is removed meanwhile.
+        """
+        while True:
+            try:
+                self._socket.recvfrom(65536, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    return
+
     def _deliver(self) -> None:
         try:
             data, (sender, _) = self._socket.recvfrom(65536, socket.MSG_DONTWAIT)
@@ -123,6 +140,7 @@ class LinkEvents:
             return
         except OSError:  # ENOBUFS: the kernel had no room, events were lost
             self._behind = True
+            self._drain()
             return
         if sender != 0:
             return

@@ -110,6 +110,36 @@ def test_lost_events_are_told(sock: NetlinkSocket, heard: Heard) -> None:
     events.close()
 
 
+def test_what_is_removed_while_an_overrun_is_handled_is_told(
+    sock: NetlinkSocket, heard: Heard
+) -> None:
+    """The kernel drops whatever comes, and says so only once, until the socket
+    has been read to its end.
+    """
+
+    def resync() -> None:
+        heard.overrun()
+        if not removed:
+            removed.append(900)
+            with NetlinkSocket() as other:
+                other.batch([rtnl.del_link(900, "e900")])
+
+    removed: list[int] = []
+
+    events = LinkEvents(heard.queue.put, resync, receive_buffer=1)
+    fd = netns.open_current()
+    sock.batch([veth(900, fd)])
+    for index in range(800, 840, 2):
+        sock.batch([veth(index, fd), rtnl.del_link(index, f"e{index}")])
+    os.close(fd)
+    events.start()
+    while heard.next() != "overrun":
+        pass
+    # The buffer holds one of the two: then the other is another overrun.
+    assert heard.next() in (LinkRemoved(900, "e900"), LinkRemoved(901, "f900"), "overrun")
+    events.close()
+
+
 def test_an_overrun_that_could_not_be_handled_is_told_again(
     sock: NetlinkSocket, heard: Heard
 ) -> None:
