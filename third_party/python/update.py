@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resolve requirements.in to requirements.lock: `run :update [-- --keep]`.
+"""Resolve requirements*.in to requirements.lock: `run :update [-- --keep]`.
 
 Asks pip, in the host's own configuration (indexes, find-links, proxies), which
 files it would install on each platform of PLATFORMS, and writes their versions
@@ -127,6 +127,7 @@ def main() -> None:
     keep = constraints(before) if arguments.keep else ""
     try:
         found = [resolve(folder / "requirements.in", keep, p) for p in PLATFORMS]
+        found.append(resolve(folder / "requirements-x86_64.in", keep, PLATFORMS[0]))
         text = render(merge(found))
     except UpdateError as error:
         sys.exit(f"update: {error}")
