@@ -97,7 +97,8 @@ class Cri:
                 if not found.HasField("image"):
                     return f"image {image} to be loaded"
         except grpc.aio.AioRpcError as error:
-            return f"containerd: {error.code().name}: {error.details()}"
+            said = str(error.details())
+            return "containerd" + ("" if "failed to connect" in said else f": {said}")
         return ""
 
     async def run_pod(self, name: str, command: Sequence[str]) -> Pod:

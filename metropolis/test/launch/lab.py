@@ -180,6 +180,13 @@ class Lab:
         _, said = await process.communicate(_setup_batch().encode())
         if process.returncode != 0:
             raise LabError(f"ip -batch: {said.decode(errors='replace').strip()}")
+        # Neighbour advertisements then have the router flag, without which the
+        # node gives up its default route (RFC 4861 section 7.2.5).
+        forwarding = Path(f"/proc/sys/net/ipv6/conf/{TAP}/forwarding")
+        try:
+            await asyncio.to_thread(forwarding.write_text, "1")
+        except OSError as error:
+            raise LabError(f"write 1 to {forwarding}: {error.strerror}") from error
         await self._start_dnsmasq()
         for address in (str(OUTSIDE_IPV4), str(OUTSIDE_IPV6)):
             await self._stack.enter_async_context(

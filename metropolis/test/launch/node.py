@@ -170,7 +170,9 @@ class Node:
         try:
             await self.workloads.Status(workload_pb2.StatusRequest(), timeout=10)
         except grpc.aio.AioRpcError as error:
-            return f"the network service: {error.code().name}: {error.details()}"
+            said = str(error.details())
+            # Not there at all is what it is for most of the boot.
+            return "the network service" + ("" if "failed to connect" in said else f": {said}")
         if missing := await self.cri.unready():
             return missing
         found = await self.uplink_addresses()

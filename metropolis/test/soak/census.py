@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts what is there, without asking the service.
+
+Links, routes, rules and addresses are pyroute2's listings; nftables rules and
+elements are those of `nft`; descriptors and threads /proc's. How many network
+namespaces live nobody tells, but how many more may be made: the limit of our
+own user namespace (namespaces(7)) counts those that nobody can reach, too.
+"""
+
+import contextlib
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from metropolis.node import allocs
+from metropolis.test.soak.world import Host, Netns
+
+_LIMIT = Path("/proc/sys/user/max_net_namespaces")
+
+
+@dataclass(frozen=True)
+class Census:
+    """How many of each; `fds` and `threads` are the service's."""
+
+    links: int
+    routes: int
+    rules: int
+    addresses: int
+    fds: int = 0
+    threads: int = 0
+
+    def less(self, before: Census) -> dict[str, int]:
+        """What is more than before."""
+        return {
+            field.name: getattr(self, field.name) - getattr(before, field.name)
+            for field in fields(self)
+        }
+
+
+def take(host: Host) -> Census:
+    """Count a host with its service."""
+
+    def count() -> tuple[int, int, int, int]:
+        with IPRoute() as witness:
+            nft = subprocess.run(
+                ["nft", "list", "ruleset"], capture_output=True, text=True, check=True
+            )
+            return (
+                len(list(witness.get_links())),
+                len(list(witness.get_routes())),
+                len(list(witness.get_rules())) + len(nft.stdout.split()),
+                len(list(witness.get_addr())),
+            )
+
+    links, routes, rules, addresses = host.netns.inside(count)
+    proc = Path(f"/proc/{host.pid}")
+    return Census(
+        links, routes, rules, addresses, len(os.listdir(proc / "fd")), len(os.listdir(proc / "task"))
+    )
+
+
+def rss_kib(pid: int) -> int:
+    """Resident memory of a process, proc_pid_status(5)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise ValueError(f"process {pid} has no memory: it has ended")
+
+
+def room_for_namespaces(limit: int) -> int:
+    """How many more network namespaces the limit allows; tried out."""
+    made: list[Netns] = []
+    before = _LIMIT.read_text()
+    _LIMIT.write_text(str(limit))
+    try:
+        with contextlib.suppress(StopIteration):
+            made.extend(_until_full())
+    finally:
+        _LIMIT.write_text(before)
+        for one in made:
+            one.close()
+    return len(made)
+
+
+def _until_full() -> Iterator[Netns]:
+    while True:
+        try:
+            yield Netns()
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                return
+            raise
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A workload as the kernel shows it on the host."""
+
+    ifindex: int
+    name: str
+
+
+def workloads(host: Host) -> tuple[list[tuple[str, Seen]], set[str]]:
+    """Links of the workloads' group by their alias, and destinations of the
+    routes of the workloads' protocol.
+    """
+
+    def look() -> tuple[list[tuple[str, Seen]], set[str]]:
+        with IPRoute() as witness:
+            links = [
+                (str(link.get("ifalias")), Seen(int(link["index"]), str(link.get("ifname"))))
+                for link in witness.get_links()
+                if link.get("group") == allocs.LINK_GROUP_WORKLOAD
+            ]
+            routes = {
+                str(route.get("dst"))
+                for family in (2, 10)
+                for route in witness.get_routes(family=family)
+                if route["proto"] == allocs.ROUTE_PROTOCOL_WORKLOAD
+            }
+            return links, routes
+
+    return host.netns.inside(look)
+
+
+def inside(pod: Netns) -> tuple[set[str], int]:
+    """Addresses of a pod's eth0 but what the kernel gives by itself, and how
+    many default routes there are.
+    """
+
+    def look() -> tuple[set[str], int]:
+        with IPRoute() as witness:
+            index = witness.link_lookup(ifname="eth0")
+            if not index:
+                return set(), 0
+            addresses = {str(a.get("address")) for a in witness.get_addr(index=index[0])}
+            routes = [
+                route
+                for family in (2, 10)
+                for route in witness.get_routes(family=family, table=254)
+                if route["dst_len"] == 0
+            ]
+            return {a for a in addresses if not a.startswith("fe80:")}, len(routes)
+
+    return pod.inside(look)

@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the threads do to a host, and what must hold whenever they pause.
+
+A slot is a workload with its pod. One thread at a time has it, and so knows
+what the service must answer; after a call whose outcome is unknown (the
+service died, the caller gave up) it knows nothing until a Detach has succeeded.
+"""
+
+import enum
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import contextmanager
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
+from metropolis.test.soak import census
+from metropolis.test.soak.world import Host, Netns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CALL_S = 30.0
+_SETTLE_S = 60.0  # for what the kernel does later: namespaces that died
+_BURST = 32  # calls at once; more than the service's threads
+_Code = grpc.StatusCode
+
+
+class Violation(Exception):
+    """A promise was broken; says which, of whom, and what was seen."""
+
+
+class Known(enum.Enum):
+    """What is known of a workload."""
+
+    DETACHED = enum.auto()
+    ATTACHED = enum.auto()
+    UNKNOWN = enum.auto()
+
+
+class Slot:
+    """A workload."""
+
+    def __init__(self, workload_id: str) -> None:
+        self.workload_id = workload_id
+        self.pod = Netns()
+        self.known = Known.DETACHED
+        self.ips: tuple[str, ...] = ()
+        self.busy = threading.Lock()
+
+
+class Gate:
+    """Many pass, or one has all to itself."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Pass, when nobody has it alone."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._closed)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have it alone, once all others have left."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: not self._inside)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._closed = False
+                self._changed.notify_all()
+
+
+class Churn:
+    """Threads at work on a host.
+
+    mortal: its service is killed and restarted meanwhile. usable: addresses of
+    the smaller pool. counts: what was done, by name, and answers by code;
+    `operations` counts calls of the API.
+    """
+
+    def __init__(
+        self, host: Host, *, mortal: bool, slots: int, usable: int, threads: int, seed: int
+    ) -> None:
+        self.host = host
+        self.gate = Gate()
+        self.counts: Counter[str] = Counter()
+        self.filling = True
+        self.violations: list[str] = []
+        self._mortal = mortal
+        self._usable = usable
+        self._slots = [Slot(f"{host.name}-{number}") for number in range(slots)]
+        self._spare = Slot(f"{host.name}-spare")
+        self._stop = threading.Event()
+        self._random = random.Random(seed)
+        self._mutex = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._run, args=(random.Random(f"{seed} {n}"),))
+            for n in range(threads)
+        ]
+
+    # ---- For the driver -----------------------------------------------------
+
+    def start(self) -> None:
+        """Let the threads begin."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Wait for the calls under way; the threads end."""
+        self._stop.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    def verify(self) -> int:
+        """With all threads paused, compare the service, the kernel and what is
+        known; return how many are attached. Raises Violation.
+        """
+        with self.gate.alone():
+            attached = self._settled()
+            self._try_pool(len(attached))
+            self.counts["verifications"] += 1
+            return len(attached)
+
+    def burst(self) -> None:
+        """So many calls at once that all of the service's threads and sockets
+        are there: what is more of them later, leaked. Paused, as in verify.
+        """
+        with self.gate.alone():
+            chosen = self._slots[:_BURST]
+            for one in [self._detach_later(slot) for slot in chosen]:
+                one.result()
+            for one in [self._attach_later(slot) for slot in chosen]:
+                self._outcome(one)
+            for one in [self._detach_later(slot) for slot in chosen]:
+                one.result()
+            for slot in chosen:
+                self._forget(slot)
+
+    def drain(self) -> None:
+        """Detach everything; the threads have stopped."""
+        for start in range(0, len(self._slots), _BURST):
+            chosen = self._slots[start : start + _BURST]
+            for one in [self._detach_later(slot) for slot in chosen]:
+                one.result()
+            for slot in chosen:
+                self._forget(slot)
+
+    def close(self) -> None:
+        """End the pods."""
+        for slot in [*self._slots, self._spare]:
+            slot.pod.close()
+
+    # ---- Threads ------------------------------------------------------------
+
+    def _run(self, rng: random.Random) -> None:
+        try:
+            while not self._stop.is_set():
+                with self.gate.shared():
+                    slot = rng.choice(self._slots)
+                    if slot.busy.acquire(blocking=False):
+                        try:
+                            self._step(slot, rng)
+                        finally:
+                            slot.busy.release()
+        except Exception as error:
+            # The driver reads it; the others go on until it does.
+            self.violations.append(f"{type(error).__name__}: {error}")
+
+    def _step(self, slot: Slot, rng: random.Random) -> None:
+        if slot.known is Known.UNKNOWN and rng.random() < 0.5:
+            return self._detach(slot)
+        dice = rng.random()
+        for odds, act in (
+            (0.05, self._die),
+            (0.02, self._die_during_call),
+            (0.10, self._cancel),
+            (0.04, self._late),
+            (0.05, self._twice_at_once),
+            (0.04, self._both_at_once),
+            (0.03, self._elsewhere),
+            (0.03, self._garbage),
+        ):
+            dice -= odds
+            if dice < 0:
+                return act(slot, rng)
+        wanted = 0.85 if self.filling else 0.2
+        if rng.random() < wanted:
+            return self._attach(slot)
+        return self._detach(slot)
+
+    def _attach(self, slot: Slot) -> None:
+        self._learn(slot, self._attach_later(slot))
+
+    def _learn(self, slot: Slot, call: Any) -> None:
+        """Take the answer to an Attach with everything as the slot says."""
+        code, answer = self._outcome(call)
+        if code is _Code.OK:
+            ips = tuple(str(ip_address(ip)) for ip in answer.ip)
+            if slot.known is Known.ATTACHED and ips != slot.ips:
+                raise Violation(f"{slot.workload_id} had {slot.ips}, a retry got {ips}")
+            slot.known, slot.ips = Known.ATTACHED, ips
+        elif code is _Code.RESOURCE_EXHAUSTED and slot.known is not Known.ATTACHED:
+            self._forget(slot)
+        elif code is _Code.ALREADY_EXISTS and slot.known is Known.UNKNOWN:
+            pass  # of before, in a namespace that is gone
+        elif self._may_be_lost(code):
+            slot.known = Known.UNKNOWN
+        else:
+            raise Violation(
+                f"Attach of {slot.workload_id}, {slot.known.name}: {code.name}: {call.details()}"
+            )
+
+    def _detach(self, slot: Slot) -> None:
+        code, _ = self._outcome(self._detach_later(slot))
+        if code is _Code.OK:
+            self._forget(slot)
+        elif self._may_be_lost(code):
+            slot.known = Known.UNKNOWN
+        else:
+            raise Violation(f"Detach of {slot.workload_id}: {code.name}")
+
+    def _die(self, slot: Slot, rng: random.Random) -> None:
+        """The pod's namespace ends, and the next one has the same id."""
+        self._count("deaths")
+        slot.pod.close()
+        slot.pod = Netns()
+        if slot.known is Known.ATTACHED:
+            slot.known = Known.UNKNOWN
+
+    def _die_during_call(self, slot: Slot, rng: random.Random) -> None:
+        self._count("deaths")
+        call = self._attach_later(slot)
+        time.sleep(rng.random() * 0.003)
+        slot.pod.close()
+        self._outcome(call)  # any: it may have been too early or too late
+        slot.pod = Netns()
+        slot.known = Known.UNKNOWN
+
+    def _cancel(self, slot: Slot, rng: random.Random) -> None:
+        """The caller gives up while the service works."""
+        self._count("cancelled calls")
+        call = self._detach_later(slot) if rng.random() < 0.3 else self._attach_later(slot)
+        time.sleep(rng.random() * 0.004)
+        call.cancel()
+        self._outcome(call)
+        slot.known = Known.UNKNOWN
+
+    def _late(self, slot: Slot, rng: random.Random) -> None:
+        """The call's deadline passes while the service works."""
+        self._count("deadlines")
+        self._outcome(self._attach_later(slot, timeout=0.0005 + rng.random() * 0.004))
+        slot.known = Known.UNKNOWN
+
+    def _twice_at_once(self, slot: Slot, rng: random.Random) -> None:
+        """Two equal Attaches at a time: one attachment, two equal answers."""
+        calls = [self._attach_later(slot), self._attach_later(slot)]
+        for call in calls:
+            self._learn(slot, call)
+
+    def _both_at_once(self, slot: Slot, rng: random.Random) -> None:
+        """Attach and Detach at a time, in any order."""
+        calls = [self._attach_later(slot), self._detach_later(slot)]
+        for call in calls:
+            code, _ = self._outcome(call)
+            legal = (_Code.OK, _Code.RESOURCE_EXHAUSTED, _Code.ALREADY_EXISTS)
+            if code not in legal and not self._may_be_lost(code):
+                raise Violation(f"{slot.workload_id}: Attach with Detach: {code.name}")
+        slot.known = Known.UNKNOWN
+
+    def _elsewhere(self, slot: Slot, rng: random.Random) -> None:
+        """A Detach that names another namespace leaves the attachment alone."""
+        other = Netns()
+        try:
+            netns = pb.NetNSAttachment(netns_path=other.path, if_name="eth0")
+            request = pb.DetachRequest(workload_id=slot.workload_id, netns=netns)
+            code, _ = self._outcome(self._call("Detach", request))
+            if code is not _Code.OK and not self._may_be_lost(code):
+                raise Violation(f"Detach of {slot.workload_id} elsewhere: {code.name}")
+        finally:
+            other.close()
+
+    def _garbage(self, slot: Slot, rng: random.Random) -> None:
+        self._count("bad requests")
+        ids = ["", "x" * 300, "a\nb", "\u00e4"]
+        paths = ["", "relative", "/nowhere", "/proc/self/ns/mnt", "/" + "x" * 5000, "/run"]
+        if_names = ["", "x" * 16, "a/b", "..", "a b"]
+        chosen = [slot.workload_id, slot.pod.path, "eth0"]
+        spoilt = rng.randrange(3)
+        chosen[spoilt] = rng.choice([ids, paths, if_names][spoilt])
+        netns = pb.NetNSAttachment(netns_path=chosen[1], if_name=chosen[2])
+        request = pb.AttachRequest(workload_id=chosen[0], netns=netns)
+        code, _ = self._outcome(self._call("Attach", request))
+        if code not in (_Code.INVALID_ARGUMENT, _Code.NOT_FOUND) and not self._may_be_lost(code):
+            raise Violation(f"Attach of {chosen}: {code.name}")
+
+    # ---- Calls --------------------------------------------------------------
+
+    def _call(self, method: str, request: Any, timeout: float = _CALL_S) -> Any:
+        self._count("operations")
+        self._count(method)
+        stub = getattr(self.host.stub, method)
+        return stub.future(request, timeout=timeout, wait_for_ready=True)
+
+    def _attach_later(self, slot: Slot, timeout: float = _CALL_S) -> Any:
+        netns = pb.NetNSAttachment(netns_path=slot.pod.path, if_name="eth0")
+        request = pb.AttachRequest(workload_id=slot.workload_id, netns=netns)
+        return self._call("Attach", request, timeout)
+
+    def _detach_later(self, slot: Slot) -> Any:
+        return self._call("Detach", pb.DetachRequest(workload_id=slot.workload_id))
+
+    def _outcome(self, call: Any) -> tuple[grpc.StatusCode, Any]:
+        try:
+            answer, code = call.result(), _Code.OK
+        except grpc.FutureCancelledError:
+            answer, code = None, _Code.CANCELLED
+        except grpc.RpcError as error:
+            answer, code = None, error.code()  # type: ignore[attr-defined]
+            if code in (_Code.INTERNAL, _Code.UNKNOWN):
+                raise Violation(f"{code.name}: {error.details()}") from error  # type: ignore[attr-defined]
+        self._count(code.name)
+        return code, answer
+
+    def _may_be_lost(self, code: grpc.StatusCode) -> bool:
+        return self._mortal and code in (_Code.UNAVAILABLE, _Code.CANCELLED)
+
+    def _count(self, name: str) -> None:
+        with self._mutex:
+            self.counts[name] += 1
+
+    def _forget(self, slot: Slot) -> None:
+        slot.known, slot.ips = Known.DETACHED, ()
+
+    # ---- What must hold -----------------------------------------------------
+
+    def _settled(self) -> dict[str, tuple[str, ...]]:
+        """Wait until service and kernel agree: namespaces that died take their
+        time. Then they must agree with what is known, too.
+        """
+        deadline = time.monotonic() + _SETTLE_S
+        while True:
+            listed = self.host.stub.List(pb.ListRequest(), timeout=_CALL_S, wait_for_ready=True)
+            problem = self._differences(listed.attachments)
+            if not problem:
+                break
+            if time.monotonic() > deadline:
+                raise Violation(problem)
+            time.sleep(0.05)
+        attached = {
+            one.workload_id: tuple(str(ip_address(ip)) for ip in one.ip)
+            for one in listed.attachments
+        }
+        for slot in self._slots:
+            found = attached.get(slot.workload_id)
+            expected = slot.ips if slot.known is Known.ATTACHED else None
+            if slot.known is not Known.UNKNOWN and found != expected:
+                raise Violation(
+                    f"{slot.workload_id}, {slot.known.name} with {expected}, is listed with {found}"
+                )
+        known = [slot for slot in self._slots if slot.known is Known.ATTACHED]
+        for slot in self._random.sample(known, min(4, len(known))):
+            addresses, defaults = census.inside(slot.pod)
+            if addresses != set(slot.ips) or defaults != len(slot.ips):
+                raise Violation(
+                    f"{slot.workload_id} with {slot.ips} has {sorted(addresses)} and "
+                    f"{defaults} default routes"
+                )
+        return attached
+
+    def _differences(self, listed: Sequence[pb.Attachment]) -> str:
+        """Between List and the kernel; empty when there is none."""
+        links, routes = census.workloads(self.host)
+        ips = [str(ip_address(ip)) for one in listed for ip in one.ip]
+        if len(set(ips)) != len(ips):
+            raise Violation(f"an address is in use twice: {Counter(ips).most_common(1)}")
+        expected = sorted((one.workload_id, one.host_ifindex, one.host_interface) for one in listed)
+        found = sorted((alias, seen.ifindex, seen.name) for alias, seen in links)
+        if expected != found:
+            odd = set(expected) ^ set(found)
+            return f"{len(listed)} are listed, {len(links)} links are there: {sorted(odd)[:5]}"
+        if routes != set(ips):
+            return f"routes and addresses differ: {sorted(routes ^ set(ips))[:5]}"
+        return ""
+
+    def _try_pool(self, attached: int) -> None:
+        """One more fits if and only if the pool is not full: no address is
+        lost, and none too many is given.
+        """
+        code, _ = self._outcome(self._attach_later(self._spare))
+        expected = _Code.OK if attached < self._usable else _Code.RESOURCE_EXHAUSTED
+        if code is not expected:
+            raise Violation(f"{attached} of {self._usable} attached; one more: {code.name}")
+        self._detach_later(self._spare).result()
+        if attached == self._usable:
+            self._count("pool full")

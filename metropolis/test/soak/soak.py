@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random churn for some minutes, then count what is left: `run :soak -- ...`.
+
+    --minutes N   how long; fractions are all right
+    --json        as the last line of standard output:
+                  {"ok", "operations", "kills", "leaked": {"links", "routes",
+                  "rules", "addresses", "netns", "fds", "threads"},
+                  "rss_kib_early", "rss_kib_end"}
+
+Progress goes to standard error, the services' own log to --log. Exit status 1
+when a promise was broken or something is left, 130 after Ctrl-C, after which
+nothing is left either: all is in namespaces that end with the program.
+"""
+
+import argparse
+import contextlib
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from metropolis.test.soak import census
+from metropolis.test.soak.churn import Churn, Violation
+from metropolis.test.soak.world import Host, WorldError, enter_namespaces
+
+# A pool of 126 and 255; the smaller one fills up.
+_PREFIXES = ("10.192.0.0/25", "fd00:10:192::/120")
+_USABLE = 126
+_SLOTS = 200
+_EARLY = 1000  # operations until memory is looked at first
+_GROWTH = 1.05  # of memory from then on
+_PROGRESS_S = 5.0
+_FILL_S = 12.0
+_VERIFY_S = 10.0
+_NETNS_LIMIT = 1000
+_KINDS = ("links", "routes", "rules", "addresses")
+
+
+class _Ended(BaseException):
+    """SIGTERM."""
+
+
+class Soak:
+    """One run. `run` returns what --json prints."""
+
+    def __init__(self, seconds: float, seed: int, log: Path) -> None:
+        self._seconds = seconds
+        self._random = random.Random(seed)
+        self._room = census.room_for_namespaces(_NETNS_LIMIT)
+        self._hosts: list[Host] = []
+        self._churns: list[Churn] = []
+        self._kills = 0
+        self._restarts = 0
+        self._early_rss = 0
+        self._log = log
+        self._seed = seed
+        self._began = time.monotonic()
+
+    def run(self) -> dict[str, Any]:
+        """All of it. Raises Violation and WorldError."""
+        try:
+            for name in ("killed", "steady"):
+                host = Host(name, _PREFIXES, self._log)
+                self._hosts.append(host)
+                host.start()
+            before = [census.take(host) for host in self._hosts]
+            for host in self._hosts:
+                self._churns.append(
+                    Churn(
+                        host,
+                        mortal=host.name == "killed",
+                        slots=_SLOTS,
+                        usable=_USABLE,
+                        threads=4,
+                        seed=self._seed,
+                    )
+                )
+            _, steady = self._churns
+            steady.burst()
+            idle = census.take(steady.host)
+            for churn in self._churns:
+                churn.start()
+            self._churn()
+            for churn in self._churns:
+                churn.stop()
+            self._raise_violations()
+            steady.burst()
+            rss = census.rss_kib(steady.host.pid)
+            for churn in self._churns:
+                churn.drain()
+                churn.verify()
+            after = [census.take(host) for host in self._hosts]
+            leaked: Counter[str] = Counter()
+            for one, other in zip(before, after, strict=True):
+                more = other.less(one)
+                leaked.update({kind: more[kind] for kind in _KINDS})
+            more = after[1].less(idle)
+            leaked.update({kind: more[kind] for kind in ("fds", "threads")})
+            statuses = [host.end() for host in self._hosts]
+            if any(statuses):
+                raise Violation(f"services ended with {statuses}")
+            self.close()
+            leaked["netns"] = self._namespaces_left()
+            return self._result(leaked, rss)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End everything; doing it twice does nothing."""
+        churns, self._churns = self._churns, []
+        hosts, self._hosts = self._hosts, []
+        self._totals = self._sum(churns) if churns else self._totals
+        with contextlib.ExitStack() as stack:
+            for host in hosts:
+                stack.callback(host.close)
+            for churn in churns:
+                stack.callback(churn.close)
+                stack.callback(churn.stop)
+            # Ends calls that wait for it.
+            for host in hosts:
+                stack.callback(host.kill)
+
+    _totals: Counter[str] = Counter()
+
+    @staticmethod
+    def _sum(churns: list[Churn]) -> Counter[str]:
+        return sum((churn.counts for churn in churns), Counter())
+
+    def _result(self, leaked: Counter[str], rss: int) -> dict[str, Any]:
+        names = (*_KINDS, "netns", "fds", "threads")
+        grown = rss > self._early_rss * _GROWTH
+        return {
+            "ok": not any(leaked[name] for name in names) and not grown,
+            "operations": self._totals["operations"],
+            "kills": self._kills,
+            "leaked": {name: leaked[name] for name in names},
+            "rss_kib_early": self._early_rss,
+            "rss_kib_end": rss,
+        }
+
+    def _churn(self) -> None:
+        """Until the time is over: kills, restarts, looks. In the main thread."""
+        killed, steady = self._churns
+        end = self._began + self._seconds
+        now = time.monotonic()
+        due = {"kill": now + 2, "look": now + _VERIFY_S, "fill": now + _FILL_S, "tell": now}
+        while (now := time.monotonic()) < end or not self._early_rss:
+            self._raise_violations()
+            if not self._early_rss and steady.counts["operations"] >= _EARLY:
+                steady.burst()
+                self._early_rss = census.rss_kib(steady.host.pid)
+            if now >= due["tell"]:
+                self._tell(due["tell"] == 0)
+                due["tell"] = now + _PROGRESS_S
+            if now >= due["fill"]:
+                for churn in self._churns:
+                    churn.filling = not churn.filling
+                due["fill"] = now + _FILL_S
+            if now >= due["look"]:
+                steady.verify()
+                due["look"] = time.monotonic() + _VERIFY_S
+            if now >= due["kill"]:
+                self._end_one(killed)
+                due["kill"] = time.monotonic() + self._random.uniform(0.2, 3.0)
+            time.sleep(0.05)
+        self._tell(True)
+
+    def _end_one(self, churn: Churn) -> None:
+        """Kill the service, or end it; start it and look at what it found."""
+        if self._random.random() < 0.8:
+            churn.host.kill()
+            self._kills += 1
+        else:
+            status = churn.host.end()
+            self._restarts += 1
+            if status:
+                raise Violation(f"the service ended with {status} when told to")
+        churn.host.start()
+        churn.verify()
+
+    def _raise_violations(self) -> None:
+        found = [text for churn in self._churns for text in churn.violations]
+        if found:
+            raise Violation("; ".join(found))
+
+    def _tell(self, full: bool) -> None:
+        counts = self._sum(self._churns)
+        parts = [
+            f"{counts['operations']:,} operations",
+            f"{self._kills} kills",
+            f"{self._restarts} restarts",
+        ]
+        names = ["deaths", "cancelled calls", "verifications", "pool full"]
+        names += ["Attach", "Detach", "deadlines", "bad requests"] if full else []
+        parts += [f"{counts[name]:,} {name}" for name in names]
+        seconds = int(time.monotonic() - self._began)
+        rss = census.rss_kib(self._hosts[1].pid)
+        clock = f"{seconds // 60}:{seconds % 60:02}"
+        text = f"soak {clock} of {self._seconds / 60:g} min: {', '.join(parts)}; RSS {rss:,} KiB"
+        print(text, file=sys.stderr, flush=True)
+
+    def _namespaces_left(self) -> int:
+        """The kernel ends them when it has time: wait."""
+        deadline = time.monotonic() + 60
+        while (left := self._room - census.room_for_namespaces(_NETNS_LIMIT)) > 0:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+        return left
+
+
+def main(arguments: list[str]) -> int:
+    """Run; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Soak the workload service; see --json.")
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+    parser.add_argument("--seed", type=int, default=None, help="of the random choices")
+    parser.add_argument("--log", type=Path, default=None, help="of the services; kept")
+    chosen = parser.parse_args(arguments)
+    if not 0 < chosen.minutes < 60 * 24 * 7:
+        parser.error("--minutes: more than 0, less than a week")
+
+    def ended(number: int, frame: object) -> None:
+        raise _Ended
+
+    seed = chosen.seed if chosen.seed is not None else random.SystemRandom().randrange(1 << 32)
+    signal.signal(signal.SIGTERM, ended)
+    log = chosen.log or Path(tempfile.mkstemp(prefix="soak-", suffix=".log")[1])
+    print(f"soak: seed {seed}, services' log {log}", file=sys.stderr)
+    try:
+        enter_namespaces()
+        result = Soak(chosen.minutes * 60, seed, log.absolute()).run()
+    except Violation as error:
+        print(f"soak: seed {seed}: {error}; see {log}", file=sys.stderr)
+        return 1
+    except WorldError as error:
+        print(f"soak: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt, _Ended:
+        print("soak: interrupted; everything is cleaned up", file=sys.stderr)
+        return 130
+    if chosen.json:
+        print(json.dumps(result))
+    else:
+        for key, value in result.items():
+            print(f"{key}: {value}")
+    return 0 if result["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
