@@ -7,7 +7,14 @@ are u31, MAC addresses 6 bytes, MTUs bytes.
 
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 from typing import NamedTuple
 
 from osbase.netlink import attrs
@@ -20,14 +27,18 @@ from osbase.netlink.message import (
 )
 
 type IPAddress = IPv4Address | IPv6Address
+type IPNetwork = IPv4Network | IPv6Network
 
 RTM_NEWLINK = 16
 RTM_DELLINK = 17
 RTM_GETLINK = 18
 RTM_NEWADDR = 20
 RTM_DELADDR = 21
+RTM_GETADDR = 22
 RTM_NEWROUTE = 24
 RTM_GETROUTE = 26
+RTM_NEWNSID = 88
+RTM_GETNSID = 90
 RTM_NEWLINKPROP = 108
 RTNLGRP_LINK = 1
 
@@ -37,10 +48,13 @@ AF_INET6 = 10
 
 IFF_UP = 1
 IFA_F_NODAD = 0x02
+IFA_F_DADFAILED = 0x08
+IFA_F_TENTATIVE = 0x40
 RT_TABLE_MAIN = 254
 RT_SCOPE_UNIVERSE = 0
 RT_SCOPE_LINK = 253
 RTPROT_BOOT = 3
+RTM_F_FIB_MATCH = 0x2000
 
 IFLA_ADDRESS = 1
 IFLA_IFNAME = 3
@@ -52,6 +66,8 @@ IFLA_AF_SPEC = 26
 IFLA_GROUP = 27
 IFLA_NET_NS_FD = 28
 IFLA_EXT_MASK = 29
+IFLA_LINK_NETNSID = 37
+IFLA_TARGET_NETNSID = 46
 IFLA_PROP_LIST = 52
 IFLA_ALT_IFNAME = 53
 IFLA_INFO_KIND = 1
@@ -65,6 +81,10 @@ ALTIFNAMSIZ = 128  # with the final NUL
 
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
+_IFA_FLAGS = 8
+_IFA_TARGET_NETNSID = 10
+_NETNSA_NSID = 1
+_NETNSA_FD = 3
 _RTA_DST = 1
 _RTA_OIF = 4
 _RTA_GATEWAY = 5
@@ -76,6 +96,8 @@ _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 # family, dst len, src len, tos, table, protocol, scope, type, flags
 _RTMSG = struct.Struct("=BBBBBBBBI")
+_RTGENMSG = bytes(4)  # family, and padding
+_I32 = struct.Struct("=i")
 
 _NEW = NLM_F_CREATE | NLM_F_EXCL
 _VETH = attrs.text(IFLA_INFO_KIND, b"veth")
@@ -180,8 +202,13 @@ def del_links_by_group(group: int) -> Request:
     return Request(RTM_DELLINK, 0, body, "delete links of group {}", (group,))
 
 
-def get_link(ifindex: int) -> Request:
+def get_link(ifindex: int, *, netnsid: int | None = None) -> Request:
+    """netnsid: look into the namespace that has this id here, without entering
+    it; needs privileges over it.
+    """
     body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + _SKIP_STATS
+    if netnsid is not None:
+        body += attrs.attr(IFLA_TARGET_NETNSID, _I32.pack(netnsid))
     return Request(RTM_GETLINK, 0, body, "get link {}", (ifindex,))
 
 
@@ -201,6 +228,37 @@ def dump_routes(family: int, protocol: int) -> Request:
     """The routes of a protocol; the kernel filters on strict sockets only."""
     body = _RTMSG.pack(family, 0, 0, 0, 0, protocol, 0, 0, 0)
     return Request(RTM_GETROUTE, 0, body, "list routes")
+
+
+def dump_link_routes(family: int, ifindex: int) -> Request:
+    """The main table's routes through a link; as dump_routes."""
+    body = _RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0) + attrs.u32(_RTA_OIF, ifindex)
+    return Request(RTM_GETROUTE, 0, body, "list routes of link {}", (ifindex,))
+
+
+def get_route(destination: IPAddress) -> Request:
+    """The entry of the table by which packets to the address go; what they
+    meet beyond it, such as a cached exception, is left out.
+    """
+    bits = destination.max_prefixlen
+    flags = RTM_F_FIB_MATCH
+    body = _RTMSG.pack(family_of(destination), bits, 0, 0, 0, 0, 0, 0, flags)
+    body += attrs.attr(_RTA_DST, destination.packed)
+    return Request(RTM_GETROUTE, 0, body, "look up route to {}", (destination,))
+
+
+def dump_addresses(family: int, ifindex: int, *, netnsid: int | None = None) -> Request:
+    """A link's addresses; strict sockets only. netnsid: see get_link."""
+    body = _IFADDR.pack(family, 0, 0, 0, ifindex)
+    if netnsid is not None:
+        body += attrs.attr(_IFA_TARGET_NETNSID, _I32.pack(netnsid))
+    return Request(RTM_GETADDR, 0, body, "list addresses of link {}", (ifindex,))
+
+
+def get_netnsid(netns_fd: int) -> Request:
+    """The id that a namespace has here, if any; see parse_netnsid."""
+    body = _RTGENMSG + attrs.u32(_NETNSA_FD, netns_fd)
+    return Request(RTM_GETNSID, 0, body, "get id of network namespace")
 
 
 def add_address(
@@ -269,7 +327,8 @@ def add_route(
 class Link:
     """What a link message says. Absent attributes are empty, 0 or None.
 
-    peer: index of the other end of a veth, in its own namespace.
+    peer: index of the other end of a veth, in its own namespace. peer_netns:
+    the id of that namespace in this one; None when it is this one.
     """
 
     ifindex: int
@@ -282,6 +341,7 @@ class Link:
     group: int
     kind: bytes
     altnames: tuple[str, ...]
+    peer_netns: int | None = None
 
     @property
     def up(self) -> bool:
@@ -304,7 +364,7 @@ def parse_link(message: Message) -> Link:
         if kind == IFLA_ALT_IFNAME
     )
     info = attrs.parse(found.get(IFLA_LINKINFO, b""))
-    peer = found.get(IFLA_LINK)
+    peer, peer_netns = found.get(IFLA_LINK), found.get(IFLA_LINK_NETNSID)
     return Link(
         ifindex=ifindex,
         flags=flags,
@@ -316,31 +376,100 @@ def parse_link(message: Message) -> Link:
         group=attrs.to_u32(found[IFLA_GROUP]) if IFLA_GROUP in found else 0,
         kind=attrs.to_text(info.get(IFLA_INFO_KIND, b"")),
         altnames=altnames,
+        peer_netns=None if peer_netns is None else _to_i32(peer_netns),
     )
 
 
+def _to_i32(payload: bytes) -> int:
+    number = attrs.to_u32(payload)
+    return number - (1 << 32) if number >> 31 else number
+
+
+def parse_netnsid(message: Message) -> int | None:
+    """None: the namespace has no id here."""
+    if message.kind != RTM_NEWNSID or len(message.body) < len(_RTGENMSG):
+        raise ProtocolError(f"message {message.kind} of {len(message.body)} bytes is no netns id")
+    found = attrs.parse(message.body[len(_RTGENMSG) :])
+    number = _to_i32(found[_NETNSA_NSID]) if _NETNSA_NSID in found else -1
+    return number if number >= 0 else None
+
+
 @dataclass(frozen=True)
-class HostRoute:
-    """A route to a single address through a link."""
+class Address:
+    """An address of a link. flags: IFA_F_."""
 
-    destination: IPAddress
     ifindex: int
+    address: IPAddress
+    prefix_length: int
+    flags: int
+
+    @property
+    def usable(self) -> bool:
+        """Not waiting for duplicate address detection, nor failed by it."""
+        return not self.flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED)
+
+
+def parse_address(message: Message) -> Address | None:
+    """None for an address of neither IP version."""
+    if message.kind != RTM_NEWADDR or len(message.body) < _IFADDR.size:
+        raise ProtocolError(f"message {message.kind} of {len(message.body)} bytes is no address")
+    family, bits, flags, _, ifindex = _IFADDR.unpack_from(message.body)
+    if family not in _WIDTHS:
+        return None
+    found = attrs.parse(message.body[_IFADDR.size :])
+    # With a point-to-point peer IFA_ADDRESS is the peer's.
+    own = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
+    if own is None:
+        raise ProtocolError(f"an address of link {ifindex} without the address")
+    if _IFA_FLAGS in found:
+        flags = attrs.to_u32(found[_IFA_FLAGS])
+    return Address(ifindex, _to_ip(family, own), bits, flags)
+
+
+_WIDTHS = {AF_INET: 4, AF_INET6: 16}  # bytes of an address
+
+
+def _to_ip(family: int, packed: bytes) -> IPAddress:
+    if len(packed) != _WIDTHS[family]:
+        raise ProtocolError(f"an address of {len(packed)} bytes in family {family}")
+    return ip_address(packed)
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route of IPv4 or IPv6. ifindex None: not through one link."""
+
+    destination: IPNetwork
+    ifindex: int | None
     protocol: int
+    gateway: IPAddress | None = None
+    source: IPAddress | None = None
 
 
-def parse_host_route(message: Message) -> HostRoute | None:
-    """None for a route to more than one address, or through several links."""
+def parse_route(message: Message) -> Route | None:
+    """None for a route of neither IP version."""
     if message.kind != RTM_NEWROUTE or len(message.body) < _RTMSG.size:
         raise ProtocolError(f"message {message.kind} of {len(message.body)} bytes is not a route")
     family, bits, _, _, _, protocol, _, _, _ = _RTMSG.unpack_from(message.body)
-    found = attrs.parse(message.body[_RTMSG.size :])
-    packed, link = found.get(_RTA_DST), found.get(_RTA_OIF)
-    width = {AF_INET: 4, AF_INET6: 16}.get(family)
-    if packed is None or link is None or bits != (width or 0) * 8:
+    if family not in _WIDTHS:
         return None
-    if len(packed) != width:
-        raise ProtocolError(f"a route destination of {len(packed)} bytes in family {family}")
-    return HostRoute(ip_address(packed), attrs.to_u32(link), protocol)
+    found = attrs.parse(message.body[_RTMSG.size :])
+    packed = found.get(_RTA_DST, bytes(_WIDTHS[family]))
+
+    def address(kind: int) -> IPAddress | None:
+        return _to_ip(family, found[kind]) if kind in found else None
+
+    try:
+        destination = ip_network((_to_ip(family, packed), bits))
+    except ValueError as error:
+        raise ProtocolError(f"a route destination: {error}") from error
+    return Route(
+        destination=destination,
+        ifindex=attrs.to_u32(found[_RTA_OIF]) if _RTA_OIF in found else None,
+        protocol=protocol,
+        gateway=address(_RTA_GATEWAY),
+        source=address(_RTA_PREFSRC),
+    )
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 from pyroute2 import IPRoute
 
-from osbase.netlink import message, rtnl
+from osbase.netlink import message, netns, rtnl
 from osbase.netlink.errors import (
     BatchError,
     DumpInterrupted,
@@ -94,8 +94,43 @@ def test_pyroute2_sees_what_a_batch_made(sock: NetlinkSocket, pair: int) -> None
     assert parsed.altnames == ("one", "t" * 127)
     assert (parsed.alias, parsed.group, parsed.peer) == (b"x" * 255, 8, pair + 1)
     assert (parsed.mac, parsed.mtu, parsed.kind, parsed.up) == (MAC, 1400, b"veth", True)
-    found = [rtnl.parse_host_route(m) for m in sock.dump(rtnl.dump_routes(rtnl.AF_INET, 77))]
-    assert found == [rtnl.HostRoute(pod, pair, 77)]
+    route = rtnl.Route(ip_network("10.1.2.3/32"), pair, 77)
+    for request in (
+        rtnl.dump_routes(rtnl.AF_INET, 77),
+        rtnl.dump_link_routes(rtnl.AF_INET, pair),
+    ):
+        assert [rtnl.parse_route(m) for m in sock.dump(request)] == [route]
+    assert rtnl.parse_route(sock.get(rtnl.get_route(pod))) == route
+    with pytest.raises(BatchError, match=r"route to 10\.1\.2\.4: ENETUNREACH"):
+        sock.get(rtnl.get_route(ip_address("10.1.2.4")))
+    found = [rtnl.parse_address(m) for m in sock.dump(rtnl.dump_addresses(rtnl.AF_INET6, pair))]
+    assert found == [rtnl.Address(pair, hop, 64, 0x80 | rtnl.IFA_F_NODAD)]
+    assert found[0] is not None
+    assert found[0].usable
+
+
+def test_another_namespace_is_looked_into_from_here(sock: NetlinkSocket, here: int) -> None:
+    os.unshare(netns.CLONE_NEWNET)
+    there = netns.open_current()
+    os.setns(here, netns.CLONE_NEWNET)
+    try:
+        assert rtnl.parse_netnsid(sock.get(rtnl.get_netnsid(there))) is None
+        sock.batch([veth(there, 1000)])
+        link = rtnl.parse_link(sock.get(rtnl.get_link(1000)))
+        assert link.peer_netns is not None
+        assert rtnl.parse_netnsid(sock.get(rtnl.get_netnsid(there))) == link.peer_netns
+        peer = rtnl.parse_link(sock.get(rtnl.get_link(1001, netnsid=link.peer_netns)))
+        assert (peer.name, peer.peer, peer.mtu) == ("pa1000", 1000, 1400)
+        with netns.open_socket(there, here) as raw:
+            inner = NetlinkSocket(raw)
+            ip = ip_address("10.1.2.3")
+            inner.batch([rtnl.add_address(1001, "pa1000", ip, 32)])
+        request = rtnl.dump_addresses(rtnl.AF_INET, 1001, netnsid=link.peer_netns)
+        found = [rtnl.parse_address(m) for m in sock.dump(request)]
+        assert [one and (one.address, one.prefix_length) for one in found] == [(ip, 32)]
+        sock.batch([rtnl.del_link(1000, "a1000")])
+    finally:
+        os.close(there)
 
 
 def test_links_listed_are_those_of_pyroute2(sock: NetlinkSocket, pair: int) -> None:

@@ -155,9 +155,11 @@ class KernelDatapath:
             with self._sockets.socket() as host:
                 messages = host.dump(rtnl.dump_routes(family, protocol))
             for message in messages:
-                route = rtnl.parse_host_route(message)
-                if route is not None and route.protocol == protocol:
-                    found.add((route.destination, route.ifindex))
+                route = rtnl.parse_route(message)
+                if route is None or route.protocol != protocol or route.ifindex is None:
+                    continue
+                if route.destination.num_addresses == 1:
+                    found.add((route.destination.network_address, route.ifindex))
         return found
 
     def _scan(self) -> Scan:
