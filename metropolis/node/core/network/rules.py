@@ -19,7 +19,13 @@ What a workload may send as its source:
 The lookup lets pass what the kernel needs before it has an address: 0.0.0.0 to
 broadcast or multicast, :: to link-local or multicast (nft_fib_ipv4.c,
 nft_fib_ipv6.c). Workloads do not get their addresses that way: both are dropped
-explicitly, as are sources no packet can have.
+explicitly, as are sources no packet can have (of IPv6, ::1 and multicast do
+not get as far as here: ip6_rcv_core in ip6_input.c).
+
+While the uplink has a route and no address yet (IPv6: a second of duplicate
+address detection), masquerading takes what it finds, and the flow would keep
+that for its life. Such packets are dropped after it and before conntrack
+confirms the flow, so the next packet is masqueraded anew.
 
 Masquerading is `fully-random`: many workloads' resolvers use the same
 source port at once, and conntrack entries that collide are lost packets.
@@ -46,6 +52,7 @@ table {table} {{
     counter spoofed_ipv6 {{ comment "source is not the workload's" ; }}
     counter impossible_source {{ comment "loopback, multicast or unspecified" ; }}
     counter link_local {{ comment "link-local chatter, to no one; nothing unusual" ; }}
+    counter uplink_not_ready {{ comment "no address yet to masquerade with" ; }}
 
     chain prerouting_raw {{
         type filter hook prerouting priority raw; policy accept;
@@ -61,7 +68,6 @@ table {table} {{
     chain from_workload_ipv6 {{
         ip6 saddr fe80::/10 jump from_link_local
         ip6 saddr :: counter name link_local drop
-        ip6 saddr {{ ::1, ff00::/8 }} counter name impossible_source drop
         fib saddr . iif oif missing counter name spoofed_ipv6 drop
     }}
 
@@ -76,6 +82,16 @@ table {table} {{
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
         meta iifgroup {workload} meta oifgroup != {{ {ours} }} masquerade fully-random
+    }}
+
+    chain masqueraded {{
+        type filter hook postrouting priority srcnat + 1; policy accept;
+        meta iifgroup {workload} meta oifgroup != {{ {ours} }} jump leaves_node
+    }}
+
+    chain leaves_node {{
+        ip saddr {allocs.FIRST_HOP_IPV4} counter name uplink_not_ready drop
+        ip6 saddr fe80::/10 counter name uplink_not_ready drop
     }}
 }}
 """

@@ -134,7 +134,8 @@ class NetworkService:
         ctx.signal_healthy()
         last = 0
         async for link in self._uplink.link.watch():
-            if (size := pod_mtu(link)) != last:
+            # Of an uplink that is gone, the size stays.
+            if link is not None and (size := pod_mtu(link)) != last:
                 engine.set_mtu(size)
                 ctx.logger.info("MTU of new workloads is %d", size)
                 last = size

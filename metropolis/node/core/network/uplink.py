@@ -42,6 +42,7 @@ from osbase.net.addressing import (
 from osbase.net.config import Interface
 from osbase.net.dhcp4 import Client, Lease
 from osbase.net.links import LinkState
+from osbase.netlink.errors import NetlinkError
 from osbase.netlink.message import Request
 from osbase.netlink.rtnl import set_link_up
 from osbase.netlink.transport import NetlinkSocket
@@ -163,13 +164,17 @@ class Uplink:
         async for new in watcher:
             if new is None or new.ifindex != state.ifindex or new.mac != state.mac:
                 self._status.set(UplinkStatus(new))
-                raise LinkGoneError(f"{state.name} is gone, or is another link now")
+                raise LinkGoneError(f"{state.name} is gone, or another link now")
             if new.carrier != last.carrier:
                 ctx.logger.info("%s has %s", new.name, "a carrier" if new.carrier else "no carrier")
             if new.carrier and not last.carrier and client is not None:
                 client.link_came_up()
             if not new.up:
-                await asyncio.to_thread(_batch, set_link_up(new.ifindex, new.name))
+                try:
+                    await asyncio.to_thread(_batch, set_link_up(new.ifindex, new.name))
+                except NetlinkError as error:
+                    # It goes down before it is removed.
+                    raise LinkGoneError(f"{new.name} is gone, or refuses: {error}") from error
             last = new
             with contextlib.suppress(LookupError):
                 self._status.set(replace(self._status.peek(), link=new))

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Node core's command line, as a process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metropolis.node.core.main import ConsoleFormatter
+
+LIMIT_S = 120
+
+
+def core(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "metropolis.node.core.main", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def test_help_says_everything() -> None:
+    """Every option, the default file, and the exit status."""
+    done = core("--help")
+    assert done.returncode == 0
+    for text in ("--config", "--runtime-dir", "--log-level", "--check", "exit status", "/run/"):
+        assert text in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--no-such"], ["--log-level", "loud"], ["surplus"], ["--config"]]
+)
+def test_wrong_usage_is_2(arguments: list[str]) -> None:
+    """With a usage line."""
+    done = core(*arguments)
+    assert done.returncode == 2
+    assert "usage: node-core" in done.stderr
+
+
+def test_wrong_configuration_is_2_and_no_traceback(tmp_path: Path) -> None:
+    """File, field, value; the node is left alone."""
+    file = tmp_path / "node.textproto"
+    done = core("--config", str(file))
+    assert (done.returncode, "No such file" in done.stderr) == (2, True)
+    file.write_text('network { pod_prefix: "10.0.0.1/24" }')
+    done = core("--config", str(file))
+    assert done.returncode == 2
+    assert f"{file}: network.pod_prefix[0]" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert subprocess.run(["nft", "list", "ruleset"], capture_output=True, check=True).stdout == b""
+
+
+def test_check_only_checks(tmp_path: Path) -> None:
+    """And changes nothing."""
+    file = tmp_path / "node.textproto"
+    file.write_text('network { pod_prefix: "10.0.0.0/24" }')
+    assert core("--config", str(file), "--check").returncode == 0
+    assert subprocess.run(["nft", "list", "ruleset"], capture_output=True, check=True).stdout == b""
+
+
+def test_help_imports_little() -> None:
+    """Nothing that a slow machine needs seconds for."""
+    script = (
+        "import sys; import metropolis.node.core.main; "
+        "print([m for m in ('grpc', 'google.protobuf', 'pyroute2') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_console_lines() -> None:
+    """Time since boot, level, name; control characters cannot fake lines."""
+    record = logging.LogRecord("root.x", logging.WARNING, "", 0, "a\x1b[2J\nb %s", ("c",), None)
+    line = ConsoleFormatter().format(record)
+    assert re.fullmatch(r"\[ *\d+\.\d{6}\] W root\.x: a\\x1b\[2J\\nb c", line)
+
+
+def test_console_tracebacks_are_indented() -> None:
+    """Each line belongs to the one above."""
+    try:
+        raise ValueError("bad\x07")
+    except ValueError:
+        info = sys.exc_info()
+    record = logging.LogRecord("root.x", logging.ERROR, "", 0, "died", (), info)
+    first, *rest = ConsoleFormatter().format(record).splitlines()
+    assert first.endswith("E root.x: died")
+    assert rest[-1] == "    ValueError: bad\\x07"
+    assert all(line.startswith("    ") for line in rest)

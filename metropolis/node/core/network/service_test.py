@@ -1,0 +1,626 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Node core, the whole of it, in namespaces.
+
+    pod-a -+
+           +- this namespace: node core ---- up0 = srv0 ---- "srv": dnsmasq
+    pod-b -+                                                 (DHCP, RA), peers
+
+Node core is a process of its own; workloads are attached over its socket. The
+server's namespace has no route to workloads: what comes back was masqueraded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import queue
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+import grpc
+import pytest
+
+from metropolis.node import allocs
+from metropolis.node.core.network.workloads.spec import workload_pb2, workload_pb2_grpc
+from osbase.netlink import netns
+
+type IPAddress = IPv4Address | IPv6Address
+
+LIMIT_S = 60.0
+SERVER = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("2001:db8:2::1")}
+PORT = 7777
+FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+CONFIG = """
+network {
+  uplink { name: "up0" dhcp4 { host_name: "node-1" } static { dns: "2001:db8:2::53" } }
+  pod_prefix: "10.192.0.0/24"
+  pod_prefix: "fd00:10:192::/112"
+}
+"""
+
+
+def sh(command: str) -> str:
+    """Run a command without a shell; returns its output."""
+    done = subprocess.run(
+        command.split(), check=False, capture_output=True, text=True, timeout=LIMIT_S
+    )
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+@contextlib.contextmanager
+def inside(name: str) -> Iterator[None]:
+    """Run the block in a namespace; sockets opened in it stay in it."""
+    home = netns.open_current()
+    there = os.open(f"/run/netns/{name}", os.O_RDONLY)
+    try:
+        with netns.inside(there, home):
+            yield
+    finally:
+        os.close(home)
+        os.close(there)
+
+
+@pytest.fixture
+def world() -> Iterator[None]:
+    """The server's namespace, and two for workloads; no uplink yet."""
+    for name in ("srv", "pod-a", "pod-b"):
+        sh(f"ip netns add {name}")
+    try:
+        yield
+    finally:
+        for link in json.loads(sh("ip -json link")):
+            if link["ifname"] == "up0" or link["group"] == str(allocs.LINK_GROUP_WORKLOAD):
+                sh(f"ip link del {link['ifname']}")
+        for name in ("srv", "pod-a", "pod-b"):
+            sh(f"ip netns del {name}")
+        sh("nft flush ruleset")
+
+
+def add_uplink(mtu: int = 1500) -> None:
+    """A veth to the server's namespace; this end is down, as hardware is."""
+    sh(
+        f"ip link add up0 address 02:00:00:00:00:07 mtu {mtu} type veth peer name srv0 mtu {mtu} netns srv"
+    )
+    sh("ip -n srv address add 192.0.2.1/24 dev srv0")
+    sh("ip -n srv address add 2001:db8:2::1/64 dev srv0 nodad")
+    sh("ip -n srv link set lo up")
+    sh("ip -n srv link set srv0 up")
+
+
+@pytest.fixture
+def uplink(world: None, tmp_path: Path) -> Iterator[None]:
+    """The uplink, and a server that gives addresses on it."""
+    add_uplink()
+    with dnsmasq(tmp_path):
+        yield
+
+
+@contextlib.contextmanager
+def dnsmasq(tmp_path: Path) -> Iterator[None]:
+    """DHCPv4 and router advertisements."""
+    command = [
+        *("ip", "netns", "exec", "srv", "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null"),
+        *("--port=0", "--user=root", "--group=", "--no-ping", "--pid-file=", "--log-facility=-"),
+        *("--interface=srv0", f"--dhcp-leasefile={tmp_path}/leases"),
+        *("--dhcp-range=192.0.2.50,192.0.2.50,255.255.255.0,120", "--dhcp-authoritative"),
+        *("--dhcp-option=option:dns-server,192.0.2.53", "--domain=example.org"),
+        *("--enable-ra", "--dhcp-range=2001:db8:2::,ra-only", "--ra-param=srv0,1,600"),
+    ]
+    with (tmp_path / "dnsmasq.log").open("ab") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            yield
+            assert server.poll() is None, (tmp_path / "dnsmasq.log").read_text()
+        finally:
+            server.terminate()
+            server.wait(LIMIT_S)
+
+
+@dataclass
+class NodeCore:
+    """Node core as a process, its log read line by line."""
+
+    directory: Path
+    config: str = CONFIG
+    process: subprocess.Popen[str] | None = None
+    lines: queue.Queue[str] = field(default_factory=queue.Queue)
+    seen: list[str] = field(default_factory=list)
+
+    @property
+    def runtime(self) -> Path:
+        return self.directory / "run" / "network"
+
+    def start(self) -> None:
+        """Start it, and wait until it serves."""
+        config = self.directory / "node.textproto"
+        config.write_text(self.config)
+        self.lines, self.seen = queue.Queue(), []
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "metropolis.node.core.main"),
+                *("--config", str(config), "--runtime-dir", str(self.runtime)),
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        self.process = process
+        assert process.stderr is not None
+        stderr, lines = process.stderr, self.lines
+
+        def read() -> None:
+            for line in stderr:
+                lines.put(line)
+            lines.put("")
+            stderr.close()
+
+        threading.Thread(target=read, daemon=True).start()
+        self.wait_for("root.network.workloads.grpc: serving on")
+        self.wait_for("root.network.workloads.prefixes: pod prefixes:")
+
+    def wait_for(self, text: str) -> str:
+        """Return the line of its log that has the text, at last."""
+        for line in self.seen:
+            if text in line:
+                return line
+        deadline = time.monotonic() + LIMIT_S
+        while True:
+            try:
+                line = self.lines.get(timeout=max(0.01, deadline - time.monotonic()))
+            except queue.Empty:
+                pytest.fail(f"node core never said {text!r}:\n{''.join(self.seen)}")
+            assert line, f"node core ended without {text!r}:\n{''.join(self.seen)}"
+            self.seen.append(line)
+            if text in line:
+                return line
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Stop it and return its exit status."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        status = self.process.wait(LIMIT_S)
+        self.process = None
+        return status
+
+    def stub(self) -> workload_pb2_grpc.WorkloadNetworkingStub:
+        channel = grpc.insecure_channel(
+            f"unix:{self.runtime / 'workload.sock'}",
+            # A channel of its own: none waits because a former one failed.
+            options=[("grpc.use_local_subchannel_pool", 1)],
+        )
+        return workload_pb2_grpc.WorkloadNetworkingStub(channel)
+
+    def attach(self, pod: str) -> dict[int, IPAddress]:
+        """Attach a namespace; returns its addresses by family."""
+        response = self.stub().Attach(
+            workload_pb2.AttachRequest(
+                workload_id=pod,
+                netns=workload_pb2.NetNSAttachment(netns_path=f"/run/netns/{pod}", if_name="eth0"),
+            ),
+            timeout=LIMIT_S,
+        )
+        addresses = [ip_address(packed) for packed in response.ip]
+        return {address.version: address for address in addresses}
+
+
+@pytest.fixture
+def core(world: None, tmp_path: Path) -> Iterator[NodeCore]:
+    """Node core, not started; stopped at the end, which must be clean."""
+    node = NodeCore(tmp_path)
+    yield node
+    if node.process is not None:
+        assert node.stop() == 0
+
+
+def listen(namespace: str, version: int, port: int = PORT) -> socket.socket:
+    """A UDP socket in a namespace, on all its addresses."""
+    with inside(namespace):
+        sock = socket.socket(FAMILY[version], socket.SOCK_DGRAM)
+    if version == 6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind(("", port))
+    sock.settimeout(LIMIT_S)
+    return sock
+
+
+def listen_here(version: int, port: int = PORT) -> socket.socket:
+    """A UDP socket on the node."""
+    sock = socket.socket(FAMILY[version], socket.SOCK_DGRAM)
+    if version == 6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind(("", port))
+    sock.settimeout(LIMIT_S)
+    return sock
+
+
+def heard(receiver: socket.socket, sender: socket.socket, to: IPAddress, port: int) -> IPAddress:
+    """Send until it is heard; returns the source that the receiver saw."""
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        try:
+            sender.sendto(b"hello", (str(to), port))
+        except OSError as error:
+            # No route or no address yet: the uplink is being configured.
+            assert error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
+        if select.select([receiver], [], [], 0.2)[0]:
+            return ip_address(receiver.recvfrom(100)[1][0])
+    raise AssertionError(f"nothing arrived at {to} port {port}")
+
+
+def node_address(version: int) -> IPAddress:
+    """The node's own global address on the uplink."""
+    for entry in json.loads(sh(f"ip -json -{version} address show dev up0 scope global")):
+        for found in entry["addr_info"]:
+            return ip_address(found["local"])
+    raise AssertionError(f"no IPv{version} address on the uplink")
+
+
+def counters() -> dict[str, int]:
+    """Packets by the rule set's counters."""
+    listing = json.loads(sh(f"nft --json list counters table inet {allocs.NFTABLES_TABLE}"))
+    return {
+        item["counter"]["name"]: item["counter"]["packets"]
+        for item in listing["nftables"]
+        if "counter" in item
+    }
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_traffic_out_is_masqueraded(uplink: None, core: NodeCore, version: int) -> None:
+    """The peer sees the node's address, and its answer reaches the pod."""
+    core.start()
+    address = core.attach("pod-a")[version]
+    with listen("srv", version) as server, listen("pod-a", version, 0) as pod:
+        seen = heard(server, pod, SERVER[version], PORT)
+        assert seen == node_address(version)
+        assert seen != address
+        pod.sendto(b"again", (str(SERVER[version]), PORT))
+        data, source = server.recvfrom(100)
+        while data != b"again":
+            data, source = server.recvfrom(100)
+        server.sendto(b"answer", source)
+        assert pod.recvfrom(100)[0] == b"answer"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_pods_see_each_other_unmasqueraded(uplink: None, core: NodeCore, version: int) -> None:
+    """Within the node, a source is a workload's own."""
+    core.start()
+    one, two = core.attach("pod-a")[version], core.attach("pod-b")[version]
+    with listen("pod-b", version) as receiver, listen("pod-a", version, 0) as sender:
+        assert heard(receiver, sender, two, PORT) == one
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("has_uplink", [True, False])
+def test_node_and_pod_reach_each_other(
+    world: None, core: NodeCore, tmp_path: Path, version: int, has_uplink: bool
+) -> None:
+    """Also on a node that has no uplink at all."""
+    with contextlib.ExitStack() as stack:
+        if has_uplink:
+            add_uplink()
+            stack.enter_context(dnsmasq(tmp_path))
+        else:
+            core.config = CONFIG.replace("uplink", "# uplink")
+        core.start()
+        if has_uplink:
+            core.wait_for("up0 has 192.0.2.50/24")
+        address = core.attach("pod-a")[version]
+        with listen("pod-a", version) as pod, listen_here(version, 0) as here:
+            source = heard(pod, here, address, PORT)
+            # The answer to whatever source the node chose.
+            scope = 0
+            if source.version == 6 and source.is_link_local:
+                with inside("pod-a"):
+                    scope = socket.if_nametoindex("eth0")
+            here.sendto(b"once more", (str(address), PORT))
+            reply_to = pod.recvfrom(100)[1]
+            while True:
+                try:
+                    pod.sendto(b"answer", reply_to)
+                    break
+                except BlockingIOError:
+                    continue
+            assert here.recvfrom(100)[0] == b"answer", (source, scope)
+
+
+def _checksum(data: bytes) -> int:
+    data += b"\0" * (len(data) % 2)
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return 0xFFFF ^ total
+
+
+def ping(namespace: str, to: IPAddress, device: str) -> None:
+    """An echo request, repeated until its reply comes."""
+    is_v4 = to.version == 4
+    with inside(namespace):
+        protocol = socket.IPPROTO_ICMP if is_v4 else socket.IPPROTO_ICMPV6
+        sock = socket.socket(FAMILY[to.version], socket.SOCK_RAW, protocol)
+        scope = socket.if_nametoindex(device)
+    with sock:
+        request_type, reply_type = (8, 0) if is_v4 else (128, 129)
+        body = struct.pack("!BBHHH", request_type, 0, 0, 0x4D4E, 1) + b"payload"
+        if is_v4:  # the kernel does it for ICMPv6
+            body = body[:2] + struct.pack("!H", _checksum(body)) + body[4:]
+        target = (str(to), 0) if is_v4 else (str(to), 0, 0, scope)
+        deadline = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline:
+            sock.sendto(body, target)
+            until = time.monotonic() + 0.5
+            while (left := until - time.monotonic()) > 0:
+                if not select.select([sock], [], [], left)[0]:
+                    break
+                data = sock.recv(2048)
+                icmp = data[(data[0] & 0xF) * 4 :] if is_v4 else data
+                if icmp[0] == reply_type and icmp[8:] == b"payload":
+                    return
+    raise AssertionError(f"{to} does not answer in {namespace}")
+
+
+@pytest.mark.parametrize("hop", [allocs.FIRST_HOP_IPV4, allocs.FIRST_HOP_IPV6])
+def test_first_hop_answers(world: None, core: NodeCore, hop: IPAddress) -> None:
+    """As the gateway of a workload is expected to."""
+    core.start()
+    core.attach("pod-a")
+    ping("pod-a", hop, "eth0")
+
+
+def udp_packet(source: IPAddress, to: IPAddress, port: int, payload: bytes) -> bytes:
+    """An IP packet with UDP in it."""
+    udp = struct.pack("!HHHH", 4000, port, 8 + len(payload), 0) + payload
+    pseudo = source.packed + to.packed + struct.pack("!II", len(udp), 17)
+    udp = udp[:6] + struct.pack("!H", _checksum(pseudo + udp) or 0xFFFF) + udp[8:]
+    if source.version == 6:
+        return struct.pack("!IHBB", 6 << 28, len(udp), 17, 64) + source.packed + to.packed + udp
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0)
+    head += source.packed + to.packed
+    return head[:10] + struct.pack("!H", _checksum(head)) + head[12:] + udp
+
+
+SPOOFED = {
+    4: {
+        "spoofed_ipv4": ["the other", "the node", "the first hop", "the server", "198.51.100.7"],
+        "impossible_source": ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255"],
+    },
+    6: {
+        "spoofed_ipv6": ["the other", "the node", "the server", "2001:db8:9::7"],
+        "": ["::1", "ff02::1"],  # the kernel drops them before any rule
+        "link_local": ["the first hop", "fe80::7", "::"],
+    },
+}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_spoofed_sources_are_dropped(uplink: None, core: NodeCore, version: int) -> None:
+    """To the node, to another workload, to the world: none arrives, all are
+    counted, and an honest packet after them does arrive.
+    """
+    core.start()
+    core.wait_for("up0 has 192.0.2.50/24")
+    own, other = core.attach("pod-a")[version], core.attach("pod-b")[version]
+    with (
+        listen("srv", version) as server,
+        listen("pod-b", version) as neighbour,
+        listen_here(version) as node,
+        listen("pod-a", version, 0) as honest,
+    ):
+        assert heard(server, honest, SERVER[version], PORT) == node_address(version)
+        named = {
+            "the other": other,
+            "the node": node_address(version),
+            "the first hop": allocs.FIRST_HOP_IPV4 if version == 4 else allocs.FIRST_HOP_IPV6,
+            "the server": SERVER[version],
+        }
+        targets = {server: SERVER[version], neighbour: other, node: node_address(version)}
+        with inside("pod-a"):
+            raw = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+        ether = 0x0800 if version == 4 else 0x86DD
+        link = ("eth0", ether, 0, 0, allocs.FIRST_HOP_MAC)
+        before = counters()
+        with raw:
+            for texts in SPOOFED[version].values():
+                for text in texts:
+                    source = named.get(text) or ip_address(text)
+                    for to in targets.values():
+                        raw.sendto(udp_packet(source, to, PORT, b"spoofed"), link)
+            for to in targets.values():
+                raw.sendto(udp_packet(own, to, PORT, b"honest"), link)
+        for receiver in targets:
+            data, _ = receiver.recvfrom(100)
+            while data == b"hello":
+                data, _ = receiver.recvfrom(100)
+            assert data == b"honest"
+        after = counters()
+        for counter, texts in SPOOFED[version].items():
+            if not counter:
+                continue
+            grown = after[counter] - before[counter]
+            # A workload's own chatter may be counted with link_local.
+            expected = len(texts) * len(targets)
+            assert grown == expected or (counter == "link_local" and grown > expected), counter
+
+
+def test_workload_cannot_be_a_router(uplink: None, core: NodeCore) -> None:
+    """A router advertisement from a workload changes nothing on the node."""
+    core.start()
+    core.attach("pod-a")
+    prefix = struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 86400, 86400, 0)
+    prefix += IPv6Address("2001:db8:bad::").packed
+    body = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 9000, 0, 0) + prefix
+    source, to = IPv6Address("fe80::7"), IPv6Address("ff02::1")
+    checksum = _checksum(source.packed + to.packed + struct.pack("!II", len(body), 58) + body)
+    body = body[:2] + struct.pack("!H", checksum) + body[4:]
+    packet = struct.pack("!IHBB", 6 << 28, len(body), 58, 255) + source.packed + to.packed + body
+    before = counters()["link_local"]
+    with inside("pod-a"):
+        raw = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+    with raw:
+        raw.sendto(packet, ("eth0", 0x86DD, 0, 0, bytes.fromhex("333300000001")))
+    ping("pod-a", allocs.FIRST_HOP_IPV6, "eth0")  # in order: what came before was handled
+    assert counters()["link_local"] > before
+    assert "2001:db8:bad" not in sh("ip -6 route") + sh("ip -6 address")
+
+
+class Chatter:
+    """Numbered datagrams from a workload to the server and back, without a
+    pause, so that any interruption of traffic is a number that is missing.
+    """
+
+    def __init__(self, version: int) -> None:
+        """Open the sockets."""
+        self._server = listen("srv", version, 7000 + version)
+        self._pod = listen("pod-a", version, 0)
+        self._target = (str(SERVER[version]), 7000 + version)
+        self._stop = threading.Event()
+        self.sent = self.lost = 0
+        self._threads = [threading.Thread(target=self._echo), threading.Thread(target=self._talk)]
+
+    def _echo(self) -> None:
+        while not self._stop.is_set():
+            if select.select([self._server], [], [], 0.1)[0]:
+                data, source = self._server.recvfrom(100)
+                self._server.sendto(data, source)
+
+    def _talk(self) -> None:
+        while not self._stop.wait(0.01):
+            number = struct.pack("!I", self.sent)
+            self._pod.sendto(number, self._target)
+            self.sent += 1
+            while True:
+                if not select.select([self._pod], [], [], 2)[0]:
+                    self.lost += 1
+                    break
+                if self._pod.recv(100) == number:
+                    break
+
+    def __enter__(self) -> Chatter:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(LIMIT_S)
+        self._server.close()
+        self._pod.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_restart_does_not_touch_traffic(
+    uplink: None, core: NodeCore, number: signal.Signals
+) -> None:
+    """Not one datagram of either family is lost, and addresses stay."""
+    core.start()
+    core.wait_for("up0 has 192.0.2.50/24")
+    first = core.attach("pod-a")
+    for version in (4, 6):
+        with listen("srv", version) as server, listen("pod-a", version, 0) as pod:
+            heard(server, pod, SERVER[version], PORT)
+    addresses = {version: node_address(version) for version in (4, 6)}
+    with Chatter(4) as four, Chatter(6) as six:
+        for _ in range(2):
+            status = core.stop(number)
+            assert status == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+            core.start()
+            core.wait_for("up0 has 192.0.2.50/24")
+    assert (four.lost, six.lost) == (0, 0)
+    assert min(four.sent, six.sent) > 20
+    assert {version: node_address(version) for version in (4, 6)} == addresses
+    listed = core.stub().List(workload_pb2.ListRequest(), timeout=LIMIT_S).attachments
+    assert [attachment.workload_id for attachment in listed] == ["pod-a"]
+    assert core.attach("pod-a") == first
+    second = core.attach("pod-b")
+    assert not set(second.values()) & set(first.values())
+
+
+def test_uplink_that_appears_late_vanishes_and_returns(
+    world: None, core: NodeCore, tmp_path: Path
+) -> None:
+    """Workloads are served meanwhile; a link's MTU becomes theirs."""
+    core.start()
+    core.wait_for("waiting for up0 to appear")
+    addresses = core.attach("pod-a")
+    with listen("pod-a", 4) as pod, listen_here(4, 0) as here:
+        heard(pod, here, addresses[4], PORT)
+
+    add_uplink(mtu=1400)
+    with dnsmasq(tmp_path):
+        core.wait_for("up0 has 192.0.2.50/24")
+        core.wait_for("MTU of new workloads is 1400")
+        resolv = (core.runtime.parent / "resolv.conf").read_text()
+        assert "search example.org" in resolv
+        assert resolv.index("2001:db8:2::53") < resolv.index("192.0.2.53")
+        core.attach("pod-b")
+        (link,) = json.loads(sh("ip -n pod-b -json link show eth0"))
+        assert link["mtu"] == 1400
+
+        core.seen.clear()
+        sh("ip link del up0")
+        core.wait_for("up0 is gone")
+        core.wait_for("waiting for up0 to appear")
+    add_uplink()
+    with dnsmasq(tmp_path):
+        core.wait_for("up0 has 192.0.2.50/24")
+        with listen("srv", 4) as server, listen("pod-a", 4, 0) as pod:
+            assert heard(server, pod, SERVER[4], PORT) == IPv4Address("192.0.2.50")
+
+
+def test_static_uplink(world: None, core: NodeCore) -> None:
+    """Both families by hand; what a former configuration left is removed."""
+    add_uplink()
+    static = """
+    network {{
+      uplink {{ name: "up0" static {{
+        address: "192.0.2.{n}/24" gateway: "192.0.2.1"
+        address: "2001:db8:2::{n}/64" gateway: "2001:db8:2::1" dns: "192.0.2.53"
+      }} }}
+      pod_prefix: "10.192.0.0/24" pod_prefix: "fd00:10:192::/112"
+    }}"""
+    for number in (7, 8):
+        core.config = static.format(n=number)
+        core.start()
+        core.wait_for(f"up0 has 192.0.2.{number}/24, 2001:db8:2::{number}/64")
+        listing = sh("ip address show dev up0 scope global")
+        assert listing.count("inet") == 2, listing
+        core.attach("pod-a")
+        for version in (4, 6):
+            with listen("srv", version) as server, listen("pod-a", version, 0) as pod:
+                seen = heard(server, pod, SERVER[version], PORT)
+                assert seen == node_address(version)
+        assert core.stop() == 0
+
+
+def test_rules_and_cost(world: None, core: NodeCore) -> None:
+    """The rule set is the same with a workload as without."""
+    core.start()
+    before = sh("nft --stateless list ruleset")
+    core.attach("pod-a")
+    core.attach("pod-b")
+    assert sh("nft --stateless list ruleset") == before
+
+
+def test_sockets_are_private(world: None, core: NodeCore) -> None:
+    """Directory 0700, sockets 0600."""
+    core.start()
+    core.wait_for("root.network.workloads.grpc: serving")
+    assert core.runtime.stat().st_mode & 0o7777 == 0o700
+    assert (core.runtime / "workload.sock").stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Following a link, in a fresh network namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from osbase import event
+from osbase.net import links
+from osbase.net.links import LinkState
+from osbase.netlink.rtnl import Link
+
+LIMIT_S = 30
+
+
+def sh(command: str) -> None:
+    """Run a command; its output is part of an error."""
+    subprocess.run(command.split(), check=True, capture_output=True, timeout=LIMIT_S)
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    """Whatever links a test made are removed."""
+    yield
+    for name in ("up0", "up1", "noise0"):
+        subprocess.run(["ip", "link", "del", name], check=False, capture_output=True)
+
+
+@contextlib.asynccontextmanager
+async def following(name: str) -> AsyncIterator[event.Watcher[LinkState | None]]:
+    """A watcher of a followed link."""
+    value = event.Value[LinkState | None]("link")
+    task = asyncio.create_task(links.follow(name, value))
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            yield value.watch()
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_a_life() -> None:
+    """Absent, there, up, another MTU, no carrier, gone, there again."""
+    async with following("up0") as watcher:
+        assert await watcher.get() is None
+        for mtu in (1400, 1300):
+            sh("ip link add up0 type veth peer name up1")
+            there = await watcher.get(lambda state: state is not None)
+            assert there is not None
+            assert (there.name, there.up, there.carrier, there.mtu) == ("up0", False, False, 1500)
+            sh("ip link set up0 up")
+            sh("ip link set up1 up")
+            await watcher.get(lambda state: state is not None and state.up and state.carrier)
+            sh(f"ip link set up0 mtu {mtu}")
+            assert (state := await watcher.get()) is not None
+            assert state.mtu == mtu
+            sh("ip link set up1 down")
+            await watcher.get(lambda state: state is not None and state.up and not state.carrier)
+            sh("ip link del up0")
+            await watcher.get(lambda state: state is None)
+
+
+async def test_renamed_is_gone() -> None:
+    """It is followed by its name."""
+    sh("ip link add up0 type veth peer name up1")
+    async with following("up0") as watcher:
+        assert await watcher.get() is not None
+        sh("ip link set up0 name noise0")
+        await watcher.get(lambda state: state is None)
+        sh("ip link set noise0 name up0")
+        await watcher.get(lambda state: state is not None)
+
+
+async def test_other_links_do_not_wake() -> None:
+    """Ten others come and go; the followed one's next change is seen next."""
+    sh("ip link add up0 type veth peer name up1")
+    async with following("up0") as watcher:
+        assert await watcher.get() is not None
+        for _ in range(10):
+            sh("ip link add noise0 type veth peer name noise1")
+            sh("ip link del noise0")
+        assert not watcher.changed()
+        sh("ip link set up0 mtu 1400")
+        state = await watcher.get()
+        assert state is not None
+        assert state.mtu == 1400
+
+
+def _link(
+    ifindex: int, name: str, kind: bytes = b"", flags: int = 0, mac: bytes = b"123456"
+) -> Link:
+    return Link(
+        ifindex=ifindex,
+        flags=flags,
+        name=name,
+        mac=mac,
+        mtu=1500,
+        peer=None,
+        alias=b"",
+        group=0,
+        kind=kind,
+        altnames=(),
+    )
+
+
+def test_choose_hardware_or_by_name() -> None:
+    """The lowest index with a MAC that is neither software nor loopback."""
+    lo = _link(1, "lo", flags=0x8)
+    bridge = _link(2, "br0", b"bridge")
+    tunnel = _link(3, "tun0", mac=b"")
+    second = _link(5, "eth1")
+    first = _link(4, "eth0")
+    every = [second, lo, bridge, tunnel, first]
+    assert links.choose(every, "") is first
+    assert links.choose(every, "br0") is bridge
+    assert links.choose(every, "eth9") is None
+    assert links.choose([lo, bridge, tunnel], "") is None
