@@ -39,7 +39,7 @@ from osbase.netlink import netns
 type IPAddress = IPv4Address | IPv6Address
 
 LIMIT_S = 60.0
-SERVER = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("2001:db8:2::1")}
+SERVER: dict[int, IPAddress] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("2001:db8:2::1")}
 PORT = 7777
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 CONFIG = """
@@ -91,9 +91,8 @@ def world() -> Iterator[None]:
 
 def add_uplink(mtu: int = 1500) -> None:
     """A veth to the server's namespace; this end is down, as hardware is."""
-    sh(
-        f"ip link add up0 address 02:00:00:00:00:07 mtu {mtu} type veth peer name srv0 mtu {mtu} netns srv"
-    )
+    peer = f"peer name srv0 mtu {mtu} netns srv"
+    sh(f"ip link add up0 address 02:00:00:00:00:07 mtu {mtu} type veth {peer}")
     sh("ip -n srv address add 192.0.2.1/24 dev srv0")
     sh("ip -n srv address add 2001:db8:2::1/64 dev srv0 nodad")
     sh("ip -n srv link set lo up")
