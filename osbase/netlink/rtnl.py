@@ -175,6 +175,11 @@ def add_link_altnames(ifindex: int, name: str, *altnames: str) -> Request:
     return Request(RTM_NEWLINKPROP, _NEW, body, "add alternative names to {}", (name,))
 
 
+def set_link_group(ifindex: int, name: str, group: int) -> Request:
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.u32(IFLA_GROUP, group)
+    return Request(RTM_NEWLINK, 0, body, "set group of {}", (name,))
+
+
 def set_group_by_altname(altname: str, group: int) -> Request:
     body = (
         _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0)

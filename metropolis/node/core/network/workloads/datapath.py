@@ -55,16 +55,19 @@ class Netns(Protocol):
 class Scan:
     """What is there.
 
-    complete: attachments. repaired: how many of them lacked something that
-    was put back. half_made: names of links that attaches which never finished
-    left behind, and that are removed now. foreign: how many links of the
-    workloads' group are not ours, and were left alone.
+    complete: attachments; no two claim the same. repaired: how many of them
+    lacked something that was put back. half_made: names of links that attaches
+    which never finished left behind, and that are removed now. duplicates:
+    names of links that claimed what another one has, and that are removed
+    now. foreign: names of links that look like ours, are not, and were left
+    alone.
     """
 
     complete: tuple[Record, ...]
-    repaired: int
-    half_made: tuple[str, ...]
-    foreign: int
+    repaired: int = 0
+    half_made: tuple[str, ...] = ()
+    duplicates: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
 
 
 class Datapath(Protocol):

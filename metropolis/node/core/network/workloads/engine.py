@@ -158,13 +158,13 @@ class Engine:
                 self._datapath.close()
                 raise
         log.info(
-            "recovered %d attachments (%d repaired), removed %d that never finished%s, "
-            "left %d foreign links alone",
+            "recovered %d attachments (%d repaired); removed %s that never finished, "
+            "%s that claimed what another has; left alone %s that look like ours",
             len(scan.complete),
             scan.repaired,
-            len(scan.half_made),
-            "".join(f" {name}" for name in scan.half_made[:8]),
-            scan.foreign,
+            _count(scan.half_made),
+            _count(scan.duplicates),
+            _count(scan.foreign),
         )
 
     def close(self) -> None:
@@ -450,6 +450,13 @@ def _discard[K](table: dict[K, dict[str, _Entry]], key: K, name: str) -> None:
         inner.pop(name, None)
         if not inner:
             del table[key]
+
+
+def _count(links: Sequence[str]) -> str:
+    """`3 (a, b, c)`, of many the first."""
+    shown = ", ".join(show(name) for name in links[:8])
+    more = ", ..." if len(links) > 8 else ""
+    return f"{len(links)} ({shown}{more})" if links else "0"
 
 
 def _owner(record: Record) -> str:

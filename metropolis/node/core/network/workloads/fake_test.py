@@ -5,7 +5,7 @@ import queue
 
 import pytest
 
-from metropolis.node.core.network.workloads.datapath import Datapath
+from metropolis.node.core.network.workloads.datapath import Datapath, Record
 from metropolis.node.core.network.workloads.testing.contract import DatapathContract
 from metropolis.node.core.network.workloads.testing.fake import HOME, FakeDatapath, FakeKernel
 
@@ -38,6 +38,9 @@ class FakeBench:
 
     def take_name(self, path: str, name: str) -> None:
         self.kernel.names_inside.add((self.kernel.namespaces[path], name))
+
+    def forge(self, path: str, record: Record) -> None:
+        self.kernel.links[record.host_ifindex] = record
 
 
 @pytest.fixture

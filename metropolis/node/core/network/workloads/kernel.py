@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads import names
+from metropolis.node.core.network.workloads import names, recovery
 from metropolis.node.core.network.workloads.datapath import (
     IndexTaken,
     Netns,
@@ -60,8 +60,6 @@ log = logging.getLogger(__name__)
 _LOOPBACK = 1  # its index in every namespace
 _RTPROT_STATIC = 4
 _FIRST_HOP_BITS_6 = 64  # so that workloads' link-local addresses are on-link
-# Where links are put to be deleted in one request; any group nobody uses.
-_DOOMED_GROUP = 0x6D770008
 _REMOVE_AT_ONCE = 256
 
 
@@ -163,28 +161,26 @@ class KernelDatapath:
         return found
 
     def _scan(self) -> Scan:
-        complete: list[Record] = []
-        half_made: list[rtnl.Link] = []
-        foreign = 0
-        for link in self._links():
-            if not _is_ours(link):
-                foreign += link.group == allocs.LINK_GROUP_WORKLOAD
-                continue
-            record = _record_of(link)
-            if record is None:
-                half_made.append(link)
-            else:
-                complete.append(record)
         routes = self._routes()
+        plan = recovery.plan(self._links(), routes)
+        # First of all, so that what stays can have its routes.
+        for name, index in [(link.name, link.ifindex) for link in plan.half_made] + [
+            (record.host_interface, record.host_ifindex) for record in plan.duplicates
+        ]:
+            self._batch_tolerating({errno.ENODEV}, rtnl.del_link(index, name))
         repaired = 0
-        for record in complete:
+        for record in plan.complete:
             missing = {ip for ip in record.ips if (ip, record.host_ifindex) not in routes}
             if missing:
                 repaired += 1
                 self._repair(record, missing)
-        for link in half_made:
-            self._batch_tolerating({errno.ENODEV}, rtnl.del_link(link.ifindex, link.name))
-        return Scan(tuple(complete), repaired, tuple(link.name for link in half_made), foreign)
+        return Scan(
+            complete=plan.complete,
+            repaired=repaired,
+            half_made=tuple(link.name for link in plan.half_made),
+            duplicates=tuple(record.host_interface for record in plan.duplicates),
+            foreign=plan.foreign,
+        )
 
     def _repair(self, record: Record, missing: set[IPAddress]) -> None:
         """Put back what was taken from a link that is in use. A failure is
@@ -201,7 +197,7 @@ class KernelDatapath:
     def present(self) -> frozenset[int]:
         """See Datapath."""
         with _refusals("list attachments"):
-            return frozenset(link.ifindex for link in self._links() if _is_ours(link))
+            return frozenset(link.ifindex for link in self._links() if recovery.is_ours(link))
 
     # ---- Namespaces -------------------------------------------------------
 
@@ -385,8 +381,10 @@ class KernelDatapath:
         if len(records) == 1:
             requests = [rtnl.del_link_by_altname(_record(records[0]))]
         else:
-            requests = [rtnl.set_group_by_altname(_record(r), _DOOMED_GROUP) for r in records]
-            requests.append(rtnl.del_links_by_group(_DOOMED_GROUP))
+            requests = [
+                rtnl.set_group_by_altname(_record(r), recovery.DOOMED_GROUP) for r in records
+            ]
+            requests.append(rtnl.del_links_by_group(recovery.DOOMED_GROUP))
         try:
             self._batch(*requests)
         except BatchError as error:
@@ -497,41 +495,6 @@ def _host_address(record: Record, ip: IPAddress) -> Iterable[Request]:
         family=rtnl.family_of(ip),
         protocol=allocs.ROUTE_PROTOCOL_WORKLOAD,
         source=source,
-    )
-
-
-def _is_ours(link: rtnl.Link) -> bool:
-    """Whether this service made the link, and in this version's format."""
-    if link.kind != b"veth" or names.is_other_version(link.altnames):
-        return False
-    return names.parse_altnames(link.altnames) is not None or (
-        names.is_host_interface(link.name) and link.mac == allocs.FIRST_HOP_MAC
-    )
-
-
-def _record_of(link: rtnl.Link) -> Record | None:
-    """The attachment of a link of ours; None when it is not a whole one."""
-    found = names.parse_altnames(link.altnames)
-    if (
-        found is None
-        or found.ifindex != link.ifindex
-        or not link.up
-        or link.group != allocs.LINK_GROUP_WORKLOAD
-        or link.peer is None
-        or not link.alias
-    ):
-        return None
-    return Record(
-        workload_id=link.alias.decode("ascii", "backslashreplace"),
-        if_name=found.if_name,
-        netns_cookie=found.netns_cookie,
-        host_interface=link.name,
-        host_ifindex=link.ifindex,
-        peer_ifindex=link.peer,
-        mac=found.mac,
-        mtu=link.mtu,
-        ips=found.ips,
-        request=found.request,
     )
 
 

@@ -16,7 +16,7 @@ from pyroute2 import IPRoute
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads import names
-from metropolis.node.core.network.workloads.datapath import Datapath
+from metropolis.node.core.network.workloads.datapath import Datapath, Record
 from metropolis.node.core.network.workloads.errors import KernelRefused
 from metropolis.node.core.network.workloads.kernel import KernelDatapath
 from metropolis.node.core.network.workloads.testing.contract import DatapathContract
@@ -62,6 +62,23 @@ class KernelBench:
                 other.link("add", ifname=name, kind="veth")
 
         self.pods[path].inside(add)
+
+    def forge(self, path: str, record: Record) -> None:
+        index, name = record.host_ifindex, record.host_interface
+        host = VethEnd(name, index, allocs.FIRST_HOP_MAC)
+        peer = VethEnd(record.if_name, record.peer_ifindex, record.mac)
+        pod, group = self.pods[path], allocs.LINK_GROUP_WORKLOAD
+        key = names.key_altname(record.netns_cookie, record.if_name)
+        kept = names.record_altname(index, record.mac, record.request, record.ips)
+        with NetlinkSocket() as sock:
+            sock.batch(
+                [
+                    rtnl.new_veth(host, peer, netns_fd=pod.fd, mtu=record.mtu, group=group),
+                    rtnl.set_link_alias(index, name, record.workload_id, ipv6=True),
+                    rtnl.add_link_altnames(index, name, key, kept),
+                    rtnl.set_link_up(index, name),
+                ]
+            )
 
     def close(self) -> None:
         self.opened[0].remove(self.opened[0].scan().complete)
@@ -180,6 +197,7 @@ class TestKernelDatapath(DatapathContract):
             )
 
         record = names.record_altname(7300, mac, bytes(8), kept.ips)
+        elsewhere = names.record_altname(7601, mac, bytes(8), kept.ips)
         with NetlinkSocket() as sock:
             sock.batch(
                 [
@@ -188,6 +206,11 @@ class TestKernelDatapath(DatapathContract):
                     veth("wl0123456789abc", 7200),  # our form of name, not our MAC
                     veth("newer", 7300, mac),
                     rtnl.add_link_altnames(7300, "newer", record.replace("mw1", "mw2")),
+                    veth("wl0123456789abd", 7500, mac),  # ours but for the group
+                    rtnl.set_link_group(7500, "wl0123456789abd", 0),
+                    veth("moved", 7600, mac),  # our records, of another index
+                    rtnl.add_link_altnames(7600, "moved", names.key_altname(9, "eth8"), elsewhere),
+                    rtnl.set_link_up(7600, "moved"),
                     veth("down", 7400, mac),
                     rtnl.add_link_altnames(
                         7400, "down", names.key_altname(9, "eth9"), record.replace("1c84", "1ce8")
@@ -198,11 +221,17 @@ class TestKernelDatapath(DatapathContract):
         scan = bench.again().scan()
         assert scan.complete == (kept,)
         assert set(scan.half_made) == {ours, "down"}
-        # "foreign", the name of our form, the newer format; not the peers.
-        assert scan.foreign == 3
+        # Not the peers of all these, of which nothing is ours.
+        assert set(scan.foreign) == {
+            "foreign",
+            "wl0123456789abc",
+            "wl0123456789abd",
+            "newer",
+            "moved",
+        }
         assert bench.again().scan().half_made == ()
         with IPRoute() as other:
-            for index in (7100, 7200, 7300):
+            for index in (7100, 7200, 7300, 7500, 7600):
                 other.link("del", index=index)
 
     def test_a_lost_route_is_put_back(self, bench: KernelBench) -> None:

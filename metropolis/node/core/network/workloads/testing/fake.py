@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from metropolis.node.core.network.workloads import recovery
 from metropolis.node.core.network.workloads.datapath import (
     IndexTaken,
     Netns,
@@ -26,6 +27,7 @@ from metropolis.node.core.network.workloads.errors import (
     NotFound,
     WorkloadError,
 )
+from metropolis.node.core.network.workloads.model import IPAddress
 from metropolis.node.core.network.workloads.validate import show
 
 HOME = 1  # the host's cookie
@@ -85,7 +87,22 @@ class FakeDatapath:
         if self.scan_error is not None:
             raise self.scan_error
         half_made, self.kernel.half_made = self.kernel.half_made, []
-        return Scan(tuple(self.kernel.links.values()), 0, tuple(half_made), 0)
+        complete, duplicates = recovery.resolve(self.kernel.links.values(), self._routes())
+        for record in duplicates:
+            self.take_link(record.host_ifindex)
+        return Scan(
+            complete,
+            half_made=tuple(half_made),
+            duplicates=tuple(record.host_interface for record in duplicates),
+        )
+
+    def _routes(self) -> set[tuple[IPAddress, int]]:
+        """A route is that of the first who asked for it."""
+        first: dict[IPAddress, int] = {}
+        for index, record in self.kernel.links.items():
+            for ip in record.ips:
+                first.setdefault(ip, index)
+        return set(first.items())
 
     def watch(self) -> None:
         """See Datapath."""
