@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ async def two(run_pod: RunPod) -> list[Pod]:
 async def test_everything_is_reached(node: Node, lab: Lab, run_pod: RunPod) -> None:
     pods = await two(run_pod)
     assert node.ipv6 is not None
-    own = [node.ipv4, node.ipv6]
+    own: list[IPv4Address | IPv6Address] = [node.ipv4, node.ipv6]
     lab.seen.clear()
     plans = checks.plan(pods, own, [OUTSIDE_IPV4, OUTSIDE_IPV6], OUTSIDE_PORT)
     outcome = await checks.run(node.cri, pods, plans)
