@@ -21,6 +21,7 @@ from metropolis.node import allocs
 from metropolis.test.soak.world import Host, Netns
 
 _LIMIT = Path("/proc/sys/user/max_net_namespaces")
+_KEPT_SOCKETS = 8 + 1  # osbase.netlink: idle ones of a SocketPool; LinkEvents
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,21 @@ def take(host: Host) -> Census:
             )
 
     links, routes, rules, addresses = host.netns.inside(count)
-    proc = Path(f"/proc/{host.pid}")
-    return Census(
-        links, routes, rules, addresses, len(os.listdir(proc / "fd")), len(os.listdir(proc / "task"))
-    )
+    threads = len(os.listdir(f"/proc/{host.pid}/task"))
+    return Census(links, routes, rules, addresses, _descriptors(host.pid), threads)
+
+
+def _descriptors(pid: int) -> int:
+    """Of a service. The netlink sockets on its host are as many as calls ever
+    needed at once, so they count as the most that it may keep.
+    """
+    proc = Path(f"/proc/{pid}")
+    # proc_pid_net(5): of the process's own namespace; the inode is last.
+    lines = (proc / "net/netlink").read_text().splitlines()[1:]
+    netlink = {f"socket:[{line.split()[-1]}]" for line in lines}
+    found = [os.readlink(path) for path in (proc / "fd").iterdir()]
+    kept = sum(1 for target in found if target in netlink)
+    return len(found) - kept + max(kept, _KEPT_SOCKETS)
 
 
 def rss_kib(pid: int) -> int:

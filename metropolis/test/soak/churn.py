@@ -335,9 +335,9 @@ class Churn:
         except grpc.FutureCancelledError:
             answer, code = None, _Code.CANCELLED
         except grpc.RpcError as error:
-            answer, code = None, error.code()  # type: ignore[attr-defined]
+            answer, code = None, error.code()
             if code in (_Code.INTERNAL, _Code.UNKNOWN):
-                raise Violation(f"{code.name}: {error.details()}") from error  # type: ignore[attr-defined]
+                raise Violation(f"{code.name}: {error.details()}") from error
         self._count(code.name)
         return code, answer
 

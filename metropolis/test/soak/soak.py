@@ -37,7 +37,7 @@ _GROWTH = 1.05  # of memory from then on
 _PROGRESS_S = 5.0
 _FILL_S = 12.0
 _VERIFY_S = 10.0
-_NETNS_LIMIT = 1000
+_NETNS_LIMIT = 50
 _KINDS = ("links", "routes", "rules", "addresses")
 
 
@@ -57,6 +57,7 @@ class Soak:
         self._kills = 0
         self._restarts = 0
         self._early_rss = 0
+        self._totals: Counter[str] = Counter()
         self._log = log
         self._seed = seed
         self._began = time.monotonic()
@@ -125,8 +126,6 @@ class Soak:
             for host in hosts:
                 stack.callback(host.kill)
 
-    _totals: Counter[str] = Counter()
-
     @staticmethod
     def _sum(churns: list[Churn]) -> Counter[str]:
         return sum((churn.counts for churn in churns), Counter())
@@ -144,7 +143,7 @@ class Soak:
         }
 
     def _churn(self) -> None:
-        """Until the time is over: kills, restarts, looks. In the main thread."""
+        """Until the time is over: kills, restarts, looks. The main thread's."""
         killed, steady = self._churns
         end = self._began + self._seconds
         now = time.monotonic()
@@ -155,10 +154,11 @@ class Soak:
                 steady.burst()
                 self._early_rss = census.rss_kib(steady.host.pid)
             if now >= due["tell"]:
-                self._tell(due["tell"] == 0)
+                self._tell(False)
                 due["tell"] = now + _PROGRESS_S
             if now >= due["fill"]:
                 for churn in self._churns:
+                    churn.verify()
                     churn.filling = not churn.filling
                 due["fill"] = now + _FILL_S
             if now >= due["look"]:
@@ -196,7 +196,8 @@ class Soak:
             f"{self._restarts} restarts",
         ]
         names = ["deaths", "cancelled calls", "verifications", "pool full"]
-        names += ["Attach", "Detach", "deadlines", "bad requests"] if full else []
+        if full:
+            names += ["Attach", "Detach", "deadlines", "bad requests", "RESOURCE_EXHAUSTED"]
         parts += [f"{counts[name]:,} {name}" for name in names]
         seconds = int(time.monotonic() - self._began)
         rss = census.rss_kib(self._hosts[1].pid)

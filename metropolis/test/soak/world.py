@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 
@@ -121,7 +120,7 @@ class Host:
             f"unix:{self._socket}",
             options=[(f"grpc.{which}_reconnect_backoff_ms", 50) for which in backoff],
         )
-        self.stub: Any = rpc.WorkloadNetworkingStub(self._channel)
+        self.stub = rpc.WorkloadNetworkingStub(self._channel)
 
     @property
     def pid(self) -> int:
