@@ -37,8 +37,6 @@ RTM_DELADDR = 21
 RTM_GETADDR = 22
 RTM_NEWROUTE = 24
 RTM_GETROUTE = 26
-RTM_NEWNSID = 88
-RTM_GETNSID = 90
 RTM_NEWLINKPROP = 108
 RTNLGRP_LINK = 1
 
@@ -83,8 +81,6 @@ _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
 _IFA_FLAGS = 8
 _IFA_TARGET_NETNSID = 10
-_NETNSA_NSID = 1
-_NETNSA_FD = 3
 _RTA_DST = 1
 _RTA_OIF = 4
 _RTA_GATEWAY = 5
@@ -96,7 +92,6 @@ _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 # family, dst len, src len, tos, table, protocol, scope, type, flags
 _RTMSG = struct.Struct("=BBBBBBBBI")
-_RTGENMSG = bytes(4)  # family, and padding
 _I32 = struct.Struct("=i")
 
 _NEW = NLM_F_CREATE | NLM_F_EXCL
@@ -260,12 +255,6 @@ def dump_addresses(family: int, ifindex: int, *, netnsid: int | None = None) -> 
     return Request(RTM_GETADDR, 0, body, "list addresses of link {}", (ifindex,))
 
 
-def get_netnsid(netns_fd: int) -> Request:
-    """The id that a namespace has here, if any; see parse_netnsid."""
-    body = _RTGENMSG + attrs.u32(_NETNSA_FD, netns_fd)
-    return Request(RTM_GETNSID, 0, body, "get id of network namespace")
-
-
 def add_address(
     ifindex: int,
     name: str,
@@ -388,15 +377,6 @@ def parse_link(message: Message) -> Link:
 def _to_i32(payload: bytes) -> int:
     number = attrs.to_u32(payload)
     return number - (1 << 32) if number >> 31 else number
-
-
-def parse_netnsid(message: Message) -> int | None:
-    """None: the namespace has no id here."""
-    if message.kind != RTM_NEWNSID or len(message.body) < len(_RTGENMSG):
-        raise ProtocolError(f"message {message.kind} of {len(message.body)} bytes is no netns id")
-    found = attrs.parse(message.body[len(_RTGENMSG) :])
-    number = _to_i32(found[_NETNSA_NSID]) if _NETNSA_NSID in found else -1
-    return number if number >= 0 else None
 
 
 @dataclass(frozen=True)

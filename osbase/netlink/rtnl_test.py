@@ -18,7 +18,6 @@ KINDS = st.sampled_from(
         rtnl.RTM_DELLINK,
         rtnl.RTM_NEWADDR,
         rtnl.RTM_NEWROUTE,
-        rtnl.RTM_NEWNSID,
         3,
     ]
 )
@@ -26,7 +25,6 @@ PARSERS = (
     rtnl.parse_link,
     rtnl.parse_address,
     rtnl.parse_route,
-    rtnl.parse_netnsid,
     rtnl.parse_link_removed,
 )
 
@@ -82,15 +80,6 @@ def test_routes() -> None:
     for bits, destination in ((24, hop.packed), (33, hop.packed), (32, bytes(16))):
         with pytest.raises(ProtocolError):
             rtnl.parse_route(route(bits, attrs.attr(1, destination)))
-
-
-def test_namespace_ids() -> None:
-    def answer(number: int) -> Message:
-        body = bytes(4) + attrs.attr(1, struct.pack("=i", number))
-        return Message(rtnl.RTM_NEWNSID, 0, 1, 0, body)
-
-    assert rtnl.parse_netnsid(answer(7)) == 7
-    assert rtnl.parse_netnsid(answer(-1)) is None
 
 
 def test_what_is_not_a_link_is_refused() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from metropolis.node.core.network.workloads.errors import KernelRefused
-from metropolis.node.core.network.workloads.model import IPAddress
+from metropolis.node.core.network.workloads.model import Finding, IPAddress
 
 
 class IndexTaken(Exception):
@@ -105,6 +105,13 @@ class Datapath(Protocol):
         """Make the attachment, wholly, or undo it and raise.
 
         metric: of its routes inside; 0 for the first interface of a namespace.
+        """
+
+    def check(self, record: Record, netns: Netns | None) -> tuple[Finding, ...]:
+        """What differs from the record; changes nothing.
+
+        netns: the attachment's namespace; None: what is inside is looked at
+        only as far as it can be seen from the host.
         """
 
     def remove(self, records: Sequence[Record]) -> None:

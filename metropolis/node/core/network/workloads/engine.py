@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attach, Detach and List: what is whose, and in which order things happen.
+"""The API's calls: what is whose, and in which order things happen.
 
 An attachment's life, as the engine sees it (what is not in the table
 below cannot happen, and is an AssertionError):
@@ -15,7 +15,9 @@ free.
 
 Locks, taken in this order, each for as short as it may be:
 
-    workload   one call a workload at a time; held across kernel work
+    collection one Collect at a time; held across kernel work
+    workload   one call a workload at a time; likewise. A Collect holds many,
+               and waits for none while it holds another
     namespace  one attach a network namespace at a time; likewise
     mutex      the tables and the address pool; never across kernel work
 
@@ -23,13 +25,21 @@ so Status and List, which need only the mutex, always answer at once, and an
 attachment that hangs in the kernel stops its own workload and nobody else.
 
 What the tables hold is a copy of what the kernel knows: `start` reads it back.
+
+A caller may stop to wait at any time. left_s, where it can be given, says for
+how many seconds it still will, 0 when it does not. It is asked before anything
+is begun, and not after: what was begun is finished, and found by the retry.
 """
 
+import contextlib
 import enum
+import itertools
 import logging
+import math
 import secrets
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from metropolis.node.core.network.workloads import names
@@ -42,8 +52,10 @@ from metropolis.node.core.network.workloads.datapath import (
 )
 from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
+    GivenUp,
     InvalidArgument,
     KernelRefused,
+    NotAttached,
     NotFound,
     Unavailable,
     WorkloadError,
@@ -52,6 +64,9 @@ from metropolis.node.core.network.workloads.locks import KeyedLocks
 from metropolis.node.core.network.workloads.model import (
     AttachIntent,
     Attachment,
+    Checked,
+    Collected,
+    Finding,
     IPAddress,
     IPNetwork,
     first_hop,
@@ -59,6 +74,13 @@ from metropolis.node.core.network.workloads.model import (
 )
 from metropolis.node.core.network.workloads.pool import AddressPool
 from metropolis.node.core.network.workloads.validate import check_attach, check_detach, show
+from metropolis.node.core.network.workloads.watchers import (
+    BACKLOG,
+    Event,
+    Kind,
+    Watcher,
+    Watchers,
+)
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +98,14 @@ _PEER_INDEX = 2  # the first after lo
 # (0, in IPv6 1024), and different for each.
 _FURTHER_METRIC = 2048
 
+_COLLECT_AT_ONCE = 256  # workloads
+
+_NOT_RUNNING = "the workload network service is not running yet"
+
+
+def _forever() -> float:
+    return math.inf
+
 
 class _State(enum.Enum):
     ATTACHING = enum.auto()
@@ -92,13 +122,16 @@ _TRANSITIONS = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
-    """gone: the link was removed while a call was busy with it."""
+    """gone: the link was removed while a call was busy with it. known: it is
+    in the set that watchers have.
+    """
 
     record: Record
     state: _State
     gone: bool = False
+    known: bool = False
 
     def to(self, state: _State) -> None:
         assert state in _TRANSITIONS[self.state], (self.state, state)
@@ -116,6 +149,7 @@ class Engine:
         self._datapath = datapath
         self._workloads = KeyedLocks[str]("workload")
         self._namespaces = KeyedLocks[int]("network namespace", waiters=64)
+        self._collections = KeyedLocks[str]("garbage collection", waiters=1)
         self._start_lock = threading.Lock()
         self._started = False
         self._closed = False
@@ -129,6 +163,10 @@ class Engine:
         self._mtu = DEFAULT_MTU
         self._indexes = _index_numbers()
         self._overruns = 0
+        self._watchers = Watchers()
+        self._attaching: Counter[str] = Counter()  # calls by workload
+        # Workloads attached to since the Collect under way, if any, began.
+        self._spared: set[str] | None = None
 
     # ---- Life ---------------------------------------------------------------
 
@@ -148,7 +186,7 @@ class Engine:
                 scan = self._datapath.scan()
                 with self._mutex:
                     for record in scan.complete:
-                        self._add(_Entry(record, _State.ATTACHED))
+                        self._add(_Entry(record, _State.ATTACHED, known=True))
                         for ip in record.ips:
                             self._pool.adopt(ip, _owner(record))
                     self._pool.set_prefixes(*self._prefixes)
@@ -174,6 +212,7 @@ class Engine:
             self._started = False
             if was_open:
                 self._datapath.close()
+        self._watchers.end("the workload network service has stopped")
 
     def set_prefixes(
         self, prefixes: Sequence[IPNetwork], reserved: Collection[IPAddress] = ()
@@ -203,20 +242,20 @@ class Engine:
     def status(self) -> None:
         """Raise Unavailable, saying why, unless an attach could be served."""
         if not self._started:
-            raise Unavailable("the workload network service is not running yet")
+            raise Unavailable(_NOT_RUNNING)
         with self._mutex:
             if not self._pool.versions:
                 raise Unavailable("the node has no address prefix for workloads yet")
 
-    def attach(self, intent: AttachIntent) -> Attachment:
+    def attach(self, intent: AttachIntent, *, left_s: Callable[[], float] = _forever) -> Attachment:
         """Make the attachment, or return the one that the same request made.
 
         All or nothing.
         """
         check_attach(intent)
         if not self._started:
-            raise Unavailable("the workload network service is not running yet")
-        with self._workloads.hold(intent.workload_id):
+            raise Unavailable(_NOT_RUNNING)
+        with self._spare(intent.workload_id), self._turn(intent.workload_id, left_s):
             known = self._find(intent)
             if known is None:
                 self.status()
@@ -229,10 +268,18 @@ class Engine:
                     self._remove([known])
                 elif known is not None and not known.gone:
                     return _same_or_raise(known.record, intent, netns.cookie)
-                with self._namespaces.hold(netns.cookie):
+                with self._namespaces.hold(netns.cookie, left_s=left_s()):
+                    _still_wanted(left_s)
                     return self._attach(intent, netns)
 
-    def detach(self, workload_id: str, netns_path: str = "", if_name: str = "") -> None:
+    def detach(
+        self,
+        workload_id: str,
+        netns_path: str = "",
+        if_name: str = "",
+        *,
+        left_s: Callable[[], float] = _forever,
+    ) -> None:
         """Remove a workload's interface, or all; what is not there is no error.
 
         A path of another namespace than the attachment's leaves it alone; one
@@ -241,7 +288,7 @@ class Engine:
         check_detach(workload_id, netns_path, if_name)
         if not self._started:
             self.start()
-        with self._workloads.hold(workload_id):
+        with self._turn(workload_id, left_s):
             with self._mutex:
                 entries = [
                     entry
@@ -252,10 +299,110 @@ class Engine:
                 cookie = self._cookie_of(netns_path)
                 if cookie is not None:
                     entries = [one for one in entries if one.record.netns_cookie == cookie]
-            if entries:
-                self._remove(entries)
+            self._remove(entries)
+
+    def check(
+        self,
+        workload_id: str,
+        if_name: str = "",
+        netns_path: str = "",
+        *,
+        left_s: Callable[[], float] = _forever,
+    ) -> list[Checked]:
+        """Compare a workload's interface, or all of them, with the kernel.
+
+        Changes nothing. netns_path: of the namespace, so that it can be
+        entered. Raises NotAttached when there is nothing to compare.
+        """
+        check_detach(workload_id, netns_path, if_name)
+        if not self._started:
+            raise Unavailable(_NOT_RUNNING)
+        with self._turn(workload_id, left_s), contextlib.ExitStack() as stack:
+            with self._mutex:
+                records = [
+                    entry.record
+                    for name, entry in self._entries.get(workload_id, {}).items()
+                    if if_name in ("", name) and entry.state is _State.ATTACHED
+                ]
+            if not records:
+                what = f"interface {show(if_name)}" if if_name else "interface"
+                raise NotAttached(f"check {show(workload_id)}: has no {what}")
+            netns = None
+            if netns_path:
+                netns = stack.enter_context(self._datapath.open_netns(netns_path))
+            return [self._check(record, netns, netns_path) for record in records]
+
+    def collect(
+        self, is_live: Callable[[str, str], bool], *, left_s: Callable[[], float] = _forever
+    ) -> Collected:
+        """Remove what is not live, but never what an attach has to do with.
+
+        is_live: of a workload id and an interface name; it is asked twice, when
+        the collection begins and right before the removal, and by this thread.
+        Spared are workloads that an attach is under way for, or was at any
+        time since the collection began. Works before `start`.
+        """
+        if not self._started:
+            self.start()
+        with self._collections.hold("", left_s=left_s()):
+            with self._mutex:
+                self._spared = set(self._attaching)
+                seen = [
+                    entry
+                    for entries in self._entries.values()
+                    for entry in entries.values()
+                    if entry.state in (_State.ATTACHED, _State.BROKEN)
+                ]
+            try:
+                stale: dict[str, list[_Entry]] = {}
+                for entry in seen:
+                    workload_id = entry.record.workload_id
+                    if not is_live(workload_id, entry.record.if_name):
+                        stale.setdefault(workload_id, []).append(entry)
+                return self._collect(stale, is_live, left_s)
+            finally:
+                with self._mutex:
+                    self._spared = None
+
+    def watch(self, backlog: int = BACKLOG) -> Watcher:
+        """All attachments, and then every change; see watchers.
+
+        To be left by `with`. backlog: how many changes it may be behind.
+        """
+        if not self._started:
+            raise Unavailable(_NOT_RUNNING)
+        with self._mutex:
+            present = [
+                _attachment(entry.record)
+                for entries in self._entries.values()
+                for entry in entries.values()
+                if entry.known
+            ]
+            return self._watchers.add(present, backlog)
 
     # ---- Steps --------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _turn(self, workload_id: str, left_s: Callable[[], float]) -> Iterator[None]:
+        """Hold the workload for a caller that still waits when it has it."""
+        with self._workloads.hold(workload_id, left_s=left_s()):
+            _still_wanted(left_s)
+            yield
+
+    @contextlib.contextmanager
+    def _spare(self, workload_id: str) -> Iterator[None]:
+        """An attach is under way: no Collect touches the workload."""
+        with self._mutex:
+            self._attaching[workload_id] += 1
+            if self._spared is not None:
+                self._spared.add(workload_id)
+        try:
+            yield
+        finally:
+            with self._mutex:
+                self._attaching[workload_id] -= 1
+                if not self._attaching[workload_id]:
+                    del self._attaching[workload_id]
 
     def _find(self, intent: AttachIntent) -> _Entry | None:
         with self._mutex:
@@ -268,6 +415,16 @@ class Engine:
                 return netns.cookie
         except NotFound, InvalidArgument:
             return None
+
+    def _check(self, record: Record, netns: Netns | None, path: str) -> Checked:
+        if netns is None or netns.cookie == record.netns_cookie:
+            findings = self._datapath.check(record, netns)
+            return Checked(_attachment(record), findings, entered=netns is not None)
+        expected, found = f"cookie {record.netns_cookie}", f"cookie {netns.cookie}"
+        other = Finding(f"network namespace at {show(path)}", expected, found)
+        return Checked(
+            _attachment(record), (other, *self._datapath.check(record, None)), entered=False
+        )
 
     def _attach(self, intent: AttachIntent, netns: Netns) -> Attachment:
         with self._mutex:
@@ -351,11 +508,13 @@ class Engine:
             f"{_INDEX_ATTEMPTS} attempts"
         )
 
-    def _remove(self, entries: list[_Entry]) -> None:
+    def _remove(self, entries: Sequence[_Entry]) -> None:
         with self._mutex:
             entries = [entry for entry in entries if not entry.gone]
             for entry in entries:
                 entry.to(_State.LEAVING)
+        if not entries:
+            return
         try:
             self._datapath.remove([entry.record for entry in entries])
         except BaseException:
@@ -365,11 +524,74 @@ class Engine:
         for entry in entries:
             self._forget(entry)
 
+    def _collect(
+        self,
+        stale: dict[str, list[_Entry]],
+        is_live: Callable[[str, str], bool],
+        left_s: Callable[[], float],
+    ) -> Collected:
+        """Many at a time where nobody else is busy, then the others."""
+        collected = Collected((), ())
+        busy: dict[str, list[_Entry]] = {}
+        for some in itertools.batched(stale.items(), _COLLECT_AT_ONCE, strict=False):
+            _still_wanted(left_s)
+            with contextlib.ExitStack() as stack:
+                idle: list[_Entry] = []
+                for workload_id, entries in some:
+                    try:
+                        stack.enter_context(self._workloads.hold(workload_id, left_s=0.0))
+                        idle += entries
+                    except GivenUp, Unavailable:
+                        busy[workload_id] = entries
+                collected = _sum(collected, self._collect_held(idle, is_live))
+        for workload_id, entries in busy.items():
+            if not self._unspared(entries):
+                continue  # wait for no attach
+            try:
+                with self._turn(workload_id, left_s):
+                    collected = _sum(collected, self._collect_held(entries, is_live))
+            except Unavailable as error:
+                failed = tuple((_attachment(entry.record), str(error)) for entry in entries)
+                collected = _sum(collected, Collected((), failed))
+        return collected
+
+    def _collect_held(
+        self, entries: Sequence[_Entry], is_live: Callable[[str, str], bool]
+    ) -> Collected:
+        """Remove those that still are what was seen. Their workloads are held,
+        so an attach that is not spared by now comes after.
+        """
+        entries = [e for e in entries if not is_live(e.record.workload_id, e.record.if_name)]
+        entries = self._unspared(entries)
+        try:
+            self._remove(entries)
+            return Collected(tuple(_attachment(entry.record) for entry in entries), ())
+        except WorkloadError:
+            # Some of them, it is not known which: each on its own.
+            removed: list[Attachment] = []
+            remaining: list[tuple[Attachment, str]] = []
+            for entry in entries:
+                try:
+                    self._remove([entry])
+                    removed.append(_attachment(entry.record))
+                except WorkloadError as error:
+                    remaining.append((_attachment(entry.record), str(error)))
+            return Collected(tuple(removed), tuple(remaining))
+
+    def _unspared(self, entries: Sequence[_Entry]) -> Sequence[_Entry]:
+        """Those that are there and that no attach has to do with."""
+        with self._mutex:
+            spared = self._spared or ()
+            return [e for e in entries if not e.gone and e.record.workload_id not in spared]
+
     def _settle(self, entry: _Entry, state: _State) -> bool:
         """End a step in this state; False, and dropped, if the link is gone."""
         with self._mutex:
             if not entry.gone:
                 entry.to(state)
+                if state is _State.ATTACHED:
+                    entry.known = True
+                    self._tell(Kind.ATTACHED, entry)
                 return True
             self._drop(entry)
             return False
@@ -393,8 +615,15 @@ class Engine:
         entry.gone = True
         _discard(self._entries, record.workload_id, record.if_name)
         _discard(self._by_netns, record.netns_cookie, record.if_name)
+        if entry.known:
+            left = entry.state is _State.LEAVING
+            self._tell(Kind.DETACHED if left else Kind.LOST, entry)
         for ip in record.ips:
             self._pool.release(ip)
+
+    def _tell(self, kind: Kind, entry: _Entry) -> None:
+        if self._watchers:
+            self._watchers.publish(Event(kind, _attachment(entry.record)))
 
     def _free_index(self) -> int:
         return next(index for index in self._indexes if index not in self._by_index)
@@ -442,6 +671,15 @@ class Engine:
                 if entry.state is _State.ATTACHED
             ]
         return [_attachment(record) for record in records]
+
+
+def _still_wanted(left_s: Callable[[], float]) -> None:
+    if left_s() <= 0:
+        raise GivenUp("the caller does not wait any more; nothing was begun")
+
+
+def _sum(one: Collected, other: Collected) -> Collected:
+    return Collected(one.removed + other.removed, one.remaining + other.remaining)
 
 
 def _discard[K](table: dict[K, dict[str, _Entry]], key: K, name: str) -> None:

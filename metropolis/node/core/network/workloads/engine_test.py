@@ -2,8 +2,9 @@
 """The engine over the fake: order, undoing, races. No kernel needed."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -11,15 +12,25 @@ import pytest
 from metropolis.node.core.network.workloads.datapath import Record
 from metropolis.node.core.network.workloads.engine import Engine
 from metropolis.node.core.network.workloads.errors import (
+    Aborted,
     AlreadyExists,
     Exhausted,
+    GivenUp,
     InvalidArgument,
     KernelRefused,
+    NotAttached,
     NotFound,
     Unavailable,
 )
-from metropolis.node.core.network.workloads.model import AttachIntent
+from metropolis.node.core.network.workloads.model import (
+    AttachIntent,
+    Attachment,
+    Checked,
+    Collected,
+    IPAddress,
+)
 from metropolis.node.core.network.workloads.testing.fake import HOME, FakeDatapath, FakeKernel
+from metropolis.node.core.network.workloads.watchers import Event, Kind, Watcher
 
 PREFIXES = [ip_network("10.0.0.0/29"), ip_network("fd00::/125")]
 WAIT_S = 10.0
@@ -388,3 +399,398 @@ def test_prefixes_that_overlap_are_refused_at_any_time() -> None:
     engine = Engine(FakeDatapath())
     with pytest.raises(InvalidArgument, match="overlap"):
         engine.set_prefixes([ip_network("10.0.0.0/8"), ip_network("10.1.0.0/16")])
+
+
+# ---- Check ---------------------------------------------------------------------
+
+
+def test_check_of_all_interfaces_and_of_one(world: World) -> None:
+    made = [world.engine.attach(intent(if_name=name)) for name in ("eth0", "net1")]
+    for path in ("", "/a"):
+        checked = world.engine.check("w1", netns_path=path)
+        assert checked == [Checked(one, (), entered=bool(path)) for one in made]
+    assert world.restart().check("w1", "net1") == [Checked(made[1], (), entered=False)]
+    index = made[0].host_ifindex
+    world.kernel.links[index] = replace(world.kernel.links[index], mtu=1300)
+    (checked_one,) = world.engine.check("w1", "eth0")
+    assert [str(finding) for finding in checked_one.findings] == [
+        f"MTU of {made[0].host_interface}: expected 1500, found 1300"
+    ]
+
+
+def test_check_of_what_is_not_there(world: World) -> None:
+    world.engine.attach(intent())
+    for arguments in (("w2",), ("w1", "net1")):
+        with pytest.raises(NotAttached, match=r"check 'w.': has no interface"):
+            world.engine.check(*arguments)
+    with pytest.raises(NotFound, match="netns_path '/gone'"):
+        world.engine.check("w1", "", "/gone")
+    with pytest.raises(InvalidArgument, match="workload_id"):
+        world.engine.check("")
+
+
+def test_check_with_another_namespace_tells_and_does_not_enter(world: World) -> None:
+    world.engine.attach(intent())
+    world.kernel.routes_lost.add(next(iter(world.kernel.links)))  # seen only inside
+    (checked,) = world.engine.check("w1", "eth0", "/b")
+    assert [finding.what for finding in checked.findings] == ["network namespace at '/b'"]
+    assert not checked.entered
+    (checked,) = world.engine.check("w1", "eth0", "/a")
+    assert [finding.what for finding in checked.findings] == ["route to 0.0.0.0/0 inside"]
+
+
+# ---- Watch ---------------------------------------------------------------------
+
+
+def told(watcher: Watcher, count: int) -> list[tuple[str, str]]:
+    """The next events: kind and workload."""
+    events = [next(watcher) for _ in range(count)]
+    return [(e.kind.name, e.attachment.workload_id if e.attachment else "") for e in events]
+
+
+def test_watch_tells_the_set_and_every_change(world: World) -> None:
+    kept = world.engine.attach(intent("kept", "/h"))
+    world.restart()
+    with world.engine.watch() as watcher:
+        assert next(watcher) == Event(Kind.PRESENT, kept)
+        assert next(watcher) == Event(Kind.COMPLETE)
+        made = world.engine.attach(intent())
+        assert world.engine.attach(intent()) == made  # nothing changes
+        assert next(watcher) == Event(Kind.ATTACHED, made)
+        world.engine.detach("w1")
+        world.engine.detach("w1")
+        assert next(watcher) == Event(Kind.DETACHED, made)
+        lost = world.engine.attach(intent("w2", "/b"))
+        world.datapath.kill_netns("/b")
+        assert [next(watcher), next(watcher)] == [
+            Event(Kind.ATTACHED, lost),
+            Event(Kind.LOST, lost),
+        ]
+        world.engine.collect(lambda *_: False)
+        assert next(watcher) == Event(Kind.DETACHED, kept)
+
+
+def test_watch_is_told_what_was_lost_in_a_flood(world: World) -> None:
+    for letter in "abc":
+        world.engine.attach(intent(letter, f"/{letter}"))
+    with world.engine.watch() as watcher:
+        told(watcher, 4)
+        for letter in "ac":
+            world.datapath.kill_netns(f"/{letter}", told=False)
+        world.datapath.overrun()
+        assert sorted(told(watcher, 2)) == [("LOST", "a"), ("LOST", "c")]
+
+
+def test_an_attach_that_fails_is_not_told(world: World) -> None:
+    def fail(_: Record) -> None:
+        raise KernelRefused("add route: ENOMEM")
+
+    with world.engine.watch() as watcher:
+        world.datapath.on_create = fail
+        with pytest.raises(KernelRefused):
+            world.engine.attach(intent())
+        world.datapath.on_create = lambda record: world.datapath.take_link(record.host_ifindex)
+        with pytest.raises(NotFound):
+            world.engine.attach(intent())
+        world.datapath.on_create = lambda _: None
+        world.engine.attach(intent("w2", "/b"))
+        assert told(watcher, 2) == [("COMPLETE", ""), ("ATTACHED", "w2")]
+
+
+def test_what_cannot_be_removed_stays_in_the_set_until_it_is_gone(world: World) -> None:
+    def fail(_: Sequence[Record]) -> None:
+        raise KernelRefused("detach: EPERM")
+
+    made = world.engine.attach(intent())
+    world.datapath.on_remove = fail
+    with pytest.raises(KernelRefused):
+        world.engine.detach("w1")
+    with world.engine.watch() as watcher:
+        assert told(watcher, 2) == [("PRESENT", "w1"), ("COMPLETE", "")]
+        world.datapath.take_link(made.host_ifindex)
+        assert told(watcher, 1) == [("LOST", "w1")]
+
+
+def test_a_watcher_that_does_not_read_is_dropped_and_holds_nobody_up(world: World) -> None:
+    slow, fast = world.engine.watch(backlog=3), world.engine.watch(backlog=100)
+    with slow, fast:
+        for _ in range(2):
+            world.engine.attach(intent())
+            world.engine.detach("w1")
+        with pytest.raises(Aborted, match="3 changes were not read"):
+            next(slow)
+        assert told(fast, 5) == [
+            ("COMPLETE", ""),
+            *[("ATTACHED", "w1"), ("DETACHED", "w1")] * 2,
+        ]
+    with world.engine.watch() as again:
+        assert told(again, 1) == [("COMPLETE", "")]
+
+
+def test_a_watch_sees_no_gap_however_much_happens(world: World) -> None:
+    """Sets built by watchers that begin at any time are those of `list`."""
+    world.engine.set_prefixes([ip_network("10.0.0.0/16")])
+    for number in range(8):
+        world.kernel.add_netns(f"/n{number}")
+    done = threading.Event()
+
+    def churn(number: int) -> None:
+        while not done.is_set():
+            world.engine.attach(intent(f"w{number}", f"/n{number}"))
+            world.engine.detach(f"w{number}")
+
+    def follow(watcher: Watcher) -> set[tuple[str, IPAddress]]:
+        there: set[tuple[str, IPAddress]] = set()
+        for event in watcher:
+            if event.attachment is not None:
+                one = (event.attachment.workload_id, event.attachment.ips[0])
+                if event.kind in (Kind.PRESENT, Kind.ATTACHED):
+                    assert one not in there
+                    there.add(one)
+                else:
+                    there.remove(one)
+        return there
+
+    with ThreadPoolExecutor() as pool:
+        churning = [pool.submit(churn, number) for number in range(4)]
+        with ThreadPoolExecutor() as followers:
+            watchers = [world.engine.watch(backlog=1 << 20) for _ in range(4)]
+            following = [followers.submit(follow, watcher) for watcher in watchers]
+            world.engine.attach(intent("last", "/n7"))
+            done.set()
+            for churned in churning:
+                churned.result()
+            final = world.engine.attach(intent("w6", "/n6"))
+            expected = {(one.workload_id, one.ips[0]) for one in world.engine.list()}
+            for watcher in watchers:
+                while not _drained(watcher):
+                    pass
+                watcher.close()
+            for future in following:
+                assert future.result() == expected
+    assert ("w6", final.ips[0]) in expected
+
+
+def _drained(watcher: Watcher) -> bool:
+    return not watcher._first and not watcher._changes
+
+
+def test_watches_end_with_the_service(world: World) -> None:
+    with world.engine.watch() as watcher, ThreadPoolExecutor() as pool:
+        told(watcher, 1)
+        waiting = pool.submit(next, watcher)
+        world.engine.close()
+        with pytest.raises(Unavailable, match="has stopped"):
+            waiting.result(WAIT_S)
+    with pytest.raises(Unavailable):
+        world.engine.watch()
+
+
+# ---- Collect -------------------------------------------------------------------
+
+
+def ids(attachments: Sequence[Attachment]) -> set[tuple[str, str]]:
+    return {(one.workload_id, one.if_name) for one in attachments}
+
+
+def test_collect_removes_what_is_not_live(world: World) -> None:
+    for letter in "abcd":
+        world.engine.attach(intent(letter, f"/{letter}"))
+    world.engine.attach(intent("a", "/a", "net1"))
+    live = {("a", "eth0"), ("c", "eth0"), ("x", "eth0")}
+    collected = world.engine.collect(lambda *key: key in live)
+    assert ids(collected.removed) == {("a", "net1"), ("b", "eth0"), ("d", "eth0")}
+    assert collected.remaining == ()
+    assert ids(world.engine.list()) == {("a", "eth0"), ("c", "eth0")}
+    assert world.engine.collect(lambda *key: key in live) == Collected((), ())
+    world.engine.set_prefixes([])
+    late = Engine(FakeDatapath(world.kernel))  # before its start, and not ready
+    assert ids(late.collect(lambda *_: False).removed) == {("a", "eth0"), ("c", "eth0")}
+    assert not world.kernel.links
+
+
+def test_collect_takes_many_in_one_removal(world: World) -> None:
+    world.engine.set_prefixes([ip_network("10.0.0.0/16")])
+    for number in range(300):
+        world.kernel.add_netns(f"/n{number}")
+        world.engine.attach(intent(f"w{number}", f"/n{number}"))
+    removals: list[int] = []
+    world.datapath.on_remove = lambda records: removals.append(len(records))
+    assert len(world.engine.collect(lambda *_: False).removed) == 300
+    assert removals == [256, 44]
+
+
+def test_collect_tells_what_remains_and_can_be_repeated(world: World) -> None:
+    for letter in "abc":
+        world.engine.attach(intent(letter, f"/{letter}"))
+
+    def fail(records: Sequence[Record]) -> None:
+        if any(record.workload_id == "b" for record in records):
+            raise KernelRefused("detach: EPERM")
+
+    world.datapath.on_remove = fail
+    collected = world.engine.collect(lambda *_: False)
+    assert ids(collected.removed) == {("a", "eth0"), ("c", "eth0")}
+    assert [(one.workload_id, why) for one, why in collected.remaining] == [("b", "detach: EPERM")]
+    world.datapath.on_remove = lambda _: None
+    assert ids(world.engine.collect(lambda *_: False).removed) == {("b", "eth0")}
+    assert not world.kernel.links
+
+
+def test_collect_never_touches_an_attach_in_flight(world: World) -> None:
+    """Neither one that makes an attachment nor one that finds it, whether it
+    began before the collection or begins while that runs.
+    """
+    world.engine.set_prefixes([ip_network("10.0.0.0/24")])
+    for letter in "abcd":
+        world.engine.attach(intent(letter, f"/{letter}"))
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(record: Record) -> None:
+        inside.set()
+        assert go_on.wait(WAIT_S)
+
+    world.datapath.on_create = wait
+    asked: list[str] = []
+
+    def is_live(workload_id: str, if_name: str) -> bool:
+        asked.append(workload_id)
+        if asked == ["a"]:  # while it looks through what it saw
+            world.engine.attach(intent("c", "/c"))
+        return False
+
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(world.engine.attach, intent("b", "/b", "net1"))
+        new = pool.submit(world.engine.attach, intent("e", "/e"))
+        assert inside.wait(WAIT_S)
+        collected = pool.submit(world.engine.collect, is_live).result(WAIT_S)
+        go_on.set()
+        second.result(WAIT_S)
+        new.result(WAIT_S)
+    assert ids(collected.removed) == {("a", "eth0"), ("d", "eth0")}
+    expected = {("b", "eth0"), ("b", "net1"), ("c", "eth0"), ("e", "eth0")}
+    assert ids(world.engine.list()) == expected
+    assert ids(world.engine.collect(lambda *_: False).removed) == expected
+
+
+def test_collect_leaves_what_is_not_what_it_saw(world: World) -> None:
+    world.engine.attach(intent())
+    again: list[Attachment] = []
+
+    def is_live(*_: str) -> bool:
+        if not again:
+            world.engine.detach("w1")
+            # As another process would: no attach of this engine is seen.
+            world.engine.attach(intent())
+            with world.engine._mutex:
+                world.engine._spared = set()
+            again.extend(world.engine.list())
+        return False
+
+    assert world.engine.collect(is_live) == Collected((), ())
+    assert world.engine.list() == again
+
+
+def test_collect_waits_for_what_is_being_detached(world: World) -> None:
+    for letter in "ab":
+        world.engine.attach(intent(letter, f"/{letter}"))
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(records: Sequence[Record]) -> None:
+        if records[0].workload_id == "a":
+            inside.set()
+            assert go_on.wait(WAIT_S)
+
+    with ThreadPoolExecutor() as pool:
+        world.datapath.on_remove = wait
+        slow = pool.submit(world.engine.detach, "a")
+        assert inside.wait(WAIT_S)
+        collect = pool.submit(world.engine.collect, lambda *_: False)
+        while ids(world.engine.list()):
+            pass
+        go_on.set()
+        assert ids(collect.result(WAIT_S).removed) == {("b", "eth0")}
+        slow.result(WAIT_S)
+
+
+def test_one_collection_at_a_time(world: World) -> None:
+    world.engine.attach(intent())
+
+    def is_live(*_: str) -> bool:
+        with pytest.raises(GivenUp, match="garbage collection was under way"):
+            world.engine.collect(lambda *_: False, left_s=lambda: 0.01)
+        return True
+
+    assert world.engine.collect(is_live) == Collected((), ())
+    assert world.engine.collect(lambda *_: False).removed
+
+
+# ---- Callers that stop to wait -------------------------------------------------
+
+
+def test_nothing_is_begun_for_a_caller_that_has_gone(world: World) -> None:
+    made = world.engine.attach(intent())
+
+    def gone() -> float:
+        return 0.0
+
+    for call in (
+        lambda: world.engine.attach(intent("w2", "/b"), left_s=gone),
+        lambda: world.engine.detach("w1", left_s=gone),
+        lambda: world.engine.check("w1", left_s=gone),
+        lambda: world.engine.collect(lambda *_: False, left_s=gone),
+    ):
+        with pytest.raises(GivenUp):
+            call()
+    assert world.engine.list() == [made]
+
+
+def test_a_caller_that_leaves_in_the_queue_gets_nothing(world: World) -> None:
+    """One for the same workload, and one for the same namespace."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(_: Record) -> None:
+        inside.set()
+        assert go_on.wait(WAIT_S)
+
+    world.datapath.on_create = wait
+    times = {"same": 0, "other": 0}
+
+    def leaves(name: str, at: int) -> Callable[[], float]:
+        def left_s() -> float:
+            times[name] += 1
+            return WAIT_S if times[name] < at else 0.0
+
+        return left_s
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(world.engine.attach, intent())
+        assert inside.wait(WAIT_S)
+        same = pool.submit(world.engine.attach, intent(if_name="net1"), left_s=leaves("same", 2))
+        other = pool.submit(
+            world.engine.attach, intent("w2", "/a", "net2"), left_s=leaves("other", 4)
+        )
+        while times != {"same": 1, "other": 3}:
+            pass
+        go_on.set()
+        first.result(WAIT_S)
+        for call in (same, other):
+            with pytest.raises(GivenUp, match="nothing was begun"):
+                call.result(WAIT_S)
+    assert ids(world.engine.list()) == {("w1", "eth0")}
+    assert len(world.kernel.links) == 1
+
+
+def test_a_call_whose_time_ends_while_it_is_served_is_finished(world: World) -> None:
+    over = False
+
+    def left_s() -> float:
+        return 0.0 if over else WAIT_S
+
+    def end(_: Record) -> None:
+        nonlocal over
+        over = True
+
+    world.datapath.on_create = end
+    made = world.engine.attach(intent(), left_s=left_s)
+    assert world.engine.attach(intent()) == made

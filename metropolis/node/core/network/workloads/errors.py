@@ -24,6 +24,10 @@ class NotFound(WorkloadError):
     code = grpc.StatusCode.NOT_FOUND
 
 
+class NotAttached(NotFound):
+    """The workload has no such interface."""
+
+
 class AlreadyExists(WorkloadError):
     """Something else has the name, the address or the interface."""
 
@@ -40,6 +44,18 @@ class Unavailable(WorkloadError):
     """Not now: no prefix yet, or busy with the same workload. Try again."""
 
     code = grpc.StatusCode.UNAVAILABLE
+
+
+class Aborted(WorkloadError):
+    """A watcher fell behind. Begin anew."""
+
+    code = grpc.StatusCode.ABORTED
+
+
+class GivenUp(WorkloadError):
+    """The caller does not wait any more; nothing was begun for it."""
+
+    code = grpc.StatusCode.CANCELLED
 
 
 class KernelRefused(WorkloadError):

@@ -2,6 +2,7 @@
 """The fake keeps the datapath's contract."""
 
 import queue
+from dataclasses import replace
 
 import pytest
 
@@ -38,6 +39,12 @@ class FakeBench:
 
     def take_name(self, path: str, name: str) -> None:
         self.kernel.names_inside.add((self.kernel.namespaces[path], name))
+
+    def set_mtu(self, record: Record, mtu: int) -> None:
+        self.kernel.links[record.host_ifindex] = replace(record, mtu=mtu)
+
+    def take_route(self, path: str, record: Record) -> None:
+        self.kernel.routes_lost.add(record.host_ifindex)
 
     def forge(self, path: str, record: Record) -> None:
         self.kernel.links[record.host_ifindex] = record

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads import names, recovery
+from metropolis.node.core.network.workloads import checks, names, observe, recovery
 from metropolis.node.core.network.workloads.datapath import (
     IndexTaken,
     Netns,
@@ -40,7 +40,7 @@ from metropolis.node.core.network.workloads.errors import (
     NotFound,
     WorkloadError,
 )
-from metropolis.node.core.network.workloads.model import IPAddress
+from metropolis.node.core.network.workloads.model import Finding, IPAddress
 from metropolis.node.core.network.workloads.validate import show
 from osbase.netlink import netns as namespaces
 from osbase.netlink import rtnl
@@ -59,7 +59,6 @@ log = logging.getLogger(__name__)
 
 _LOOPBACK = 1  # its index in every namespace
 _RTPROT_STATIC = 4
-_FIRST_HOP_BITS_6 = 64  # so that workloads' link-local addresses are on-link
 _REMOVE_AT_ONCE = 256
 
 
@@ -339,6 +338,22 @@ class KernelDatapath:
                 f"{operation}: {cause}; then undoing it failed: {error}; Detach removes the rest"
             ) from error
 
+    # ---- Check ------------------------------------------------------------
+
+    def check(self, record: Record, netns: Netns | None) -> tuple[Finding, ...]:
+        """See Datapath."""
+        assert netns is None or isinstance(netns, KernelNetns)
+        with _refusals(f"check {show(record.workload_id)}"), self._sockets.socket() as host:
+            side = observe.host_side(host, record)
+            findings = list(checks.compare_host(record, side))
+            if netns is not None:
+                there = observe.inside(NetlinkSocket(netns.inner), record, None)
+                findings += checks.compare_inside(record, there)
+            elif side.link is not None and side.link.peer_netns is not None:
+                there = observe.inside(host, record, side.link.peer_netns)
+                findings += checks.compare_inside(record, there)
+        return tuple(findings)
+
     # ---- Detach -----------------------------------------------------------
 
     def remove(self, records: Sequence[Record]) -> None:
@@ -487,7 +502,9 @@ def _host_address(record: Record, ip: IPAddress) -> Iterable[Request]:
     source: IPAddress | None = allocs.FIRST_HOP_IPV4
     if ip.version == 6:
         source = None
-        yield rtnl.add_address(index, name, allocs.FIRST_HOP_IPV6, _FIRST_HOP_BITS_6, no_dad=True)
+        yield rtnl.add_address(
+            index, name, allocs.FIRST_HOP_IPV6, checks.FIRST_HOP_BITS_6, no_dad=True
+        )
     yield rtnl.add_route(
         ip,
         index,

@@ -63,6 +63,17 @@ class KernelBench:
 
         self.pods[path].inside(add)
 
+    def set_mtu(self, record: Record, mtu: int) -> None:
+        with IPRoute() as other:
+            other.link("set", index=record.host_ifindex, mtu=mtu)
+
+    def take_route(self, path: str, record: Record) -> None:
+        def take() -> None:
+            with IPRoute() as other:
+                other.route("del", dst="0.0.0.0/0", oif=record.peer_ifindex)
+
+        self.pods[path].inside(take)
+
     def forge(self, path: str, record: Record) -> None:
         index, name = record.host_ifindex, record.host_interface
         host = VethEnd(name, index, allocs.FIRST_HOP_MAC)
@@ -180,6 +191,74 @@ class TestKernelDatapath(DatapathContract):
             assert bench.pods[path].objects() == inside, target
             assert objects() == before, target
         assert target == 15  # requests of one attach
+
+    @pytest.mark.parametrize("where", ["outside", "inside"])
+    def test_a_check_finds_everything_that_can_be_taken(
+        self, bench: KernelBench, where: str
+    ) -> None:
+        """Each step takes something else; found is what is told of, in words,
+        when the namespace may be entered, and with `*` only then.
+        """
+        path = bench.add_netns()
+        record = self.create(bench, path)
+        index, peer = record.host_ifindex, record.peer_ifindex
+        key = names.key_altname(record.netns_cookie, "eth0")
+        steps: dict[str, list[tuple[str, dict[str, Any], set[str]]]] = {
+            "outside": [
+                ("link", {"group": 9, "index": index}, {"group"}),
+                ("link", {"address": "02:00:00:00:00:99", "index": index}, {"MAC"}),
+                ("link", {"ifalias": "another", "index": index}, {"alias"}),
+                ("altname", {"altname": key, "index": index}, {"alternative names"}),
+                ("addr", {"address": "fe80::1", "prefixlen": 64, "index": index}, {"fe80::1"}),
+                ("route", {"dst": "10.9.0.1/32", "oif": index, "scope": 253}, {"to 10.9.0.1"}),
+                ("addr", {"address": "169.254.77.1", "prefixlen": 32, "index": 1}, {"of lo"}),
+                ("route", {"dst": "fd00:9::1/128", "oif": index}, {"to fd00:9::1"}),
+                ("link", {"state": "down", "index": index}, {"state"}),
+                ("link", {"ifname": "renamed", "index": index}, {"name"}),
+            ],
+            "inside": [
+                ("link", {"address": "02:00:00:00:00:99", "index": peer}, {"MAC"}),
+                ("link", {"mtu": 1300, "index": peer}, {"MTU"}),
+                ("link", {"state": "down", "index": 1}, {"lo"}),
+                ("route", {"dst": "::/0", "oif": peer}, {"to ::/0*"}),
+                (
+                    "route",
+                    {"dst": "169.254.77.1/32", "oif": peer, "scope": 253},
+                    {"to 169.254.77.1/32*"},
+                ),
+                ("addr", {"address": "10.9.0.1", "prefixlen": 32, "index": peer}, {"10.9.0.1"}),
+                ("addr", {"address": "fd00:9::1", "prefixlen": 128, "index": peer}, {"fd00:9::1"}),
+                ("link", {"state": "down", "index": peer}, {"state"}),
+                ("link", {"ifname": "renamed", "index": peer}, {"name"}),
+            ],
+        }
+        told: set[str] = set()
+        for verb, chosen, expected in steps[where]:
+
+            def take(verb: str = verb, chosen: dict[str, Any] = chosen) -> None:
+                with IPRoute() as other:
+                    if verb == "link":
+                        other.link("set", **chosen)
+                    elif verb == "altname":
+                        other.link("property_del", **chosen)
+                    else:
+                        getattr(other, verb)("del", **chosen)
+
+            if where == "inside":
+                bench.pods[path].inside(take)
+            else:
+                take()
+            with bench.datapath.open_netns(path) as netns:
+                found = {finding.what for finding in bench.datapath.check(record, netns)}
+            from_outside = {finding.what for finding in bench.datapath.check(record, None)}
+            assert from_outside <= found
+            for word in expected:
+                new = {what for what in found - told if word.rstrip("*") in what}
+                assert new, (chosen, found - told)
+                assert bool(new - from_outside) is word.endswith("*"), (word, new, from_outside)
+            told |= found
+        bench.datapath.remove([record])
+        bench.again()  # puts back the first hop
 
     def test_unfinished_attaches_are_removed_and_foreign_links_left(
         self, bench: KernelBench

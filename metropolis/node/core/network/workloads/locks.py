@@ -5,10 +5,11 @@ Calls for one key wait for each other, calls for different keys do not.
 """
 
 import contextlib
+import math
 import threading
 from collections.abc import Hashable, Iterator
 
-from metropolis.node.core.network.workloads.errors import Unavailable
+from metropolis.node.core.network.workloads.errors import GivenUp, Unavailable
 
 
 class _Slot:
@@ -32,8 +33,11 @@ class KeyedLocks[Key: Hashable]:
         self._mutex = threading.Lock()
 
     @contextlib.contextmanager
-    def hold(self, key: Key) -> Iterator[None]:
-        """Hold the key's lock for a `with` block. Raises Unavailable."""
+    def hold(self, key: Key, *, left_s: float = math.inf) -> Iterator[None]:
+        """Hold the key's lock for a `with` block. Raises Unavailable, and
+        GivenUp when left_s, the time that the caller has, was over first; with
+        0 it does not wait.
+        """
         with self._mutex:
             slot = self._slots.get(key)
             if slot is None:
@@ -44,7 +48,9 @@ class KeyedLocks[Key: Hashable]:
                 )
             slot.users += 1
         try:
-            if not slot.lock.acquire(timeout=self._timeout_s):
+            if not slot.lock.acquire(timeout=max(min(self._timeout_s, left_s), 0.0)):
+                if left_s < self._timeout_s:
+                    raise GivenUp(f"another call for this {self._what} was under way until the end")
                 raise Unavailable(
                     f"another call for this {self._what} has taken over {self._timeout_s:g} s; "
                     "try again"

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from metropolis.node.core.network.workloads.errors import Unavailable
+from metropolis.node.core.network.workloads.errors import GivenUp, Unavailable
 from metropolis.node.core.network.workloads.locks import KeyedLocks
 
 
@@ -35,6 +35,18 @@ def test_too_many_do_not_even_wait() -> None:
         locks.hold("a"),
     ):
         pass
+
+
+def test_a_caller_without_patience_does_not_wait() -> None:
+    locks = KeyedLocks[str]("thing")
+    for left_s in (0.0, -1.0, 0.01):
+        with (
+            locks.hold("a", left_s=0.0),
+            pytest.raises(GivenUp, match="another call for this thing was under way"),
+            locks.hold("a", left_s=left_s),
+        ):
+            pass
+    assert not locks._slots
 
 
 def test_nothing_is_kept_of_keys() -> None:

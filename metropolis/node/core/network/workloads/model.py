@@ -54,6 +54,40 @@ class Attachment:
     routes: tuple[Route, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as the attachment has it; all texts for people.
+
+    what: the object and its property.
+    """
+
+    what: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: expected {self.expected}, found {self.found}"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """An attachment compared with the kernel; no findings: it is as it should
+    be. entered: whether the namespace was entered, and routes inside compared.
+    """
+
+    attachment: Attachment
+    findings: tuple[Finding, ...]
+    entered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """remaining: what could not be removed, each with the reason."""
+
+    removed: tuple[Attachment, ...]
+    remaining: tuple[tuple[Attachment, str], ...]
+
+
 _DEFAULT: dict[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 _FIRST_HOP: dict[int, IPAddress] = {4: allocs.FIRST_HOP_IPV4, 6: allocs.FIRST_HOP_IPV6}
 _ON_LINK: dict[int, IPNetwork] = {

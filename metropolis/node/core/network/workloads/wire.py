@@ -1,16 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Between protobuf messages and the engine's values. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from metropolis.node.core.network.workloads.errors import InvalidArgument
-from metropolis.node.core.network.workloads.model import AttachIntent, Attachment
+from metropolis.node.core.network.workloads.model import (
+    AttachIntent,
+    Attachment,
+    Checked,
+    Collected,
+)
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
-from metropolis.node.core.network.workloads.validate import parse_ips, show
+from metropolis.node.core.network.workloads.validate import (
+    check_if_name,
+    check_workload_id,
+    parse_ips,
+    show,
+)
+from metropolis.node.core.network.workloads.watchers import Event, Kind
 
 
 def decode[M: Message](kind: type[M], data: bytes) -> M:
@@ -119,4 +130,63 @@ def attachment(made: Attachment) -> pb.Attachment:
         host_interface=made.host_interface,
         host_ifindex=made.host_ifindex,
         mtu=made.mtu,
+    )
+
+
+def check_response(checked: Iterable[Checked]) -> pb.CheckResponse:
+    """The answer to a Check."""
+    return pb.CheckResponse(
+        attachments=[
+            pb.CheckedAttachment(
+                attachment=attachment(one.attachment),
+                findings=[
+                    pb.Finding(what=each.what, expected=each.expected, found=each.found)
+                    for each in one.findings
+                ],
+                entered=one.entered,
+            )
+            for one in checked
+        ]
+    )
+
+
+def watch_event(event: Event) -> pb.WatchEvent:
+    """A message of a Watch."""
+    made = None if event.attachment is None else attachment(event.attachment)
+    return pb.WatchEvent(kind=_KINDS[event.kind], attachment=made)
+
+
+_KINDS = {
+    Kind.PRESENT: pb.WatchEvent.PRESENT,
+    Kind.COMPLETE: pb.WatchEvent.COMPLETE,
+    Kind.ATTACHED: pb.WatchEvent.ATTACHED,
+    Kind.DETACHED: pb.WatchEvent.DETACHED,
+    Kind.LOST: pb.WatchEvent.LOST,
+}
+
+
+def live(request: pb.CollectRequest) -> Callable[[str, str], bool]:
+    """What stays. Raises InvalidArgument for ids that nothing can have: whoever
+    sends them may mean what would be removed.
+    """
+    workloads = frozenset(request.live_workload_id)
+    interfaces = {(one.workload_id, one.if_name) for one in request.live_interface}
+    for workload_id in workloads:
+        check_workload_id(workload_id)
+    for workload_id, if_name in interfaces:
+        check_workload_id(workload_id)
+        check_if_name(if_name)
+    return lambda workload_id, if_name: (
+        workload_id in workloads or (workload_id, if_name) in interfaces
+    )
+
+
+def collect_response(collected: Collected) -> pb.CollectResponse:
+    """The answer to a Collect."""
+    return pb.CollectResponse(
+        removed=[attachment(one) for one in collected.removed],
+        remaining=[
+            pb.Remaining(attachment=attachment(one), reason=reason)
+            for one, reason in collected.remaining
+        ],
     )

@@ -26,7 +26,7 @@ from metropolis.node.core.network.workloads.errors import (
     NotFound,
     WorkloadError,
 )
-from metropolis.node.core.network.workloads.model import AttachIntent
+from metropolis.node.core.network.workloads.model import AttachIntent, Finding
 
 WAIT_S = 10.0
 
@@ -53,6 +53,12 @@ class Bench(Protocol):
 
     def take_name(self, path: str, name: str) -> None:
         """Make an interface in the namespace that is not ours."""
+
+    def set_mtu(self, record: Record, mtu: int) -> None:
+        """Change the MTU of the host's end behind everybody's back."""
+
+    def take_route(self, path: str, record: Record) -> None:
+        """Remove the IPv4 default route inside likewise."""
 
     def forge(self, path: str, record: Record) -> None:
         """Make a whole attachment without its host routes, by hand."""
@@ -133,6 +139,38 @@ class DatapathContract:
             for n, (w, i) in enumerate(awkward, 1)
         ]
         assert set(bench.again().scan().complete) == set(made)
+
+    def test_a_whole_attachment_checks_without_findings(self, bench: Bench) -> None:
+        path = bench.add_netns()
+        record = self.create(bench, path)
+        assert bench.datapath.check(record, None) == ()
+        with bench.datapath.open_netns(path) as netns:
+            assert bench.datapath.check(record, netns) == ()
+            second = record_for(netns, if_name="net1", number=2, peer=3)
+            bench.datapath.create(netns, second, metric=2050)
+            assert bench.datapath.check(record, netns) == ()
+            assert bench.datapath.check(second, netns) == ()
+
+    def test_a_check_finds_what_differs_and_changes_nothing(self, bench: Bench) -> None:
+        path = bench.add_netns()
+        record = self.create(bench, path)
+        bench.set_mtu(record, 1300)
+        bench.take_route(path, record)
+        name = record.host_interface
+        for _ in range(2):
+            (mtu,) = bench.datapath.check(record, None)
+            assert mtu == Finding(f"MTU of {name}", "1400", "1300")
+            with bench.datapath.open_netns(path) as netns:
+                _, route = bench.datapath.check(record, netns)
+            assert (route.what, route.found) == ("route to 0.0.0.0/0 inside", "nothing")
+
+    def test_a_check_of_what_is_gone(self, bench: Bench) -> None:
+        path = bench.add_netns()
+        record = self.create(bench, path)
+        bench.kill_netns(path)
+        assert bench.removed.get(timeout=WAIT_S) == record.host_ifindex
+        (found,) = bench.datapath.check(record, None)
+        assert found == Finding(f"link {record.host_interface}", "index 5001", "nothing")
 
     def test_removal_is_idempotent_and_told(self, bench: Bench) -> None:
         path = bench.add_netns()

@@ -27,7 +27,7 @@ from metropolis.node.core.network.workloads.errors import (
     NotFound,
     WorkloadError,
 )
-from metropolis.node.core.network.workloads.model import IPAddress
+from metropolis.node.core.network.workloads.model import Finding, IPAddress
 from metropolis.node.core.network.workloads.validate import show
 
 HOME = 1  # the host's cookie
@@ -44,6 +44,7 @@ class FakeNetns:
 class FakeKernel:
     """What is there. links: by host index; metrics likewise; names_inside:
     (cookie, name) of interfaces of others, as half_made are names of links.
+    routes_lost: host indexes of links whose routes inside somebody took.
     """
 
     namespaces: dict[str, int] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class FakeKernel:
     metrics: dict[int, int] = field(default_factory=dict)
     names_inside: set[tuple[int, str]] = field(default_factory=set)
     indexes: set[int] = field(default_factory=set)
+    routes_lost: set[int] = field(default_factory=set)
     half_made: list[str] = field(default_factory=list)
     cookies: Iterator[int] = field(default_factory=lambda: itertools.count(1000))
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -155,6 +157,21 @@ class FakeDatapath:
             raise
         if record.host_ifindex not in kernel.links and not self.undo_fails:
             return  # its namespace died; the removal was told
+
+    def check(self, record: Record, netns: Netns | None) -> tuple[Finding, ...]:
+        """See Datapath."""
+        link = self.kernel.links.get(record.host_ifindex)
+        name = record.host_interface
+        if link is None:
+            return (Finding(f"link {name}", f"index {record.host_ifindex}", "nothing"),)
+        findings: list[Finding] = []
+        for what in ("mtu", "ips"):
+            expected, found = getattr(record, what), getattr(link, what)
+            if expected != found:
+                findings.append(Finding(f"{what.upper()} of {name}", str(expected), str(found)))
+        if record.host_ifindex in self.kernel.routes_lost and netns is not None:
+            findings.append(Finding("route to 0.0.0.0/0 inside", "one", "nothing"))
+        return tuple(findings)
 
     def remove(self, records: Sequence[Record]) -> None:
         """See Datapath."""
