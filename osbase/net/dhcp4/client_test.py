@@ -35,8 +35,8 @@ def link() -> Iterator[None]:
     sh("ip netns add srv")
     try:
         sh("ip link add up0 address 02:00:00:00:00:07 type veth peer name srv0 netns srv")
-        sh("ip netns exec srv ip address add 192.0.2.1/24 dev srv0")
-        sh("ip netns exec srv ip link set srv0 up")
+        sh("nsenter --net=/run/netns/srv ip address add 192.0.2.1/24 dev srv0")
+        sh("nsenter --net=/run/netns/srv ip link set srv0 up")
         sh("ip link set up0 up")
         yield
     finally:
@@ -48,7 +48,13 @@ def link() -> Iterator[None]:
 def dnsmasq(tmp_path: Path, addresses: str, *options: str) -> Iterator[None]:
     """A server; renewal is asked for after 10 s, the least it passes on."""
     command = [
-        *("ip", "netns", "exec", "srv", "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null"),
+        *(
+            "nsenter",
+            "--net=/run/netns/srv",
+            "dnsmasq",
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+        ),
         *("--port=0", "--user=root", "--group=", "--no-ping", "--dhcp-authoritative"),
         *("--pid-file=", "--interface=srv0", "--bind-interfaces", "--log-facility=-"),
         f"--dhcp-leasefile={tmp_path}/leases",
@@ -154,7 +160,7 @@ async def test_survives_garbage(link: None, tmp_path: Path) -> None:
             "    [s.sendto(data, ('255.255.255.255', 68)) for _ in range(50)]\n"
         )
         subprocess.run(
-            ["ip", "netns", "exec", "srv", "python3", "-c", script, *(n.hex() for n in noise)],
+            ["nsenter", "--net=/run/netns/srv", "python3", "-c", script, *(n.hex() for n in noise)],
             check=True,
             timeout=_LIMIT_S,
         )

@@ -93,10 +93,10 @@ def add_uplink(mtu: int = 1500) -> None:
     """A veth to the server's namespace; this end is down, as hardware is."""
     peer = f"peer name srv0 mtu {mtu} netns srv"
     sh(f"ip link add up0 address 02:00:00:00:00:07 mtu {mtu} type veth {peer}")
-    sh("ip -n srv address add 192.0.2.1/24 dev srv0")
-    sh("ip -n srv address add 2001:db8:2::1/64 dev srv0 nodad")
-    sh("ip -n srv link set lo up")
-    sh("ip -n srv link set srv0 up")
+    sh("nsenter --net=/run/netns/srv ip address add 192.0.2.1/24 dev srv0")
+    sh("nsenter --net=/run/netns/srv ip address add 2001:db8:2::1/64 dev srv0 nodad")
+    sh("nsenter --net=/run/netns/srv ip link set lo up")
+    sh("nsenter --net=/run/netns/srv ip link set srv0 up")
 
 
 @pytest.fixture
@@ -111,7 +111,13 @@ def uplink(world: None, tmp_path: Path) -> Iterator[None]:
 def dnsmasq(tmp_path: Path) -> Iterator[None]:
     """DHCPv4 and router advertisements."""
     command = [
-        *("ip", "netns", "exec", "srv", "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null"),
+        *(
+            "nsenter",
+            "--net=/run/netns/srv",
+            "dnsmasq",
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+        ),
         *("--port=0", "--user=root", "--group=", "--no-ping", "--pid-file=", "--log-facility=-"),
         *("--interface=srv0", f"--dhcp-leasefile={tmp_path}/leases"),
         *("--dhcp-range=192.0.2.50,192.0.2.50,255.255.255.0,120", "--dhcp-authoritative"),
@@ -569,7 +575,7 @@ def test_uplink_that_appears_late_vanishes_and_returns(
         assert "search example.org" in resolv
         assert resolv.index("2001:db8:2::53") < resolv.index("192.0.2.53")
         core.attach("pod-b")
-        (link,) = json.loads(sh("ip -n pod-b -json link show eth0"))
+        (link,) = json.loads(sh("nsenter --net=/run/netns/pod-b ip -json link show eth0"))
         assert link["mtu"] == 1400
 
         core.seen.clear()
