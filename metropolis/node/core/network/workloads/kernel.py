@@ -159,8 +159,18 @@ class KernelDatapath:
                     found.add((route.destination.network_address, route.ifindex))
         return found
 
+    def _first_hops(self) -> set[int]:
+        """Indexes of the links that have the IPv6 first hop."""
+        if not self._ipv6:
+            return set()
+        with self._sockets.socket() as host:
+            messages = host.dump(rtnl.dump_addresses(rtnl.AF_INET6, 0))
+        found = (rtnl.parse_address(message) for message in messages)
+        return {one.ifindex for one in found if one and one.address == allocs.FIRST_HOP_IPV6}
+
     def _scan(self) -> Scan:
         routes = self._routes()
+        hops = self._first_hops()
         plan = recovery.plan(self._links(), routes)
         # First of all, so that what stays can have its routes.
         for name, index in [(link.name, link.ifindex) for link in plan.half_made] + [
@@ -169,7 +179,9 @@ class KernelDatapath:
             self._batch_tolerating({errno.ENODEV}, rtnl.del_link(index, name))
         repaired = 0
         for record in plan.complete:
-            missing = {ip for ip in record.ips if (ip, record.host_ifindex) not in routes}
+            index = record.host_ifindex
+            missing = {ip for ip in record.ips if (ip, index) not in routes}
+            missing |= {ip for ip in record.ips if ip.version == 6 and index not in hops}
             if missing:
                 repaired += 1
                 self._repair(record, missing)
