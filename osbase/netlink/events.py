@@ -28,7 +28,7 @@ from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK
 
 _SO_ATTACH_FILTER = 26
 _RETRY_MS = 1000
-_RECEIVE_BUFFER = 4 * 1024 * 1024  # bytes; about 1,500 removals at once
+RECEIVE_BUFFER = 4 * 1024 * 1024  # bytes; about 1,500 removals at once
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class LinkEvents:
         on_removed: Callable[[LinkRemoved], None],
         on_overrun: Callable[[], None],
         *,
-        receive_buffer: int = _RECEIVE_BUFFER,
+        receive_buffer: int = RECEIVE_BUFFER,
     ) -> None:
         self._on_removed = on_removed
         self._on_overrun = on_overrun

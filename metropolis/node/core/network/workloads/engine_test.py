@@ -401,7 +401,7 @@ def test_prefixes_that_overlap_are_refused_at_any_time() -> None:
         engine.set_prefixes([ip_network("10.0.0.0/8"), ip_network("10.1.0.0/16")])
 
 
-# ---- Check ---------------------------------------------------------------------
+# ---- Check -------------------------------------------------------------------
 
 
 def test_check_of_all_interfaces_and_of_one(world: World) -> None:
@@ -439,7 +439,7 @@ def test_check_with_another_namespace_tells_and_does_not_enter(world: World) -> 
     assert [finding.what for finding in checked.findings] == ["route to 0.0.0.0/0 inside"]
 
 
-# ---- Watch ---------------------------------------------------------------------
+# ---- Watch -------------------------------------------------------------------
 
 
 def told(watcher: Watcher, count: int) -> list[tuple[str, str]]:
@@ -586,7 +586,7 @@ def test_watches_end_with_the_service(world: World) -> None:
         world.engine.watch()
 
 
-# ---- Collect -------------------------------------------------------------------
+# ---- Collect -----------------------------------------------------------------
 
 
 def ids(attachments: Sequence[Attachment]) -> set[tuple[str, str]]:
@@ -725,7 +725,7 @@ def test_one_collection_at_a_time(world: World) -> None:
     assert world.engine.collect(lambda *_: False).removed
 
 
-# ---- Callers that stop to wait -------------------------------------------------
+# ---- Callers that stop to wait -----------------------------------------------
 
 
 def test_nothing_is_begun_for_a_caller_that_has_gone(world: World) -> None:

@@ -53,9 +53,12 @@ class Aborted(WorkloadError):
 
 
 class GivenUp(WorkloadError):
-    """The caller does not wait any more; nothing was begun for it."""
+    """The caller does not wait any more; nothing was begun for it.
 
-    code = grpc.StatusCode.CANCELLED
+    One that has cancelled hears nothing, so the code is for the others.
+    """
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class KernelRefused(WorkloadError):

@@ -51,7 +51,7 @@ from osbase.netlink.errors import (
     NotNetns,
     errno_name,
 )
-from osbase.netlink.events import LinkEvents
+from osbase.netlink.events import RECEIVE_BUFFER, LinkEvents
 from osbase.netlink.message import Request
 from osbase.netlink.transport import NetlinkSocket, SocketPool
 
@@ -72,9 +72,13 @@ class KernelNetns:
 
 
 class KernelDatapath:
-    """Attachments in the network namespace of the thread that calls `open`."""
+    """Attachments in the network namespace of the thread that calls `open`.
 
-    def __init__(self) -> None:
+    event_buffer: bytes of link events that the kernel may keep for us.
+    """
+
+    def __init__(self, *, event_buffer: int = RECEIVE_BUFFER) -> None:
+        self._event_buffer = event_buffer
         self._home = -1
         self._home_cookie = 0
         self._ipv6 = False
@@ -99,7 +103,7 @@ class KernelDatapath:
             with raw:
                 self._home_cookie = namespaces.cookie(raw)
             self._ensure_first_hop()
-            self._events = LinkEvents(removed, on_overrun)
+            self._events = LinkEvents(removed, on_overrun, receive_buffer=self._event_buffer)
 
     def watch(self) -> None:
         """See Datapath."""

@@ -38,7 +38,7 @@ from metropolis.node.core.network.workloads.errors import (
     WorkloadError,
 )
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
-from metropolis.node.core.network.workloads.watchers import Watcher
+from metropolis.node.core.network.workloads.watchers import BACKLOG, Watcher
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +53,21 @@ class WorkloadServer:
     """`start` serves, `stop` ends; an object is good for one of each.
 
     socket_path: absolute. workers: calls at a time; removals wait for the
-    kernel, so more than processors.
+    kernel, so more than processors. watch_backlog: changes that a watcher may
+    be behind, besides what gRPC has taken for it.
     """
 
-    def __init__(self, engine: Engine, socket_path: str | Path, workers: int = 16) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        socket_path: str | Path,
+        workers: int = 16,
+        *,
+        watch_backlog: int = BACKLOG,
+    ) -> None:
         self._path = Path(socket_path)
         self._workers = workers
-        self._methods = _Methods(engine)
+        self._methods = _Methods(engine, watch_backlog)
         self._pools: list[ThreadPoolExecutor] = []
         self._server: grpc.Server | None = None
         self._inode = 0
@@ -158,8 +166,9 @@ class _Methods:
     would turn a request that cannot be decoded into INTERNAL and a traceback.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, watch_backlog: int) -> None:
         self._engine = engine
+        self._watch_backlog = watch_backlog
         self._watching: set[Watcher] = set()
         self._stopping = False
         self._mutex = threading.Lock()
@@ -209,7 +218,7 @@ class _Methods:
         if not self._places.acquire(blocking=False):
             raise Exhausted(f"watch: there are {WATCHERS_MAX} watchers already; end one")
         try:
-            with self._engine.watch() as watcher:
+            with self._engine.watch(self._watch_backlog) as watcher:
                 with self._mutex:
                     if self._stopping:
                         raise Unavailable(_STOPPING)

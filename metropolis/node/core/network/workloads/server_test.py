@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_network
 from pathlib import Path
@@ -16,28 +16,32 @@ from typing import Any
 
 import grpc
 import pytest
+from pyroute2 import IPRoute
 
 from metropolis.node.core.network.workloads.engine import Engine
 from metropolis.node.core.network.workloads.errors import WorkloadError
 from metropolis.node.core.network.workloads.kernel import KernelDatapath
 from metropolis.node.core.network.workloads.server import WorkloadServer
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
-from metropolis.node.core.network.workloads.testing.lab import Pod, objects
+from metropolis.node.core.network.workloads.testing.lab import Pod, objects, pods
 from metropolis.node.core.network.workloads.testing.served import Client, texts
+from osbase.netlink.message import Request
+from osbase.netlink.transport import NetlinkSocket
 
 SERVICE = "/metropolis.node.core.network.workloads.WorkloadNetworking/"
 Code = grpc.StatusCode
+WAIT_S = 20.0
 
 
 class World:
     """A server in this process, a client, and one pod."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, workers: int = 16, event_buffer: int = 1 << 20) -> None:
         self.path = directory / "run" / "workload.sock"
-        self.engine = Engine(KernelDatapath())
+        self.engine = Engine(KernelDatapath(event_buffer=event_buffer))
         self.engine.set_prefixes([ip_network("10.192.0.0/29"), ip_network("fd00:10:192::/112")])
         self.engine.start()
-        self.server = WorkloadServer(self.engine, self.path)
+        self.server = WorkloadServer(self.engine, self.path, workers=workers)
         self.server.start()
         self.client = Client(self.path)
         self.pod = Pod()
@@ -117,7 +121,7 @@ def test_bad_input_is_refused_and_leaves_nothing(world: World, tmp_path: Path) -
     world.client.detach("w1")
 
 
-@pytest.mark.parametrize("method", ["Attach", "Detach", "Status", "List"])
+@pytest.mark.parametrize("method", ["Attach", "Detach", "Status", "List", "Check", "Collect"])
 def test_garbage_is_an_invalid_argument(world: World, method: str) -> None:
     code, details = world.refused(method, b"\xff\xff\xff")
     assert (code, "request of 3 bytes: is no" in details) == (Code.INVALID_ARGUMENT, True)
@@ -302,6 +306,217 @@ def test_stop_finishes_the_calls_under_way(world: World, monkeypatch: pytest.Mon
         stopping.set()
         assert call.result(20) == pb.StatusResponse()
         stop.result(20)
+
+
+class Gate:
+    """Attaches stop at it with all but the last of their work done."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.arrived, self.opened = threading.Semaphore(0), threading.Event()
+        real = NetlinkSocket.batch
+
+        def batch(sock: NetlinkSocket, requests: Sequence[Request]) -> None:
+            if "set alias" in requests[0].what:
+                self.arrived.release()
+                assert self.opened.wait(WAIT_S)
+            real(sock, requests)
+
+        monkeypatch.setattr(NetlinkSocket, "batch", batch)
+
+    def wait(self, count: int = 1) -> None:
+        for _ in range(count):
+            assert self.arrived.acquire(timeout=WAIT_S)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    return Gate(monkeypatch)
+
+
+def attach_with(client: Client, workload_id: str, pod: Pod, timeout: float) -> Any:
+    request = pb.AttachRequest.FromString(attach_bytes(pod.path, workload_id))
+    return client.stub.Attach.future(request, timeout=timeout)
+
+
+def test_stop_finishes_attaches_under_way(world: World, gate: Gate) -> None:
+    """The last of their work is done after the server was told to stop."""
+    with pods(4) as made, ThreadPoolExecutor() as pool:
+        calls = [world.client.attach_later(f"p{n}", pod) for n, pod in enumerate(made)]
+        gate.wait(4)
+        stop = pool.submit(world.server.stop, WAIT_S)
+        while world.path.exists():
+            pass
+        gate.opened.set()
+        answers = [call.result() for call in calls]
+        stop.result(WAIT_S)
+        assert {texts(answer.ip) for answer in answers} == {
+            tuple(map(str, one.ips)) for one in world.engine.list()
+        }
+        for n, pod in enumerate(made):
+            (checked,) = world.engine.check(f"p{n}", netns_path=pod.path)
+            assert checked.findings == ()
+            world.engine.detach(f"p{n}")
+
+
+def test_after_the_grace_what_was_begun_is_finished_and_the_queue_is_not(
+    tmp_path: Path, gate: Gate
+) -> None:
+    world = World(tmp_path, workers=1)
+    with pods(2) as (one, two), ThreadPoolExecutor() as pool:
+        begun = world.client.attach_later("begun", one)
+        gate.wait()
+        queued = world.client.attach_later("queued", two)
+        world.client.stub.Status(pb.StatusRequest())
+        stop = pool.submit(world.server.stop, 0.1)
+        for call in (begun, queued):
+            with pytest.raises(grpc.RpcError):
+                call.result()
+        gate.opened.set()
+        stop.result(WAIT_S)
+        assert [one.workload_id for one in world.engine.list()] == ["begun"]
+        (checked,) = world.engine.check("begun", netns_path=one.path)
+        assert checked.findings == ()
+        assert len([line for line in two.objects() if "IFLA_IFNAME" in line]) == 1
+    world.close()
+
+
+def test_a_deadline_that_passes_leaves_the_whole_attachment(world: World, gate: Gate) -> None:
+    call = attach_with(world.client, "w1", world.pod, timeout=0.5)
+    gate.wait()
+    with pytest.raises(grpc.RpcError) as caught:
+        call.result()
+    assert caught.value.code() == Code.DEADLINE_EXCEEDED
+    gate.opened.set()
+    answer = world.client.attach("w1", world.pod)
+    assert world.client.list() == {"w1": texts(answer.ip)}
+    (checked,) = world.client.check("w1", world.pod.path)
+    assert (list(checked.findings), checked.entered) == ([], True)
+
+
+def test_a_client_that_cancels_leaves_the_whole_attachment(world: World, gate: Gate) -> None:
+    call = world.client.attach_later("w1", world.pod)
+    gate.wait()
+    call.cancel()
+    gate.opened.set()
+    answer = world.client.attach("w1", world.pod)
+    assert world.client.list() == {"w1": texts(answer.ip)}
+    assert not world.client.check("w1", world.pod.path)[0].findings
+
+
+def test_what_expires_in_the_queue_is_not_begun(tmp_path: Path, gate: Gate) -> None:
+    """Behind the only worker, and behind a call for the same workload."""
+    for workers in (1, 8):
+        world = World(tmp_path / str(workers), workers=workers)
+        gate.opened.clear()
+        with pods(2) as (one, two):
+            first = world.client.attach_later("w1", one)
+            gate.wait()
+            late = "w2" if workers == 1 else "w1"
+            request = pb.AttachRequest.FromString(attach_bytes(two.path, late, "net1"))
+            with pytest.raises(grpc.RpcError) as caught:
+                world.client.stub.Attach(request, timeout=0.2)
+            assert caught.value.code() == Code.DEADLINE_EXCEEDED
+            detach = pb.DetachRequest(workload_id="w1")
+            with pytest.raises(grpc.RpcError):
+                world.client.stub.Detach(detach, timeout=0.2)
+            gate.opened.set()
+            first.result()
+            world.server.stop()  # whatever else was taken up has ended
+            (kept,) = world.engine.list()
+            assert (kept.workload_id, kept.if_name) == ("w1", "eth0")
+            assert len([line for line in two.objects() if "IFLA_IFNAME" in line]) == 1
+        world.close()
+
+
+def test_status_and_list_answer_while_all_workers_are_stuck(tmp_path: Path, gate: Gate) -> None:
+    world = World(tmp_path, workers=2)
+    with pods(3) as made:
+        calls = [world.client.attach_later(f"p{n}", pod) for n, pod in enumerate(made)]
+        gate.wait(2)
+        world.client.stub.Status(pb.StatusRequest(), timeout=WAIT_S)
+        assert world.client.list() == {}
+        gate.opened.set()
+        for call in calls:
+            call.result()
+    world.close()
+
+
+def test_check(world: World) -> None:
+    made = world.client.attach("w1", world.pod)
+    (checked,) = world.client.check("w1")
+    assert checked.attachment.ip == made.ip
+    assert (list(checked.findings), checked.entered) == ([], False)
+    with IPRoute() as other:
+        other.link("set", ifname=made.host_interface, mtu=1300)
+    (checked,) = world.client.check("w1", world.pod.path)
+    (found,) = checked.findings
+    assert (found.what, found.expected, found.found) == (
+        f"MTU of {made.host_interface}",
+        "1500",
+        "1300",
+    )
+    with pods(1) as (other_pod,):
+        (checked,) = world.client.check("w1", other_pod.path)
+        assert "network namespace at" in checked.findings[0].what
+        assert not checked.entered
+    code, details = world.refused("Check", b"\x0a\x02w2")
+    assert (code, details) == (Code.NOT_FOUND, "check 'w2': has no interface")
+    code, _ = world.refused("Check", attach_bytes("/gone", "w1"))
+    assert code == Code.NOT_FOUND
+    world.pod.close()
+    while world.client.list():
+        pass
+    code, _ = world.refused("Check", b"\x0a\x02w1")
+    assert code == Code.NOT_FOUND
+
+
+def test_collect(world: World) -> None:
+    outside = objects()
+    with pods(4) as made:
+        for n, pod in enumerate(made):
+            world.client.attach(f"p{n}", pod)
+        world.client.attach("p1", made[1], "net1")
+        for bad in (
+            pb.CollectRequest(live_workload_id=[""]),
+            pb.CollectRequest(live_interface=[pb.LiveInterface(workload_id="p1")]),
+            pb.CollectRequest(live_interface=[pb.LiveInterface(if_name="eth0")]),
+        ):
+            code, _ = world.refused("Collect", bad.SerializeToString())
+            assert code == Code.INVALID_ARGUMENT
+        assert len(world.engine.list()) == 5
+        interface = pb.LiveInterface(workload_id="p1", if_name="net1")
+        request = pb.CollectRequest(live_workload_id=["p0", "px"], live_interface=[interface])
+        answer = world.client.stub.Collect(request, timeout=WAIT_S)
+        assert [(one.workload_id, one.if_name) for one in answer.removed] == [
+            ("p1", "eth0"),
+            ("p2", "eth0"),
+            ("p3", "eth0"),
+        ]
+        assert not answer.remaining
+        assert world.client.collect() == {"p0", "p1"}
+        assert world.client.collect() == set()
+        assert objects() == outside
+
+
+def test_a_watch_is_told_every_loss_of_a_flood(tmp_path: Path) -> None:
+    """More namespaces die while nobody reads than the kernel has room for."""
+    world = World(tmp_path, event_buffer=1)
+    world.engine.set_prefixes([ip_network("10.192.0.0/26")])
+    watch = world.client.watch()
+    assert watch.next() == [("COMPLETE", "")]
+    with pods(32) as made:
+        for n, pod in enumerate(made):
+            world.client.attach(f"p{n}", pod)
+        watch.next(32)
+        with world.engine._mutex, IPRoute() as witness:  # who reads waits for it
+            for pod in made:
+                pod.close()
+            while any(link.get("group") == 8 for link in witness.get_links()):
+                pass
+    assert {watch.next()[0] for _ in range(32)} == {("LOST", f"p{n}") for n in range(32)}
+    assert world.engine._overruns > 0
+    assert world.client.list() == {}
+    world.close()
 
 
 def test_every_error_has_a_code() -> None:

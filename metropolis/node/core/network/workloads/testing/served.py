@@ -41,6 +41,22 @@ class Client:
         netns = pb.NetNSAttachment(netns_path=path, if_name=if_name)
         self.stub.Detach(pb.DetachRequest(workload_id=workload_id, netns=netns), timeout=DEADLINE_S)
 
+    def check(self, workload_id: str, path: str = "") -> list[pb.CheckedAttachment]:
+        """Check all interfaces."""
+        netns = pb.NetNSAttachment(netns_path=path)
+        request = pb.CheckRequest(workload_id=workload_id, netns=netns)
+        return list(self.stub.Check(request, timeout=DEADLINE_S).attachments)
+
+    def collect(self, *live: str) -> set[str]:
+        """Collect; the workloads of what was removed. Nothing may remain."""
+        answer = self.stub.Collect(pb.CollectRequest(live_workload_id=live), timeout=DEADLINE_S)
+        assert not answer.remaining
+        return {one.workload_id for one in answer.removed}
+
+    def watch(self) -> Watch:
+        """Watch, from the first event on."""
+        return Watch(self.stub.Watch(pb.WatchRequest(), timeout=DEADLINE_S))
+
     def host_ifindexes(self) -> dict[str, int]:
         """Indexes of the host's ends by workload."""
         found = self.stub.List(pb.ListRequest(), timeout=DEADLINE_S).attachments
@@ -54,6 +70,30 @@ class Client:
     def close(self) -> None:
         """End the connection."""
         self.channel.close()
+
+
+class Watch:
+    """A stream of events: each as kind and workload id."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+
+    def next(self, count: int = 1) -> list[tuple[str, str]]:
+        """The next ones."""
+        events = [next(self.call) for _ in range(count)]
+        return [
+            (pb.WatchEvent.Kind.Name(event.kind), event.attachment.workload_id) for event in events
+        ]
+
+    def end(self) -> tuple[int, grpc.StatusCode]:
+        """Read to the end; how many events, and the status."""
+        count = 0
+        try:
+            for _ in self.call:
+                count += 1
+        except grpc.RpcError as error:
+            return count, error.code()
+        return count, grpc.StatusCode.OK
 
 
 def texts(packed: Sequence[bytes]) -> tuple[str, ...]:
