@@ -7,7 +7,7 @@
         | frame: argv, CNI_ environment, stdin        -> wire
     /run/metropolis/network/cni.sock                  -> server
         | command object                              -> protocol
-    engine.attach, detach, list, status               -> adapter
+    engine.attach, detach, check, collect, status     -> adapter
         | result or error object                      -> result, protocol
     stdout and exit code, back through cniproxy
 

@@ -6,12 +6,12 @@
   is removed, and ADD and DEL of one container wait for each other, so a retry
   sees either the attachment or nothing.
 - An ADD whose caller has gone before its turn came is not begun.
-- GC removes what it saw in one snapshot and finds unchanged at its turn, and
-  never what an ADD touched meanwhile. Runtimes must not run GC beside an ADD at
-  all; this holds even if one does. What cannot be seen from here: an attachment
-  made over gRPC after the runtime wrote its list and before GC came.
-- CHECK compares with what the engine knows and asks the kernel for the link;
-  what a workload changed inside its own namespace it does not see.
+- GC is the engine's Collect, for which every ADD counts as live from its
+  arrival here until its answer was received. Runtimes must not run GC beside an
+  ADD at all; this holds even if one does. What cannot be seen from here: an ADD
+  that was answered after the runtime wrote its list and before GC came.
+- CHECK is the engine's Check, from inside the container's namespace, and a
+  comparison of prevResult with what the engine knows.
 - Repeating an ADD returns the attachment that is there, as over gRPC.
 
 The engine blocks; its calls run in threads of the given executor, but for
@@ -21,9 +21,8 @@ STATUS, which must not wait behind attaches.
 import asyncio
 import contextlib
 import logging
-import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -32,7 +31,12 @@ from metropolis.node.core.network.cni import protocol, result
 from metropolis.node.core.network.cni.protocol import Add, Check, CniError, Code, Del, Gc, Key
 from metropolis.node.core.network.cni.wire import ANSWER_MAX, Answer, Request
 from metropolis.node.core.network.workloads import errors
-from metropolis.node.core.network.workloads.model import AttachIntent, Attachment
+from metropolis.node.core.network.workloads.model import (
+    AttachIntent,
+    Attachment,
+    Checked,
+    Collected,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -54,6 +58,12 @@ class Engine(Protocol):
     def list(self, workload_id: str = "") -> Sequence[Attachment]:
         """Return what there is, of one workload or of all."""
 
+    def check(self, workload_id: str, if_name: str = "", netns_path: str = "") -> Sequence[Checked]:
+        """Compare with the kernel; raise NotAttached when there is nothing."""
+
+    def collect(self, is_live: Callable[[str, str], bool]) -> Collected:
+        """Remove what is not live, but nothing that an attach is busy with."""
+
     def status(self) -> None:
         """Raise Unavailable unless an attach would have a prefix."""
 
@@ -67,19 +77,10 @@ class Adapter:
 
     patience_s = 60.0
 
-    def __init__(
-        self,
-        engine: Engine,
-        executor: Executor,
-        link_index: Callable[[str], int] = socket.if_nametoindex,
-    ) -> None:
-        """Make one; its owner shuts down engine and executor.
-
-        `link_index` asks the kernel for a host-side link; OSError: none.
-        """
+    def __init__(self, engine: Engine, executor: Executor) -> None:
+        """Make one; its owner shuts down engine and executor."""
         self._engine = engine
         self._executor = executor
-        self._link_index = link_index
         # By container id; a lock lives as long as somebody holds or awaits it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._adding: Counter[Key] = Counter()
@@ -192,53 +193,33 @@ class Adapter:
         await self._call(self._engine.detach, container_id, netns, if_name)
 
     async def _check(self, check: Check) -> None:
-        attachments = await self._call(self._engine.list, check.container_id)
-        attachment = _find(attachments, check.if_name)
-        if attachment is None:
-            what = f"{check.container_id} has no interface {check.if_name}"
-            raise CniError(Code.UNKNOWN_CONTAINER, "not attached", what)
-        found = result.differences(check, attachment)
-        try:
-            index = await self._call(self._link_index, attachment.host_interface)
-        except OSError:
-            index = 0
-        if index != attachment.host_ifindex:
-            found.append(f"there is no link {attachment.host_interface} on the host")
+        (checked,) = await self._call(
+            self._engine.check, check.container_id, check.if_name, check.netns
+        )
+        found = result.differences(check, checked.attachment)
+        found += [str(finding) for finding in checked.findings]
         if found:
             raise CniError(Code.CHECK_FAILED, "not as it was added", "; ".join(found)[:2000])
 
     async def _gc(self, gc: Gc) -> None:
         touched = set(self._adding)
         self._touched.append(touched)
+
+        def is_live(container_id: str, if_name: str) -> bool:
+            key = container_id, if_name
+            return key in gc.valid or key in touched
+
         try:
-            seen = await self._call(self._engine.list)
-            stale = [a for a in seen if (a.workload_id, a.if_name) not in gc.valid]
-            failures = await asyncio.gather(*(self._collect(a, touched) for a in stale))
+            collected = await self._call(self._engine.collect, is_live)
         finally:
             self._touched = [other for other in self._touched if other is not touched]
-        failed = [failure for failure in failures if failure]
-        if failed:
-            summary = f"{len(failed)} of {len(stale)} stale attachments remain"
+        for gone in collected.removed:
+            _logger.info("GC: removed %s %s", gone.workload_id, gone.if_name)
+        if collected.remaining:
+            count = len(collected.remaining) + len(collected.removed)
+            summary = f"{len(collected.remaining)} of {count} stale attachments remain"
+            failed = [f"{a.workload_id} {a.if_name}: {why}" for a, why in collected.remaining]
             raise CniError(Code.KERNEL_REFUSED, summary, "; ".join(failed)[:2000])
-
-    async def _collect(self, stale: Attachment, touched: Collection[Key]) -> str:
-        """Remove one stale attachment; return why not, or nothing."""
-        key = stale.workload_id, stale.if_name
-        try:
-            async with self._hold(stale.workload_id):
-                if key not in touched and await self._call(self._remove_unchanged, stale):
-                    _logger.info("GC: removed %s %s", *key)
-        except (CniError, errors.WorkloadError) as error:
-            return f"{stale.workload_id} {stale.if_name}: {error}"
-        return ""
-
-    def _remove_unchanged(self, stale: Attachment) -> bool:
-        """Detach it if it is still what was seen. In a thread."""
-        current = _find(self._engine.list(stale.workload_id), stale.if_name)
-        if current is None or current.host_ifindex != stale.host_ifindex:
-            return False
-        self._engine.detach(stale.workload_id, "", stale.if_name)
-        return True
 
     async def _call[**P, R](self, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a blocking call in a thread."""
@@ -274,6 +255,8 @@ def _from_engine(error: errors.WorkloadError) -> CniError:
                 return CniError(Code.INVALID_CONFIG, "the request cannot be met", details)
             what = "CNI_CONTAINERID, CNI_NETNS or CNI_IFNAME is refused"
             return CniError(Code.INVALID_ENVIRONMENT, what, details)
+        case errors.NotAttached():
+            return CniError(Code.UNKNOWN_CONTAINER, "not attached", details)
         case errors.NotFound():
             return CniError(Code.INVALID_ENVIRONMENT, "CNI_NETNS is no network namespace", details)
         case errors.AlreadyExists():

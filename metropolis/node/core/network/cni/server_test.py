@@ -12,7 +12,7 @@ import socket
 import stat
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,15 @@ from metropolis.node.core.network.cni.adapter import Adapter
 from metropolis.node.core.network.cni.protocol import Code
 from metropolis.node.core.network.cni.server import CniServer
 from metropolis.node.core.network.cni.wire import Answer, Request
+from metropolis.node.core.network.workloads.datapath import Record
 from metropolis.node.core.network.workloads.engine import Engine
+from metropolis.node.core.network.workloads.errors import KernelRefused
 from metropolis.node.core.network.workloads.kernel import KernelDatapath
-from metropolis.node.core.network.workloads.model import AttachIntent, Attachment
+from metropolis.node.core.network.workloads.model import (
+    AttachIntent,
+    Attachment,
+    Collected,
+)
 
 PROGRAM = str(Path(os.environ["CNIPROXY"]).absolute())
 PREFIXES = [ip_network("10.192.0.0/24"), ip_network("fd00:10:192::/112")]
@@ -37,7 +43,8 @@ GENEROUS_S = 60.0
 class GatedEngine(Engine):
     """The engine, with gates that calls wait at when they are closed.
 
-    gate: before an attach. made: after one. seen: after all were listed.
+    gate: before an attach. made: after one. seen: after a collection saw what
+    there is, for each that it does.
     """
 
     def __init__(self) -> None:
@@ -46,21 +53,30 @@ class GatedEngine(Engine):
         for gate in (self.gate, self.made, self.seen):
             gate.set()
         self.arrived = threading.Semaphore(0)
-        self.listing = threading.Semaphore(0)
+        self.collecting = threading.Semaphore(0)
 
-    def attach(self, intent: AttachIntent) -> Attachment:
+    def attach(
+        self, intent: AttachIntent, *, left_s: Callable[[], float] = lambda: GENEROUS_S
+    ) -> Attachment:
         self.arrived.release()
         assert self.gate.wait(GENEROUS_S)
-        attachment = super().attach(intent)
+        attachment = super().attach(intent, left_s=left_s)
         assert self.made.wait(GENEROUS_S)
         return attachment
 
-    def list(self, workload_id: str = "") -> list[Attachment]:
-        found = super().list(workload_id)
-        if not workload_id:
-            self.listing.release()
+    def collect(
+        self,
+        is_live: Callable[[str, str], bool],
+        *,
+        left_s: Callable[[], float] = lambda: GENEROUS_S,
+    ) -> Collected:
+        def gated(container_id: str, if_name: str) -> bool:
+            live = is_live(container_id, if_name)
+            self.collecting.release()
             assert self.seen.wait(GENEROUS_S)
-        return found
+            return live
+
+        return super().collect(gated, left_s=left_s)
 
 
 def run(*command: str) -> str:
@@ -238,6 +254,17 @@ async def test_check(service: Path, engine: GatedEngine, netns: Netns) -> None:
     assert await cni(service, "CHECK", "c1", netns.path, prevResult=result) is None
     old = await cni(service, "ADD", "c1", netns.path, "0.4.0")
     assert await cni(service, "CHECK", "c1", netns.path, "0.4.0", prevResult=old) is None
+    netns.run("ip", "link", "set", "eth0", "mtu", "1300")
+    said = await refused(Code.CHECK_FAILED, service, "CHECK", "c1", netns.path, prevResult=result)
+    assert "MTU of 'eth0' inside: expected 1500, found 1300" in said
+    netns.run("ip", "link", "set", "eth0", "mtu", "1500")
+    netns.run("ip", "route", "del", "default")
+    said = await refused(Code.CHECK_FAILED, service, "CHECK", "c1", netns.path, prevResult=result)
+    assert "route to 0.0.0.0/0 inside: expected via 169.254.77.1" in said
+    other = Netns()
+    said = await refused(Code.CHECK_FAILED, service, "CHECK", "c1", other.path, prevResult=result)
+    assert "network namespace at" in said
+    other.close()
     name = result["interfaces"][0]["name"]
     # Not `in`: whether the engine has heard of it yet must not matter.
     run("ip", "link", "delete", name)
@@ -338,11 +365,11 @@ async def test_gc_spares_an_add_in_flight(service: Path, engine: GatedEngine) ->
         netns.close()
 
 
-async def start_gc_and_stop_it_at_its_list(service: Path, engine: GatedEngine) -> asyncio.Task[Any]:
-    """Start a collection of everything; return when it knows what is."""
+async def start_gc_and_stop_it(service: Path, engine: GatedEngine) -> asyncio.Task[Any]:
+    """Start a collection of everything; return when it has seen what is."""
     engine.seen.clear()
     collecting = asyncio.create_task(cni(service, "GC", **EVERYTHING))
-    await asyncio.to_thread(engine.listing.acquire)
+    await asyncio.to_thread(engine.collecting.acquire)
     return collecting
 
 
@@ -350,7 +377,7 @@ async def test_gc_spares_what_is_added_while_it_runs(
     service: Path, engine: GatedEngine, netns: Netns
 ) -> None:
     await cni(service, "ADD", "c1", netns.path)
-    collecting = await start_gc_and_stop_it_at_its_list(service, engine)
+    collecting = await start_gc_and_stop_it(service, engine)
     await cni(service, "ADD", "c1", netns.path)
     engine.seen.set()
     await collecting
@@ -361,12 +388,46 @@ async def test_gc_spares_what_is_not_what_it_saw(
     service: Path, engine: GatedEngine, netns: Netns
 ) -> None:
     await cni(service, "ADD", "c1", netns.path)
-    collecting = await start_gc_and_stop_it_at_its_list(service, engine)
+    collecting = await start_gc_and_stop_it(service, engine)
     engine.detach("c1")
     again = await asyncio.to_thread(engine.attach, AttachIntent("c1", netns.path, "eth0"))
     engine.seen.set()
     await collecting
     assert engine.list() == [again]
+
+
+async def test_gc_spares_an_add_that_waits_for_its_turn(
+    service: Path, engine: GatedEngine, netns: Netns
+) -> None:
+    """It has not come to the engine yet; its attachment is there already."""
+    await cni(service, "ADD", "c1", netns.path)
+    engine.arrived.acquire()
+    collecting = await start_gc_and_stop_it(service, engine)
+    engine.gate.clear()
+    adding = asyncio.create_task(cni(service, "ADD", "c1", netns.path))
+    await asyncio.to_thread(engine.arrived.acquire)
+    engine.seen.set()
+    await collecting
+    assert len(engine.list("c1")) == 1
+    engine.gate.set()
+    await adding
+
+
+async def test_gc_tells_what_remains(
+    service: Path, engine: GatedEngine, netns: Netns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cni(service, "ADD", "c1", netns.path)
+
+    def refusing(self: KernelDatapath, records: Sequence[Record]) -> None:
+        raise KernelRefused("detach 'c1': EPERM")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KernelDatapath, "remove", refusing)
+        said = await refused(Code.KERNEL_REFUSED, service, "GC", **EVERYTHING)
+        assert "1 of 1 stale attachments remain" in said
+        assert "c1 eth0: detach 'c1': EPERM" in said
+    assert await cni(service, "GC", **EVERYTHING) is None
+    assert netns.links() == {"lo"}
 
 
 async def test_a_killed_add_is_taken_back(service: Path, engine: GatedEngine, netns: Netns) -> None:
