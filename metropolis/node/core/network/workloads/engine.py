@@ -159,7 +159,9 @@ class Engine:
         self._by_index: dict[int, _Entry] = {}
         self._by_netns: dict[int, dict[str, _Entry]] = {}  # cookie, if_name
         self._pool = AddressPool()
-        self._prefixes: tuple[tuple[IPNetwork, ...], tuple[IPAddress, ...]] = ((), ())
+        self._prefixes: tuple[
+            tuple[IPNetwork, ...], tuple[IPAddress, ...], tuple[IPNetwork, ...]
+        ] = ((), (), ())
         self._mtu = DEFAULT_MTU
         self._indexes = _index_numbers()
         self._overruns = 0
@@ -215,20 +217,30 @@ class Engine:
         self._watchers.end("the workload network service has stopped")
 
     def set_prefixes(
-        self, prefixes: Sequence[IPNetwork], reserved: Collection[IPAddress] = ()
+        self,
+        prefixes: Sequence[IPNetwork],
+        reserved: Collection[IPAddress] = (),
+        draining: Collection[IPNetwork] = (),
     ) -> None:
         """Replace the prefixes that new attachments get addresses of.
 
         Any time, from any thread; attachments are untouched. None: not ready.
-        Raises InvalidArgument when two overlap, and changes nothing then.
+        draining: prefixes that hand out nothing new; take them away when
+        `in_use` says 0. Raises InvalidArgument when two overlap, and changes
+        nothing then.
         """
         with self._mutex:
             if self._started:
-                self._pool.set_prefixes(prefixes, reserved)
+                self._pool.set_prefixes(prefixes, reserved, draining)
             else:
                 # The pool looks at what is in use to choose where to begin.
-                AddressPool().set_prefixes(prefixes, reserved)
-            self._prefixes = (tuple(prefixes), tuple(reserved))
+                AddressPool().set_prefixes(prefixes, reserved, draining)
+            self._prefixes = (tuple(prefixes), tuple(reserved), tuple(draining))
+
+    def in_use(self, prefix: IPNetwork) -> int:
+        """How many addresses of the prefix attachments have."""
+        with self._mutex:
+            return self._pool.in_use(prefix)
 
     def set_mtu(self, mtu: int) -> None:
         """The MTU of new attachments, in bytes."""

@@ -401,6 +401,25 @@ def test_prefixes_that_overlap_are_refused_at_any_time() -> None:
         engine.set_prefixes([ip_network("10.0.0.0/8"), ip_network("10.1.0.0/16")])
 
 
+def test_a_prefix_is_drained_and_taken_away_while_in_use(world: World) -> None:
+    old, new = ip_network("10.0.0.0/29"), ip_network("10.1.0.0/29")
+    world.engine.set_prefixes([old])
+    made = world.engine.attach(intent())
+    for engine in (world.engine, world.restart()):
+        engine.set_prefixes([new], draining=[old])
+        assert engine.attach(intent()) == made
+        assert engine.in_use(old) == 1
+    second = world.engine.attach(intent("w2", "/b"))
+    assert second.ips[0] in new
+    with pytest.raises(InvalidArgument, match=r"10.0.0.2: its prefix 10.0.0.0/29 is draining"):
+        world.engine.attach(AttachIntent("w3", "/c", "eth0", (ip_address("10.0.0.2"),)))
+    world.engine.set_prefixes([], draining=[old, new])
+    with pytest.raises(Unavailable, match="no address prefix"):
+        world.engine.status()
+    world.engine.detach("w1")
+    assert (world.engine.in_use(old), world.engine.in_use(new)) == (0, 1)
+
+
 # ---- Check -------------------------------------------------------------------
 
 

@@ -17,15 +17,20 @@ Usable is every address but the first (network; in IPv6 subnet-router anycast,
 RFC 4291 2.6.1) and, in IPv4, the last (broadcast). Prefixes of two addresses
 (/31 RFC 3021, /127 RFC 6164) and of one (/32, /128) are usable whole.
 
+A prefix leaves in two steps: while it is draining nothing new comes from it,
+and `in_use` tells when its last address is back; then it can be taken away. One
+that returns from draining knows what was used lately, one that was taken away
+does not. Addresses in use stay so whatever becomes of their prefix.
+
 Why not a bitmap: it knows nothing of the order of freeing, and 16 million
 addresses are 2 MB for ten pods.
 """
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from itertools import pairwise
 
 from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
@@ -45,13 +50,17 @@ def usable_range(prefix: IPNetwork) -> tuple[int, int]:
 
 @dataclass(slots=True)
 class _Cursor:
-    """A walk over a prefix's usable addresses, starting at `start`."""
+    """A walk over a prefix's usable addresses, starting at `start`.
+
+    draining: nothing is handed out.
+    """
 
     prefix: IPNetwork
     first: int
     size: int
     start: int  # offset from first
     walked: int = 0  # addresses passed
+    draining: bool = False
 
     def contains(self, number: int) -> bool:
         return 0 <= number - self.first < self.size
@@ -72,20 +81,38 @@ class _Family:
         self.used: dict[int, str] = {}
         self.reserved: frozenset[int] = frozenset()
         self.cursors: list[_Cursor] = []
-        self.freed: OrderedDict[int, None] = OrderedDict()
+        # The longest free first: those to hand out, those of draining prefixes.
+        self.freed: OrderedDict[int, int] = OrderedDict()
+        self.parked: OrderedDict[int, int] = OrderedDict()
+        self._clock = itertools.count()
 
-    def set(self, prefixes: Sequence[IPNetwork], reserved: frozenset[int]) -> None:
+    def set(
+        self,
+        prefixes: Sequence[IPNetwork],
+        reserved: frozenset[int],
+        draining: Collection[IPNetwork],
+    ) -> None:
         known = {cursor.prefix: cursor for cursor in self.cursors}
         self.cursors = [known.get(prefix) or self._cursor(prefix) for prefix in prefixes]
+        for cursor in self.cursors:
+            cursor.draining = cursor.prefix in draining
         for number in self.reserved - reserved:
             if number not in self.used and any(
                 cursor.contains(number) and cursor.passed(number) for cursor in self.cursors
             ):
-                self.freed[number] = None
+                self.freed[number] = next(self._clock)
         self.reserved = reserved
-        for number in list(self.freed):
-            if number in reserved or not self.contains(number):
-                del self.freed[number]
+        free = sorted((self.freed | self.parked).items(), key=lambda item: item[1])
+        self.freed.clear()
+        self.parked.clear()
+        for number, when in free:
+            self._queue(number, when)
+
+    def _queue(self, number: int, when: int) -> None:
+        """Where a free address belongs; nowhere if it cannot be handed out."""
+        cursor = self.cursor_of(number)
+        if cursor is not None and number not in self.reserved:
+            (self.parked if cursor.draining else self.freed)[number] = when
 
     def _cursor(self, prefix: IPNetwork) -> _Cursor:
         first, last = usable_range(prefix)
@@ -93,12 +120,17 @@ class _Family:
         size = last - first + 1
         return _Cursor(prefix, first, size, (highest + 1 - first) % size)
 
-    def contains(self, number: int) -> bool:
-        return any(cursor.contains(number) for cursor in self.cursors)
+    def cursor_of(self, number: int) -> _Cursor | None:
+        return next((cursor for cursor in self.cursors if cursor.contains(number)), None)
+
+    def claim(self, number: int, owner: str) -> None:
+        self.freed.pop(number, None)
+        self.parked.pop(number, None)
+        self.used[number] = owner
 
     def take(self, owner: str) -> int | None:
         for cursor in self.cursors:
-            while cursor.walked < cursor.size:
+            while not cursor.draining and cursor.walked < cursor.size:
                 number = cursor.step()
                 # A requested address that was freed before the cursor came by
                 # waits in the queue like the others.
@@ -114,8 +146,7 @@ class _Family:
     def release(self, number: int) -> None:
         if self.used.pop(number, None) is None:
             return
-        if self.contains(number) and number not in self.reserved:
-            self.freed[number] = None
+        self._queue(number, next(self._clock))
 
     def describe(self) -> str:
         """The prefixes, their sizes and what became of their addresses."""
@@ -123,7 +154,10 @@ class _Family:
         for cursor in self.cursors:
             used = sum(1 for number in self.used if cursor.contains(number))
             held = sum(1 for number in self.reserved if cursor.contains(number))
-            parts.append(f"{cursor.prefix} ({cursor.size} usable, {used} in use, {held} reserved)")
+            draining = ", draining" if cursor.draining else ""
+            parts.append(
+                f"{cursor.prefix} ({cursor.size} usable, {used} in use, {held} reserved{draining})"
+            )
         return ", ".join(parts)
 
 
@@ -139,23 +173,38 @@ class AddressPool:
         self._families = {4: _Family(), 6: _Family()}
 
     def set_prefixes(
-        self, prefixes: Sequence[IPNetwork], reserved: Collection[IPAddress] = ()
+        self,
+        prefixes: Sequence[IPNetwork],
+        reserved: Collection[IPAddress] = (),
+        draining: Collection[IPNetwork] = (),
     ) -> None:
         """Replace prefixes and reserved addresses; attachments are untouched.
 
-        Prefixes are used in their order. Raises InvalidArgument when two of
-        them overlap, and changes nothing then.
+        Prefixes are used in their order; those of `draining`, which may be
+        among them or not, hand out nothing new. Raises InvalidArgument when
+        two of them overlap, and changes nothing then.
         """
-        for version in self._families:
-            _check_disjoint([p for p in dict.fromkeys(prefixes) if p.version == version])
+        every = list(dict.fromkeys([*prefixes, *draining]))
+        by_version = {v: [p for p in every if p.version == v] for v in self._families}
+        for chosen in by_version.values():
+            _check_disjoint(chosen)
         for version, family in self._families.items():
-            chosen = list(dict.fromkeys(p for p in prefixes if p.version == version))
-            family.set(chosen, frozenset(int(ip) for ip in reserved if ip.version == version))
+            held = frozenset(int(ip) for ip in reserved if ip.version == version)
+            family.set(by_version[version], held, draining)
+
+    def in_use(self, prefix: IPNetwork) -> int:
+        """How many addresses of the prefix are in use, its own or not."""
+        first, last = int(prefix.network_address), int(prefix.broadcast_address)
+        return sum(first <= number <= last for number in self._families[prefix.version].used)
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """The IP versions for which there is a prefix."""
-        return tuple(version for version, family in self._families.items() if family.cursors)
+        """The IP versions for which there is a prefix that is not draining."""
+        return tuple(
+            version
+            for version, family in self._families.items()
+            if any(not cursor.draining for cursor in family.cursors)
+        )
 
     def take(self, version: int, owner: str) -> IPAddress:
         """An address that was not in use for as long as possible.
@@ -174,21 +223,22 @@ class AddressPool:
         Raises InvalidArgument or AlreadyExists when it cannot be had.
         """
         family, number = self._families[ip.version], int(ip)
-        if not family.contains(number):
+        cursor = family.cursor_of(number)
+        if cursor is None:
             have = family.describe() or f"there is no IPv{ip.version} prefix"
             raise InvalidArgument(f"requested_ip {ip}: not a usable address of this node: {have}")
         if number in family.reserved:
             raise InvalidArgument(f"requested_ip {ip}: is reserved")
+        if cursor.draining:
+            raise InvalidArgument(f"requested_ip {ip}: its prefix {cursor.prefix} is draining")
         if number in family.used:
             raise AlreadyExists(f"requested_ip {ip}: in use by {family.used[number]}")
-        family.freed.pop(number, None)
-        family.used[number] = owner
+        family.claim(number, owner)
 
     def adopt(self, ip: IPAddress, owner: str) -> None:
         """Note that an address is in use, wherever it is from."""
         family, number = self._families[ip.version], int(ip)
-        family.freed.pop(number, None)
-        family.used[number] = owner
+        family.claim(number, owner)
 
     def release(self, ip: IPAddress) -> None:
         """Queue the address for reuse. Releasing what is free does nothing."""
@@ -197,6 +247,6 @@ class AddressPool:
 
 def _check_disjoint(prefixes: list[IPNetwork]) -> None:
     ordered = sorted(prefixes, key=lambda prefix: int(prefix.network_address))
-    for one, other in pairwise(ordered):
+    for one, other in itertools.pairwise(ordered):
         if int(other.network_address) <= int(one.broadcast_address):
             raise InvalidArgument(f"prefixes {one} and {other} overlap")

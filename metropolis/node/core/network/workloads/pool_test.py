@@ -125,6 +125,32 @@ def test_reserving_and_releasing_reservations() -> None:
     assert [str(ip) for ip in drain(pool, 4)] == ["10.0.0.2"]
 
 
+def test_a_draining_prefix_hands_out_nothing_and_remembers() -> None:
+    old, new = ip_network("10.0.0.0/29"), ip_network("10.1.0.0/30")
+    pool = pool_of(str(old))
+    first, second, third = (pool.take(4, "a") for _ in range(3))
+    pool.release(second)
+    pool.set_prefixes([new], draining=[old])
+    assert list(drain(pool, 4)) == list(new.hosts())
+    pool.release(first)
+    assert not list(drain(pool, 4))
+    assert (pool.in_use(old), pool.in_use(new), pool.in_use(ip_network("10.0.0.0/8"))) == (1, 2, 3)
+    with pytest.raises(InvalidArgument, match=f"its prefix {old} is draining"):
+        pool.take_requested(first, "b")
+    with pytest.raises(Exhausted, match="6 usable, 1 in use, 0 reserved, draining"):
+        pool.take(4, "b")
+    pool.set_prefixes([old])  # it returns, and what was freed lately is last
+    assert list(drain(pool, 4))[-2:] == [second, first]
+    pool.release(third)
+    pool.set_prefixes([], draining=[old])
+    assert pool.versions == ()
+
+
+def test_draining_prefixes_may_not_overlap_others() -> None:
+    with pytest.raises(InvalidArgument, match="overlap"):
+        AddressPool().set_prefixes([ip_network("10.0.0.0/8")], draining=[ip_network("10.1.0.0/16")])
+
+
 def test_overlapping_prefixes_are_refused_and_nothing_changes() -> None:
     pool = pool_of("10.0.0.0/30")
     with pytest.raises(InvalidArgument, match=r"10.1.0.0/24 and 10.1.0.64/26 overlap"):
@@ -171,23 +197,36 @@ class PoolMachine(RuleBasedStateMachine):
         self.freed_at: dict[IPAddress, int] = {}
         self.clock = 0
         self.prefixes: list[IPNetwork] = []
+        self.draining: set[IPNetwork] = set()
+        # Ever reserved: whether the cursor has passed it is not modelled.
+        self.unordered: set[IPAddress] = set()
         self.reserved: set[IPAddress] = set()
 
     def usable(self) -> set[IPAddress]:
         found: set[IPAddress] = set()
-        for prefix in self.prefixes:
+        for prefix in set(self.prefixes) - self.draining:
             found |= set(prefix.hosts())
         return found - self.reserved
 
     @rule(
         prefixes=st.lists(st.sampled_from(PREFIXES), unique=True),
         reserved=st.sets(st.sampled_from(ADDRESSES), max_size=3),
+        draining=st.sets(st.sampled_from(PREFIXES), max_size=2),
     )
-    def set_prefixes(self, prefixes: list[IPNetwork], reserved: set[IPAddress]) -> None:
-        self.pool.set_prefixes(prefixes, reserved)
-        self.prefixes, self.reserved = prefixes, reserved
+    def set_prefixes(
+        self, prefixes: list[IPNetwork], reserved: set[IPAddress], draining: set[IPNetwork]
+    ) -> None:
+        self.pool.set_prefixes(prefixes, reserved, draining)
+        kept = set(self.prefixes) | self.draining
+        self.unordered |= reserved
         # What was freed before is only known of prefixes that stayed.
-        self.freed_at = {}
+        self.prefixes, self.reserved, self.draining = prefixes, reserved, draining
+        stayed = kept & (set(prefixes) | draining)
+        self.freed_at = {
+            ip: when
+            for ip, when in self.freed_at.items()
+            if ip not in reserved and any(ip in prefix for prefix in stayed)
+        }
 
     @rule()
     def take(self) -> None:
@@ -198,10 +237,10 @@ class PoolMachine(RuleBasedStateMachine):
             assert not free
             return
         assert taken in free
-        never_freed = free - self.freed_at.keys()
-        if taken in self.freed_at:
-            assert not never_freed
-            assert self.freed_at[taken] == min(self.freed_at[ip] for ip in free)
+        ordered = free - self.unordered
+        if taken in self.freed_at and taken in ordered:
+            assert ordered <= self.freed_at.keys()
+            assert self.freed_at[taken] == min(self.freed_at[ip] for ip in ordered)
         self.used.add(taken)
         self.freed_at.pop(taken, None)
 
@@ -234,7 +273,12 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def versions_are_those_of_the_prefixes(self) -> None:
-        assert self.pool.versions == ((4,) if self.prefixes else ())
+        assert self.pool.versions == ((4,) if set(self.prefixes) - self.draining else ())
+
+    @invariant()
+    def uses_are_counted(self) -> None:
+        for prefix in PREFIXES:
+            assert self.pool.in_use(prefix) == sum(ip in prefix for ip in self.used)
 
 
 TestPoolMachine = PoolMachine.TestCase
