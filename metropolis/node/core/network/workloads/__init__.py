@@ -3,7 +3,7 @@
 
     gRPC, CNI ── validate ──> engine ──> pool        addresses, pure
     (server)     (pure)         │
-                                ├──> watchers        who is told of changes, pure
+                                ├──> watchers        who is told of changes
                                 └──> datapath        the one interface to the
                                        ├ kernel      kernel: rtnetlink, or a
                                        └ testing/    fake with the same contract
@@ -28,8 +28,8 @@ An attach is three sends: create the pair (host); configure the inside
 (namespace); name, up, first hop and routes (host, the commit).
 
 An attachment ends by Detach, by Collect (whatever is not said to be live), or
-with its namespace, which is noticed; Watch tells of each. Check says what is not
-as it was made, and mends nothing.
+with its namespace, which is noticed; Watch tells of each. Check says what is
+not as it was made, and mends nothing.
 
 Limits: one IPv4 and one IPv6 address an interface. Of several interfaces in
 one namespace the first has the default route, the others have it with a
