@@ -44,18 +44,14 @@ PYTHON_PACKAGES = ["@debian//:" + name for name in [
 # CPython, byte-compiled, without its development, test and desktop parts.
 PYTHON_LAYERS = ["//osbase/build:python"]
 
-# libnftables and its Python binding, byte-compiled; `nft` is in INSPECT_PACKAGES.
-NFTABLES_LAYERS = ["//osbase/build:nftables"]
-
-# The packages of //osbase/build:nftables.
-NFTABLES_PACKAGES = ["@debian//:" + name for name in [
+# libnftables; `nft` is in INSPECT_PACKAGES.
+NFTABLES_LAYERS = ["@debian//:" + name for name in [
     "libgmp10",
     "libjansson4",
     "libmnl0",
     "libnftables1",
     "libnftnl11",
     "libxtables12",
-    "python3-nftables",
 ]]
 
 # ip, tc, bridge and nft. They need NFTABLES_LAYERS and PYTHON_LAYERS.
