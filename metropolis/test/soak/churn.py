@@ -274,7 +274,9 @@ class Churn:
     def _twice_at_once(self, slot: Slot, rng: random.Random) -> None:
         """Two equal Attaches at a time: one attachment, two equal answers."""
         calls = [self._attach_later(slot), self._attach_later(slot)]
-        for call in calls:
+        # Whichever was served first may have found the pool full.
+        full = _Code.RESOURCE_EXHAUSTED
+        for call in sorted(calls, key=lambda call: self._outcome(call)[0] is not full):
             self._learn(slot, call)
 
     def _both_at_once(self, slot: Slot, rng: random.Random) -> None:

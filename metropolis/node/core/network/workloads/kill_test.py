@@ -1,0 +1,499 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGKILL at every point of Attach, Detach and recovery: whole or nothing.
+
+Points are enumerated, not sampled: before and after each system call by which
+the service acts, and within each batch after each message, and with each
+message refused. The next service must find each attachment whole or gone, the
+caller's retry must succeed, and nothing else may change. strace shows that
+there are no other points. The table is in the test's outputs.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from pyroute2 import IPRoute
+
+from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
+from metropolis.node.core.network.workloads.testing import dump
+from metropolis.node.core.network.workloads.testing.lab import Pod
+from metropolis.node.core.network.workloads.testing.served import DEADLINE_S, PREFIXES, Client
+
+OUTPUTS = Path(os.environ.get("TEST_UNDECLARED_OUTPUTS_DIR", "/tmp"))
+MAC = bytes.fromhex("020000000000")
+
+
+class Doomed:
+    """A service that ends where a plan says; see testing.doomed."""
+
+    def __init__(self, socket_path: Path, plan: str = "before 0") -> None:
+        module = "metropolis.node.core.network.workloads.testing.doomed"
+        command = [sys.executable, "-m", module, "--socket", str(socket_path), "--workers=1"]
+        command += [f"--prefix={prefix}" for prefix in PREFIXES]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"DOOM": plan},
+        )
+        self.ready = self._line() == "ready\n"
+        self.client = Client(socket_path)
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def ask(self, line: str) -> str:
+        """A plan, or `report`."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self._line()
+
+    def calls(self) -> list[list[str]]:
+        """What was counted since the last plan."""
+        found: list[list[str]] = json.loads(self.ask("report"))
+        return found
+
+    def wait(self) -> int:
+        """Its exit status, once it has ended."""
+        self.client.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+        return self.process.wait(DEADLINE_S)
+
+    def end(self) -> None:
+        """SIGTERM."""
+        self.process.terminate()
+        assert self.wait() == 0
+
+
+class World:
+    """A host with a service, a pod to be attached, and one that is by-stander.
+
+    gains: what each attachment is to the kernel, by interface.
+    """
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "run" / "s"
+        self.pods = {"pod": Pod(), "other": Pod()}
+        self.served = Doomed(self.path)
+        self.served.client.attach("other", self.pods["other"])
+        self.base = dump.take_settled(self.pods)
+        self.gains: dict[str, dump.State] = {}
+        self.rows: list[tuple[str, ...]] = []
+
+    def attach(self, if_name: str) -> None:
+        """Attach, always with the same addresses and MAC."""
+        number = 100 + int(if_name[-1])
+        netns = pb.NetNSAttachment(netns_path=self.pods["pod"].path, if_name=if_name)
+        request = pb.AttachRequest(
+            workload_id="w",
+            netns=netns,
+            requested_ip=[
+                bytes([10, 192, 0, number]),
+                bytes.fromhex(f"fd00001001920000{number:016x}"),
+            ],
+            requested_mac=MAC[:5] + bytes([number]),
+        )
+        self.served.client.stub.Attach(request, timeout=DEADLINE_S)
+
+    def detach(self, path: str = "", if_name: str = "") -> None:
+        self.served.client.detach("w", path, if_name)
+
+    def learn(self, *if_names: str) -> None:
+        """Attach them for the first time, note their gains, detach them."""
+        state = self.base
+        for if_name in if_names:
+            self.attach(if_name)
+            after = dump.take_settled(self.pods)
+            self.gains[if_name] = after.minus(state)
+            state = after
+        assert self.state() == set(if_names)
+        self.detach()
+        assert self.state() == set()
+
+    def listed(self) -> set[str]:
+        """Interfaces, as the service says."""
+        request = pb.ListRequest(workload_id="w")
+        found = self.served.client.stub.List(request, timeout=DEADLINE_S).attachments
+        return {one.if_name for one in found}
+
+    def state(self) -> set[str]:
+        """The interfaces that are there, each wholly; AssertionError if there
+        is anything besides, or anything less.
+        """
+        expected = self.base
+        found = self.listed()
+        for if_name in found:
+            expected = expected.plus(self.gains[if_name])
+        actual = dump.await_state(self.pods, expected)
+        for one, other in [
+            (actual.host, expected.host),
+            *((actual.pods[name], expected.pods[name]) for name in self.pods),
+        ]:
+            assert one == other, f"more: {list(one - other)[:4]}, less: {list(other - one)[:4]}"
+        return found
+
+    def left(self) -> str:
+        """In a word, what the kernel has while no service runs."""
+        actual = dump.take(self.pods)
+        states = {"nothing": [], "whole": list(self.gains)}
+        for word, if_names in states.items():
+            expected = self.base
+            for if_name in if_names:
+                expected = expected.plus(self.gains[if_name])
+            if actual == expected:
+                return word
+        return "part"
+
+    def restart(self, plan: str = "before 0") -> None:
+        self.served = Doomed(self.path, plan)
+
+    def row(self, *row: str) -> None:
+        self.rows.append(row)
+
+    def close(self) -> None:
+        if self.served.process.poll() is None:
+            for workload_id in ("w", "other"):
+                self.served.client.detach(workload_id)
+            self.served.end()
+        for pod in self.pods.values():
+            pod.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+def plans(calls: list[list[str]]) -> Iterator[tuple[str, str]]:
+    """Every plan there is for these calls, and what it is in words."""
+    for number, (name, *messages) in enumerate(calls, 1):
+        what = f"{name} {'+'.join(messages)}".strip()
+        yield f"before {number}", f"before {what}"
+        for cut in range(1, len(messages)):
+            yield f"cut {number} {cut}", f"{what}, after message {cut}"
+        for spoilt in range(1, len(messages) + 1):
+            yield f"spoil {number} {spoilt}", f"{what}, message {spoilt} refused"
+        yield f"after {number}", f"after {what}"
+
+
+def tell(name: str, rows: list[tuple[str, ...]]) -> None:
+    """Print the table and keep it."""
+    head = ("killed", "left by the kill", "after the restart", "after the retry")
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(4)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [head, *rows]
+    ]
+    text = f"{name}: {len(rows)} kill points\n" + "\n".join(lines) + "\n"
+    print(text)
+    with (OUTPUTS / "kill-points.txt").open("a") as file:
+        file.write(text + "\n")
+
+
+def words(found: set[str]) -> str:
+    return " ".join(sorted(found)) or "nothing"
+
+
+def everywhere(
+    world: World, name: str, prepare: Callable[[], None], act: Callable[[], None], whole: set[str]
+) -> None:
+    """Kill at every point of `act`, which leads from the state that `prepare`
+    makes to `whole`.
+    """
+    prepare()
+    world.served.ask("before 0")
+    act()
+    calls = world.served.calls()
+    assert world.state() == whole
+    for plan, what in plans(calls):
+        world.detach()
+        prepare()
+        start = world.state()
+        assert world.served.ask(plan) == "armed\n"
+        with pytest.raises(grpc.RpcError) as refused:
+            act()
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE, what
+        assert world.served.wait() == -signal.SIGKILL, what
+        left = world.left()
+        world.restart()
+        found = world.state()
+        # Per attachment: as before the call, or as after it.
+        assert start & whole <= found <= start | whole, what
+        act()
+        assert world.state() == whole, what
+        world.row(what, left, words(found), words(whole))
+    tell(name, world.rows)
+
+
+def nothing() -> None:
+    """A state to begin from."""
+
+
+def test_attach(world: World) -> None:
+    world.learn("eth0")
+    everywhere(world, "Attach", nothing, lambda: world.attach("eth0"), {"eth0"})
+    # 2 namespace changes, socket, pair, inside, commit: none was missed.
+    assert len(world.rows) >= 12
+
+
+def test_attach_of_a_second_interface(world: World) -> None:
+    world.learn("eth0", "eth1")
+    everywhere(
+        world,
+        "Attach, second interface",
+        lambda: world.attach("eth0"),
+        lambda: world.attach("eth1"),
+        {"eth0", "eth1"},
+    )
+
+
+def test_attach_that_fails(world: World) -> None:
+    """Its address has a route already: the commit is refused, and undone."""
+    world.learn("eth0")
+
+    def foreign(command: str) -> None:
+        with IPRoute() as other:
+            other.route(command, dst="10.192.0.100/32", oif=1, scope=253, proto=4)
+
+    foreign("add")
+    world.base = dump.take_settled(world.pods)
+
+    def act() -> None:
+        world.attach("eth0")
+
+    world.served.ask("before 0")
+    with pytest.raises(grpc.RpcError, match="EEXIST"):
+        act()
+    calls = world.served.calls()
+    assert ["send", "DELLINK"] in calls
+    for plan, what in plans(calls):
+        world.served.ask(plan)
+        with pytest.raises(grpc.RpcError) as refused:
+            act()
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE, what
+        assert world.served.wait() == -signal.SIGKILL
+        left = world.left()
+        world.restart()
+        # If the last message was not sent, all but the route may be there:
+        # that attachment stays, and is told to lack its route.
+        assert world.listed() in (set(), {"eth0"}), what
+        found = world.listed()
+        world.detach()
+        assert world.state() == set(), what
+        with pytest.raises(grpc.RpcError, match="EEXIST"):
+            act()
+        assert world.state() == set(), what
+        world.row(what, left, words(found), "refused as before")
+    foreign("del")
+    tell("Attach that the kernel refuses, undone", world.rows)
+    world.base = dump.take_settled(world.pods)
+
+
+def test_detach(world: World) -> None:
+    world.learn("eth0")
+    everywhere(world, "Detach", lambda: world.attach("eth0"), world.detach, set())
+
+
+def test_detach_with_a_namespace(world: World) -> None:
+    world.learn("eth0")
+    everywhere(
+        world,
+        "Detach, with the namespace's path",
+        lambda: world.attach("eth0"),
+        lambda: world.detach(world.pods["pod"].path, "eth0"),
+        set(),
+    )
+
+
+def test_detach_of_all_interfaces(world: World) -> None:
+    world.learn("eth0", "eth1", "eth2")
+
+    def prepare() -> None:
+        for if_name in world.gains:
+            world.attach(if_name)
+
+    everywhere(world, "Detach of three interfaces", prepare, world.detach, set())
+
+
+def test_recovery(world: World) -> None:
+    """A half-made attach and an attachment without its routes are there; the
+    service that clears up is killed, at every point, and the next one too.
+    """
+    world.learn("eth0")
+
+    def wreck() -> None:
+        """With a running service; without one at the end."""
+        world.served.ask("before 0")
+        world.attach("eth0")
+        calls = world.served.calls()
+        world.detach()
+        commit = max(number for number, call in enumerate(calls, 1) if call[0] == "send")
+        world.served.ask(f"cut {commit} 2")
+        with pytest.raises(grpc.RpcError):
+            world.attach("eth0")
+        assert world.served.wait() == -signal.SIGKILL
+        assert world.left() == "part"
+        with IPRoute() as other:
+            for family in (2, 10):
+                for route in other.get_routes(family=family):
+                    if route["proto"] == 77:
+                        other.route("del", **_key(route))
+
+    def _key(route: object) -> dict[str, object]:
+        return {
+            "dst": f"{route.get('dst')}/{route['dst_len']}",  # type: ignore[attr-defined,index]
+            "oif": route.get("oif"),  # type: ignore[attr-defined]
+            "scope": route["scope"],  # type: ignore[index]
+            "family": route["family"],  # type: ignore[index]
+        }
+
+    wreck()
+    world.restart()
+    calls = world.served.calls()
+    assert sum("DELLINK" in call for call in calls) == 1
+    assert sum("NEWROUTE" in call for call in calls) == 1
+    assert world.state() == set()
+    for plan, what in plans(calls):
+        wreck()
+        world.restart(plan)
+        assert not world.served.ready, what
+        assert world.served.wait() == -signal.SIGKILL, what
+        left = world.left()
+        world.restart()
+        found = world.state()
+        assert found == set(), what
+        world.attach("eth0")
+        assert world.state() == {"eth0"}, what
+        world.detach()
+        world.row(what, left, words(found), "eth0")
+    tell("Recovery", world.rows)
+
+
+# System calls that neither change the kernel's network nor the files, on what
+# a service has open; and those whose arguments tell.
+_INERT = frozenset(
+    """
+    futex epoll_wait epoll_pwait epoll_pwait2 epoll_ctl poll ppoll select recvmsg recvfrom read
+    readv mmap munmap brk madvise mprotect mremap close fstat newfstatat statx stat lstat lseek
+    getsockopt getsockname getpeername clock_nanosleep clock_gettime nanosleep gettid getpid
+    restart_syscall rt_sigprocmask rt_sigaction rt_sigtimedwait sched_yield getrandom fcntl
+    eventfd2 exit getcwd readlink readlinkat membarrier rseq set_robust_list getdents64 accept4
+    accept timerfd_settime sched_getparam sched_getscheduler sched_setscheduler
+    sched_getaffinity sched_get_priority_min sched_get_priority_max prctl sigaltstack
+    set_tid_address
+    """.split()  # noqa: SIM905
+)
+_HARMLESS = [
+    r"(write|sendmsg|sendto|shutdown)\(\d+<(anon_inode|UNIX|UNIX-STREAM|pipe|socket|\{eventfd)[:\[-]",
+    r"openat\([^)]*O_RDONLY",
+    r"ioctl\(\d+<[^)]*(NS_GET_NSTYPE|SIOCGIFFLAGS|0xb703)",
+    r"setsockopt\(\d+<(NETLINK|UNIX|UNIX-STREAM|socket)[:\[]",
+    r"(clone|clone3)\(.*CLONE_THREAD",
+]
+_ACTS = {
+    "setns": r"setns\(",
+    "socket": r"socket\(AF_NETLINK",
+    "send": r"(sendto|sendmsg|write)\(\d+<NETLINK",
+}
+
+
+def traced(world: World, act: Callable[[], None], *options: str) -> str:
+    """What strace says of the service while `act` runs."""
+    log = world.path.parent.parent / "strace"
+    command = ["strace", "-f", "-yy", "-s", "0", f"--attach={world.served.process.pid}"]
+    with subprocess.Popen(
+        [*command, f"--output={log}", *options], stderr=subprocess.PIPE, text=True
+    ) as tracer:
+        assert tracer.stderr is not None
+        for line in tracer.stderr:
+            if "attached" in line:
+                break
+        else:
+            raise AssertionError("strace did not attach")
+        try:
+            act()
+        finally:
+            tracer.send_signal(signal.SIGINT)
+            tracer.stderr.read()
+    return log.read_text()
+
+
+def acts(log: str) -> list[str]:
+    """The calls in a log of strace that act; others must be harmless."""
+    found: list[str] = []
+    for line in log.splitlines():
+        _, _, text = line.partition(" ")
+        text = text.strip()
+        if text.startswith(("<...", "+++", "---", "strace:")):
+            continue  # the end of a call that was listed
+        name = text.partition("(")[0]
+        act = next((act for act, form in _ACTS.items() if re.match(form, text)), None)
+        if act is not None:
+            found.append(act)
+        else:
+            harmless = name in _INERT or any(re.match(form, text) for form in _HARMLESS)
+            assert harmless, f"may act, and is not counted: {text[:200]}"
+    return found
+
+
+def test_there_are_no_other_points(world: World) -> None:
+    """strace sees the calls that were counted, in their order, and no other
+    call that could change something.
+    """
+    world.learn("eth0", "eth1")
+    steps: list[Callable[[], None]] = [
+        lambda: world.attach("eth0"),
+        lambda: world.attach("eth1"),
+        lambda: world.detach(world.pods["pod"].path, "eth0"),
+        world.detach,
+    ]
+    for step in steps:
+        world.served.ask("before 0")
+        log = traced(world, step)
+        assert acts(log) == [call[0] for call in world.served.calls()]
+
+
+@pytest.mark.parametrize("name", ["setns", "socket", "sendto"])
+def test_killed_by_the_kernel_at_every_call(world: World, name: str) -> None:
+    """The same once more without any help of the service's: strace kills it as
+    it enters the first such call, the second, and so on until there is none.
+    """
+    world.learn("eth0")
+    kills = 0
+    while True:
+        world.served.ask("before 0")
+        inject = f"--inject={name}:signal=KILL:when={kills + 1}"
+        try:
+            traced(world, lambda: world.attach("eth0"), f"--trace={name}", inject)
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            assert world.served.wait() == -signal.SIGKILL
+        else:
+            break
+        kills += 1
+        left = world.left()
+        world.restart()
+        found = world.state()
+        assert found <= {"eth0"}
+        world.attach("eth0")
+        assert world.state() == {"eth0"}
+        world.row(f"strace: entering {name} {kills}", left, words(found), "eth0")
+        world.detach()
+    counted = [call[0] for call in world.served.calls()]
+    assert kills == counted.count({"sendto": "send"}.get(name, name))
+    tell(f"Attach, killed by strace at {name}", world.rows)
