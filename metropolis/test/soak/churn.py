@@ -147,23 +147,29 @@ class Churn:
         """
         with self.gate.alone():
             chosen = self._slots[:_BURST]
-            for one in [self._detach_later(slot) for slot in chosen]:
-                one.result()
-            for one in [self._attach_later(slot) for slot in chosen]:
-                self._outcome(one)
-            for one in [self._detach_later(slot) for slot in chosen]:
-                one.result()
+            for calls in (
+                [self._detach_later(slot) for slot in chosen],
+                [self._call("List", pb.ListRequest()) for _ in chosen],
+                [self._attach_later(slot) for slot in chosen],
+                [self._call("Status", pb.StatusRequest()) for _ in chosen],
+                [self._detach_later(slot) for slot in chosen],
+            ):
+                for call in calls:
+                    self._outcome(call)
             for slot in chosen:
                 self._forget(slot)
 
     def drain(self) -> None:
-        """Detach everything; the threads have stopped."""
-        for start in range(0, len(self._slots), _BURST):
-            chosen = self._slots[start : start + _BURST]
-            for one in [self._detach_later(slot) for slot in chosen]:
-                one.result()
-            for slot in chosen:
-                self._forget(slot)
+        """Collect everything; the threads have stopped."""
+        attached = sum(slot.known is Known.ATTACHED for slot in self._slots)
+        answer = self._call("Collect", pb.CollectRequest()).result()
+        if answer.remaining or len(answer.removed) < attached:
+            raise Violation(
+                f"Collect removed {len(answer.removed)} of {attached} or more; "
+                f"{[one.reason for one in answer.remaining][:3]}"
+            )
+        for slot in self._slots:
+            self._forget(slot)
 
     def close(self) -> None:
         """End the pods."""
@@ -199,6 +205,7 @@ class Churn:
             (0.04, self._both_at_once),
             (0.03, self._elsewhere),
             (0.03, self._garbage),
+            (0.03, self._check),
         ):
             dice -= odds
             if dice < 0:
@@ -314,6 +321,18 @@ class Churn:
         code, _ = self._outcome(self._call("Attach", request))
         if code not in (_Code.INVALID_ARGUMENT, _Code.NOT_FOUND) and not self._may_be_lost(code):
             raise Violation(f"Attach of {chosen}: {code.name}")
+
+    def _check(self, slot: Slot, rng: random.Random) -> None:
+        """What is attached has nothing that differs, outside and inside."""
+        netns = pb.NetNSAttachment(netns_path=slot.pod.path if rng.random() < 0.5 else "")
+        request = pb.CheckRequest(workload_id=slot.workload_id, netns=netns)
+        code, answer = self._outcome(self._call("Check", request))
+        if slot.known is Known.UNKNOWN or self._may_be_lost(code):
+            return
+        expected = _Code.OK if slot.known is Known.ATTACHED else _Code.NOT_FOUND
+        found = [one.what for each in answer.attachments for one in each.findings] if answer else []
+        if code is not expected or found:
+            raise Violation(f"Check of {slot.workload_id}, {slot.known.name}: {code.name} {found}")
 
     # ---- Calls --------------------------------------------------------------
 
