@@ -38,6 +38,7 @@ from metropolis.node.core.network.workloads.errors import (
     InvalidArgument,
     KernelRefused,
     NotFound,
+    Unavailable,
     WorkloadError,
 )
 from metropolis.node.core.network.workloads.model import Finding, IPAddress
@@ -80,6 +81,7 @@ class KernelDatapath:
     def __init__(self, *, event_buffer: int = RECEIVE_BUFFER) -> None:
         self._event_buffer = event_buffer
         self._home = -1
+        self._home_mutex = threading.Lock()
         self._home_cookie = 0
         self._ipv6 = False
         self._sockets = SocketPool()
@@ -116,9 +118,10 @@ class KernelDatapath:
         if events is not None:
             events.close()
         self._sockets.close()
-        if self._home >= 0:
-            os.close(self._home)
-            self._home = -1
+        with self._home_mutex:
+            if self._home >= 0:
+                os.close(self._home)
+                self._home = -1
 
     def _ensure_first_hop(self) -> None:
         """Without the first hop's address workloads get no answer to ARP."""
@@ -229,12 +232,26 @@ class KernelDatapath:
             name = errno_name(error.errno or 0)
             raise KernelRefused(f"open network namespace {show(path)}: {name}") from error
         try:
-            with _refusals(f"enter network namespace {show(path)}"):
-                inner = namespaces.open_socket(fd, self._home)
+            with _refusals(f"enter network namespace {show(path)}"), self._way_home() as home:
+                inner = namespaces.open_socket(fd, home)
             with inner:
                 yield KernelNetns(fd, inner, namespaces.cookie(inner))
         finally:
             os.close(fd)
+
+    @contextlib.contextmanager
+    def _way_home(self) -> Iterator[int]:
+        """A file of the home namespace that `close` cannot take away: a thread
+        that does not find home ends the process.
+        """
+        with self._home_mutex:
+            if self._home < 0:
+                raise Unavailable("the workload network service has stopped")
+            home = os.dup(self._home)
+        try:
+            yield home
+        finally:
+            os.close(home)
 
     def is_home(self, netns: Netns) -> bool:
         """See Datapath."""

@@ -7,6 +7,7 @@ Runs in a network namespace of its own, as its root.
 import errno
 import os
 import queue
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,16 @@ from pyroute2 import IPRoute
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads import names
 from metropolis.node.core.network.workloads.datapath import Datapath, Record
-from metropolis.node.core.network.workloads.errors import KernelRefused
+from metropolis.node.core.network.workloads.errors import KernelRefused, Unavailable
 from metropolis.node.core.network.workloads.kernel import KernelDatapath
 from metropolis.node.core.network.workloads.testing.contract import DatapathContract
-from metropolis.node.core.network.workloads.testing.lab import Pod, objects
+from metropolis.node.core.network.workloads.testing.lab import Pod, objects, pods
 from osbase.netlink import rtnl
 from osbase.netlink.errors import ReplyLost
 from osbase.netlink.message import Request
 from osbase.netlink.netns import open_current
 from osbase.netlink.rtnl import VethEnd
-from osbase.netlink.transport import NetlinkSocket
+from osbase.netlink.transport import NetlinkSocket, open_raw
 
 
 class KernelBench:
@@ -362,6 +363,25 @@ class TestKernelDatapath(DatapathContract):
             bench.datapath.remove([record])
         assert before == (len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")))
         assert not Path("/proc/self/task").joinpath(str(os.getpid()), "children").read_text()
+
+
+def test_closing_under_a_call_does_not_strand_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that does not find home would end this process."""
+    datapath = KernelDatapath()
+    datapath.open(lambda _: None, lambda: None)
+    home = os.stat("/proc/thread-self/ns/net").st_ino
+
+    def closing() -> socket.socket:
+        assert os.stat("/proc/thread-self/ns/net").st_ino != home
+        datapath.close()
+        return open_raw()
+
+    monkeypatch.setattr("osbase.netlink.netns.open_raw", closing)
+    with pods(1) as (pod,):
+        with datapath.open_netns(pod.path):
+            assert os.stat("/proc/thread-self/ns/net").st_ino == home
+        with pytest.raises(Unavailable, match="has stopped"), datapath.open_netns(pod.path):
+            pass
 
 
 def test_a_datapath_can_be_opened_again() -> None:
