@@ -8,6 +8,7 @@ that the launch is gone.
 
 import contextlib
 import fcntl
+import getpass
 import json
 import os
 import shutil
@@ -24,9 +25,13 @@ class StateError(Exception):
 
 
 def root() -> Path:
-    """Return the user's directory of launches. Short, for socket paths."""
+    """Return the user's directory of launches. Short, for socket paths.
+
+    By name, not by number: in the user namespace that bazelw makes for ordinary
+    users, everyone is number 0.
+    """
     return Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp") / (
-        f"metropolis-{os.getuid()}"
+        f"metropolis-{getpass.getuser()}"
     )
 
 

@@ -56,3 +56,11 @@ def test_somebody_elses_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_file_says_who(tmp_path: Path) -> None:
     with state.directory(tmp_path) as path:
         assert json.loads((path / "launch.json").read_text()) == {"pid": os.getpid()}
+
+
+def test_users_have_directories_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where they have the same number, as in user namespaces."""
+    monkeypatch.setenv("LOGNAME", "one")
+    one = state.root()
+    monkeypatch.setenv("LOGNAME", "other")
+    assert state.root() != one
