@@ -23,6 +23,10 @@ from third_party.cri import api_pb2_grpc as api_grpc
 IMAGE = "localhost/busybox:latest"
 # Preloaded with it: what the runtime makes sandboxes of.
 _PAUSE = "localhost/pause:latest"
+# ping: raw sockets, as container engines allow.
+DEFAULT_CAPABILITIES = ("NET_RAW",)
+# Users in a pod's user namespace, as kubelet has it.
+_USERNS_IDS = 65536
 # Seconds; an emulated node takes about two for a sandbox, busy ones more.
 _TIMEOUT_S = 120.0
 _CHANNEL_OPTIONS = [
@@ -101,18 +105,34 @@ class Cri:
             return "containerd" + ("" if "failed to connect" in said else f": {said}")
         return ""
 
-    async def run_pod(self, name: str, command: Sequence[str]) -> Pod:
+    async def run_pod(
+        self,
+        name: str,
+        command: Sequence[str],
+        capabilities: Sequence[str] = DEFAULT_CAPABILITIES,
+        root_uid: int = 0,
+    ) -> Pod:
         """Start a pod whose one container runs `command`.
 
-        Nothing of it is left when that fails.
+        capabilities: beyond the runtime's own. root_uid: who root of the pod is
+        on the node; not 0: the pod has a user namespace, which owns its netns.
+        Nothing of the pod is left when that fails.
         """
+        namespaces = api.NamespaceOption()
+        if root_uid != 0:
+            mapped = api.IDMapping(host_id=root_uid, container_id=0, length=_USERNS_IDS)
+            namespaces.userns_options.CopyFrom(
+                api.UserNamespace(mode=api.POD, uids=[mapped], gids=[mapped])
+            )
         config = api.PodSandboxConfig(
             metadata=api.PodSandboxMetadata(
                 name=name, uid=f"uid-{name}", namespace="default", attempt=0
             ),
             hostname=name,
             labels={"app": name},
-            linux=api.LinuxPodSandboxConfig(),
+            linux=api.LinuxPodSandboxConfig(
+                security_context=api.LinuxSandboxSecurityContext(namespace_options=namespaces)
+            ),
         )
         begin = time.monotonic()
         try:
@@ -128,7 +148,7 @@ class Cri:
                 self._runtime.PodSandboxStatus(
                     api.PodSandboxStatusRequest(pod_sandbox_id=ident), timeout=_TIMEOUT_S
                 ),
-                self._start_container(ident, config, command),
+                self._start_container(ident, config, command, capabilities),
             )
         except BaseException as error:
             with contextlib.suppress(CriError):
@@ -142,7 +162,11 @@ class Cri:
         return Pod(name, ident, container, ips, sandbox_ms)
 
     async def _start_container(
-        self, sandbox: str, config: api.PodSandboxConfig, command: Sequence[str]
+        self,
+        sandbox: str,
+        config: api.PodSandboxConfig,
+        command: Sequence[str],
+        capabilities: Sequence[str],
     ) -> str:
         created = await self._runtime.CreateContainer(
             api.CreateContainerRequest(
@@ -153,8 +177,8 @@ class Cri:
                     command=list(command),
                     linux=api.LinuxContainerConfig(
                         security_context=api.LinuxContainerSecurityContext(
-                            # ping: raw sockets, as container engines allow.
-                            capabilities=api.Capability(add_capabilities=["NET_RAW"])
+                            capabilities=api.Capability(add_capabilities=list(capabilities)),
+                            namespace_options=config.linux.security_context.namespace_options,
                         )
                     ),
                 ),

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pod that is root of its own network cannot be anybody else.
+
+The attacker has CAP_NET_ADMIN and CAP_NET_RAW in its network namespace, in one
+case by a user namespace that owns it. What it tries is seen to work with its
+own identity first, so a check that could not fail would fail there.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from metropolis.node import allocs
+from metropolis.test.e2e.observe import ping_counts
+from metropolis.test.launch import checks
+from metropolis.test.launch.checks import Plan
+from metropolis.test.launch.cri import CriError, Pod
+from metropolis.test.launch.lab import OUTSIDE_IPV4, OUTSIDE_IPV6, OUTSIDE_PORT, Lab
+from metropolis.test.launch.node import Node
+from osbase.test.agent.client import AgentError
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+type RunPod = Callable[[str], Awaitable[Pod]]
+type RunAttacker = Callable[[int], Awaitable[Pod]]
+
+# Seconds to wait for an answer that has to come, and for one that must not.
+# The second proves nothing alone: packets are counted where they would arrive.
+_ANSWER_S = 15
+_SILENCE_S = 3
+_ROOT_UID = 1 << 20
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def run_attacker(node: Node) -> AsyncIterator[RunAttacker]:
+    """Start a pod that may change its network. Argument: its root's uid."""
+    started: list[Pod] = []
+
+    async def run(root_uid: int) -> Pod:
+        capabilities = ("NET_ADMIN", "NET_RAW")
+        command = checks.pod_command("attacker")
+        pod = await node.cri.run_pod("attacker", command, capabilities, root_uid)
+        started.append(pod)
+        return pod
+
+    yield run
+    with contextlib.suppress(CriError, AgentError):
+        await asyncio.gather(*(node.cri.remove_pod(pod.id) for pod in started))
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """What came as far as a namespace's own sockets."""
+
+    ipv4_echoes: int
+    ipv6_echoes: int
+    tcp_segments: int
+
+    @staticmethod
+    def parse(text: str) -> Arrived:
+        """Take /proc/net/snmp and /proc/net/snmp6, one after the other."""
+        values = dict(re.findall(r"^(\w+)\s+(\d+)$", text, re.MULTILINE))
+        lines = [line.split() for line in text.splitlines() if ": " in line]
+        for names, numbers in zip(lines[::2], lines[1::2], strict=True):
+            pairs = zip(names[1:], numbers[1:], strict=True)
+            values |= {names[0] + name: number for name, number in pairs}
+        return Arrived(
+            int(values["Icmp:InEchos"]),
+            int(values["Icmp6InEchos"]),
+            int(values["Tcp:InSegs"]),
+        )
+
+    def since(self, before: Arrived) -> Arrived:
+        """Return the difference."""
+        return Arrived(
+            self.ipv4_echoes - before.ipv4_echoes,
+            self.ipv6_echoes - before.ipv6_echoes,
+            self.tcp_segments - before.tcp_segments,
+        )
+
+
+async def arrived(node: Node, pod: Pod | None = None) -> Arrived:
+    """Return the counts of a pod, or of the node itself."""
+    command = ["cat", "/proc/net/snmp", "/proc/net/snmp6"]
+    if pod is None:
+        return Arrived.parse((await node.agent.run(command)).text)
+    return Arrived.parse(await inside(node, pod, *command))
+
+
+async def inside(node: Node, pod: Pod, *command: str) -> str:
+    """Run a command in a pod, which has to succeed; its output."""
+    done = await node.cri.exec(pod.container, command)
+    assert done.status == 0, done
+    return done.stdout
+
+
+async def script(node: Node, pod: Pod, *lines: str) -> str:
+    """Run a script in a pod, all of which has to succeed; its output."""
+    return await inside(node, pod, "sh", "-ec", "\n".join(lines))
+
+
+async def spoofed(node: Node) -> tuple[int, int]:
+    """Return the packets dropped for their source, IPv4 and IPv6."""
+    text = (await node.agent.run(["nft", "list", "table", "inet", allocs.NFTABLES_TABLE])).text
+    counts = []
+    for name in ("spoofed_ipv4", "spoofed_ipv6"):
+        found = re.search(rf"counter {name} {{[^}}]*packets (\d+)", text)
+        assert found is not None, text
+        counts.append(int(found[1]))
+    return counts[0], counts[1]
+
+
+def add(pod: Pod) -> list[str]:
+    """Return script lines that give eth0 the addresses of `pod`."""
+    return [
+        f"ip addr add {pod.ipv4}/32 dev eth0",
+        f"ip -6 addr add {pod.ipv6}/128 dev eth0",
+        "while ip -6 addr show dev eth0 | grep -q tentative; do sleep 0.1; done",
+    ]
+
+
+def drop(pod: Pod) -> list[str]:
+    """Return script lines that take the addresses of `pod` from eth0."""
+    return [
+        f"ip addr del {pod.ipv4}/32 dev eth0",
+        f"ip -6 addr del {pod.ipv6}/128 dev eth0",
+    ]
+
+
+def become(pod: Pod, instead_of: Pod) -> list[str]:
+    """Return script lines that give eth0 the addresses of one pod only."""
+    hop = allocs.FIRST_HOP_IPV4
+    return [
+        *add(pod),
+        *drop(instead_of),
+        # It went with the address that it preferred.
+        f"ip route replace default via {hop} dev eth0 src {pod.ipv4}",
+        # What follows is really sent.
+        *(f"ip route get {ip}" for ip in (hop, OUTSIDE_IPV4)),
+        f"ip -6 route get {OUTSIDE_IPV6}",
+    ]
+
+
+def probes(sender: Pod, source: Pod, other: Pod, wait_s: int) -> list[Plan]:
+    """Return what `sender` tries with the addresses of `source`."""
+    plans = []
+    for own, hop, peer, outside in (
+        (source.ipv4, allocs.FIRST_HOP_IPV4, other.ipv4, OUTSIDE_IPV4),
+        (source.ipv6, allocs.FIRST_HOP_IPV6, other.ipv6, OUTSIDE_IPV6),
+    ):
+        assert own is not None
+        assert peer is not None
+        targets = (("first hop", hop), ("pod", peer), ("outside", outside))
+        for target, ip in targets:
+            scoped = f"{ip}%eth0" if ip.is_link_local and ip.version == 6 else str(ip)
+            ping = ("ping", f"-{ip.version}", "-c", "2", "-W", str(wait_s), "-I", str(own), scoped)
+            plans.append(Plan(sender.name, f"ping {target}", ip.version, ip, ping, None))
+        for target, ip, port, path in (
+            ("pod", peer, checks.PORT, "name"),
+            ("outside", outside, OUTSIDE_PORT, ""),
+        ):
+            host = f"[{ip}]" if ip.version == 6 else str(ip)
+            url = f"http://{host}:{port}/{path}"
+            fetch = ("wget", "-q", "-O", "-", "-T", str(wait_s), url)
+            plans.append(Plan(sender.name, f"fetch {target}", ip.version, ip, fetch, None))
+    return plans
+
+
+async def answered(node: Node, sender: Pod, plans: Sequence[Plan]) -> list[str]:
+    """Run the plans; the names of those that had an answer."""
+    outcome = await checks.run(node.cri, [sender], plans)
+    assert len(outcome) == len(plans)
+    # A plan that did not even run says nothing.
+    assert [check for check in outcome if check.detail.endswith("(status -)")] == []
+    return [check.name for check in outcome if check.ok]
+
+
+def names(plans: Sequence[Plan]) -> list[str]:
+    """Return what the plans are called."""
+    return [planned.name for planned in plans]
+
+
+async def all_answered(node: Node, sender: Pod, other: Pod) -> None:
+    """Everything works with the sender's own addresses."""
+    plans = probes(sender, sender, other, _ANSWER_S)
+    before = await arrived(node, other)
+    assert await answered(node, sender, plans) == names(plans)
+    got = (await arrived(node, other)).since(before)
+    assert (got.ipv4_echoes, got.ipv6_echoes) == (2, 2)
+    assert got.tcp_segments > 0
+
+
+async def three(
+    run_pod: RunPod, run_attacker: RunAttacker, root_uid: int = 0
+) -> tuple[Pod, Pod, Pod]:
+    """Start attacker, victim and a third pod at once."""
+    attacker, victim, other = await asyncio.gather(
+        run_attacker(root_uid), run_pod("victim"), run_pod("other")
+    )
+    return attacker, victim, other
+
+
+@pytest.mark.parametrize("root_uid", [0, _ROOT_UID], ids=["node-userns", "own-userns"])
+async def test_nothing_is_sent_as_another(
+    node: Node, lab: Lab, run_pod: RunPod, run_attacker: RunAttacker, root_uid: int
+) -> None:
+    attacker, victim, other = await three(run_pod, run_attacker, root_uid)
+    mapped = (await inside(node, attacker, "cat", "/proc/self/uid_map")).split()
+    assert mapped[:2] == ["0", str(root_uid)]
+    pid, _ = await node.cri.sandbox_process(attacker.id)
+    owner = await node.shell(f"stat -c %u /proc/{pid}")
+    assert int(owner) == root_uid
+    await all_answered(node, attacker, other)
+
+    # Its address is the victim's, and no other.
+    await script(node, attacker, *become(victim, attacker))
+    lab.seen.clear()
+    before = await asyncio.gather(arrived(node, other), arrived(node), spoofed(node))
+    assert await answered(node, attacker, probes(attacker, victim, other, _SILENCE_S)) == []
+    after = await asyncio.gather(arrived(node, other), arrived(node), spoofed(node))
+    assert after[0].since(before[0]) == Arrived(0, 0, 0)
+    on_node = after[1].since(before[1])
+    assert (on_node.ipv4_echoes, on_node.ipv6_echoes) == (0, 0)
+    assert lab.seen == []
+    # Two pings to each of three, and at least one SYN to each of two. In IPv6
+    # the first hop's link address is asked for by a spoofed packet, too, in
+    # whose stead the others may wait in vain.
+    dropped = (after[2][0] - before[2][0], after[2][1] - before[2][1])
+    print(f"dropped for their source, IPv4 and IPv6: {dropped}")
+    assert dropped[0] >= 8
+    assert dropped[1] >= 3
+
+    await script(node, attacker, *become(attacker, victim))
+    await all_answered(node, attacker, other)
+
+
+async def test_traffic_to_a_taken_address_has_its_rightful_owner(
+    node: Node, run_pod: RunPod, run_attacker: RunAttacker
+) -> None:
+    attacker, victim, other = await three(run_pod, run_attacker)
+    await script(node, attacker, *add(victim))
+    # "It is me now": what makes a neighbour on an Ethernet believe it.
+    await script(node, attacker, f"arping -U -c 2 -I eth0 -s {victim.ipv4} {victim.ipv4} || true")
+    before = await asyncio.gather(arrived(node, attacker), arrived(node, victim))
+    for _ in range(2):
+        plans = checks.plan([other, victim], [], [OUTSIDE_IPV4, OUTSIDE_IPV6], OUTSIDE_PORT)
+        reach = [planned for planned in plans if planned.target == "pod"]
+        outcome = await checks.run(node.cri, [other, victim], reach)
+        assert len(outcome) == 4
+        assert [check for check in outcome if not check.ok] == []
+        for ip in victim.ips:
+            # From another pod and from the node.
+            await inside(node, other, "ping", "-c", "1", "-W", str(_ANSWER_S), str(ip))
+            await node.shell(f"ping -c 1 -W {_ANSWER_S} {ip}")
+    after = await asyncio.gather(arrived(node, attacker), arrived(node, victim))
+    assert after[0].since(before[0]) == Arrived(0, 0, 0)
+    got = after[1].since(before[1])
+    assert (got.ipv4_echoes, got.ipv6_echoes) == (4, 4)
+    # And the attacker would have been counted: its own address is.
+    await inside(node, other, "ping", "-c", "1", "-W", str(_ANSWER_S), str(attacker.ipv4))
+    assert (await arrived(node, attacker)).since(after[0]).ipv4_echoes == 1
+
+
+async def test_another_mac_brings_nothing(
+    node: Node, run_pod: RunPod, run_attacker: RunAttacker
+) -> None:
+    attacker, victim, other = await three(run_pod, run_attacker)
+    own = (await inside(node, attacker, "cat", "/sys/class/net/eth0/address")).strip()
+    theirs = (await inside(node, victim, "cat", "/sys/class/net/eth0/address")).strip()
+    assert own != theirs
+    # So that whatever came for the victim would be taken for its own.
+    await script(node, attacker, *add(victim))
+    for mac in (theirs, allocs.FIRST_HOP_MAC.hex(":")):
+        before = await asyncio.gather(arrived(node, attacker), arrived(node, victim))
+        # While the victim is talked to, the address changes and speaks up.
+        talk = (f"ping -q -c 15 -i 0.2 -W {_ANSWER_S} {ip}" for ip in victim.ips)
+        change = [
+            f"ip link set dev eth0 address {mac}",
+            f"ping -c 2 -W {_SILENCE_S} -I {victim.ipv4} {other.ipv4} || true",
+            f"ping -6 -c 2 -W {_SILENCE_S} -I {victim.ipv6} {other.ipv6} || true",
+            "cat /sys/class/net/eth0/address",
+        ]
+        changed, *talks = await asyncio.gather(
+            script(node, attacker, *change),
+            *(script(node, other, line) for line in talk),
+        )
+        assert changed.split()[-1] == mac
+        # And once more when all of that is over.
+        talks += [await script(node, other, f"ping -q -c 3 -i 0.2 {ip}") for ip in victim.ips]
+        assert [ping_counts(text) for text in talks] == [(15, 15)] * 2 + [(3, 3)] * 2
+        after = await asyncio.gather(arrived(node, attacker), arrived(node, victim))
+        assert after[0].since(before[0]) == Arrived(0, 0, 0)
+        got = after[1].since(before[1])
+        assert (got.ipv4_echoes, got.ipv6_echoes) == (18, 18)
+    # Back to what it was given, everything is as before.
+    await script(node, attacker, f"ip link set dev eth0 address {own}", *drop(victim))
+    await all_answered(node, attacker, other)
+
+
+async def test_the_service_is_out_of_reach(node: Node, run_attacker: RunAttacker) -> None:
+    attacker = await run_attacker(0)
+    sockets = (allocs.WORKLOAD_SOCKET, allocs.CNI_SOCKET)
+    stat = ["stat", "-c", "%n %F %a %u:%g", allocs.RUNTIME_DIR, *sockets]
+    assert (await node.agent.run(stat)).text.splitlines() == [
+        f"{allocs.RUNTIME_DIR} directory 700 0:0",
+        *(f"{path} socket 600 0:0" for path in sockets),
+    ]
+    there = await node.shell(f"find {Path(allocs.RUNTIME_DIR).parent} -type s")
+    assert set(sockets) <= set(there.splitlines())
+    # In the pod there is neither the directory nor any socket of the node's.
+    done = await node.cri.exec(attacker.container, ["ls", "/run/metropolis"])
+    assert done.status != 0
+    assert "No such file" in done.stderr
+    assert await inside(node, attacker, "find", "/", "-xdev", "-type", "s") == ""
+    # Abstract sockets belong to the network namespace: there are none.
+    listed = "/proc/net/unix"
+    assert allocs.RUNTIME_DIR in await node.shell(f"cat {listed}")
+    assert len((await inside(node, attacker, "cat", listed)).splitlines()) == 1
