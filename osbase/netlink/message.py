@@ -34,6 +34,7 @@ NLM_F_CAPPED = 0x100
 NLM_F_ACK_TLVS = 0x200
 
 _NLMSGERR_ATTR_MSG = 1
+_MAX_ERRNO = 4095  # linux/err.h
 
 
 class Request(NamedTuple):
@@ -109,6 +110,8 @@ def error_of(message: Message) -> tuple[int, str]:
             return 0, ""
         raise ProtocolError(f"an acknowledgement of {len(body)} bytes")
     number = -_I32.unpack_from(body)[0]
+    if not 0 <= number <= _MAX_ERRNO:
+        raise ProtocolError(f"an acknowledgement with errno {number}")
     if not message.flags & NLM_F_ACK_TLVS:
         return number, ""
     offset = 4

@@ -48,9 +48,10 @@ def test_garbage_is_parsed_or_refused(data: bytes) -> None:
 @given(st.integers(0, 0xFFFF), st.binary(max_size=100))
 def test_an_acknowledgement_of_garbage_has_an_errno_or_is_refused(flags: int, body: bytes) -> None:
     try:
-        message.error_of(Message(message.NLMSG_ERROR, flags, 0, 0, body))
+        number, _ = message.error_of(Message(message.NLMSG_ERROR, flags, 0, 0, body))
+        assert 0 <= number <= 4095
     except ProtocolError:
-        assert len(body) < 4
+        assert len(body) < 4 or not -4095 <= struct.unpack_from("=i", body)[0] <= 0
 
 
 def acknowledgement(flags: int, repeated: bytes, text: bytes) -> Message:

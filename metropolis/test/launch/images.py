@@ -31,8 +31,8 @@ def find_images() -> Images:
         raise ImagesError(f"{name} is neither in {workspace} nor its bazel-bin; build it first")
 
     return Images(
-        kernel=find("metropolis/node/bzImage"),
-        initramfs=find("metropolis/node/initramfs.cpio.zst"),
+        kernel=find("osbase/boot/bzImage"),
+        initramfs=find("osbase/boot/initramfs.cpio.zst"),
         root=find("metropolis/node/image.erofs"),
         tools=find("osbase/test/agent/tools.erofs"),
     )

@@ -12,17 +12,13 @@ import argparse
 import asyncio
 import contextlib
 import signal
-import statistics
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-import grpc.aio
-
 from metropolis.node.core.network.workloads.spec import workload_pb2
-from metropolis.test.launch import checks, state
+from metropolis.test.launch import checks, report, state
 from metropolis.test.launch.cri import CriError, Pod
 from metropolis.test.launch.images import ImagesError, find_images
 from metropolis.test.launch.lab import (
@@ -42,7 +38,6 @@ from osbase.test.qemu.vm import VmError
 PODS = ("pod-a", "pod-b")
 # The CRI has no field for it; containerd always names it so.
 INTERFACE = "eth0"
-_ATTACHES = 5
 
 # What can go wrong without being a fault in here: said without a traceback.
 EXPECTED = (
@@ -57,6 +52,7 @@ def say(message: str) -> None:
 
 async def pod_rows(node: Node, pods: Sequence[Pod]) -> list[PodRow]:
     """Return the rows: the runtime's word on pods, the service's on links."""
+    times = report.attach_times(await node.attach_log())
     listed = await node.workloads.List(workload_pb2.ListRequest(), timeout=60)
     links = {item.workload_id: item for item in listed.attachments}
     rows = []
@@ -70,30 +66,11 @@ async def pod_rows(node: Node, pods: Sequence[Pod]) -> list[PodRow]:
                 ipv4=str(pod.ipv4 or ""),
                 ipv6=str(pod.ipv6 or ""),
                 host_link=link.host_interface if link else "",
+                attach_ms=times.get((pod.id, INTERFACE)),
                 sandbox_ms=pod.sandbox_ms,
             )
         )
     return rows
-
-
-async def time_attach(node: Node) -> float:
-    """Return the median time of an Attach in ms, called one by one."""
-    name = "launch-attach"
-    path = f"/run/netns/{name}"
-    netns = workload_pb2.NetNSAttachment(netns_path=path, if_name=INTERFACE)
-    attach = workload_pb2.AttachRequest(workload_id=name, netns=netns)
-    detach = workload_pb2.DetachRequest(workload_id=name, netns=netns)
-    times = []
-    await node.agent.run(["ip", "netns", "add", name])
-    try:
-        for _ in range(_ATTACHES):
-            begin = time.monotonic()
-            await node.workloads.Attach(attach, timeout=60)
-            times.append((time.monotonic() - begin) * 1000)
-            await node.workloads.Detach(detach, timeout=60)
-    finally:
-        await node.agent.run(["ip", "netns", "del", name])
-    return statistics.median(times)
 
 
 def consistency(rows: Sequence[PodRow]) -> list[checks.Check]:
@@ -106,6 +83,7 @@ def consistency(rows: Sequence[PodRow]) -> list[checks.Check]:
                 ("IPv4 address", row.ipv4),
                 ("IPv6 address", row.ipv6),
                 ("attachment in the service's List", row.host_link),
+                ("attach time in the service's log", row.attach_ms),
             )
             if not value
         ]
@@ -124,17 +102,11 @@ async def examine(node: Node) -> Report:
     addresses = [ip for ip in (node.ipv4, node.ipv6) if ip is not None]
     plans = checks.plan(pods, addresses, [OUTSIDE_IPV4, OUTSIDE_IPV6], OUTSIDE_PORT)
     rows, outcome = await asyncio.gather(pod_rows(node, pods), checks.run(node.cri, pods, plans))
-    attach_ms = None
-    try:
-        attach_ms = await time_attach(node)
-    except (grpc.aio.AioRpcError, AgentError) as error:
-        outcome.append(checks.Check("Attach alone", False, str(error)))
     return Report(
         accel=node.accel.value if node.accel else "",
         boot_s=node.boot_s,
         pods=tuple(rows),
         checks=(*consistency(rows), *outcome),
-        attach_ms=attach_ms,
     )
 
 
@@ -156,17 +128,17 @@ async def launch(base: Path, leave: bool, as_json: bool) -> int:
             find_images(), lab, directory, progress=say
         ) as node:  # fmt: skip
             await node.wait_ready()
-            report = await examine(node)
-            if not report.ok:
+            found = await examine(node)
+            if not found.ok:
                 say(f"--- the node's logs\n{await node.logs()}\n---")
-            print(to_json(report) if as_json else to_table(report), flush=True)
+            print(to_json(found) if as_json else to_table(found), flush=True)
             if not leave:
                 say(hints(directory))
                 reason = await node.vm.wait()
                 say(f"the node has ended: {reason or 'no reason given'}")
             elif node.vm is not None:
                 await node.vm.stop()
-    return 0 if report.ok else 1
+    return 0 if found.ok else 1
 
 
 async def _until_signalled(base: Path, leave: bool, as_json: bool) -> int:

@@ -209,6 +209,11 @@ class Node:
                 return done.text
         return self.vm.console_tail()
 
+    async def attach_log(self) -> str:
+        """Return what the service's log says of attach times."""
+        log = "/run/log/node-core/current"
+        return (await self.agent.run(["grep", "-F", "attached in", log], check=False)).text
+
     async def shell(self, script: str) -> str:
         """Run a script on the node; its output. AgentError when it fails."""
         return (await self.agent.run(["sh", "-c", script])).text

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from metropolis.test.launch import checks
 from metropolis.test.launch.checks import Check
 from metropolis.test.launch.cri import Pod
-from metropolis.test.launch.report import PodRow, Report, to_json, to_table
+from metropolis.test.launch.report import PodRow, Report, attach_times, to_json, to_table
 
 PODS = [
     Pod(name, f"id-{name}", f"c-{name}", (ip_address(v4), ip_address(v6)), 12.34)
@@ -85,13 +85,14 @@ def test_the_script_reports_status_and_output() -> None:
 
 
 ROWS = tuple(
-    PodRow(p.name, p.id, "eth0", str(p.ips[0]), str(p.ips[1]), "wl1", p.sandbox_ms) for p in PODS
+    PodRow(p.name, p.id, "eth0", str(p.ips[0]), str(p.ips[1]), "wl1", 1.23, p.sandbox_ms)
+    for p in PODS
 )
 
 
 def report(*found: Check) -> Report:
     """Return a report with these checks."""
-    return Report("tcg", 20.123, ROWS, found, 3.21)
+    return Report("tcg", 20.123, ROWS, found)
 
 
 def test_json() -> None:
@@ -101,11 +102,21 @@ def test_json() -> None:
     told = json.loads(text)
     assert (told["ok"], told["accel"], told["boot_s"]) == (True, "tcg", 20.12)
     assert told["pods"][0]["ipv6"] == "fd00:10:192::2"
+    assert told["pods"][0]["attach_ms"] == 1.23
     assert told["checks"][0] == {
         "name": "pod-a→pod IPv4",
         "ok": True,
         "detail": "10.192.0.3 answered: pod-b",
     }
+
+
+def test_attach_times_come_from_the_log() -> None:
+    log = "\n".join((
+        "2026-01-01 I network.workloads.cni ADD id-a eth0: attached in 1.50 ms",
+        "2026-01-01 W network.workloads.cni ADD id-a eth1: caller has gone, not begun",
+        "2026-01-01 I network.workloads.cni ADD id-b eth0: attached in 12.25 ms",
+    ))  # fmt: skip
+    assert attach_times(log) == {("id-a", "eth0"): 1.5, ("id-b", "eth0"): 12.25}
 
 
 def test_nothing_checked_is_not_ok() -> None:

@@ -22,10 +22,11 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 _CHANNEL = "dev.metropolis.agent"
 _HERE = Path("osbase/test/vm")
-KERNEL = (_HERE / "bzImage").resolve()
+_BOOT = Path("osbase/boot")
+KERNEL = (_BOOT / "bzImage").resolve()
 MACHINE = Machine(
     KERNEL,
-    (_HERE / "initramfs.cpio.zst").resolve(),
+    (_BOOT / "initramfs.cpio.zst").resolve(),
     cmdline="quiet",
     drives=(
         Drive((_HERE / "root.erofs").resolve(), "root"),

@@ -85,7 +85,7 @@ def parse_altnames(altnames: Iterable[str]) -> LinkNames | None:
     """None when the two names are not both there, once, and well-formed."""
     keys = [found for name in altnames if (found := _KEY.fullmatch(name))]
     records = [found for name in altnames if (found := _RECORD.fullmatch(name))]
-    if len(keys) != 1 or len(records) != 1:
+    if len(keys) != 1 or len(records) != 1 or not _is_text(keys[0][2]):
         return None
     index, mac, request, ipv4, ipv6 = records[0].groups()
     ips: list[IPAddress] = []
@@ -103,6 +103,11 @@ def parse_altnames(altnames: Iterable[str]) -> LinkNames | None:
         request=bytes.fromhex(request),
         ips=tuple(ips),
     )
+
+
+def _is_text(name: str) -> bool:
+    """False for bytes that were not UTF-8, which no request can have had."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def is_other_version(altnames: Iterable[str]) -> bool:

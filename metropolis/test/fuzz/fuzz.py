@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fuzz all targets, or some, for a time: `run :fuzz -- --seconds N`.
+
+    --target NAME   only this one; may be repeated
+    --keep          add what reaches something new to the corpus in the tree
+    --json          last line: {"ok", "inputs", "targets": {name: inputs}}
+
+Each target runs in a process of its own, for its share of the time. One that
+finds a fault ends there: the input is printed in hex, with the traceback, and
+the exit status is 1. `--replay NAME HEX` gives a target that input again.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from metropolis.test.fuzz import corpus
+
+_NAMES = (
+    "netlink_messages",
+    "netlink_conversation",
+    "cni_frame",
+    "cni_execution",
+    "node_configuration",
+    "dhcp_packet",
+    "dhcp_exchange",
+    "workload_request",
+)
+_MAX_LENGTH = 4096  # bytes of an input
+_INPUT_S = 20  # that one input may take
+
+
+def _child(target: str, arguments: list[str]) -> None:
+    """Become libFuzzer; does not return."""
+    import atheris
+
+    with atheris.instrument_imports(include=["osbase", "metropolis"]):
+        from metropolis.test.fuzz.targets import TARGETS
+    atheris.Setup([sys.argv[0], *arguments], TARGETS[target])
+    atheris.Fuzz()
+
+
+def _run(target: str, arguments: list[str]) -> tuple[int, str]:
+    command = [sys.executable, "-m", "metropolis.test.fuzz.fuzz", "--child", target, "--"]
+    done = subprocess.run(
+        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    return done.returncode, done.stdout.decode(errors="backslashreplace")
+
+
+def _fuzz(target: str, seconds: int, keep: Path | None) -> int | None:
+    """How many inputs were tried; None: there is a fault, and it was told."""
+    with tempfile.TemporaryDirectory() as scratch:
+        known, found = Path(scratch, "known"), Path(scratch, "found")
+        corpus.spread(corpus.load(target), known)
+        found.mkdir()
+        status, text = _run(
+            target,
+            [
+                f"-max_total_time={seconds}",
+                f"-max_len={_MAX_LENGTH}",
+                f"-timeout={_INPUT_S}",
+                f"-artifact_prefix={scratch}/fault-",
+                str(found),
+                str(known),
+            ],
+        )
+        done = re.search(r"Done (\d+) runs in", text)
+        if status or done is None:
+            print(f"{target}: a fault, status {status}\n{text[-6000:]}", file=sys.stderr)
+            for path in Path(scratch).glob("fault-*"):
+                again = f"--replay {target} {path.read_bytes().hex()}"
+                print(f"{path.name}: again by: {again}", file=sys.stderr)
+            return None
+        if keep is not None:
+            from metropolis.test.fuzz.targets import TARGETS
+
+            every = [*corpus.gather(known), *corpus.gather(found)]
+            corpus.save(target, corpus.minimise(TARGETS[target], every), keep)
+        return int(done[1])
+
+
+def main(arguments: list[str]) -> int:
+    """Run; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Fuzz the parsers of outside bytes.")
+    parser.add_argument("--seconds", type=int, default=60, help="for all targets together")
+    parser.add_argument("--target", action="append", choices=_NAMES)
+    parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--replay", nargs=2, metavar=("TARGET", "HEX"))
+    parser.add_argument("--child", choices=_NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    if chosen.child:
+        _child(chosen.child, chosen.rest)
+    if chosen.replay:
+        from metropolis.test.fuzz.targets import TARGETS
+
+        TARGETS[chosen.replay[0]](bytes.fromhex(chosen.replay[1]))
+        return 0
+    keep = None
+    if chosen.keep:
+        workspace = os.environ.get("BUILD_WORKSPACE_DIRECTORY")
+        if workspace is None:
+            parser.error("--keep: run me as: ./bazelw run //metropolis/test/fuzz -- --keep")
+        keep = Path(workspace, "metropolis/test/fuzz/corpus")
+    targets = chosen.target or list(_NAMES)
+    share = max(1, chosen.seconds // len(targets))
+    counts: dict[str, int | None] = {}
+    for target in targets:
+        counts[target] = _fuzz(target, share, keep)
+        print(f"{target}: {counts[target] or 0:,} inputs in {share} s", file=sys.stderr, flush=True)
+    inputs = {target: count or 0 for target, count in counts.items()}
+    ok = None not in counts.values()
+    total = sum(inputs.values())
+    print(f"{total:,} inputs, {'no fault' if ok else 'FAULTS'}", file=sys.stderr)
+    if chosen.json:
+        print(json.dumps({"ok": ok, "inputs": total, "targets": inputs}))
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

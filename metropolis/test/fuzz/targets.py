@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is fuzzed. A target takes any bytes and returns, or raises: a fault."""
+
+import contextlib
+import json
+from collections.abc import Callable
+from ipaddress import IPv4Address, ip_address, ip_network
+from typing import Final
+
+from metropolis.node.core import config
+from metropolis.node.core.network.cni import protocol, result
+from metropolis.node.core.network.cni import wire as cni_wire
+from metropolis.node.core.network.cni.protocol import Add, CniError
+from metropolis.node.core.network.workloads import names, recovery, wire
+from metropolis.node.core.network.workloads.engine import Engine
+from metropolis.node.core.network.workloads.errors import InvalidArgument, WorkloadError
+from metropolis.node.core.network.workloads.model import Attachment, routes_of
+from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
+from metropolis.node.core.network.workloads.testing.fake import FakeDatapath, FakeKernel
+from osbase.net.dhcp4 import lease, packet
+from osbase.net.dhcp4.machine import Machine
+from osbase.netlink import message, rtnl
+from osbase.netlink.errors import NetlinkError, ProtocolError
+from osbase.netlink.message import Request
+from osbase.netlink.transport import NetlinkSocket
+
+_MAC: Final = bytes.fromhex("020000000001")
+
+
+def netlink_messages(data: bytes) -> None:
+    """Datagrams of the kernel: messages, their attributes, our records."""
+    links: list[rtnl.Link] = []
+    try:
+        found = list(message.decode(data))
+    except ProtocolError:
+        return
+    for one in found:
+        with contextlib.suppress(ProtocolError):
+            message.error_of(one)
+        with contextlib.suppress(ProtocolError):
+            rtnl.parse_route(one)
+        with contextlib.suppress(ProtocolError):
+            rtnl.parse_address(one)
+        with contextlib.suppress(ProtocolError):
+            rtnl.parse_link_removed(one)
+        with contextlib.suppress(ProtocolError):
+            links.append(rtnl.parse_link(one))
+    for link in links:
+        record = names.parse_altnames(link.altnames)
+        if record is not None:
+            again = names.record_altname(record.ifindex, record.mac, record.request, record.ips)
+            key = names.key_altname(record.netns_cookie, record.if_name)
+            assert names.parse_altnames([key, again]) == record
+    recovery.plan(links, set())
+
+
+class _Script:
+    """A socket on which the answers are what is fuzzed."""
+
+    def __init__(self, answers: list[bytes]) -> None:
+        self._answers = answers
+
+    def send(self, data: bytes, /) -> int:
+        """Answers take the sequence number 1: requests begin with it."""
+        return len(data)
+
+    def recvfrom(self, size: int, flags: int, /) -> tuple[bytes, tuple[int, int]]:
+        if not self._answers:
+            raise BlockingIOError
+        return self._answers.pop(0)[:size], (0, 0)
+
+    def fileno(self) -> int:
+        """Any: there is no time to wait for it."""
+        return 2
+
+    def close(self) -> None:
+        pass
+
+
+def netlink_conversation(data: bytes) -> None:
+    """Answers to requests: 2 bytes of length before each; the first byte of
+    all chooses what was asked.
+    """
+    answers: list[bytes] = []
+    rest = data[1:]
+    while len(rest) > 2:
+        length = int.from_bytes(rest[:2])
+        answers.append(rest[2 : 2 + length])
+        rest = rest[2 + length :]
+    request = Request(rtnl.RTM_GETLINK, 0, bytes(16), "fuzz")
+    sock = NetlinkSocket(_Script(answers), timeout_s=0)
+    calls: list[Callable[[], object]] = [
+        lambda: sock.batch([request, request]),
+        lambda: sock.dump(request),
+        lambda: sock.get(request),
+    ]
+    with contextlib.suppress(NetlinkError):
+        calls[data[0] % 3 if data else 0]()
+
+
+def _attachment(add: Add) -> Attachment:
+    ips = add.requested_ips or (IPv4Address("10.0.0.1"),)
+    gateways = tuple(ip_address("169.254.77.1" if ip.version == 4 else "fe80::1") for ip in ips)
+    mac = add.requested_mac or _MAC
+    return Attachment(
+        add.container_id, add.if_name, ips, mac, "wl0", 7, 1500, gateways, routes_of(ips)
+    )
+
+
+def _cni(request: cni_wire.Request) -> None:
+    try:
+        command = protocol.parse(request)
+    except CniError as error:
+        answer = error.answer()
+        assert answer.exit_code == 1
+        assert json.loads(answer.stdout)["code"] == error.code
+        cni_wire.encode_answer(answer)
+        return
+    if isinstance(command, Add):
+        encoded = protocol.encode(result.success(command, _attachment(command)))
+        assert json.loads(encoded)["cniVersion"] == command.version
+    elif isinstance(command, protocol.Check):
+        add = Add(command.version, command.container_id, command.if_name, command.netns)
+        result.differences(command, _attachment(add))
+
+
+def cni_frame(data: bytes) -> None:
+    """What comes on the shim's socket, from the header on."""
+    size = cni_wire.REQUEST_HEADER_SIZE
+    try:
+        lengths = cni_wire.parse_header(data[:size])
+        request = cni_wire.parse_body(lengths, data[size:])
+    except cni_wire.WireError:
+        return
+    again = cni_wire.encode_request(request)
+    lengths = cni_wire.parse_header(again[:size])
+    assert cni_wire.parse_body(lengths, again[size:]) == request
+    _cni(request)
+
+
+_COMMANDS: Final = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
+
+
+def cni_execution(data: bytes) -> None:
+    """Standard input and environment: a byte for the command, lines of the
+    environment up to an empty one, the rest is standard input.
+    """
+    environment, _, stdin = data[1:].partition(b"\n\n")
+    env = {
+        "CNI_COMMAND": _COMMANDS[data[0] % 6] if data else "",
+        "CNI_CONTAINERID": "c",
+        "CNI_IFNAME": "eth0",
+        "CNI_NETNS": "/n",
+    }
+    for line in environment.split(b"\n"):
+        name, _, value = line.decode(errors="surrogateescape").partition("=")
+        env[f"CNI_{name}"] = value
+    _cni(cni_wire.Request(("cniproxy",), env, stdin))
+
+
+def node_configuration(data: bytes) -> None:
+    """The file of the node."""
+    try:
+        config.parse(data, "f")
+    except config.ConfigError as error:
+        assert str(error).startswith("f")
+
+
+def dhcp_packet(data: bytes) -> None:
+    """Packets on the uplink, the second half without the IP and UDP around."""
+    with contextlib.suppress(packet.PacketError):
+        packet.decode(packet.unframe(data, checksum_ready=bool(data[0] & 1) if data else True))
+    try:
+        found = packet.decode(data)
+    except packet.PacketError:
+        return
+    again = packet.decode(found.encode())
+    assert again == found
+    with contextlib.suppress(packet.PacketError):
+        lease.parse(found, 0.0)
+
+
+def dhcp_exchange(data: bytes) -> None:
+    """A client whose server's every answer is fuzzed: of options, kind and
+    address; it is in whatever state the answers before brought it to.
+    """
+    machine = Machine(_MAC, rand=lambda: 0.5)
+    sent = machine.start(0.0)
+    now, rest = 1.0, data
+    while len(rest) > 6:
+        kind, xid, wait, length = rest[0] % 8 + 1, sent[-1].message.xid, rest[1], rest[6]
+        yours, options, rest = rest[2:6], rest[7 : 7 + length], rest[7 + length :]
+        fixed = bytes([2, 1, 6, 0]) + xid.to_bytes(4) + bytes(8) + yours + bytes(8)
+        body = fixed + _MAC.ljust(16, b"\0") + bytes(192) + b"\x63\x82\x53\x63"
+        with contextlib.suppress(packet.PacketError):
+            answer = packet.decode(body + bytes([53, 1, kind]) + options + b"\xff")
+            sent += machine.receive(now, answer)
+        now += wait * 100.0
+        sent += machine.tick(now)
+        deadline = machine.deadline
+        assert deadline is None or deadline >= 0
+    for one in sent:
+        one.message.encode()
+
+
+def _engine() -> Engine:
+    kernel = FakeKernel(namespaces={"/a": 1000, "/b": 1001})
+    engine = Engine(FakeDatapath(kernel))
+    engine.set_prefixes([ip_network("10.0.0.0/29"), ip_network("fd00::/125")])
+    engine.start()
+    return engine
+
+
+def workload_request(data: bytes) -> None:
+    """Requests as they are on the wire, served; the first byte says which."""
+    rest, chosen = data[1:], data[0] % 5 if data else 0
+    engine = _engine()
+    try:
+        if chosen == 0:
+            made = engine.attach(wire.attach_intent(wire.decode(pb.AttachRequest, rest)))
+            wire.attach_response(made).SerializeToString()
+        elif chosen == 1:
+            detach = wire.decode(pb.DetachRequest, rest)
+            engine.detach(detach.workload_id, detach.netns.netns_path, detach.netns.if_name)
+        elif chosen == 2:
+            check = wire.decode(pb.CheckRequest, rest)
+            engine.check(check.workload_id, check.netns.if_name, check.netns.netns_path)
+        elif chosen == 3:
+            engine.list(wire.decode(pb.ListRequest, rest).workload_id)
+        else:
+            wire.decode(pb.CollectRequest, rest)
+    except WorkloadError as error:
+        # It travels in a header of HTTP/2.
+        assert str(error).isprintable(), error
+        assert len(str(error)) < 4096
+        assert str(error).isascii() or not isinstance(error, InvalidArgument)
+    finally:
+        engine.close()
+
+
+TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
+    target.__name__: target
+    for target in (
+        netlink_messages,
+        netlink_conversation,
+        cni_frame,
+        cni_execution,
+        node_configuration,
+        dhcp_packet,
+        dhcp_exchange,
+        workload_request,
+    )
+}
