@@ -96,7 +96,7 @@ def test_a_place_is_free_again_after_a_watch(world: World) -> None:
         for watch in watches:
             watch.next()
             watch.call.cancel()
-        # The place is given back last, after the engine has forgotten the watcher.
+        # The place is given back after the engine forgets the watcher.
         while world.server._methods._places._value < WATCHERS_MAX:
             pass
 
