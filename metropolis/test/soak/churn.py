@@ -147,15 +147,15 @@ class Churn:
         """
         with self.gate.alone():
             chosen = self._slots[:_BURST]
-            for calls in (
-                [self._detach_later(slot) for slot in chosen],
-                [self._call("List", pb.ListRequest()) for _ in chosen],
-                [self._attach_later(slot) for slot in chosen],
-                [self._call("Status", pb.StatusRequest()) for _ in chosen],
-                [self._detach_later(slot) for slot in chosen],
-            ):
-                for call in calls:
-                    self._outcome(call)
+            calls = [self._detach_later(slot) for slot in chosen]
+            calls += [self._call("List", pb.ListRequest()) for _ in chosen]
+            calls += [self._attach_later(slot) for slot in chosen]
+            calls += [self._call("Status", pb.StatusRequest()) for _ in chosen]
+            for call in calls:
+                self._outcome(call)
+            # Not with the others: a Detach may be served before an Attach.
+            for call in [self._detach_later(slot) for slot in chosen]:
+                self._outcome(call)
             for slot in chosen:
                 self._forget(slot)
 
