@@ -66,7 +66,7 @@ def test_a_thread_comes_home_from_an_error(home: int, other: int) -> None:
         seen.append(identity())
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), netns.inside(other, home):
+    with pytest.raises(ZeroDivisionError), netns.Inside(other, home):
         fail()
     assert seen[0] != before
     assert identity() == before
@@ -79,7 +79,7 @@ def test_a_thread_that_cannot_come_home_is_lost(other: int, tmp_path: Path) -> N
     def visit() -> None:
         with (
             (tmp_path / "file").open("w") as no_namespace,
-            netns.inside(other, no_namespace.fileno(), lost=told.append),
+            netns.Inside(other, no_namespace.fileno(), lost=told.append),
         ):
             pass
 
@@ -96,7 +96,7 @@ import os
 from osbase.netlink import netns
 home = netns.open_current()
 os.unshare(netns.CLONE_NEWNET)
-with open({str(tmp_path / "file")!r}, "w") as file, netns.inside(home, file.fileno()):
+with open({str(tmp_path / "file")!r}, "w") as file, netns.Inside(home, file.fileno()):
     pass
 """
     done = subprocess.run(
@@ -125,7 +125,16 @@ def test_what_is_not_there_is_missing(path: str) -> None:
         netns.open_path(path)
 
 
-def test_what_is_not_a_namespace_is_refused(tmp_path: Path) -> None:
+def open_inside(path: str, home: int) -> None:
+    fd = netns.open_path(path)
+    try:
+        netns.open_socket(fd, home).close()
+    finally:
+        os.close(fd)
+
+
+def test_what_is_not_a_namespace_is_refused(tmp_path: Path, home: int) -> None:
+    before = identity()
     file, fifo, loop = tmp_path / "file", tmp_path / "fifo", tmp_path / "loop"
     file.touch()
     os.mkfifo(fifo)
@@ -133,11 +142,12 @@ def test_what_is_not_a_namespace_is_refused(tmp_path: Path) -> None:
     others = [tmp_path, Path("/dev/null"), Path("/proc/self/ns/mnt"), Path("/proc/self/ns/user")]
     for path in [file, fifo, loop, *others]:
         with pytest.raises(NotNetns):
-            netns.open_path(str(path))
+            open_inside(str(path), home)
+    assert identity() == before
 
 
 def test_a_fifo_that_took_the_place_of_a_file_does_not_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, home: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check and the opening are two calls; the second is safe by itself."""
     fifo, file = tmp_path / "fifo", tmp_path / "file"
@@ -146,14 +156,14 @@ def test_a_fifo_that_took_the_place_of_a_file_does_not_block(
     answer = os.stat(file)
     monkeypatch.setattr(os, "stat", lambda _: answer)
     with pytest.raises(NotNetns):
-        netns.open_path(str(fifo))
+        open_inside(str(fifo), home)
 
 
-def test_no_file_descriptor_is_left_open(tmp_path: Path, other: int) -> None:
+def test_no_file_descriptor_is_left_open(tmp_path: Path, home: int, other: int) -> None:
     file = tmp_path / "file"
     file.touch()
     before = os.listdir("/proc/self/fd")
     for path in (str(file), "/dev/null", "/nowhere", "x"):
         with pytest.raises((NotNetns, NetnsMissing)):
-            netns.open_path(path)
+            open_inside(path, home)
     assert os.listdir("/proc/self/fd") == before

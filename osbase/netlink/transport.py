@@ -7,13 +7,13 @@ long as the kernel works, up to tens of milliseconds for a link removal: call
 from worker threads, never from an event loop.
 """
 
-import contextlib
 import errno
 import select
 import socket
+import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -40,6 +40,7 @@ from osbase.netlink.message import (
     encode,
     error_of,
 )
+from osbase.netlink.template import FIRST_SEQUENCE, Encoded
 
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
@@ -52,6 +53,9 @@ RECEIVE_SIZE = 32768  # the kernel fills a dump's datagrams up to this
 DUMP_ATTEMPTS = 10
 DEFAULT_TIMEOUT_S = 5.0
 
+_ACK = struct.Struct("=IHHIIi")  # an NLMSG_ERROR up to its errno
+_ACK_SIZE = 36  # of one for a success: it repeats the request's header
+
 
 class RawSocket(Protocol):
     """What is needed of a socket.socket; tests script one."""
@@ -63,24 +67,26 @@ class RawSocket(Protocol):
 
 
 def open_raw() -> socket.socket:
-    """A route socket in the calling thread's namespace, with error texts.
-
-    Strict checking makes the kernel filter dumps by what the request says.
-    """
+    """A route socket in the calling thread's namespace, with error texts."""
     raw = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
     try:
         raw.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
-        raw.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
     except OSError:
         raw.close()
         raise
     return raw
 
 
+def make_strict(raw: socket.socket) -> socket.socket:
+    """Make the kernel filter dumps by what the request says."""
+    raw.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+    return raw
+
+
 class NetlinkSocket:
     """A route socket of the namespace in which it was opened.
 
-    `raw` is taken over. After ProtocolError, ReplyTimeout or ReplyLost an
+    `raw` is taken over, and should be strict if there are to be dumps. After ProtocolError, ReplyTimeout or ReplyLost an
     answer may be outstanding; it is ignored by its sequence number, yet
     closing the socket is cleaner.
     """
@@ -88,7 +94,7 @@ class NetlinkSocket:
     def __init__(
         self, raw: RawSocket | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> None:
-        self._raw: RawSocket = open_raw() if raw is None else raw
+        self._raw: RawSocket = make_strict(open_raw()) if raw is None else raw
         self._timeout_s = timeout_s
         self._sequence = 1
 
@@ -118,12 +124,33 @@ class NetlinkSocket:
         if not requests:
             return
         first = self._take_sequence(len(requests))
-        last = (first + len(requests) - 1) & 0xFFFFFFFF
         self._send(encode(requests, first), requests[0])
+        self._await(first, requests)
+
+    def batch_encoded(self, batch: Encoded, requests: Callable[[], Sequence[Request]]) -> None:
+        """As `batch`. requests: what the batch was encoded of, for errors."""
+        try:
+            self._raw.send(batch.data)
+            data, (sender, _) = self._raw.recvfrom(RECEIVE_SIZE, socket.MSG_DONTWAIT)
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):
+                raise ReplyLost(
+                    f"{requests()[0].what}: send or receive: {errno_name(error.errno or 0)}"
+                ) from error
+            data, sender = b"", 0
+        if len(data) == _ACK_SIZE and not sender:
+            _, kind, _, sequence, _, number = _ACK.unpack_from(data)
+            if kind == NLMSG_ERROR and sequence == batch.last_sequence and not number:
+                return
+        self._await(FIRST_SEQUENCE, requests(), b"" if sender else data)
+
+    def _await(self, first: int, requests: Sequence[Request], data: bytes = b"") -> None:
+        """Read answers until that to the last request. data: read already."""
+        last = (first + len(requests) - 1) & 0xFFFFFFFF
         errors: list[RequestError] = []
         deadline = time.monotonic() + self._timeout_s
         while True:
-            for message in self._receive(deadline, requests[0]):
+            for message in decode(data) if data else self._receive(deadline, requests[0]):
                 index = (message.sequence - first) & 0xFFFFFFFF
                 if index >= len(requests) or message.kind != NLMSG_ERROR:
                     continue
@@ -134,6 +161,7 @@ class NetlinkSocket:
                     if errors:
                         raise BatchError(errors)
                     return
+            data = b""
 
     def dump(self, request: Request) -> list[Message]:
         """All objects of a kind. Repeats when they changed meanwhile.
@@ -249,25 +277,15 @@ class SocketPool:
         self._lock = threading.Lock()
         self._closed = False
 
-    @contextlib.contextmanager
-    def socket(self) -> Iterator[NetlinkSocket]:
+    def socket(self) -> Borrowed:
         """A socket for the time of a `with` block.
 
         New ones are opened in the calling thread's namespace.
         """
         try:
-            chosen = self._idle.pop()
+            return Borrowed(self, self._idle.pop())
         except IndexError:
-            chosen = NetlinkSocket()
-        try:
-            yield chosen
-        except BatchError:
-            self._put(chosen)
-            raise
-        except BaseException:
-            chosen.close()
-            raise
-        self._put(chosen)
+            return Borrowed(self, NetlinkSocket())
 
     def close(self) -> None:
         with self._lock:
@@ -276,9 +294,36 @@ class SocketPool:
         for chosen in idle:
             chosen.close()
 
-    def _put(self, chosen: NetlinkSocket) -> None:
+    def put(self, chosen: NetlinkSocket) -> None:
+        """Take it back."""
         with self._lock:
             if not self._closed and len(self._idle) < self._keep:
                 self._idle.append(chosen)
                 return
         chosen.close()
+
+
+class Borrowed:
+    """A socket of a pool, until the end of a `with` block. Not a generator:
+    those cost three times as much, and this is done twice an attach.
+    """
+
+    __slots__ = ("_pool", "_socket")
+
+    def __init__(self, pool: SocketPool, chosen: NetlinkSocket) -> None:
+        self._pool = pool
+        self._socket = chosen
+
+    def __enter__(self) -> NetlinkSocket:
+        return self._socket
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None or issubclass(kind, BatchError):
+            self._pool.put(self._socket)
+        else:
+            self._socket.close()

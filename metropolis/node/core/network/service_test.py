@@ -66,7 +66,7 @@ def inside(name: str) -> Iterator[None]:
     home = netns.open_current()
     there = os.open(f"/run/netns/{name}", os.O_RDONLY)
     try:
-        with netns.inside(there, home):
+        with netns.Inside(there, home):
             yield
     finally:
         os.close(home)

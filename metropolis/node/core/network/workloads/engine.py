@@ -41,6 +41,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import TracebackType
 
 from metropolis.node.core.network.workloads import names
 from metropolis.node.core.network.workloads.datapath import (
@@ -60,7 +61,7 @@ from metropolis.node.core.network.workloads.errors import (
     Unavailable,
     WorkloadError,
 )
-from metropolis.node.core.network.workloads.locks import KeyedLocks
+from metropolis.node.core.network.workloads.locks import Hold, KeyedLocks
 from metropolis.node.core.network.workloads.model import (
     AttachIntent,
     Attachment,
@@ -136,6 +137,34 @@ class _Entry:
     def to(self, state: _State) -> None:
         assert state in _TRANSITIONS[self.state], (self.state, state)
         self.state = state
+
+
+class _Turn:
+    """The workload's lock, for a caller that still waits when it has it. Not
+    a generator, as it is on the way of every call.
+    """
+
+    __slots__ = ("_hold", "_left_s")
+
+    def __init__(self, hold: Hold[str], left_s: Callable[[], float]) -> None:
+        self._hold = hold
+        self._left_s = left_s
+
+    def __enter__(self) -> None:
+        self._hold.__enter__()
+        try:
+            _still_wanted(self._left_s)
+        except BaseException:
+            self._hold.__exit__(None, None, None)
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._hold.__exit__(kind, error, trace)
 
 
 class Engine:
@@ -267,22 +296,12 @@ class Engine:
         check_attach(intent)
         if not self._started:
             raise Unavailable(_NOT_RUNNING)
-        with self._spare(intent.workload_id), self._turn(intent.workload_id, left_s):
-            known = self._find(intent)
-            if known is None:
-                self.status()
-            with self._datapath.open_netns(intent.netns_path) as netns:
-                if self._datapath.is_home(netns):
-                    raise InvalidArgument(
-                        f"netns.netns_path {show(intent.netns_path)}: is the namespace of the host"
-                    )
-                if known is not None and known.state is _State.BROKEN:
-                    self._remove([known])
-                elif known is not None and not known.gone:
-                    return _same_or_raise(known.record, intent, netns.cookie)
-                with self._namespaces.hold(netns.cookie, left_s=left_s()):
-                    _still_wanted(left_s)
-                    return self._attach(intent, netns)
+        self._begin_attach(intent.workload_id)
+        try:
+            with self._turn(intent.workload_id, left_s):
+                return self._attach_in_turn(intent, left_s)
+        finally:
+            self._end_attach(intent.workload_id)
 
     def detach(
         self,
@@ -394,27 +413,24 @@ class Engine:
 
     # ---- Steps --------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _turn(self, workload_id: str, left_s: Callable[[], float]) -> Iterator[None]:
+    def _turn(self, workload_id: str, left_s: Callable[[], float]) -> _Turn:
         """Hold the workload for a caller that still waits when it has it."""
-        with self._workloads.hold(workload_id, left_s=left_s()):
-            _still_wanted(left_s)
-            yield
+        return _Turn(self._workloads.hold(workload_id, left_s=left_s()), left_s)
 
-    @contextlib.contextmanager
-    def _spare(self, workload_id: str) -> Iterator[None]:
+    def _begin_attach(self, workload_id: str) -> None:
         """An attach is under way: no Collect touches the workload."""
         with self._mutex:
             self._attaching[workload_id] += 1
             if self._spared is not None:
                 self._spared.add(workload_id)
-        try:
-            yield
-        finally:
-            with self._mutex:
-                self._attaching[workload_id] -= 1
-                if not self._attaching[workload_id]:
-                    del self._attaching[workload_id]
+
+    def _end_attach(self, workload_id: str) -> None:
+        with self._mutex:
+            left = self._attaching[workload_id] - 1
+            if left:
+                self._attaching[workload_id] = left
+            else:
+                del self._attaching[workload_id]
 
     def _find(self, intent: AttachIntent) -> _Entry | None:
         with self._mutex:
@@ -437,6 +453,23 @@ class Engine:
         return Checked(
             _attachment(record), (other, *self._datapath.check(record, None)), entered=False
         )
+
+    def _attach_in_turn(self, intent: AttachIntent, left_s: Callable[[], float]) -> Attachment:
+        known = self._find(intent)
+        if known is None:
+            self.status()
+        with self._datapath.open_netns(intent.netns_path) as netns:
+            if self._datapath.is_home(netns):
+                raise InvalidArgument(
+                    f"netns.netns_path {show(intent.netns_path)}: is the namespace of the host"
+                )
+            if known is not None and known.state is _State.BROKEN:
+                self._remove([known])
+            elif known is not None and not known.gone:
+                return _same_or_raise(known.record, intent, netns.cookie)
+            with self._namespaces.hold(netns.cookie, left_s=left_s()):
+                _still_wanted(left_s)
+                return self._attach(intent, netns)
 
     def _attach(self, intent: AttachIntent, netns: Netns) -> Attachment:
         with self._mutex:

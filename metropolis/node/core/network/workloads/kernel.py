@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The datapath made of veth pairs and routes, by batched rtnetlink.
 
-    batch 1  host       veth pair, down, both ends with all they need
-    batch 2  namespace  lo and link up, addresses, first hop, default routes
-    batch 3  host       alias, records, up, fe80::1, host routes
+What is sent is in batches: pair (host), inside (namespace), commit (host).
 
-Batch 1 is sent alone, because the kernel goes on after a request that failed:
+The pair is sent alone, because the kernel goes on after a request that failed:
 what follows names the link by its index, which is ours only if it was made.
-Batch 3 is the commit: one send, thus whole or not at all when the process is
+The commit is one send, thus whole or not at all when the process is
 killed. A link that is down or without its record is an attach that never
 finished; routes come after `up` since the kernel has no route through a link
 that is down, and a record tells which are missing.
@@ -23,9 +21,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from types import TracebackType
+from typing import Self
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads import checks, names, observe, recovery
+from metropolis.node.core.network.workloads import batches, checks, observe, recovery
 from metropolis.node.core.network.workloads.datapath import (
     IndexTaken,
     Netns,
@@ -54,22 +54,51 @@ from osbase.netlink.errors import (
 )
 from osbase.netlink.events import RECEIVE_BUFFER, LinkEvents
 from osbase.netlink.message import Request
-from osbase.netlink.transport import NetlinkSocket, SocketPool
+from osbase.netlink.template import Encoded
+from osbase.netlink.transport import NetlinkSocket, SocketPool, make_strict, open_raw
 
 log = logging.getLogger(__name__)
 
 _LOOPBACK = 1  # its index in every namespace
-_RTPROT_STATIC = 4
 _REMOVE_AT_ONCE = 256
 
 
-@dataclass(frozen=True, slots=True)
 class KernelNetns:
-    """An open namespace: its file, and a route socket inside."""
+    """An open namespace: its file, and a route socket inside. Closed by `with`."""
 
-    fd: int
-    inner: socket.socket
-    cookie: int
+    __slots__ = ("cookie", "fd", "inner")
+
+    def __init__(self, fd: int, inner: socket.socket, cookie: int) -> None:
+        self.fd = fd
+        self.inner = inner
+        self.cookie = cookie
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.inner.close()
+        os.close(self.fd)
+
+
+class _Home:
+    """The file of the home namespace, open for as long as anybody has this, so
+    that `close` takes it from no thread that is away: one that does not find
+    home ends the process.
+    """
+
+    __slots__ = ("fd",)
+
+    def __init__(self) -> None:
+        self.fd = namespaces.open_current()
+
+    def __del__(self) -> None:
+        os.close(self.fd)
 
 
 class KernelDatapath:
@@ -80,8 +109,7 @@ class KernelDatapath:
 
     def __init__(self, *, event_buffer: int = RECEIVE_BUFFER) -> None:
         self._event_buffer = event_buffer
-        self._home = -1
-        self._home_mutex = threading.Lock()
+        self._home: _Home | None = None
         self._home_cookie = 0
         self._ipv6 = False
         self._sockets = SocketPool()
@@ -98,11 +126,10 @@ class KernelDatapath:
             on_removed(event.ifindex)
 
         with _refusals("open the datapath"):
-            self._home = namespaces.open_current()
+            self._home = _Home()
             self._sockets = SocketPool()
             self._ipv6 = os.path.exists("/proc/sys/net/ipv6")
-            raw = namespaces.open_socket(self._home, self._home)
-            with raw:
+            with open_raw() as raw:
                 self._home_cookie = namespaces.cookie(raw)
             self._ensure_first_hop()
             self._events = LinkEvents(removed, on_overrun, receive_buffer=self._event_buffer)
@@ -118,10 +145,7 @@ class KernelDatapath:
         if events is not None:
             events.close()
         self._sockets.close()
-        with self._home_mutex:
-            if self._home >= 0:
-                os.close(self._home)
-                self._home = -1
+        self._home = None
 
     def _ensure_first_hop(self) -> None:
         """Without the first hop's address workloads get no answer to ARP."""
@@ -135,6 +159,10 @@ class KernelDatapath:
     def _batch(self, *requests: Request) -> None:
         with self._sockets.socket() as host:
             host.batch(requests)
+
+    def _batch_encoded(self, batch: Encoded, requests: Callable[[], Sequence[Request]]) -> None:
+        with self._sockets.socket() as host:
+            host.batch_encoded(batch, requests)
 
     def _batch_tolerating(self, tolerated: set[int], *requests: Request) -> None:
         with self._sockets.socket() as host:
@@ -205,7 +233,7 @@ class KernelDatapath:
         told and does not end the recovery: the rest of it still works.
         """
         requests = [
-            request for ip in record.ips if ip in missing for request in _host_address(record, ip)
+            request for ip in record.ips if ip in missing for request in batches.host_address(record, ip)
         ]
         try:
             self._batch_tolerating({errno.EEXIST}, *requests)
@@ -219,9 +247,11 @@ class KernelDatapath:
 
     # ---- Namespaces -------------------------------------------------------
 
-    @contextlib.contextmanager
-    def open_netns(self, path: str) -> Iterator[Netns]:
+    def open_netns(self, path: str) -> KernelNetns:
         """See Datapath."""
+        home = self._home  # here, so that it stays open
+        if home is None:
+            raise Unavailable("the workload network service has stopped")
         try:
             fd = namespaces.open_path(path)
         except NetnsMissing as error:
@@ -229,29 +259,23 @@ class KernelDatapath:
         except NotNetns as error:
             raise InvalidArgument(f"netns.netns_path {error}") from error
         except OSError as error:
-            name = errno_name(error.errno or 0)
-            raise KernelRefused(f"open network namespace {show(path)}: {name}") from error
+            raise KernelRefused(f"open network namespace {show(path)}: {_name(error)}") from error
         try:
-            with _refusals(f"enter network namespace {show(path)}"), self._way_home() as home:
-                inner = namespaces.open_socket(fd, home)
-            with inner:
-                yield KernelNetns(fd, inner, namespaces.cookie(inner))
-        finally:
+            inner = namespaces.open_socket(fd, home.fd)
+            try:
+                return KernelNetns(fd, inner, namespaces.cookie(inner))
+            except BaseException:
+                inner.close()
+                raise
+        except BaseException as error:
             os.close(fd)
-
-    @contextlib.contextmanager
-    def _way_home(self) -> Iterator[int]:
-        """A file of the home namespace that `close` cannot take away: a thread
-        that does not find home ends the process.
-        """
-        with self._home_mutex:
-            if self._home < 0:
-                raise Unavailable("the workload network service has stopped")
-            home = os.dup(self._home)
-        try:
-            yield home
-        finally:
-            os.close(home)
+            if isinstance(error, NotNetns):
+                raise InvalidArgument(f"netns.netns_path {show(path)} {error}") from error
+            if isinstance(error, OSError):
+                raise KernelRefused(
+                    f"enter network namespace {show(path)}: {_name(error)}"
+                ) from error
+            raise
 
     def is_home(self, netns: Netns) -> bool:
         """See Datapath."""
@@ -262,38 +286,38 @@ class KernelDatapath:
     def create(self, netns: Netns, record: Record, *, metric: int) -> None:
         """See Datapath."""
         assert isinstance(netns, KernelNetns)
-        operation = f"attach {show(record.workload_id)}"
-        self._create_pair(netns, record, operation)
+        self._create_pair(netns, record)
         loopback_was_up = True
         inner = NetlinkSocket(netns.inner)
         try:
             loopback_was_up = namespaces.loopback_is_up(netns.inner)
-            inner.batch(_inside(record, metric, loopback=not loopback_was_up))
+            inside = batches.encode_inside(record, metric, loopback=not loopback_was_up)
+            inner.batch_encoded(
+                inside, lambda: batches.inside(record, metric, loopback=not loopback_was_up)
+            )
             self._commit(record)
         except BaseException as error:
-            self._undo(record, None if loopback_was_up else inner, operation, error)
+            self._undo(record, None if loopback_was_up else inner, error)
             if isinstance(error, BatchError):
-                raise _attach_error(operation, record, error) from error
+                raise _attach_error(record, error) from error
             if isinstance(error, (NetlinkError, OSError)):
-                raise KernelRefused(f"{operation}: {error}") from error
+                raise KernelRefused(f"{_attach(record)}: {error}") from error
             raise
 
-    def _create_pair(self, netns: KernelNetns, record: Record, operation: str) -> None:
-        host = rtnl.VethEnd(record.host_interface, record.host_ifindex, allocs.FIRST_HOP_MAC)
-        peer = rtnl.VethEnd(record.if_name, record.peer_ifindex, record.mac)
-        request = rtnl.new_veth(
-            host, peer, netns_fd=netns.fd, mtu=record.mtu, group=allocs.LINK_GROUP_WORKLOAD
-        )
+    def _create_pair(self, netns: KernelNetns, record: Record) -> None:
         try:
-            self._batch(request)
+            self._batch_encoded(
+                batches.encode_pair(record, netns.fd), lambda: batches.pair(record, netns.fd)
+            )
         except BatchError as error:
-            raise self._creation_error(record, operation, error) from error
+            raise self._creation_error(record, error) from error
         except (NetlinkError, OSError) as error:
             # Not known whether it was made. The index alone does not tell.
-            self._undo(record, None, operation, error, verify=True)
-            raise KernelRefused(f"{operation}: {error}") from error
+            self._undo(record, None, error, verify=True)
+            raise KernelRefused(f"{_attach(record)}: {error}") from error
 
-    def _creation_error(self, record: Record, operation: str, error: BatchError) -> Exception:
+    def _creation_error(self, record: Record, error: BatchError) -> Exception:
+        operation = _attach(record)
         number = error.errors[0].errno
         if number == errno.EBUSY or (number == errno.EEXIST and self._link(record.host_ifindex)):
             return IndexTaken()
@@ -322,30 +346,25 @@ class KernelDatapath:
             raise
 
     def _commit(self, record: Record) -> None:
-        index, name = record.host_ifindex, record.host_interface
-        requests = [
-            rtnl.set_link_alias(index, name, record.workload_id, ipv6=self._ipv6),
-            rtnl.add_link_altnames(index, name, _key(record), _record(record)),
-            rtnl.set_link_up(index, name),
-        ]
-        for ip in record.ips:
-            requests += _host_address(record, ip)
+        def requests() -> list[Request]:
+            return batches.commit(record, ipv6=self._ipv6)
+
         try:
-            self._batch(*requests)
+            self._batch_encoded(batches.encode_commit(record, ipv6=self._ipv6), requests)
         except BatchError as error:
             # An IPv4 route whose source address somebody took off lo.
-            route = len(requests) - 1 if record.ips[-1].version == 4 else 3
+            sent = requests()
+            route = len(sent) - 1 if record.ips[-1].version == 4 else 3
             failed = {(one.index, one.errno) for one in error.errors}
             if failed != {(route, errno.EINVAL)} or record.ips[0].version != 4:
                 raise
             self._ensure_first_hop()
-            self._batch(requests[route])
+            self._batch(sent[route])
 
     def _undo(
         self,
         record: Record,
         loopback: NetlinkSocket | None,
-        operation: str,
         cause: BaseException,
         *,
         verify: bool = False,
@@ -368,7 +387,8 @@ class KernelDatapath:
                 )
         except (NetlinkError, OSError) as error:
             raise UndoFailed(
-                f"{operation}: {cause}; then undoing it failed: {error}; Detach removes the rest"
+                f"{_attach(record)}: {cause}; then undoing it failed: {error}; Detach removes "
+                "the rest"
             ) from error
 
     # ---- Check ------------------------------------------------------------
@@ -380,7 +400,7 @@ class KernelDatapath:
             side = observe.host_side(host, record)
             findings = list(checks.compare_host(record, side))
             if netns is not None:
-                there = observe.inside(NetlinkSocket(netns.inner), record, None)
+                there = observe.inside(NetlinkSocket(make_strict(netns.inner)), record, None)
                 findings += checks.compare_inside(record, there)
             elif side.link is not None and side.link.peer_netns is not None:
                 there = observe.inside(host, record, side.link.peer_netns)
@@ -427,10 +447,10 @@ class KernelDatapath:
         index that has passed to another link can be hit.
         """
         if len(records) == 1:
-            requests = [rtnl.del_link_by_altname(_record(records[0]))]
+            requests = [rtnl.del_link_by_altname(batches.record_of(records[0]))]
         else:
             requests = [
-                rtnl.set_group_by_altname(_record(r), recovery.DOOMED_GROUP) for r in records
+                rtnl.set_group_by_altname(batches.record_of(r), recovery.DOOMED_GROUP) for r in records
             ]
             requests.append(rtnl.del_links_by_group(recovery.DOOMED_GROUP))
         try:
@@ -488,68 +508,18 @@ def _batch_tolerating(sock: NetlinkSocket, tolerated: set[int], *requests: Reque
             raise BatchError(left) from error
 
 
-def _key(record: Record) -> str:
-    return names.key_altname(record.netns_cookie, record.if_name)
+def _name(error: OSError) -> str:
+    return errno_name(error.errno or 0)
 
 
-def _record(record: Record) -> str:
-    return names.record_altname(record.host_ifindex, record.mac, record.request, record.ips)
+def _attach(record: Record) -> str:
+    """What an error was about."""
+    return f"attach {show(record.workload_id)}"
 
 
-def _inside(record: Record, metric: int, *, loopback: bool) -> list[Request]:
-    """Batch 2."""
-    index, name = record.peer_ifindex, record.if_name
-    requests = [rtnl.set_link_up(_LOOPBACK, "lo")] if loopback else []
-    requests.append(rtnl.set_link_up(index, name))
-    for ip in record.ips:
-        hop: IPAddress = allocs.FIRST_HOP_IPV4 if ip.version == 4 else allocs.FIRST_HOP_IPV6
-        family = rtnl.family_of(ip)
-        requests.append(rtnl.add_address(index, name, ip, ip.max_prefixlen, no_dad=ip.version == 6))
-        # The explicit route to the first hop instead of RTNH_F_ONLINK, which
-        # gVisor's netstack cannot import.
-        requests.append(
-            rtnl.add_route(hop, index, name, family=family, protocol=_RTPROT_STATIC, metric=metric)
-        )
-        requests.append(
-            rtnl.add_route(
-                None,
-                index,
-                name,
-                family=family,
-                protocol=_RTPROT_STATIC,
-                gateway=hop,
-                source=ip,
-                metric=metric,
-            )
-        )
-    return requests
-
-
-def _host_address(record: Record, ip: IPAddress) -> Iterable[Request]:
-    """What the host needs for an address: the first hop, and the route.
-
-    Towards IPv4 addresses the host uses the first hop as its own address: it
-    may have no other. In IPv6 it has fe80::1 on the link.
-    """
-    index, name = record.host_ifindex, record.host_interface
-    source: IPAddress | None = allocs.FIRST_HOP_IPV4
-    if ip.version == 6:
-        source = None
-        yield rtnl.add_address(
-            index, name, allocs.FIRST_HOP_IPV6, checks.FIRST_HOP_BITS_6, no_dad=True
-        )
-    yield rtnl.add_route(
-        ip,
-        index,
-        name,
-        family=rtnl.family_of(ip),
-        protocol=allocs.ROUTE_PROTOCOL_WORKLOAD,
-        source=source,
-    )
-
-
-def _attach_error(operation: str, record: Record, error: BatchError) -> WorkloadError:
+def _attach_error(record: Record, error: BatchError) -> WorkloadError:
     """The first refusal is the cause; later ones mostly follow from it."""
+    operation = _attach(record)
     first = error.errors[0]
     if first.errno == errno.ENODEV:
         return NotFound(f"{operation}: the network namespace was removed meanwhile ({first})")

@@ -8,7 +8,7 @@ import errno
 import os
 import queue
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from osbase.netlink.errors import ReplyLost
 from osbase.netlink.message import Request
 from osbase.netlink.netns import open_current
 from osbase.netlink.rtnl import VethEnd
+from osbase.netlink.template import Encoded, encoded
 from osbase.netlink.transport import NetlinkSocket, open_raw
 
 
@@ -166,22 +167,32 @@ class TestKernelDatapath(DatapathContract):
         """Each request in turn is spoilt: the kernel itself refuses it."""
         path = bench.add_netns()
         before, inside = objects(), bench.pods[path].objects()
-        real = NetlinkSocket.batch
+        real, real_encoded = NetlinkSocket.batch, NetlinkSocket.batch_encoded
         seen: list[Request] = []
 
-        def spoiling(sock: NetlinkSocket, requests: list[Request]) -> None:
+        def spoilt(requests: Sequence[Request]) -> list[Request]:
             chosen = list(requests)
             for at, request in enumerate(requests):
                 if request not in seen:
                     seen.append(request)
                 if seen.index(request) == target:  # and when it is tried again
                     chosen[at] = request._replace(body=request.body[:4])
-            real(sock, chosen)
+            return chosen
+
+        def spoiling(sock: NetlinkSocket, requests: list[Request]) -> None:
+            real(sock, spoilt(requests))
+
+        def spoiling_encoded(
+            sock: NetlinkSocket, batch: Encoded, requests: Callable[[], Sequence[Request]]
+        ) -> None:
+            assert batch == encoded(requests())
+            real_encoded(sock, encoded(spoilt(requests())), requests)
 
         for target in range(40):
             seen.clear()
             with monkeypatch.context() as patch:
                 patch.setattr(NetlinkSocket, "batch", spoiling)
+                patch.setattr(NetlinkSocket, "batch_encoded", spoiling_encoded)
                 try:
                     self.create(bench, path)
                     break
@@ -340,15 +351,17 @@ class TestKernelDatapath(DatapathContract):
         """It is not known then whether the pair was made."""
         path = bench.add_netns()
         before = objects()
-        real = NetlinkSocket.batch
+        real = NetlinkSocket.batch_encoded
 
-        def losing(sock: NetlinkSocket, requests: list[Request]) -> None:
-            real(sock, requests)
-            if "create veth" in requests[0].what:
+        def losing(
+            sock: NetlinkSocket, batch: Encoded, requests: Callable[[], Sequence[Request]]
+        ) -> None:
+            real(sock, batch, requests)
+            if "create veth" in requests()[0].what:
                 raise ReplyLost("create veth: receive: ENOBUFS")
 
         with monkeypatch.context() as patch:
-            patch.setattr(NetlinkSocket, "batch", losing)
+            patch.setattr(NetlinkSocket, "batch_encoded", losing)
             with pytest.raises(KernelRefused, match=errno.errorcode[errno.ENOBUFS]):
                 self.create(bench, path)
         assert objects() == before

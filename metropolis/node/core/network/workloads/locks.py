@@ -4,10 +4,10 @@
 Calls for one key wait for each other, calls for different keys do not.
 """
 
-import contextlib
 import math
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
+from types import TracebackType
 
 from metropolis.node.core.network.workloads.errors import GivenUp, Unavailable
 
@@ -32,12 +32,14 @@ class KeyedLocks[Key: Hashable]:
         self._slots: dict[Key, _Slot] = {}
         self._mutex = threading.Lock()
 
-    @contextlib.contextmanager
-    def hold(self, key: Key, *, left_s: float = math.inf) -> Iterator[None]:
-        """Hold the key's lock for a `with` block. Raises Unavailable, and
-        GivenUp when left_s, the time that the caller has, was over first; with
-        0 it does not wait.
+    def hold(self, key: Key, *, left_s: float = math.inf) -> Hold[Key]:
+        """Hold the key's lock for a `with` block. Entering raises Unavailable,
+        and GivenUp when left_s, the time that the caller has, was over first;
+        with 0 it does not wait.
         """
+        return Hold(self, key, left_s)
+
+    def _enter(self, key: Key, left_s: float) -> None:
         with self._mutex:
             slot = self._slots.get(key)
             if slot is None:
@@ -47,20 +49,51 @@ class KeyedLocks[Key: Hashable]:
                     f"{slot.users} other calls for this {self._what} are under way; try again"
                 )
             slot.users += 1
+            if slot.lock.acquire(blocking=False):
+                return
         try:
-            if not slot.lock.acquire(timeout=max(min(self._timeout_s, left_s), 0.0)):
-                if left_s < self._timeout_s:
-                    raise GivenUp(f"another call for this {self._what} was under way until the end")
-                raise Unavailable(
-                    f"another call for this {self._what} has taken over {self._timeout_s:g} s; "
-                    "try again"
-                )
-            try:
-                yield
-            finally:
-                slot.lock.release()
-        finally:
+            if slot.lock.acquire(timeout=max(min(self._timeout_s, left_s), 0.0)):
+                return
+            if left_s < self._timeout_s:
+                raise GivenUp(f"another call for this {self._what} was under way until the end")
+            raise Unavailable(
+                f"another call for this {self._what} has taken over {self._timeout_s:g} s; "
+                "try again"
+            )
+        except BaseException:
             with self._mutex:
-                slot.users -= 1
-                if not slot.users:
-                    del self._slots[key]
+                self._leave(key, slot)
+            raise
+
+    def _exit(self, key: Key) -> None:
+        with self._mutex:
+            slot = self._slots[key]
+            slot.lock.release()
+            self._leave(key, slot)
+
+    def _leave(self, key: Key, slot: _Slot) -> None:
+        slot.users -= 1
+        if not slot.users:
+            del self._slots[key]
+
+
+class Hold[Key: Hashable]:
+    """A key's lock for a `with` block; see KeyedLocks.hold."""
+
+    __slots__ = ("_key", "_left_s", "_locks")
+
+    def __init__(self, locks: KeyedLocks[Key], key: Key, left_s: float) -> None:
+        self._locks = locks
+        self._key = key
+        self._left_s = left_s
+
+    def __enter__(self) -> None:
+        self._locks._enter(self._key, self._left_s)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._locks._exit(self._key)

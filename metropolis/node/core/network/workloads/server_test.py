@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_network
 from pathlib import Path
@@ -26,6 +26,7 @@ from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.node.core.network.workloads.testing.lab import Pod, objects, pods
 from metropolis.node.core.network.workloads.testing.served import Client, texts
 from osbase.netlink.message import Request
+from osbase.netlink.template import Encoded
 from osbase.netlink.transport import NetlinkSocket
 
 SERVICE = "/metropolis.node.core.network.workloads.WorkloadNetworking/"
@@ -313,15 +314,17 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.arrived, self.opened = threading.Semaphore(0), threading.Event()
-        real = NetlinkSocket.batch
+        real = NetlinkSocket.batch_encoded
 
-        def batch(sock: NetlinkSocket, requests: Sequence[Request]) -> None:
-            if "set alias" in requests[0].what:
+        def batch_encoded(
+            sock: NetlinkSocket, batch: Encoded, requests: Callable[[], Sequence[Request]]
+        ) -> None:
+            if "set alias" in requests()[0].what:
                 self.arrived.release()
                 assert self.opened.wait(WAIT_S)
-            real(sock, requests)
+            real(sock, batch, requests)
 
-        monkeypatch.setattr(NetlinkSocket, "batch", batch)
+        monkeypatch.setattr(NetlinkSocket, "batch_encoded", batch_encoded)
 
     def wait(self, count: int = 1) -> None:
         for _ in range(count):

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches encoded once, with gaps for what differs between uses. Pure.
+
+A service that sends the same batch thousands of times an hour, each time for
+another link, spends more time on putting attributes together than the kernel
+does on the shorter messages. Here the builders of `rtnl` are called once, with
+samples; where the samples' values stand in the result are the gaps; filling
+them is one operation on bytes.
+
+The builders stay the only ones who know the format, and every template is
+checked by a second sample when it is made. Why not struct.pack_into: it would
+be a second description of each message.
+"""
+
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import NamedTuple
+
+from osbase.netlink.message import Request, encode
+
+# Of requests that are encoded beforehand; NetlinkSocket counts from 1 for the
+# others. The answers to one batch are read before the next is sent, so that
+# the same numbers may be used for each.
+FIRST_SEQUENCE = 0x80000000
+
+_MARK_MIN = 4  # bytes; a shorter value may stand where it is not meant
+
+
+class Encoded(NamedTuple):
+    """A batch as it is sent; its numbers count up to last_sequence."""
+
+    data: bytes
+    last_sequence: int
+
+
+def encoded(requests: Sequence[Request]) -> Encoded:
+    """A batch without a template."""
+    return Encoded(encode(requests, FIRST_SEQUENCE), FIRST_SEQUENCE + len(requests) - 1)
+
+
+class Sample(NamedTuple):
+    """A batch, and the values in it that will differ: each at least 4 bytes,
+    as they stand in the messages, and to be found nowhere else in them.
+    """
+
+    requests: Sequence[Request]
+    values: Sequence[bytes]
+
+
+class Template:
+    """Made of two samples that differ in all their values and nothing else.
+
+    Raises ValueError when they do not, or when values have other lengths: the
+    lengths are part of a template.
+    """
+
+    __slots__ = ("_format", "_last", "_pick", "_single")
+
+    def __init__(self, one: Sample, other: Sample) -> None:
+        data, self._last = encoded(one.requests)
+        found = sorted(
+            (offset, number)
+            for number, value in enumerate(one.values)
+            for offset in _offsets(data, value)
+        )
+        parts: list[bytes] = []
+        end = 0
+        for offset, number in found:
+            if offset < end:
+                raise ValueError("two values overlap")
+            parts += [data[end:offset].replace(b"%", b"%%"), b"%b"]
+            end = offset + len(one.values[number])
+        parts.append(data[end:].replace(b"%", b"%%"))
+        self._format = b"".join(parts)
+        order = [number for _, number in found]
+        self._single = order[0] if len(order) == 1 else None
+        self._pick: Callable[[Sequence[bytes]], tuple[bytes, ...]] = itemgetter(*order)
+        for sample in (one, other):
+            if self.fill(*sample.values) != encoded(sample.requests):
+                raise ValueError("the samples differ in more than their values")
+
+    def fill(self, *values: bytes) -> Encoded:
+        """The batch with these values, of the samples' lengths and order."""
+        chosen = values[self._single] if self._single is not None else self._pick(values)
+        return Encoded(self._format % chosen, self._last)
+
+
+def _offsets(data: bytes, value: bytes) -> list[int]:
+    if len(value) < _MARK_MIN:
+        raise ValueError(f"a value of {len(value)} bytes")
+    offsets = []
+    offset = data.find(value)
+    while offset >= 0:
+        offsets.append(offset)
+        offset = data.find(value, offset + len(value))
+    if not offsets:
+        raise ValueError("a value is not in the batch")
+    return offsets
