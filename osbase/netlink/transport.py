@@ -86,9 +86,9 @@ def make_strict(raw: socket.socket) -> socket.socket:
 class NetlinkSocket:
     """A route socket of the namespace in which it was opened.
 
-    `raw` is taken over, and should be strict if there are to be dumps. After ProtocolError, ReplyTimeout or ReplyLost an
-    answer may be outstanding; it is ignored by its sequence number, yet
-    closing the socket is cleaner.
+    `raw` is taken over, and should be strict if there are to be dumps. After
+    ProtocolError, ReplyTimeout or ReplyLost an answer may be outstanding: the
+    socket is to be closed.
     """
 
     def __init__(

@@ -102,9 +102,8 @@ def _attachment(add: Add) -> Attachment:
     ips = add.requested_ips or (IPv4Address("10.0.0.1"),)
     gateways = tuple(ip_address("169.254.77.1" if ip.version == 4 else "fe80::1") for ip in ips)
     mac = add.requested_mac or _MAC
-    return Attachment(
-        add.container_id, add.if_name, ips, mac, "wl0", 7, 1500, gateways, routes_of(ips)
-    )
+    routes = routes_of(ip.version for ip in ips)
+    return Attachment(add.container_id, add.if_name, ips, mac, "wl0", 7, 1500, gateways, routes)
 
 
 def _cni(request: cni_wire.Request) -> None:
@@ -218,7 +217,7 @@ def workload_request(data: bytes) -> None:
     try:
         if chosen == 0:
             made = engine.attach(wire.attach_intent(wire.decode(pb.AttachRequest, rest)))
-            wire.attach_response(made).SerializeToString()
+            wire.attach_response(made)
         elif chosen == 1:
             detach = wire.decode(pb.DetachRequest, rest)
             engine.detach(detach.workload_id, detach.netns.netns_path, detach.netns.if_name)

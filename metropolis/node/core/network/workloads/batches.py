@@ -167,9 +167,7 @@ def _commit_values(record: Record) -> tuple[bytes, ...]:
 @functools.lru_cache(_TEMPLATES)
 def _pair_template(if_name: str, peer_ifindex: int, mtu: int) -> Template:
     def sample(seed: int) -> Sample:
-        record = replace(
-            _sample(seed, (4,)), if_name=if_name, peer_ifindex=peer_ifindex, mtu=mtu
-        )
+        record = replace(_sample(seed, (4,)), if_name=if_name, peer_ifindex=peer_ifindex, mtu=mtu)
         netns_fd = int.from_bytes(_noise(seed, "netns_fd", 4)) & 0x7FFFFFFF
         return Sample(pair(record, netns_fd), _pair_values(record, netns_fd))
 

@@ -110,7 +110,7 @@ def compare_inside(record: Record, inside: Inside) -> Iterator[Finding]:
         return
     there = {(route.destination, route.gateway, route.source) for route in inside.routes}
     sources = {ip.version: ip for ip in record.ips}
-    for expected in routes_of(record.ips):
+    for expected in routes_of([ip.version for ip in record.ips]):
         version = expected.destination.version
         source = None if expected.gateway is None else sources[version]
         if (expected.destination, expected.gateway, source) in there:

@@ -765,6 +765,7 @@ def _index_numbers() -> Iterator[int]:
 
 
 def _attachment(record: Record) -> Attachment:
+    versions = [ip.version for ip in record.ips]
     return Attachment(
         workload_id=record.workload_id,
         if_name=record.if_name,
@@ -773,8 +774,8 @@ def _attachment(record: Record) -> Attachment:
         host_interface=record.host_interface,
         host_ifindex=record.host_ifindex,
         mtu=record.mtu,
-        gateways=tuple(first_hop(ip.version) for ip in record.ips),
-        routes=routes_of(record.ips),
+        gateways=tuple([first_hop(version) for version in versions]),
+        routes=routes_of(versions),
     )
 
 

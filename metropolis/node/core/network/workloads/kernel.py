@@ -18,7 +18,7 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from types import TracebackType
@@ -64,7 +64,7 @@ _REMOVE_AT_ONCE = 256
 
 
 class KernelNetns:
-    """An open namespace: its file, and a route socket inside. Closed by `with`."""
+    """An open namespace: its file, a route socket inside. Closed by `with`."""
 
     __slots__ = ("cookie", "fd", "inner")
 
@@ -233,7 +233,10 @@ class KernelDatapath:
         told and does not end the recovery: the rest of it still works.
         """
         requests = [
-            request for ip in record.ips if ip in missing for request in batches.host_address(record, ip)
+            request
+            for ip in record.ips
+            if ip in missing
+            for request in batches.host_address(record, ip)
         ]
         try:
             self._batch_tolerating({errno.EEXIST}, *requests)
@@ -450,7 +453,8 @@ class KernelDatapath:
             requests = [rtnl.del_link_by_altname(batches.record_of(records[0]))]
         else:
             requests = [
-                rtnl.set_group_by_altname(batches.record_of(r), recovery.DOOMED_GROUP) for r in records
+                rtnl.set_group_by_altname(batches.record_of(record), recovery.DOOMED_GROUP)
+                for record in records
             ]
             requests.append(rtnl.del_links_by_group(recovery.DOOMED_GROUP))
         try:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Values that callers of the engine pass in and get back."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -107,6 +108,6 @@ _ROUTES = {
 }
 
 
-def routes_of(ips: tuple[IPAddress, ...]) -> tuple[Route, ...]:
-    """The routes of an interface with these addresses."""
-    return tuple(route for ip in ips for route in _ROUTES[ip.version])
+def routes_of(versions: Iterable[int]) -> tuple[Route, ...]:
+    """The routes of an interface with addresses of these IP versions."""
+    return tuple([route for version in versions for route in _ROUTES[version]])

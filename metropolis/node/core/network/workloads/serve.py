@@ -17,7 +17,7 @@ from ipaddress import ip_address, ip_network
 from metropolis.node.core.network.workloads.engine import DEFAULT_MTU, Engine
 from metropolis.node.core.network.workloads.errors import WorkloadError
 from metropolis.node.core.network.workloads.kernel import KernelDatapath
-from metropolis.node.core.network.workloads.server import WorkloadServer
+from metropolis.node.core.network.workloads.server import WORKERS, WorkloadServer
 
 
 def main(arguments: list[str]) -> int:
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--prefix", action="append", default=[], type=ip_network)
     parser.add_argument("--reserved", action="append", default=[], type=ip_address)
     parser.add_argument("--mtu", default=DEFAULT_MTU, type=int)
-    parser.add_argument("--workers", default=16, type=int)
+    parser.add_argument("--workers", default=WORKERS, type=int)
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Between protobuf messages and the engine's values. Pure."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
@@ -13,6 +14,8 @@ from metropolis.node.core.network.workloads.model import (
     Attachment,
     Checked,
     Collected,
+    first_hop,
+    routes_of,
 )
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.node.core.network.workloads.validate import (
@@ -101,23 +104,33 @@ def attach_intent(request: pb.AttachRequest) -> AttachIntent:
     )
 
 
-def attach_response(made: Attachment) -> pb.AttachResponse:
-    """The answer to an Attach."""
-    return pb.AttachResponse(
+def attach_response(made: Attachment) -> bytes:
+    """The answer to an Attach, encoded."""
+    answer = pb.AttachResponse(
         ip=[ip.packed for ip in made.ips],
         mac=made.mac,
         host_interface=made.host_interface,
-        gateway=[gateway.packed for gateway in made.gateways],
+        mtu=made.mtu,
+    )
+    return answer.SerializeToString() + _first_hops(tuple([ip.version for ip in made.ips]))
+
+
+@functools.cache
+def _first_hops(versions: tuple[int, ...]) -> bytes:
+    """The part of the answer that only depends on the IP versions. The parts of
+    a message may be written one after the other (protobuf.dev, encoding).
+    """
+    return pb.AttachResponse(
+        gateway=[first_hop(version).packed for version in versions],
         routes=[
             pb.Route(
                 destination=route.destination.network_address.packed,
                 prefix_length=route.destination.prefixlen,
                 gateway=b"" if route.gateway is None else route.gateway.packed,
             )
-            for route in made.routes
+            for route in routes_of(versions)
         ],
-        mtu=made.mtu,
-    )
+    ).SerializeToString()
 
 
 def attachment(made: Attachment) -> pb.Attachment:
