@@ -25,6 +25,7 @@ from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.node.core.network.workloads.testing import dump
 from metropolis.node.core.network.workloads.testing.lab import Pod
 from metropolis.node.core.network.workloads.testing.served import DEADLINE_S, PREFIXES, Client
+from metropolis.node.core.network.workloads.testing.trace import calls, traced
 
 OUTPUTS = Path(os.environ.get("TEST_UNDECLARED_OUTPUTS_DIR", "/tmp"))
 MAC = bytes.fromhex("020000000000")
@@ -122,6 +123,11 @@ class World:
         assert self.state() == set(if_names)
         self.detach()
         assert self.state() == set()
+
+    def traced(self, act: Callable[[], None], *options: str) -> str:
+        """What strace says of the service while `act` runs."""
+        log = self.path.parent.parent / "strace"
+        return traced(self.served.process.pid, log, act, "-s", "0", *options)
 
     def listed(self) -> set[str]:
         """Interfaces, as the service says."""
@@ -401,7 +407,7 @@ _INERT = frozenset(
 _HARMLESS = [
     r"(write|sendmsg|sendto|shutdown)\(\d+<(anon_inode|UNIX|UNIX-STREAM|pipe|socket|\{eventfd)[:\[-]",
     r"openat\([^)]*O_RDONLY",
-    r"ioctl\(\d+<[^)]*(NS_GET_NSTYPE|SIOCGIFFLAGS|0xb703)",
+    r"ioctl\(\d+<[^)]*SIOCGIFFLAGS",
     r"setsockopt\(\d+<(NETLINK|UNIX|UNIX-STREAM|socket)[:\[]",
     r"(clone|clone3)\(.*CLONE_THREAD",
 ]
@@ -412,36 +418,10 @@ _ACTS = {
 }
 
 
-def traced(world: World, act: Callable[[], None], *options: str) -> str:
-    """What strace says of the service while `act` runs."""
-    log = world.path.parent.parent / "strace"
-    command = ["strace", "-f", "-yy", "-s", "0", f"--attach={world.served.process.pid}"]
-    with subprocess.Popen(
-        [*command, f"--output={log}", *options], stderr=subprocess.PIPE, text=True
-    ) as tracer:
-        assert tracer.stderr is not None
-        for line in tracer.stderr:
-            if "attached" in line:
-                break
-        else:
-            raise AssertionError("strace did not attach")
-        try:
-            act()
-        finally:
-            tracer.send_signal(signal.SIGINT)
-            tracer.stderr.read()
-    return log.read_text()
-
-
 def acts(log: str) -> list[str]:
     """The calls in a log of strace that act; others must be harmless."""
     found: list[str] = []
-    for line in log.splitlines():
-        _, _, text = line.partition(" ")
-        text = text.strip()
-        if text.startswith(("<...", "+++", "---", "strace:")):
-            continue  # the end of a call that was listed
-        name = text.partition("(")[0]
+    for name, text in calls(log):
         act = next((act for act, form in _ACTS.items() if re.match(form, text)), None)
         if act is not None:
             found.append(act)
@@ -464,7 +444,7 @@ def test_there_are_no_other_points(world: World) -> None:
     ]
     for step in steps:
         world.served.ask("before 0")
-        log = traced(world, step)
+        log = world.traced(step)
         assert acts(log) == [call[0] for call in world.served.calls()]
 
 
@@ -479,7 +459,7 @@ def test_killed_by_the_kernel_at_every_call(world: World, name: str) -> None:
         world.served.ask("before 0")
         inject = f"--inject={name}:signal=KILL:when={kills + 1}"
         try:
-            traced(world, lambda: world.attach("eth0"), f"--trace={name}", inject)
+            world.traced(lambda: world.attach("eth0"), f"--trace={name}", inject)
         except grpc.RpcError as error:
             assert error.code() is grpc.StatusCode.UNAVAILABLE
             assert world.served.wait() == -signal.SIGKILL

@@ -22,14 +22,14 @@ import json
 import os
 import signal
 import socket
-import struct
 import sys
 import threading
 from typing import Any, NamedTuple, NoReturn
 
 from metropolis.node.core.network.workloads import serve
+from metropolis.node.core.network.workloads.testing.trace import split
+from osbase.netlink.message import HEADER
 
-_HEADER = struct.Struct("=IHHII")
 _KINDS = {
     16: "NEWLINK",
     17: "DELLINK",
@@ -74,7 +74,7 @@ class Doom:
     def begin(self, name: str, messages: list[bytes]) -> Plan | None:
         """A call is about to be made; return the plan if it is the one."""
         with self._lock:
-            kinds = [_HEADER.unpack_from(message)[1] for message in messages]
+            kinds = [HEADER.unpack_from(message)[1] for message in messages]
             self._calls.append([name, *(_KINDS.get(kind, str(kind)) for kind in kinds)])
             hit = self._plan.call == len(self._calls)
         if hit and self._plan.when == "before":
@@ -88,20 +88,10 @@ def die() -> NoReturn:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def split(data: bytes) -> list[bytes]:
-    """The messages of a datagram, with their padding."""
-    messages: list[bytes] = []
-    while data:
-        length = (_HEADER.unpack_from(data)[0] + 3) & ~3
-        messages.append(data[:length])
-        data = data[length:]
-    return messages
-
-
 def _spoilt(message: bytes) -> bytes:
     """The same header with a body too short for anything."""
-    _, kind, flags, sequence, port = _HEADER.unpack_from(message)
-    return _HEADER.pack(20, kind, flags, sequence, port) + message[16:20]
+    _, kind, flags, sequence, port = HEADER.unpack_from(message)
+    return HEADER.pack(20, kind, flags, sequence, port) + message[16:20]
 
 
 def install(doom: Doom) -> None:
