@@ -10,7 +10,8 @@ guest that gets that far has run firmware, kernel and user mode.
 The answer is kept in the user's cache directory, keyed by what it depends on
 (machine, host kernel, QEMU, /dev/kvm). Where that cannot be written (a Bazel
 sandbox) the probe runs again: milliseconds with KVM, at most PROBE_TIMEOUT_S
-where it hangs. METROPOLIS_ACCEL=kvm or =tcg in the environment overrides all.
+where it hangs. METROPOLIS_ACCEL=kvm, =tcg or =icount in the environment
+overrides all.
 """
 
 import asyncio
@@ -157,7 +158,7 @@ async def find_accel(kernel: Path) -> Accel:
         try:
             accel = Accel(override)
         except ValueError:
-            raise VmError(f"{OVERRIDE}={override!r}: want kvm or tcg") from None
+            raise VmError(f"{OVERRIDE}={override!r}: want kvm, tcg or icount") from None
         _say(f"{accel.value}, as {OVERRIDE} says")
         return accel
     if not os.access(_KVM, os.R_OK | os.W_OK):

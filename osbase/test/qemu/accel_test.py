@@ -37,8 +37,10 @@ def test_the_program_runs(tmp_path: Path) -> None:
 async def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(accel.OVERRIDE, "tcg")
     assert await accel.find_accel(Path("/none")) is Accel.TCG
+    monkeypatch.setenv(accel.OVERRIDE, "icount")
+    assert await accel.find_accel(Path("/none")) is Accel.ICOUNT
     monkeypatch.setenv(accel.OVERRIDE, "xen")
-    with pytest.raises(VmError, match="want kvm or tcg"):
+    with pytest.raises(VmError, match="want kvm, tcg or icount"):
         await accel.find_accel(Path("/none"))
 
 

@@ -22,16 +22,24 @@ _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 
 
 class Accel(Enum):
-    """What executes the guest's instructions."""
+    """What executes the guest's instructions.
+
+    ICOUNT is TCG on which the guest's clock counts them: while a CPU is busy,
+    a nanosecond is an instruction, so what the guest times does not depend on
+    the host. For measurements; about half as fast, its CPUs take turns.
+    """
 
     KVM = "kvm"
     TCG = "tcg"
+    ICOUNT = "icount"
 
     @property
     def args(self) -> list[str]:
         """QEMU arguments that select it, with the best CPU it offers."""
         if self is Accel.KVM:
             return ["-accel", "kvm", "-cpu", "host"]
+        if self is Accel.ICOUNT:
+            return ["-accel", "tcg,thread=single", "-cpu", "max", "-icount", "shift=0"]
         return ["-accel", "tcg,thread=multi", "-cpu", "max"]
 
 
