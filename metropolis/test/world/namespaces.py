@@ -53,7 +53,7 @@ class Netns:
     _numbers: Iterator[int] = itertools.count()
 
     def __init__(self) -> None:
-        self.path = f"/run/netns-{next(self._numbers)}"
+        self.path = f"/run/netns-{os.getpid()}-{next(self._numbers)}"
         Path(self.path).touch()
         home = os.open(_OWN_NETNS, os.O_RDONLY | os.O_CLOEXEC)
         try:
