@@ -10,15 +10,19 @@ left out from then on.
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from metropolis.test.bench.model import BenchError, Op, Pod
 from metropolis.test.bench.pods import Pods, settle
+from metropolis.test.bench.processes import rss_bytes
 from metropolis.test.bench.stats import Results
 from metropolis.test.bench.subjects import Subject
 
 _MS = 1e-6  # per nanosecond
+_DELETED_AT_ONCE = 16  # what is not measured
+_PEERS_AT_ONCE = 16  # more are for what deletes many at once
 
 
 def say(text: str) -> None:
@@ -29,7 +33,9 @@ def say(text: str) -> None:
 @dataclass(frozen=True)
 class Plan:
     """How much. samples: operations a round and subject; slow: the same for
-    subjects that take longer than a second; at_once: how many at a time.
+    subjects that take longer than a second; at_once: how many at a time;
+    attached: how many are there; ops and peer_ops: how many operations, at
+    least, show a rate of ours and of a peer.
     """
 
     rounds: int
@@ -37,19 +43,21 @@ class Plan:
     slow: int
     at_once: tuple[int, ...]
     attached: tuple[int, ...]
+    ops: int
+    peer_ops: int
 
 
 class Roster:
     """The subjects that still work, and why the others do not."""
 
-    def __init__(self, subjects: Sequence[Subject], rng: random.Random) -> None:
-        self._subjects = list(subjects)
+    def __init__(self, rng: random.Random) -> None:
+        self.subjects: list[Subject] = []
         self._rng = rng
         self.failures: dict[str, str] = {}
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Subject]:
         """In a new order each time."""
-        shuffled = self._subjects[:]
+        shuffled = self.subjects[:]
         self._rng.shuffle(shuffled)
         return iter([one for one in shuffled if one.name not in self.failures])
 
@@ -76,7 +84,7 @@ class Phases:
     def warm_up(self) -> None:
         """Two operations each, in which it is looked whether they work."""
         for subject in self._roster:
-            self._roster.attempt(subject, lambda subject=subject: self._warm_up(subject))  # type: ignore[misc]
+            self._roster.attempt(subject, partial(self._warm_up, subject))
         settle()
 
     def _warm_up(self, subject: Subject) -> None:
@@ -125,40 +133,67 @@ class Phases:
         """
         for level in self._plan.at_once:
             for subject in self._roster:
-                if subject.name in self._slow:
+                if subject.name in self._slow or (level > _PEERS_AT_ONCE and not subject.pid):
                     continue
-                self._roster.attempt(
-                    subject,
-                    lambda subject=subject, level=level: self._at_once(subject, level, round_),  # type: ignore[misc]
-                )
+                self._roster.attempt(subject, partial(self._at_once, subject, level, round_))
             settle()
 
     def _at_once(self, subject: Subject, level: int, round_: int) -> None:
         with Pods() as pods:
-            made = pods.make(subject, batch_size(subject, level))
-            for op in Op:
-                batch = subject.run(op, made, level)
-                rate = len(made) / (batch.wall_ns * 1e-9)
-                self._results.set(f"{op.upper()} at {level}", subject.name, "1/s", round_, rate)
-                if level == 1:
-                    self._note_cpu(op, subject, round_, batch.cpu_ns, len(made))
-                    if batch.client_cpu_ns:
-                        name = f"{subject.name}, client"
-                        self._note_cpu(op, subject, round_, batch.client_cpu_ns, len(made), name)
+            least = self._plan.ops if subject.pid else self._plan.peer_ops
+            made = pods.make(subject, max(least, 2 * level))
+            self._rate(Op.ADD, subject, made, level, round_)
+            # One at a time they wait for the kernel: a few tell as much.
+            some = made[: max(16, 8 * level)]
+            self._rate(Op.DEL, subject, some, level, round_)
+            if len(some) < len(made):
+                subject.run(Op.DEL, made[len(some) :], _DELETED_AT_ONCE)
 
-    def _note_cpu(
-        self, op: Op, subject: Subject, round_: int, cpu_ns: int, count: int, name: str = ""
-    ) -> None:
-        seconds = cpu_ns * 1e-9 / count * 1000
-        figure = f"CPU of 1,000 {op.upper()}"
-        self._results.set(figure, name or subject.name, "s", round_, seconds)
+    def _rate(self, op: Op, subject: Subject, pods: list[Pod], level: int, round_: int) -> None:
+        batch = subject.run(op, pods, level)
+        rate = len(pods) / (batch.wall_ns * 1e-9)
+        self._results.set(f"{op.upper()} at {level}", subject.name, "1/s", round_, rate)
+        if level > 1:
+            return
+        used = [(subject.name, batch.cpu_ns)]
+        if batch.client_cpu_ns:
+            used.append((f"{subject.name}, client", batch.client_cpu_ns))
+        for name, cpu_ns in used:
+            seconds = cpu_ns * 1e-9 / len(pods) * 1000
+            self._results.set(f"CPU of 1,000 {op.upper()}", name, "s", round_, seconds)
 
+    def attached(self, subject: Subject, round_: int) -> None:
+        """ADD beside more and more that are attached; memory, too.
 
-def batch_size(subject: Subject, level: int) -> int:
-    """How many operations show a rate: ours are quick, and so many that no
-    thread waits for work that another has done.
-    """
-    return max(48, 4 * level) if subject.pid else max(12, 2 * level)
+        One subject after the other, each with all that is there: thousands of
+        namespaces of others would be measured, too.
+        """
+        self._roster.attempt(subject, partial(self._attached, subject, round_))
+
+    def _attached(self, subject: Subject, round_: int) -> None:
+        with Pods() as crowd:
+            there = 0
+            for level in self._plan.attached:
+                figure = f"ADD with {level} attached"
+                if subject.most is not None and level + self._plan.samples > subject.most:
+                    self._results.note(figure, subject.name, "ms", subject.why_most)
+                    continue
+                say(f"{subject.name} with {level:,} attached")
+                subject.populate(crowd.make(subject, level - there))
+                there = level
+                self._beside(subject, level, round_)
+                if subject.is_service and subject.pid is not None:
+                    megabytes = rss_bytes(subject.pid) / 1e6
+                    name = f"RSS with {level} attached"
+                    self._results.set(name, subject.name, "MB", round_, megabytes)
+
+    def _beside(self, subject: Subject, level: int, round_: int) -> None:
+        with Pods() as pods:
+            made = pods.make(subject, self._plan.samples)
+            times = [ns * _MS for pod in made for ns in subject.run(Op.ADD, [pod], 1).each_ns]
+            figure = f"ADD with {level} attached"
+            self._results.add(figure, subject.name, "ms", round_, times)
+            subject.run(Op.DEL, made, _DELETED_AT_ONCE)
 
 
 def check_attached(pods: Pods, pod: Pod, subject: Subject) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from metropolis.test.bench.model import BenchError
 from metropolis.test.bench.plugins import Cni, Netavark, Settings
-from metropolis.test.bench.subjects import Subject
+from metropolis.test.bench.subjects import Subject, new_directory
 
 _FIREWALL = ("iptables", "ip6tables")
 _FORMS = ("", "-save", "-restore")
@@ -95,12 +95,12 @@ def catalogue(installed: Installed) -> dict[str, Callable[[], Subject]]:
         settings: Settings | None = None,
     ) -> tuple[str, Callable[[], Subject]]:
         def make() -> Subject:
-            ipam = _host_local(installed.state / name.replace(" ", "-"), versions)
+            ipam = _host_local(new_directory(installed.state, name), versions)
             first, *rest = chain
             whole = [first | {"ipam": ipam}, *rest]
             common = {"cniVersion": "1.0.0", "name": "bench"}
             environment = installed.only_nft if nft else installed.with_iptables
-            return Cni(
+            subject = Cni(
                 name,
                 versions,
                 environment,
@@ -109,13 +109,18 @@ def catalogue(installed: Installed) -> dict[str, Callable[[], Subject]]:
                 port=port,
                 settings=settings,
             )
+            if first["type"] == "bridge":
+                _limit_to_bridge(subject)
+            return subject
 
         return name, make
 
     def netavark() -> Subject:
-        state = installed.state / "netavark"
-        state.mkdir()
-        return Netavark("netavark NAT", installed.with_iptables, installed.netavark, state)
+        name = "netavark NAT"
+        state = new_directory(installed.state, name)
+        subject = Netavark(name, installed.with_iptables, installed.netavark, state)
+        _limit_to_bridge(subject)
+        return subject
 
     ptp: Json = {"type": "ptp"}
     ptp_masq: Json = ptp | {"ipMasq": True}
@@ -137,6 +142,10 @@ def catalogue(installed: Installed) -> dict[str, Callable[[], Subject]]:
     )
     found["netavark NAT"] = netavark
     return found
+
+
+def _limit_to_bridge(subject: Subject) -> None:
+    subject.most, subject.why_most = 1023, "a Linux bridge takes 1,023 ports"
 
 
 def _host_local(data_dir: Path, versions: tuple[int, ...]) -> Json:

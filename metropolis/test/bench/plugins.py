@@ -17,23 +17,25 @@ from typing import Any
 from metropolis.test.bench import timing
 from metropolis.test.bench.model import Batch, BenchError, Op, Pod
 from metropolis.test.bench.processes import Executed, Program, execute, processor_ns
-from metropolis.test.bench.subjects import Subject, start_node
+from metropolis.test.bench.subjects import Subject, new_directory, start_node
 from metropolis.test.world.namespaces import Netns
 
 type Json = dict[str, Any]
 
 _FIRST_PORT = 10_000
+_ANCHOR = 0xFFF0  # a number that no pod has
 
 
 class Executes(Subject):
-    """A process per operation, at least. `ran`: what was executed last for
-    each pod, until it is looked at.
+    """A process per operation, at least. wrapper: is put before commands.
+    executed: how many were.
     """
 
     def __init__(self, name: str, versions: tuple[int, ...], environment: Mapping[str, str]):
         super().__init__(name, versions)
         self.environment = dict(environment)
         self.wrapper: tuple[str, ...] = ()
+        self.executed = 0
         self._ran: dict[int, list[Executed]] = {}
 
     def run(self, op: Op, pods: Sequence[Pod], at_once: int) -> Batch:
@@ -47,6 +49,7 @@ class Executes(Subject):
             each, wall = timing.timed(calls, at_once, self.host.enter)
         cpu = processor_ns(self.pid) - before if self.pid else 0
         cpu += sum(one.cpu_ns for ran in self._ran.values() for one in ran)
+        self.executed += sum(len(ran) for ran in self._ran.values())
         return Batch(tuple(each), wall, cpu)
 
     def _one(self, op: Op, pod: Pod) -> None:
@@ -129,12 +132,16 @@ class Shim(Cni):
     def __init__(
         self, name: str, versions: tuple[int, ...], shim: Path, run_dir: Path
     ) -> None:
-        directory = run_dir / name.replace(" ", "-")
+        directory = new_directory(run_dir, name)
         conf = {"cniVersion": "1.0.0", "name": "metropolis", "type": shim.name}
         environment = {"PATH": "/usr/bin", "CNIPROXY_SOCKET": f"{directory}/cni.sock"}
         super().__init__(name, versions, environment, shim.parent, [conf])
         self.node: Program = start_node(self.host, directory, versions)
         self.pid = self.node.pid
+
+    def ready(self) -> None:
+        """See Subject."""
+        self.node.ready()
 
     def close(self) -> None:
         """See Subject."""
@@ -153,6 +160,18 @@ class Netavark(Executes):
         super().__init__(name, (4,), environment)
         self._program = program
         self._state = state
+        self._anchor = Netns()
+
+    def ready(self) -> None:
+        """See Subject. It removes the bridge with the last container, and two
+        that make it at once fail; so there is one container more.
+        """
+        self.run(Op.ADD, [Pod(_ANCHOR, "anchor", self._anchor.path)], 1)
+
+    def close(self) -> None:
+        """See Subject."""
+        self._anchor.close()
+        super().close()
 
     def _one(self, op: Op, pod: Pod) -> None:
         base = IPv4Address("10.91.0.0")

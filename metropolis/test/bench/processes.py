@@ -26,9 +26,10 @@ _LOG_TAIL = 1500  # characters of a log in an error
 
 
 class Program:
-    """One of ours in a namespace, ready; the kernel ends it with us.
+    """One of ours in a namespace; the kernel ends it with us.
 
-    To be made by a thread that lives as long as the program.
+    To be made by a thread that lives as long as the program. It starts at once,
+    and is there when `ready` returns.
     """
 
     def __init__(self, module: str, netns: Netns | None, arguments: Sequence[str], log: Path):
@@ -48,14 +49,16 @@ class Program:
                 )
 
         self._process = netns.inside(spawn) if netns is not None else spawn()
-        try:
-            line = self._line(_START_S)
-        except BaseException:
-            self.close()
-            raise
+        self._is_ready = False
+
+    def ready(self) -> None:
+        """Wait until it is. Raises BenchError."""
+        if self._is_ready:
+            return
+        line = self._line(_START_S)
         if line != "ready\n":
-            self.close()
             raise BenchError(f"{self.name} did not start: {self._tail()}")
+        self._is_ready = True
 
     @property
     def pid(self) -> int:

@@ -6,9 +6,11 @@ table with a column each; in its cells is the value and, times ours, the ratio.
 """
 
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from metropolis.test.bench.measure import Plan
 from metropolis.test.bench.stats import OURS, Figure
 
 _SERIES = re.compile(r"(.*) (?:at|with) ([0-9]+)( attached)?")
@@ -53,7 +55,7 @@ def _matrix(title: str, figures: Sequence[Figure]) -> str:
     levels = sorted({_level(one.figure) for one in figures})
     cells = {(one.subject, _level(one.figure)): one for one in figures}
     lines = ["", _row(f"{title}, {figures[0].unit}", [f"N = {level}" for level in levels], 15)]
-    for subject in dict.fromkeys(one.subject for one in figures):
+    for subject in dict.fromkeys(one.subject for one in figures if one.p50 is not None):
         row = []
         for level in levels:
             one = cells.get((subject, level))
@@ -65,8 +67,17 @@ def _matrix(title: str, figures: Sequence[Figure]) -> str:
                 ratio = _times(one.ratio_to_ours) if subject != OURS else ""
                 row.append(f"{number(one.p50)} {ratio:>7}")
         lines.append(_row("  " + subject, row, 15))
-    notes = dict.fromkeys(f"{one.subject}: {one.note}" for one in figures if one.note)
-    lines += [f"  n/a: {note}" for note in notes]
+    missing: dict[str, dict[str, None]] = {}
+    for one in figures:
+        if one.note:
+            missing.setdefault(one.note, {})[one.subject] = None
+    for note, subjects in missing.items():
+        lines += textwrap.wrap(
+            f"n/a, {note}: {', '.join(subjects)}",
+            108,
+            initial_indent="  ",
+            subsequent_indent="    ",
+        )
     return "\n".join(lines)
 
 
@@ -93,8 +104,8 @@ def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"{number(ratio)}x"
 
 
-def heading(machine: Mapping[str, Any]) -> str:
-    """What was measured on."""
+def heading(machine: Mapping[str, Any], plan: Plan) -> str:
+    """On what was measured, and how much."""
     versions = ("python", "grpcio", "containernetworking-plugins", "netavark", "iptables")
     load = " ".join(f"{one:.2f}" for one in machine["load"])
     return "\n".join(
@@ -102,5 +113,7 @@ def heading(machine: Mapping[str, Any]) -> str:
             f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_mib']:,} MiB, "
             f"Linux {machine['kernel']}, load {load}",
             ", ".join(f"{name} {machine[name]}" for name in versions),
+            f"{plan.rounds} rounds of {plan.samples} operations each; medians of the rounds; "
+            f"x ours: against {OURS}, in the same round",
         ]
     )

@@ -50,20 +50,23 @@ class Figure:
         return {
             key: float(f"{value:.5g}") if isinstance(value, float) else value
             for key, value in asdict(self).items()
-            if key != "note" or value
+            if key != "note"
         }
 
 
 class Results:
     """What was measured, by figure, subject and round."""
 
-    def __init__(self, ipv6: dict[str, bool]) -> None:
-        """ipv6: of each subject, whether it has IPv6."""
-        self._ipv6 = ipv6
+    def __init__(self) -> None:
+        self._ipv6: dict[str, bool] = {}
         self._units: dict[str, str] = {}
         self._samples: dict[tuple[str, str], dict[int, list[float]]] = {}
         self._single: set[str] = set()
         self._notes: dict[tuple[str, str], str] = {}
+
+    def know(self, subject: str, *, ipv6: bool) -> None:
+        """Whether a subject has IPv6: which floor is below it."""
+        self._ipv6[subject] = ipv6
 
     def add(self, figure: str, subject: str, unit: str, round_: int, values: Sequence[float]) -> None:
         """Samples of a round, besides those that it has."""
@@ -97,15 +100,22 @@ class Results:
         return {number: percentile(values, percent) for number, values in rounds.items() if values}
 
     def figures(self) -> list[Figure]:
-        """All, in the order in which figures and subjects came."""
+        """All, in the order in which figures and subjects became known."""
         keys = dict.fromkeys([*self._samples, *self._notes])
         order = {figure: place for place, figure in enumerate(self._units)}
+        known = {subject: place for place, subject in enumerate(self._ipv6)}
         found = [self._figure(figure, subject) for figure, subject in keys]
-        return sorted(found, key=lambda one: order[one.figure])
+
+        def place(one: Figure) -> tuple[int, float, str]:
+            # What is not a subject is a part of one: `grpc dual, client`.
+            whole = one.subject.partition(",")[0]
+            return order[one.figure], known.get(whole, math.inf), one.subject
+
+        return sorted(found, key=place)
 
     def _figure(self, figure: str, subject: str) -> Figure:
         single = figure in self._single
-        floor = FLOOR[self._ipv6.get(subject, True)]
+        floor = FLOOR[self._ipv6.get(subject.partition(",")[0], True)]
         return Figure(
             figure,
             subject,

@@ -17,18 +17,22 @@ from metropolis.test.world.namespaces import Netns
 _PACKAGE = "metropolis.test.bench"
 IPV4 = "10.192.0.0/16"
 IPV6 = "fd00:10:192::/112"
+_DIRECTORIES = itertools.count()
 
 
 class Subject(abc.ABC):
     """One that can attach and detach.
 
     name: in all output. versions: of IP. pid: of the process that does the
-    work and stays; None where each operation is a process. most: how many can
-    be attached; None: as many as there are addresses.
+    work and stays; None where each operation is a process. is_service: it is
+    one that people would run. most: how many can
+    be attached, and why not more; None: as many as there are addresses.
     """
 
     pid: int | None = None
+    is_service = False
     most: int | None = None
+    why_most = ""
 
     def __init__(self, name: str, versions: tuple[int, ...]) -> None:
         self.name = name
@@ -42,6 +46,9 @@ class Subject(abc.ABC):
 
     def prepare_pod(self, netns: Netns) -> None:
         """Settings that a pod must have before it is attached."""
+
+    def ready(self) -> None:
+        """Wait until it can be run. Raises BenchError."""
 
     @abc.abstractmethod
     def run(self, op: Op, pods: Sequence[Pod], at_once: int) -> Batch:
@@ -59,12 +66,18 @@ class Subject(abc.ABC):
 class Grpc(Subject):
     """Ours over gRPC; the client is one process, which may serve several."""
 
+    is_service = True
+
     def __init__(self, name: str, versions: tuple[int, ...], run_dir: Path) -> None:
         super().__init__(name, versions)
-        self.directory = run_dir / name.replace(" ", "-")
+        self.directory = new_directory(run_dir, name)
         self.node = start_node(self.host, self.directory, versions)
         self.pid = self.node.pid
         self.client: Program | None = None
+
+    def ready(self) -> None:
+        """See Subject."""
+        self.node.ready()
 
     def run(self, op: Op, pods: Sequence[Pod], at_once: int) -> Batch:
         """See Subject."""
@@ -82,9 +95,15 @@ class Grpc(Subject):
         super().close()
 
 
+def new_directory(parent: Path, name: str) -> Path:
+    """For a subject's files: one of the same name may have been there before."""
+    made = parent / f"{name.replace(' ', '-')}-{next(_DIRECTORIES)}"
+    made.mkdir(mode=0o700)
+    return made
+
+
 def start_node(host: Netns, directory: Path, versions: tuple[int, ...]) -> Program:
-    """Our service on a host; its sockets are in the directory, which is made."""
-    directory.mkdir(mode=0o700)
+    """Our service on a host; its sockets are in the directory."""
     return Program(
         f"{_PACKAGE}.node", host, [str(directory), *_prefixes(versions)], directory / "log"
     )
@@ -94,6 +113,7 @@ def connect(subjects: Sequence[Grpc], run_dir: Path) -> Program:
     """The client of all of them."""
     sockets = [f"{one.name}={one.directory}/workload.sock" for one in subjects]
     client = Program(f"{_PACKAGE}.client", None, sockets, run_dir / "client.log")
+    client.ready()
     for one in subjects:
         one.client = client
     return client
@@ -111,9 +131,13 @@ class InProgram(Subject):
         arguments: Sequence[str],
     ) -> None:
         super().__init__(name, versions)
-        log = run_dir / f"{name.replace(' ', '-')}.log"
+        log = new_directory(run_dir, name) / "log"
         self.program = Program(f"{_PACKAGE}.{module}", self.host, arguments, log)
         self.pid = self.program.pid
+
+    def ready(self) -> None:
+        """See Subject."""
+        self.program.ready()
 
     def run(self, op: Op, pods: Sequence[Pod], at_once: int) -> Batch:
         """See Subject."""
