@@ -38,9 +38,9 @@ FIGURES = {
 }
 _AT_ONCE = (1, 2, 4, 8, 16, 64)
 _ATTACHED = (0, 500, 1000, 2000)
-_BESIDE = (OURS, "grpc ipv4", "inner dual", "floor dual", "floor same work", "ptp")
+BESIDE = (OURS, "grpc ipv4", "inner dual", "floor dual", "floor same work", "ptp")
 _BESIDE_FULL = (
-    *(*_BESIDE, "inner ipv4", "floor ipv4", "ptp dual no-DAD"),
+    *(*BESIDE, "inner ipv4", "floor ipv4", "ptp dual no-DAD"),
     *("ptp ipMasq", "bridge ipMasq", "netavark NAT"),
 )
 _COUNTED = 10  # operations
@@ -52,8 +52,9 @@ class _Ended(BaseException):
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for. rate_rounds: of `rounds`, as many have the slower
-    rates, too; attached_rounds likewise.
+    """What was asked for. rate_rounds: of `rounds`, as many have rates, too;
+    attached_rounds: how often it is measured beside many, of peers once
+    unless in full.
     """
 
     plan: Plan
@@ -62,6 +63,7 @@ class Options:
     beside: tuple[str, ...]
     rate_rounds: int
     attached_rounds: int
+    full: bool
     json: bool
     plot: Path | None
     plugins: Path | None
@@ -81,6 +83,7 @@ def parse(arguments: Sequence[str], environment: dict[str, str]) -> Options:
     add = parser.add_argument
     add("--rounds", type=int, help="rounds, of which figures are medians (default: 5)")
     add("--samples", type=int, help="operations a round and subject, alone (default: 20)")
+    add("--burst", type=int, default=1, help="operations in a row per turn (default: 1)")
     add("--json", action="store_true", help="the result as the last line, in JSON")
     add("--plot", metavar="FILE.png", help="draw ADD, DEL and rates")
     add("--quick", action="store_true", help="seconds: to see that it works, not how fast")
@@ -105,14 +108,15 @@ def parse(arguments: Sequence[str], environment: dict[str, str]) -> Options:
     quick, full = chosen.quick, chosen.full
     rounds = chosen.rounds or (2 if quick else 5)
     samples = chosen.samples or (2 if quick else 20)
-    if rounds < 1 or samples < 1:
-        parser.error("--rounds and --samples: 1 or more")
+    if rounds < 1 or samples < 1 or chosen.burst < 1:
+        parser.error("--rounds, --samples, --burst: 1 or more")
     plot = path(chosen.plot)
     if plot is not None and not plot.parent.is_dir():
         parser.error(f"--plot: there is no directory {plot.parent}")
     plan = Plan(
         rounds=rounds,
         samples=samples,
+        burst=chosen.burst,
         slow=1 if quick else min(samples, 3),
         at_once=(1, 4) if quick else _AT_ONCE,
         attached=(0, 20) if quick else _ATTACHED,
@@ -123,9 +127,10 @@ def parse(arguments: Sequence[str], environment: dict[str, str]) -> Options:
         plan=plan,
         names=listed(chosen.only, SUBJECTS, "--only"),
         figures=listed(chosen.figures, FIGURES, "--figures"),
-        beside=_BESIDE_FULL if full else _BESIDE,
+        beside=_BESIDE_FULL if full else BESIDE,
         rate_rounds=rounds if full else min(rounds, 3),
-        attached_rounds=3 if full else 1,
+        attached_rounds=1 if quick else 3,
+        full=full,
         json=chosen.json,
         plot=plot.absolute() if plot else None,
         plugins=path(chosen.plugins),
@@ -161,6 +166,7 @@ class Run:
             settle()
         if "attached" in figures:
             for round_ in range(self._options.attached_rounds):
+                self._say(f"round {round_ + 1} of {self._options.attached_rounds}: beside many")
                 self._attached(round_)
 
     def _have(self, subjects: list[Any]) -> None:
@@ -180,7 +186,11 @@ class Run:
                 self._phases.at_once(round_)
 
     def _attached(self, round_: int) -> None:
-        for name in self._options.names:
+        # Not in the same order each time, as all else.
+        names = self._options.names[:: -1 if round_ % 2 else 1]
+        for name in names:
+            if name in PEERS and round_ and not self._options.full:
+                continue
             if name not in self._options.beside:
                 for level in self._options.plan.attached:
                     figure = f"ADD with {level} attached"
@@ -188,7 +198,6 @@ class Run:
                 continue
             if name in self.roster.failures:
                 continue
-            self._say(f"{name}, beside many")
             with opened(self._made_by, [name], self._run_dir) as subjects:
                 self._have(subjects)
                 self._phases.warm_up()

@@ -56,9 +56,7 @@ def catalogue(run_dir: Path, shim: Path, installed: peers.Installed | None) -> C
 
 
 @contextlib.contextmanager
-def opened(
-    made_by: Catalogue, names: Sequence[str], run_dir: Path
-) -> Iterator[list[Subject]]:
+def opened(made_by: Catalogue, names: Sequence[str], run_dir: Path) -> Iterator[list[Subject]]:
     """The subjects of these names, with hosts of their own, until the end."""
     with contextlib.ExitStack() as stack:
         subjects = []

@@ -10,7 +10,7 @@ left out from then on.
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,7 +32,8 @@ def say(text: str) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much. samples: operations a round and subject; slow: the same for
+    """How much. samples: operations a round and subject; burst: of these, how
+    many in a row before it is the next subject's turn; slow: the samples of
     subjects that take longer than a second; at_once: how many at a time;
     attached: how many are there; ops and peer_ops: how many operations, at
     least, show a rate of ours and of a peer.
@@ -40,6 +41,7 @@ class Plan:
 
     rounds: int
     samples: int
+    burst: int
     slow: int
     at_once: tuple[int, ...]
     attached: tuple[int, ...]
@@ -104,20 +106,33 @@ class Phases:
         """One operation at a time: ADDs of all, then DELs of all."""
         made: dict[str, list[Pod]] = {}
         with Pods() as pods:
-            for turn in range(self._plan.samples):
-                for subject in self._roster:
-                    if subject.name in self._slow and turn >= self._plan.slow:
-                        continue
-                    (pod,) = pods.make(subject)
-                    made.setdefault(subject.name, []).append(pod)
-                    self._time(Op.ADD, subject, pod, round_)
-                    if turn == 0 and subject.name not in self._roster.failures:
-                        check_attached(pods, pod, subject)
-            for _ in range(self._plan.samples):
-                for subject in self._roster:
-                    if left := made.get(subject.name):
-                        self._time(Op.DEL, subject, left.pop(), round_)
+            for subject in self._turns():
+                if (
+                    subject.name in self._slow
+                    and len(made.get(subject.name, ())) >= self._plan.slow
+                ):
+                    continue
+                (pod,) = pods.make(subject)
+                first = subject.name not in made
+                made.setdefault(subject.name, []).append(pod)
+                self._time(Op.ADD, subject, pod, round_)
+                if first and subject.name not in self._roster.failures:
+                    check_attached(pods, pod, subject)
+            for subject in self._turns():
+                if left := made.get(subject.name):
+                    self._time(Op.DEL, subject, left.pop(), round_)
         settle()
+
+    def _turns(self) -> Iterator[Subject]:
+        """Whose operation is next, until each had its samples."""
+        left = self._plan.samples
+        while left > 0:
+            burst = min(left, self._plan.burst)
+            left -= burst
+            for subject in self._roster:
+                for _ in range(burst):
+                    if subject.name not in self._roster.failures:
+                        yield subject
 
     def _time(self, op: Op, subject: Subject, pod: Pod, round_: int) -> None:
         def action() -> None:

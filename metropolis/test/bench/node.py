@@ -29,11 +29,10 @@ async def _serve(directory: Path, prefixes: list[str]) -> None:
     await asyncio.to_thread(server.start)
     cni = CniServer(engine, directory / "cni.sock")
     serving = asyncio.create_task(cni.run())
-    # Its first step binds the socket and begins to listen.
+    # It runs until it first waits, and by then it listens, or has failed.
     await asyncio.sleep(0)
-    while not (directory / "cni.sock").exists() and not serving.done():
-        await asyncio.sleep(0)
-    print("ready", flush=True)
+    if not serving.done():
+        print("ready", flush=True)
     await serving
 
 

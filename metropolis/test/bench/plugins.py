@@ -31,7 +31,9 @@ class Executes(Subject):
     executed: how many were.
     """
 
-    def __init__(self, name: str, versions: tuple[int, ...], environment: Mapping[str, str]):
+    def __init__(
+        self, name: str, versions: tuple[int, ...], environment: Mapping[str, str]
+    ) -> None:
         super().__init__(name, versions)
         self.environment = dict(environment)
         self.wrapper: tuple[str, ...] = ()
@@ -58,7 +60,7 @@ class Executes(Subject):
     def _execute(
         self, pod: Pod, command: Sequence[str], stdin: Json, more: Mapping[str, str]
     ) -> Executed:
-        environment = self.environment | more
+        environment = self.environment | dict(more)
         done = execute([*self.wrapper, *command], environment, json.dumps(stdin).encode())
         self._ran[pod.number].append(done)
         done.check()
@@ -129,9 +131,7 @@ class Cni(Executes):
 class Shim(Cni):
     """Our service, reached as a stock runtime does."""
 
-    def __init__(
-        self, name: str, versions: tuple[int, ...], shim: Path, run_dir: Path
-    ) -> None:
+    def __init__(self, name: str, versions: tuple[int, ...], shim: Path, run_dir: Path) -> None:
         directory = new_directory(run_dir, name)
         conf = {"cniVersion": "1.0.0", "name": "metropolis", "type": shim.name}
         environment = {"PATH": "/usr/bin", "CNIPROXY_SOCKET": f"{directory}/cni.sock"}

@@ -5,6 +5,7 @@ Nothing here forks: subprocess and posix_spawn use vfork, so what a process
 start costs does not depend on who starts it, and no thread is lost by it.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -32,7 +33,9 @@ class Program:
     and is there when `ready` returns.
     """
 
-    def __init__(self, module: str, netns: Netns | None, arguments: Sequence[str], log: Path):
+    def __init__(
+        self, module: str, netns: Netns | None, arguments: Sequence[str], log: Path
+    ) -> None:
         self.name = module.rpartition(".")[2]
         self._log = log
         command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", module, *arguments]
@@ -102,10 +105,8 @@ class Program:
         self._process.wait(_END_S)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None and not pipe.closed:
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
 
 
 def processor_ns(pid: int) -> int:
@@ -158,10 +159,16 @@ def execute(command: Sequence[str], environment: Mapping[str, str], stdin: bytes
         if stdin:
             os.write(to_it, stdin)  # less than a pipe holds
         close(to_it)
-        actions = [(os.POSIX_SPAWN_DUP2, end, to) for to, end in enumerate((from_us, its_out, its_err))]
+        actions = [
+            (os.POSIX_SPAWN_DUP2, end, to) for to, end in enumerate((from_us, its_out, its_err))
+        ]
         try:
             pid = os.posix_spawn(
-                command[0], command, environment, file_actions=actions, setsigdef=[signal.SIGPIPE]
+                command[0],
+                list(command),
+                environment,
+                file_actions=actions,
+                setsigdef=[signal.SIGPIPE],
             )
         except OSError as error:
             raise BenchError(f"cannot execute {command[0]}: {error.strerror}") from error

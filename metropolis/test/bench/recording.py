@@ -129,5 +129,3 @@ def _recorded(sent: Sequence[tuple[bool, bytes]]) -> Recorded:
         f"floor same: of an attach {len(sent)} sends were seen, none of which makes a veth pair; "
         "does the datapath send in a way that recording.py does not know?"
     )
-
-

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The result for people: tables that fit 110 columns. Pure.
+"""The result for people: tables that fit 120 columns. Pure.
 
-Figures that differ by a number only (`ADD at 1`, `ADD at 2`, ...) are one
-table with a column each; in its cells is the value and, times ours, the ratio.
+Figures that differ by a number only (`ADD at 1`, `ADD at 2`, ...), and such
+like, are one table with a column each; in its cells are the value and, after
+it, how many times ours it is.
 """
 
 import re
@@ -13,78 +14,82 @@ from typing import Any
 from metropolis.test.bench.measure import Plan
 from metropolis.test.bench.stats import OURS, Figure
 
-_SERIES = re.compile(r"(.*) (?:at|with) ([0-9]+)( attached)?")
+# Figures that are columns of one table: its title, and what is the column's.
+_SERIES = (
+    (re.compile(r"(ADD|DEL) at (\d+)"), "{0}, N at once", "N = {1}"),
+    (re.compile(r"(ADD|RSS) with (\d+) attached"), "{0} with N attached", "N = {1}"),
+    (re.compile(r"(\w+) of one (ADD|DEL)"), "One {1}", "{0}"),
+    (re.compile(r"CPU of 1,000 (ADD|DEL)"), "CPU of 1,000", "{0}"),
+)
 _NAME = 30
+_CELL = 15
+_WIDTH = 110
 
 
 def tables(figures: Sequence[Figure]) -> str:
     """All figures."""
-    groups: dict[str, list[Figure]] = {}
+    groups: dict[str, list[tuple[str, Figure]]] = {}
     for figure in figures:
-        groups.setdefault(_group(figure.figure), []).append(figure)
+        title, column = _place(figure.figure)
+        groups.setdefault(f"{title}, {figure.unit}", []).append((column, figure))
     parts = []
     for title, members in groups.items():
-        series = any(_SERIES.fullmatch(one.figure) for one in members)
-        parts.append(_matrix(title, members) if series else _plain(title, members))
+        if members[0][0]:
+            parts.append(_matrix(title, members))
+        else:
+            parts.append(_plain(title, [figure for _, figure in members]))
     return "\n".join(parts)
 
 
-def _group(name: str) -> str:
-    found = _SERIES.fullmatch(name)
-    if found is None:
-        return name
-    return f"{found[1]} with N attached" if found[3] else f"{found[1]}, N at once"
+def _place(name: str) -> tuple[str, str]:
+    """Title of its table, and its column, which is empty if it has it alone."""
+    for pattern, title, column in _SERIES:
+        if found := pattern.fullmatch(name):
+            return title.format(*found.groups()), column.format(*found.groups())
+    return name, ""
 
 
 def _plain(title: str, figures: Sequence[Figure]) -> str:
-    single = all(one.p95 is None for one in figures)
-    columns = ["value"] if single else ["p50", "p95", "p99"]
-    head = f"{title}, {figures[0].unit}"
-    lines = ["", _row(head, [*columns, "x ours", "x floor"])]
+    lines = ["", _row(title, ["p50", "p95", "p99", "x ours", "x floor"])]
     for one in figures:
         if one.p50 is None:
             lines.append(f"  {one.subject:{_NAME - 2}}  n/a: {one.note}")
             continue
-        values = [one.p50] if single else [one.p50, one.p95, one.p99]
         ratios = [_times(one.ratio_to_ours), _times(one.ratio_to_floor)]
-        lines.append(_row("  " + one.subject, [*map(number, values), *ratios]))
+        values = [number(value) for value in (one.p50, one.p95, one.p99)]
+        lines.append(_row("  " + one.subject, [*values, *ratios]))
     return "\n".join(lines)
 
 
-def _matrix(title: str, figures: Sequence[Figure]) -> str:
-    levels = sorted({_level(one.figure) for one in figures})
-    cells = {(one.subject, _level(one.figure)): one for one in figures}
-    lines = ["", _row(f"{title}, {figures[0].unit}", [f"N = {level}" for level in levels], 15)]
-    for subject in dict.fromkeys(one.subject for one in figures if one.p50 is not None):
-        row = []
-        for level in levels:
-            one = cells.get((subject, level))
-            if one is None:
-                row.append("")
-            elif one.p50 is None:
-                row.append("n/a")
-            else:
-                ratio = _times(one.ratio_to_ours) if subject != OURS else ""
-                row.append(f"{number(one.p50)} {ratio:>7}")
-        lines.append(_row("  " + subject, row, 15))
+def _matrix(title: str, members: Sequence[tuple[str, Figure]]) -> str:
+    columns = list(dict.fromkeys(column for column, _ in members))
+    cells = {(one.subject, column): one for column, one in members}
+    lines = ["", _row(title, columns, _CELL)]
+    for subject in dict.fromkeys(one.subject for _, one in members if one.p50 is not None):
+        row = [_cell(cells.get((subject, column))) for column in columns]
+        lines.append(_row("  " + subject, row, _CELL))
     missing: dict[str, dict[str, None]] = {}
-    for one in figures:
+    for _, one in members:
         if one.note:
             missing.setdefault(one.note, {})[one.subject] = None
     for note, subjects in missing.items():
         lines += textwrap.wrap(
             f"n/a, {note}: {', '.join(subjects)}",
-            108,
+            _WIDTH,
             initial_indent="  ",
             subsequent_indent="    ",
         )
     return "\n".join(lines)
 
 
-def _level(name: str) -> int:
-    found = _SERIES.fullmatch(name)
-    assert found is not None
-    return int(found[2])
+def _cell(one: Figure | None) -> str:
+    """The value and, of others than ours, how many times ours it is."""
+    if one is None:
+        return ""
+    if one.p50 is None:
+        return "n/a"
+    ratio = _times(one.ratio_to_ours) if one.subject != OURS else ""
+    return f"{number(one.p50)} {ratio:>7}"
 
 
 def _row(name: str, cells: Iterable[str], width: int = 11) -> str:
@@ -92,12 +97,13 @@ def _row(name: str, cells: Iterable[str], width: int = 11) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits that matter, or as many as the number has before the point."""
+    """Three digits that matter, or all that are before the point."""
     if value is None:
         return ""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
+    digits = 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    return f"{value:.{digits}f}"
 
 
 def _times(ratio: float | None) -> str:

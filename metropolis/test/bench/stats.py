@@ -15,7 +15,7 @@ from typing import Any
 OURS = "grpc dual"
 """What every ratio_to_ours refers to."""
 FLOOR = {True: "floor dual", False: "floor ipv4"}
-"""What ratio_to_floor refers to: of a subject that has IPv6, or that has not."""
+"""What ratio_to_floor refers to: of subjects with IPv6, and without."""
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
@@ -68,7 +68,9 @@ class Results:
         """Whether a subject has IPv6: which floor is below it."""
         self._ipv6[subject] = ipv6
 
-    def add(self, figure: str, subject: str, unit: str, round_: int, values: Sequence[float]) -> None:
+    def add(
+        self, figure: str, subject: str, unit: str, round_: int, values: Sequence[float]
+    ) -> None:
         """Samples of a round, besides those that it has."""
         self._units[figure] = unit
         self._samples.setdefault((figure, subject), {}).setdefault(round_, []).extend(values)

@@ -43,9 +43,7 @@ def targets(results: Results, peers: Sequence[str]) -> list[Target]:
         what = f"{peer} ADD / gRPC ADD"
         found.append(_at_least(results, what, (_ADD, peer), ours, times))
     shim = (_ADD, "shim dual")
-    found.append(
-        _at_least(results, "ptp ipMasq ADD / shim ADD", (_ADD, "ptp ipMasq"), shim, 10)
-    )
+    found.append(_at_least(results, "ptp ipMasq ADD / shim ADD", (_ADD, "ptp ipMasq"), shim, 10))
     found += _rates(results, peers)
     for level, times in ((16, 10), (64, 25)):
         what = f"gRPC DEL at {level} at once / at 1, rates"
@@ -105,7 +103,7 @@ def _rates(results: Results, peers: Sequence[str]) -> list[Target]:
 def _growth(results: Results) -> list[Target]:
     found = []
     growths = {}
-    for subject in (OURS, "floor dual", "floor same work"):
+    for subject in (OURS, "floor dual"):
         over, under = (("ADD with 2000 attached", subject), ("ADD with 0 attached", subject))
         growths[subject] = results.ratio(over, under)
     ours, floor = growths[OURS], growths["floor dual"]
@@ -114,8 +112,7 @@ def _growth(results: Results) -> list[Target]:
         return [Target(what, "<= 1.5x", "not measured", None)]
     found.append(Target(what, "<= 1.5x", f"{ours:.2f}x", ours <= 1.5))
     if floor is not None:
-        same = growths["floor same work"]
-        text = f"{ours:.2f}x; floor {floor:.2f}x" + (f", same work {same:.2f}x" if same else "")
+        text = f"{ours:.2f}x, floor {floor:.2f}x"
         found.append(Target(what, "<= the floor's growth", text, ours <= floor))
     return found
 
