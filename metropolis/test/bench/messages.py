@@ -24,6 +24,7 @@ _NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE = 16, 17, 20, 24
 _ERROR = 2
 _INET, _INET6 = 2, 10
 _NODAD = 2
+_GEN_MODE_NONE = 1
 _MAIN, _STATIC, _WORKLOAD, _LINK_SCOPE, _UNICAST = 254, 4, 77, 253, 1
 _GROUP = 8
 _MTU = 1420
@@ -96,7 +97,12 @@ def _addresses(number: int, versions: Sequence[int]) -> list[tuple[int, _Address
 def host_batch(number: int, netns_fd: int, versions: Sequence[int]) -> bytes:
     """What is sent on the host."""
     index = _FIRST_INDEX + number
-    alias = _link(index, _attr(20, f"wk-{number:08}".encode()), up=True)
+    attributes = _attr(20, f"wk-{number:08}".encode())
+    if 6 not in versions:
+        # Or the kernel gives the link an IPv6 address all the same, and its
+        # removal takes a grace period more.
+        attributes += _attr(26, _attr(_INET6, _attr(8, bytes([_GEN_MODE_NONE]))))
+    alias = _link(index, attributes, up=True)
     messages: list[_Message] = [_veth(number, netns_fd), (_NEWLINK, 0, alias)]
     for family, ip, _ in _addresses(number, versions):
         messages.append(_route(ip, index, family=family, protocol=_WORKLOAD))
