@@ -128,7 +128,7 @@ def parse(arguments: Sequence[str], environment: dict[str, str]) -> Options:
         names=listed(chosen.only, SUBJECTS, "--only"),
         figures=listed(chosen.figures, FIGURES, "--figures"),
         beside=_BESIDE_FULL if full else BESIDE,
-        rate_rounds=rounds if full else min(rounds, 3),
+        rate_rounds=rounds if full else min(rounds, 1 if quick else 3),
         attached_rounds=1 if quick else 3,
         full=full,
         json=chosen.json,
