@@ -18,7 +18,8 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from metropolis.node import allocs
-from metropolis.test.soak.world import Host, Netns
+from metropolis.test.soak.world import Host
+from metropolis.test.world.namespaces import Netns
 
 _LIMIT = Path("/proc/sys/user/max_net_namespaces")
 _POOLED = 16 + 2  # workloads.server: workers, and the quick calls' threads

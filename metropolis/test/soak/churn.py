@@ -20,7 +20,8 @@ import grpc
 
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.test.soak import census
-from metropolis.test.soak.world import Host, Netns
+from metropolis.test.soak.world import Host
+from metropolis.test.world.namespaces import Netns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

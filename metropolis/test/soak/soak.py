@@ -26,7 +26,8 @@ from typing import Any
 
 from metropolis.test.soak import census
 from metropolis.test.soak.churn import Churn, Violation
-from metropolis.test.soak.world import Host, WorldError, enter_namespaces
+from metropolis.test.soak.world import Host
+from metropolis.test.world.namespaces import WorldError, enter_namespaces
 
 # A pool of 126 and 255; the smaller one fills up.
 _PREFIXES = ("10.192.0.0/25", "fd00:10:192::/120")

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""On what, and of which versions, was measured."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("containernetworking-plugins", "netavark", "iptables", "nftables")
+
+
+def describe(lock: Path) -> dict[str, Any]:
+    """lock: third_party/debian's, which says what the peers are."""
+    pins = json.loads(lock.read_text())["packages"]
+    memory = next(
+        line.split()[1]
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("MemTotal:")
+    )
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_mib": int(memory) // 1024,
+        "kernel": platform.release(),
+        "load": [round(load, 2) for load in os.getloadavg()],
+        "python": platform.python_version(),
+        "grpcio": importlib.metadata.version("grpcio"),
+        **{name: pins[name]["version"] for name in _PACKAGES},
+    }
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
