@@ -41,7 +41,7 @@ class Namespace:
 
     def run(self, argv: Sequence[str]) -> str:
         """Run a program in it to its end; return its output."""
-        with netns.inside(self.fd, self.home):
+        with netns.Inside(self.fd, self.home):
             done = subprocess.run(argv, check=False, capture_output=True, text=True)
         if done.returncode:
             said = (done.stderr or done.stdout).strip()
@@ -50,7 +50,7 @@ class Namespace:
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """A socket inside; the caller closes it."""
-        with netns.inside(self.fd, self.home):
+        with netns.Inside(self.fd, self.home):
             return socket.socket(family, kind, protocol)
 
     def close(self) -> None:
