@@ -113,7 +113,7 @@ class KernelDatapath:
         self._ipv6 = False
         self._sockets = SocketPool()
         self._events: LinkEvents | None = None
-        self._removals = Removals(self._remove_all)
+        self._removals = Removals(self._remove_all, len(recovery.DOOMED_GROUPS))
         self._creating = threading.Lock()
 
     # ---- The host ---------------------------------------------------------
@@ -428,10 +428,10 @@ class KernelDatapath:
         """See Datapath, and removals."""
         self._removals.remove(records)
 
-    def _remove_all(self, records: list[Record]) -> dict[int, WorkloadError]:
+    def _remove_all(self, records: list[Record], lane: int) -> dict[int, WorkloadError]:
         """As _remove, and whatever is raised is everybody's."""
         try:
-            return self._remove(records)
+            return self._remove(records, recovery.DOOMED_GROUPS[lane])
         except (NetlinkError, OSError) as error:
             refused = KernelRefused(f"detach: {error}")
         except Exception as error:
@@ -439,7 +439,7 @@ class KernelDatapath:
             refused = KernelRefused(f"detach: unexpected {type(error).__name__}")
         return {record.host_ifindex: refused for record in records}
 
-    def _remove(self, records: list[Record]) -> dict[int, WorkloadError]:
+    def _remove(self, records: list[Record], group: int) -> dict[int, WorkloadError]:
         """Errors by host index. Links are named by their records, so that no
         index that has passed to another link can be hit.
         """
@@ -447,10 +447,9 @@ class KernelDatapath:
             requests = [rtnl.del_link_by_altname(batches.record_of(records[0]))]
         else:
             requests = [
-                rtnl.set_group_by_altname(batches.record_of(record), recovery.DOOMED_GROUP)
-                for record in records
+                rtnl.set_group_by_altname(batches.record_of(record), group) for record in records
             ]
-            requests.append(rtnl.del_links_by_group(recovery.DOOMED_GROUP))
+            requests.append(rtnl.del_links_by_group(group))
         try:
             self._batch(*requests)
         except BatchError as error:

@@ -26,9 +26,10 @@ from metropolis.node.core.network.workloads.datapath import Record
 from metropolis.node.core.network.workloads.model import IPAddress
 from osbase.netlink.rtnl import Link
 
-# Where links are put to be deleted in one request; any group nobody uses.
-DOOMED_GROUP = 0x6D770008
-_OUR_GROUPS = (allocs.LINK_GROUP_WORKLOAD, DOOMED_GROUP)
+# Where links are put to be deleted in one request, one for each of the requests
+# that may be under way at once; any groups nobody uses.
+DOOMED_GROUPS = (0x6D770008, 0x6D770009)
+_OUR_GROUPS = (allocs.LINK_GROUP_WORKLOAD, *DOOMED_GROUPS)
 
 
 def is_ours(link: Link) -> bool:

@@ -69,7 +69,7 @@ WHOLE = link_of(record(1))
     [
         replace(WHOLE, flags=0),
         replace(WHOLE, alias=b""),
-        replace(WHOLE, group=recovery.DOOMED_GROUP),
+        replace(WHOLE, group=recovery.DOOMED_GROUPS[1]),
         replace(WHOLE, peer=None),
         replace(WHOLE, altnames=()),
         replace(WHOLE, altnames=WHOLE.altnames[:1]),

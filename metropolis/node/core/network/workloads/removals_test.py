@@ -33,12 +33,16 @@ class Work:
         self.groups: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
         self.go = threading.Semaphore(0)
         self.failing: set[int] = set()
-        self.removals = Removals(self.remove)
+        self.removals = Removals(self.remove, lanes=2)
+        self.lanes: set[int] = set()
         self.pool = ThreadPoolExecutor(64)
 
-    def remove(self, records: list[Record]) -> dict[int, WorkloadError]:
+    def remove(self, records: list[Record], lane: int) -> dict[int, WorkloadError]:
+        assert lane not in self.lanes
+        self.lanes.add(lane)
         self.groups.put([one.host_ifindex for one in records])
         assert self.go.acquire(timeout=WAIT_S)
+        self.lanes.remove(lane)
         return {index: KernelRefused(f"no {index}") for index in self.failing}
 
     def call(self, *indexes: int) -> Future[None]:
@@ -80,6 +84,22 @@ def test_those_who_come_meanwhile_are_done_together(work: Work) -> None:
     work.go.release()
     for other in others:
         other.result(WAIT_S)
+
+
+def test_where_many_wait_two_removals_are_under_way(work: Work) -> None:
+    first = work.call(0)
+    assert work.groups.get(timeout=WAIT_S) == [0]
+    some = [work.call(index) for index in range(1, 8)]
+    assert work.groups.empty()  # one less than is worth it
+    some.append(work.call(8))
+    assert sorted(work.groups.get(timeout=WAIT_S)) == list(range(1, 9))
+    more = [work.call(index) for index in range(10, 30)]
+    assert work.groups.empty()  # and never three
+    work.go.release()
+    assert sorted(work.groups.get(timeout=WAIT_S)) == list(range(10, 30))
+    work.go.release(2)
+    for call in (first, *some, *more):
+        call.result(WAIT_S)
 
 
 def test_each_is_told_its_own_error(work: Work) -> None:
