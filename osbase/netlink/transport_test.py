@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -27,6 +27,7 @@ from osbase.netlink.errors import (
 from osbase.netlink.message import Request
 from osbase.netlink.netns import open_current
 from osbase.netlink.rtnl import VethEnd
+from osbase.netlink.template import FIRST_SEQUENCE, encoded
 from osbase.netlink.transport import NetlinkSocket, SocketPool
 
 MAC = bytes.fromhex("02aabbccddee")
@@ -240,26 +241,79 @@ def reply(kind: int, sequence: int, body: bytes = bytes(4), flags: int = 0) -> b
 UP = rtnl.set_link_up(1, "lo")
 
 
-@pytest.mark.parametrize("data", [b"x", b"\xff" * 30, reply(2, 1)[:-1], reply(2, 1, b"")], ids=repr)
-def test_garbage_is_an_error_of_the_family(data: bytes) -> None:
+type Send = Callable[[NetlinkSocket, list[Request]], None]
+
+
+def send_encoded(sock: NetlinkSocket, requests: list[Request]) -> None:
+    sock.batch_encoded(encoded(requests), lambda: requests)
+
+
+# With the number of its first request.
+SENDS: list[tuple[Send, int]] = [(NetlinkSocket.batch, 1), (send_encoded, FIRST_SEQUENCE)]
+both = pytest.mark.parametrize(("send", "first"), SENDS, ids=["batch", "encoded"])
+
+
+@both
+@pytest.mark.parametrize("data", [b"x", b"\xff" * 30, reply(2, 1)[:-1], b"\xff" * 36], ids=repr)
+def test_garbage_is_an_error_of_the_family(send: Send, first: int, data: bytes) -> None:
     with scripted(data) as sock, pytest.raises(ProtocolError):
-        sock.batch([UP])
+        send(sock, [UP])
 
 
-def test_silence_is_a_timeout() -> None:
+@both
+def test_an_acknowledgement_without_errno_is_an_error(send: Send, first: int) -> None:
+    with scripted(reply(2, first, b"")) as sock, pytest.raises(ProtocolError):
+        send(sock, [UP])
+
+
+@both
+def test_silence_is_a_timeout(send: Send, first: int) -> None:
     with scripted() as sock, pytest.raises(ReplyTimeout, match=r"set lo up: no answer in 0.05 s"):
-        sock.batch([UP])
+        send(sock, [UP])
 
 
-def test_lost_answers_are_told() -> None:
+@both
+def test_lost_answers_are_told(send: Send, first: int) -> None:
     with scripted(OSError(errno.ENOBUFS, "")) as sock, pytest.raises(ReplyLost, match="ENOBUFS"):
-        sock.batch([UP])
+        send(sock, [UP])
 
 
-def test_answers_to_earlier_requests_are_passed_over() -> None:
-    late = reply(message.NLMSG_ERROR, 77, struct.pack("=i", -errno.EPERM))
-    with scripted(late, reply(message.NLMSG_ERROR, 1)) as sock:
-        sock.batch([UP])
+@both
+def test_answers_to_earlier_requests_are_passed_over(send: Send, first: int) -> None:
+    for body in (struct.pack("=i", -errno.EPERM), bytes(20)):
+        late = reply(message.NLMSG_ERROR, 77, body)
+        with scripted(late, reply(message.NLMSG_ERROR, first)) as sock:
+            send(sock, [UP])
+
+
+@both
+def test_refusals_come_in_any_datagram(send: Send, first: int) -> None:
+    refusal = reply(message.NLMSG_ERROR, first, struct.pack("=i16x", -errno.EPERM))
+    last = reply(message.NLMSG_ERROR, first + 1, bytes(20))
+    for answers in ([refusal, last], [refusal + last]):
+        with scripted(*answers) as sock, pytest.raises(BatchError, match="EPERM") as caught:
+            send(sock, [UP, rtnl.dump_links()])
+        assert [error.index for error in caught.value.errors] == [0]
+
+
+def test_an_encoded_batch_is_refused_by_the_kernel_in_words(sock: NetlinkSocket) -> None:
+    requests = [UP, rtnl.del_link(4711, "nothing"), UP]
+    with pytest.raises(BatchError, match="delete link nothing: ENODEV") as caught:
+        send_encoded(sock, requests)
+    assert [error.index for error in caught.value.errors] == [1]
+    send_encoded(sock, [UP])
+
+
+def test_an_encoded_batch_has_no_answer_but_the_kernels(sock: NetlinkSocket) -> None:
+    send_encoded(sock, [UP])
+    raw = socket.fromfd(sock.fileno(), socket.AF_NETLINK, socket.SOCK_RAW)
+    port = raw.getsockname()[0]
+    raw.close()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as stranger:
+        well = message.HEADER.pack(36, message.NLMSG_ERROR, 0, FIRST_SEQUENCE, port) + bytes(20)
+        stranger.sendto(well, (port, 0))
+    with pytest.raises(BatchError):
+        send_encoded(sock, [rtnl.del_link(4711, "nothing")])
 
 
 def test_an_interrupted_dump_is_repeated() -> None:

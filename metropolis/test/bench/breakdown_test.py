@@ -15,7 +15,9 @@ def test_the_breakdown_adds_up() -> None:
     printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     answer = json.loads(printed.splitlines()[-1])
     assert answer.keys() == {"machine", "attaches", "total_us", "stages", "messages"}
-    assert sum(stage["us"] for stage in answer["stages"]) == pytest.approx(answer["total_us"], abs=1)
+    assert sum(stage["us"] for stage in answer["stages"]) == pytest.approx(
+        answer["total_us"], abs=1
+    )
     assert all(stage["us"] > 0 for stage in answer["stages"])
     assert sum(stage["kernel"] for stage in answer["stages"]) == 3
     sends = [message["send"] for message in answer["messages"]]
