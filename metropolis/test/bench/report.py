@@ -31,7 +31,9 @@ def tables(figures: Sequence[Figure]) -> str:
     groups: dict[str, list[tuple[str, Figure]]] = {}
     for figure in figures:
         title, column = _place(figure.figure)
-        groups.setdefault(f"{title}, {figure.unit}", []).append((column, figure))
+        if figure.unit != "1":
+            title += f", {figure.unit}"
+        groups.setdefault(title, []).append((column, figure))
     parts = []
     for title, members in groups.items():
         if members[0][0]:
