@@ -27,6 +27,7 @@ from metropolis.test.bench.machine import describe
 from metropolis.test.bench.measure import Phases, Plan, Roster, say
 from metropolis.test.bench.model import BenchError
 from metropolis.test.bench.pods import settle
+from metropolis.test.bench.processes import adopt_orphans, end_children
 from metropolis.test.bench.stats import OURS, Results
 from metropolis.test.world.namespaces import WorldError, enter_namespaces
 
@@ -264,14 +265,18 @@ def main(arguments: list[str]) -> int:
         raise _Ended
 
     signal.signal(signal.SIGTERM, ended)
+    adopt_orphans()
     try:
         return bench(options, dict(os.environ))
     except (BenchError, WorldError) as error:
         say(str(error))
         return 1
     except KeyboardInterrupt, _Ended:
+        end_children()
         say("interrupted; everything is cleaned up")
         return 130
+    finally:
+        end_children()
 
 
 if __name__ == "__main__":

@@ -150,6 +150,30 @@ def test_an_interrupted_run_leaves_no_process(number: signal.Signals) -> None:
             os.close(descriptor)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_plugin_that_is_interrupted_does_not_live_on(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """Nor what it executed itself, which is not our child."""
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    for name in ("ptp", "bridge", "portmap", "host-local"):
+        plugin = tmp_path / name
+        plugin.write_text(f"#!/bin/sh\nsleep 1000 &\necho $$ $! >{told}\nwait\n")
+        plugin.chmod(0o755)
+    options = ("--only", "ptp", "--figures", "alone", "--plugins", str(tmp_path))
+    with bench(*options) as run:
+        descriptors = [os.pidfd_open(int(pid)) for pid in told.read_text().split()]
+        assert len(descriptors) == 2
+        run.send_signal(number)
+        run.communicate(timeout=60)
+        assert run.returncode == 130
+        for descriptor in descriptors:
+            with pytest.raises(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            os.close(descriptor)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls, timed: one after the other, or so many at once."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+
+_NOTICE_S = 0.5
 
 type Call = Callable[[], object]
 
@@ -25,18 +28,26 @@ def timed(
         begin()
         return _one_by_one(calls)
     each = [0] * len(calls)
-    waiting = iter(range(len(calls)))
+    waiting: Iterator[int] = iter(range(len(calls)))
     mutex = threading.Lock()
     errors: list[BaseException] = []
     gate = threading.Barrier(at_once + 1)
+
+    def take() -> int | None:
+        with mutex:
+            return next(waiting, None)
 
     def work() -> None:
         try:
             begin()
         except BaseException as error:
             errors.append(error)
-        gate.wait()
-        for index in _taken(waiting, mutex):
+            gate.abort()
+        try:
+            gate.wait()
+        except threading.BrokenBarrierError:
+            return
+        for index in iter(take, None):
             start = time.perf_counter_ns()
             try:
                 calls[index]()
@@ -48,14 +59,32 @@ def timed(
     threads = [threading.Thread(target=work, daemon=True) for _ in range(at_once)]
     for thread in threads:
         thread.start()
-    gate.wait()
-    start = time.perf_counter_ns()
-    for thread in threads:
-        thread.join()
+    start = 0
+    try:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            gate.wait()
+        start = time.perf_counter_ns()
+        _join(threads)
+    except BaseException:
+        # Interrupted: no more calls, and those under way are waited for.
+        gate.abort()
+        with mutex:
+            waiting = iter(())
+        _join(threads)
+        raise
     wall = time.perf_counter_ns() - start
     if errors:
         raise errors[0]
     return each, wall
+
+
+def _join(threads: Sequence[threading.Thread]) -> None:
+    """In short waits: a signal that comes right before a wait is not handled
+    until that is over.
+    """
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(_NOTICE_S)
 
 
 def _one_by_one(calls: Sequence[Call]) -> tuple[list[int], int]:
@@ -66,12 +95,3 @@ def _one_by_one(calls: Sequence[Call]) -> tuple[list[int], int]:
         call()
         each.append(time.perf_counter_ns() - start)
     return each, time.perf_counter_ns() - begun
-
-
-def _taken(waiting: Iterator[int], mutex: threading.Lock) -> Iterator[int]:
-    while True:
-        with mutex:
-            index = next(waiting, None)
-        if index is None:
-            return
-        yield index
