@@ -4,6 +4,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ from osbase.rpc.stream import Stream, Streaming
 _NEW = object()  # the tag of a call's arrival
 _STOPPED = object()
 _SHUTDOWN = cygrpc.CompletionType.queue_shutdown
-_QUICK = 2  # threads for quick methods
+QUICK = 2  # threads of each quick method
 # Workers that wait for a call, at least and at most; the others are parked. A
 # waiting one wakes up five times a second (cygrpc looks for signals).
 _WAITING_MIN = 1
@@ -75,12 +76,12 @@ class Server:
         """Take calls."""
         for method in (*self._quick, *self._streams):
             self._server.register_method(method)
-        quick = [self._add_queue() for _ in range(_QUICK if self._quick else 0)]
+        quick = [(method, self._add_queue()) for method in self._quick for _ in range(QUICK)]
         # The control queue tells when it has ended.
         self._server.start(backup_queue=False)
         self._started = True
-        for own in quick:
-            self._spawn("rpc-quick", self._serve_quick, own)
+        for method, own in quick:
+            self._spawn("rpc-quick", partial(self._serve_quick, method), own)
         self._acceptor = _thread("rpc-accept-streams", self._accept_streams, self._streams_queue)
         with self._mutex:
             for _ in range(min(_WAITING_MAX, len(self._for_workers))):
@@ -131,7 +132,7 @@ class Server:
                 self._server.request_call(own, own, _NEW)
             except ValueError:  # it is shutting down
                 return
-            event = _next(own)
+            event = _next(own, _NEW)
             if not event.success:
                 return
             self._take()
@@ -179,15 +180,15 @@ class Server:
             return False
         return True
 
-    def _serve_quick(self, own: Any) -> None:
-        for method in self._quick:
-            self._request(own, method)
-        while not self._stopping:
-            event = own.poll()
-            # Or what is left of a call before: its tag is no method.
-            if isinstance(event.tag, str) and event.success:
-                _run(self._quick[event.tag], event.tag, Call(event, own))
-                self._request(own, event.tag)
+    def _serve_quick(self, method: str, own: Any) -> None:
+        """One method, one call at a time: while a call is read nothing else
+        may arrive in the queue.
+        """
+        while self._request(own, method):
+            event = _next(own, method)
+            if not event.success:
+                return
+            _run(self._quick[method], method, Call(event, own))
             event = None
 
     def _accept_streams(self, own: Any) -> None:
@@ -223,11 +224,11 @@ def _thread(name: str, run: Callable[[Any], None], argument: Any) -> threading.T
     return thread
 
 
-def _next(own: Any) -> Any:
+def _next(own: Any, tag: object) -> Any:
     """The next call's arrival; what is left of calls before it is dropped."""
     while True:
         event = own.poll()
-        if event.tag is _NEW:
+        if event.tag is tag:
             return event
 
 

@@ -43,7 +43,7 @@ class Service:
                 "/t/Gate": self.gate,
                 "/t/Linger": self.linger,
             },
-            quick={"/t/Quick": self.echo},
+            quick={"/t/Quick": self.echo, "/t/Fast": self.echo},
             streams={"/t/Count": self.count, "/t/Wait": self.wait},
             workers=workers,
             options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1000)],
@@ -182,6 +182,16 @@ def test_many_calls_at_once_from_many_connections(service: Service) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(use, range(16)))
+
+
+def test_quick_methods_at_once(service: Service) -> None:
+    """A call of one arrives while that of another is read."""
+    for _ in range(20):
+        calls = [
+            service.call(method).future(b"x", timeout=WAIT_S)
+            for method in ("Quick", "Fast", "Echo") * 20
+        ]
+        assert [call.result() for call in calls] == [b"x"] * 60
 
 
 def test_a_stream_and_its_end(service: Service) -> None:

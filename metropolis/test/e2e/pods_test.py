@@ -61,7 +61,7 @@ async def test_the_runtime_and_the_service_agree(node: Node, run_pod: RunPod) ->
 async def test_a_removed_pod_leaves_nothing(node: Node, run_pod: RunPod) -> None:
     pods = await two(run_pod)
     before = await kernel(node)
-    assert (len(before.links), len(before.routes)) == (2, 4)
+    assert (len(before.links), len(before.routes)) == (2, 6)
     await asyncio.gather(*(node.cri.remove_pod(pod.id) for pod in pods))
     after = await kernel(node)
     assert (after.links, after.routes) == ((), ())

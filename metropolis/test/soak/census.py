@@ -18,11 +18,14 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from metropolis.node import allocs
+from metropolis.node.core.network.workloads.server import WORKERS
 from metropolis.test.soak.world import Host
 from metropolis.test.world.namespaces import Netns
+from osbase.rpc.server import QUICK
 
 _LIMIT = Path("/proc/sys/user/max_net_namespaces")
-_POOLED = 16 + 2  # workloads.server: workers, and the quick calls' threads
+_POOL = ("rpc-worker", "rpc-quick", "rpc-accept")  # names of osbase.rpc's threads
+_POOLED = WORKERS + 2 * QUICK + 1  # two methods are quick, one is a stream
 _KEPT_SOCKETS = 8 + 1  # osbase.netlink: idle ones of a SocketPool; LinkEvents
 
 
@@ -73,8 +76,8 @@ def _threads(pid: int) -> int:
         # Python names its threads for the kernel, too. One may end meanwhile.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             name = Path(f"/proc/{pid}/task/{task}/comm").read_text()
-            pooled += name.startswith("workloads")
-            others += not name.startswith("workloads")
+            pooled += name.startswith(_POOL)
+            others += not name.startswith(_POOL)
     return others + max(0, pooled - _POOLED)
 
 
@@ -134,7 +137,7 @@ class Seen:
 
 def workloads(host: Host) -> tuple[list[tuple[str, Seen]], set[str]]:
     """Links of the workloads' group by their alias, and destinations of the
-    routes of the workloads' protocol.
+    routes of the workloads' protocol, but for link-local ones.
     """
 
     def look() -> tuple[list[tuple[str, Seen]], set[str]]:
@@ -149,6 +152,7 @@ def workloads(host: Host) -> tuple[list[tuple[str, Seen]], set[str]]:
                 for family in (2, 10)
                 for route in witness.get_routes(family=family)
                 if route["proto"] == allocs.ROUTE_PROTOCOL_WORKLOAD
+                and not str(route.get("dst")).startswith("fe80:")
             }
             return links, routes
 

@@ -123,9 +123,9 @@ class Soak:
             for churn in churns:
                 stack.callback(churn.close)
                 stack.callback(churn.stop)
-            # Ends calls that wait for it.
+            # Ends the calls, those to come too, which would wait for it.
             for host in hosts:
-                stack.callback(host.kill)
+                stack.callback(host.hang_up)
 
     @staticmethod
     def _sum(churns: list[Churn]) -> Counter[str]:

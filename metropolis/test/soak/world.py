@@ -71,6 +71,13 @@ class Host:
         """SIGKILL."""
         self._stop(signal.SIGKILL)
 
+    def hang_up(self) -> None:
+        """SIGKILL, and no more calls."""
+        try:
+            self.kill()
+        finally:
+            self._channel.close()
+
     def end(self) -> int:
         """SIGTERM; the exit status."""
         return self._stop(signal.SIGTERM)

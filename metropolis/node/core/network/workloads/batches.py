@@ -100,23 +100,20 @@ def host_address(record: Record, ip: IPAddress) -> Iterable[Request]:
     """What the host needs for an address: the first hop, and the route.
 
     Towards IPv4 addresses the host uses the first hop as its own address: it
-    may have no other. In IPv6 it has fe80::1 on the link.
+    may have no other. In IPv6 it has fe80::1 on the link, and a route to the
+    workload's link-local address; see checks.FIRST_HOP_BITS_6.
     """
     index, name = record.host_ifindex, record.host_interface
-    source: IPAddress | None = allocs.FIRST_HOP_IPV4
-    if ip.version == 6:
-        source = None
-        yield rtnl.add_address(
-            index, name, allocs.FIRST_HOP_IPV6, checks.FIRST_HOP_BITS_6, no_dad=True
-        )
-    yield rtnl.add_route(
-        ip,
-        index,
-        name,
-        family=rtnl.family_of(ip),
-        protocol=allocs.ROUTE_PROTOCOL_WORKLOAD,
-        source=source,
-    )
+    protocol = allocs.ROUTE_PROTOCOL_WORKLOAD
+    if ip.version == 4:
+        hop, family = allocs.FIRST_HOP_IPV4, rtnl.AF_INET
+        yield rtnl.add_route(ip, index, name, family=family, protocol=protocol, source=hop)
+        return
+    hop6, bits = allocs.FIRST_HOP_IPV6, checks.FIRST_HOP_BITS_6
+    yield rtnl.add_address(index, name, hop6, bits, no_dad=True)
+    for destination in (ip, checks.link_local(record.mac)):
+        family = rtnl.AF_INET6
+        yield rtnl.add_route(destination, index, name, family=family, protocol=protocol)
 
 
 # ---- The same, encoded ------------------------------------------------------
@@ -160,7 +157,7 @@ def _commit_values(record: Record) -> tuple[bytes, ...]:
         record.workload_id.encode(),
         key_of(record).encode(),
         record_of(record).encode(),
-        *[ip.packed for ip in record.ips],
+        *[ip.packed for ip in checks.reached(record)],
     )
 
 

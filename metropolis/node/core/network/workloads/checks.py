@@ -11,6 +11,7 @@ by the link's group alone.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads import names
@@ -20,7 +21,11 @@ from metropolis.node.core.network.workloads.validate import show
 from osbase.netlink.rtnl import Address, Link, Route
 
 NOTHING = "nothing"
-FIRST_HOP_BITS_6 = 64  # so that workloads' link-local addresses are on-link
+# Alone, without the prefix it is in. On a router a prefix of a link costs an
+# anycast address, whose end is waited for: a removal takes twice as long. And
+# fe80::/64 would be one route in a list of as many as there are links, walked
+# by each attach. So a workload's link-local address has a route of its own.
+FIRST_HOP_BITS_6 = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,21 @@ class Inside:
     loopback: Link | None
     addresses: tuple[Address, ...]
     routes: tuple[Route, ...] | None
+
+
+def reached(record: Record) -> tuple[IPAddress, ...]:
+    """The addresses to which the host has a route through the link: with IPv6
+    the link-local one, too, so that the first hop can be pinged.
+    """
+    if any(ip.version == 6 for ip in record.ips):
+        return (*record.ips, link_local(record.mac))
+    return record.ips
+
+
+def link_local(mac: bytes) -> IPv6Address:
+    """The address that a link gives itself (RFC 4291, appendix A)."""
+    interface = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+    return IPv6Address(b"\xfe\x80" + bytes(6) + interface)
 
 
 def compare_host(record: Record, host: HostSide) -> Iterator[Finding]:
@@ -79,7 +99,7 @@ def compare_host(record: Record, host: HostSide) -> Iterator[Finding]:
         yield from _address(name, allocs.FIRST_HOP_IPV6, bits, host.addresses)
     if any(ip.version == 4 for ip in record.ips):
         yield from _address("lo", allocs.FIRST_HOP_IPV4, 32, host.loopback_addresses)
-    for ip in record.ips:
+    for ip in reached(record):
         source = allocs.FIRST_HOP_IPV4 if ip.version == 4 else None
         expected = _host_route(ip, record.host_ifindex, allocs.ROUTE_PROTOCOL_WORKLOAD, source)
         route = host.routes.get(ip)

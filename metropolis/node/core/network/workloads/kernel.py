@@ -215,7 +215,10 @@ class KernelDatapath:
         for record in plan.complete:
             index = record.host_ifindex
             missing = {ip for ip in record.ips if (ip, index) not in routes}
-            missing |= {ip for ip in record.ips if ip.version == 6 and index not in hops}
+            for ip in record.ips:
+                linked = (checks.link_local(record.mac), index) in routes
+                if ip.version == 6 and not (index in hops and linked):
+                    missing.add(ip)
             if missing:
                 repaired += 1
                 self._repair(record, missing)

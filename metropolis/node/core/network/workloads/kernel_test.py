@@ -16,7 +16,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads import names
+from metropolis.node.core.network.workloads import checks, names
 from metropolis.node.core.network.workloads.datapath import Datapath, Record
 from metropolis.node.core.network.workloads.errors import KernelRefused, Unavailable
 from metropolis.node.core.network.workloads.kernel import KernelDatapath
@@ -130,7 +130,8 @@ class TestKernelDatapath(DatapathContract):
                 for r in witness.get_routes()
                 if r["proto"] == allocs.ROUTE_PROTOCOL_WORKLOAD
             }
-            assert ours.keys() == {"10.9.0.1", "fd00:9::1"}
+            own = str(checks.link_local(record.mac))
+            assert ours.keys() == {"10.9.0.1", "fd00:9::1", own}
             assert ours["10.9.0.1"].get("prefsrc") == "169.254.77.1"
 
         def look() -> tuple[list[Any], list[Any], list[Any]]:
@@ -202,7 +203,7 @@ class TestKernelDatapath(DatapathContract):
             assert "EINVAL" in told
             assert bench.pods[path].objects() == inside, target
             assert objects() == before, target
-        assert target == 15  # requests of one attach
+        assert target == 16  # requests of one attach
 
     @pytest.mark.parametrize("where", ["outside", "inside"])
     def test_a_check_finds_everything_that_can_be_taken(
@@ -215,16 +216,18 @@ class TestKernelDatapath(DatapathContract):
         record = self.create(bench, path)
         index, peer = record.host_ifindex, record.peer_ifindex
         key = names.key_altname(record.netns_cookie, "eth0")
+        own = checks.link_local(record.mac)
         steps: dict[str, list[tuple[str, dict[str, Any], set[str]]]] = {
             "outside": [
                 ("link", {"group": 9, "index": index}, {"group"}),
                 ("link", {"address": "02:00:00:00:00:99", "index": index}, {"MAC"}),
                 ("link", {"ifalias": "another", "index": index}, {"alias"}),
                 ("altname", {"altname": key, "index": index}, {"alternative names"}),
-                ("addr", {"address": "fe80::1", "prefixlen": 64, "index": index}, {"fe80::1"}),
+                ("addr", {"address": "fe80::1", "prefixlen": 128, "index": index}, {"fe80::1"}),
                 ("route", {"dst": "10.9.0.1/32", "oif": index, "scope": 253}, {"to 10.9.0.1"}),
                 ("addr", {"address": "169.254.77.1", "prefixlen": 32, "index": 1}, {"of lo"}),
                 ("route", {"dst": "fd00:9::1/128", "oif": index}, {"to fd00:9::1"}),
+                ("route", {"dst": f"{own}/128", "oif": index}, {f"to {own}"}),
                 ("link", {"state": "down", "index": index}, {"state"}),
                 ("link", {"ifname": "renamed", "index": index}, {"name"}),
             ],
@@ -330,7 +333,7 @@ class TestKernelDatapath(DatapathContract):
         with IPRoute() as other:
             other.route("del", dst="10.9.0.1/32", oif=record.host_ifindex, scope=253)
             other.route("del", dst="fd00:9::1/128", oif=record.host_ifindex)
-            other.addr("del", index=record.host_ifindex, address="fe80::1", prefixlen=64)
+            other.addr("del", index=record.host_ifindex, address="fe80::1", prefixlen=128)
         datapath = bench.again()
         assert datapath.scan().repaired == 1
         assert datapath.scan().repaired == 0

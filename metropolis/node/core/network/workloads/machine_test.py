@@ -31,6 +31,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from pyroute2 import IPRoute
 
 from metropolis.node import allocs
+from metropolis.node.core.network.workloads import checks
 from metropolis.node.core.network.workloads.engine import Engine
 from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
@@ -525,7 +526,11 @@ class Api(RuleBasedStateMachine):
             }
         mac = allocs.FIRST_HOP_MAC.hex(":")
         assert ours == {a.host_ifindex: (a.workload_id, mac, 1500) for a in listed.values()}
-        assert routes == {(str(ip), a.host_ifindex) for a in listed.values() for ip in a.ips}
+        reached = {a.host_ifindex: list(a.ips) for a in listed.values()}
+        for a in listed.values():
+            if any(ip.version == 6 for ip in a.ips):
+                reached[a.host_ifindex].append(checks.link_local(a.mac))
+        assert routes == {(str(ip), index) for index, ips in reached.items() for ip in ips}
         assert hops == {
             a.host_ifindex for a in listed.values() if any(ip.version == 6 for ip in a.ips)
         }

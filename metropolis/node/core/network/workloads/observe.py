@@ -9,7 +9,7 @@ links and addresses that way, but no routes.
 import errno
 from collections.abc import Callable
 
-from metropolis.node.core.network.workloads.checks import HostSide, Inside
+from metropolis.node.core.network.workloads.checks import HostSide, Inside, reached
 from metropolis.node.core.network.workloads.datapath import Record
 from metropolis.node.core.network.workloads.model import IPAddress
 from osbase.netlink import rtnl
@@ -26,7 +26,7 @@ _ABSENT = {errno.ENODEV, errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH, er
 def host_side(host: NetlinkSocket, record: Record) -> HostSide:
     """What the host has of the attachment."""
     families = _families(record)
-    routes = {ip: _route(host, ip) for ip in record.ips}
+    routes = {ip: _route(host, ip) for ip in reached(record)}
     loopback = _addresses(host, rtnl.AF_INET, _LOOPBACK) if rtnl.AF_INET in families else ()
     six = rtnl.AF_INET6 in families
     addresses = _addresses(host, rtnl.AF_INET6, record.host_ifindex) if six else ()
