@@ -245,14 +245,17 @@ def dump_link_routes(family: int, ifindex: int) -> Request:
     return Request(RTM_GETROUTE, 0, body, "list routes of link {}", (ifindex,))
 
 
-def get_route(destination: IPAddress) -> Request:
-    """The entry of the table by which packets to the address go; what they
-    meet beyond it, such as a cached exception, is left out.
+def get_route(destination: IPAddress, *, ifindex: int = 0) -> Request:
+    """The entry of the table by which packets to the address go, if not 0 those
+    out of a link; what they meet beyond it, such as a cached exception, is left
+    out.
     """
     bits = destination.max_prefixlen
     flags = RTM_F_FIB_MATCH
     body = _RTMSG.pack(family_of(destination), bits, 0, 0, 0, 0, 0, 0, flags)
     body += attrs.attr(_RTA_DST, destination.packed)
+    if ifindex:
+        body += attrs.u32(_RTA_OIF, ifindex)
     return Request(RTM_GETROUTE, 0, body, "look up route to {}", (destination,))
 
 
@@ -303,10 +306,13 @@ def add_route(
     gateway: IPAddress | None = None,
     source: IPAddress | None = None,
     metric: int = 0,
+    exclusive: bool = True,
 ) -> Request:
     """A route to one address, or by default (destination None), through a link
     or a gateway on it, in the main table. source: what the host uses as its
     own address towards it; it must be local. metric 0: the kernel's default.
+    exclusive: EEXIST when there is one to the same address by any link; else,
+    in IPv6, only when there is the same one.
     """
     scope = RT_SCOPE_LINK if gateway is None and family == AF_INET else RT_SCOPE_UNIVERSE
     bits = 0 if destination is None else destination.max_prefixlen
@@ -323,7 +329,8 @@ def add_route(
     if metric:
         parts.append(attrs.u32(_RTA_PRIORITY, metric))
     values = ("default" if destination is None else destination, bits, name)
-    return Request(RTM_NEWROUTE, _NEW, b"".join(parts), "add route {}/{} dev {}", values)
+    flags = _NEW if exclusive else NLM_F_CREATE
+    return Request(RTM_NEWROUTE, flags, b"".join(parts), "add route {}/{} dev {}", values)
 
 
 @dataclass(frozen=True)

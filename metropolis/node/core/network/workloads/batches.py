@@ -111,9 +111,11 @@ def host_address(record: Record, ip: IPAddress) -> Iterable[Request]:
         return
     hop6, bits = allocs.FIRST_HOP_IPV6, checks.FIRST_HOP_BITS_6
     yield rtnl.add_address(index, name, hop6, bits, no_dad=True)
-    for destination in (ip, checks.link_local(record.mac)):
-        family = rtnl.AF_INET6
-        yield rtnl.add_route(destination, index, name, family=family, protocol=protocol)
+    family = rtnl.AF_INET6
+    yield rtnl.add_route(ip, index, name, family=family, protocol=protocol)
+    # Workloads may have asked for the same MAC, so others may have it.
+    own = checks.link_local(record.mac)
+    yield rtnl.add_route(own, index, name, family=family, protocol=protocol, exclusive=False)
 
 
 # ---- The same, encoded ------------------------------------------------------

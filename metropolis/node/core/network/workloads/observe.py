@@ -26,7 +26,7 @@ _ABSENT = {errno.ENODEV, errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH, er
 def host_side(host: NetlinkSocket, record: Record) -> HostSide:
     """What the host has of the attachment."""
     families = _families(record)
-    routes = {ip: _route(host, ip) for ip in reached(record)}
+    routes = {ip: _route(host, ip, record.host_ifindex) for ip in reached(record)}
     loopback = _addresses(host, rtnl.AF_INET, _LOOPBACK) if rtnl.AF_INET in families else ()
     six = rtnl.AF_INET6 in families
     addresses = _addresses(host, rtnl.AF_INET6, record.host_ifindex) if six else ()
@@ -69,8 +69,9 @@ def _absent[T](ask: Callable[[], T]) -> T | None:
         raise
 
 
-def _route(sock: NetlinkSocket, ip: IPAddress) -> rtnl.Route | None:
-    return _absent(lambda: rtnl.parse_route(sock.get(rtnl.get_route(ip))))
+def _route(sock: NetlinkSocket, ip: IPAddress, ifindex: int) -> rtnl.Route | None:
+    request = rtnl.get_route(ip, ifindex=ifindex if ip.is_link_local else 0)
+    return _absent(lambda: rtnl.parse_route(sock.get(request)))
 
 
 def _link(sock: NetlinkSocket, ifindex: int, netnsid: int | None = None) -> rtnl.Link | None:
