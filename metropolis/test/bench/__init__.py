@@ -19,9 +19,11 @@
     machine, plot                              versions; the picture
 
 Method. Each subject has a host, a network namespace with nothing in it, and
-its own files. Operations go round the subjects one by one, in another order
-each time, so that whatever else the machine does hits all alike; ADDs of a
-round come first, then its DELs. The clock is where the work is called: in the
+its own files. Operations go round the subjects in turns of ten, in another
+order each time, so that whatever else the machine does hits all alike. With
+turns of one (--burst 1) each is the first after a second of others' work, with
+cold caches: that is worse for what is quick. ADDs of a round come first, then
+its DELs. The clock is where the work is called: in the
 client's process for gRPC, around vfork, exec and wait for programs. A figure is
 the median of the rounds' percentiles, a ratio the median of the rounds' ratios.
 Every ADD must give its addresses; that the interface is there is looked up now

@@ -84,7 +84,7 @@ def parse(arguments: Sequence[str], environment: dict[str, str]) -> Options:
     add = parser.add_argument
     add("--rounds", type=int, help="rounds, of which figures are medians (default: 5)")
     add("--samples", type=int, help="operations a round and subject, alone (default: 20)")
-    add("--burst", type=int, default=1, help="operations in a row per turn (default: 1)")
+    add("--burst", type=int, default=10, help="operations in a row per turn (default: 10; 1: cold)")
     add("--json", action="store_true", help="the result as the last line, in JSON")
     add("--plot", metavar="FILE.png", help="draw ADD, DEL and rates")
     add("--quick", action="store_true", help="seconds: to see that it works, not how fast")
