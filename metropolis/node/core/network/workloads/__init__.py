@@ -6,7 +6,10 @@
                                 ├──> watchers        who is told of changes
                                 └──> datapath        the one interface to the
                                        ├ kernel      kernel: rtnetlink, or a
-                                       └ testing/    fake with the same contract
+                                       │             fake with the same contract
+                                       ├ batches     what an attach sends, pure
+                                       ├ removals    who is removed together
+                                       └ testing/    the fake
 
     below the datapath, pure:   names     records on links
                                 recovery  what a restart makes of links
