@@ -99,6 +99,20 @@ class DatapathContract:
             bench.datapath.create(netns, record, metric=0)
         return record
 
+    def test_two_may_have_one_mac(self, bench: Bench) -> None:
+        """Each has its own link, so nothing of theirs collides."""
+        made = []
+        for number in (1, 2):
+            with bench.datapath.open_netns(path := bench.add_netns()) as netns:
+                record = record_for(netns, f"w{number}", number=number)
+                record = replace(record, mac=b"\x02same\x02")
+                bench.datapath.create(netns, record, metric=0)
+                made.append((path, record))
+        bench.datapath.remove([made.pop(0)[1]])
+        ((path, record),) = made
+        with bench.datapath.open_netns(path) as netns:
+            assert bench.datapath.check(record, netns) == ()
+
     def test_what_was_made_is_found_after_a_restart(self, bench: Bench) -> None:
         made = [
             self.create(bench, bench.add_netns(), workload_id=f"w{n}", number=n)
