@@ -2,6 +2,8 @@
 """Fuzz all targets, or some, for a time: `run :fuzz -- --seconds N`.
 
     --target NAME   only this one; may be repeated
+    --runs N        this many inputs each, in place of a time; with
+    --seed N        the same ones every time
     --keep          add what reaches something new to the corpus in the tree
     --json          last line: {"ok", "inputs", "targets": {name: inputs}}
 
@@ -17,6 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from metropolis.test.fuzz import corpus
@@ -48,12 +51,16 @@ def _child(target: str, arguments: list[str]) -> None:
 def _run(target: str, arguments: list[str]) -> tuple[int, str]:
     command = [sys.executable, "-m", "metropolis.test.fuzz.fuzz", "--child", target, "--"]
     done = subprocess.run(
-        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        [*command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        check=False,
     )
     return done.returncode, done.stdout.decode(errors="backslashreplace")
 
 
-def _fuzz(target: str, seconds: int, keep: Path | None) -> int | None:
+def _fuzz(target: str, limits: list[str], keep: Path | None) -> int | None:
     """How many inputs were tried; None: there is a fault, and it was told."""
     with tempfile.TemporaryDirectory() as scratch:
         known, found = Path(scratch, "known"), Path(scratch, "found")
@@ -62,7 +69,7 @@ def _fuzz(target: str, seconds: int, keep: Path | None) -> int | None:
         status, text = _run(
             target,
             [
-                f"-max_total_time={seconds}",
+                *limits,
                 f"-max_len={_MAX_LENGTH}",
                 f"-timeout={_INPUT_S}",
                 f"-artifact_prefix={scratch}/fault-",
@@ -89,6 +96,8 @@ def main(arguments: list[str]) -> int:
     """Run; returns the exit status."""
     parser = argparse.ArgumentParser(description="Fuzz the parsers of outside bytes.")
     parser.add_argument("--seconds", type=int, default=60, help="for all targets together")
+    parser.add_argument("--runs", type=int, help="inputs for each target, in place of --seconds")
+    parser.add_argument("--seed", type=int, default=0, help="of libFuzzer; 0: another every time")
     parser.add_argument("--target", action="append", choices=_NAMES)
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--json", action="store_true")
@@ -111,10 +120,14 @@ def main(arguments: list[str]) -> int:
         keep = Path(workspace, "metropolis/test/fuzz/corpus")
     targets = chosen.target or list(_NAMES)
     share = max(1, chosen.seconds // len(targets))
+    limit = f"-runs={chosen.runs}" if chosen.runs else f"-max_total_time={share}"
     counts: dict[str, int | None] = {}
     for target in targets:
-        counts[target] = _fuzz(target, share, keep)
-        print(f"{target}: {counts[target] or 0:,} inputs in {share} s", file=sys.stderr, flush=True)
+        began = time.monotonic()
+        counts[target] = _fuzz(target, [limit, f"-seed={chosen.seed}"], keep)
+        taken = time.monotonic() - began
+        told = f"{target}: {counts[target] or 0:,} inputs in {taken:.0f} s"
+        print(told, file=sys.stderr, flush=True)
     inputs = {target: count or 0 for target, count in counts.items()}
     ok = None not in counts.values()
     total = sum(inputs.values())

@@ -160,6 +160,9 @@ def decode(data: bytes) -> Message:
         collect(file, "file")
     if overload[0] & 2:
         collect(sname, "server name")
+    # One inside the overloaded fields means nothing (RFC 2131 section 4.1
+    # has them read after the options, once).
+    options.pop(Option.OVERLOAD, None)
     kind = options.pop(Option.MESSAGE_TYPE, b"")
     if len(kind) != 1 or not Type.DISCOVER <= kind[0] <= Type.INFORM:
         raise PacketError(f"message type {kind.hex() or 'missing'}")

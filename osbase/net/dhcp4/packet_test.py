@@ -102,7 +102,7 @@ def test_overloaded_fields_are_read() -> None:
     """Options may continue in the file and server name fields."""
     message = bytearray(Message(False, Type.ACK, 1, b"\x02abcde").encode())
     message[108:112] = bytes([3, 2, 1, 2])  # file: option 3
-    message[112] = 255
+    message[112:115] = bytes([52, 0, 255])  # and an overload, of no meaning here
     message[44:47] = bytes([6, 1, 9])  # server name: option 6
     message[47] = 255
     message[240:247] = bytes([53, 1, 5, 52, 1, 3, 255])
