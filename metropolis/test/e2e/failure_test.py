@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods that cannot have a network: no sandbox, no namespace, no address stays."""
+"""Pods that cannot have a network leave no sandbox, namespace or address."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 # Two IPv4 addresses, and enough IPv6 ones.
 CONFIG = """
 network {
-  uplink { match { any: true } dhcp4 {} }
+  uplink { dhcp4 {} }
   pod_prefix: "10.192.0.0/30"
   pod_prefix: "fd00:10:192::/112"
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node dies and boots again, with containerd's data on a disk that stays."""
+"""The node dies and boots again; containerd's data is on a disk that stays."""
 
 import asyncio
 import shutil
@@ -29,16 +29,21 @@ def directory() -> Iterator[Path]:
     shutil.rmtree(made)
 
 
+@pytest.fixture
+def disk(directory: Path) -> Path:
+    made = directory / "data.img"
+    with made.open("wb") as file:
+        file.truncate(_DISK_BYTES)
+    subprocess.run(["mkfs.ext4", "-q", "-F", made], check=True)
+    return made
+
+
 def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-async def test_sandboxes_of_before_are_removed(lab: Lab, directory: Path) -> None:
+async def test_sandboxes_of_before_are_removed(lab: Lab, directory: Path, disk: Path) -> None:
     """Their namespaces are gone, so containerd has only the ids to give."""
-    disk = directory / "data.img"
-    with disk.open("wb") as file:
-        file.truncate(_DISK_BYTES)
-    subprocess.run(["mkfs.ext4", "-q", "-F", disk], check=True)
     names = [f"pod-{number}" for number in range(3)]
     async with Node(find_images(), lab, directory / "1", progress=say, data=disk) as node:
         await node.wait_ready()

@@ -41,8 +41,9 @@ class Report:
 
 
 def attach_times(log: str) -> dict[tuple[str, str], float]:
-    """Return ms by workload and interface, from the lines that cniproxy
-    (inside containerd) or the service's CNI adapter logs. Other lines do not matter; of several the last counts.
+    """Return ms by workload and interface, from the lines of cniproxy
+    in containerd's log or of the CNI adapter in the service's. Other lines do
+    not matter; of several the last counts.
     """
     found = re.findall(r"(?:ADD|cniproxy) (\S+) (\S+): attached in ([0-9]+\.[0-9]+) ms", log)
     return {(workload, interface): float(ms) for workload, interface, ms in found}
