@@ -35,7 +35,7 @@ async def test_there_is_no_cni(node: Node) -> None:
     await node.cri.remove_pod(ident)
     # -xdev would stop at /run and /var, where it would be.
     found = await node.shell(
-        "find /etc /opt /run /usr /var \\( -ipath '*/cni' -o -name '*.conflist' -o -name cniproxy"
+        "find /etc /run /usr /var \\( -ipath '*/cni' -o -name '*.conflist' -o -name cniproxy"
         " -o -path '*/cni/*' \\) ! -path '/usr/lib/metropolis/*'"
     )
     assert found == ""
