@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian packages from a lock: `@debian//:name`, the file tree as a tar.
+"""Debian packages from a lock: `@debian//:name`, the file tree as a tar; of a
+source package, upstream's tar.
 
     debian = use_extension("//build/debian:debian.bzl", "debian")
     debian.lock(file = "//third_party/debian:packages.lock")
@@ -76,6 +77,13 @@ def _fetch(rctx, file):
         "If the mirror no longer has this version, move the pins by: " + _REFRESH,
     ]))
 
+# How a file of the pool becomes a tar.
+_TAR = {
+    ".deb": "dpkg-deb --fsys-tarfile",
+    ".tar.gz": "gzip -dc",
+    ".tar.xz": "xz -dc",
+}
+
 def _package_impl(rctx):
     file = "package.deb"
     if not _from_repository_cache(rctx, file):
@@ -89,12 +97,16 @@ def _package_impl(rctx):
             sha256 = rctx.attr.sha256,
         )
         rctx.delete("fetched.deb")
-    done = rctx.execute(["sh", "-c", 'dpkg-deb --fsys-tarfile "$1" >"$2"', "sh", file, rctx.attr.package + ".tar"])
+    unpack = [how for suffix, how in _TAR.items() if rctx.attr.filename.endswith(suffix)]
+    if not unpack:
+        fail("%s: neither of %s" % (rctx.attr.filename, ", ".join(_TAR)))
+    package = rctx.attr.package.removeprefix("src:")
+    done = rctx.execute(["sh", "-c", unpack[0] + ' "$1" >"$2"', "sh", file, package + ".tar"])
     if done.return_code:
-        fail("dpkg-deb --fsys-tarfile of %s %s: %s" %
-             (rctx.attr.package, rctx.attr.version, done.stderr.strip()))
+        fail("%s of %s %s: %s" %
+             (unpack[0], rctx.attr.package, rctx.attr.version, done.stderr.strip()))
     rctx.delete(file)
-    rctx.file("BUILD.bazel", _BUILD.format(package = rctx.attr.package))
+    rctx.file("BUILD.bazel", _BUILD.format(package = package))
 
 _package = repository_rule(
     implementation = _package_impl,

@@ -116,6 +116,7 @@ def test_mypy(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
 
 def test_mypy_passes_typed_use_of_protos(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
     write(root, "osbase/spec/a.proto", PROTO)
+    write(root, "osbase/spec/other.proto", PROTO)  # the same names
     text = (
         "import grpc\nfrom osbase.spec import a_pb2, a_pb2_grpc\n"
         "def f(c: grpc.Channel) -> str:\n    return a_pb2_grpc.SStub(c).Do(a_pb2.M()).text\n"

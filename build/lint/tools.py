@@ -52,8 +52,10 @@ def mypy(
     mirror(root, [p for p in paths if p.endswith((".py", ".pyi"))], scratch)
     mirror(root, ["pyproject.toml"], scratch)
     protos = {path: root / path for path in paths if path.endswith(".proto")}
-    if protos and (status := generate(list(protos), protos, scratch, grpc=True)):
-        raise LintError(f"protoc ended with status {status} for the tree's protos")
+    # One by one: two may define the same names, for different programs.
+    for proto in protos:
+        if status := generate([proto], protos, scratch, grpc=True):
+            raise LintError(f"protoc ended with status {status} for {proto}")
     for stub in generated.glob("third_party/**/*_pb2*.pyi"):
         link = scratch / stub.relative_to(generated)
         if not link.exists():

@@ -18,6 +18,9 @@ from dataclasses import asdict, dataclass
 
 # Debian policy 5.6.1: package names. A label must be one too.
 _NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+# What begins the name of a source package; its archive is upstream's tar.
+SOURCE = "src:"
+_ORIG = re.compile(r"([0-9a-f]{64}) +([0-9]+) +([^ /]+\.orig\.tar\.(?:gz|xz))")
 
 
 class LockError(Exception):
@@ -29,7 +32,8 @@ class Wanted:
     """One line of packages.in: the label and the way to the package.
 
     path[0] is a package; each further element is a shell pattern that exactly
-    one dependency of the package before it must match.
+    one dependency of the package before it must match. Or path[0] alone is
+    `src:` and a source package.
     """
 
     name: str
@@ -64,7 +68,9 @@ def parse_wanted(text: str) -> list[Wanted]:
         path = tuple(part.strip() for part in rest.split(">")) if sep else (name,)
         if not _NAME.fullmatch(name):
             raise LockError(f"packages.in:{number}: {name!r} is not a package name")
-        if not _NAME.fullmatch(path[0]) or not all(path):
+        source = path[0].startswith(SOURCE) and len(path) == 1
+        first = path[0].removeprefix(SOURCE) if source else path[0]
+        if not _NAME.fullmatch(first) or not all(path):
             raise LockError(f"packages.in:{number}: {rest!r} is not 'PACKAGE > PATTERN...'")
         if name in wanted:
             raise LockError(f"packages.in:{number}: {name} is there twice")
@@ -88,6 +94,24 @@ def parse_index(text: str) -> dict[str, Stanza]:
         if "Package" in stanza:
             index.setdefault(stanza["Package"], stanza)
     return index
+
+
+def resolve_source(wanted: Wanted, text: str) -> Pin:
+    """Find upstream's tar in the archive's stanzas of one source package.
+
+    The last stanza counts. Raises LockError when it has no such tar, or more.
+    """
+    package = wanted.path[0].removeprefix(SOURCE)
+    blocks = [block for block in re.split(r"\n[ \t]*\n", text) if block.strip()]
+    stanza = parse_index(blocks[-1]).get(package, {}) if blocks else {}
+    if not {"Version", "Directory"} <= stanza.keys():
+        raise LockError(f"{SOURCE}{package}: not in the archive's index; correct packages.in")
+    found = _ORIG.findall(blocks[-1])
+    if len(found) != 1:
+        raise LockError(f"{SOURCE}{package}: {len(found)} upstream tars, one is expected")
+    ((sha256, size, file),) = found
+    filename = f"{stanza['Directory']}/{file}"
+    return Pin(SOURCE + package, stanza["Version"], filename, sha256, int(size))
 
 
 def dependencies(stanza: Stanza) -> list[str]:

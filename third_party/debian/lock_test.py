@@ -48,6 +48,8 @@ def test_wanted() -> None:
         ("a1\na1", "packages.in:2: a1 is there twice"),
         ("a1 = ", "packages.in:1: ''"),
         ("a1 = b1 > ", "packages.in:1: 'b1 >'"),
+        ("a1 = src:b1 > c1", "packages.in:1: 'src:b1 > c1'"),
+        ("src:b1", "packages.in:1: 'src:b1'"),
     ],
 )
 def test_wanted_refuses(text: str, says: str) -> None:
@@ -65,6 +67,42 @@ def test_resolve_follows_the_metapackage() -> None:
         "aa",
         12,
     )
+
+
+SOURCES = f"""\
+Package: cni
+Version: 1.3.0-2
+Directory: pool/main/c/cni
+Files:
+ cc 101944 cni_1.3.0.orig.tar.xz
+Checksums-Sha256:
+ {"d" * 64} 1724 cni_1.3.0-2.dsc
+ {"a" * 64} 101944 cni_1.3.0.orig.tar.xz
+ {"e" * 64} 3968 cni_1.3.0-2.debian.tar.xz
+"""
+
+
+def test_source() -> None:
+    (wanted,) = lock.parse_wanted("cni-source = src:cni")
+    older = SOURCES.replace("1.3.0", "1.2.0")
+    for text in (SOURCES, f"{older}\n{SOURCES}\n"):
+        assert lock.resolve_source(wanted, text) == lock.Pin(
+            "src:cni", "1.3.0-2", "pool/main/c/cni/cni_1.3.0.orig.tar.xz", "a" * 64, 101944
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "src:cni: not in the archive's index"),
+        (SOURCES.replace("Package: cni", "Package: x"), "src:cni: not in the archive's index"),
+        (SOURCES.replace("orig.tar.xz", "orig.tar.lz"), "src:cni: 0 upstream tars"),
+        (SOURCES.replace("debian.tar", "orig.tar"), "src:cni: 2 upstream tars"),
+    ],
+)
+def test_source_refuses(text: str, says: str) -> None:
+    with pytest.raises(lock.LockError, match=says):
+        lock.resolve_source(lock.Wanted("x", ("src:cni",)), text)
 
 
 def test_dependencies() -> None:

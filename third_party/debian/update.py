@@ -36,6 +36,30 @@ def _apt(tool: str, state: Path, *args: str) -> str:
     return done.stdout
 
 
+def _sources(state: Path) -> list[str]:
+    """Options for apt to know source packages of where binary ones are from."""
+    targets = ("indextargets", "--no-release-info", "--format")
+    origins = _apt("apt-get", state, *targets, "deb-src $(REPO_URI) $(RELEASE) $(COMPONENT)")
+    listing = state / "sources.list"
+    listing.write_text("\n".join(dict.fromkeys(origins.splitlines())) + "\n")
+    return [f"-oDir::Etc::SourceList={listing}", "-oDir::Etc::SourceParts=/dev/null"]
+
+
+def _pins(wanted: list[lock.Wanted], state: Path) -> dict[str, lock.Pin]:
+    """What the mirror has now."""
+    sources = {item.name: item for item in wanted if item.path[0].startswith(lock.SOURCE)}
+    _apt("apt-get", state, "update", "--error-on=any")
+    index = lock.parse_index(_apt("apt-cache", state, "dumpavail"))
+    pins = {item.name: lock.resolve(item, index) for item in wanted if item.name not in sources}
+    options = _sources(state)
+    _apt("apt-get", state, *options, "update", "--error-on=any")
+    for name, item in sources.items():
+        package = item.path[0].removeprefix(lock.SOURCE)
+        text = _apt("apt-cache", state, *options, "showsrc", "--only-source", package)
+        pins[name] = lock.resolve_source(item, text)
+    return pins
+
+
 def main() -> int:
     """Write the lock beside packages.in; say what changed."""
     workspace = os.environ.get("BUILD_WORKSPACE_DIRECTORY")
@@ -47,9 +71,7 @@ def main() -> int:
     try:
         wanted = lock.parse_wanted((folder / "packages.in").read_text())
         with tempfile.TemporaryDirectory() as state:
-            _apt("apt-get", Path(state), "update", "--error-on=any")
-            index = lock.parse_index(_apt("apt-cache", Path(state), "dumpavail"))
-        pins = {item.name: lock.resolve(item, index) for item in wanted}
+            pins = _pins(wanted, Path(state))
         old = lock.parse_lock(target.read_text()) if target.exists() else {}
     except (lock.LockError, OSError) as e:
         print(f"update of the Debian lock: {e}", file=sys.stderr)
