@@ -523,12 +523,14 @@ class Chatter:
         self._server = listen("srv", version, 7000 + version)
         self._pod = listen("pod-a", version, 0)
         self._target = (str(SERVER[version]), 7000 + version)
+        self._asked = threading.Event()
         self._stop = threading.Event()
-        self.sent = self.lost = 0
+        self.sent = 0
+        self.lost: list[int] = []  # their numbers
         self._threads = [threading.Thread(target=self._echo), threading.Thread(target=self._talk)]
 
     def _echo(self) -> None:
-        while not self._stop.is_set():
+        while not self._asked.is_set():
             if select.select([self._server], [], [], 0.1)[0]:
                 data, source = self._server.recvfrom(100)
                 self._server.sendto(data, source)
@@ -540,7 +542,7 @@ class Chatter:
             self.sent += 1
             while True:
                 if not select.select([self._pod], [], [], 2)[0]:
-                    self.lost += 1
+                    self.lost.append(self.sent - 1)
                     break
                 if self._pod.recv(100) == number:
                     break
@@ -552,10 +554,12 @@ class Chatter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End."""
+        """End: the server after the workload, whose last gets its answer."""
+        echo, talk = self._threads
         self._stop.set()
-        for thread in self._threads:
-            thread.join(LIMIT_S)
+        talk.join(LIMIT_S)
+        self._asked.set()
+        echo.join(LIMIT_S)
         self._server.close()
         self._pod.close()
 
@@ -578,7 +582,7 @@ def test_restart_does_not_touch_traffic(
             assert status == (0 if number == signal.SIGTERM else -signal.SIGKILL)
             core.start()
             core.wait_for("up0 has 192.0.2.50/24")
-    assert (four.lost, six.lost) == (0, 0)
+    assert (four.lost, six.lost) == ([], [])
     assert min(four.sent, six.sent) > 20
     assert {version: node_address(version) for version in (4, 6)} == addresses
     listed = core.stub().List(workload_pb2.ListRequest(), timeout=LIMIT_S).attachments
