@@ -90,9 +90,17 @@ def world() -> Iterator[None]:
 
 
 def add_uplink(mtu: int = 1500) -> None:
-    """A veth to the server's namespace; this end is down, as hardware is."""
+    """A veth to the server's namespace; this end is down, as hardware is.
+
+    The server forwards, as whoever advertises itself as a router does. If not,
+    it takes its own advertisements, and soon answers from an address they made,
+    which no masqueraded flow is with; and nodes that probe it are told that it
+    is no router, and give up their default route (RFC 4861 section 7.2.5).
+    """
     peer = f"peer name srv0 mtu {mtu} netns srv"
     sh(f"ip link add up0 address 02:00:00:00:00:07 mtu {mtu} type veth {peer}")
+    with inside("srv"):
+        Path("/proc/sys/net/ipv6/conf/srv0/forwarding").write_text("1")
     sh("nsenter --net=/run/netns/srv ip address add 192.0.2.1/24 dev srv0")
     sh("nsenter --net=/run/netns/srv ip address add 2001:db8:2::1/64 dev srv0 nodad")
     sh("nsenter --net=/run/netns/srv ip link set lo up")
@@ -461,17 +469,21 @@ def test_spoofed_sources_are_dropped(uplink: None, core: NodeCore, version: int)
             assert grown == expected or (counter == "link_local" and grown > expected), counter
 
 
+def router_advertisement(prefix: str) -> bytes:
+    """An IPv6 packet: fe80::7 is a router, and addresses are to be made."""
+    option = struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 86400, 86400, 0) + IPv6Address(prefix).packed
+    body = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 9000, 0, 0) + option
+    source, to = IPv6Address("fe80::7"), IPv6Address("ff02::1")
+    checksum = _checksum(source.packed + to.packed + struct.pack("!II", len(body), 58) + body)
+    body = body[:2] + struct.pack("!H", checksum) + body[4:]
+    return struct.pack("!IHBB", 6 << 28, len(body), 58, 255) + source.packed + to.packed + body
+
+
 def test_workload_cannot_be_a_router(uplink: None, core: NodeCore) -> None:
     """A router advertisement from a workload changes nothing on the node."""
     core.start()
     core.attach("pod-a")
-    prefix = struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 86400, 86400, 0)
-    prefix += IPv6Address("2001:db8:bad::").packed
-    body = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 9000, 0, 0) + prefix
-    source, to = IPv6Address("fe80::7"), IPv6Address("ff02::1")
-    checksum = _checksum(source.packed + to.packed + struct.pack("!II", len(body), 58) + body)
-    body = body[:2] + struct.pack("!H", checksum) + body[4:]
-    packet = struct.pack("!IHBB", 6 << 28, len(body), 58, 255) + source.packed + to.packed + body
+    packet = router_advertisement("2001:db8:bad::")
     before = counters()["link_local"]
     with inside("pod-a"):
         raw = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
@@ -480,6 +492,25 @@ def test_workload_cannot_be_a_router(uplink: None, core: NodeCore) -> None:
     ping("pod-a", allocs.FIRST_HOP_IPV6, "eth0")  # in order: what came before was handled
     assert counters()["link_local"] > before
     assert "2001:db8:bad" not in sh("ip -6 route") + sh("ip -6 address")
+
+
+def test_server_takes_no_advertisement(world: None) -> None:
+    """Of the tests' own server: it goes on to answer from the address asked."""
+    add_uplink()
+    sh("ip link set up0 up")
+    (link,) = json.loads(sh("nsenter --net=/run/netns/srv ip -json link show srv0"))
+    last = udp_packet(IPv6Address("2001:db8:2::9"), SERVER[6], PORT, b"last")
+    with (
+        listen("srv", 6) as server,
+        socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as raw,
+    ):
+        packet = router_advertisement("2001:db8:2::")
+        raw.sendto(packet, ("up0", 0x86DD, 0, 0, bytes.fromhex("333300000001")))
+        raw.sendto(last, ("up0", 0x86DD, 0, 0, bytes.fromhex(link["address"].replace(":", ""))))
+        assert server.recv(100) == b"last"  # in order: what came before was handled
+    (link,) = json.loads(sh("nsenter --net=/run/netns/srv ip -json -6 address show srv0"))
+    found = {ip_address(entry["local"]) for entry in link["addr_info"]}
+    assert {address for address in found if not address.is_link_local} == {SERVER[6]}
 
 
 class Chatter:
@@ -492,12 +523,14 @@ class Chatter:
         self._server = listen("srv", version, 7000 + version)
         self._pod = listen("pod-a", version, 0)
         self._target = (str(SERVER[version]), 7000 + version)
+        self._asked = threading.Event()
         self._stop = threading.Event()
-        self.sent = self.lost = 0
+        self.sent = 0
+        self.lost: list[int] = []  # their numbers
         self._threads = [threading.Thread(target=self._echo), threading.Thread(target=self._talk)]
 
     def _echo(self) -> None:
-        while not self._stop.is_set():
+        while not self._asked.is_set():
             if select.select([self._server], [], [], 0.1)[0]:
                 data, source = self._server.recvfrom(100)
                 self._server.sendto(data, source)
@@ -509,7 +542,7 @@ class Chatter:
             self.sent += 1
             while True:
                 if not select.select([self._pod], [], [], 2)[0]:
-                    self.lost += 1
+                    self.lost.append(self.sent - 1)
                     break
                 if self._pod.recv(100) == number:
                     break
@@ -521,10 +554,12 @@ class Chatter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End."""
+        """End: the server after the workload, whose last gets its answer."""
+        echo, talk = self._threads
         self._stop.set()
-        for thread in self._threads:
-            thread.join(LIMIT_S)
+        talk.join(LIMIT_S)
+        self._asked.set()
+        echo.join(LIMIT_S)
         self._server.close()
         self._pod.close()
 
@@ -547,7 +582,7 @@ def test_restart_does_not_touch_traffic(
             assert status == (0 if number == signal.SIGTERM else -signal.SIGKILL)
             core.start()
             core.wait_for("up0 has 192.0.2.50/24")
-    assert (four.lost, six.lost) == (0, 0)
+    assert (four.lost, six.lost) == ([], [])
     assert min(four.sent, six.sent) > 20
     assert {version: node_address(version) for version in (4, 6)} == addresses
     listed = core.stub().List(workload_pb2.ListRequest(), timeout=LIMIT_S).attachments
