@@ -2,6 +2,7 @@
 """What is, and what is not, in the programs that were built."""
 
 import os
+import re
 import subprocess
 import tarfile
 from pathlib import Path
@@ -29,6 +30,30 @@ def test_packages() -> None:
     assert [name for name in found if name.startswith(CNI.decode())] == []
     ours = [name for name, folder in found.items() if folder.startswith("GOPATH/")]
     assert sorted(ours) == [GO_CNI, "metropolis/node/core/network/workloads/spec"]
+
+
+def test_cniproxy_has_what_is_used_and_no_more() -> None:
+    """Of exported names; that none is missing, the compiler says as well."""
+    used: set[str] = set()
+    for name, folder in packages().items():
+        if name.startswith("github.com/containerd/containerd/v2/"):
+            for file in Path(folder).glob("*.go"):
+                text = file.read_text()
+                if f'"{GO_CNI}"' in text and not file.name.endswith("_test.go"):
+                    used.update(re.findall(r"\b(?:go)?cni\.([A-Z]\w*)", text))
+    exported: set[str] = set()
+    for path in os.environ["CNIPROXY"].split():
+        found = r"^(?:func|type|\t)\s*([A-Z]\w*)(?:\(| func| struct| interface| = errors)"
+        exported.update(re.findall(found, Path(path).read_text(), re.MULTILINE))
+    assert used - exported == set()
+    # Types of what is returned, and what errors are told by.
+    assert exported - used == {
+        "Config",
+        "ConfigResult",
+        "ErrCNINotInitialized",
+        "ErrInvalidConfig",
+        "ErrInvalidResult",
+    }
 
 
 @pytest.mark.parametrize("name", ["containerd", "ctr"])
