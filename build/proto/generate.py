@@ -2,6 +2,7 @@
 """Generate Python of .proto files: modules, gRPC stubs, and .pyi of both.
 
     generate [--grpc] --out DIR [--map VIRTUAL=FILE ...] VIRTUAL ...
+    generate --go IMPORT_PATH --out DIR [--map ...] VIRTUAL
 
 VIRTUAL is a proto's path as others import it, and decides where its modules go:
 a/b.proto gives DIR/a/b_pb2.py, .pyi and, with --grpc, b_pb2_grpc.py, .pyi. Only
@@ -9,6 +10,9 @@ what is mapped can be imported, beside google/protobuf/*.
 
 protoc and the grpc plugin are grpcio-tools', so they always fit the run time of
 the same lock. The .pyi of stubs is mypy-protobuf's, as protoc writes none.
+
+With --go, it is Go instead, in one package: DIR/a/b.pb.go and b_grpc.pb.go, by
+the devroot's protoc-gen-go and protoc-gen-go-grpc.
 """
 
 import argparse
@@ -55,16 +59,27 @@ def generate(
         return int(protoc.main([*command, *protos]))
 
 
+def generate_go(proto: str, package: str, maps: dict[str, pathlib.Path], out: pathlib.Path) -> int:
+    """As generate(); `package` is the import path."""
+    options = f"paths=source_relative,M{proto}={package}"
+    command = ["protoc", *(f"--proto_path={virtual}={file}" for virtual, file in maps.items())]
+    command += [f"--go_out={options}:{out}", f"--go-grpc_out={options}:{out}"]
+    return int(protoc.main([*command, proto]))
+
+
 def main() -> None:
     """The command line; exits with protoc's status."""
     parser = argparse.ArgumentParser(description="Generate Python of .proto files.")
     parser.add_argument("--grpc", action="store_true")
+    parser.add_argument("--go", metavar="IMPORT_PATH")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--map", action="append", default=[], metavar="VIRTUAL=FILE")
     parser.add_argument("protos", nargs="+", metavar="VIRTUAL")
     given = parser.parse_args()
     maps = dict(entry.split("=", 1) for entry in given.map)
     files = {virtual: pathlib.Path(file) for virtual, file in maps.items()}
+    if given.go:
+        sys.exit(generate_go(given.protos[0], given.go, files, given.out))
     sys.exit(generate(given.protos, files, given.out, grpc=given.grpc))
 
 

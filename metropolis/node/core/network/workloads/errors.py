@@ -18,6 +18,12 @@ class InvalidArgument(WorkloadError):
     code = grpc.StatusCode.INVALID_ARGUMENT
 
 
+class Unimplemented(WorkloadError):
+    """The request has what this service does not do yet."""
+
+    code = grpc.StatusCode.UNIMPLEMENTED
+
+
 class NotFound(WorkloadError):
     """There is no such network namespace, or it died during the call."""
 

@@ -8,7 +8,7 @@ from typing import cast
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from metropolis.node.core.network.workloads.errors import InvalidArgument
+from metropolis.node.core.network.workloads.errors import InvalidArgument, Unimplemented
 from metropolis.node.core.network.workloads.model import (
     AttachIntent,
     Attachment,
@@ -94,7 +94,19 @@ def _is_utf8(value: bytes) -> bool:
 
 
 def attach_intent(request: pb.AttachRequest) -> AttachIntent:
-    """The intent, unchecked but for addresses: InvalidArgument."""
+    """The intent, unchecked but for addresses: InvalidArgument.
+
+    Unimplemented: better no pod than one without the ports or the limits that
+    it was given.
+    """
+    if request.port_mapping:
+        first = request.port_mapping[0]
+        raise Unimplemented(
+            f"port_mapping {first.host_port} to {first.container_port}:"
+            " host ports are not supported yet"
+        )
+    if request.HasField("bandwidth") and request.bandwidth.ByteSize():
+        raise Unimplemented("bandwidth: limits are not supported yet")
     return AttachIntent(
         workload_id=request.workload_id,
         netns_path=request.netns.netns_path,

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+// What New takes. Nothing of it changes what is done; it is what
+// GetConfig tells, and thus what `crictl info` shows.
+
+// interfaceName is the one interface of a sandbox, as CRI expects it.
+const interfaceName = "eth0"
+
+type settings struct {
+	pluginDirs       []string
+	pluginConfDir    string
+	pluginMaxConfNum int
+}
+
+// Opt is an option of New.
+type Opt func(s *settings) error
+
+// WithMinNetworkCount means nothing: there is one network, and lo.
+func WithMinNetworkCount(int) Opt { return WithDefaultConf }
+
+// WithPluginDir is told by GetConfig.
+func WithPluginDir(dirs []string) Opt {
+	return func(s *settings) error {
+		s.pluginDirs = dirs
+		return nil
+	}
+}
+
+// WithPluginConfDir is told by GetConfig.
+func WithPluginConfDir(dir string) Opt {
+	return func(s *settings) error {
+		s.pluginConfDir = dir
+		return nil
+	}
+}
+
+// WithPluginMaxConfNum is told by GetConfig.
+func WithPluginMaxConfNum(count int) Opt {
+	return func(s *settings) error {
+		s.pluginMaxConfNum = count
+		return nil
+	}
+}
+
+// WithLoNetwork means nothing: the service brings lo up.
+func WithLoNetwork(*settings) error { return nil }
+
+// WithDefaultConf means nothing: the service's network is the one there is.
+func WithDefaultConf(*settings) error { return nil }
+
+// ConfigResult is what GetConfig returns; containerd writes it as JSON.
+type ConfigResult struct {
+	PluginDirs       []string
+	PluginConfDir    string
+	PluginMaxConfNum int
+	Prefix           string
+	Networks         []*confNetwork
+}
+
+type confNetwork struct {
+	Config *networkConfList
+	IFName string
+}
+
+type networkConfList struct {
+	Name       string
+	CNIVersion string
+}
+
+func (c *client) GetConfig() *ConfigResult {
+	return &ConfigResult{
+		PluginDirs:       c.settings.pluginDirs,
+		PluginConfDir:    c.settings.pluginConfDir,
+		PluginMaxConfNum: c.settings.pluginMaxConfNum,
+		Prefix:           "eth",
+		Networks: []*confNetwork{{
+			Config: &networkConfList{Name: "metropolis", CNIVersion: "1.1.0"},
+			IFName: interfaceName,
+		}},
+	}
+}

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is, and what is not, in the programs that were built."""
+
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = Path(os.environ["PROGRAMS"]).parent
+# CNI's library and what else of CNI go-cni is made of. Its plugins' package
+# for namespaces stays: containerd itself makes them with it.
+CNI = b"github.com/containernetworking/cni/"
+GO_CNI = "github.com/containerd/go-cni"
+OURS = b"/metropolis.node.core.network.workloads.WorkloadNetworking/Attach"
+
+
+def packages() -> dict[str, str]:
+    """What is linked into containerd and ctr: import path to folder."""
+    lines = Path(os.environ["PACKAGES"]).read_text().splitlines()
+    return dict(line.split(" ", 1) for line in lines)
+
+
+def test_packages() -> None:
+    found = packages()
+    assert "github.com/containerd/containerd/v2/internal/cri/server" in found
+    assert found[GO_CNI] == f"GOPATH/src/{GO_CNI}"
+    assert [name for name in found if name.startswith(CNI.decode())] == []
+    ours = [name for name, folder in found.items() if folder.startswith("GOPATH/")]
+    assert sorted(ours) == [GO_CNI, "metropolis/node/core/network/workloads/spec"]
+
+
+@pytest.mark.parametrize("name", ["containerd", "ctr"])
+def test_no_cni_inside(name: str) -> None:
+    program = (PROGRAMS / name).read_bytes()
+    assert OURS in program
+    assert CNI not in program
+    with tarfile.open(os.environ["STOCK"]) as archive:
+        stock = archive.extractfile(f"./usr/bin/{name}")
+        assert stock is not None
+        # The search would find it where it is.
+        assert CNI in stock.read()
+
+
+@pytest.mark.parametrize("name", ["containerd", "containerd-shim-runc-v2", "ctr"])
+def test_programs_run(name: str) -> None:
+    """Alone: static, without paths of where they were built."""
+    flag = "-v" if name == "containerd-shim-runc-v2" else "--version"
+    path = PROGRAMS / name
+    told = subprocess.run([path, flag], capture_output=True, text=True, check=True, env={})
+    assert "+cniproxy" in told.stdout
+    program = path.read_bytes()
+    assert b"ld-linux" not in program
+    assert b"/gopath/" not in program

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# overlay SOURCES...: lay out ./gopath, a GOPATH in which go-cni is ours, and
+# ./gopath/env, to be sourced by who compiles in it.
+#
+# Of two GOPATH entries the first wins, so containerd's sources, which Debian
+# packages, stay as they are. Generated code has an import path of its own.
+set -euo pipefail
+
+root=$PWD/gopath
+package=$root/src/github.com/containerd/go-cni
+spec=$root/src/metropolis/node/core/network/workloads/spec
+mkdir -p "$package" "$spec" "$root/cache"
+for source; do
+  case $source in
+    *.pb.go) cp "$source" "$spec/" ;;
+    *.go) cp "$source" "$package/" ;;
+    *) echo "overlay: $source is no Go file" >&2 && exit 1 ;;
+  esac
+done
+
+# Modules off: everything is on disk, nothing is fetched. No cgo: the programs
+# are static and do not depend on the image's libc. -trimpath, no build id: the
+# same bytes wherever they are built.
+cat >"$root/env" <<END
+export GO111MODULE=off GOPATH=$root:/usr/share/gocode GOCACHE=$root/cache
+export GOFLAGS='-trimpath -buildvcs=false' GOTOOLCHAIN=local CGO_ENABLED=0
+export GOPROXY=off HOME=$root
+END
