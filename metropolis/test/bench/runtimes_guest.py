@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -103,13 +104,13 @@ class Bench:
         sandbox = containerd.sandbox_config(host_network=subject.host_network)
         settle()
         with self._network(subject, metrics.SET_UP, 1) as spent:
-            took, ident = timed(lambda: containerd.run(sandbox))
+            took, ident = timed(partial(containerd.run, sandbox))
         results.add(subject, RUN, "ms", took)
         results.add(subject, f"{RUN}: network", "ms", spent[0])
         self._check(subject, containerd, ident)
         settle()
         with self._network(subject, metrics.TEAR_DOWN, 1) as spent:
-            took, _ = timed(lambda: containerd.remove(ident))
+            took, _ = timed(partial(containerd.remove, ident))
         results.add(subject, REMOVE, "ms", took)
         results.add(subject, f"{REMOVE}: network", "ms", spent[0])
 
@@ -163,9 +164,9 @@ class Bench:
             for _ in range(self._plan.counted):
                 sandbox = containerd.sandbox_config(host_network=subject.host_network)
                 settle()
-                ident, text = _traced(lambda s=sandbox: containerd.run(s))
+                ident, text = _traced(partial(containerd.run, sandbox))
                 _add(totals[RUN], text)
-                _, text = _traced(lambda i=ident: containerd.remove(i))
+                _, text = _traced(partial(containerd.remove, ident))
                 _add(totals[REMOVE], text)
             for figure, total in totals.items():
                 for what, values in (
@@ -246,7 +247,6 @@ def versions(containerds: dict[Runtime, Containerd]) -> dict[str, str]:
         "containerd_stock": containerds[Runtime.CNI].version(),
         "runc": said("/usr/sbin/runc", "--version").removeprefix("runc version "),
         "iptables": said("/usr/sbin/iptables", "--version").removeprefix("iptables "),
-        "cni_plugins": said("/usr/lib/cni/bridge").rpartition(" ")[2],
     }
 
 
@@ -254,16 +254,17 @@ def run(plan: Plan) -> Measured:
     """All of it."""
     say("waiting for the network service")
     wait_for_service()
+    say("starting the containerds")
     with contextlib.ExitStack() as stack:
         containerds = {}
         for number, runtime in enumerate(Runtime):
-            say(f"starting containerd: {runtime}")
             containerds[runtime] = Containerd(Place(runtime, number))
             stack.callback(containerds[runtime].stop)
-            containerds[runtime].wait()
+        for containerd in containerds.values():
+            containerd.wait()
         bench = Bench(plan, containerds)
         say("warming up")
-        bench.round(Plan(1, 1, plan.at_once[-1:], 1, 0, 0), Results())
+        bench.round(Plan(1, 1, (), 0, 0, 0), Results())
         results = Results()
         for number in range(plan.rounds):
             say(f"round {number + 1} of {plan.rounds}")

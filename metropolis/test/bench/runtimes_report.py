@@ -14,8 +14,8 @@ from typing import Any
 from metropolis.test.bench.runtimes_model import Measured, Programs, Samples, Subject
 from metropolis.test.bench.stats import percentile
 
-_NAME = 34
-_COLUMN = 19
+_NAME = 42
+_COLUMN = 17
 _WIDTH = 108
 _MB = 1e6
 IMAGE = "size in an image"
@@ -35,7 +35,7 @@ _NETWORK = "for networks"
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """An erofs with what a subject needs: its bytes, and its files' unpacked."""
+    """An erofs with what a subject needs: its bytes, and its regular files."""
 
     image: int
     files: Mapping[str, int]
@@ -168,7 +168,7 @@ def table(machine: Mapping[str, Any], found: Measured, weighed: Mapping[Subject,
         lines.append(_row(title, [_cell(subjects.get(subject)) for subject in Subject]))
         if unit == "ms" and ":" not in name:
             lines.append(
-                _row("  p95", [number(_p95(subjects.get(subject))) for subject in Subject], 8)
+                _row("  p95", [number(_p95(subjects.get(subject))) for subject in Subject], 7)
             )
     return "\n".join([*lines, "", *_programs(found.programs)])
 
@@ -181,8 +181,12 @@ def _cell(one: Figure | None) -> str:
     if one is None:
         return ""
     if one.subject is Subject.OURS or one.ratio_to_ours is None:
-        return f"{number(one.p50)}{'':8}"
-    return f"{number(one.p50)} {one.ratio_to_ours:>6.2f}x"
+        return f"{number(one.p50)}{'':7}"
+    return f"{number(one.p50)} {_times(one.ratio_to_ours):>6}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}x" if ratio < 100 else f"{ratio:.0f}x"
 
 
 def number(value: float | None) -> str:
