@@ -111,11 +111,17 @@ def to_toml(tables: Toml) -> str:
 
 def _lines(table: Toml, name: tuple[str, ...]) -> Iterator[str]:
     if name:
-        yield f"[{'.'.join(map(json.dumps, name))}]"
+        yield f"[{'.'.join(map(_value, name))}]"
     for key, value in table.items():
         if not isinstance(value, dict):
-            # A JSON string, number, boolean or array of these is TOML as well.
-            yield f"{json.dumps(key)} = {json.dumps(value)}"
+            yield f"{_value(key)} = {_value(value)}"
     for key, value in table.items():
         if isinstance(value, dict):
             yield from _lines(value, (*name, key))
+
+
+def _value(value: object) -> str:
+    """JSON of a string, number, boolean or array of these is TOML as well, but
+    for surrogates and DEL.
+    """
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

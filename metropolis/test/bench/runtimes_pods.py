@@ -64,9 +64,9 @@ class Containerd:
             if time.monotonic() > end:
                 raise self._failure(f"waiting for {missing}")
             time.sleep(_POLL_S)
+        ctr = ["ctr", "--address", self.place.socket, "--namespace", "k8s.io"]
         loaded = subprocess.run(
-            ["ctr", "--address", self.place.socket, "--namespace", "k8s.io"]
-            + ["images", "import", "--local", str(_PAUSE)],
+            [*ctr, "images", "import", "--local", str(_PAUSE)],
             env=self._environment,
             check=False,
             capture_output=True,

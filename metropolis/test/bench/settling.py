@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Awaiting the end of network namespaces, which the kernel does when it likes."""
+"""Awaiting the end of network namespaces, which the kernel ends at leisure."""
 
 import threading
 
