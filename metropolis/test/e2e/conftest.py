@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One node for each file of tests, and pods that do not outlive their test."""
+"""One node for each file of tests, and pods that do not outlive their test.
+
+A file may say which: IMAGE, a target of //metropolis/node; CONFIG, of the node.
+"""
 
 import asyncio
 import contextlib
@@ -43,7 +46,9 @@ async def node(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[Node]:
     directory = Path(tempfile.mkdtemp(prefix="m-e2e-"))
     failed = request.session.testsfailed
     try:
-        async with Node(find_images(), lab, directory, progress=say) as running:
+        images = find_images(getattr(request.module, "IMAGE", "image"))
+        config = getattr(request.module, "CONFIG", None)
+        async with Node(images, lab, directory, config, say) as running:
             await running.wait_ready()
             yield running
             if request.session.testsfailed > failed:

@@ -45,3 +45,11 @@ def ping_counts(output: str) -> tuple[int, int]:
     found = re.search(r"(\d+) packets transmitted, (\d+) (?:packets )?received", output)
     assert found is not None, output
     return int(found[1]), int(found[2])
+
+
+async def nothing_is_left(node: Node) -> None:
+    """Raise AssertionError for anything that a pod without containers had."""
+    assert await node.cri.sandboxes() == {}
+    assert await attachments(node) == {}
+    assert await kernel(node) == Kernel((), ())
+    assert await node.shell("ls /run/netns") == ""

@@ -81,6 +81,30 @@ class Output:
     stderr: str
 
 
+def sandbox_config(
+    name: str, root_uid: int = 0, host_network: bool = False
+) -> api.PodSandboxConfig:
+    """Return what RunPodSandbox takes. root_uid: see Cri.run_pod."""
+    namespaces = api.NamespaceOption()
+    if host_network:
+        namespaces.network = api.NODE
+    if root_uid != 0:
+        mapped = api.IDMapping(host_id=root_uid, container_id=0, length=_USERNS_IDS)
+        namespaces.userns_options.CopyFrom(
+            api.UserNamespace(mode=api.POD, uids=[mapped], gids=[mapped])
+        )
+    return api.PodSandboxConfig(
+        metadata=api.PodSandboxMetadata(
+            name=name, uid=f"uid-{name}", namespace="default", attempt=0
+        ),
+        hostname="" if host_network else name,
+        labels={"app": name},
+        linux=api.LinuxPodSandboxConfig(
+            security_context=api.LinuxSandboxSecurityContext(namespace_options=namespaces)
+        ),
+    )
+
+
 class Cri:
     """A client of one node's containerd."""
 
@@ -118,36 +142,13 @@ class Cri:
         on the node; not 0: the pod has a user namespace, which owns its netns.
         Nothing of the pod is left when that fails.
         """
-        namespaces = api.NamespaceOption()
-        if root_uid != 0:
-            mapped = api.IDMapping(host_id=root_uid, container_id=0, length=_USERNS_IDS)
-            namespaces.userns_options.CopyFrom(
-                api.UserNamespace(mode=api.POD, uids=[mapped], gids=[mapped])
-            )
-        config = api.PodSandboxConfig(
-            metadata=api.PodSandboxMetadata(
-                name=name, uid=f"uid-{name}", namespace="default", attempt=0
-            ),
-            hostname=name,
-            labels={"app": name},
-            linux=api.LinuxPodSandboxConfig(
-                security_context=api.LinuxSandboxSecurityContext(namespace_options=namespaces)
-            ),
-        )
+        config = sandbox_config(name, root_uid)
         begin = time.monotonic()
-        try:
-            sandbox = await self._runtime.RunPodSandbox(
-                api.RunPodSandboxRequest(config=config), timeout=_TIMEOUT_S
-            )
-        except grpc.aio.AioRpcError as error:
-            raise CriError(f"RunPodSandbox {name}: {_text(error)}") from error
+        ident = await self.run_sandbox(config)
         sandbox_ms = (time.monotonic() - begin) * 1000
-        ident = sandbox.pod_sandbox_id
         try:
-            status, container = await asyncio.gather(
-                self._runtime.PodSandboxStatus(
-                    api.PodSandboxStatusRequest(pod_sandbox_id=ident), timeout=_TIMEOUT_S
-                ),
+            ips, container = await asyncio.gather(
+                self.sandbox_ips(ident),
                 self._start_container(ident, config, command, capabilities),
             )
         except BaseException as error:
@@ -156,10 +157,48 @@ class Cri:
             if isinstance(error, grpc.aio.AioRpcError):
                 raise CriError(f"start pod {name}: {_text(error)}") from error
             raise
+        return Pod(name, ident, container, ips, sandbox_ms)
+
+    async def run_sandbox(self, config: api.PodSandboxConfig) -> str:
+        """Start a sandbox without a container; its id."""
+        try:
+            sandbox = await self._runtime.RunPodSandbox(
+                api.RunPodSandboxRequest(config=config), timeout=_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise CriError(f"RunPodSandbox {config.metadata.name}: {_text(error)}") from error
+        return str(sandbox.pod_sandbox_id)
+
+    async def sandbox_ips(self, ident: str) -> tuple[IPv4Address | IPv6Address, ...]:
+        """Return the pod's IP and additional IPs, of its status."""
+        try:
+            status = await self._runtime.PodSandboxStatus(
+                api.PodSandboxStatusRequest(pod_sandbox_id=ident), timeout=_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise CriError(f"PodSandboxStatus {ident[:12]}: {_text(error)}") from error
         network = status.status.network
         texts = [network.ip, *(more.ip for more in network.additional_ips)]
-        ips = tuple(ip_address(text) for text in texts if text)
-        return Pod(name, ident, container, ips, sandbox_ms)
+        return tuple(ip_address(text) for text in texts if text)
+
+    async def sandboxes(self) -> dict[str, bool]:
+        """Return all sandboxes: id to whether it is ready."""
+        try:
+            found = await self._runtime.ListPodSandbox(
+                api.ListPodSandboxRequest(), timeout=_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise CriError(f"ListPodSandbox: {_text(error)}") from error
+        return {item.id: item.state == api.SANDBOX_READY for item in found.items}
+
+    async def cni_result(self, ident: str) -> object:
+        """Return the network's result as containerd stored it."""
+        request = api.PodSandboxStatusRequest(pod_sandbox_id=ident, verbose=True)
+        try:
+            status = await self._runtime.PodSandboxStatus(request, timeout=_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise CriError(f"PodSandboxStatus {ident[:12]}: {_text(error)}") from error
+        return json.loads(status.info["info"])["cniResult"]
 
     async def _start_container(
         self,

@@ -19,8 +19,11 @@ class Images:
     tools: Path
 
 
-def find_images() -> Images:
-    """Return the images beside this program; ImagesError if one is missing."""
+def find_images(root: str = "image") -> Images:
+    """Return the images beside this program; ImagesError if one is missing.
+
+    root: a target of //metropolis/node.
+    """
     workspace = Path(__file__).parents[3]
 
     def find(name: str) -> Path:
@@ -33,6 +36,6 @@ def find_images() -> Images:
     return Images(
         kernel=find("osbase/boot/bzImage"),
         initramfs=find("osbase/boot/initramfs.cpio.zst"),
-        root=find("metropolis/node/image.erofs"),
+        root=find(f"metropolis/node/{root}.erofs"),
         tools=find("osbase/test/agent/tools.erofs"),
     )

@@ -58,8 +58,11 @@ class Node:
         directory: Path,
         config: str | None = None,
         progress: Progress = _quiet,
+        data: Path | None = None,
     ) -> None:
-        """config: NodeConfig as text; None: the one in the image."""
+        """config: NodeConfig as text; None: the one in the image. data: an
+        ext4 file system, the node's /var; None: that ends with the node.
+        """
         self.accel: Accel | None = None
         self.boot_s = 0.0
         self.ipv4: IPv4Address = NODE_IPV4
@@ -69,6 +72,7 @@ class Node:
         self._directory = directory
         self._config = config
         self._progress = progress
+        self._data = data
         self._stack = contextlib.AsyncExitStack()
         self._begin = 0.0
 
@@ -111,7 +115,11 @@ class Node:
             kernel=self._images.kernel,
             initrd=self._images.initramfs,
             cmdline="quiet metropolis.console",
-            drives=(Drive(self._images.root, "root"), Drive(self._images.tools, "tools")),
+            drives=(
+                Drive(self._images.root, "root"),
+                Drive(self._images.tools, "tools"),
+                *(() if self._data is None else (Drive(self._data, "data", readonly=False),)),
+            ),
             channels=(AGENT_CHANNEL,),
             fw_cfg={} if self._config is None else {_CONFIG: self._config.encode()},
             nets=(Tap(self._lab.tap_fd, self._lab.node_mac),),
@@ -210,9 +218,10 @@ class Node:
         return self.vm.console_tail()
 
     async def attach_log(self) -> str:
-        """Return what the service's log says of attach times."""
-        log = "/run/log/node-core/current"
-        return (await self.agent.run(["grep", "-F", "attached in", log], check=False)).text
+        """Return what the logs say of attach times."""
+        # containerd's, by cniproxy; the service's, when an exec shim asked.
+        logs = [f"/run/log/{name}/current" for name in ("containerd", "node-core")]
+        return (await self.agent.run(["grep", "-hF", "attached in", *logs], check=False)).text
 
     async def shell(self, script: str) -> str:
         """Run a script on the node; its output. AgentError when it fails."""

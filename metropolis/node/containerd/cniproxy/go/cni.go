@@ -26,6 +26,7 @@ import (
 
 	pb "metropolis/node/core/network/workloads/spec"
 
+	"github.com/containerd/log"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
@@ -41,7 +42,7 @@ const (
 	socketVariable = "CNIPROXY_SOCKET"
 
 	setupTimeout  = 60 * time.Second
-	removeTimeout = 30 * time.Second
+	removeTimeout = 15 * time.Second
 	statusTimeout = 5 * time.Second
 	// Between two attempts of Remove, at most.
 	retryPause = 200 * time.Millisecond
@@ -130,10 +131,14 @@ func (c *client) Setup(ctx context.Context, id string, path string, opts ...Name
 	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
 	c.conn.ResetConnectBackoff()
+	begin := time.Now()
 	response, err := c.service.Attach(ctx, request)
 	if err != nil {
 		return nil, explain(operation, err)
 	}
+	// //metropolis:launch shows this figure.
+	log.G(ctx).Infof("cniproxy %s %s: attached in %.2f ms", id, interfaceName,
+		float64(time.Since(begin).Microseconds())/1000)
 	result, err := newResult(path, request.GetDns(), response)
 	if err != nil {
 		return nil, fmt.Errorf("cniproxy: %s: %w", operation, err)
