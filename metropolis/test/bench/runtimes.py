@@ -3,7 +3,7 @@
 
     ./bazelw run //metropolis/test/bench:pods [-- --json] [-- --quick]
 
-Boots one machine from an image of its own: the node's, with both containerds
+Emulated, it takes 15 to 25 minutes. Boots one machine from an image of its own: the node's, with both containerds
 and CNI's plugins. In it runs node core with the workload network service, and
 beside it three containerds with files and sockets of their own:
 
