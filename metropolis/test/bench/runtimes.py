@@ -3,8 +3,8 @@
 
     ./bazelw run //metropolis/test/bench:pods [-- --json] [-- --quick]
 
-Emulated, it takes 15 to 25 minutes. Boots one machine from an image of its own: the node's, with both containerds
-and CNI's plugins. In it runs node core with the workload network service, and
+Takes 15 to 25 minutes without KVM. Boots one machine from an image of its own:
+the node's, with both containerds and CNI's plugins. In it runs node core with the workload network service, and
 beside it three containerds with files and sockets of their own:
 
     ours            our containerd, which asks the service itself

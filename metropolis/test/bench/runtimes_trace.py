@@ -12,7 +12,7 @@ from dataclasses import dataclass
 EVENTS = ("task/task_newtask", "sched/sched_process_exec")
 
 _CLONE_THREAD = 0x10000  # linux/sched.h
-# The task that caused it, and the event: `  runc-42 [001] .....  1.5: name: ...`
+# Who caused it, and the event: `  runc-42 [001] .....  1.5: name: ...`
 _EVENT = re.compile(r"\s*(?P<task>.+)-\d+\s+\[\d+\]\s.*?:\s(?P<event>\w+): (?P<rest>.*)")
 _FLAGS = re.compile(r"clone_flags=([0-9a-f]+)")
 _FILE = re.compile(r"filename=(\S+)")
