@@ -4,8 +4,9 @@
     ./bazelw run //metropolis/test/bench:pods [-- --json] [-- --quick]
 
 Takes 15 to 25 minutes without KVM. Boots one machine from an image of its own:
-the node's, with both containerds and CNI's plugins. In it runs node core with the workload network service, and
-beside it three containerds with files and sockets of their own:
+the node's, with both containerds and CNI's plugins. In it runs node core with
+the workload network service, and beside it three containerds with files and
+sockets of their own:
 
     ours            our containerd, which asks the service itself
     stock + CNI     Debian's, with CNI's bridge and portmap (host-local,
