@@ -26,8 +26,8 @@ from metropolis.test.bench.catalogue import PEERS, SUBJECTS, Catalogue, catalogu
 from metropolis.test.bench.machine import describe
 from metropolis.test.bench.measure import Phases, Plan, Roster, say
 from metropolis.test.bench.model import BenchError
-from metropolis.test.bench.pods import settle
 from metropolis.test.bench.processes import adopt_orphans, end_children
+from metropolis.test.bench.settling import settle
 from metropolis.test.bench.stats import OURS, Results
 from metropolis.test.world.namespaces import WorldError, enter_namespaces
 

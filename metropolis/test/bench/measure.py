@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from metropolis.test.bench.model import BenchError, Op, Pod
-from metropolis.test.bench.pods import Pods, settle
+from metropolis.test.bench.pods import Pods
 from metropolis.test.bench.processes import rss_bytes
+from metropolis.test.bench.settling import settle
 from metropolis.test.bench.stats import Results
 from metropolis.test.bench.subjects import Subject
 

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What node images have in common, those of tests and benchmarks too."""
+
+# Kernel modules of a node.
+NODE_MODULES = [
+    # The machine
+    "button",
+    "evdev",
+    "qemu_fw_cfg",
+    "virtio_net",
+    "virtio_rng",
+    # Containers
+    "overlay",
+    # Workload networks
+    "veth",
+    # Rules
+    "nf_conntrack",
+    "nf_nat",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_ct",
+    "nft_fib_inet",
+    "nft_fib_ipv4",
+    "nft_fib_ipv6",
+    "nft_masq",
+    # Looking at sockets and packets
+    "inet_diag",
+    "netlink_diag",
+    "tcp_diag",
+    "udp_diag",
+    "unix_diag",
+]
