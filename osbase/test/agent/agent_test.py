@@ -115,4 +115,6 @@ async def test_no_descriptor_is_lost(agent: Agent) -> None:
             await agent.run(["/no/such"])
         with pytest.raises(AgentError):
             await agent.read_file("/no/such")
-    assert await count() == before
+    # Fewer is fine: `before` may have those of a test whose end is under way.
+    # One that is lost each time would be twenty more.
+    assert await count() <= before
