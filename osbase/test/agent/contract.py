@@ -64,7 +64,10 @@ class AgentContract:
         assert done.status == -9
 
     async def test_signal(self, agent: Agent) -> None:
-        async with agent.exec(["sh", "-c", "trap 'echo got; exit 7' USR1; echo up; cat"]) as child:
+        # Short sleeps: one that was forked, but not executed yet, when the
+        # signal came would have the shell wait for its end.
+        script = "trap 'echo got; exit 7' USR1; echo up; while :; do sleep 0.1; done"
+        async with agent.exec(["sh", "-c", script]) as child:
             assert await child.read() == b"up\n"
             child.send_signal(10)
             assert await child.read() == b"got\n"
