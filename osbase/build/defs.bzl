@@ -21,6 +21,18 @@ BUSYBOX_LAYERS = ["//osbase/build:busybox"]
 # The package of //osbase/build:busybox.
 BUSYBOX_PACKAGES = ["@debian//:busybox-static"]
 
+# Mount points and homes of an image that boots.
+ROOT_DIRS = {
+    "/dev": "0755",
+    "/proc": "0755",
+    "/root": "0700",
+    "/run": "0755",
+    "/sys": "0755",
+    "/tmp": "1777",
+    "/tools": "0755",
+    "/var": "0755",
+}
+
 # The least an image has. What comes after may shadow busybox's tools.
 BASE_LAYERS = BUSYBOX_LAYERS + ["@debian//:libc6"]
 

@@ -21,7 +21,7 @@ Waiting (deletes, and more than one CPU: RCU) is not executing: there its clock
 is the host's. netkit's own gain, BPF in place of rules and routes, is not
 measured: our datapath has none.
 
-    links            the command: the machine
+    links            the command; guest: its machine
     links_report     figures from samples; table and JSON      pure
     links_model      what host and guest tell each other       pure
     links_messages   netlink messages of an attach             pure
@@ -32,11 +32,8 @@ measured: our datapath has none.
 import argparse
 import asyncio
 import json
-import os
-import platform
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -44,31 +41,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from metropolis.node.core.network import rules, sysctls
+from metropolis.test.bench import guest
 from metropolis.test.bench import links_report as report
-from metropolis.test.bench.links_model import LinksError, Measured, Plan
-from osbase.test.agent.client import Agent, AgentError
+from metropolis.test.bench.guest import CHANNEL, WORKSPACE, positive, say
+from metropolis.test.bench.links_model import Measured, Plan
+from metropolis.test.bench.model import BenchError
+from osbase.test.agent.client import AgentError
 from osbase.test.qemu.accel import find_accel
 from osbase.test.qemu.config import Accel, Drive, Machine
-from osbase.test.qemu.vm import QEMU, Vm, VmError
+from osbase.test.qemu.vm import VmError
 
-_CHANNEL = "dev.metropolis.agent"
 _BOOT_TIMEOUT_S = 120.0
 _CODE = "/tools/bench"
-_PLAN = "/tmp/plan.json"
+_MODULE = "metropolis.test.bench.links_guest"
 _SINGLES = 10  # links deleted one by one; a grace period each
 
-_WORKSPACE = Path(__file__).parents[3]
 _FILES = {
     "kernel": "osbase/boot/bzImage",
     "initramfs": "osbase/boot/initramfs.cpio.zst",
     "root": "osbase/test/vm/root.erofs",
     "tools": "metropolis/test/bench/links_disk.erofs",
 }
-
-
-def say(message: str) -> None:
-    """Progress."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def plan(rounds: int, samples: int) -> Plan:
@@ -87,76 +80,31 @@ def plan(rounds: int, samples: int) -> Plan:
 async def measure(
     todo: Plan, *, cpus: int, instructions: bool, directory: Path
 ) -> tuple[Accel, Measured]:
-    """Boot the machine, measure in it. LinksError, VmError, AgentError."""
-    files = {name: (_WORKSPACE / path).resolve() for name, path in _FILES.items()}
+    """Boot the machine, measure in it. BenchError, VmError, AgentError."""
+    files = {name: (WORKSPACE / path).resolve() for name, path in _FILES.items()}
     machine = Machine(
         kernel=files["kernel"],
         initrd=files["initramfs"],
         cmdline="quiet",
         drives=(Drive(files["root"], "root"), Drive(files["tools"], "tools")),
-        channels=(_CHANNEL,),
+        channels=(CHANNEL,),
         cpus=cpus,
     )
     accel = Accel.ICOUNT if instructions else await find_accel(machine.kernel)
-    vm = Vm(machine, accel, directory)
-    async with vm, Agent(vm.layout.channel(_CHANNEL)) as agent:
-        try:
-            async with asyncio.timeout(_BOOT_TIMEOUT_S):
-                await agent.write_file(_PLAN, todo.to_json().encode())
-        except TimeoutError:
-            raise vm.failure(f"no agent after {_BOOT_TIMEOUT_S:g} s") from None
-        say(f"the machine is up ({accel.value})")
-        try:
-            found = await _run(agent)
-        except AgentError as error:
-            # A panic, mostly: what the kernel said is what matters.
-            raise vm.failure(str(error)) from error
+    environment = {"PATH": "/usr/sbin:/usr/bin:/tools/usr/bin", "PYTHONPATH": _CODE}
+    output = await guest.run(
+        machine, accel, directory, _MODULE, todo.to_json(), environment, _BOOT_TIMEOUT_S
+    )
+    found = Measured.from_json(output)
     if instructions:
         found = replace(found, samples=tuple(report.as_instructions(found.samples)))
     return accel, found
 
 
-async def _run(agent: Agent) -> Measured:
-    """Run the guest's program, its progress on our standard error."""
-    environment = {
-        "PATH": "/usr/sbin:/usr/bin:/tools/usr/bin",
-        "HOME": "/tmp",
-        "LANG": "C.UTF-8",
-        "PYTHONPATH": _CODE,
-    }
-    command = ["python3", "-s", "-m", "metropolis.test.bench.links_guest", _PLAN]
-    async with agent.exec(command, environment) as process:
-
-        async def relay() -> None:
-            while data := await process.read(1):
-                sys.stderr.write(data.decode(errors="replace"))
-                sys.stderr.flush()
-
-        output, _ = await asyncio.gather(process.read_all(0), relay())
-        status = await process.wait()
-    if status:
-        raise LinksError(f"the guest's program ended with status {status}")
-    return Measured.from_json(output.decode())
-
-
 def describe(accel: Accel, todo: Plan, found: Measured) -> dict[str, str | int]:
     """On what was measured, and how much."""
-    cpu = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    qemu = subprocess.run([QEMU, "--version"], check=True, capture_output=True, text=True).stdout
     return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "load": " ".join(f"{load:.2f}" for load in os.getloadavg()),
-        "qemu": qemu.split()[3],
-        "accel": accel.value,
+        **guest.describe(accel),
         **found.versions,
         "rounds": todo.rounds,
         "attaches": todo.attaches,
@@ -175,13 +123,6 @@ def run(todo: Plan, *, cpus: int, instructions: bool) -> tuple[dict[str, str | i
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return describe(accel, todo, found), found
-
-
-def positive(text: str) -> int:
-    """A number of at least 1."""
-    if (number := int(text)) < 1:
-        raise ValueError(text)
-    return number
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -206,7 +147,7 @@ def main(arguments: Sequence[str]) -> int:
         todo = plan(options.rounds, options.samples)
         cpus = options.cpus or (1 if options.instructions else 2)
         machine, found = run(todo, cpus=cpus, instructions=options.instructions)
-    except (AgentError, LinksError, VmError) as error:
+    except (AgentError, BenchError, VmError) as error:
         say(f"links: {error}")
         return 1
     except KeyboardInterrupt:

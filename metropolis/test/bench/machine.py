@@ -20,7 +20,7 @@ def describe(lock: Path) -> dict[str, Any]:
         if line.startswith("MemTotal:")
     )
     return {
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_mib": int(memory) // 1024,
         "kernel": platform.release(),
@@ -31,7 +31,8 @@ def describe(lock: Path) -> dict[str, Any]:
     }
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """The processor's name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

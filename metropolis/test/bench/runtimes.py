@@ -48,7 +48,7 @@ up itself in stock + shim.
 Exit status: 0; 1 when it could not be measured; 2 for wrong arguments; 130
 after Ctrl-C.
 
-    runtimes           the command: the machine
+    runtimes           the command; guest: its machine
     runtimes_report    figures from samples; table and JSON    pure
     runtimes_model     what host and guest tell each other     pure
     runtimes_config    the containerds' configurations         pure
@@ -60,35 +60,32 @@ after Ctrl-C.
 import argparse
 import asyncio
 import json
-import os
-import platform
 import shutil
 import signal
 import stat
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from metropolis.test.bench import guest
 from metropolis.test.bench import runtimes_report as report
+from metropolis.test.bench.guest import CHANNEL, WORKSPACE, positive, say
 from metropolis.test.bench.model import BenchError
 from metropolis.test.bench.runtimes_model import Measured, Plan, Subject
 from metropolis.test.bench.runtimes_report import Size
 from osbase.build.erofs import ErofsError, Image
-from osbase.test.agent.client import Agent, AgentError
+from osbase.test.agent.client import AgentError
 from osbase.test.qemu.accel import find_accel
 from osbase.test.qemu.config import Accel, ConfigError, Drive, Machine
-from osbase.test.qemu.vm import QEMU, Vm, VmError
+from osbase.test.qemu.vm import VmError
 
-_CHANNEL = "dev.metropolis.agent"
 _BOOT_TIMEOUT_S = 180.0
 _MEMORY_MIB = 2048
 _CODE = "/usr/lib/metropolis"
-_PLAN = "/tmp/plan.json"
+_MODULE = "metropolis.test.bench.runtimes_guest"
 
-_WORKSPACE = Path(__file__).parents[3]
 _FILES = {
     "kernel": "osbase/boot/bzImage",
     "initramfs": "osbase/boot/initramfs.cpio.zst",
@@ -103,81 +100,34 @@ _SIZES = {
 }
 
 
-def say(message: str) -> None:
-    """Progress."""
-    print(message, file=sys.stderr, flush=True)
-
-
 async def measure(todo: Plan, *, cpus: int, directory: Path) -> tuple[Accel, Measured]:
     """Boot the machine, measure in it. BenchError, VmError, AgentError."""
-    files = {name: (_WORKSPACE / path).resolve() for name, path in _FILES.items()}
+    files = {name: (WORKSPACE / path).resolve() for name, path in _FILES.items()}
     machine = Machine(
         kernel=files["kernel"],
         initrd=files["initramfs"],
         cmdline="quiet",
         drives=(Drive(files["root"], "root"), Drive(files["tools"], "tools")),
-        channels=(_CHANNEL,),
+        channels=(CHANNEL,),
         memory_mib=_MEMORY_MIB,
         cpus=cpus,
     )
     accel = await find_accel(machine.kernel)
-    say(f"booting the machine ({accel.value})")
-    vm = Vm(machine, accel, directory)
-    async with vm, Agent(vm.layout.channel(_CHANNEL)) as agent:
-        try:
-            async with asyncio.timeout(_BOOT_TIMEOUT_S):
-                await agent.write_file(_PLAN, todo.to_json().encode())
-        except TimeoutError:
-            raise vm.failure(f"no agent after {_BOOT_TIMEOUT_S:g} s") from None
-        try:
-            return accel, await _run(agent)
-        except AgentError as error:
-            # A panic, mostly: what the kernel said is what matters.
-            raise vm.failure(str(error)) from error
-
-
-async def _run(agent: Agent) -> Measured:
-    """Run the guest's program, its progress on our standard error."""
     environment = {
         "PATH": "/usr/sbin:/usr/bin",
-        "HOME": "/tmp",
-        "LANG": "C.UTF-8",
         "PYTHONPATH": f"{_CODE}:{_CODE}/site-packages",
     }
-    command = ["python3", "-s", "-m", "metropolis.test.bench.runtimes_guest", _PLAN]
-    async with agent.exec(command, environment) as process:
-
-        async def relay() -> None:
-            while data := await process.read(1):
-                sys.stderr.write(data.decode(errors="replace"))
-                sys.stderr.flush()
-
-        output, _ = await asyncio.gather(process.read_all(0), relay())
-        status = await process.wait()
-    if status:
-        raise BenchError(f"the guest's program ended with status {status}")
-    return Measured.from_json(output.decode())
+    output = await guest.run(
+        machine, accel, directory, _MODULE, todo.to_json(), environment, _BOOT_TIMEOUT_S
+    )
+    return accel, Measured.from_json(output)
 
 
 def describe(accel: Accel, todo: Plan, found: Measured) -> dict[str, Any]:
     """On what was measured, and how much."""
-    cpu = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    pins = json.loads((_WORKSPACE / _LOCK).read_text())["packages"]
-    qemu = subprocess.run([QEMU, "--version"], check=True, capture_output=True, text=True).stdout
+    pins = json.loads((WORKSPACE / _LOCK).read_text())["packages"]
     return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "load": " ".join(f"{load:.2f}" for load in os.getloadavg()),
-        "qemu": qemu.split()[3],
-        "accel": accel.value,
+        **guest.describe(accel),
         **found.versions,
         "cni_plugins": pins["containernetworking-plugins"]["version"],
         "rounds": todo.rounds,
@@ -189,7 +139,7 @@ def sizes() -> dict[Subject, Size]:
     """What each needs in an image. Raises BenchError."""
     found = {}
     for subject, name in _SIZES.items():
-        path = _WORKSPACE / name
+        path = WORKSPACE / name
         try:
             files = {node.path: node.size for node in Image(path).walk() if stat.S_ISREG(node.mode)}
             found[subject] = Size(path.stat().st_size, files)
@@ -207,13 +157,6 @@ def run(todo: Plan, *, cpus: int) -> tuple[dict[str, Any], Measured]:
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return describe(accel, todo, found), found
-
-
-def positive(text: str) -> int:
-    """A number of at least 1."""
-    if (number := int(text)) < 1:
-        raise ValueError(text)
-    return number
 
 
 def plan(options: argparse.Namespace) -> Plan:
