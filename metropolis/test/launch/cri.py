@@ -171,15 +171,19 @@ class Cri:
 
     async def sandbox_ips(self, ident: str) -> tuple[IPv4Address | IPv6Address, ...]:
         """Return the pod's IP and additional IPs, of its status."""
-        try:
-            status = await self._runtime.PodSandboxStatus(
-                api.PodSandboxStatusRequest(pod_sandbox_id=ident), timeout=_TIMEOUT_S
-            )
-        except grpc.aio.AioRpcError as error:
-            raise CriError(f"PodSandboxStatus {ident[:12]}: {_text(error)}") from error
+        status = await self._sandbox_status(ident, verbose=False)
         network = status.status.network
         texts = [network.ip, *(more.ip for more in network.additional_ips)]
         return tuple(ip_address(text) for text in texts if text)
+
+    async def _sandbox_status(
+        self, ident: str, *, verbose: bool = True
+    ) -> api.PodSandboxStatusResponse:
+        request = api.PodSandboxStatusRequest(pod_sandbox_id=ident, verbose=verbose)
+        try:
+            return await self._runtime.PodSandboxStatus(request, timeout=_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise CriError(f"PodSandboxStatus {ident[:12]}: {_text(error)}") from error
 
     async def sandboxes(self) -> dict[str, bool]:
         """Return all sandboxes: id to whether it is ready."""
@@ -193,11 +197,7 @@ class Cri:
 
     async def cni_result(self, ident: str) -> object:
         """Return the network's result as containerd stored it."""
-        request = api.PodSandboxStatusRequest(pod_sandbox_id=ident, verbose=True)
-        try:
-            status = await self._runtime.PodSandboxStatus(request, timeout=_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise CriError(f"PodSandboxStatus {ident[:12]}: {_text(error)}") from error
+        status = await self._sandbox_status(ident)
         return json.loads(status.info["info"])["cniResult"]
 
     async def _start_container(
@@ -268,13 +268,7 @@ class Cri:
 
     async def sandbox_process(self, ident: str) -> tuple[int, str]:
         """Return the pid of a pod's sandbox and the path of its netns."""
-        try:
-            status = await self._runtime.PodSandboxStatus(
-                api.PodSandboxStatusRequest(pod_sandbox_id=ident, verbose=True),
-                timeout=_TIMEOUT_S,
-            )
-        except grpc.aio.AioRpcError as error:
-            raise CriError(f"PodSandboxStatus {ident[:12]}: {_text(error)}") from error
+        status = await self._sandbox_status(ident)
         info = json.loads(status.info["info"])
         spaces = info["runtimeSpec"]["linux"]["namespaces"]
         path = next(space["path"] for space in spaces if space["type"] == "network")
