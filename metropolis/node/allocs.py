@@ -42,7 +42,9 @@ ROUTE_PROTOCOL_WORKLOAD: Final = 77
 Set by: network.workloads. Read by: its recovery after a restart."""
 
 ROUTE_PROTOCOL_OVERLAY: Final = 78
-"""Routes of the cluster's pod network into the overlay. Set by: overlay."""
+"""Routes of the cluster's pod networks into the overlay, the unreachable routes
+of the node's own prefixes, and the overlay link's addresses. Set by: overlay.
+Read by: the overlay after a restart."""
 
 # --- The first hop: what every workload on every node routes through. -------
 
@@ -60,6 +62,18 @@ FIRST_HOP_MAC: Final = bytes.fromhex("029c52fe6d0a")
 """Link address of every host-side link, 6 bytes, locally administered, so
 that a workload's neighbour entry never goes stale. Set by: network.workloads.
 """
+
+# --- The overlay. -------------------------------------------------------------
+
+OVERLAY_LINK: Final = "overlay"
+"""The WireGuard link. Set by: overlay. Named in: logs, tests, `wg show`."""
+
+WIREGUARD_PORT: Final = 51820
+"""UDP port of WireGuard on every node. Listened on by: the overlay's link. Sent
+to by: the overlay's peers. Let through by: firewalls between nodes."""
+
+CURATOR_PORT: Final = 2379
+"""TCP port of etcd, where an endpoint names none. Connected to by: curator."""
 
 # --- Names. ------------------------------------------------------------------
 
@@ -84,6 +98,14 @@ RESOLV_CONF: Final = "/run/metropolis/resolv.conf"
 """Name servers of the node, in resolv.conf(5)'s format. Written by: network
 service. Read by: whatever resolves on the node, if the image's
 /etc/resolv.conf is a link to it."""
+
+STATE_DIR: Final = "/var/lib/metropolis"
+"""What a node keeps over reboots, mode 0700, on its data disk. overlay/: the
+WireGuard key, written by the overlay."""
+
+PKI_DIR: Final = "/run/metropolis/pki"
+"""Credentials for etcd, mode 0700: ca.pem, cert.pem, key.pem (0600). Written by:
+the node's init. Read by: curator."""
 
 NODE_CONFIG: Final = "/run/metropolis/node.textproto"
 """The node's configuration, a NodeConfig as protobuf text. Written by: the

@@ -21,12 +21,16 @@ be set from another thread, both need the value and "have I seen it" kept
 beside them, and a condition must be locked to be notified. Callbacks run
 on the setter's thread and with its errors.
 
+Of many things of a kind, `event.Table` is the newest value by key: its watchers
+get what changed since they looked, however large the rest is.
+
 Values must not be changed after they were set (frozen dataclasses, tuples):
 they are shared between threads without copying.
 """
 
 from __future__ import annotations
 
+from osbase.event.table import Table, TableWatcher
 from osbase.event.value import Value, Watcher
 
-__all__ = ["Value", "Watcher"]
+__all__ = ["Table", "TableWatcher", "Value", "Watcher"]

@@ -7,6 +7,7 @@ ConfigError, a line each: file, then line and column or field, then what.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
@@ -47,10 +48,27 @@ class Network:
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """The node's cluster. etcd_endpoints: "HOST:PORT", as gRPC takes them.
+
+    underlay_address None: the uplink's. key_rotation_s None: when asked to.
+    """
+
+    node_id: str
+    etcd_endpoints: tuple[str, ...]
+    ca_file: str = f"{allocs.PKI_DIR}/ca.pem"
+    cert_file: str = f"{allocs.PKI_DIR}/cert.pem"
+    key_file: str = f"{allocs.PKI_DIR}/key.pem"
+    underlay_address: IPAddress | None = None
+    key_rotation_s: float | None = None
+
+
+@dataclass(frozen=True)
 class NodeConfig:
-    """The whole configuration."""
+    """The whole configuration. cluster None: the node is on its own."""
 
     network: Network = Network()
+    cluster: Cluster | None = None
 
 
 def load(path: str) -> NodeConfig:
@@ -103,9 +121,78 @@ def check(message: config_pb2.NodeConfig, problems: Problems) -> NodeConfig:
     mtu = network.mtu
     if mtu and not MTU_MIN <= mtu <= MTU_MAX:
         problems.add("network.mtu", f"{mtu} is not between {MTU_MIN} and {MTU_MAX}")
+    cluster = None
+    if message.HasField("cluster"):
+        cluster = _cluster(message.cluster, problems)
+        for field in ("pod_prefix", "reserved_address", "mtu"):
+            if getattr(network, field):
+                problems.add(f"network.{field}", "comes from the cluster, of a node that has one")
     return NodeConfig(
-        Network(uplink, PodPrefixes(tuple(prefixes), frozenset(reserved)), mtu or None)
+        Network(uplink, PodPrefixes(tuple(prefixes), frozenset(reserved)), mtu or None), cluster
     )
+
+
+def is_node_id(text: str) -> bool:
+    """Whether it can name a node: a DNS label in lower case (RFC 1123)."""
+    return re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text) is not None
+
+
+def _cluster(message: config_pb2.Cluster, problems: Problems) -> Cluster:
+    if not is_node_id(message.node_id):
+        problems.add(
+            "cluster.node_id",
+            f"{quoted(message.node_id)} is not 1 to 63 of a-z, 0-9 and, inside, -",
+        )
+    endpoints: list[str] = []
+    for index, text in enumerate(message.etcd_endpoint):
+        endpoint = _endpoint(text)
+        field = f"cluster.etcd_endpoint[{index}]"
+        if endpoint is None:
+            problems.add(
+                field, f'{quoted(text)} is not "HOST" or "HOST:PORT", IPv6 in brackets, no scheme'
+            )
+        elif endpoint in endpoints:
+            problems.add(field, f'"{endpoint}" is there twice')
+        else:
+            endpoints.append(endpoint)
+    if not message.etcd_endpoint:
+        problems.add("cluster.etcd_endpoint", "is missing; at least one is needed")
+    for name in ("ca_file", "cert_file", "key_file"):
+        path = getattr(message, name)
+        if path and (not path.startswith("/") or not path.isprintable()):
+            problems.add(f"cluster.{name}", f"{quoted(path)} is not an absolute path")
+    underlay = None
+    if message.underlay_address:
+        field = "cluster.underlay_address"
+        underlay = net_config.parse_address(message.underlay_address, field, problems)
+        if underlay is not None and (underlay.is_loopback or underlay.is_link_local):
+            problems.add(field, f'"{underlay}" cannot be reached by other nodes')
+    plain = Cluster(message.node_id, tuple(endpoints))
+    return Cluster(
+        message.node_id,
+        tuple(endpoints),
+        message.ca_file or plain.ca_file,
+        message.cert_file or plain.cert_file,
+        message.key_file or plain.key_file,
+        underlay,
+        message.key_rotation_hours * 3600.0 or None,
+    )
+
+
+def _endpoint(text: str) -> str | None:
+    """Return "HOST:PORT" with IPv6 in brackets; None when it is neither."""
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]{1,253})(?::([0-9]{1,5}))?", text)
+    if found is None:
+        return None
+    host, port = found[1], int(found[2] or allocs.CURATOR_PORT)
+    if not 0 < port < 65536:
+        return None
+    if host.startswith("["):
+        try:
+            host = f"[{IPv6Address(host[1:-1])}]"
+        except ValueError:
+            return None
+    return f"{host}:{port}"
 
 
 def _prefixes(network: config_pb2.Network, problems: Problems) -> list[IPNetwork]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metropolis.node.core.config import ConfigError, NodeConfig, load, parse
+from metropolis.node.core.config import Cluster, ConfigError, NodeConfig, load, parse
 
 GOOD = b"""
 network {
@@ -116,3 +116,52 @@ def test_files(tmp_path: Path) -> None:
         load(str(file))
     file.write_bytes(GOOD)
     assert load(str(file)).network.mtu == 1400
+
+
+CLUSTER = """
+cluster {
+  node_id: "node-1"
+  etcd_endpoint: "etcd.test"
+  etcd_endpoint: "[2001:DB8::7]:2400"
+  %s
+}
+"""
+
+
+def test_cluster() -> None:
+    """A node of a cluster has its prefixes from there."""
+    cluster = parse((CLUSTER % "key_rotation_hours: 2").encode(), "f").cluster
+    assert cluster == Cluster(
+        "node-1", ("etcd.test:2379", "[2001:db8::7]:2400"), key_rotation_s=7200.0
+    )
+    cluster = parse((CLUSTER % 'underlay_address: "192.0.2.7"').encode(), "f").cluster
+    assert cluster is not None
+    assert cluster.underlay_address == ip_address("192.0.2.7")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('cluster { etcd_endpoint: "a" }', 'cluster.node_id: "" is not 1 to 63'),
+        ('cluster { node_id: "A" etcd_endpoint: "a" }', 'cluster.node_id: "A" is not'),
+        ('cluster { node_id: "-a" etcd_endpoint: "a" }', "cluster.node_id"),
+        ('cluster { node_id: "a/../b" etcd_endpoint: "a" }', "cluster.node_id"),
+        ('cluster { node_id: "a" }', "cluster.etcd_endpoint: is missing"),
+        ('cluster { node_id: "a" etcd_endpoint: "https://a" }', "no scheme"),
+        ('cluster { node_id: "a" etcd_endpoint: "a:0" }', "cluster.etcd_endpoint[0]"),
+        ('cluster { node_id: "a" etcd_endpoint: "a:65536" }', "cluster.etcd_endpoint[0]"),
+        ('cluster { node_id: "a" etcd_endpoint: "[::x]" }', "cluster.etcd_endpoint[0]"),
+        ('cluster { node_id: "a" etcd_endpoint: "::1" }', "cluster.etcd_endpoint[0]"),
+        ('cluster { node_id: "a" etcd_endpoint: "a" etcd_endpoint: "a:2379" }', "twice"),
+        (CLUSTER % 'key_file: "key.pem"', 'cluster.key_file: "key.pem" is not an absolute'),
+        (CLUSTER % 'underlay_address: "fe80::1"', "cannot be reached by other nodes"),
+        (CLUSTER % 'underlay_address: "nonsense"', "cluster.underlay_address"),
+        ('network { mtu: 1400 }' + CLUSTER % "", "network.mtu: comes from the cluster"),
+        ('network { pod_prefix: "10.0.0.0/24" }' + CLUSTER % "", "comes from the cluster"),
+    ],
+)  # fmt: skip
+def test_problems_of_a_cluster(text: str, message: str) -> None:
+    """Each is found, and named."""
+    with pytest.raises(ConfigError) as caught:
+        parse(text.encode(), "f")
+    assert message in str(caught.value)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the overlay is told, and what it tells: values that both sides share.
+
+    curator --> mesh: Value[Mesh], peers: Table[str, Peer] --> overlay
+    curator <-- identity: Value[Identity], mtu: Value[int] <-- overlay
+
+Everything here was checked by who made it: keys have 32 bytes, no two peers
+share a key or overlap in their prefixes, and no prefix is outside the networks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+type IPAddress = IPv4Address | IPv6Address
+type IPNetwork = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another node. next_public_key: it will have that; None: it will not."""
+
+    node_id: str
+    public_key: bytes
+    endpoint: IPAddress
+    port: int
+    prefixes: tuple[IPNetwork, ...]
+    next_public_key: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The cluster as this node is part of it.
+
+    networks: all pods', one route each. own: the prefixes this node holds;
+    none while it has no part in the cluster. mtu: as configured; None: derived
+    from the uplink. wanted_key_epoch: see Identity.epoch.
+
+    When it is set, the table of peers is complete: peers that are not in it
+    are strangers.
+    """
+
+    networks: tuple[IPNetwork, ...] = ()
+    own: tuple[IPNetwork, ...] = ()
+    mtu: int | None = None
+    wanted_key_epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The node's WireGuard keys, as others have to know them.
+
+    epoch: counts rotations; one is begun when the mesh wants a higher one.
+    next_public_key: of a rotation under way, to be told to all peers first.
+    """
+
+    public_key: bytes
+    epoch: int = 0
+    next_public_key: bytes | None = None
