@@ -104,8 +104,8 @@ STATE_DIR: Final = "/var/lib/metropolis"
 WireGuard key, written by the overlay."""
 
 PKI_DIR: Final = "/run/metropolis/pki"
-"""Credentials for etcd, mode 0700: ca.pem, cert.pem, key.pem (0600). Written by:
-the node's init. Read by: curator."""
+"""Credentials for etcd, mode 0700: ca.pem, cert.pem, key.pem (0600). Written
+by: the node's init. Read by: curator."""
 
 NODE_CONFIG: Final = "/run/metropolis/node.textproto"
 """The node's configuration, a NodeConfig as protobuf text. Written by: the
