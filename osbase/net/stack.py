@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from osbase import event
 from osbase.net.addressing import set_mtu
 from osbase.net.config import Bond, BondMode, Interface, LacpRate, TransmitHash, Vlan
 from osbase.net.links import choose
@@ -324,7 +325,7 @@ def reconcile(config: Interface, mark: int, told: Callable[[str], None]) -> Plan
 async def maintain(
     config: Interface,
     mark: int,
-    built: asyncio.Event,
+    built: event.Value[bool],
     *,
     quiet_groups: Iterable[int] = (),
     told: Callable[[str], None] = lambda _: None,
@@ -332,9 +333,9 @@ async def maintain(
     """Keep the links what they should be, until cancelled; return when there is
     nothing to keep, for it is a link as it is.
 
-    built: set once the topmost link, if it is one made here, is there.
-    quiet_groups: link groups whose events wake nobody. told: see reconcile;
-    also with what is waited for.
+    built: set after each look to whether the topmost link, if it is one made
+    here, can be used. quiet_groups: link groups whose events wake nobody. told:
+    see reconcile; also with what is waited for.
     Raises StackError, NetlinkError, OSError.
     """
     loop = asyncio.get_running_loop()
@@ -349,16 +350,17 @@ async def maintain(
         while True:
             try:
                 now = await asyncio.to_thread(reconcile, config, mark, told)
+            except StackError:
+                built.set(False)
+                raise
             except NetlinkError:
                 # What one member refused does not keep the others from use.
-                if (await asyncio.to_thread(_look, config, mark)).top is not None:
-                    built.set()
+                built.set((await asyncio.to_thread(_look, config, mark)).top is not None)
                 raise
             if made and now.missing and now.missing != waiting:
                 told(f"waiting for {', '.join(now.missing)}")
             waiting = now.missing
-            if now.top is not None or not made:
-                built.set()
+            built.set(now.top is not None or not made)
             if not made and config.mtu is None:
                 return
             await _something(loop, events)
@@ -394,7 +396,7 @@ def _without_groups(events: socket.socket, groups: Sequence[int]) -> None:
     NLATTR, net/core/filter.c).
     """
     count = len(groups)
-    # Classic BPF loads big-endian, the attribute is host-order: swap to compare.
+    # Classic BPF loads big-endian, the attribute is host-order: swap it.
     code = [
         (0x00, 0, 0, _ATTRIBUTES_OFFSET),  # A = where attributes begin
         (0x01, 0, 0, IFLA_GROUP),  # X = the one to find
