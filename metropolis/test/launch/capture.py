@@ -26,6 +26,8 @@ from metropolis.test.launch.lab import BRIDGE
 _SNAP_BYTES = 160
 # Two files in turn, of millions of bytes: a million packets or so.
 _FILES, _FILE_MB = 2, 64
+# There is no other user in this namespace.
+_AS_ROOT = ("-Z", "root")
 # pcap(5): the file's header, and in each packet's how much there is and was.
 _FILE_HEADER = struct.Struct("=IHHiIII")
 _PACKET_HEADER = struct.Struct("=IIII")
@@ -88,8 +90,7 @@ class Capture:
                 "tcpdump",
                 *("-i", BRIDGE, "-n", "-s", str(_SNAP_BYTES), "-U", "--immediate-mode"),
                 *("-C", str(_FILE_MB), "-W", str(_FILES)),
-                # There is no other user in this namespace.
-                *("-Z", "root"),
+                *_AS_ROOT,
                 *("-w", str(self._directory / "underlay.pcap")),
                 log=self._directory / "tcpdump.log",
                 ready=rb"listening on",
@@ -107,7 +108,7 @@ class Capture:
 
     async def _select(self, file: Path, expression: str, *options: str) -> bytes:
         process = await asyncio.create_subprocess_exec(
-            "tcpdump", "-n", "-r", str(file), *options, expression,
+            "tcpdump", *_AS_ROOT, "-n", "-r", str(file), *options, expression,
             stdout=PIPE,
             stderr=PIPE,
         )  # fmt: skip

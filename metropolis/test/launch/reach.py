@@ -47,7 +47,7 @@ def _measure(address: IPv4Address | IPv6Address, size: int) -> tuple[str, ...]:
         "file=$(mktemp)",
         f"{get} >$file",
         "sum=$(sha256sum <$file)",
-        f"printf '%s %s %.{_SUM_DIGITS}s' ${{ms%/*}} $(wc -c <$file) $sum",
+        f"printf '%s %s %.{_SUM_DIGITS}s' ${{ms%/*}} $(wc -c <$file) \"$sum\"",
         "rm $file",
     )
     return ("sh", "-c", "\n".join(lines))

@@ -88,8 +88,8 @@ class Machine:
     channels: names of virtio-serial ports; each is /dev/virtio-ports/NAME in
     a guest with udev or mdev rules, and a listening unix socket on the host.
     fw_cfg: name (opt/...) to contents, read by the guest from QEMU's fw_cfg.
-    memory_mib in MiB. clock: what the hardware clock begins with, "utc" for now,
-    or a time of UTC as 2026-11-24T10:00:00.
+    memory_mib in MiB. clock: what the hardware clock begins with, "utc" for the
+    present, or a time of UTC as 2026-11-24T10:00:00.
     """
 
     kernel: Path
