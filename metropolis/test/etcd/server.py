@@ -36,7 +36,6 @@ class Etcd:
         self.authority = Authority(directory / "pki")
         self._directory = directory
         self._options = tuple(options)
-        self._addresses = tuple(addresses)
         self._server = self.authority.server("server", addresses, ["localhost"])
         self.client: Credentials = self.authority.client("client")
         port, peer = _free_ports(2)
@@ -52,6 +51,11 @@ class Etcd:
     def endpoint(self) -> str:
         """The first of its endpoints, "HOST:PORT"."""
         return self.endpoints[0]
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started, and not ended by us."""
+        return self._process is not None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -69,6 +73,7 @@ class Etcd:
         """Start it, with the data it has; returns when it serves."""
         assert self._process is None, "it runs"
         self._lives += 1
+        # May have been changed meanwhile: clients of before do not find it.
         urls = ",".join(f"https://{endpoint}" for endpoint in self.endpoints)
         self._process = await asyncio.create_subprocess_exec(
             "setpriv", "--pdeathsig", "KILL", _find("etcd"),
@@ -153,7 +158,7 @@ class Etcd:
             await self._reading
 
     async def _read(self, lines: asyncio.StreamReader | None, serving: asyncio.Event) -> None:
-        missing = len(self._addresses)
+        missing = len(self.endpoints)
         with self._log_path.open("ab", buffering=0) as log:
             while lines is not None and (line := await lines.readline()):
                 log.write(line)
