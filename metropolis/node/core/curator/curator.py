@@ -18,11 +18,12 @@ while (Backoff) the next endpoint is tried. What was read stays: while etcd is
 away, peers, prefixes and traffic are as they were.
 
 After a disconnection the watch goes on where it ended, if it is the same
-cluster and its revision is not behind. Else, and when the revision was
-compacted, everything is listed and compared with what is known; only
-differences are told on. An etcd that was restored from a snapshot may hide from
-that: its cluster id may be the same, and its revision ahead again. Therefore
-everything is listed from time to time as well.
+cluster, its revision is not behind, and the keys of this node are as they were.
+Else, and when the revision was compacted, everything is listed and compared
+with what is known; only differences are told on. An etcd that was restored from
+a snapshot may hide from that: its cluster id may be the same, its revision
+ahead again, and what differs another node's. Therefore everything is listed
+from time to time as well.
 
 Two machines with one node_id: see membership. The one that is refused says so
 once a minute, and has no prefixes.
@@ -46,6 +47,7 @@ from metropolis.node.core.curator.credentials import CredentialsError, Files
 from metropolis.node.core.curator.directory import Changes, Directory
 from metropolis.node.core.curator.etcd import Compacted, Etcd, EtcdError, LeaseGone
 from metropolis.node.core.curator.membership import TRANSIENT, Decision, Me, Standing, decide
+from metropolis.node.core.curator.transaction import Transaction
 from metropolis.node.core.network.overlay.mesh import Identity, Mesh, Peer
 from osbase import event
 from osbase.supervisor import Backoff, Context
@@ -181,10 +183,23 @@ class Curator:
                 "reading everything anew", status.revision, self._revision,
             )  # fmt: skip
             self._revision = 0
+        elif self._revision and not await connection.commit(self._relied_on()):
+            self._log.info("what this node holds has changed; reading everything anew")
+            self._revision = 0
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow(connection))
             group.create_task(self._settle(connection))
             group.create_task(self._keep_lease(connection))
+
+    def _relied_on(self) -> Transaction:
+        """That nothing has changed of what our place in the cluster rests on."""
+        directory, node_id = self._directory, self._me.node_id
+        compared = [
+            keys.CLUSTER,
+            keys.member(node_id),
+            *(keys.claim(prefix) for prefix in directory.node(node_id).claims),
+        ]
+        return Transaction({key: directory.revision_of(key) for key in compared})
 
     # --- What is so -----------------------------------------------------------
 

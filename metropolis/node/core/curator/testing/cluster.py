@@ -30,6 +30,7 @@ type IPNetwork = IPv4Network | IPv6Network
 
 WAIT_S: Final = 30.0
 TIMING: Final = Timing(lease_s=3, retry_first_s=0.05, retry_max_s=0.3, remind_s=0.3)
+HOME, ELSEWHERE = "127.0.0.1", "127.0.0.2"
 NETWORKS: Final = ("10.200.0.0/16:24", "fd00:200::/48:64")
 
 
@@ -241,15 +242,28 @@ def files_of(credentials: Credentials) -> Files:
 async def start(
     directory: Path, *networks: str, options: Sequence[str] = (), mtu: int | None = None
 ) -> AsyncIterator[Cluster]:
-    """A cluster on loopback; without networks, one nobody has initialised."""
+    """A cluster on loopback; without networks, one nobody has initialised.
+
+    Its server may move to ELSEWHERE.
+    """
     with NetlinkSocket() as sock:
         sock.batch([set_link_up(1, "lo")])
     with Log().of_all() as log:
-        async with Etcd(directory, ["127.0.0.1"], options) as server:
+        async with Etcd(directory, [HOME], options, [ELSEWHERE]) as server:
             cluster = Cluster(server, log)
             if networks:
                 await cluster.init(*networks, mtu=mtu)
             yield cluster
 
 
-__all__ = ["NETWORKS", "TIMING", "Cluster", "Machine", "claims", "eventually", "start"]
+__all__ = [
+    "ELSEWHERE",
+    "HOME",
+    "NETWORKS",
+    "TIMING",
+    "Cluster",
+    "Machine",
+    "claims",
+    "eventually",
+    "start",
+]
