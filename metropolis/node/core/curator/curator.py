@@ -192,7 +192,7 @@ class Curator:
             group.create_task(self._keep_lease(connection))
 
     def _relied_on(self) -> Transaction:
-        """That nothing has changed of what our place in the cluster rests on."""
+        """That what our place in the cluster rests on is as it was."""
         directory, node_id = self._directory, self._me.node_id
         compared = [
             keys.CLUSTER,

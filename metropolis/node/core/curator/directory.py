@@ -311,7 +311,7 @@ class Directory:
                     changes.gone.add(node_id)
                 else:
                     changes.peers[node_id] = peer
-            if node.member is None and not node.claims and node.entry is None:
+            if not (node.member_revision or node.claims or node.entry):
                 del self._nodes[node_id]
 
     def _evaluate(self, node_id: str, node: Node, changes: Changes) -> Peer | None:
