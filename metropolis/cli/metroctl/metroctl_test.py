@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,8 +27,8 @@ class Done:
     err: str
 
     @property
-    def json(self) -> dict[str, object]:
-        found: dict[str, object] = json.loads(self.out)
+    def json(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.out)
         return found
 
 
@@ -89,7 +90,7 @@ async def test_a_cluster_from_its_beginning(tmp_path: Path) -> None:
             done = await metroctl(*to, "node", "remove", "web-1")
             assert (done.status, done.err) == (0, "")
             await machine.has_prefixes(lambda prefixes: not prefixes)
-            (node,) = (await metroctl(*to, "--json", "node", "list")).json["nodes"]  # type: ignore[misc]
+            (node,) = (await metroctl(*to, "--json", "node", "list")).json["nodes"]
             assert (node["state"], node["alive"], node["prefixes"]) == ("removed", False, [])
             assert (await metroctl(*to, "node", "remove", "web-1")).status == 0
             assert (await metroctl(*to, "node", "rotate-key", "web-1")).status == 1

@@ -16,7 +16,7 @@ from metropolis.node.core import config
 from metropolis.node.core.curator import administration, etcd, keys, records
 from metropolis.node.core.curator.credentials import Files
 from metropolis.node.core.curator.curator import Curator, Timing
-from metropolis.node.core.curator.directory import ClaimState
+from metropolis.node.core.curator.directory import ClaimState, Directory
 from metropolis.node.core.curator.transaction import Put, Transaction
 from metropolis.node.core.network.overlay.mesh import Identity, Peer
 from metropolis.test.etcd import Credentials, Etcd
@@ -221,7 +221,7 @@ class Cluster:
 
 def claims(listing: etcd.Listing) -> dict[IPNetwork, str]:
     """Who holds what; checks that nobody has two of a family."""
-    directory = administration.Directory("")
+    directory = Directory("")
     directory.replace(listing.entries)
     held = {
         prefix: claim.node_id
