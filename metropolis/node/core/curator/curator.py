@@ -122,7 +122,7 @@ class Curator:
         self._cluster_id = 0
         self._revision = 0  # all up to it is in the directory
         self._next_list = 0.0
-        self._news = asyncio.Condition()
+        self._news = event.Value[int]("revision of what was read")
         self._me = Me(config.node_id, version, underlay=config.underlay_address, using=held)
         self._decision: Decision | None = None
         self._due = asyncio.Event()
@@ -214,7 +214,7 @@ class Curator:
                     every = self._timing.list_every_s * random.uniform(0.75, 1.25)
                     self._next_list = loop.time() + every
                     changes = self._directory.replace(listing.entries)
-                    await self._take(changes, listing.revision)
+                    self._take(changes, listing.revision)
                 if not announced:
                     self._log.info("etcd at %s, revision %d", connection.endpoint, self._revision)
                     announced, self._trouble = True, ""
@@ -224,21 +224,20 @@ class Curator:
                         connection.watch(keys.ROOT, self._revision + 1)
                     ) as batches:
                         async for batch in batches:
-                            await self._take(self._directory.apply(batch.events), batch.revision)
+                            self._take(self._directory.apply(batch.events), batch.revision)
             except TimeoutError:
                 self._to(Phase.LISTING)
             except Compacted as error:
                 self._log.info("reading everything anew: %s", error)
                 self._revision = 0
 
-    async def _take(self, changes: Changes, revision: int) -> None:
+    def _take(self, changes: Changes, revision: int) -> None:
         first = self._decision is None
         self._tell_peers(changes)
         self._revision = revision
         if changes.ours or first:
             self._decide()
-        async with self._news:
-            self._news.notify_all()
+        self._news.set(revision)
 
     def _tell_peers(self, changes: Changes) -> None:
         for note in changes.notes:
@@ -333,22 +332,20 @@ class Curator:
             except LeaseGone:
                 self._end_lease()
                 continue
-            if revision is None:
-                # Something it rests on has changed, which the watch tells, or
-                # has told already.
-                with contextlib.suppress(TimeoutError):
-                    await self._news_beyond(seen)
-            else:
-                try:
-                    await self._news_beyond(revision - 1)
-                except TimeoutError as error:
-                    raise EtcdError(
-                        f"{connection.endpoint}: watch: revision {revision} did not come"
-                    ) from error
+            try:
+                # If it failed, something it rests on has changed, which the
+                # watch tells, or has told meanwhile.
+                await self._news_beyond(seen if revision is None else revision - 1)
+            except TimeoutError as error:
+                # Of a restoration that hides, it never will.
+                self._revision = 0
+                raise EtcdError(
+                    f"{connection.endpoint}: watch: is behind revision {revision or seen + 1}"
+                ) from error
 
     async def _news_beyond(self, revision: int) -> None:
-        async with asyncio.timeout(self._timing.deadline_s), self._news:
-            await self._news.wait_for(lambda: self._revision > revision)
+        async with asyncio.timeout(self._timing.deadline_s):
+            await self._news.watch().get(lambda newest: newest > revision)
 
     async def _keep_lease(self, connection: Etcd) -> None:
         while True:

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Peers of what the store says: each rule, and then any order of events."""
 
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
+from types import FrameType
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -206,6 +209,40 @@ def test_we_are_no_peer_of_ours() -> None:
     assert store.publish(record("me", "x")).ours
     assert store.peers == {}
     assert store.directory.held_by("me") == (POD[0],)
+
+
+def calls(action: Callable[[], object]) -> int:
+    """How many functions of ours and of Python are called in it."""
+    made = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal made
+        made += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        action()
+    finally:
+        sys.setprofile(before)
+    return made
+
+
+def test_the_cost_of_a_change_does_not_grow_with_the_cluster() -> None:
+    costs = set()
+    network = PodNetwork(ip_network("10.0.0.0/8"), 24)
+    for size in (3, 2000):
+        store = Store(cluster=False)
+        store.put(keys.CLUSTER, records.encode_cluster(ClusterConfig((network,))))
+        for number in range(size):
+            store.put(keys.claim(network.nth(number)), records.encode_claim(f"n{number}"))
+            store.publish(record(f"n{number}", f"{number}"))
+        one = record("n1", "1", next_key="other")
+        events = store.event(keys.node("n1"), records.encode_record(one))
+        events += store.event(keys.claim(network.nth(2)), records.encode_claim(""))
+        costs.add(calls(lambda store=store, events=events: store.directory.apply(events)))  # type: ignore[misc]
+        assert len(store.peers) == size
+    assert len(costs) == 1, costs
 
 
 def test_nothing_is_kept_of_nodes_that_are_forgotten() -> None:
