@@ -16,6 +16,8 @@ NODE_MODULES = [
     "bonding",
     # Workload networks
     "veth",
+    # The overlay
+    "wireguard",
     # Rules
     "nf_conntrack",
     "nf_nat",

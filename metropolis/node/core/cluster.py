@@ -15,8 +15,8 @@ import asyncio
 import platform
 from typing import TYPE_CHECKING
 
-from metropolis.node.core.network import overlay
 from metropolis.node.core.network.overlay.mesh import Exchange, IPAddress
+from metropolis.node.core.network.overlay.overlay import held_prefixes
 from metropolis.node.core.network.service import ClusterLink
 from osbase import event
 
@@ -53,10 +53,10 @@ class Membership:
 
     async def _curator(self, ctx: Context) -> None:
         # It takes seconds to import on a slow machine; meanwhile others start.
-        from metropolis.node.core import curator
+        from metropolis.node.core.curator.curator import Curator
 
-        held = await asyncio.to_thread(overlay.held_prefixes)
-        client = curator.Curator(
+        held = await asyncio.to_thread(held_prefixes)
+        client = Curator(
             self._config,
             self._exchange,
             self._underlay,

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Final
 
 from metropolis.node import allocs
 from metropolis.node.core.config import MTU_MIN, Network, PodPrefixes
-from metropolis.node.core.network import overlay, rules, sysctls
-from metropolis.node.core.network.overlay import Overlay
+from metropolis.node.core.network import rules, sysctls
 from metropolis.node.core.network.overlay.mesh import Exchange, IPNetwork
+from metropolis.node.core.network.overlay.overlay import Overlay, held_networks
 from metropolis.node.core.network.uplink import Uplink, UplinkStatus
 from osbase import event
 from osbase.net import addressing
@@ -215,7 +215,7 @@ class NetworkService:
 
 def _apply_rules(networks: tuple[IPNetwork, ...]) -> None:
     with Nftables() as nft:
-        nft.apply(rules.render(networks))
+        nft.apply(rules.render())
 
 
 async def _imported(*names: str) -> list[ModuleType]:
@@ -242,7 +242,7 @@ def prepare_host(clustered: bool = False) -> None:
     restart, those of the overlay as it was left hold until its cluster is
     known. Raises NftablesError, SysctlError or NetlinkError.
     """
-    _apply_rules(overlay.held_networks() if clustered else ())
+    _apply_rules(held_networks() if clustered else ())
     sysctls.apply(sysctls.NODE)
     with NetlinkSocket() as sock:
         sock.batch(
