@@ -13,6 +13,7 @@ no route; it ends with the node.
 import asyncio
 import bisect
 import contextlib
+import itertools
 import re
 import time
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ class Answers:
         """
         first = max(0, bisect.bisect_right(self.times, since) - 1)
         numbers = self.numbers[first:]
-        steps = zip(numbers, numbers[1:], strict=False)
+        steps = itertools.pairwise(numbers)
         return sum(max(0, later - number - 1) for number, later in steps)
 
 
