@@ -131,6 +131,7 @@ class Uplink:
             state = await watcher.get(lambda found: found is not None)
         assert state is not None, "waited for"
         ctx.logger.info("uplink is %s, index %d, MTU %d", state.name, state.ifindex, state.mtu)
+        self._status.set(replace(self._now(), link=state))
         await asyncio.to_thread(self._prepare, state)
 
         leases = event.Value[Lease | None]("lease of the uplink")
