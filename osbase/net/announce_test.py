@@ -69,7 +69,7 @@ def hears(far: socket.socket) -> list[IPAddress]:
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as end:
         end.bind(("up0", 0))
         end.send(b"\xff" * 6 + MAC + b"\x88\xb5" + b"end".ljust(46, b"\0"))
-    found = []
+    found: list[IPAddress] = []
     while True:
         try:
             frame = far.recv(2048)

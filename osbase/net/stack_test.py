@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -50,7 +51,7 @@ def bond_data(mode: int = 4, rate: int = 0, primary: int = 0, miimon: int = 100)
 
 def vlan_data(number: int) -> bytes:
     """What the kernel says of a VLAN."""
-    return attrs.attr(1, number.to_bytes(2, "little"))
+    return attrs.attr(1, number.to_bytes(2, sys.byteorder))
 
 
 LACP = Bond(BondMode.LACP, ("a", "b"))

@@ -202,6 +202,23 @@ def active() -> str:
     return Path("/sys/class/net/bond0/bonding/active_slave").read_text().strip()
 
 
+async def taken_over(name: str, then: str, stream: Stream, heard: Heard) -> None:
+    """Set the port of m0 down or up, and see traffic go on by another member.
+
+    It is far from `core`, which goes on sending the old way until it is told.
+    """
+    begin = time.monotonic()
+    net(f"ip link set p0 {name}")
+    await until(lambda: active() == then)
+    seen = len(stream.arrivals)
+    await until(lambda: len(stream.arrivals) > seen + 100)
+    await until(lambda: heard.since(begin, 4) >= 3 and heard.since(begin, 6) >= 1)
+    print(
+        f"m0 {name}, {then} takes over: no packet for {stream.gap_after(begin) * 1000:.0f} ms; "
+        f"{heard.since(begin, 4)} ARP, {heard.since(begin, 6)} NA"
+    )
+
+
 def carrier_changes() -> dict[str, str]:
     return {
         name: Path("/sys/class/net", name, "carrier_changes").read_text()
@@ -237,20 +254,7 @@ async def test_failover_and_restart(tmp_path: Path) -> None:
             closing.callback(stream.close)
             await until(lambda: len(stream.arrivals) > 100)
             for name, then in (("down", "m1"), ("up", "m0")):
-                # Far from `core`, which goes on sending the old way until told.
-                begin = time.monotonic()
-                net(f"ip link set p0 {name}")
-                await until(lambda then=then: active() == then)
-                seen = len(stream.arrivals)
-                await until(lambda seen=seen: len(stream.arrivals) > seen + 100)
-                await until(
-                    lambda begin=begin: heard.since(begin, 4) >= 3 and heard.since(begin, 6) >= 1
-                )
-                print(
-                    f"m0 {name}, {then} takes over: no packet for "
-                    f"{stream.gap_after(begin) * 1000:.0f} ms; "
-                    f"{heard.since(begin, 4)} ARP, {heard.since(begin, 6)} NA"
-                )
+                await taken_over(name, then, stream, heard)
 
         before = carrier_changes()
         seen = len(stream.arrivals)
