@@ -203,6 +203,12 @@ class Etcd:
                     mod_revision=revision,
                 )
                 for key, revision in transaction.compare.items()
+            ]
+            + [
+                rpc_pb2.Compare(
+                    result=rpc_pb2.Compare.EQUAL, target=rpc_pb2.Compare.VALUE, key=key, value=value
+                )
+                for key, value in transaction.values.items()
             ],
             success=operations,
         )
@@ -295,7 +301,7 @@ class Etcd:
         detail = _line(error.details() or "")
         code = error.code()
         text = f"{self.endpoint}: {operation}: {code.name}: {detail}"
-        if "CERTIFICATE_VERIFY_FAILED" in detail:
+        if "CERTIFICATE_VERIFY_FAILED" in detail or "Hostname Verification" in detail:
             text = (
                 f"{self.endpoint}: {operation}: etcd's certificate is not one that "
                 f"{self._files.ca} vouches for, for this address ({detail})"
