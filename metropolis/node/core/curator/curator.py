@@ -106,8 +106,9 @@ class Curator:
         held: tuple[IPNetwork, ...] = (),
         timing: Timing | None = None,
     ) -> None:
-        """exchange: with the overlay. held: prefixes that the kernel has from before a restart. underlay:
-        taken where the configuration has none. Nothing happens before `run`.
+        """exchange: with the overlay. held: prefixes that the kernel has from
+        before a restart. underlay: taken where the configuration has none.
+        Nothing happens before `run`.
         """
         self._config = config
         self._identity = exchange.identity

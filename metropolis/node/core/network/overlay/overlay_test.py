@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from metropolis.node.core.network.overlay.device import DevicePeer, Links, OverlayError
-from metropolis.node.core.network.overlay.mesh import Identity, Mesh, Peer
+from metropolis.node.core.network.overlay.mesh import Exchange, Identity, Mesh, Peer
 from metropolis.node.core.network.overlay.overlay import MTU_MIN, Overlay, link_mtu
 from metropolis.node.core.network.overlay.peers import entries_of
 from metropolis.node.core.network.overlay.testing.contract import key, net
@@ -53,9 +53,7 @@ class Bench:
         self.published = event.Value[Identity]("published")
         self.uplink = event.Value[LinkState | None]("uplink")
         self.overlay = Overlay(
-            self.mesh,
-            self.peers,
-            self.published,
+            Exchange(self.mesh, self.peers, self.published),
             self.uplink,
             state_dir=str(directory),
             kernel=self.kernel,
