@@ -7,7 +7,7 @@ from metropolis.node import allocs
 from metropolis.test.launch import capture
 from metropolis.test.launch.cluster import BODIES, POD_NETWORKS, Cluster
 from metropolis.test.launch.lab import OUTSIDE_IPV4, OUTSIDE_IPV6, ROUTER_IPV4
-from metropolis.test.launch.matrix import ClusterReport, to_table
+from metropolis.test.launch.matrix import to_table
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -20,7 +20,7 @@ async def test_full_mesh(cluster: Cluster) -> None:
     families, with bodies of 1 MB each way.
     """
     found = await cluster.reach(LARGE)
-    print(to_table(ClusterReport("", (), tuple(found))))
+    print(to_table(cluster.report(found)))
     # 6 pairs of pods, 6 of node and pod, 3 pods and the outside.
     assert len(found) == (6 + 6 + 3) * 2
     assert [f"{check.name}: {check.detail}" for check in found if not check.ok] == []

@@ -51,6 +51,7 @@ from metropolis.test.launch.lab import (
     Lab,
     Port,
 )
+from metropolis.test.launch.matrix import ClusterReport, NodeRow
 from metropolis.test.launch.node import Node, NodeError, Progress, quiet
 from metropolis.test.launch.reach import Place
 from osbase.test.agent.client import AgentError
@@ -317,6 +318,27 @@ cluster {{ node_id: "{name}" etcd_endpoint: "{self.etcd.endpoint}" }}
         found = await asyncio.gather(*map(from_pod, places))
         found += await asyncio.gather(*map(from_node, places))
         return [check for some in found for check in some]
+
+    def report(self, found: Sequence[Check]) -> ClusterReport:
+        """Return what checks found, with the nodes that run."""
+        rows, accel = [], ""
+        for member in self.members.values():
+            node, pod = member.node, member.pod
+            if node is None:
+                continue
+            accel = node.accel.value if node.accel else ""
+            rows.append(
+                NodeRow(
+                    name=member.name,
+                    ipv4=str(node.ipv4),
+                    ipv6=str(node.ipv6 or ""),
+                    boot_s=node.boot_s,
+                    pod=pod.name if pod else "",
+                    pod_ipv4=str(pod.ipv4 or "") if pod else "",
+                    pod_ipv6=str(pod.ipv6 or "") if pod else "",
+                )
+            )
+        return ClusterReport(accel, tuple(rows), tuple(found))
 
     async def logs(self) -> str:
         """Return the ends of the logs of all nodes that run."""

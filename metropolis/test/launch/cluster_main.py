@@ -19,7 +19,7 @@ from metropolis.test.launch.cluster import Cluster, Member
 from metropolis.test.launch.command import say
 from metropolis.test.launch.images import find_images
 from metropolis.test.launch.lab import MAX_NODES, MTU
-from metropolis.test.launch.matrix import ClusterReport, NodeRow, to_json, to_table
+from metropolis.test.launch.matrix import ClusterReport, to_json, to_table
 
 # What IPv6 needs, and 80 bytes of WireGuard (see ClusterConfig.mtu).
 _MTU_MIN = 1280 + 80
@@ -31,23 +31,7 @@ async def examine(cluster: Cluster) -> ClusterReport:
     await cluster.run_pods()
     say("checks: asking the pods, then the nodes")
     found = await cluster.reach()
-    rows, accel = [], ""
-    for member in cluster.members.values():
-        node, pod = member.running, member.pod
-        accel = node.accel.value if node.accel else ""
-        ips = (pod.ipv4, pod.ipv6) if pod else (None, None)
-        rows.append(
-            NodeRow(
-                name=member.name,
-                ipv4=str(node.ipv4),
-                ipv6=str(node.ipv6 or ""),
-                boot_s=node.boot_s,
-                pod=pod.name if pod else "",
-                pod_ipv4=str(ips[0] or ""),
-                pod_ipv6=str(ips[1] or ""),
-            )
-        )
-    return ClusterReport(accel, tuple(rows), tuple(found))
+    return cluster.report(found)
 
 
 def hints(directory: Path) -> str:
