@@ -175,11 +175,6 @@ def new_link(name: str, kind: str, *, mtu: int, group: int) -> Request:
     return Request(RTM_NEWLINK, _NEW, body, "create {} {}", (kind, name))
 
 
-def set_link_mtu(ifindex: int, name: str, mtu: int) -> Request:
-    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.u32(IFLA_MTU, mtu)
-    return Request(RTM_NEWLINK, 0, body, "set MTU of {} to {}", (name, mtu))
-
-
 def set_link_up(ifindex: int, name: str) -> Request:
     body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, IFF_UP, IFF_UP)
     return Request(RTM_NEWLINK, 0, body, "set {} up", (name,))
