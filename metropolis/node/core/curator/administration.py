@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator does to a cluster: each one transaction on its store.
+
+A node that acts at the same time changes its member in the same transaction as
+its claims: one of the two fails, and what is done here is tried again on what
+is so then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from metropolis.node.core.curator import keys, records
+from metropolis.node.core.curator.directory import Changes, Directory, Node
+from metropolis.node.core.curator.etcd import Etcd
+from metropolis.node.core.curator.records import ClusterConfig, Member
+from metropolis.node.core.curator.transaction import Put, Transaction
+
+_TRIES: Final = 20
+
+
+class Refused(Exception):
+    """It was not done: why, and what to do instead."""
+
+
+@dataclass(frozen=True)
+class View:
+    """The whole store. changes: what was wrong in it is in its notes."""
+
+    directory: Directory
+    changes: Changes
+    revision: int
+
+
+async def view(etcd: Etcd) -> View:
+    """Read all of it. Raises EtcdError."""
+    listing = await etcd.list(keys.ROOT)
+    directory = Directory("")
+    return View(directory, directory.replace(listing.entries), listing.revision)
+
+
+async def init(etcd: Etcd, config: ClusterConfig) -> bool:
+    """Write the cluster's configuration, once. False: it was there, the same.
+
+    Raises Refused when there is another; EtcdError.
+    """
+    if await etcd.commit(
+        Transaction({keys.CLUSTER: 0}, (Put(keys.CLUSTER, records.encode_cluster(config)),))
+    ):
+        return True
+    directory = (await view(etcd)).directory
+    if directory.cluster_problem:
+        raise Refused(
+            f"the cluster's configuration is there already, and {directory.cluster_problem}; "
+            f"delete {keys.CLUSTER.decode()} with etcdctl first"
+        )
+    if directory.cluster != config:
+        raise Refused(
+            "the cluster is there already, with another configuration; see `cluster show`"
+        )
+    return False
+
+
+async def remove(etcd: Etcd, node_id: str) -> None:
+    """Free what a node holds and keep it out. Done already: nothing changes.
+
+    Raises Refused when there is no such node; EtcdError.
+    """
+
+    def build(directory: Directory, node: Node) -> Transaction:
+        key = keys.member(node_id)
+        claims = [keys.claim(prefix) for prefix in node.claims]
+        epoch = 0 if node.member is None else node.member.wanted_key_epoch
+        return Transaction(
+            {one: directory.revision_of(one) for one in (key, *claims)},
+            (
+                Put(key, records.encode_member(Member(True, epoch))),
+                *(Put(claim, records.encode_claim("")) for claim in claims),
+            ),
+            (keys.node(node_id),),
+        )
+
+    await _change(etcd, node_id, build)
+
+
+async def forget(etcd: Etcd, node_id: str) -> None:
+    """Let a removed node join anew, as if it had never been there.
+
+    Raises Refused when it was not removed; EtcdError.
+    """
+
+    def build(directory: Directory, node: Node) -> Transaction:
+        if not node.removed:
+            raise Refused(
+                f'"{node_id}" is a node of the cluster; `node remove {node_id}` removes it'
+            )
+        key = keys.member(node_id)
+        return Transaction({key: directory.revision_of(key)}, (), (key,))
+
+    await _change(etcd, node_id, build)
+
+
+async def rotate_key(etcd: Etcd, node_id: str) -> int:
+    """Ask a node for a new WireGuard key; returns the epoch it will have.
+
+    Raises Refused when it is no active node; EtcdError.
+    """
+    wanted = 0
+
+    def build(directory: Directory, node: Node) -> Transaction:
+        nonlocal wanted
+        member = node.member
+        if member is None or member.removed:
+            raise Refused(f'"{node_id}" was removed, or has not joined yet')
+        epoch = 0 if node.seen is None else node.seen.key_epoch
+        wanted = max(member.wanted_key_epoch, epoch) + 1
+        key = keys.member(node_id)
+        changed = Member(False, wanted, member.prefixes)
+        return Transaction(
+            {key: directory.revision_of(key)}, (Put(key, records.encode_member(changed)),)
+        )
+
+    await _change(etcd, node_id, build)
+    return wanted
+
+
+async def _change(
+    etcd: Etcd, node_id: str, build: Callable[[Directory, Node], Transaction]
+) -> None:
+    for _ in range(_TRIES):
+        directory = (await view(etcd)).directory
+        if node_id not in directory.nodes:
+            raise Refused(f"there is no node {records.quoted(node_id)}; `node list` shows all")
+        if await etcd.commit(build(directory, directory.node(node_id))) is not None:
+            return
+    raise Refused(f'"{node_id}" changes all the time; try again')

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Credentials for etcd, read from files, and what is wrong with them.
+
+gRPC says little of a TLS handshake that failed, and nothing of a file that is
+no PEM; so the files are read and checked here, by the same OpenSSL as Python's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class CredentialsError(Exception):
+    """A file cannot be used; names it."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """PEM: certificates that etcd's are signed by, our own with those between,
+    and its key.
+    """
+
+    ca: str
+    cert: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What was in the files."""
+
+    files: Files
+    ca: bytes
+    cert: bytes
+    key: bytes
+
+
+def read(files: Files) -> Credentials:
+    """Read the files. Blocks. Raises CredentialsError."""
+    found = Credentials(files, _read(files.ca), _read(files.cert), _read(files.key))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cadata=found.ca.decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:
+        raise CredentialsError(f"{files.ca}: has no certificates in PEM") from error
+    try:
+        context.load_cert_chain(files.cert, files.key, password=_no_password)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise CredentialsError(f"{files.key}: is not the key of {files.cert}") from error
+        raise CredentialsError(
+            f"{files.cert} or {files.key}: no certificate or key in PEM ({error.reason or error})"
+        ) from error
+    except (OSError, ValueError) as error:  # replaced meanwhile, or encrypted
+        raise CredentialsError(f"{files.cert} and {files.key}: {error}") from error
+    return found
+
+
+def explain(files: Files) -> str:
+    """What a server would say to our certificate by itself, such as that it has
+    expired; "" when it is fine. Blocks.
+
+    The certificate is presented to a server in memory that trusts just it: by
+    whom it is signed is not looked at. Only to explain a failure: the clock may
+    be what is wrong.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.verify_mode = ssl.CERT_REQUIRED
+        server.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.check_hostname = False
+        client.verify_mode = ssl.CERT_NONE
+        for context in (server, client):
+            context.load_cert_chain(files.cert, files.key, password=_no_password)
+        server.load_verify_locations(files.cert)
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        ends = (
+            client.wrap_bio(to_client, to_server),
+            server.wrap_bio(to_server, to_client, server_side=True),
+        )
+        for _ in range(4):  # flights of TLS
+            for end in ends:
+                try:
+                    end.do_handshake()
+                except ssl.SSLWantReadError:
+                    pass
+                except ssl.SSLCertVerificationError as error:
+                    return f"{files.cert}: {error.verify_message}"
+    return ""
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise CredentialsError(f"{path}: {error.strerror}") from error
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted")

@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The curator: keeps a node's place in its cluster, and its view of the others.
+
+    identity, underlay --> +---------+ --> mesh, peers       the overlay's
+                           | Curator |
+             published <-- +---------+ --> pod_prefixes      the workloads'
+                              |   ^
+     claims, member, record   v   |  list once, then watch
+                         etcd: /metropolis/v1/
+
+    AWAY -> LISTING <-> WATCHING        each life of a connection;
+     ^---------+------------+           any failure ends it
+
+Three tasks share a connection: one lists and watches, and is the only one that
+tells the directory what is so; one commits what membership.decide says; one
+keeps the lease alive. The first failure of any ends all three, and after a
+while (Backoff) the next endpoint is tried. What was read stays: while etcd is
+away, peers, prefixes and traffic are as they were.
+
+After a disconnection the watch goes on where it ended, if it is the same
+cluster and its revision is not behind. Else, and when the revision was
+compacted, everything is listed and compared with what is known; only
+differences are told on. An etcd that was restored from a snapshot may hide from
+that: its cluster id may be the same, and its revision ahead again. Therefore
+everything is listed from time to time as well.
+
+Two machines with one node_id: see membership. The one that is refused says so
+once a minute, and has no prefixes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Final
+
+from metropolis.node.core.config import Cluster, PodPrefixes
+from metropolis.node.core.curator import etcd, keys
+from metropolis.node.core.curator.credentials import CredentialsError, Files
+from metropolis.node.core.curator.directory import Changes, Directory
+from metropolis.node.core.curator.etcd import Compacted, Etcd, EtcdError, LeaseGone
+from metropolis.node.core.curator.membership import TRANSIENT, Decision, Me, Standing, decide
+from metropolis.node.core.network.overlay.mesh import Identity, Mesh, Peer
+from osbase import event
+from osbase.supervisor import Backoff, Context
+
+type IPAddress = IPv4Address | IPv6Address
+type IPNetwork = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds. lease_s: how long others see a node that is gone as alive.
+    list_every_s: everything is read anew, a quarter sooner or later at random.
+    """
+
+    lease_s: int = 30
+    list_every_s: float = 600.0
+    deadline_s: float = 5.0
+    retry_first_s: float = 0.5
+    retry_max_s: float = 10.0
+    remind_s: float = 60.0
+
+
+class Phase(enum.Enum):
+    """How the curator and etcd are connected."""
+
+    AWAY = "away"
+    LISTING = "listing"
+    WATCHING = "watching"
+
+
+_TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
+    Phase.AWAY: frozenset({Phase.AWAY, Phase.LISTING, Phase.WATCHING}),
+    Phase.LISTING: frozenset({Phase.AWAY, Phase.LISTING, Phase.WATCHING}),
+    Phase.WATCHING: frozenset({Phase.AWAY, Phase.LISTING}),
+}
+
+
+class Curator:
+    """`run` is the runnable. What it tells, for anybody to watch:
+
+    mesh          set once the first complete state was read, then at changes
+    peers         the other nodes; complete before the first mesh
+    pod_prefixes  this node's own. `held` until etcd has answered; empty while
+                  it has no place in the cluster
+    published     the identity that others read in etcd, once it is there
+    """
+
+    def __init__(
+        self,
+        config: Cluster,
+        identity: event.Value[Identity],
+        underlay: event.Value[IPAddress | None],
+        *,
+        version: str,
+        held: tuple[IPNetwork, ...] = (),
+        timing: Timing | None = None,
+    ) -> None:
+        """held: prefixes that the kernel has from before a restart. underlay:
+        taken where the configuration has none. Nothing happens before `run`.
+        """
+        self._config = config
+        self._identity = identity
+        self._underlay = underlay
+        self._timing = timing or Timing()
+        self._files = Files(config.ca_file, config.cert_file, config.key_file)
+        self._endpoints = list(config.etcd_endpoints)
+        random.shuffle(self._endpoints)
+        self._log = logging.getLogger(__name__)
+        self._phase = Phase.AWAY
+        self._trouble = ""
+        self._directory = Directory(config.node_id)
+        self._cluster_id = 0
+        self._revision = 0  # all up to it is in the directory
+        self._next_list = 0.0
+        self._news = asyncio.Condition()
+        self._me = Me(config.node_id, version, underlay=config.underlay_address, using=held)
+        self._decision: Decision | None = None
+        self._due = asyncio.Event()
+        self._leased = asyncio.Event()
+        self.mesh = event.Value[Mesh]("mesh")
+        self.peers = event.Table[str, Peer]("peers")
+        self.pod_prefixes = event.Value[PodPrefixes]("pod prefixes of the cluster")
+        self.published = event.Value[Identity]("published identity")
+        if held:
+            self.pod_prefixes.set(PodPrefixes(held))
+
+    async def run(self, ctx: Context) -> None:
+        """Until cancelled. Healthy from the start: etcd may come much later."""
+        self._log = ctx.logger
+        self._phase = Phase.AWAY
+        ctx.signal_healthy()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_identity())
+            group.create_task(self._follow_underlay())
+            group.create_task(self._remind())
+            group.create_task(self._stay_connected())
+
+    # --- The connection -------------------------------------------------------
+
+    async def _stay_connected(self) -> None:
+        timing, loop = self._timing, asyncio.get_running_loop()
+        backoff = Backoff(timing.retry_first_s, timing.retry_max_s, timing.retry_max_s)
+        while True:
+            began = loop.time()
+            try:
+                async with await etcd.dial(
+                    self._endpoints, self._files, deadline_s=timing.deadline_s
+                ) as connection:
+                    await self._live(connection)
+            except* (EtcdError, CredentialsError) as errors:
+                self._lost(_first(errors))
+            self._endpoints.append(self._endpoints.pop(0))
+            await asyncio.sleep(backoff.died(loop.time() - began))
+
+    def _lost(self, trouble: str) -> None:
+        if self._phase is not Phase.AWAY or trouble != self._trouble:
+            self._log.warning("etcd is away: %s", trouble)
+        self._trouble = trouble
+        self._to(Phase.AWAY)
+
+    def _to(self, new: Phase) -> None:
+        assert new in _TRANSITIONS[self._phase], f"{self._phase} to {new}"
+        self._phase = new
+
+    async def _live(self, connection: Etcd) -> None:
+        status = connection.greeting
+        if self._revision and status.cluster_id != self._cluster_id:
+            self._log.warning("etcd is another cluster now; reading everything anew")
+            self._revision = 0
+        elif self._revision > status.revision:
+            self._log.warning(
+                "etcd is at revision %d, behind %d: it was restored from a snapshot; "
+                "reading everything anew", status.revision, self._revision,
+            )  # fmt: skip
+            self._revision = 0
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow(connection))
+            group.create_task(self._settle(connection))
+            group.create_task(self._keep_lease(connection))
+
+    # --- What is so -----------------------------------------------------------
+
+    async def _follow(self, connection: Etcd) -> None:
+        loop, announced = asyncio.get_running_loop(), False
+        while True:
+            try:
+                if not self._revision or loop.time() >= self._next_list:
+                    self._to(Phase.LISTING)
+                    listing = await connection.list(keys.ROOT)
+                    self._cluster_id = listing.cluster_id
+                    every = self._timing.list_every_s * random.uniform(0.75, 1.25)
+                    self._next_list = loop.time() + every
+                    changes = self._directory.replace(listing.entries)
+                    await self._take(changes, listing.revision)
+                if not announced:
+                    self._log.info("etcd at %s, revision %d", connection.endpoint, self._revision)
+                    announced, self._trouble = True, ""
+                self._to(Phase.WATCHING)
+                async with asyncio.timeout_at(self._next_list):
+                    async with contextlib.aclosing(
+                        connection.watch(keys.ROOT, self._revision + 1)
+                    ) as batches:
+                        async for batch in batches:
+                            await self._take(self._directory.apply(batch.events), batch.revision)
+            except TimeoutError:
+                self._to(Phase.LISTING)
+            except Compacted as error:
+                self._log.info("reading everything anew: %s", error)
+                self._revision = 0
+
+    async def _take(self, changes: Changes, revision: int) -> None:
+        first = self._decision is None
+        self._tell_peers(changes)
+        self._revision = revision
+        if changes.ours or first:
+            self._decide()
+        async with self._news:
+            self._news.notify_all()
+
+    def _tell_peers(self, changes: Changes) -> None:
+        for note in changes.notes:
+            self._log.warning("refused: %s", note)
+        if changes.peers or changes.gone:
+            self.peers.update(changes.peers, changes.gone)
+
+    async def _follow_identity(self) -> None:
+        async for identity in self._identity.watch():
+            self._me = replace(self._me, identity=identity)
+            own = frozenset(
+                key for key in (identity.public_key, identity.next_public_key) if key is not None
+            )
+            self._tell_peers(self._directory.set_own_keys(own))
+            self._reconsider()
+
+    async def _follow_underlay(self) -> None:
+        async for address in self._underlay.watch():
+            self._me = replace(self._me, underlay=self._config.underlay_address or address)
+            self._reconsider()
+
+    # --- What to do about it --------------------------------------------------
+
+    def _reconsider(self) -> None:
+        """Decide again, if anything is known yet."""
+        if self._decision is not None:
+            self._decide()
+
+    def _decide(self) -> None:
+        before, directory = self._decision, self._directory
+        decision = decide(directory, self._me)
+        self._decision = decision
+        said = None if before is None else (before.standing, before.reason)
+        if decision.standing not in TRANSIENT and (decision.standing, decision.reason) != said:
+            level = logging.INFO if decision.standing is Standing.JOINED else logging.WARNING
+            self._log.log(level, "%s", decision.reason)
+        self._use(decision.own)
+        if decision.standing is Standing.JOINED:
+            self._joined()
+        self._due.set()
+
+    def _use(self, own: tuple[IPNetwork, ...]) -> None:
+        for prefix in self._me.using:
+            if prefix not in own:
+                claim = self._directory.claims.get(prefix)
+                holder = claim.node_id if claim is not None else ""
+                self._log.error(
+                    "%s is not this node's any more%s; workloads that have addresses of it "
+                    "cannot be reached by other nodes", prefix,
+                    f', but "{holder}"\'s' if holder not in ("", self._me.node_id) else "",
+                )  # fmt: skip
+        self._me = replace(self._me, using=own)
+        if _peek(self.pod_prefixes) != PodPrefixes(own):
+            self.pod_prefixes.set(PodPrefixes(own))
+        config = self._directory.cluster
+        if config is None:
+            return
+        member = self._directory.node(self._me.node_id).member
+        mesh = Mesh(
+            tuple(network.prefix for network in config.networks),
+            own,
+            config.mtu,
+            0 if member is None else member.wanted_key_epoch,
+        )
+        if _peek(self.mesh) != mesh:
+            self.mesh.set(mesh)
+
+    def _joined(self) -> None:
+        entry, identity = self._directory.node(self._me.node_id).entry, self._me.identity
+        assert entry is not None, "joined by it"
+        assert identity is not None, "joined by it"
+        self._me = replace(self._me, published=entry.mod_revision)
+        if _peek(self.published) != identity:
+            self.published.set(identity)
+
+    async def _settle(self, connection: Etcd) -> None:
+        while True:
+            decision = self._decision
+            self._due.clear()
+            if decision is None or decision.commit is None:
+                await self._due.wait()
+                continue
+            seen = self._revision
+            if decision.record and not self._me.lease:
+                lease = await connection.grant(self._timing.lease_s)
+                self._me = replace(self._me, lease=lease)
+                self._leased.set()
+                self._reconsider()
+                continue
+            try:
+                revision = await connection.commit(decision.commit)
+            except LeaseGone:
+                self._end_lease()
+                continue
+            if revision is None:
+                # Something it rests on has changed, which the watch tells, or
+                # has told already.
+                with contextlib.suppress(TimeoutError):
+                    await self._news_beyond(seen)
+            else:
+                try:
+                    await self._news_beyond(revision - 1)
+                except TimeoutError as error:
+                    raise EtcdError(
+                        f"{connection.endpoint}: watch: revision {revision} did not come"
+                    ) from error
+
+    async def _news_beyond(self, revision: int) -> None:
+        async with asyncio.timeout(self._timing.deadline_s), self._news:
+            await self._news.wait_for(lambda: self._revision > revision)
+
+    async def _keep_lease(self, connection: Etcd) -> None:
+        while True:
+            lease = self._me.lease
+            if not lease:
+                self._leased.clear()
+                await self._leased.wait()
+                continue
+            try:
+                await connection.keep_alive(lease, self._timing.lease_s / 3)
+            except LeaseGone as error:
+                self._log.warning("%s; publishing anew", error)
+                if self._me.lease == lease:
+                    self._end_lease()
+
+    def _end_lease(self) -> None:
+        self._me = replace(self._me, lease=0)
+        self._reconsider()
+
+    async def _remind(self) -> None:
+        while True:
+            await asyncio.sleep(self._timing.remind_s)
+            decision = self._decision
+            if decision is not None and decision.standing not in (*TRANSIENT, Standing.JOINED):
+                self._log.warning("still so: %s", decision.reason)
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> str:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else str(error)
+
+
+def _peek[T](value: event.Value[T]) -> T | None:
+    try:
+        return value.peek()
+    except LookupError:
+        return None

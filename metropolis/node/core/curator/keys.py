@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keys of the cluster's store, and what they name. Pure."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Final
+
+from metropolis.node.core.config import is_node_id
+
+type IPNetwork = IPv4Network | IPv6Network
+
+ROOT: Final = b"/metropolis/v1/"
+"""What all keys begin with."""
+
+CLUSTER: Final = ROOT + b"cluster"
+MEMBERS: Final = ROOT + b"members/"
+CLAIMS: Final = ROOT + b"claims/"
+NODES: Final = ROOT + b"nodes/"
+
+_MAX_KEY: Final = 128  # bytes; the longest that is well formed has less
+
+
+class Kind(enum.Enum):
+    """What a key is of."""
+
+    CLUSTER = "cluster"
+    MEMBER = "members"
+    CLAIM = "claims"
+    NODE = "nodes"
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key taken apart. name: the node, or the prefix; "": the cluster."""
+
+    kind: Kind
+    name: str = ""
+    prefix: IPNetwork | None = None
+
+
+def member(node_id: str) -> bytes:
+    """The key of a node's Member."""
+    return MEMBERS + node_id.encode()
+
+
+def claim(prefix: IPNetwork) -> bytes:
+    """The key of a prefix's Claim."""
+    return CLAIMS + str(prefix).encode()
+
+
+def node(node_id: str) -> bytes:
+    """The key of a node's NodeRecord."""
+    return NODES + node_id.encode()
+
+
+def end(prefix: bytes) -> bytes:
+    """The end of the range of all keys that begin with `prefix`: etcd's
+    range_end is exclusive (rpc.proto, RangeRequest).
+    """
+    return prefix[:-1] + bytes([prefix[-1] + 1])
+
+
+def parse(key: bytes) -> Key | None:
+    """What a key names; None when it is none of ours.
+
+    There is one key for a thing: "claims/10.0.0.0/024" is none.
+    """
+    if not key.startswith(ROOT) or len(key) > _MAX_KEY or not key.isascii():
+        return None
+    folder, _, name = key[len(ROOT) :].decode().partition("/")
+    if folder == Kind.CLUSTER.value:
+        return Key(Kind.CLUSTER) if key == CLUSTER else None
+    if folder == Kind.CLAIM.value:
+        try:
+            prefix = ip_network(name)
+        except ValueError:
+            return None
+        return Key(Kind.CLAIM, name, prefix) if str(prefix) == name else None
+    if folder in (Kind.MEMBER.value, Kind.NODE.value) and is_node_id(name):
+        return Key(Kind(folder), name)
+    return None

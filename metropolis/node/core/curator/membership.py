@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a node does about its place in the cluster, given what it knows. Pure.
+
+    decide(directory, me) -> Decision: where it stands, why, the prefixes it
+                             uses, and the transaction to commit, if any
+
+Prefixes are claimed in transactions that compare everything the choice rests
+on: that each claim is as it was seen, the node's member too (so it is not
+removed), and the cluster's configuration. So two nodes never get one prefix,
+whatever else happens at the same time: one of two transactions fails, and its
+node decides again, by what it sees then.
+
+A node that comes back finds its claims. Claims that are gone, when etcd was
+restored from an older snapshot, are claimed again: a node uses what it used
+(`Me.using`, at first what its kernel has) until another holds it.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Final
+
+from metropolis.node import allocs
+from metropolis.node.core.curator import keys, records
+from metropolis.node.core.curator.directory import Claim, ClaimState, Directory
+from metropolis.node.core.curator.records import ClusterConfig, Member, Record, RecordError
+from metropolis.node.core.curator.transaction import Put, Transaction
+from metropolis.node.core.network.overlay.mesh import Identity
+
+type IPAddress = IPv4Address | IPv6Address
+type IPNetwork = IPv4Network | IPv6Network
+
+
+class Standing(enum.Enum):
+    """Where a node stands in its cluster."""
+
+    NO_CLUSTER = "no cluster"
+    NO_KEY = "no key"
+    REMOVED = "removed"
+    DUPLICATE = "duplicate"
+    EXHAUSTED = "exhausted"
+    CLAIMING = "claiming"
+    NO_ADDRESS = "no address"
+    PUBLISHING = "publishing"
+    JOINED = "joined"
+
+
+TRANSIENT: Final = frozenset({Standing.CLAIMING, Standing.PUBLISHING, Standing.NO_KEY})
+"""Not worth a line of the log."""
+
+
+@dataclass(frozen=True)
+class Me:
+    """What the node is by itself.
+
+    using: prefixes that its workloads have. lease: under which its record is;
+    0: none. published: mod_revision of the record as it wrote it last; 0: not
+    since it started.
+    """
+
+    node_id: str
+    version: str = ""
+    identity: Identity | None = None
+    underlay: IPAddress | None = None
+    using: tuple[IPNetwork, ...] = ()
+    lease: int = 0
+    published: int = 0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """reason: for the log. own: what the node uses, in order. record: whether
+    `commit` writes the record, and so needs a lease.
+    """
+
+    standing: Standing
+    reason: str
+    own: tuple[IPNetwork, ...] = ()
+    commit: Transaction | None = None
+    record: bool = False
+
+
+class Exhausted(Exception):
+    """No prefix is left; names the networks."""
+
+
+def decide(directory: Directory, me: Me) -> Decision:
+    """Say what to do now."""
+    config = directory.cluster
+    if config is None:
+        reason = f"the cluster's configuration {directory.cluster_problem}"
+        return Decision(
+            Standing.NO_CLUSTER, f"{reason}: `metroctl cluster init` writes it", me.using
+        )
+    node = directory.node(me.node_id)
+    if node.removed:
+        reason = "this node was removed from the cluster; `metroctl node forget` lets it join anew"
+        return Decision(Standing.REMOVED, reason)
+    if (other := _duplicate(directory, me)) is not None:
+        return Decision(Standing.DUPLICATE, other)
+    held, missing, lost = _prefixes(directory, config, me)
+    kept = _ordered((*held, *lost))
+    if me.identity is None:
+        # Without a key, nobody can tell whether another machine is this node.
+        using = tuple(prefix for prefix in kept if prefix in me.using)
+        return Decision(Standing.NO_KEY, "the WireGuard key is not known yet", using)
+    if missing or node.member is None or set(node.member.prefixes) != set(held):
+        if directory.cluster_problem:
+            reason = f"the cluster's configuration {directory.cluster_problem}; nothing is claimed"
+            return Decision(Standing.NO_CLUSTER, reason, kept)
+        try:
+            chosen = lost + tuple(
+                choose(config, directory.claims, me.node_id, version)
+                for version in missing
+                if not any(prefix.version == version for prefix in lost)
+            )
+        except Exhausted as error:
+            return Decision(Standing.EXHAUSTED, str(error), kept)
+        commit = _claim(directory, me, held, chosen)
+        names = ", ".join(map(str, chosen)) or "membership"
+        return Decision(Standing.CLAIMING, f"claiming {names}", kept, commit)
+    return _publish(directory, config, me, held)
+
+
+def choose(
+    config: ClusterConfig, claims: Mapping[IPNetwork, Claim], node_id: str, version: int
+) -> IPNetwork:
+    """Choose a prefix of a family: never used, or else longest free.
+
+    The search begins at a hash of the node's id, so that nodes that join at
+    once rarely choose the same. Raises Exhausted.
+    """
+    networks = [network for network in config.networks if network.prefix.version == version]
+    digest = hashlib.blake2b(node_id.encode(), digest_size=8).digest()
+    for network in networks:
+        start = int.from_bytes(digest) % network.size
+        # No more than all claims can be in the way.
+        for step in range(min(network.size, len(claims) + 1)):
+            prefix = network.nth((start + step) % network.size)
+            if prefix not in claims:
+                return prefix
+    free = [
+        (claim.mod_revision, int(prefix.network_address), prefix)
+        for prefix, claim in claims.items()
+        if claim.state is ClaimState.FREE and any(network.gives(prefix) for network in networks)
+    ]
+    if not free:
+        names = ", ".join(f"{one} ({one.size} in all)" for one in networks)
+        raise Exhausted(
+            f"no prefix is left in {names}: remove nodes that are gone (`metroctl node remove`)"
+        )
+    return min(free)[2]
+
+
+def _prefixes(
+    directory: Directory, config: ClusterConfig, me: Me
+) -> tuple[tuple[IPNetwork, ...], tuple[int, ...], tuple[IPNetwork, ...]]:
+    """What the store says we hold, the families of which there is none, and
+    what we use of these and can claim again.
+    """
+    ours = directory.held_by(me.node_id)
+    held = tuple(one for one in ours if directory.claims[one].state is ClaimState.HELD)
+    missing = tuple(
+        version
+        for version in config.families
+        if not any(prefix.version == version for prefix in held)
+    )
+    wanted = dict.fromkeys((*me.using, *ours))
+    lost = tuple(
+        prefix
+        for prefix in wanted
+        if prefix.version in missing
+        and config.gives(prefix)
+        and _is_free(directory.claims.get(prefix), me.node_id)
+    )
+    return held, missing, lost
+
+
+def _is_free(claim: Claim | None, node_id: str) -> bool:
+    if claim is None or claim.state is ClaimState.FREE:
+        return True
+    return claim.state is not ClaimState.HELD and claim.node_id == node_id
+
+
+def _duplicate(directory: Directory, me: Me) -> str | None:
+    """Whether another machine is alive under our name; says so.
+
+    A record with another key is another's: our own after the key was lost,
+    too, until its lease has ended. One with our key is ours from before a
+    restart, but not when it was written after ours.
+    """
+    node = directory.node(me.node_id)
+    entry, record, identity = node.entry, node.seen, me.identity
+    if entry is None or record is None or identity is None:
+        return None
+    if entry.lease in (0, me.lease):
+        return None
+    if {identity.public_key, identity.next_public_key}.intersection(record.keys):
+        if not me.published or entry.mod_revision <= me.published:
+            return None
+    return (
+        f'another machine is node "{me.node_id}": key {record.public_key.hex()[:16]}..., '
+        f"address {record.address}; this one stays out. Give one of them another node_id"
+    )
+
+
+def _claim(
+    directory: Directory, me: Me, held: tuple[IPNetwork, ...], chosen: tuple[IPNetwork, ...]
+) -> Transaction:
+    member_key = keys.member(me.node_id)
+    before = directory.node(me.node_id).member or Member(False)
+    own = _ordered((*held, *chosen))
+    member = Member(False, before.wanted_key_epoch, own)
+    compared = [keys.CLUSTER, member_key, *map(keys.claim, own)]
+    return Transaction(
+        {key: directory.revision_of(key) for key in compared},
+        (
+            *(Put(keys.claim(prefix), records.encode_claim(me.node_id)) for prefix in chosen),
+            Put(member_key, records.encode_member(member)),
+        ),
+    )
+
+
+def _publish(
+    directory: Directory, config: ClusterConfig, me: Me, held: tuple[IPNetwork, ...]
+) -> Decision:
+    identity, key = me.identity, keys.node(me.node_id)
+    assert identity is not None, "asked for before"
+    if me.underlay is None:
+        return Decision(Standing.NO_ADDRESS, "the node has no underlay address yet", held)
+    record = Record(
+        me.node_id,
+        identity.public_key,
+        identity.next_public_key,
+        identity.epoch,
+        me.underlay,
+        allocs.WIREGUARD_PORT,
+        held,
+        me.version,
+    )
+    value = records.encode_record(record)
+    try:
+        # Others would refuse it.
+        records.decode_record(value)
+        records.check_address(me.underlay, config)
+    except RecordError as error:
+        return Decision(Standing.NO_ADDRESS, f"this node's record: {error}", held)
+    entry = directory.node(me.node_id).entry
+    if entry is not None and me.lease and entry.lease == me.lease and entry.value == value:
+        return Decision(Standing.JOINED, f"joined with {', '.join(map(str, held))}", held)
+    compared = [key, keys.member(me.node_id), *map(keys.claim, held)]
+    commit = Transaction(
+        {one: directory.revision_of(one) for one in compared}, (Put(key, value, me.lease),)
+    )
+    return Decision(Standing.PUBLISHING, "publishing the record", held, commit, record=True)
+
+
+def _ordered(prefixes: Iterable[IPNetwork]) -> tuple[IPNetwork, ...]:
+    return tuple(sorted(prefixes, key=lambda one: (one.version, int(one.network_address))))

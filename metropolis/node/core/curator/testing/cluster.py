@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An etcd, and machines that join it: each a curator in its supervisor."""
+
+import asyncio
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from metropolis.node.core import config
+from metropolis.node.core.curator import administration, etcd, keys, records
+from metropolis.node.core.curator.credentials import Files
+from metropolis.node.core.curator.curator import Curator, Timing
+from metropolis.node.core.curator.directory import ClaimState
+from metropolis.node.core.curator.transaction import Put, Transaction
+from metropolis.node.core.network.overlay.mesh import Identity, Peer
+from metropolis.test.etcd import Credentials, Etcd
+from osbase import event
+from osbase.netlink.rtnl import set_link_up
+from osbase.netlink.transport import NetlinkSocket
+from osbase.supervisor import Context, Supervisor
+
+type IPAddress = IPv4Address | IPv6Address
+type IPNetwork = IPv4Network | IPv6Network
+
+WAIT_S: Final = 30.0
+TIMING: Final = Timing(lease_s=3, retry_first_s=0.05, retry_max_s=0.3, remind_s=0.3)
+NETWORKS: Final = ("10.200.0.0/16:24", "fd00:200::/48:64")
+
+
+async def eventually[T](value: event.Value[T], where: Callable[[T], bool]) -> T:
+    """The first newest value of which `where` is true."""
+    async with asyncio.timeout(WAIT_S):
+        return await value.watch().get(where)
+
+
+def key_of(name: str) -> bytes:
+    """A public key, the same for the same name."""
+    return hashlib.sha256(name.encode()).digest()
+
+
+class Machine:
+    """One node. `async with` runs it; leaving is a crash: it says goodbye to
+    nobody. A new one of the same name is the machine after a restart.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        files: Files,
+        node_id: str,
+        *,
+        held: tuple[IPNetwork, ...] = (),
+        key: str = "",
+        timing: Timing = TIMING,
+        underlay: str = "",
+    ) -> None:
+        self.node_id = node_id
+        digest = key_of(node_id)
+        address = IPv4Address(underlay or bytes([192, 0, *digest[:2]]))
+        self.identity = event.Value[Identity]("identity")
+        self.identity.set(Identity(key_of(key or node_id)))
+        self.underlay = event.Value[IPAddress | None]("underlay")
+        self.underlay.set(address)
+        self.curator = Curator(
+            config.Cluster(node_id, tuple(endpoints), files.ca, files.cert, files.key),
+            self.identity,
+            self.underlay,
+            version="test",
+            held=held,
+            timing=timing,
+        )
+        self.published = self.curator.published.watch()
+        self._supervisor = Supervisor(self._root)
+        self._task: asyncio.Task[list[str]] | None = None
+
+    async def _root(self, ctx: Context) -> None:
+        ctx.run(self.node_id, self.curator.run)
+        ctx.signal_healthy()
+        await asyncio.Event().wait()
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._supervisor.run(10))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._task is not None, "entered"
+        self._supervisor.request_stop()
+        assert await self._task == []
+
+    async def joined(self) -> tuple[IPNetwork, ...]:
+        """Wait until others can read of it (again); what it holds then."""
+        async with asyncio.timeout(WAIT_S):
+            await self.published.get()
+        return self.curator.pod_prefixes.peek().prefixes
+
+    async def has_prefixes(
+        self, where: Callable[[tuple[IPNetwork, ...]], bool]
+    ) -> tuple[IPNetwork, ...]:
+        """Wait for prefixes of which `where` is true."""
+        found = await eventually(self.curator.pod_prefixes, lambda pods: where(pods.prefixes))
+        return found.prefixes
+
+    async def sees(self, where: Callable[[dict[str, Peer]], bool]) -> dict[str, Peer]:
+        """Wait for peers of which `where` is true."""
+        table = self.curator.peers
+        async with asyncio.timeout(WAIT_S):
+            with table.watch() as watcher:
+                while not where(table.copy()):
+                    await watcher.get()
+        return table.copy()
+
+
+class Cluster:
+    """The server, a client of it, and machines."""
+
+    def __init__(self, server: Etcd) -> None:
+        self.server = server
+        self.files = files_of(server.client)
+
+    def machine(
+        self,
+        node_id: str,
+        *,
+        held: tuple[IPNetwork, ...] = (),
+        key: str = "",
+        timing: Timing = TIMING,
+        underlay: str = "",
+    ) -> Machine:
+        """Not running yet."""
+        return Machine(
+            self.server.endpoints, self.files, node_id,
+            held=held, key=key, timing=timing, underlay=underlay,
+        )  # fmt: skip
+
+    async def connect(self) -> etcd.Etcd:
+        """A client; close it."""
+        return await etcd.dial(self.server.endpoints, self.files)
+
+    async def init(self, *networks: str, mtu: int | None = None) -> None:
+        """What `metroctl cluster init` does."""
+        parts = [text.rpartition(":") for text in networks]
+        found = tuple(records.pod_network(prefix, int(length)) for prefix, _, length in parts)
+        async with await self.connect() as client:
+            await administration.init(client, records.ClusterConfig(found, mtu))
+
+    async def remove(self, node_id: str) -> None:
+        """What `metroctl node remove` does."""
+        async with await self.connect() as client:
+            await administration.remove(client, node_id)
+
+    async def forget(self, node_id: str) -> None:
+        """What `metroctl node forget` does."""
+        async with await self.connect() as client:
+            await administration.forget(client, node_id)
+
+    async def put(self, key: bytes, value: bytes, lease: int = 0) -> None:
+        """What a rogue does."""
+        async with await self.connect() as client:
+            await client.commit(Transaction({}, (Put(key, value, lease),)))
+
+    async def delete(self, *gone: bytes) -> None:
+        """What a rogue does."""
+        async with await self.connect() as client:
+            await client.commit(Transaction({}, (), gone))
+
+    async def claims(self) -> dict[IPNetwork, str]:
+        """Who holds what now."""
+        async with await self.connect() as client:
+            return claims(await client.list(keys.ROOT))
+
+
+def claims(listing: etcd.Listing) -> dict[IPNetwork, str]:
+    """Who holds what; checks that nobody has two of a family."""
+    directory = administration.Directory("")
+    directory.replace(listing.entries)
+    held = {
+        prefix: claim.node_id
+        for prefix, claim in directory.claims.items()
+        if claim.state is ClaimState.HELD
+    }
+    number = Counter((prefix.version, node_id) for prefix, node_id in held.items())
+    assert all(count == 1 for count in number.values()), number
+    return held
+
+
+def files_of(credentials: Credentials) -> Files:
+    """As the curator takes them."""
+    return Files(*map(str, (credentials.ca, credentials.cert, credentials.key)))
+
+
+@contextlib.asynccontextmanager
+async def start(
+    directory: Path, *networks: str, options: Sequence[str] = (), mtu: int | None = None
+) -> AsyncIterator[Cluster]:
+    """A cluster on loopback; without networks, one nobody has initialised."""
+    with NetlinkSocket() as sock:
+        sock.batch([set_link_up(1, "lo")])
+    async with Etcd(directory, ["127.0.0.1"], options) as server:
+        cluster = Cluster(server)
+        if networks:
+            await cluster.init(*networks, mtu=mtu)
+        yield cluster
+
+
+__all__ = ["NETWORKS", "TIMING", "Cluster", "Machine", "claims", "eventually", "start"]

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Certificates for tests: an authority, and what it signs, by openssl."""
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_NEW_KEY: Final = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+_PAST: Final = ("-not_before", "20200101000000Z", "-not_after", "20200102000000Z")
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Paths of PEM files: the authority's certificate, one's own, its key."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
+class Authority:
+    """Signs. Its files are below `directory`, which is made."""
+
+    def __init__(self, directory: Path, name: str = "ca") -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self.cert, self._key = directory / f"{name}.pem", directory / f"{name}.key"
+        _openssl(
+            "req", "-x509", *_NEW_KEY, "-days", "30", "-subj", f"/CN={name}",
+            "-keyout", self._key, "-out", self.cert,
+        )  # fmt: skip
+
+    def server(self, name: str, addresses: Sequence[str], hosts: Sequence[str] = ()) -> Credentials:
+        """A certificate for a server at these addresses and host names.
+
+        Good for a client, too: etcd's gateway is one of etcd.
+        """
+        names = [*(f"IP:{address}" for address in addresses), *(f"DNS:{host}" for host in hosts)]
+        usage = "extendedKeyUsage=serverAuth,clientAuth"
+        return self._sign(name, (usage, f"subjectAltName={','.join(names)}"), ("-days", "30"))
+
+    def client(self, name: str, *, expired: bool = False) -> Credentials:
+        """A certificate for a node or an operator, the same name the same files
+        anew. expired: since 2020.
+        """
+        return self._sign(
+            name, ("extendedKeyUsage=clientAuth",), _PAST if expired else ("-days", "30")
+        )
+
+    def _sign(self, name: str, extensions: Sequence[str], validity: Sequence[str]) -> Credentials:
+        made = {kind: self._directory / f"{name}.{kind}" for kind in ("pem", "key", "csr", "ext")}
+        made["ext"].write_text("".join(f"{line}\n" for line in extensions))
+        _openssl(
+            "req", "-new", *_NEW_KEY, "-subj", f"/CN={name}",
+            "-keyout", made["key"], "-out", made["csr"],
+        )  # fmt: skip
+        _openssl(
+            "x509", "-req", "-in", made["csr"], "-CA", self.cert, "-CAkey", self._key,
+            *validity, "-extfile", made["ext"], "-out", made["pem"],
+        )  # fmt: skip
+        return Credentials(self.cert, made["pem"], made["key"])
+
+
+def _openssl(*arguments: str | Path) -> None:
+    done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"openssl {arguments[0]}: {done.stderr.decode(errors='replace')}")
