@@ -19,13 +19,21 @@ PORT = 8080
 _WAIT_S = 15
 
 
-def pod_command(name: str) -> list[str]:
-    """Return what a pod runs: a web server that tells the pod's name."""
-    script = (
-        f"mkdir -p /tmp/www && echo {shlex.quote(name)} >/tmp/www/name && "
-        f"exec httpd -f -p {PORT} -h /tmp/www"
-    )
-    return ["sh", "-c", script]
+def pod_command(name: str, bodies: Sequence[int] = ()) -> list[str]:
+    """Return what a pod runs: a web server that tells the pod's name.
+
+    bodies: sizes in bytes; each is served under its size, see body().
+    """
+    quoted = shlex.quote(name)
+    lines = ["mkdir -p /tmp/www", f"echo {quoted} >/tmp/www/name"]
+    lines += [f"yes {quoted} | head -c {size} >/tmp/www/{size}" for size in bodies]
+    return ["sh", "-c", " && ".join([*lines, f"exec httpd -f -p {PORT} -h /tmp/www"])]
+
+
+def body(name: str, size: int) -> bytes:
+    """Return `size` bytes that a pod serves: its name, again and again."""
+    line = f"{name}\n".encode()
+    return (line * (size // len(line) + 1))[:size]
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Check:
-    """A check's outcome. detail: the answer, or what was wrong with it."""
+    """A check's outcome. detail: the answer, or what was wrong with it. ms: how
+    long the way there and back took, where that was measured.
+    """
 
     name: str
     ok: bool
@@ -59,9 +69,11 @@ class Check:
     pod: str = ""
     target: str = ""
     family: int = 0
+    ms: float | None = None
 
 
-def _fetch(address: IPv4Address | IPv6Address, port: int, path: str) -> tuple[str, ...]:
+def fetch(address: IPv4Address | IPv6Address, port: int, path: str) -> tuple[str, ...]:
+    """Return a command that prints what is served there."""
     host = f"[{address}]" if isinstance(address, IPv6Address) else str(address)
     return ("wget", "-q", "-O", "-", "-T", str(_WAIT_S), f"http://{host}:{port}/{path}")
 
@@ -80,21 +92,19 @@ def plan(
     for index, pod in enumerate(pods):
         other = pods[(index + 1) % len(pods)]
         for ip in other.ips:
-            plans.append(
-                Plan(pod.name, "pod", ip.version, ip, _fetch(ip, PORT, "name"), other.name)
-            )
+            plans.append(Plan(pod.name, "pod", ip.version, ip, fetch(ip, PORT, "name"), other.name))
         for ip in node:
             ping = ("ping", f"-{ip.version}", "-c", "1", "-W", str(_WAIT_S), str(ip))
             plans.append(Plan(pod.name, "node", ip.version, ip, ping, None))
         for ip in outside:
             source = next((str(own) for own in node if own.version == ip.version), None)
-            fetch = _fetch(ip, outside_port, "")
-            plans.append(Plan(pod.name, "outside", ip.version, ip, fetch, source or "nobody"))
+            asked = fetch(ip, outside_port, "")
+            plans.append(Plan(pod.name, "outside", ip.version, ip, asked, source or "nobody"))
     return plans
 
 
-def script(plans: Sequence[Plan]) -> str:
-    """Return a shell script that runs all plans at once.
+def script(plans: Sequence[Plan], at_once: bool = True) -> str:
+    """Return a shell script that runs all plans at once, or in turn.
 
     It prints a line for each: its index, its status, its output on one line.
     """
@@ -102,21 +112,29 @@ def script(plans: Sequence[Plan]) -> str:
         'try() { n=$1; shift; out=$("$@" 2>&1); s=$?; '
         'printf \'%s %s %s\\n\' "$n" "$s" "$(echo "$out" | tr \'\\n\\r\' \'  \')"; }'
     ]
-    lines += [f"try {i} {shlex.join(p.command)} &" for i, p in enumerate(plans)]
+    end = " &" if at_once else ""
+    lines += [f"try {i} {shlex.join(p.command)}{end}" for i, p in enumerate(plans)]
     return "\n".join([*lines, "wait"])
 
 
-def judge(plans: Sequence[Plan], output: str) -> list[Check]:
-    """Return the outcomes, from what script() printed."""
-    answers: dict[int, tuple[str, str]] = {}
+def answers(plans: Sequence[Plan], output: str) -> list[tuple[Plan, str, str]]:
+    """Return each plan with its status and output, from what script() printed;
+    status "": it printed nothing.
+    """
+    told: dict[int, tuple[str, str]] = {}
     for line in output.splitlines():
         index, _, rest = line.partition(" ")
         status, _, text = rest.partition(" ")
         if index.isdecimal():
-            answers[int(index)] = (status, text.strip())
+            told[int(index)] = (status, text.strip())
+    nothing = ("", "no answer from the pod")
+    return [(planned, *told.get(number, nothing)) for number, planned in enumerate(plans)]
+
+
+def judge(plans: Sequence[Plan], output: str) -> list[Check]:
+    """Return the outcomes, from what script() printed."""
     checks = []
-    for number, planned in enumerate(plans):
-        status, text = answers.get(number, ("", "no answer from the pod"))
+    for planned, status, text in answers(plans, output):
         ok = status == "0" and planned.expect in (None, text)
         if ok and planned.target == "outside":
             detail = f"{planned.address} saw {text}"

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The serial console of the node that //metropolis:launch runs: a root shell.
+"""The serial console of a node that //metropolis:launch runs: a root shell.
 
-    ./bazelw run //metropolis/test/launch:console
+    ./bazelw run //metropolis/test/launch:console [-- NODE]
 
 Ctrl-] leaves; the node goes on. One console at a time. Without a terminal it
 sends what it reads and prints what comes until stdin has ended and the console
 has been silent for two seconds.
 """
 
+import argparse
 import contextlib
 import os
 import select
@@ -62,10 +63,13 @@ def relay(console: socket.socket) -> None:
 
 def main() -> int:
     """Run the command; return the exit status."""
+    parser = argparse.ArgumentParser(prog="console", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("node", nargs="?", help="of a cluster; may be left out when there is one")
+    options = parser.parse_args()
     try:
-        launch = state.only_launch(state.root())
+        directory = state.only_launch(state.root()).node(options.node)
         with socket.socket(socket.AF_UNIX) as console:
-            console.connect(str(launch.console_socket))
+            console.connect(str(directory / state.CONSOLE_SOCKET))
             print("console of the node; Ctrl-] leaves, Enter shows the prompt", file=sys.stderr)
             with raw_terminal():
                 relay(console)

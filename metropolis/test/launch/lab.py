@@ -1,11 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network around the node, in namespaces of this process.
+"""The network around the nodes, in namespaces of this process.
+
+    node1   node2   node3      a tap for each node
+    --+-------+-------+--
+      |     lab0      |        a bridge: router, DHCP and RA, outside host
+    --+---------------+--
 
     enter_namespaces()          # first thing in main(), still single-threaded
-    async with Lab(directory) as lab:
-        ... QEMU with Tap(lab.tap_fd, lab.node_mac)
+    async with Lab(directory, nodes=3) as lab:
+        ... QEMU with Tap(lab.ports[0].fd, lab.ports[0].mac)
 
-All addresses are of the documentation ranges (RFC 5737, RFC 3849).
+All addresses are of the documentation ranges (RFC 5737, RFC 3849). Faults are
+the bridge's: a port that is cut off hears and says nothing; ports that are
+parted reach the router and what is on it, and not each other.
+
+Why not sockets between the QEMUs: nothing could be captured or cut there, and
+the nodes would have no world.
 """
 
 import asyncio
@@ -14,17 +24,22 @@ import ctypes
 import errno
 import fcntl
 import os
-import re
-import shutil
 import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-TAP = "node0"
-NODE_MAC = "52:54:00:4e:00:01"
-NODE_IPV4 = IPv4Address("198.51.100.10")
+from metropolis.test.launch.child import child
+
+BRIDGE = "lab0"
+BRIDGE_MAC = "52:54:00:4e:ff:01"
+MAX_NODES = 30
+MTU = 1500
+_FIRST_NODE = IPv4Address("198.51.100.10")
+_POOL = (IPv4Address("198.51.100.50"), IPv4Address("198.51.100.90"))
 ROUTER_IPV4 = IPv4Interface("198.51.100.1/24")
 ROUTER_IPV6 = IPv6Interface("2001:db8:51::1/64")
 ROUTER_LINK_LOCAL = IPv6Interface("fe80::51/64")
@@ -42,6 +57,31 @@ _MS_REC, _MS_PRIVATE = 0x4000, 0x40000
 
 class LabError(Exception):
     """The network could not be made; says what to do about it."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """Where one node is plugged in. number: from 1; fd: the tap's, the lab's
+    to close. mac, ipv4: the node's; its IPv6 address is its own making.
+    """
+
+    number: int
+    fd: int
+
+    @property
+    def link(self) -> str:
+        """The tap."""
+        return f"node{self.number}"
+
+    @property
+    def mac(self) -> str:
+        """The node's link address."""
+        return f"52:54:00:4e:00:{self.number:02x}"
+
+    @property
+    def ipv4(self) -> IPv4Address:
+        """What DHCP gives to the node."""
+        return _FIRST_NODE + (self.number - 1)
 
 
 def enter_namespaces() -> None:
@@ -92,42 +132,64 @@ def open_tap(name: str) -> int:
     return fd
 
 
-def _setup_batch() -> str:
-    """Return `ip -batch` input: the router's and the outside's addresses."""
-    return "\n".join(
-        [
-            "link set lo up",
-            # On the tap too, though not on its network: all goes with the tap.
-            f"addr add {OUTSIDE_IPV4}/32 dev {TAP}",
-            f"addr add {OUTSIDE_IPV6}/128 dev {TAP} nodad",
-            # No address of the kernel's own making, so no delay for DAD.
-            f"link set {TAP} addrgenmode none",
-            f"addr add {ROUTER_IPV4} dev {TAP}",
-            f"addr add {ROUTER_IPV6} dev {TAP} nodad",
-            f"addr add {ROUTER_LINK_LOCAL} dev {TAP} nodad",
-            f"link set {TAP} up",
-            "",
-        ]
-    )
+def _setup_batch(mtu: int) -> list[str]:
+    """Return `ip -batch` lines: the bridge, the router, the outside."""
+    return [
+        "link set lo up",
+        # Ports forward at once, and neighbour discovery needs no MLD querier.
+        # A link address of its own: else it has that of a port.
+        f"link add {BRIDGE} address {BRIDGE_MAC} mtu {mtu} type bridge "
+        "stp_state 0 forward_delay 0 mcast_snooping 0",
+        # On the bridge too, though not on its network: all goes with it.
+        f"addr add {OUTSIDE_IPV4}/32 dev {BRIDGE}",
+        f"addr add {OUTSIDE_IPV6}/128 dev {BRIDGE} nodad",
+        # No address of the kernel's own making, so no delay for DAD.
+        f"link set {BRIDGE} addrgenmode none",
+        f"addr add {ROUTER_IPV4} dev {BRIDGE}",
+        f"addr add {ROUTER_IPV6} dev {BRIDGE} nodad",
+        f"addr add {ROUTER_LINK_LOCAL} dev {BRIDGE} nodad",
+        f"link set {BRIDGE} up",
+    ]
 
 
-def _dnsmasq_args(leases: Path) -> list[str]:
-    """Return the arguments of a DHCPv4, RA and DNS server on the tap."""
-    pool = f"{NODE_IPV4 + 40},{NODE_IPV4 + 80},{ROUTER_IPV4.netmask},1h"
+def _port_batch(port: Port, mtu: int) -> list[str]:
+    """Return `ip -batch` lines: a tap becomes a port of the bridge."""
+    return [
+        f"link set {port.link} addrgenmode none",
+        f"link set {port.link} mtu {mtu} master {BRIDGE} up",
+    ]
+
+
+async def _ip(lines: Iterable[str]) -> None:
+    process = await asyncio.create_subprocess_exec(
+        "ip", "-batch", "-",
+        stdin=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, said = await process.communicate("".join(f"{line}\n" for line in lines).encode())
+    if process.returncode != 0:
+        raise LabError(f"ip -batch: {said.decode(errors='replace').strip()}")
+
+
+def _dnsmasq_args(leases: Path, mtu: int) -> list[str]:
+    """Return the arguments of a DHCPv4, RA and DNS server on the bridge."""
+    hosts = [Port(number, -1) for number in range(1, MAX_NODES + 1)]
     return [
         "--no-daemon",
         "--conf-file=/dev/null",
         "--pid-file=",
         f"--dhcp-leasefile={leases}",
-        f"--interface={TAP}",
+        f"--interface={BRIDGE}",
         "--except-interface=lo",
         "--bind-interfaces",
         "--no-resolv",
         "--no-hosts",
         f"--host-record=outside.test,{OUTSIDE_IPV4},{OUTSIDE_IPV6}",
-        f"--dhcp-range={pool}",
-        f"--dhcp-host={NODE_MAC},{NODE_IPV4}",
+        f"--dhcp-range={_POOL[0]},{_POOL[1]},{ROUTER_IPV4.netmask},1h",
+        *(f"--dhcp-host={host.mac},{host.ipv4}" for host in hosts),
         f"--dhcp-option=option:router,{ROUTER_IPV4.ip}",
+        # The RA has the MTU of the bridge.
+        *([] if mtu == MTU else [f"--dhcp-option=option:mtu,{mtu}"]),
         "--dhcp-authoritative",
         "--dhcp-rapid-commit",
         "--no-ping",
@@ -141,16 +203,18 @@ class Lab:
     """The network, from entering to leaving the context.
 
     Needs a network namespace of its own. `seen` has every address that spoke
-    to the outside host.
+    to the outside host, `ports` where nodes are plugged in.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.tap_fd = -1
-        self.node_mac = NODE_MAC
+    def __init__(self, directory: Path, nodes: int = 1, mtu: int = MTU) -> None:
+        """nodes: ports there are at once. mtu: of the network in bytes, which
+        nodes are told by DHCP and RA; larger packets are lost without a word.
+        """
+        self.ports: list[Port] = []
         self.seen: list[IPv4Address | IPv6Address] = []
-        self._dnsmasq_up = asyncio.Event()
-        self._log_path = directory / "dnsmasq.log"
-        self._leases = directory / "dnsmasq.leases"
+        self._nodes = nodes
+        self._mtu = mtu
+        self._directory = directory
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -170,24 +234,25 @@ class Lab:
         await self._stack.aclose()
 
     async def _start(self) -> None:
-        self.tap_fd = open_tap(TAP)
-        self._stack.callback(os.close, self.tap_fd)
-        process = await asyncio.create_subprocess_exec(
-            "ip", "-batch", "-",
-            stdin=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        _, said = await process.communicate(_setup_batch().encode())
-        if process.returncode != 0:
-            raise LabError(f"ip -batch: {said.decode(errors='replace').strip()}")
+        await _ip(_setup_batch(self._mtu))
+        self._stack.push_async_callback(_ip, [f"link del {BRIDGE}"])
         # Neighbour advertisements then have the router flag, without which the
         # node gives up its default route (RFC 4861 section 7.2.5).
-        forwarding = Path(f"/proc/sys/net/ipv6/conf/{TAP}/forwarding")
+        forwarding = Path(f"/proc/sys/net/ipv6/conf/{BRIDGE}/forwarding")
         try:
             await asyncio.to_thread(forwarding.write_text, "1")
         except OSError as error:
             raise LabError(f"write 1 to {forwarding}: {error.strerror}") from error
-        await self._start_dnsmasq()
+        for _ in range(self._nodes):
+            await self.plug()
+        await self._stack.enter_async_context(
+            child(
+                "dnsmasq",
+                *_dnsmasq_args(self._directory / "dnsmasq.leases", self._mtu),
+                log=self._directory / "dnsmasq.log",
+                ready=rb"started, version",
+            )
+        )
         for address in (str(OUTSIDE_IPV4), str(OUTSIDE_IPV6)):
             await self._stack.enter_async_context(
                 await asyncio.start_server(self._answer, address, OUTSIDE_PORT)
@@ -198,43 +263,36 @@ class Lab:
             )
             self._stack.callback(transport.close)
 
-    async def _start_dnsmasq(self) -> None:
-        binary = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-        if binary is None:
-            raise LabError("dnsmasq not found; run inside the devroot (./bazelw)")
-        # As a child that cannot outlive this process, in a session that Ctrl-C
-        # on the terminal does not reach.
-        process = await asyncio.create_subprocess_exec(
-            "setpriv", "--pdeathsig", "KILL", binary, *_dnsmasq_args(self._leases),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )  # fmt: skip
+    async def plug(self) -> Port:
+        """Add a port, which stays until the end."""
+        number = len(self.ports) + 1
+        if number > MAX_NODES:
+            raise LabError(f"port {number}: there are {MAX_NODES}")
+        port = Port(number, -1)
+        port = Port(number, open_tap(port.link))
+        self._stack.callback(os.close, port.fd)
+        await _ip(_port_batch(port, self._mtu))
+        self.ports.append(port)
+        return port
 
-        follow = asyncio.create_task(self._follow(process.stderr))
+    async def cut(self, *ports: Port) -> None:
+        """Cut ports off: nothing is sent or received there."""
+        await _ip(f"link set {port.link} down" for port in ports)
 
-        async def stop() -> None:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            await process.wait()
-            await follow
+    async def part(self, *ports: Port) -> None:
+        """Part these ports from one another; all else they still reach."""
+        await _ip(f"link set {port.link} type bridge_slave isolated on" for port in ports)
 
-        self._stack.push_async_callback(stop)
-        started = asyncio.create_task(self._dnsmasq_up.wait())
-        try:
-            await asyncio.wait({started, follow}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            started.cancel()
-        if not self._dnsmasq_up.is_set():
-            raise LabError(f"dnsmasq: {self._log_path.read_text().strip()}")
-
-    async def _follow(self, lines: asyncio.StreamReader | None) -> None:
-        with self._log_path.open("wb", buffering=0) as log:
-            while lines is not None and (line := await lines.readline()):
-                log.write(line)
-                if re.search(rb"started, version", line):
-                    self._dnsmasq_up.set()
+    async def heal(self) -> None:
+        """Undo all cuts and partings."""
+        await _ip(
+            line
+            for port in self.ports
+            for line in (
+                f"link set {port.link} up",
+                f"link set {port.link} type bridge_slave isolated off",
+            )
+        )
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One HTTP request: the answer is the caller's address."""

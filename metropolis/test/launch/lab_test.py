@@ -3,9 +3,12 @@
 
 import asyncio
 import errno
+import json
 import os
 import socket
+import subprocess
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -69,3 +72,38 @@ def test_no_tun_device(monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(LabError, match=remedy):
         lab.open_tap("x")
+
+
+def links(*, master: bool = False) -> dict[str, dict[str, object]]:
+    """Return the links of this namespace: those of the bridge, or all."""
+    command = ["ip", "-json", "-details", "link", "show"] + ["master", lab.BRIDGE] * master
+    done = subprocess.run(command, capture_output=True, check=True)
+    return {link["ifname"]: link for link in json.loads(done.stdout)}
+
+
+def isolated(link: dict[str, Any]) -> bool:
+    return bool(link["linkinfo"]["info_slave_data"]["isolated"])
+
+
+@pytest.mark.usefixtures("tap")
+async def test_ports_are_cut_off_parted_and_healed(tmp_path: Path) -> None:
+    async with Lab(tmp_path, nodes=3, mtu=1400) as world:
+        one, two, three = world.ports
+        assert [port.link for port in world.ports] == ["node1", "node2", "node3"]
+        assert len({port.mac for port in world.ports}) == 3
+        assert str(three.ipv4) == "198.51.100.12"
+        assert {link["mtu"] for link in links(master=True).values()} == {1400}
+        await world.cut(one)
+        await world.part(two, three)
+        now = links(master=True)
+        assert [name for name in now if "UP" in cast(list[str], now[name]["flags"])] == [
+            "node2",
+            "node3",
+        ]
+        assert [name for name in now if isolated(now[name])] == ["node2", "node3"]
+        await world.heal()
+        now = links(master=True)
+        assert all("UP" in cast(list[str], link["flags"]) for link in now.values())
+        assert not any(map(isolated, now.values()))
+        assert (await world.plug()).link == "node4"
+    assert lab.BRIDGE not in links()

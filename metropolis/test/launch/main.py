@@ -8,46 +8,22 @@ stdout. The exit status is 0 when every check is ok, 1 when one is not, 2 when
 it did not come to checks.
 """
 
-import argparse
 import asyncio
-import contextlib
-import signal
-import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from metropolis.node.core.network.workloads.spec import workload_pb2
-from metropolis.test.launch import checks, report, state
-from metropolis.test.launch.cri import CriError, Pod
-from metropolis.test.launch.images import ImagesError, find_images
-from metropolis.test.launch.lab import (
-    OUTSIDE_IPV4,
-    OUTSIDE_IPV6,
-    OUTSIDE_PORT,
-    Lab,
-    LabError,
-    enter_namespaces,
-)
-from metropolis.test.launch.node import Node, NodeError
+from metropolis.test.launch import checks, command, report, state
+from metropolis.test.launch.command import say
+from metropolis.test.launch.cri import Pod
+from metropolis.test.launch.images import find_images
+from metropolis.test.launch.lab import OUTSIDE_IPV4, OUTSIDE_IPV6, OUTSIDE_PORT, Lab
+from metropolis.test.launch.node import Node
 from metropolis.test.launch.report import PodRow, Report, to_json, to_table
-from osbase.test.agent.client import AgentError
-from osbase.test.qemu.config import ConfigError
-from osbase.test.qemu.vm import VmError
 
 PODS = ("pod-a", "pod-b")
 # The CRI has no field for it; containerd always names it so.
 INTERFACE = "eth0"
-
-# What can go wrong without being a fault in here: said without a traceback.
-EXPECTED = (
-    AgentError, ConfigError, CriError, ImagesError, LabError, NodeError, state.StateError, VmError,
-)  # fmt: skip
-
-
-def say(message: str) -> None:
-    """Progress."""
-    print(message, file=sys.stderr, flush=True)
 
 
 async def pod_rows(node: Node, pods: Sequence[Pod]) -> list[PodRow]:
@@ -110,14 +86,14 @@ async def examine(node: Node) -> Report:
     )
 
 
-def hints(directory: Path) -> str:
-    """Return what can be done while the node runs."""
+def hints(node: Path) -> str:
+    """Return what can be done while the node runs. node: its directory."""
     return f"""
 The node runs until Ctrl-C. Meanwhile, in another terminal:
   a shell on the node       ./bazelw run //metropolis/test/launch:console
-                            (or: socat -,rawer,escape=0x1d UNIX-CONNECT:{directory}/console.sock)
+                            (or: socat -,rawer,escape=0x1d UNIX-CONNECT:{node}/console.sock)
   a command in a pod        ./bazelw run //metropolis/test/launch:pod -- exec {PODS[0]} ip addr
-  the console so far        {directory}/console.log
+  the console so far        {node}/console.log
 """
 
 
@@ -125,7 +101,7 @@ async def launch(base: Path, leave: bool, as_json: bool) -> int:
     """Do it all; return the exit status."""
     with state.directory(base) as directory:
         async with Lab(directory) as lab, Node(
-            find_images(), lab, directory, progress=say
+            find_images(), lab, directory / "node", progress=say
         ) as node:  # fmt: skip
             await node.wait_ready()
             found = await examine(node)
@@ -133,7 +109,7 @@ async def launch(base: Path, leave: bool, as_json: bool) -> int:
                 say(f"--- the node's logs\n{await node.logs()}\n---")
             print(to_json(found) if as_json else to_table(found), flush=True)
             if not leave:
-                say(hints(directory))
+                say(hints(directory / "node"))
                 reason = await node.vm.wait()
                 say(f"the node has ended: {reason or 'no reason given'}")
             elif node.vm is not None:
@@ -141,47 +117,17 @@ async def launch(base: Path, leave: bool, as_json: bool) -> int:
     return 0 if found.ok else 1
 
 
-async def _until_signalled(base: Path, leave: bool, as_json: bool) -> int:
-    """As launch(), but SIGTERM and SIGINT end it in good order."""
-    loop = asyncio.get_running_loop()
-    work = asyncio.create_task(launch(base, leave, as_json))
-    caught: list[int] = []
-
-    def stop(number: int) -> None:
-        caught.append(number)
-        say("\nstopping the node")
-        work.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, stop, number)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        # Ctrl-C after the table is how this is meant to end.
-        return 128 + caught[0] if leave or not caught else 0
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    parser = argparse.ArgumentParser(prog="launch", description=__doc__.splitlines()[0])
-    parser.add_argument("--exit", action="store_true", help="end after the table")
-    parser.add_argument("--json", action="store_true", help="print one line of JSON, no table")
+    parser = command.parser("launch", __doc__)
     options = parser.parse_args(arguments)
     base = state.root()
-    try:
-        enter_namespaces()
-        return asyncio.run(_until_signalled(base, options.exit, options.json))
-    except EXPECTED as error:
-        say(f"launch: {error}")
-    except Exception:
-        traceback.print_exc()
-    if options.json:
+    status = command.run("launch", lambda: launch(base, options.exit, options.json), options.exit)
+    if status is None and options.json:
         failed = checks.Check("launch", False, "see stderr")
         print(to_json(Report("", 0.0, (), (failed,))), flush=True)
-    return 2
+    return command.FAILED if status is None else status
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main(sys.argv[1:]))
-    sys.exit(130)
+    command.exit_with(main)

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from metropolis.node import allocs
 from metropolis.node.core.network.workloads.spec import workload_pb2, workload_pb2_grpc
 from metropolis.test.launch.cri import Cri, unix_channel
 from metropolis.test.launch.images import Images
-from metropolis.test.launch.lab import NODE_IPV4, OUTSIDE_IPV4, OUTSIDE_IPV6, ROUTER_IPV6, Lab
+from metropolis.test.launch.lab import OUTSIDE_IPV4, OUTSIDE_IPV6, ROUTER_IPV6, Lab, Port
 from osbase.test.agent.client import Agent, AgentError
 from osbase.test.qemu.accel import find_accel
 from osbase.test.qemu.config import Accel, Drive, Machine, Tap
@@ -44,7 +44,7 @@ class NodeError(Exception):
     """The node did not become what it should; ends with its logs."""
 
 
-def _quiet(message: str) -> None:
+def quiet(message: str) -> None:
     """Progress nobody wants to see."""
 
 
@@ -57,22 +57,34 @@ class Node:
         lab: Lab,
         directory: Path,
         config: str | None = None,
-        progress: Progress = _quiet,
+        progress: Progress = quiet,
         data: Path | None = None,
+        *,
+        name: str = "node",
+        port: Port | None = None,
+        pki: Mapping[str, bytes] | None = None,
+        memory_mib: int = 1024,
+        clock: str = "utc",
     ) -> None:
         """config: NodeConfig as text; None: the one in the image. data: an
         ext4 file system, the node's /var; None: that ends with the node.
+        port: of the lab; None: the first. pki: contents of ca, cert and key,
+        PEM. clock: see Machine.
         """
+        self.name = name
+        self.port = lab.ports[0] if port is None else port
         self.accel: Accel | None = None
         self.boot_s = 0.0
-        self.ipv4: IPv4Address = NODE_IPV4
+        self.ipv4: IPv4Address = self.port.ipv4
         self.ipv6: IPv6Address | None = None
         self._images = images
-        self._lab = lab
         self._directory = directory
-        self._config = config
         self._progress = progress
         self._data = data
+        self._fw_cfg = {} if config is None else {_CONFIG: config.encode()}
+        self._fw_cfg |= {f"opt/metropolis/{item}.pem": pem for item, pem in (pki or {}).items()}
+        self._memory_mib = memory_mib
+        self._clock = clock
         self._stack = contextlib.AsyncExitStack()
         self._begin = 0.0
 
@@ -114,15 +126,17 @@ class Node:
         machine = Machine(
             kernel=self._images.kernel,
             initrd=self._images.initramfs,
-            cmdline="quiet metropolis.console",
+            cmdline=f"quiet metropolis.console metropolis.hostname={self.name}",
             drives=(
                 Drive(self._images.root, "root"),
                 Drive(self._images.tools, "tools"),
                 *(() if self._data is None else (Drive(self._data, "data", readonly=False),)),
             ),
             channels=(AGENT_CHANNEL,),
-            fw_cfg={} if self._config is None else {_CONFIG: self._config.encode()},
-            nets=(Tap(self._lab.tap_fd, self._lab.node_mac),),
+            fw_cfg=self._fw_cfg,
+            nets=(Tap(self.port.fd, self.port.mac),),
+            memory_mib=self._memory_mib,
+            clock=self._clock,
         )
         enter = self._stack.enter_async_context
         self.vm = await enter(Vm(machine, self.accel, self._directory))
@@ -202,7 +216,7 @@ class Node:
         return [
             ip_address(address["local"])
             for link in json.loads(done.stdout)
-            if link.get("address") == self._lab.node_mac
+            if link.get("address") == self.port.mac
             for address in link["addr_info"]
             if "local" in address and not address.get("tentative")
         ]
@@ -216,6 +230,17 @@ class Node:
                 )
                 return done.text
         return self.vm.console_tail()
+
+    async def save_logs(self, directory: Path) -> None:
+        """Copy all service logs to SERVICE.log there, as far as the node still
+        answers.
+        """
+        with contextlib.suppress(AgentError, TimeoutError):
+            async with asyncio.timeout(20):
+                names = (await self.agent.run(["ls", "/run/log"])).text.split()
+                for name in names:
+                    data = await self.agent.read_file(f"/run/log/{name}/current")
+                    await asyncio.to_thread((directory / f"{name}.log").write_bytes, data)
 
     async def attach_log(self) -> str:
         """Return what the logs say of attach times."""

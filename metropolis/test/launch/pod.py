@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods of the node that //metropolis:launch runs: list them, run commands.
+"""Pods of the nodes that //metropolis:launch runs: list them, run commands.
 
     ./bazelw run //metropolis/test/launch:pod -- list
     ./bazelw run //metropolis/test/launch:pod -- exec pod-a ip addr
@@ -17,27 +17,44 @@ from metropolis.test.launch import state
 from metropolis.test.launch.cri import Cri, CriError, unix_channel
 
 
+async def find(launch: state.Launch) -> dict[str, tuple[str, str]]:
+    """Return the pods of all nodes: name to node and container. Of several with
+    one name, each is named NODE/POD.
+    """
+    found: dict[str, list[tuple[str, str]]] = {}
+    for node, directory in launch.nodes.items():
+        async with unix_channel(directory / state.CONTAINERD_SOCKET) as channel:
+            for name, container in (await Cri(channel).containers()).items():
+                found.setdefault(name, []).append((node, container))
+    return {
+        name if len(there) == 1 else f"{node}/{name}": (node, container)
+        for name, there in found.items()
+        for node, container in there
+    }
+
+
 async def run(launch: state.Launch, options: argparse.Namespace) -> int:
     """Do what the arguments say; return the exit status."""
-    async with unix_channel(launch.containerd_socket) as channel:
-        cri = Cri(channel)
-        found = await cri.containers()
-        if options.action == "list":
-            print("\n".join(f"{name}  {container}" for name, container in sorted(found.items())))
-            return 0
-        if options.pod not in found:
-            raise CriError(f"no pod {options.pod}; there are: {', '.join(sorted(found)) or 'none'}")
-        done = await cri.exec(found[options.pod], options.command, timeout_s=options.timeout)
-        sys.stdout.write(done.stdout)
-        sys.stderr.write(done.stderr)
-        return done.status
+    found = await find(launch)
+    if options.action == "list":
+        for name, (node, container) in sorted(found.items()):
+            print(f"{name}  {node}  {container}")
+        return 0
+    if options.pod not in found:
+        raise CriError(f"no pod {options.pod}; there are: {', '.join(sorted(found)) or 'none'}")
+    node, container = found[options.pod]
+    async with unix_channel(launch.node(node) / state.CONTAINERD_SOCKET) as channel:
+        done = await Cri(channel).exec(container, options.command, timeout_s=options.timeout)
+    sys.stdout.write(done.stdout)
+    sys.stderr.write(done.stderr)
+    return done.status
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(prog="pod", description=__doc__.splitlines()[0])
     actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("list", help="list pods and their containers")
+    actions.add_parser("list", help="list pods, their nodes and containers")
     execute = actions.add_parser("exec", help="run a command in a pod")
     execute.add_argument("--timeout", type=int, default=600, help="seconds (default: 600)")
     execute.add_argument("pod")

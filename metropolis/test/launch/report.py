@@ -77,7 +77,8 @@ def to_json(report: Report) -> str:
     )
 
 
-def _grid(rows: Sequence[Sequence[str]]) -> list[str]:
+def grid(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table whose first row is its head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -109,7 +110,7 @@ def to_table(report: Report) -> str:
         cells.append(f"({pod.sandbox_ms:.0f})")
         cells += [_verdict(report, pod.name, target) for target in ("pod", "node", "outside")]
         rows.append([cell or "-" for cell in cells])
-    lines = _grid(rows)
+    lines = grid(rows)
     lines.append("")
     for check in report.checks:
         if not check.ok or check.target in ("outside", ""):

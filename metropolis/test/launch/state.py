@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a running launch is found by other commands of the same user.
 
-Each launch has a directory of its own below ROOT, with its sockets and logs,
-and `launch.json` in it, which it keeps locked: a lock that can be had means
-that the launch is gone.
+Each launch has a directory of its own below ROOT, in it one for each node, with
+its sockets and logs, and `launch.json`, which it keeps locked: a lock that can
+be had means that the launch is gone.
 """
 
 import contextlib
@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _FILE = "launch.json"
+# In a node's directory, while it runs.
+CONSOLE_SOCKET = "console.sock"
+CONTAINERD_SOCKET = "containerd.sock"
 
 
 class StateError(Exception):
@@ -43,14 +46,24 @@ class Launch:
     pid: int
 
     @property
-    def containerd_socket(self) -> Path:
-        """The node's containerd."""
-        return self.directory / "containerd.sock"
+    def nodes(self) -> dict[str, Path]:
+        """The nodes that run: name to directory."""
+        return {
+            path.parent.name: path.parent
+            for path in sorted(self.directory.glob(f"*/{CONSOLE_SOCKET}"))
+        }
 
-    @property
-    def console_socket(self) -> Path:
-        """The node's serial console."""
-        return self.directory / "console.sock"
+    def node(self, name: str | None) -> Path:
+        """Return a node's directory. None: of the one there is; StateError when
+        there is no such node, or several.
+        """
+        nodes = self.nodes
+        names = ", ".join(nodes) or "none"
+        if name is None and len(nodes) != 1:
+            raise StateError(f"which node? There are: {names}")
+        if name is not None and name not in nodes:
+            raise StateError(f"no node {name}; there are: {names}")
+        return nodes[name] if name is not None else next(iter(nodes.values()))
 
 
 @contextlib.contextmanager
@@ -98,8 +111,8 @@ def only_launch(base: Path) -> Launch:
     """Return the launch that runs; StateError unless there is exactly one."""
     found = launches(base)
     if not found:
-        raise StateError("no node runs; start one: ./bazelw run //metropolis:launch")
+        raise StateError("nothing runs; start a node: ./bazelw run //metropolis:launch")
     if len(found) > 1:
         names = ", ".join(f"pid {launch.pid}" for launch in found)
-        raise StateError(f"{len(found)} nodes run ({names}); stop all but one")
+        raise StateError(f"{len(found)} launches run ({names}); stop all but one")
     return found[0]

@@ -17,9 +17,9 @@ def test_found_while_it_runs(tmp_path: Path) -> None:
     with state.directory(base) as path:
         assert state.only_launch(base) == state.Launch(path, os.getpid())
         assert path.stat().st_mode & 0o077 == 0
-        with state.directory(base), pytest.raises(state.StateError, match="2 nodes run"):
+        with state.directory(base), pytest.raises(state.StateError, match="2 launches run"):
             state.only_launch(base)
-    with pytest.raises(state.StateError, match="no node runs"):
+    with pytest.raises(state.StateError, match="nothing runs"):
         state.only_launch(base)
 
 
@@ -64,3 +64,19 @@ def test_users_have_directories_of_their_own(monkeypatch: pytest.MonkeyPatch) ->
     one = state.root()
     monkeypatch.setenv("LOGNAME", "other")
     assert state.root() != one
+
+
+def test_nodes_are_found_by_name(tmp_path: Path) -> None:
+    launch = state.Launch(tmp_path, 1)
+    with pytest.raises(state.StateError, match="There are: none"):
+        launch.node(None)
+    for name in ("node-1", "node-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / state.CONSOLE_SOCKET).touch()
+        assert launch.node(name) == tmp_path / name
+        if name == "node-1":
+            assert launch.node(None) == tmp_path / name
+    with pytest.raises(state.StateError, match="There are: node-1, node-2"):
+        launch.node(None)
+    with pytest.raises(state.StateError, match="no node node-3"):
+        launch.node("node-3")

@@ -18,6 +18,7 @@ _CHANNEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # The virtio-blk serial is 20 bytes on the wire (VIRTIO_BLK_ID_BYTES).
 _SERIAL = re.compile(r"[A-Za-z0-9._-]{1,20}")
 _FW_CFG_NAME = re.compile(r"opt/[A-Za-z0-9._/-]{1,51}")
+_CLOCK = re.compile(r"utc|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 
 
@@ -87,7 +88,8 @@ class Machine:
     channels: names of virtio-serial ports; each is /dev/virtio-ports/NAME in
     a guest with udev or mdev rules, and a listening unix socket on the host.
     fw_cfg: name (opt/...) to contents, read by the guest from QEMU's fw_cfg.
-    memory_mib in MiB.
+    memory_mib in MiB. clock: what the hardware clock begins with, "utc" for the
+    present, or a time of UTC as 2026-11-24T10:00:00.
     """
 
     kernel: Path
@@ -99,6 +101,7 @@ class Machine:
     nets: tuple[Tap, ...] = ()
     memory_mib: int = 1024
     cpus: int = 2
+    clock: str = "utc"
 
     def __post_init__(self) -> None:
         for name in self.channels:
@@ -110,6 +113,8 @@ class Machine:
         serials = [drive.serial for drive in self.drives]
         if len(set(serials)) != len(serials):
             raise ConfigError(f"drive serials {serials}: not unique")
+        if not _CLOCK.fullmatch(self.clock):
+            raise ConfigError(f"clock {self.clock!r}: want utc or YYYY-MM-DDThh:mm:ss")
 
 
 @dataclass(frozen=True)
@@ -182,6 +187,7 @@ def qemu_args(
         *accel.args,
         "-smp", str(machine.cpus),
         "-m", str(machine.memory_mib),
+        "-rtc", f"base={machine.clock}",
         "-chardev", f"socket,id=qmp,fd={qmp_fd}",
         "-object", "monitor-qmp,id=monitor,chardev=qmp",
         "-chardev",

@@ -53,6 +53,8 @@ def test_socket_paths_that_the_kernel_would_cut() -> None:
         {"fw_cfg": {"etc/x": b""}},
         {"fw_cfg": {"opt/" + "x" * 52: b""}},
         {"drives": (Drive(Path("/a"), "root"), Drive(Path("/b"), "root"))},
+        {"clock": "utc,driftfix=slew"},
+        {"clock": "2026-11-24"},
     ],
 )
 def test_machines_that_cannot_be(fields: dict[str, object]) -> None:

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that run beside the nodes, and never longer than the launcher."""
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+
+class ChildError(Exception):
+    """A program that is not there or did not start; ends with what it said."""
+
+
+@contextlib.asynccontextmanager
+async def child(name: str, *arguments: str, log: Path, ready: bytes) -> AsyncIterator[None]:
+    """Run a program until the block is left, then end it by SIGTERM.
+
+    log: gets its stderr. ready: a regular expression for the line of it that
+    says that the program serves; the block begins then.
+
+    It dies with this process however that dies, and is in a session that Ctrl-C
+    on the terminal does not reach.
+    """
+    binary = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if binary is None:
+        raise ChildError(f"{name} not found; run inside the devroot (./bazelw)")
+    process = await asyncio.create_subprocess_exec(
+        "setpriv", "--pdeathsig", "KILL", binary, *arguments,
+        stdin=DEVNULL,
+        stdout=DEVNULL,
+        stderr=PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    up = asyncio.Event()
+    said: list[bytes] = []
+
+    async def follow() -> None:
+        with log.open("wb", buffering=0) as file:
+            while process.stderr is not None and (line := await process.stderr.readline()):
+                file.write(line)
+                if not up.is_set():
+                    said.append(line)
+                if re.search(ready, line):
+                    up.set()
+
+    following = asyncio.create_task(follow())
+    started = asyncio.create_task(up.wait())
+    try:
+        await asyncio.wait({started, following}, return_when=asyncio.FIRST_COMPLETED)
+        if not up.is_set():
+            text = b"".join(said).decode(errors="replace").strip()
+            raise ChildError(f"{name}: {text or 'ended without a word'}")
+        yield
+    finally:
+        started.cancel()
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+        await following

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cluster that runs: nodes in one lab, and the etcd they meet by.
+
+    async with Cluster(find_images(), here, nodes=3) as cluster:
+        await cluster.run_pods()
+        checks = await cluster.reach()
+
+    node-1   node-2   node-3        machines; pod-1, pod-2, pod-3 in them
+    --+--------+--------+--
+      |      lab0       |           router, DHCP, RA, outside; captured
+    --+-----------------+--
+           etcd                     at the router's address, by TLS
+
+Every node has a disk that survives it, a certificate and a name of its own.
+The operator's part, which is metroctl's, is done by its library.
+
+Below `directory`: a directory for each node with its console and sockets, in it
+one for each boot that has ended, with its logs; etcd's; the captures.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from metropolis.test.launch import checks, reach
+from metropolis.test.launch.capture import Capture
+from metropolis.test.launch.checks import Check, Plan
+from metropolis.test.launch.cri import CriError, Pod
+from metropolis.test.launch.images import Images
+from metropolis.test.launch.lab import (
+    MTU,
+    OUTSIDE_IPV4,
+    OUTSIDE_IPV6,
+    OUTSIDE_PORT,
+    ROUTER_IPV4,
+    Lab,
+    Port,
+)
+from metropolis.test.launch.node import Node, NodeError, Progress, quiet
+from metropolis.test.launch.reach import Place
+from osbase.test.agent.client import AgentError
+
+# Sizes of what pods serve: for the matrix, and for tests of throughput.
+BODIES = (reach.BODY_BYTES, 1_000_000)
+POD_NETWORKS = (("10.200.0.0/16", 24), ("fd00:10:200::/48", 64))
+_DISK_BYTES = 1 << 29
+_MEMORY_MIB = 1024
+_BOOT_S = 300.0
+# Seconds for all that one pod or node is asked.
+_ASK_S = 240.0
+_KEPT = (".log",)
+
+
+@dataclass
+class Member:
+    """A node of the cluster, from its first boot until it is destroyed.
+
+    node: the machine; None while it is off. pod: what run_pods() started.
+    """
+
+    name: str
+    port: Port
+    directory: Path
+    disk: Path
+    pki: dict[str, bytes]
+    boots: int = 0
+    node: Node | None = None
+    pod: Pod | None = None
+    stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+
+    @property
+    def running(self) -> Node:
+        """The machine; NodeError when it is off."""
+        if self.node is None:
+            raise NodeError(f"{self.name} is off")
+        return self.node
+
+
+class Cluster:
+    """The cluster, from entering to leaving the context, in a network namespace
+    of its own. Nodes are named node-1 and so on, never twice.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        directory: Path,
+        nodes: int = 3,
+        *,
+        mtu: int = MTU,
+        keep: Path | None = None,
+        progress: Progress = quiet,
+    ) -> None:
+        """directory: short, see osbase.test.qemu.config. nodes: how many there
+        are at first. mtu: of the underlay, bytes. keep: gets logs and captures
+        in the end.
+        """
+        self.members: dict[str, Member] = {}
+        self.lab = Lab(directory, nodes=0, mtu=mtu)
+        self.capture = Capture(directory)
+        self._images = images
+        self._directory = directory
+        self._first = nodes
+        self._keep = keep
+        self._progress = progress
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        try:
+            if self._keep is not None:
+                self._stack.callback(keep, self._directory, self._keep)
+            await self._stack.enter_async_context(self.lab)
+            await self._stack.enter_async_context(self.capture)
+            await self._start_store()
+            self._stack.push_async_callback(self._end)
+            # Names and ports in order, machines at once.
+            for _ in range(self._first):
+                await self._admit()
+            await _all(self.boot(name) for name in self.members)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _end(self) -> None:
+        await asyncio.gather(*(self.power_off(name) for name in self.members))
+
+    async def _start_store(self) -> None:
+        raise NotImplementedError
+
+    def _config(self, name: str) -> str:
+        """Return the NodeConfig of a node."""
+        return f"""
+network {{ uplink {{ dhcp4 {{}} }} }}
+cluster {{ node_id: "{name}" etcd_endpoint: "{ROUTER_IPV4.ip}:2379" }}
+"""
+
+    def _pki(self, name: str) -> dict[str, bytes]:
+        raise NotImplementedError
+
+    # Nodes come and go.
+
+    async def _admit(self) -> Member:
+        """Make all that a new node has before its first boot."""
+        port = await self.lab.plug()
+        name = f"node-{port.number}"
+        directory = self._directory / name
+        directory.mkdir()
+        disk = directory / "data.img"
+        disk.touch()
+        os.truncate(disk, _DISK_BYTES)
+        process = await asyncio.create_subprocess_exec("mkfs.ext4", "-q", "-F", str(disk))
+        if await process.wait() != 0:
+            raise NodeError(f"mkfs.ext4 {disk}: status {process.returncode}")
+        member = Member(name, port, directory, disk, self._pki(name))
+        self.members[name] = member
+        return member
+
+    async def add(self) -> Node:
+        """Boot a node that the cluster has never seen, until it is ready."""
+        return await self.boot((await self._admit()).name)
+
+    async def boot(self, name: str, clock: str = "utc") -> Node:
+        """Boot a node that is off, until pods can be started on it.
+
+        clock: see Machine.
+        """
+        member = self.members[name]
+        member.boots += 1
+
+        def say(message: str) -> None:
+            self._progress(f"{name}: {message}")
+
+        node = Node(
+            self._images, self.lab, member.directory, self._config(name), say, member.disk,
+            name=name, port=member.port, pki=member.pki, memory_mib=_MEMORY_MIB, clock=clock,
+        )  # fmt: skip
+        member.node = await member.stack.enter_async_context(node)
+        await node.wait_ready(_BOOT_S)
+        return node
+
+    async def power_off(self, name: str, grace_s: float = 0.0) -> None:
+        """End a node's machine and keep its logs. Off already: fine.
+
+        grace_s: how long it may take to end in good order, seconds; 0: as when
+        the power fails.
+        """
+        member = self.members[name]
+        node, member.node, member.pod = member.node, None, None
+        if node is None:
+            return
+        past = member.directory / f"boot-{member.boots}"
+        past.mkdir(exist_ok=True)
+        await node.save_logs(past)
+        await node.vm.stop(grace_s)
+        await member.stack.aclose()
+        for log in (node.vm.layout.console_log, node.vm.layout.qemu_log):
+            with contextlib.suppress(FileNotFoundError):
+                log.rename(past / log.name)
+
+    async def destroy(self, name: str) -> None:
+        """Lose a node and its disk; nobody tells the cluster."""
+        await self.power_off(name)
+        self.members.pop(name).disk.unlink()
+
+    # What runs on it.
+
+    async def run_pod(self, name: str) -> Pod:
+        """Start the pod of a node, pod-1 on node-1, that serves BODIES."""
+        member = self.members[name]
+        pod = f"pod-{member.port.number}"
+        member.pod = await member.running.cri.run_pod(pod, checks.pod_command(pod, BODIES))
+        return member.pod
+
+    async def run_pods(self) -> None:
+        """Start a pod on every node that runs and has none."""
+        await _all(
+            self.run_pod(name)
+            for name, member in self.members.items()
+            if member.node is not None and member.pod is None
+        )
+
+    @property
+    def places(self) -> list[Place]:
+        """The nodes that run and have a pod."""
+        return [
+            Place(name, _addresses(member.node), member.pod)
+            for name, member in self.members.items()
+            if member.node is not None and member.pod is not None
+        ]
+
+    async def reach(self, size: int = reach.BODY_BYTES) -> list[Check]:
+        """Ask all pods, each in turn, then all nodes. size: see reach.plan."""
+        places = self.places
+        plans = reach.plan(places, (OUTSIDE_IPV4, OUTSIDE_IPV6), OUTSIDE_PORT, size)
+
+        async def from_pod(place: Place) -> list[Check]:
+            mine = [planned for planned in plans if planned.pod == place.pod.name]
+            cri = self.members[place.node].running.cri
+            command = ["sh", "-c", checks.script(mine, at_once=False)]
+            try:
+                done = await cri.exec(place.pod.container, command, _ASK_S)
+            except CriError as error:
+                return _failed(mine, str(error))
+            return reach.judge(mine, done.stdout)
+
+        async def from_node(place: Place) -> list[Check]:
+            mine = [planned for planned in plans if planned.pod == place.node]
+            agent = self.members[place.node].running.agent
+            try:
+                async with asyncio.timeout(_ASK_S):
+                    done = await agent.run(["sh", "-c", checks.script(mine, at_once=False)])
+            except (AgentError, TimeoutError) as error:
+                return _failed(mine, str(error) or "no answer in time")
+            return reach.judge(mine, done.text)
+
+        found = await asyncio.gather(*map(from_pod, places))
+        found += await asyncio.gather(*map(from_node, places))
+        return [check for some in found for check in some]
+
+    async def logs(self) -> str:
+        """Return the ends of the logs of all nodes that run."""
+        nodes = [member.node for member in self.members.values() if member.node is not None]
+        texts = await asyncio.gather(*(node.logs() for node in nodes))
+        return "\n".join(
+            f"--- {node.name}\n{text}" for node, text in zip(nodes, texts, strict=True)
+        )
+
+
+def _addresses(node: Node) -> tuple[IPv4Address | IPv6Address, ...]:
+    return (node.ipv4,) if node.ipv6 is None else (node.ipv4, node.ipv6)
+
+
+def _failed(plans: Sequence[Plan], said: str) -> list[Check]:
+    return [Check(p.name, False, said, p.pod, p.target, p.family) for p in plans]
+
+
+async def _all[T](work: Iterable[Coroutine[None, None, T]]) -> list[T]:
+    """Do all at once; when one fails, cancel the others and raise its error."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except* Exception as errors:
+        failed = errors
+    else:
+        return [task.result() for task in tasks]
+    raise failed.exceptions[0]
+
+
+def keep(directory: Path, target: Path) -> None:
+    """Copy a cluster's logs and captures, in their directories."""
+    for path in directory.rglob("*"):
+        if path.suffix in _KEPT or path.name.startswith("underlay.pcap"):
+            to = target / path.relative_to(directory)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, to)

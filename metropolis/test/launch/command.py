@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands that launch something have in common."""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Coroutine, Sequence
+from typing import NoReturn
+
+from metropolis.test.launch.child import ChildError
+from metropolis.test.launch.cri import CriError
+from metropolis.test.launch.images import ImagesError
+from metropolis.test.launch.lab import LabError, enter_namespaces
+from metropolis.test.launch.node import NodeError
+from metropolis.test.launch.state import StateError
+from osbase.test.agent.client import AgentError
+from osbase.test.qemu.config import ConfigError
+from osbase.test.qemu.vm import VmError
+
+# The exit status when it did not come to checks.
+FAILED = 2
+
+# What can go wrong without being a fault in here: said without a traceback.
+_EXPECTED = (
+    AgentError, ChildError, ConfigError, CriError, ImagesError, LabError, NodeError, StateError,
+    VmError,
+)  # fmt: skip
+
+
+def say(message: str) -> None:
+    """Progress."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what all of them take. doc: the module's."""
+    made = argparse.ArgumentParser(
+        prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--exit", action="store_true", help="end after the table")
+    made.add_argument("--json", action="store_true", help="print one line of JSON, no table")
+    return made
+
+
+async def _until_signalled(work: Coroutine[None, None, int], leave: bool) -> int:
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(work)
+    caught: list[int] = []
+
+    def stop(number: int) -> None:
+        caught.append(number)
+        say("\nstopping")
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        # Ctrl-C after the table is how this is meant to end.
+        return 128 + caught[0] if leave or not caught else 0
+
+
+def run(name: str, work: Callable[[], Coroutine[None, None, int]], leave: bool) -> int | None:
+    """Do the work in namespaces of its own; return its exit status. SIGINT,
+    SIGTERM and SIGHUP end it in good order.
+
+    leave: whether it ends by itself. None: it failed, which was said.
+    """
+    try:
+        enter_namespaces()
+        return asyncio.run(_until_signalled(work(), leave))
+    except _EXPECTED as error:
+        say(f"{name}: {error}")
+    except Exception:
+        traceback.print_exc()
+    return None
+
+
+def exit_with(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Run a main with the arguments of the process, and end the process."""
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main(sys.argv[1:]))
+    sys.exit(130)
