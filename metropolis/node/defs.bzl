@@ -13,6 +13,8 @@ NODE_MODULES = [
     "overlay",
     # Workload networks
     "veth",
+    # The overlay
+    "wireguard",
     # Rules
     "nf_conntrack",
     "nf_nat",

@@ -66,7 +66,7 @@ NFTABLES_LAYERS = ["@debian//:" + name for name in [
     "libxtables12",
 ]]
 
-# ip, tc, bridge and nft. They need NFTABLES_LAYERS and PYTHON_LAYERS.
+# ip, tc, bridge, nft and wg. They need NFTABLES_LAYERS and PYTHON_LAYERS.
 INSPECT_PACKAGES = ["@debian//:" + name for name in [
     "iproute2",
     "libbpf1",
@@ -79,6 +79,7 @@ INSPECT_PACKAGES = ["@debian//:" + name for name in [
     "libselinux1",
     "libtinfo6",
     "nftables",
+    "wireguard-tools",
 ]]
 
 # Links that make /bin and /lib what Debian's packages expect (merged /usr).
@@ -122,6 +123,8 @@ DEFAULT_EXCLUDE = [
     "/usr/share/pixmaps",
     "/usr/share/zsh",
     "/usr/share/runit",
+    # It is written for bash.
+    "/usr/bin/wg-quick",
     # iproute2: what needs libraries of its own, and data of no use here.
     "/usr/bin/ctstat",
     "/usr/bin/lnstat",

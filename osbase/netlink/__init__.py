@@ -5,7 +5,8 @@
     message   message headers, acknowledgements        pure
     rtnl      link, address and route messages         pure
     errors    the one error family
-    transport a NETLINK_ROUTE socket: batch() and dump()
+    genl      families of generic netlink              pure
+    transport a netlink socket: batch() and dump()
     netns     network namespaces: open safely, open sockets inside
     events    link removal events, with the overrun told
 
@@ -14,7 +15,8 @@ requests go out in one send, and since the kernel executes a send in order and
 before it returns, only the last request asks for an acknowledgement (failures
 are reported whether asked for or not). A batch that works is two system calls.
 
-Limits: NETLINK_ROUTE only, and of it only what our datapath needs.
+Limits: of NETLINK_ROUTE only what our datapath needs; of NETLINK_GENERIC only
+the header and the family's number.
 
 Why not pyroute2: it is good, and our tests use it as an independent witness.
 But it forks to enter a namespace (12 ms, and never fork beside gRPC), and

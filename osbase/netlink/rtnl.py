@@ -22,6 +22,7 @@ from osbase.netlink.errors import ProtocolError
 from osbase.netlink.message import (
     NLM_F_CREATE,
     NLM_F_EXCL,
+    NLM_F_REPLACE,
     Message,
     Request,
 )
@@ -36,6 +37,7 @@ RTM_NEWADDR = 20
 RTM_DELADDR = 21
 RTM_GETADDR = 22
 RTM_NEWROUTE = 24
+RTM_DELROUTE = 25
 RTM_GETROUTE = 26
 RTM_NEWLINKPROP = 108
 RTNLGRP_LINK = 1
@@ -52,6 +54,8 @@ RT_TABLE_MAIN = 254
 RT_SCOPE_UNIVERSE = 0
 RT_SCOPE_LINK = 253
 RTPROT_BOOT = 3
+RTN_UNICAST = 1
+RTN_UNREACHABLE = 7
 RTM_F_FIB_MATCH = 0x2000
 
 IFLA_ADDRESS = 1
@@ -88,7 +92,7 @@ _RTA_OIF = 4
 _RTA_GATEWAY = 5
 _RTA_PRIORITY = 6
 _RTA_PREFSRC = 7
-_RTN_UNICAST = 1
+_IFA_PROTO = 11  # since Linux 5.18
 
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
@@ -150,6 +154,25 @@ def new_veth(host: VethEnd, peer: VethEnd, *, netns_fd: int, mtu: int, group: in
     near.append(attrs.nested(IFLA_LINKINFO, _VETH, data))
     words = "create veth {} with peer {!r}"
     return Request(RTM_NEWLINK, _NEW, b"".join(near), words, (host.name, peer.name))
+
+
+def new_link(name: str, kind: str, *, mtu: int, group: int) -> Request:
+    """A link of a kind that needs no more to be said, down. EEXIST: the name is
+    taken. EOPNOTSUPP: the kernel lacks the kind.
+    """
+    body = (
+        _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0)
+        + attrs.text(IFLA_IFNAME, name.encode())
+        + attrs.u32(IFLA_MTU, mtu)
+        + attrs.u32(IFLA_GROUP, group)
+        + attrs.nested(IFLA_LINKINFO, attrs.text(IFLA_INFO_KIND, kind.encode()))
+    )
+    return Request(RTM_NEWLINK, _NEW, body, "create {} {}", (kind, name))
+
+
+def set_link_mtu(ifindex: int, name: str, mtu: int) -> Request:
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.u32(IFLA_MTU, mtu)
+    return Request(RTM_NEWLINK, 0, body, "set MTU of {} to {}", (name, mtu))
 
 
 def set_link_up(ifindex: int, name: str) -> Request:
@@ -275,8 +298,11 @@ def add_address(
     *,
     scope: int = RT_SCOPE_UNIVERSE,
     no_dad: bool = False,
+    protocol: int = 0,
 ) -> Request:
-    """no_dad: IPv6 without duplicate address detection: usable at once."""
+    """no_dad: IPv6 without duplicate address detection: usable at once.
+    protocol: whose it is, as of a route.
+    """
     packed = address.packed
     flags = IFA_F_NODAD if no_dad else 0
     body = (
@@ -284,6 +310,8 @@ def add_address(
         + attrs.attr(_IFA_LOCAL, packed)
         + attrs.attr(_IFA_ADDRESS, packed)
     )
+    if protocol:
+        body += attrs.attr(_IFA_PROTO, bytes([protocol]))
     values = (address, prefix_length, name)
     return Request(RTM_NEWADDR, _NEW, body, "add address {}/{} to {}", values)
 
@@ -317,7 +345,7 @@ def add_route(
     scope = RT_SCOPE_LINK if gateway is None and family == AF_INET else RT_SCOPE_UNIVERSE
     bits = 0 if destination is None else destination.max_prefixlen
     parts = [
-        _RTMSG.pack(family, bits, 0, 0, RT_TABLE_MAIN, protocol, scope, _RTN_UNICAST, 0),
+        _RTMSG.pack(family, bits, 0, 0, RT_TABLE_MAIN, protocol, scope, RTN_UNICAST, 0),
         attrs.u32(_RTA_OIF, ifindex),
     ]
     if destination is not None:
@@ -331,6 +359,40 @@ def add_route(
     values = ("default" if destination is None else destination, bits, name)
     flags = _NEW if exclusive else NLM_F_CREATE
     return Request(RTM_NEWROUTE, flags, b"".join(parts), "add route {}/{} dev {}", values)
+
+
+def replace_route(route: Route, name: str) -> Request:
+    """Make the main table have the route, in place of one of the same metric to
+    the same destination if there is one. name: the link's, for errors.
+    """
+    return _route(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, route, "add", name)
+
+
+def del_route(route: Route, name: str) -> Request:
+    """ESRCH: there is no such route."""
+    return _route(RTM_DELROUTE, 0, route, "delete", name)
+
+
+def _route(kind: int, flags: int, route: Route, verb: str, name: str) -> Request:
+    destination = route.destination
+    family = AF_INET if destination.version == 4 else AF_INET6
+    near = family == AF_INET and route.gateway is None and route.kind == RTN_UNICAST
+    scope = RT_SCOPE_LINK if near else RT_SCOPE_UNIVERSE
+    bits, table, owner = destination.prefixlen, RT_TABLE_MAIN, route.protocol
+    parts = [
+        _RTMSG.pack(family, bits, 0, 0, table, owner, scope, route.kind, 0),
+        attrs.attr(_RTA_DST, destination.network_address.packed),
+    ]
+    if route.ifindex is not None:
+        parts.append(attrs.u32(_RTA_OIF, route.ifindex))
+    if route.gateway is not None:
+        parts.append(attrs.attr(_RTA_GATEWAY, route.gateway.packed))
+    if route.source is not None:
+        parts.append(attrs.attr(_RTA_PREFSRC, route.source.packed))
+    if route.metric:
+        parts.append(attrs.u32(_RTA_PRIORITY, route.metric))
+    to = f"dev {name}" if route.kind == RTN_UNICAST else "unreachable"
+    return Request(kind, flags, b"".join(parts), "{} route {} {}", (verb, destination, to))
 
 
 @dataclass(frozen=True)
@@ -397,12 +459,13 @@ def _to_i32(payload: bytes) -> int:
 
 @dataclass(frozen=True)
 class Address:
-    """An address of a link. flags: IFA_F_."""
+    """An address of a link. flags: IFA_F_. protocol: as of a route."""
 
     ifindex: int
     address: IPAddress
     prefix_length: int
     flags: int
+    protocol: int = 0
 
     @property
     def usable(self) -> bool:
@@ -424,7 +487,8 @@ def parse_address(message: Message) -> Address | None:
         raise ProtocolError(f"an address of link {ifindex} without the address")
     if _IFA_FLAGS in found:
         flags = attrs.to_u32(found[_IFA_FLAGS])
-    return Address(ifindex, _to_ip(family, own), bits, flags)
+    owner = found.get(_IFA_PROTO) or b"\0"
+    return Address(ifindex, _to_ip(family, own), bits, flags, owner[0])
 
 
 _WIDTHS = {AF_INET: 4, AF_INET6: 16}  # bytes of an address
@@ -438,20 +502,24 @@ def _to_ip(family: int, packed: bytes) -> IPAddress:
 
 @dataclass(frozen=True)
 class Route:
-    """A route of IPv4 or IPv6. ifindex None: not through one link."""
+    """A route of IPv4 or IPv6. ifindex None: not through one link. kind: RTN_.
+    metric 0: the kernel's default.
+    """
 
     destination: IPNetwork
     ifindex: int | None
     protocol: int
     gateway: IPAddress | None = None
     source: IPAddress | None = None
+    kind: int = RTN_UNICAST
+    metric: int = 0
 
 
 def parse_route(message: Message) -> Route | None:
     """None for a route of neither IP version."""
     if message.kind != RTM_NEWROUTE or len(message.body) < _RTMSG.size:
         raise ProtocolError(f"message {message.kind} of {len(message.body)} bytes is not a route")
-    family, bits, _, _, _, protocol, _, _, _ = _RTMSG.unpack_from(message.body)
+    family, bits, _, _, _, protocol, _, kind, _ = _RTMSG.unpack_from(message.body)
     if family not in _WIDTHS:
         return None
     found = attrs.parse(message.body[_RTMSG.size :])
@@ -470,6 +538,8 @@ def parse_route(message: Message) -> Route | None:
         protocol=protocol,
         gateway=address(_RTA_GATEWAY),
         source=address(_RTA_PREFSRC),
+        kind=kind,
+        metric=attrs.to_u32(found[_RTA_PRIORITY]) if _RTA_PRIORITY in found else 0,
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A NETLINK_ROUTE socket that sends batches and reads dumps.
+"""A netlink socket that sends batches and reads dumps.
 
 Not thread-safe: one thread at a time uses a socket (see SocketPool). The
 kernel executes a request within the send, so a call blocks its thread for as
@@ -66,9 +66,9 @@ class RawSocket(Protocol):
     def close(self) -> None: ...
 
 
-def open_raw() -> socket.socket:
-    """A route socket in the calling thread's namespace, with error texts."""
-    raw = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+def open_raw(protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
+    """A socket in the calling thread's namespace, with error texts."""
+    raw = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
     try:
         raw.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
     except OSError:
@@ -84,7 +84,7 @@ def make_strict(raw: socket.socket) -> socket.socket:
 
 
 class NetlinkSocket:
-    """A route socket of the namespace in which it was opened.
+    """A socket of the namespace in which it was opened; if not told: of routes.
 
     `raw` is taken over, and should be strict if there are to be dumps. After
     ProtocolError, ReplyTimeout or ReplyLost an answer may be outstanding: the

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The overlay's side of the real kernel; see device.Kernel for what it promises.
+
+Two sockets, of rtnetlink and of generic netlink, opened when they are needed
+and kept, in the namespace of the thread that opens them. After an error they
+are closed: an answer may be outstanding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Callable, Iterator, Sequence
+
+from metropolis.node import allocs
+from metropolis.node.core.network.overlay import wireguard
+from metropolis.node.core.network.overlay.device import Device, Links, OverlayError, PeerChange
+from osbase.netlink import genl, rtnl
+from osbase.netlink.errors import BatchError, ProtocolError
+from osbase.netlink.message import Request
+from osbase.netlink.rtnl import AF_INET, AF_INET6, RTN_UNREACHABLE, Link, Route
+from osbase.netlink.transport import NetlinkSocket, make_strict, open_raw
+
+_NAME = allocs.OVERLAY_LINK
+
+
+class LinuxKernel:
+    """A Kernel. open_socket: makes a netlink socket of a protocol; for tests in
+    several namespaces.
+    """
+
+    def __init__(self, open_socket: Callable[[int], socket.socket] = open_raw) -> None:
+        """Opens nothing yet."""
+        self._open = open_socket
+        self._route_socket: NetlinkSocket | None = None
+        self._generic_socket: NetlinkSocket | None = None
+        self._family = 0
+
+    def close(self) -> None:
+        """See Kernel."""
+        for sock in (self._route_socket, self._generic_socket):
+            if sock is not None:
+                sock.close()
+        self._route_socket = self._generic_socket = None
+
+    @contextlib.contextmanager
+    def _route(self) -> Iterator[NetlinkSocket]:
+        if self._route_socket is None:
+            raw = self._open(socket.NETLINK_ROUTE)
+            self._route_socket = NetlinkSocket(make_strict(raw))
+        with self._closing_on_error():
+            yield self._route_socket
+
+    @contextlib.contextmanager
+    def _generic(self) -> Iterator[NetlinkSocket]:
+        with self._closing_on_error():
+            if self._generic_socket is None:
+                self._generic_socket = NetlinkSocket(self._open(genl.NETLINK_GENERIC))
+                # Anew with each socket: the module may have been reloaded.
+                self._family = genl.resolve(self._generic_socket, wireguard.FAMILY_NAME)
+            yield self._generic_socket
+
+    @contextlib.contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def _link(self, sock: NetlinkSocket) -> Link | None:
+        try:
+            return rtnl.parse_link(sock.get(rtnl.get_link_by_name(_NAME)))
+        except BatchError as error:
+            if error.errors[0].errno == errno.ENODEV:
+                return None
+            raise
+
+    def _index(self, sock: NetlinkSocket) -> int:
+        link = self._link(sock)
+        if link is None:
+            raise OverlayError(f"the link {_NAME} is gone")
+        return link.ifindex
+
+    def ensure_link(self, mtu: int, private_key: bytes, port: int) -> bool:
+        """See Kernel."""
+        with self._route() as sock:
+            link = self._link(sock)
+            made = link is None
+            if link is None:
+                new = rtnl.new_link(
+                    _NAME, "wireguard", mtu=mtu, group=allocs.LINK_GROUP_OVERLAY
+                )
+                sock.batch([new])
+                link = self._link(sock)
+            if link is None or link.kind != b"wireguard":
+                kind = "gone" if link is None else f"of kind {link.kind.decode(errors='replace')!r}"
+                raise OverlayError(f"the link {_NAME} is {kind}, not of kind 'wireguard'")
+            with self._generic() as generic:
+                identity = wireguard.set_identity(
+                    self._family, _NAME, private_key=private_key, port=port
+                )
+                generic.batch([identity])
+            sock.batch(
+                [
+                    rtnl.set_link_group(link.ifindex, _NAME, allocs.LINK_GROUP_OVERLAY),
+                    rtnl.set_link_up(link.ifindex, _NAME),
+                ]
+            )
+        return made
+
+    def set_mtu(self, mtu: int) -> None:
+        """See Kernel."""
+        with self._route() as sock:
+            sock.batch([rtnl.set_link_mtu(self._index(sock), _NAME, mtu)])
+
+    def set_private_key(self, private_key: bytes) -> None:
+        """See Kernel."""
+        with self._generic() as sock:
+            sock.batch([wireguard.set_identity(self._family, _NAME, private_key=private_key)])
+
+    def device(self) -> Device:
+        """See Kernel."""
+        with self._generic() as sock:
+            return wireguard.parse_device(sock.dump(wireguard.get_device(self._family, _NAME)))
+
+    def apply(self, changes: Sequence[PeerChange]) -> int:
+        """See Kernel."""
+        if not changes:
+            return 0
+        with self._generic() as sock:
+            requests = wireguard.set_peers(self._family, _NAME, changes)
+            for request in requests:
+                sock.batch([request])
+            return len(requests)
+
+    def links(self) -> Links:
+        """See Kernel."""
+        with self._route() as sock:
+            ifindex = self._index(sock)
+            addresses = set()
+            for family in (AF_INET, AF_INET6):
+                for message in sock.dump(rtnl.dump_addresses(family, ifindex)):
+                    found = rtnl.parse_address(message)
+                    if found is not None and found.protocol == allocs.ROUTE_PROTOCOL_OVERLAY:
+                        addresses.add(found.address)
+            return Links(frozenset(addresses), frozenset(_own_routes(sock)))
+
+    def change_links(self, add: Links, remove: Links) -> None:
+        """See Kernel."""
+        with self._route() as sock:
+            ifindex = self._index(sock)
+
+            def placed(route: Route) -> Route:
+                if route.kind == RTN_UNREACHABLE:
+                    return route
+                return _on(route, ifindex)
+
+            requests: list[Request] = []
+            for address in add.addresses:
+                bits, protocol = address.max_prefixlen, allocs.ROUTE_PROTOCOL_OVERLAY
+                requests.append(
+                    rtnl.add_address(
+                        ifindex, _NAME, address, bits, no_dad=address.version == 6, protocol=protocol
+                    )
+                )
+            requests += [rtnl.replace_route(placed(route), _NAME) for route in add.routes]
+            requests += [rtnl.del_route(placed(route), _NAME) for route in remove.routes]
+            requests += [
+                rtnl.del_address(ifindex, _NAME, address, address.max_prefixlen)
+                for address in remove.addresses
+            ]
+            sock.batch(requests)
+
+
+def _on(route: Route, ifindex: int | None) -> Route:
+    """The route through that link. Kernel tells and takes those of the overlay's
+    link without its index, which is nobody else's concern.
+    """
+    return Route(
+        route.destination,
+        ifindex,
+        route.protocol,
+        route.gateway,
+        route.source,
+        route.kind,
+        route.metric,
+    )
+
+
+def _own_routes(sock: NetlinkSocket) -> Iterator[Route]:
+    for family in (AF_INET, AF_INET6):
+        for message in sock.dump(rtnl.dump_routes(family, allocs.ROUTE_PROTOCOL_OVERLAY)):
+            route = rtnl.parse_route(message)
+            if route is None:
+                raise ProtocolError(f"a route of another family than {family}")
+            yield _on(route, None)
+
+
+def own_routes() -> frozenset[Route]:
+    """Return the routes of the overlay's protocol. Blocks. Raises NetlinkError."""
+    with NetlinkSocket() as sock:
+        return frozenset(_own_routes(sock))

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runnable: makes the kernel have what the mesh says, and keeps it so.
+
+One task waits for whatever comes next (the mesh, peers, the uplink, what is
+published, the clock) and deals with it, in a thread, before it looks again: the
+kernel is never told two things at once, and what comes meanwhile is one batch.
+
+Of the table of peers only changes are read, and each costs what it is, however
+many peers there are. Once in a life of the runnable the kernel's peers are
+listed and compared with the table: at the first mesh, as only then strangers
+can be told. Until then the kernel goes on with what it has, so that traffic
+flows while etcd is away, and nothing is interrupted by a restart.
+
+Whoever changed its own key, or has moved a peer's prefixes to another key,
+begins a handshake at once, where waiting for a packet to send would leave the
+other direction waiting; and a new link, with all: after a reboot, peers still
+have sessions that mean nothing here, and would notice after 15 s only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
+
+from metropolis.node import allocs
+from metropolis.node.core.network.overlay import addressing, keys, rotation
+from metropolis.node.core.network.overlay.device import Kernel, Links, PeerChange
+from metropolis.node.core.network.overlay.kernel import LinuxKernel, own_routes
+from metropolis.node.core.network.overlay.mesh import Identity, IPNetwork, Mesh, Peer
+from metropolis.node.core.network.overlay.peers import Index, difference
+from metropolis.node.core.network.overlay.rotation import Stage, State, Surroundings
+from osbase import event
+from osbase.net.links import LinkState
+from osbase.supervisor import Context
+
+MTU_MIN: Final = 1280
+"""Bytes. What IPv6 needs (RFC 8200, section 5)."""
+
+OVERHEAD: Final = 80
+"""Bytes that WireGuard adds to a packet, at most: 40 of IPv6, 8 of UDP, 16 of
+its header and 16 of authentication."""
+
+DEFAULT_UPLINK_MTU: Final = 1500
+
+GRACE_S: Final = 3.0
+"""Between an announced key's publication and its use: time for all watchers to
+have told their kernels."""
+
+_SESSION_S: Final = 180
+"""REJECT_AFTER_TIME of WireGuard: an older session is none."""
+
+_CLOCK_CHECK_S: Final = 3600.0
+"""For how long at most the system's clock is not looked at."""
+
+
+class Overlay:
+    """`run` is the runnable. The values may be watched by anybody:
+
+    identity  this node's keys, for the cluster's store
+    mtu       of workloads' links, bytes
+    """
+
+    def __init__(
+        self,
+        mesh: event.Value[Mesh],
+        peers: event.Table[str, Peer],
+        published: event.Value[Identity],
+        uplink: event.Value[LinkState | None],
+        *,
+        state_dir: str = allocs.STATE_DIR,
+        rotation_s: float | None = None,
+        kernel: Kernel | None = None,
+        grace_s: float = GRACE_S,
+        port: int = allocs.WIREGUARD_PORT,
+    ) -> None:
+        """Nothing happens before `run`.
+
+        published: set to what the store has of `identity`. uplink: without a
+        value, as None, an MTU of 1500 is assumed. rotation_s: age at which a
+        key is exchanged; None: only when the mesh wants it.
+        """
+        self.identity = event.Value[Identity]("identity in the overlay")
+        self.mtu = event.Value[int]("MTU of the overlay")
+        self._mesh = mesh
+        self._peers = peers
+        self._published = published
+        self._uplink = uplink
+        self._file = keys.KeyFile(state_dir)
+        self._rotation_s = rotation_s
+        self._grace_s = grace_s
+        self._kernel: Kernel = LinuxKernel() if kernel is None else kernel
+        self._port = port
+
+    async def run(self, ctx: Context) -> None:
+        """Run until something fails, which another run makes good."""
+        try:
+            state = await _in_thread(self._load, ctx)
+            made = await _in_thread(
+                self._kernel.ensure_link,
+                max(MTU_MIN, link_mtu(None, _uplink_mtu(self._uplink))),
+                state.pair.private,
+                self._port,
+            )
+            with self._peers.watch() as changes:
+                life = _Life(self, ctx, changes, state, made)
+                await life.run()
+        finally:
+            await _in_thread(self._kernel.close)
+
+    def _load(self, ctx: Context) -> State:
+        try:
+            state = self._file.load()
+        except keys.DamagedError as error:
+            aside = self._file.put_aside()
+            ctx.logger.error("key is damaged, a new one is made (old: %s): %s", aside, error)
+            state = None
+        if state is None:
+            state = State(keys.generate(), 0, int(time.time()))
+            self._file.store(state)
+        return state
+
+
+class _Life:
+    """What one run of the overlay knows: forgotten with it."""
+
+    def __init__(
+        self,
+        overlay: Overlay,
+        ctx: Context,
+        changes: event.TableWatcher[str, Peer],
+        state: State,
+        made: bool,
+    ) -> None:
+        """made: the link was not there before."""
+        self._overlay = overlay
+        self._kernel = overlay._kernel
+        self._ctx = ctx
+        self._log = ctx.logger
+        self._changes = changes
+        self._state = state
+        self._made = made
+        self._mesh = Mesh()
+        self._index: Index | None = None  # None: no mesh yet
+        self._size = 0
+        self._uplink_mtu: int | None = None
+        self._graced_at = 0.0  # by the loop's clock
+
+    async def run(self) -> None:
+        """See Overlay.run."""
+        overlay = self._overlay
+        sources: dict[str, tuple[_Get, _Handle]] = {
+            "mesh": (overlay._mesh.watch().get, self._on_mesh),
+            "peers": (self._changes.get, self._on_peers),
+            "uplink": (overlay._uplink.watch().get, self._on_uplink),
+            "published": (overlay._published.watch().get, self._on_published),
+        }
+        waiting: dict[str, asyncio.Task[Any]] = {}
+        await self._resize()
+        overlay.identity.set(rotation.identity(self._state))
+        self._ctx.signal_healthy()
+        try:
+            while True:
+                for name, (get, _) in sources.items():
+                    # Changes before the first mesh are part of the comparison.
+                    if name not in waiting and (name != "peers" or self._index is not None):
+                        waiting[name] = asyncio.create_task(get(), name=f"overlay waits for {name}")
+                await asyncio.wait(
+                    waiting.values(),
+                    timeout=self._patience(),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                done = {name: task for name, task in waiting.items() if task.done()}
+                for name, (_, handle) in sources.items():
+                    if name in done:
+                        del waiting[name]
+                        await handle(done[name].result())
+                await self._rotate()
+        finally:
+            for task in waiting.values():
+                task.cancel()
+            await asyncio.gather(*waiting.values(), return_exceptions=True)
+
+    # --- Peers, addresses, routes ---------------------------------------------
+
+    async def _on_mesh(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        if self._index is None:
+            # What changes from here on is both in the copy and told again.
+            self._changes.take()
+            index = Index()
+            index.change(self._overlay._peers.copy())
+            device = await _in_thread(self._kernel.device)
+            changes = difference(device.peers, index.entries)
+            if self._made:
+                changes = [
+                    dataclasses.replace(change, prompt=bool(change.add)) for change in changes
+                ]
+            self._index = index
+            await self._apply(changes)
+        await _in_thread(self._reconcile_links, addressing.wanted(mesh))
+        await self._resize()
+
+    async def _on_peers(self, changed: Mapping[str, Peer | None]) -> None:
+        assert self._index is not None, "not waited for before"
+        await self._apply(self._index.change(changed))
+
+    async def _apply(self, changes: list[PeerChange]) -> None:
+        assert self._index is not None, "made before"
+        begun = time.monotonic()
+        await _in_thread(self._kernel.apply, changes)
+        removed = sum(change.remove for change in changes)
+        self._log.info(
+            "%s peers set, %s removed, %s in all, in %.0f ms",
+            f"{len(changes) - removed:,}",
+            f"{removed:,}",
+            f"{len(self._index.entries):,}",
+            (time.monotonic() - begun) * 1000,
+        )
+
+    def _reconcile_links(self, wanted: Links) -> None:
+        add, remove = addressing.difference(self._kernel.links(), wanted)
+        if (add, remove) != (Links(), Links()):
+            self._kernel.change_links(add, remove)
+
+    # --- Size ------------------------------------------------------------------
+
+    async def _on_uplink(self, _: LinkState | None) -> None:
+        await self._resize()
+
+    async def _resize(self) -> None:
+        uplink = _uplink_mtu(self._overlay._uplink)
+        if uplink is None and self._size:
+            # Of an uplink that is gone, the size stays, within what is asked.
+            uplink = self._uplink_mtu
+        self._uplink_mtu = uplink
+        size = link_mtu(self._mesh.mtu, uplink)
+        if size == self._size:
+            return
+        if size < MTU_MIN:
+            self._log.error(
+                "MTU %d (uplink %s, asked for %s) is below what IPv6 needs; it is %d, and large "
+                "packets will be lost",
+                size,
+                uplink,
+                self._mesh.mtu,
+                MTU_MIN,
+            )
+        await _in_thread(self._kernel.set_mtu, max(size, MTU_MIN))
+        self._size = size
+        self._overlay.mtu.set(max(size, MTU_MIN))
+
+    # --- Keys ------------------------------------------------------------------
+
+    async def _on_published(self, _: Identity) -> None:
+        """Nothing: _rotate looks at it."""
+
+    def _around(self) -> Surroundings:
+        try:
+            published = self._overlay._published.peek()
+        except LookupError:
+            published = None
+        return Surroundings(
+            published,
+            self._mesh.wanted_key_epoch,
+            int(time.time()),
+            self._overlay._rotation_s,
+            graced=time.monotonic() >= self._graced_at,
+        )
+
+    def _patience(self) -> float | None:
+        """Return for how long nothing happens by itself, seconds; None: ever."""
+        if self._state.stage is Stage.GRACE:
+            return max(0.0, self._graced_at - time.monotonic())
+        interval = self._overlay._rotation_s
+        if self._state.stage is not Stage.STEADY or interval is None:
+            return None
+        left = self._state.made_s + interval - time.time()
+        # If it is overdue, it is not the clock that is waited for.
+        return min(left + 1, _CLOCK_CHECK_S) if left > 0 else None
+
+    async def _rotate(self) -> None:
+        """Take all steps that are due, storing each before it is told."""
+        while (what := rotation.due(self._state, around := self._around())) is not None:
+            fresh = keys.generate()
+            new = rotation.step(
+                self._state,
+                what,
+                fresh=fresh,
+                wanted_epoch=around.wanted_epoch,
+                now_s=around.now_s,
+            )
+            await _in_thread(self._overlay._file.store, new)
+            self._state = new
+            self._log.info("key of epoch %d: %s", new.epoch, new.stage.value)
+            if new.stage is Stage.GRACE:
+                self._graced_at = time.monotonic() + self._overlay._grace_s
+            if new.stage is Stage.STEADY:
+                await _in_thread(self._switch, new.pair.private)
+            self._overlay.identity.set(rotation.identity(new))
+
+    def _switch(self, private_key: bytes) -> None:
+        """Use the key, and have all who had a session begin a new one."""
+        self._kernel.set_private_key(private_key)
+        since = time.time() - _SESSION_S
+        self._kernel.apply(
+            [
+                PeerChange(key, prompt=True)
+                for key, peer in self._kernel.device().peers.items()
+                if peer.allowed and peer.handshake_s >= since
+            ]
+        )
+
+
+type _Get = Callable[[], Coroutine[None, None, Any]]
+type _Handle = Callable[[Any], Coroutine[None, None, None]]
+
+
+async def _in_thread[**P, T](call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As asyncio.to_thread, but when cancelled returns only with the call: what
+    comes next would find the kernel half way.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
+
+
+def link_mtu(asked: int | None, uplink: int | None) -> int:
+    """Return the overlay's MTU; it may be too small. Pure."""
+    fits = (DEFAULT_UPLINK_MTU if uplink is None else uplink) - OVERHEAD
+    return fits if asked is None else min(asked, fits)
+
+
+def _uplink_mtu(uplink: event.Value[LinkState | None]) -> int | None:
+    try:
+        link = uplink.peek()
+    except LookupError:
+        return None
+    return None if link is None else link.mtu
+
+
+def held_prefixes() -> tuple[IPNetwork, ...]:
+    """Return the prefixes that the kernel says this node holds: those of the
+    last mesh, until a reboot. Blocks. Raises NetlinkError.
+    """
+    return addressing.held(own_routes())

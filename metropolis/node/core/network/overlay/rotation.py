@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a node's key: how it is exchanged without losing connections. Pure.
+
+    STEADY    --WANTED-->    ANNOUNCED   a next key is made, and told
+    ANNOUNCED --PUBLISHED--> GRACE       the cluster's store has it
+    GRACE     --ELAPSED-->   COMMITTED   and all watchers do; told: it is the key
+    COMMITTED --PUBLISHED--> STEADY      the store has that: it is the key here
+
+A peer takes a handshake only from keys that it knows: so the next key is
+announced first, and peers make it a second peer that has no allowed IPs. A
+packet counts only if it comes by the peer that its source belongs to: so peers
+have to move the allowed IPs when the key changes here, at the same moment.
+They do when they see the record change, and so does this node, which is
+told at about the same time: what differs between the two is the gap.
+
+Why not change the key here first and tell then: whatever keeps the record from
+being written, such as a store without a majority, would leave the node cut off
+for as long. This way nothing has changed until it is written.
+
+Each step is stored before it is told or done, and done again after a crash:
+GRACE starts over, since nobody knows how long ago it began. In STEADY the
+kernel is given the key that is stored.
+
+Both ends of a pair may do this at once. Whoever is last to act, by changing its
+key or by moving the other's allowed IPs, begins a handshake, and by then both
+know the other's key: see Overlay.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from metropolis.node.core.network.overlay.mesh import Identity
+
+
+class Stage(enum.Enum):
+    """Where in a rotation a node is."""
+
+    STEADY = "steady"
+    ANNOUNCED = "announced"
+    GRACE = "grace"
+    COMMITTED = "committed"
+
+
+class Event(enum.Enum):
+    """What moves it on."""
+
+    WANTED = "wanted"
+    PUBLISHED = "published"
+    ELAPSED = "elapsed"
+
+
+TRANSITIONS: Final = {
+    (Stage.STEADY, Event.WANTED): Stage.ANNOUNCED,
+    (Stage.ANNOUNCED, Event.PUBLISHED): Stage.GRACE,
+    (Stage.GRACE, Event.ELAPSED): Stage.COMMITTED,
+    (Stage.COMMITTED, Event.PUBLISHED): Stage.STEADY,
+}
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """32 bytes each. The private one is in no text of it."""
+
+    private: bytes = field(repr=False)
+    public: bytes
+
+
+@dataclass(frozen=True)
+class State:
+    """pair: the kernel's. epoch: its. made_s: when, seconds since 1970.
+    next_pair, next_epoch: what it becomes; None, 0: nothing, in STEADY.
+    """
+
+    pair: KeyPair
+    epoch: int
+    made_s: int
+    stage: Stage = Stage.STEADY
+    next_pair: KeyPair | None = None
+    next_epoch: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what cannot be."""
+        if (self.stage is Stage.STEADY) != (self.next_pair is None):
+            raise ValueError(f"stage {self.stage.value}, but the next key says otherwise")
+        if self.epoch < 0 or (self.next_pair and self.next_epoch <= self.epoch):
+            raise ValueError(f"epoch {self.epoch}, next {self.next_epoch}")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What decides on the next step. published: None: nothing yet. now_s:
+    seconds since 1970. graced: the time for watchers is over.
+    """
+
+    published: Identity | None
+    wanted_epoch: int
+    now_s: int
+    rotation_s: float | None
+    graced: bool
+
+
+def identity(state: State) -> Identity:
+    """Return what others have to know."""
+    match state.stage, state.next_pair:
+        case Stage.ANNOUNCED | Stage.GRACE, KeyPair() as coming:
+            return Identity(state.pair.public, state.epoch, coming.public)
+        case Stage.COMMITTED, KeyPair() as coming:
+            return Identity(coming.public, state.next_epoch)
+    return Identity(state.pair.public, state.epoch)
+
+
+def due(state: State, around: Surroundings) -> Event | None:
+    """Return what has happened, None: nothing that matters now."""
+    told = around.published == identity(state)
+    if state.stage is Stage.STEADY:
+        # Not before the cluster knows the present key: it is away.
+        age = around.now_s - state.made_s
+        old = around.rotation_s is not None and age >= around.rotation_s
+        return Event.WANTED if told and (around.wanted_epoch > state.epoch or old) else None
+    if state.stage is Stage.GRACE:
+        return Event.ELAPSED if around.graced else None
+    return Event.PUBLISHED if told else None
+
+
+def step(state: State, event: Event, *, fresh: KeyPair, wanted_epoch: int, now_s: int) -> State:
+    """Return the next state. fresh: a new key, used if one is begun with.
+    Raises KeyError for an event that does not belong there.
+    """
+    stage = TRANSITIONS[state.stage, event]
+    if stage is Stage.ANNOUNCED:
+        epoch = max(state.epoch + 1, wanted_epoch)
+        return replace(state, stage=stage, next_pair=fresh, next_epoch=epoch)
+    if stage is Stage.STEADY:
+        assert state.next_pair is not None, "State sees to it"
+        return State(state.next_pair, state.next_epoch, now_s)
+    return replace(state, stage=stage)

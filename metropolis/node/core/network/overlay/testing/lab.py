@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Namespaces, and kernels of the overlay in them. Needs root."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+
+from metropolis.node.core.network.overlay.kernel import LinuxKernel
+from osbase.netlink import netns
+from osbase.netlink.transport import open_raw
+
+LIMIT_S = 60.0
+
+
+def sh(command: str) -> str:
+    """Run a command without a shell; returns its output."""
+    done = subprocess.run(
+        command.split(), check=False, capture_output=True, text=True, timeout=LIMIT_S
+    )
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+class Space:
+    """A network namespace by name, with `lo` up. Everything here enters it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        sh(f"ip netns add {name}")
+        self.sh("ip link set lo up")
+
+    def sh(self, command: str) -> str:
+        return sh(f"ip netns exec {self.name} {command}")
+
+    def inside[T](self, make: Callable[[], T]) -> T:
+        """What `make` returns when it is called in there."""
+        home = netns.open_current()
+        there = os.open(f"/run/netns/{self.name}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with netns.Inside(there, home):
+                return make()
+        finally:
+            os.close(home)
+            os.close(there)
+
+    def kernel(self) -> LinuxKernel:
+        """The kernel in there."""
+        return LinuxKernel(self.open_socket)
+
+    def open_socket(self, protocol: int) -> socket.socket:
+        return self.inside(lambda: open_raw(protocol))
+
+    def delete(self) -> None:
+        sh(f"ip netns del {self.name}")
+
+
+@contextlib.contextmanager
+def spaces(*names: str) -> Iterator[list[Space]]:
+    """Namespaces, deleted at the end."""
+    made: list[Space] = []
+    try:
+        for name in names:
+            made.append(Space(name))
+        yield made
+    finally:
+        for space in made:
+            space.delete()
