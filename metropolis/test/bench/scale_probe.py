@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from metropolis.test.bench import scale_guest
 from metropolis.test.bench.model import BenchError
+from metropolis.test.bench.scale_model import Usage
 from metropolis.test.bench.scale_trace import Parser, Trace
 from osbase.test.agent.client import Agent, Process
 
@@ -36,19 +37,6 @@ class Offset:
 
     seconds: float
     error_s: float
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Of node core and its machine, see scale_guest."""
-
-    process: int
-    begun_s: float
-    cpu_s: float
-    rss_kib: int
-    threads: int
-    slab_kib: int
-    available_kib: int
 
 
 def offset(exchanges: Iterable[tuple[float, float, float]]) -> Offset:

@@ -92,6 +92,11 @@ class Fleet:
         await self._etcd.close()
         await self._channel.close()
 
+    @property
+    def keepalives(self) -> float:
+        """A second, of all leases."""
+        return 3 * len(self._leased) / _TTL_S
+
     async def init(self) -> None:
         """Make the cluster."""
         await administration.init(self._etcd, scale_fleet.CONFIG)

@@ -17,6 +17,11 @@ from typing import Final
 GENERIC: Final = 16
 """NETLINK_GENERIC (linux/netlink.h): WireGuard's; 0 is of links and routes."""
 
+_WITH_PEER: Final = 84
+"""Bytes of a request, at least: headers of 20, the link's name of 12, two
+nests of 4, a key of 36, flags of 8. Requests without a peer have at most 76.
+"""
+
 _LINE: Final = re.compile(
     r".*-(?P<thread>\d+)\s+\(\s*(?P<process>\d+|-+)\)\s+\[\d+\]\s.*?"
     r"(?P<at>\d+\.\d+): (?P<event>\w+): (?P<rest>.*)"
@@ -65,6 +70,11 @@ class Trace:
     def wireguard(self) -> tuple[Send, ...]:
         """The requests to WireGuard."""
         return tuple(send for send in self.sends if send.protocol == GENERIC)
+
+    @property
+    def with_peers(self) -> tuple[Send, ...]:
+        """Those of them that set or remove peers."""
+        return tuple(send for send in self.wireguard if send.bytes >= _WITH_PEER)
 
     @property
     def done_s(self) -> float:
@@ -131,11 +141,9 @@ class Start:
         return self.listed_s + self.read_s + self.programmed_s
 
 
-def start(trace: Trace, begun_s: float, large: int) -> Start:
-    """Take a start apart. begun_s: of the process. large: bytes of a request
-    that has peers, at least. TraceError.
-    """
-    with_peers = [send for send in trace.wireguard if send.bytes >= large]
+def start(trace: Trace, begun_s: float) -> Start:
+    """Take a start apart. begun_s: of the process. TraceError."""
+    with_peers = trace.with_peers
     if not with_peers:
         raise TraceError("no request with peers")
     first_send = with_peers[0].begin_s
@@ -144,7 +152,7 @@ def start(trace: Trace, begun_s: float, large: int) -> Start:
     if not before:
         raise TraceError("nothing came from etcd before the first request with peers")
     # The handshake and small answers are the list's beginning, too.
-    heavy = _heavy(trace.arrivals, before[0], first_send)
+    heavy = listed(trace, before[0], first_send)
     return Start(
         process_s=before[0] - begun_s,
         listed_s=heavy - before[0],
@@ -156,11 +164,11 @@ def start(trace: Trace, begun_s: float, large: int) -> Start:
     )
 
 
-def _heavy(arrivals: Iterable[Arrival], begin: float, end: float) -> float:
+def listed(trace: Trace, begin: float, end: float) -> float:
     """When 99 % of what came between had come: what follows the list (answers
     to our own transaction) is small.
     """
-    between = [one for one in arrivals if begin <= one.at_s <= end]
+    between = [one for one in trace.arrivals if begin <= one.at_s <= end]
     wanted = 0.99 * sum(one.bytes for one in between)
     for one in between:
         wanted -= one.bytes
