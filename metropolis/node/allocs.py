@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 # --- Link groups (IFLA_GROUP), the numbers that nftables rules match on. ----
-# 0 is the kernel's default group: uplinks and everything not ours.
+# 0 is the kernel's default group: hardware and everything not ours.
 
 LINK_GROUP_WORKLOAD: Final = 8
 """Host-side links of workloads.
@@ -26,6 +26,12 @@ LINK_GROUP_OVERLAY: Final = 9
 
 Set by: the overlay. Matched by: the node's rule set, which does not
 masquerade what goes into the overlay."""
+
+LINK_GROUP_UPLINK: Final = 10
+"""Bonds and VLANs that were made for the uplink.
+
+Set and reconciled by: network.uplink, which removes those that the
+configuration does not have any more."""
 
 # --- Route protocols (rtm_protocol): who owns a route. ----------------------
 # Below 5 belong to the kernel and the boot; 8-18, 42, 186-192 are taken by

@@ -11,6 +11,9 @@ NODE_MODULES = [
     "virtio_rng",
     # Containers
     "overlay",
+    # Uplinks
+    "8021q",
+    "bonding",
     # Workload networks
     "veth",
     # The overlay

@@ -7,21 +7,34 @@ and the value, so that who wrote a file sees it all at once.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
+    IPv4Network,
     IPv6Address,
     IPv6Interface,
+    IPv6Network,
     ip_address,
     ip_interface,
+    ip_network,
 )
+from typing import Final
 
 from osbase.net.spec import net_pb2
 
 type IPAddress = IPv4Address | IPv6Address
 type IPInterface = IPv4Interface | IPv6Interface
+type IPNetwork = IPv4Network | IPv6Network
+
+MTU_MIN: Final = 1280  # IPv6's least (RFC 8200, section 5)
+MTU_MAX: Final = 65535
+_MEMBERS_MAX: Final = 16
+_MIIMON_MAX_MS: Final = 10_000
+_VLAN_IDS: Final = range(1, 4095)  # 0 and 4095 are reserved (IEEE 802.1Q)
+_SEARCH_MAX: Final = 6  # of resolv.conf(5) before glibc 2.26
 
 
 class Problems:
@@ -36,22 +49,95 @@ class Problems:
         self.found.append(f"{field}: {what}")
 
 
+class BondMode(enum.Enum):
+    """How a bond uses its members; value: the kernel's name."""
+
+    ACTIVE_BACKUP = "active-backup"
+    LACP = "802.3ad"
+
+
+class LacpRate(enum.Enum):
+    """How often the partner is to speak: each 30 s, or each second."""
+
+    SLOW = "slow"
+    FAST = "fast"
+
+
+class TransmitHash(enum.Enum):
+    """What of a packet chooses the member that it leaves by."""
+
+    LAYER2 = "layer2"
+    LAYER23 = "layer2+3"
+    LAYER34 = "layer3+4"
+
+
+@dataclass(frozen=True)
+class Bond:
+    """Several ports as one link. miimon_ms: between looks at carriers.
+    lacp_rate, min_links, transmit_hash: of LACP only; primary, "" for none:
+    of active-backup only.
+    """
+
+    mode: BondMode
+    members: tuple[str, ...]
+    name: str = "bond0"
+    miimon_ms: int = 100
+    lacp_rate: LacpRate = LacpRate.SLOW
+    min_links: int = 1
+    primary: str = ""
+    transmit_hash: TransmitHash = TransmitHash.LAYER34
+
+
+@dataclass(frozen=True)
+class Vlan:
+    """A tagged network on a link."""
+
+    id: int
+    name: str
+
+
 @dataclass(frozen=True)
 class Dhcp4:
-    """IPv4 by DHCP. host_name "": none is told."""
+    """IPv4 by DHCP. host_name "": none is told. ignore_dns: of the server."""
 
     host_name: str = ""
+    ignore_dns: bool = False
+
+
+@dataclass(frozen=True)
+class StaticRoute:
+    """A route by hand. gateway None: the destination is on the link."""
+
+    destination: IPNetwork
+    gateway: IPAddress | None
 
 
 @dataclass(frozen=True)
 class Interface:
-    """How one interface is configured. name "": the first Ethernet device."""
+    """How one interface is configured. name: of a link that exists; "": the
+    first Ethernet device, or there is a bond. mtu None: as it is.
+    """
 
     name: str = ""
     dhcp4: Dhcp4 | None = None
     addresses: tuple[IPInterface, ...] = ()
     gateways: tuple[IPAddress, ...] = ()
     dns: tuple[IPAddress, ...] = ()
+    search: tuple[str, ...] = ()
+    routes: tuple[StaticRoute, ...] = ()
+    bond: Bond | None = None
+    vlan: Vlan | None = None
+    mtu: int | None = None
+
+    @property
+    def lower_name(self) -> str:
+        """The name of what a VLAN is on, or would be; "": see `name`."""
+        return self.bond.name if self.bond is not None else self.name
+
+    @property
+    def top_name(self) -> str:
+        """The name of the link that has the addresses; "": see `name`."""
+        return self.vlan.name if self.vlan is not None else self.lower_name
 
     @property
     def router_advertisements(self) -> bool:
@@ -61,12 +147,26 @@ class Interface:
 
 def interface(message: net_pb2.Interface, field: str, problems: Problems) -> Interface:
     """Check a message; what is wrong is added, and left out of the result."""
-    name = message.name
-    if name and not is_link_name(name):
-        problems.add(f"{field}.name", f"{quoted(name)} cannot be the name of a link")
+    name = _link_name(message.name, f"{field}.name", problems)
+    bond = vlan = None
+    if message.HasField("bond"):
+        bond = _bond(message.bond, f"{field}.bond", problems)
+        if name:
+            problems.add(f"{field}.name", f'"{name}" contradicts bond, which has its own name')
+            name = ""
+    if message.HasField("vlan"):
+        vlan = _vlan(message.vlan, f"{field}.vlan", problems)
+        others = {name, bond.name, *bond.members} if bond is not None else {name}
+        if vlan is not None and vlan.name in others:
+            problems.add(f"{field}.vlan.name", f'"{vlan.name}" is the name of a link below it')
+    mtu = message.mtu
+    if mtu and not MTU_MIN <= mtu <= MTU_MAX:
+        problems.add(f"{field}.mtu", f"{mtu} is not between {MTU_MIN} and {MTU_MAX}")
+        mtu = 0
     dhcp4 = None
     if message.HasField("dhcp4"):
-        dhcp4 = Dhcp4(_host_name(message.dhcp4.host_name, f"{field}.dhcp4.host_name", problems))
+        host_name = _host_name(message.dhcp4.host_name, f"{field}.dhcp4.host_name", problems)
+        dhcp4 = Dhcp4(host_name, message.dhcp4.ignore_dns)
     static = f"{field}.static"
     addresses = _addresses(message.static.address, f"{static}.address", problems)
     if dhcp4 is not None:
@@ -79,7 +179,18 @@ def interface(message: net_pb2.Interface, field: str, problems: Problems) -> Int
         server = parse_address(text, f"{static}.dns[{index}]", problems)
         if server is not None:
             dns.append(server)
-    return Interface(name, dhcp4, tuple(addresses), tuple(gateways), tuple(dict.fromkeys(dns)))
+    return Interface(
+        name,
+        dhcp4,
+        tuple(addresses),
+        tuple(gateways),
+        tuple(dict.fromkeys(dns)),
+        _search(message.static.search, f"{static}.search", problems),
+        _routes(message.static.route, addresses, f"{static}.route", problems),
+        bond,
+        vlan,
+        mtu or None,
+    )
 
 
 def is_link_name(name: str) -> bool:
@@ -109,12 +220,115 @@ def quoted(text: str) -> str:
     return ascii(text if len(text) <= 64 else f"{text[:64]}...").replace("'", '"')
 
 
+def is_domain(text: str) -> bool:
+    """Whether it is letters, digits, "-", "_" and dots, up to 253: what may
+    stand in resolv.conf(5) as it is.
+    """
+    plain = text.replace("-", "").replace(".", "").replace("_", "")
+    return plain.isascii() and plain.isalnum() and len(text) <= 253
+
+
+def _link_name(text: str, field: str, problems: Problems) -> str:
+    if text and not is_link_name(text):
+        problems.add(field, f"{quoted(text)} cannot be the name of a link")
+        return ""
+    return text
+
+
+def _choice[T: enum.Enum](
+    text: str, kind: type[T], default: T | None, field: str, problems: Problems
+) -> T | None:
+    """The value of that name; of none the default, which may be missing."""
+    known = ", ".join(f'"{one.value}"' for one in kind)
+    if not text:
+        if default is None:
+            problems.add(field, f"is missing; supported are {known}")
+        return default
+    try:
+        return kind(text)
+    except ValueError:
+        problems.add(field, f"{quoted(text)} is not supported; supported are {known}")
+        return None
+
+
+def _bond(message: net_pb2.Bond, field: str, problems: Problems) -> Bond | None:
+    """Return the bond; None when what it is is not clear."""
+    before = len(problems.found)
+    name = _link_name(message.name, f"{field}.name", problems) or "bond0"
+    mode = _choice(message.mode, BondMode, None, f"{field}.mode", problems)
+    rate = _choice(message.lacp_rate, LacpRate, LacpRate.SLOW, f"{field}.lacp_rate", problems)
+    transmit_hash = _choice(
+        message.transmit_hash,
+        TransmitHash,
+        TransmitHash.LAYER34,
+        f"{field}.transmit_hash",
+        problems,
+    )
+    members = message.member
+    for index, member in enumerate(members):
+        where = f"{field}.member[{index}]"
+        if not is_link_name(member):
+            problems.add(where, f"{quoted(member)} cannot be the name of a link")
+        elif member == name:
+            problems.add(where, f'"{member}" is the bond itself')
+        elif member in members[:index]:
+            problems.add(where, f'"{member}" is there twice')
+    if not 1 <= len(members) <= _MEMBERS_MAX:
+        problems.add(f"{field}.member", f"{len(members)} members; 1 to {_MEMBERS_MAX} are needed")
+    if message.miimon_ms > _MIIMON_MAX_MS:
+        problems.add(f"{field}.miimon_ms", f"{message.miimon_ms} is over {_MIIMON_MAX_MS}")
+    if message.min_links > len(members):
+        problems.add(
+            f"{field}.min_links", f"{message.min_links} is over the {len(members)} members"
+        )
+    if message.primary and message.primary not in members:
+        problems.add(f"{field}.primary", f"{quoted(message.primary)} is not a member")
+    foreign = {
+        BondMode.ACTIVE_BACKUP: ("lacp_rate", "min_links", "transmit_hash"),
+        BondMode.LACP: ("primary",),
+    }
+    for other in foreign[mode] if mode is not None else ():
+        value = getattr(message, other)
+        if value:
+            shown = quoted(value) if isinstance(value, str) else value
+            problems.add(f"{field}.{other}", f'{shown} means nothing in mode "{message.mode}"')
+    if mode is None or rate is None or transmit_hash is None or len(problems.found) > before:
+        return None
+    return Bond(
+        mode,
+        tuple(members),
+        name,
+        message.miimon_ms or 100,
+        rate,
+        message.min_links or 1,
+        message.primary,
+        transmit_hash,
+    )
+
+
+def _vlan(message: net_pb2.Vlan, field: str, problems: Problems) -> Vlan | None:
+    name = _link_name(message.name, f"{field}.name", problems)
+    if message.id not in _VLAN_IDS:
+        problems.add(f"{field}.id", f"{message.id} is not between 1 and 4094")
+        return None
+    return Vlan(message.id, name or f"vlan{message.id}")
+
+
 def _host_name(text: str, field: str, problems: Problems) -> str:
     plain = text.replace("-", "")
     if text and not (len(text) <= 63 and plain.isascii() and plain.isalnum()):
         problems.add(field, f"{quoted(text)} cannot be a host name")
         return ""
     return text
+
+
+def _search(texts: Sequence[str], field: str, problems: Problems) -> tuple[str, ...]:
+    for index, text in enumerate(texts):
+        if not is_domain(text):
+            problems.add(f"{field}[{index}]", f"{quoted(text)} cannot be a domain")
+    if len(texts) > _SEARCH_MAX:
+        problems.add(field, f"{len(texts)} domains; resolvers take {_SEARCH_MAX}")
+    return tuple(dict.fromkeys(text for text in texts if is_domain(text)))
 
 
 def _addresses(texts: Iterable[str], field: str, problems: Problems) -> list[IPInterface]:
@@ -151,17 +365,71 @@ def _gateways(
     found: list[IPAddress] = []
     for index, text in enumerate(texts):
         where = f"{field}[{index}]"
-        gateway = parse_address(text, where, problems)
+        gateway = _gateway(text, addresses, where, problems)
         if gateway is None:
             continue
         if any(gateway.version == other.version for other in found):
             problems.add(where, f'"{gateway}" is a second gateway of IPv{gateway.version}')
-        elif any(gateway == address.ip for address in addresses):
-            problems.add(where, f'"{gateway}" is our own address')
-        elif not (gateway.version == 6 and gateway.is_link_local) and not any(
-            gateway in address.network for address in addresses
-        ):
-            problems.add(where, f'"{gateway}" is not inside the prefix of any address')
         else:
             found.append(gateway)
     return found
+
+
+def _gateway(
+    text: str, addresses: Sequence[IPInterface], field: str, problems: Problems
+) -> IPAddress | None:
+    """Read the address of a neighbour."""
+    gateway = parse_address(text, field, problems)
+    if gateway is None:
+        return None
+    if any(gateway == address.ip for address in addresses):
+        problems.add(field, f'"{gateway}" is our own address')
+    elif not (gateway.version == 6 and gateway.is_link_local) and not any(
+        gateway in address.network for address in addresses
+    ):
+        problems.add(field, f'"{gateway}" is not inside the prefix of any address')
+    else:
+        return gateway
+    return None
+
+
+def _routes(
+    messages: Iterable[net_pb2.Route],
+    addresses: Sequence[IPInterface],
+    field: str,
+    problems: Problems,
+) -> tuple[StaticRoute, ...]:
+    found: dict[IPNetwork, StaticRoute] = {}
+    for index, message in enumerate(messages):
+        where = f"{field}[{index}]"
+        text = message.destination
+        try:
+            destination = ip_network(text)
+        except ValueError as error:
+            why = "has host bits set" if "host bits" in str(error) else "is not a prefix"
+            problems.add(f"{where}.destination", f"{quoted(text)} {why}")
+            continue
+        if "/" not in text or "%" in text:
+            problems.add(f"{where}.destination", f"{quoted(text)} is not a prefix")
+            continue
+        if destination.prefixlen == 0:
+            problems.add(f"{where}.destination", f'"{destination}": use static.gateway')
+            continue
+        if destination.is_multicast or destination.is_loopback or destination.is_link_local:
+            problems.add(
+                f"{where}.destination", f'"{destination}" is link-local, loopback or multicast'
+            )
+            continue
+        if destination in found:
+            problems.add(f"{where}.destination", f'"{destination}" is there twice')
+            continue
+        gateway = None
+        if message.gateway:
+            gateway = _gateway(message.gateway, addresses, f"{where}.gateway", problems)
+            if gateway is None:
+                continue
+            if gateway.version != destination.version:
+                problems.add(f"{where}.gateway", f'"{gateway}" is not of IPv{destination.version}')
+                continue
+        found[destination] = StaticRoute(destination, gateway)
+    return tuple(found.values())

@@ -38,7 +38,7 @@ from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, Netlin
 _IFF_LOOPBACK: Final = 0x8
 _IFF_LOWER_UP: Final = 0x10000
 _SO_ATTACH_FILTER: Final = 26
-_INDEX_OFFSET: Final = 20  # of ifi_index in a message: after 16 bytes of header
+_INDEX_OFFSET: Final = 20  # of ifi_index and ifa_index: after 16 bytes of header
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ async def follow(name: str, into: event.Value[LinkState | None]) -> None:
             if link is None:
                 await _appearance(loop, events, name)
                 continue
-            _only(events, link.ifindex)
+            only_link(events, link.ifindex)
             await _changes(loop, events, link, into)
 
 
@@ -157,8 +157,10 @@ async def _changes(
             return
 
 
-def _only(events: socket.socket, ifindex: int) -> None:
-    """Pass only datagrams of which the first message is of this link."""
+def only_link(events: socket.socket, ifindex: int) -> None:
+    """Pass only datagrams of which the first message is of this link, or of one
+    of its addresses: the index is at the same place in both.
+    """
     # Classic BPF loads big-endian, the field is host-order: compare swapped.
     code = struct.pack(
         "=" + "HBBI" * 4,

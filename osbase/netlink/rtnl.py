@@ -41,14 +41,18 @@ RTM_DELROUTE = 25
 RTM_GETROUTE = 26
 RTM_NEWLINKPROP = 108
 RTNLGRP_LINK = 1
+RTNLGRP_IPV4_IFADDR = 5
+RTNLGRP_IPV6_IFADDR = 9
 
 AF_UNSPEC = 0
 AF_INET = 2
 AF_INET6 = 10
 
 IFF_UP = 1
+IFA_F_TEMPORARY = 0x01  # IPv6; of IPv4 the same bit is IFA_F_SECONDARY
 IFA_F_NODAD = 0x02
 IFA_F_DADFAILED = 0x08
+IFA_F_DEPRECATED = 0x20
 IFA_F_TENTATIVE = 0x40
 RT_TABLE_MAIN = 254
 RT_SCOPE_UNIVERSE = 0
@@ -62,6 +66,7 @@ IFLA_ADDRESS = 1
 IFLA_IFNAME = 3
 IFLA_MTU = 4
 IFLA_LINK = 5
+IFLA_MASTER = 10
 IFLA_LINKINFO = 18
 IFLA_IFALIAS = 20
 IFLA_AF_SPEC = 26
@@ -399,8 +404,10 @@ def _route(kind: int, flags: int, route: Route, verb: str, name: str) -> Request
 class Link:
     """What a link message says. Absent attributes are empty, 0 or None.
 
-    peer: index of the other end of a veth, in its own namespace. peer_netns:
-    the id of that namespace in this one; None when it is this one.
+    peer: index of the other end of a veth, in its own namespace, or of the link
+    that a VLAN is on. peer_netns: the id of that namespace in this one; None
+    when it is this one. master: index of the bond or bridge that it belongs to.
+    data: the attributes of its kind (IFLA_INFO_DATA).
     """
 
     ifindex: int
@@ -414,6 +421,8 @@ class Link:
     kind: bytes
     altnames: tuple[str, ...]
     peer_netns: int | None = None
+    master: int | None = None
+    data: bytes = b""
 
     @property
     def up(self) -> bool:
@@ -437,6 +446,7 @@ def parse_link(message: Message) -> Link:
     )
     info = attrs.parse(found.get(IFLA_LINKINFO, b""))
     peer, peer_netns = found.get(IFLA_LINK), found.get(IFLA_LINK_NETNSID)
+    master = found.get(IFLA_MASTER)
     return Link(
         ifindex=ifindex,
         flags=flags,
@@ -449,6 +459,8 @@ def parse_link(message: Message) -> Link:
         kind=attrs.to_text(info.get(IFLA_INFO_KIND, b"")),
         altnames=altnames,
         peer_netns=None if peer_netns is None else _to_i32(peer_netns),
+        master=None if master is None else attrs.to_u32(master),
+        data=info.get(IFLA_INFO_DATA, b""),
     )
 
 
@@ -459,12 +471,15 @@ def _to_i32(payload: bytes) -> int:
 
 @dataclass(frozen=True)
 class Address:
-    """An address of a link. flags: IFA_F_. protocol: as of a route."""
+    """An address of a link. flags: IFA_F_. scope: RT_SCOPE_. protocol: as of
+    a route.
+    """
 
     ifindex: int
     address: IPAddress
     prefix_length: int
     flags: int
+    scope: int = RT_SCOPE_UNIVERSE
     protocol: int = 0
 
     @property
@@ -477,7 +492,7 @@ def parse_address(message: Message) -> Address | None:
     """None for an address of neither IP version."""
     if message.kind != RTM_NEWADDR or len(message.body) < _IFADDR.size:
         raise ProtocolError(f"message {message.kind} of {len(message.body)} bytes is no address")
-    family, bits, flags, _, ifindex = _IFADDR.unpack_from(message.body)
+    family, bits, flags, scope, ifindex = _IFADDR.unpack_from(message.body)
     if family not in _WIDTHS:
         return None
     found = attrs.parse(message.body[_IFADDR.size :])
@@ -488,7 +503,7 @@ def parse_address(message: Message) -> Address | None:
     if _IFA_FLAGS in found:
         flags = attrs.to_u32(found[_IFA_FLAGS])
     owner = found.get(_IFA_PROTO) or b"\0"
-    return Address(ifindex, _to_ip(family, own), bits, flags, owner[0])
+    return Address(ifindex, _to_ip(family, own), bits, flags, scope, owner[0])
 
 
 _WIDTHS = {AF_INET: 4, AF_INET6: 16}  # bytes of an address

@@ -105,7 +105,7 @@ def test_pyroute2_sees_what_a_batch_made(sock: NetlinkSocket, pair: int) -> None
     with pytest.raises(BatchError, match=r"route to 10\.1\.2\.4: ENETUNREACH"):
         sock.get(rtnl.get_route(ip_address("10.1.2.4")))
     found = [rtnl.parse_address(m) for m in sock.dump(rtnl.dump_addresses(rtnl.AF_INET6, pair))]
-    assert found == [rtnl.Address(pair, hop, 64, 0x80 | rtnl.IFA_F_NODAD)]
+    assert found == [rtnl.Address(pair, hop, 64, 0x80 | rtnl.IFA_F_NODAD, rtnl.RT_SCOPE_LINK)]
     assert found[0] is not None
     assert found[0].usable
 

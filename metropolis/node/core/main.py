@@ -82,6 +82,13 @@ def _arguments() -> argparse.ArgumentParser:
         "default: %(default)s",
     )
     parser.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        default=allocs.STATE_DIR,
+        help="directory of what a node in a cluster keeps over reboots, its WireGuard key; "
+        "default: %(default)s",
+    )
+    parser.add_argument(
         "--log-level",
         choices=_LEVELS,
         default="info",
@@ -107,29 +114,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if arguments.check:
         return 0
-    return asyncio.run(_serve(config, arguments.runtime_dir))
+    return asyncio.run(_serve(config, arguments.runtime_dir, arguments.state_dir))
 
 
-async def _serve(config: NodeConfig, runtime_dir: str) -> int:
+async def _serve(config: NodeConfig, runtime_dir: str, state_dir: str) -> int:
     from metropolis.node.core.config import PodPrefixes
     from metropolis.node.core.network.service import NetworkService, Paths
     from osbase import event
     from osbase.supervisor import Context, Supervisor
 
-    # On a node of its own, the configuration is who knows the prefixes.
     pod_prefixes = event.Value[PodPrefixes]("pod prefixes")
-    pod_prefixes.set(config.network.pods)
+    membership = None
+    if config.cluster is None:
+        # On a node of its own, the configuration is who knows the prefixes.
+        pod_prefixes.set(config.network.pods)
+    else:
+        from metropolis.node.core.cluster import Membership
+
+        membership = Membership(config.cluster, pod_prefixes)
     paths = Paths(
         workload_socket=os.path.join(runtime_dir, os.path.basename(allocs.WORKLOAD_SOCKET)),
         cni_socket=os.path.join(runtime_dir, os.path.basename(allocs.CNI_SOCKET)),
         resolv_conf=os.path.join(
             os.path.dirname(runtime_dir.rstrip("/")), os.path.basename(allocs.RESOLV_CONF)
         ),
+        state_dir=state_dir,
     )
-    network = NetworkService(config.network, pod_prefixes, paths)
+    network = NetworkService(
+        config.network, pod_prefixes, paths, membership.link if membership else None
+    )
 
     async def root(ctx: Context) -> None:
         ctx.run("network", network.run)
+        if membership is not None:
+            membership.start(ctx, network.uplink_status)
         ctx.signal_healthy()
         ctx.signal_done()
 

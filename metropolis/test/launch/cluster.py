@@ -12,7 +12,7 @@
            etcd                     at the router's address, by TLS
 
 Every node has a disk that survives it, a certificate and a name of its own.
-The operator's part, which is metroctl's, is done by its library.
+The operator's part is done by the library that metroctl has it from.
 
 Below `directory`: a directory for each node with its console and sockets, in it
 one for each boot that has ended, with its logs; etcd's; the captures.
@@ -22,13 +22,20 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from metropolis.node.core.curator import administration
+from metropolis.node.core.curator.credentials import Files
+from metropolis.node.core.curator.directory import Directory
+from metropolis.node.core.curator.etcd import Etcd as Store
+from metropolis.node.core.curator.etcd import dial
+from metropolis.node.core.curator.records import ClusterConfig, pod_network
+from metropolis.test.etcd import Etcd
 from metropolis.test.launch import checks, reach
 from metropolis.test.launch.capture import Capture
 from metropolis.test.launch.checks import Check, Plan
@@ -105,6 +112,7 @@ class Cluster:
         self.members: dict[str, Member] = {}
         self.lab = Lab(directory, nodes=0, mtu=mtu)
         self.capture = Capture(directory)
+        self.etcd: Etcd
         self._images = images
         self._directory = directory
         self._first = nodes
@@ -141,17 +149,37 @@ class Cluster:
         await asyncio.gather(*(self.power_off(name) for name in self.members))
 
     async def _start_store(self) -> None:
-        raise NotImplementedError
+        # Makes keys and certificates.
+        address = str(ROUTER_IPV4.ip)
+        self.etcd = await asyncio.to_thread(Etcd, self._directory / "etcd", [address])
+        await self._stack.enter_async_context(self.etcd)
+        networks = tuple(pod_network(prefix, length) for prefix, length in POD_NETWORKS)
+        async with self.store() as store:
+            await administration.init(store, ClusterConfig(networks))
+
+    @contextlib.asynccontextmanager
+    async def store(self) -> AsyncIterator[Store]:
+        """Connect to the cluster's store, as an operator."""
+        client = self.etcd.client
+        files = Files(str(client.ca), str(client.cert), str(client.key))
+        async with await dial(self.etcd.endpoints, files) as store:
+            yield store
+
+    async def view(self) -> Directory:
+        """Return what the store says now."""
+        async with self.store() as store:
+            return (await administration.view(store)).directory
 
     def _config(self, name: str) -> str:
         """Return the NodeConfig of a node."""
         return f"""
 network {{ uplink {{ dhcp4 {{}} }} }}
-cluster {{ node_id: "{name}" etcd_endpoint: "{ROUTER_IPV4.ip}:2379" }}
+cluster {{ node_id: "{name}" etcd_endpoint: "{self.etcd.endpoint}" }}
 """
 
     def _pki(self, name: str) -> dict[str, bytes]:
-        raise NotImplementedError
+        made = self.etcd.authority.client(name)
+        return {item: getattr(made, item).read_bytes() for item in ("ca", "cert", "key")}
 
     # Nodes come and go.
 
@@ -167,7 +195,8 @@ cluster {{ node_id: "{name}" etcd_endpoint: "{ROUTER_IPV4.ip}:2379" }}
         process = await asyncio.create_subprocess_exec("mkfs.ext4", "-q", "-F", str(disk))
         if await process.wait() != 0:
             raise NodeError(f"mkfs.ext4 {disk}: status {process.returncode}")
-        member = Member(name, port, directory, disk, self._pki(name))
+        pki = await asyncio.to_thread(self._pki, name)
+        member = Member(name, port, directory, disk, pki)
         self.members[name] = member
         return member
 
@@ -217,6 +246,12 @@ cluster {{ node_id: "{name}" etcd_endpoint: "{ROUTER_IPV4.ip}:2379" }}
         """Lose a node and its disk; nobody tells the cluster."""
         await self.power_off(name)
         self.members.pop(name).disk.unlink()
+
+    async def remove(self, name: str) -> None:
+        """Lose a node for good, and tell the cluster."""
+        await self.destroy(name)
+        async with self.store() as store:
+            await administration.remove(store, name)
 
     # What runs on it.
 

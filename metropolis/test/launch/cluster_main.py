@@ -58,7 +58,8 @@ The cluster runs until Ctrl-C. Meanwhile, in another terminal:
   a command in a pod        ./bazelw run //metropolis/test/launch:pod -- exec pod-1 ip addr
   consoles so far           {directory}/node-*/console.log
   the network between       tcpdump -n -r {directory}/underlay.pcap0
-  dnsmasq, etcd             {directory}/*.log
+  dnsmasq, etcd             {directory}/dnsmasq.log {directory}/etcd/etcd.log
+  where the bridge is       ./bazelw shell nsenter -t {os.getpid()} -U --preserve-credentials -n
 """
 
 

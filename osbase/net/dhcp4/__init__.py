@@ -9,11 +9,11 @@
 The client says what is leased; who runs it puts the address on the link and
 takes it off again. It talks over a packet socket, so it needs no address
 to get one. Nothing is stored: after a restart the address that is still on the
-link is asked for again, and a server that remembers gives it.
+link is asked for again (INIT-REBOOT).
 
 Not done: DHCPDECLINE after probing by ARP (it costs seconds at every boot; the
-server probes), DHCPRELEASE (a node that restarts wants its address back),
-DHCPINFORM, authentication, RFC 4361 client identifiers.
+server probes, RFC 2131, section 2.2), DHCPRELEASE (a node that restarts wants
+its address back), DHCPINFORM, authentication, RFC 4361 client identifiers.
 
 Why not pyroute2.dhcp (0.9.7): one reply without a message type ends its
 receiving task with a KeyError, which nobody sees, and the lease then runs out

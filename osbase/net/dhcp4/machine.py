@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client's states (RFC 2131, section 4.4), with time passed in. Pure.
 
-    SELECTING -> REQUESTING -> BOUND -> RENEWING -> REBINDING
-        ^            |           ^          |           |
-        |<- no answer/NAK        +---- ACK -+-----------+
-        |<------------------------------- NAK, lease at its end
+    REBOOTING ---------- ACK -----+
+        | NAK, no answer          v
+        +-> SELECTING -> REQUESTING -> BOUND -> RENEWING -> REBINDING
+                ^            |           ^          |           |
+                |<- no answer/NAK        +---- ACK -+-----------+
+                |<------------------------------- NAK, lease at its end
 
-A lease outlives a return to SELECTING after the link came back: until it ends,
-or another server gives another, it is ours.
+Whoever knows an address of his, from a former run or from before the link came
+back, begins at REBOOTING: one exchange, and a server of another network says
+at once that it is wrong here. A lease outlives the return of the link: until it
+ends, or is refused, or another is given, it is ours.
 
     messages = machine.start(now) | receive(now, ...) | tick(now)   to be sent
     machine.deadline                    when tick is due; machine.lease
@@ -31,12 +35,15 @@ from osbase.net.dhcp4.packet import BROADCAST, UNSPECIFIED, Message, Option, Pac
 _FIRST_RETRY_S: Final = 1.0
 _LAST_RETRY_S: Final = 64.0
 _REQUEST_TRIES: Final = 4
+_REBOOT_TRIES: Final = 2  # a server that does not know us is silent
 _RENEW_RETRY_MIN_S: Final = 60.0
 _MAX_MESSAGE: Final = 1472  # bytes, without fragments on Ethernet
 
 _PARAMETERS: Final = bytes(
     [
         Option.SUBNET_MASK,
+        # Before the router option, which it replaces (RFC 3442, page 5).
+        Option.CLASSLESS_ROUTES,
         Option.ROUTER,
         Option.DNS,
         Option.DOMAIN_NAME,
@@ -45,14 +52,14 @@ _PARAMETERS: Final = bytes(
         Option.SERVER_ID,
         Option.RENEWAL_TIME,
         Option.REBINDING_TIME,
-        Option.CLASSLESS_ROUTES,
     ]
 )
 
 
 class State(enum.Enum):
-    """RFC 2131, figure 5; INIT lasts no time here."""
+    """RFC 2131, figure 5; INIT and INIT-REBOOT last no time here."""
 
+    REBOOTING = "rebooting"
     SELECTING = "selecting"
     REQUESTING = "requesting"
     BOUND = "bound"
@@ -61,11 +68,12 @@ class State(enum.Enum):
 
 
 _TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
-    State.SELECTING: frozenset({State.SELECTING, State.REQUESTING}),
-    State.REQUESTING: frozenset({State.BOUND, State.SELECTING}),
-    State.BOUND: frozenset({State.RENEWING, State.SELECTING}),
-    State.RENEWING: frozenset({State.BOUND, State.REBINDING, State.SELECTING}),
-    State.REBINDING: frozenset({State.BOUND, State.SELECTING}),
+    State.REBOOTING: frozenset({State.BOUND, State.REBOOTING, State.SELECTING}),
+    State.SELECTING: frozenset({State.SELECTING, State.REQUESTING, State.REBOOTING}),
+    State.REQUESTING: frozenset({State.BOUND, State.SELECTING, State.REBOOTING}),
+    State.BOUND: frozenset({State.RENEWING, State.REBOOTING}),
+    State.RENEWING: frozenset({State.BOUND, State.REBINDING, State.SELECTING, State.REBOOTING}),
+    State.REBINDING: frozenset({State.BOUND, State.SELECTING, State.REBOOTING}),
 }
 
 
@@ -128,9 +136,17 @@ class Machine:
 
     def start(self, now: float) -> list[Outgoing]:
         """Look for a server: at first, and after the link came back."""
-        self._to(State.SELECTING)
         if self.lease is not None:
             self._hint = self.lease.address.ip
+        if self._hint is None:
+            return self._select(now)
+        self._to(State.REBOOTING)
+        self._began, self._tries, self._offer = now, 0, None
+        self._new_xid()
+        return [self._request(now)]
+
+    def _select(self, now: float) -> list[Outgoing]:
+        self._to(State.SELECTING)
         self._began, self._tries, self._offer = now, 0, None
         self._new_xid()
         return [self._discover(now)]
@@ -154,7 +170,7 @@ class Machine:
             if self._state is not State.REQUESTING:
                 self.lease = None
             self._hint = None
-            return self.start(now)
+            return self._select(now)
         return []
 
     def tick(self, now: float) -> list[Outgoing]:
@@ -162,9 +178,9 @@ class Machine:
         lease = self.lease
         if lease is not None and lease.end is not None and now >= lease.end:
             self.lease = None
-            if self._state not in (State.SELECTING, State.REQUESTING):
+            if self._state in (State.BOUND, State.RENEWING, State.REBINDING):
                 self._hint = lease.address.ip
-                return self.start(now)
+                return self._select(now)
         if self._state is State.BOUND:
             assert lease is not None, "bound to a lease"
             if now < lease.start + lease.renew_s:
@@ -182,8 +198,9 @@ class Machine:
             return []
         if self._state is State.SELECTING:
             return [self._discover(now)]
-        if self._state is State.REQUESTING and self._tries >= _REQUEST_TRIES:
-            return self.start(now)
+        tries = {State.REQUESTING: _REQUEST_TRIES, State.REBOOTING: _REBOOT_TRIES}
+        if self._tries >= tries.get(self._state, self._tries + 1):
+            return self._select(now)
         return [self._request(now)]
 
     def _to(self, new: State) -> None:
@@ -194,20 +211,21 @@ class Machine:
         self._xid = int(self._rand() * 2**32)
 
     def _believes(self, server: IPv4Address) -> bool:
-        """Whether the server is the one we talk to; rebinding, anyone is."""
-        if self._state is State.REBINDING:
+        """Whether the server is the one we talk to; asking all, anyone is."""
+        if self._state in (State.REBINDING, State.REBOOTING):
             return True
         current = self._offer if self._state is State.REQUESTING else self.lease
         return current is not None and server == current.server
 
     def _acknowledged(self, message: Message) -> None:
         granted = leases.parse(message, self._requested)
-        wanted = self._offer if self._state is State.REQUESTING else self.lease
-        assert wanted is not None, "a request is for something"
-        if not self._believes(granted.server) or granted.address.ip != wanted.address.ip:
+        current = self._offer if self._state is State.REQUESTING else self.lease
+        wanted = self._hint if self._state is State.REBOOTING else current and current.address.ip
+        if not self._believes(granted.server) or granted.address.ip != wanted:
+            asked = current.server if current is not None else "anyone"
             raise PacketError(
                 f"{granted.server} acknowledges {granted.address.ip}; asked was "
-                f"{wanted.server} for {wanted.address.ip}"
+                f"{asked} for {wanted}"
             )
         self._to(State.BOUND)
         self.lease, self._offer = granted, None
@@ -229,6 +247,11 @@ class Machine:
                 Option.REQUESTED_ADDRESS: self._offer.address.ip.packed,
                 Option.SERVER_ID: self._offer.server.packed,
             }
+            return Outgoing(self._message(now, Type.REQUEST, options), UNSPECIFIED, BROADCAST)
+        if self._state is State.REBOOTING:
+            assert self._hint is not None, "rebooting with an address"
+            self._back_off(now)
+            options = {Option.REQUESTED_ADDRESS: self._hint.packed}
             return Outgoing(self._message(now, Type.REQUEST, options), UNSPECIFIED, BROADCAST)
         lease = self.lease
         assert lease is not None, "renewing a lease"

@@ -98,9 +98,50 @@ def test_obtains_a_lease() -> None:
 
 
 def test_asks_for_the_address_it_had() -> None:
-    """The hint goes into the first message."""
-    discover = only(machine(hint=ADDRESS).start(0))
-    assert discover.message.options[Option.REQUESTED_ADDRESS] == ADDRESS.packed
+    """INIT-REBOOT (RFC 2131, section 4.3.2): to all, no server, no ciaddr."""
+    client = machine(hint=ADDRESS)
+    request = only(client.start(0))
+    assert request.message.kind is Type.REQUEST
+    assert (request.source, request.destination) == (UNSPECIFIED, BROADCAST)
+    assert request.message.client == UNSPECIFIED
+    assert request.message.options[Option.REQUESTED_ADDRESS] == ADDRESS.packed
+    assert Option.SERVER_ID not in request.message.options
+    with pytest.raises(PacketError, match="acknowledges"):
+        client.receive(1, reply(request, Type.ACK, yours=IPv4Address("192.0.2.51")))
+    assert client.receive(1, reply(request, Type.ACK)) == []
+    assert client.state is State.BOUND
+    assert client.lease is not None
+    assert client.lease.end == 1000
+
+
+def test_refused_at_reboot_it_discovers_without_the_address() -> None:
+    """Another network, whose server says so at once, whoever it is."""
+    client = machine(hint=ADDRESS)
+    options = {Option.SERVER_ID: IPv4Address("198.51.100.1").packed}
+    nak = reply(only(client.start(0)), Type.NAK, yours=UNSPECIFIED, options=options)
+    discover = only(client.receive(1, nak))
+    assert discover.message.kind is Type.DISCOVER
+    assert Option.REQUESTED_ADDRESS not in discover.message.options
+
+
+def test_unanswered_at_reboot_it_discovers_with_the_address() -> None:
+    """Twice, after 1 and 2 s; a server that does not know it is silent."""
+    client = machine(hint=ADDRESS)
+    client.start(0)
+    sent = []
+    for _ in range(2):
+        assert client.deadline is not None
+        now = client.deadline
+        sent.append(only(client.tick(now)))
+    assert now == pytest.approx(3)
+    assert [one.message.kind for one in sent] == [Type.REQUEST, Type.DISCOVER]
+    assert sent[1].message.options[Option.REQUESTED_ADDRESS] == ADDRESS.packed
+
+
+def test_classless_routes_are_asked_for_before_routers() -> None:
+    """As RFC 3442 has it; some servers look at the order."""
+    asked = only(machine().start(0)).message.options[Option.PARAMETERS]
+    assert asked.index(Option.CLASSLESS_ROUTES) < asked.index(Option.ROUTER)
 
 
 def test_discover_is_repeated_more_and_more_rarely() -> None:
@@ -187,17 +228,27 @@ def test_nak_while_renewing_takes_the_lease() -> None:
 def test_link_came_up_keeps_the_lease_until_its_end() -> None:
     """A cable pulled and replugged changes nothing at the same server."""
     client = bound()
-    discover = only(client.start(200))
+    request = only(client.start(200))
     assert client.lease is not None
-    request = only(client.receive(201, reply(discover, Type.OFFER)))
+    assert request.message.kind is Type.REQUEST
     client.receive(202, reply(request, Type.ACK))
     assert client.lease.address.ip == ADDRESS
+    assert client.lease.end == 1200
     client.start(300)
-    while client.deadline is not None and client.deadline < 1201:
+    while client.deadline is not None and client.deadline < 1200:
         client.tick(client.deadline)
-    client.tick(1201)
+    assert client.lease is not None
+    client.tick(1200)
     assert leased(client) is None
     assert client.state is State.SELECTING
+
+
+def test_refused_after_the_link_came_up_it_is_gone() -> None:
+    """The cable leads to another network now."""
+    client = bound()
+    request = only(client.start(200))
+    assert only(client.receive(201, reply(request, Type.NAK))).message.kind is Type.DISCOVER
+    assert client.lease is None
 
 
 def test_infinite_lease_has_no_deadline() -> None:

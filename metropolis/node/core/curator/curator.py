@@ -46,7 +46,7 @@ from metropolis.node.core.curator.credentials import CredentialsError, Files
 from metropolis.node.core.curator.directory import Changes, Directory
 from metropolis.node.core.curator.etcd import Compacted, Etcd, EtcdError, LeaseGone
 from metropolis.node.core.curator.membership import TRANSIENT, Decision, Me, Standing, decide
-from metropolis.node.core.network.overlay.mesh import Identity, Mesh, Peer
+from metropolis.node.core.network.overlay.mesh import Exchange, Mesh
 from osbase import event
 from osbase.supervisor import Backoff, Context
 
@@ -96,18 +96,19 @@ class Curator:
     def __init__(
         self,
         config: Cluster,
-        identity: event.Value[Identity],
+        exchange: Exchange,
         underlay: event.Value[IPAddress | None],
+        pod_prefixes: event.Value[PodPrefixes],
         *,
         version: str,
         held: tuple[IPNetwork, ...] = (),
         timing: Timing | None = None,
     ) -> None:
-        """held: prefixes that the kernel has from before a restart. underlay:
+        """exchange: with the overlay. held: prefixes that the kernel has from before a restart. underlay:
         taken where the configuration has none. Nothing happens before `run`.
         """
         self._config = config
-        self._identity = identity
+        self._identity = exchange.identity
         self._underlay = underlay
         self._timing = timing or Timing()
         self._files = Files(config.ca_file, config.cert_file, config.key_file)
@@ -125,10 +126,10 @@ class Curator:
         self._decision: Decision | None = None
         self._due = asyncio.Event()
         self._leased = asyncio.Event()
-        self.mesh = event.Value[Mesh]("mesh")
-        self.peers = event.Table[str, Peer]("peers")
-        self.pod_prefixes = event.Value[PodPrefixes]("pod prefixes of the cluster")
-        self.published = event.Value[Identity]("published identity")
+        self.mesh = exchange.mesh
+        self.peers = exchange.peers
+        self.pod_prefixes = pod_prefixes
+        self.published = exchange.published
         if held:
             self.pod_prefixes.set(PodPrefixes(held))
 

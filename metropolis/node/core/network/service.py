@@ -3,9 +3,11 @@
 
     network           settings, loopback, first hop, rule set: then healthy
      +- uplink        if one is configured
+     +- overlay       of a node in a cluster
+     +- rules         what is a pod network -> rule set
      +- workloads     engine; waits for nobody, serves nobody before recovery
          +- prefixes  pod prefixes -> engine
-         +- mtu       uplink's MTU -> engine
+         +- mtu       uplink's or overlay's MTU -> engine
          +- grpc      workload.sock
          +- cni       cni.sock
 
@@ -26,6 +28,8 @@ from typing import TYPE_CHECKING, Final
 from metropolis.node import allocs
 from metropolis.node.core.config import MTU_MIN, Network, PodPrefixes
 from metropolis.node.core.network import rules, sysctls
+from metropolis.node.core.network.overlay.mesh import Exchange, IPNetwork
+from metropolis.node.core.network.overlay.overlay import Overlay, held_networks
 from metropolis.node.core.network.uplink import Uplink, UplinkStatus
 from osbase import event
 from osbase.net import addressing
@@ -54,6 +58,15 @@ class Paths:
     workload_socket: str = allocs.WORKLOAD_SOCKET
     cni_socket: str = allocs.CNI_SOCKET
     resolv_conf: str = allocs.RESOLV_CONF
+    state_dir: str = allocs.STATE_DIR
+
+
+@dataclass(frozen=True)
+class ClusterLink:
+    """The node's part in a cluster. key_rotation_s None: when asked to."""
+
+    exchange: Exchange
+    key_rotation_s: float | None = None
 
 
 class NetworkService:
@@ -68,8 +81,9 @@ class NetworkService:
         config: Network,
         pod_prefixes: event.Value[PodPrefixes],
         paths: Paths | None = None,
+        cluster: ClusterLink | None = None,
     ) -> None:
-        """Nothing happens before `run`."""
+        """Nothing happens before `run`. cluster None: there is no overlay."""
         self._config = config
         self._paths = paths or Paths()
         self.pod_prefixes = pod_prefixes
@@ -79,17 +93,40 @@ class NetworkService:
             self._uplink = Uplink(
                 config.uplink, self.uplink_status, resolv_conf=self._paths.resolv_conf
             )
+        self._exchange = None if cluster is None else cluster.exchange
+        self._overlay: Overlay | None = None
+        if cluster is not None:
+            link = event.Value[LinkState | None]("no uplink's link")
+            link.set(None)
+            self._overlay = Overlay(
+                cluster.exchange,
+                link if self._uplink is None else self._uplink.link,
+                state_dir=self._paths.state_dir,
+                rotation_s=cluster.key_rotation_s,
+            )
 
     async def run(self, ctx: Context) -> None:
         """Prepare the host, then run the parts."""
-        await asyncio.to_thread(prepare_host)
+        await asyncio.to_thread(prepare_host, self._overlay is not None)
         if self._uplink is None:
             self.uplink_status.set(UplinkStatus())
         else:
             ctx.run("uplink", self._uplink.run)
+        if self._overlay is not None:
+            ctx.run("overlay", self._overlay.run)
+            ctx.run("rules", self._follow_networks)
         ctx.run("workloads", self._workloads)
         ctx.signal_healthy()
         ctx.signal_done()
+
+    async def _follow_networks(self, ctx: Context) -> None:
+        assert self._exchange is not None, "only run in a cluster"
+        ctx.signal_healthy()
+        last: tuple[IPNetwork, ...] | None = None
+        async for mesh in self._exchange.mesh.watch():
+            if mesh.networks != last:
+                await asyncio.to_thread(_apply_rules, mesh.networks)
+                last = mesh.networks
 
     async def _workloads(self, ctx: Context) -> None:
         # Imports take seconds on a slow machine; meanwhile the uplink comes up.
@@ -123,11 +160,18 @@ class NetworkService:
             await asyncio.to_thread(engine.close)
 
     async def _first_mtu(self) -> int:
+        if self._overlay is not None:
+            return await self._overlay.mtu.watch().get()
         if self._uplink is None:
             return DEFAULT_MTU
         return pod_mtu(await self._uplink.link.watch().get())
 
     async def _follow_mtu(self, ctx: Context, engine: Engine) -> None:
+        if self._overlay is not None:
+            ctx.signal_healthy()
+            async for size in self._overlay.mtu.watch():
+                engine.set_mtu(size)
+                ctx.logger.info("MTU of new workloads is %d", size)
         if self._uplink is None:
             ctx.signal_done()
             return
@@ -169,6 +213,11 @@ class NetworkService:
         await module.CniServer(engine, self._paths.cni_socket).run()
 
 
+def _apply_rules(networks: tuple[IPNetwork, ...]) -> None:
+    with Nftables() as nft:
+        nft.apply(rules.render())
+
+
 async def _imported(*names: str) -> list[ModuleType]:
     """Import modules of the workload service on another thread."""
     package = "metropolis.node.core.network.workloads"
@@ -186,14 +235,14 @@ def make_runtime_directory(socket_path: str) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def prepare_host() -> None:
+def prepare_host(clustered: bool = False) -> None:
     """Settings, loopback, first hop and rules; the same again changes nothing.
 
-    The rules come first: from the moment the node forwards, they hold.
-    Raises NftablesError, SysctlError or NetlinkError.
+    The rules come first: from the moment the node forwards, they hold. After a
+    restart, those of the overlay as it was left hold until its cluster is
+    known. Raises NftablesError, SysctlError or NetlinkError.
     """
-    with Nftables() as nft:
-        nft.apply(rules.render())
+    _apply_rules(held_networks() if clustered else ())
     sysctls.apply(sysctls.NODE)
     with NetlinkSocket() as sock:
         sock.batch(

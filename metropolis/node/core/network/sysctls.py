@@ -67,6 +67,10 @@ NODE: Final = (
 )
 
 
+FORWARDS: Final = True
+"""Whether the node is a router to its neighbours, by the last of NODE."""
+
+
 def uplink(name: str, *, router_advertisements: bool) -> tuple[Sysctl, ...]:
     """Return the settings of the uplink, before it is set up: the kernel asks
     for router advertisements when a link comes up, and not again.
@@ -79,6 +83,10 @@ def uplink(name: str, *, router_advertisements: bool) -> tuple[Sysctl, ...]:
         Sysctl(f"ipv4/conf/{name}/send_redirects", 0),
         Sysctl(f"ipv4/conf/{name}/accept_redirects", 0),
         Sysctl(f"ipv6/conf/{name}/accept_redirects", 0),
+        # Neighbours are told at once where our addresses are, also while this
+        # service is away; see osbase.net.announce for what that leaves out.
+        Sysctl(f"ipv4/conf/{name}/arp_notify", 1),
+        Sysctl(f"ipv6/conf/{name}/ndisc_notify", 1),
     )
 
 

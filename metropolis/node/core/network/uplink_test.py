@@ -82,15 +82,15 @@ def test_static_of_both_families() -> None:
 def test_resolv_conf(tmp_path: Path) -> None:
     """Replaced at once, readable by all."""
     target = tmp_path / "run" / "resolv.conf"
-    write_resolv_conf(str(target), [ROUTER], "example.org")
-    write_resolv_conf(str(target), [ROUTER, ip_address("2001:db8::53")], "")
+    write_resolv_conf(str(target), [ROUTER], ["example.org"])
+    write_resolv_conf(str(target), [ROUTER, ip_address("2001:db8::53")], [])
     assert target.read_text().splitlines()[1:] == [
         "nameserver 192.0.2.1",
         "nameserver 2001:db8::53",
     ]
     assert target.stat().st_mode & 0o777 == 0o644
     assert [path.name for path in target.parent.iterdir()] == ["resolv.conf"]
-    assert "search example.org" in render_resolv_conf([], "example.org")
+    assert "search a.test b.test\n" in render_resolv_conf([], ["a.test", "b.test"])
 
 
 def test_pod_mtu() -> None:

@@ -17,7 +17,7 @@ from metropolis.node.core.curator.credentials import Files
 from metropolis.node.core.curator.curator import Curator, Timing
 from metropolis.node.core.curator.directory import ClaimState
 from metropolis.node.core.curator.transaction import Put, Transaction
-from metropolis.node.core.network.overlay.mesh import Identity, Peer
+from metropolis.node.core.network.overlay.mesh import Exchange, Identity, Peer
 from metropolis.test.etcd import Credentials, Etcd
 from osbase import event
 from osbase.netlink.rtnl import set_link_up
@@ -62,14 +62,16 @@ class Machine:
         self.node_id = node_id
         digest = key_of(node_id)
         address = IPv4Address(underlay or bytes([192, 0, *digest[:2]]))
-        self.identity = event.Value[Identity]("identity")
+        exchange = Exchange()
+        self.identity = exchange.identity
         self.identity.set(Identity(key_of(key or node_id)))
         self.underlay = event.Value[IPAddress | None]("underlay")
         self.underlay.set(address)
         self.curator = Curator(
             config.Cluster(node_id, tuple(endpoints), files.ca, files.cert, files.key),
-            self.identity,
+            exchange,
             self.underlay,
+            event.Value[config.PodPrefixes]("pod prefixes"),
             version="test",
             held=held,
             timing=timing,

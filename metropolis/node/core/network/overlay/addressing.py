@@ -66,7 +66,16 @@ def difference(present: Links, target: Links) -> tuple[Links, Links]:
 
 def held(routes: Iterable[Route]) -> tuple[IPNetwork, ...]:
     """Return the node's prefixes, in order, IPv4 first, from its routes."""
-    found = {route.destination for route in routes if route.kind == RTN_UNREACHABLE}
+    return _in_order(route for route in routes if route.kind == RTN_UNREACHABLE)
+
+
+def networks(routes: Iterable[Route]) -> tuple[IPNetwork, ...]:
+    """Return the pod networks, in order, IPv4 first, from the node's routes."""
+    return _in_order(route for route in routes if route.kind != RTN_UNREACHABLE)
+
+
+def _in_order(routes: Iterable[Route]) -> tuple[IPNetwork, ...]:
+    found = {route.destination for route in routes}
     fours = sorted(one for one in found if isinstance(one, IPv4Network))
     sixes = sorted(one for one in found if isinstance(one, IPv6Network))
     return (*fours, *sixes)

@@ -89,9 +89,7 @@ class LinuxKernel:
             link = self._link(sock)
             made = link is None
             if link is None:
-                new = rtnl.new_link(
-                    _NAME, "wireguard", mtu=mtu, group=allocs.LINK_GROUP_OVERLAY
-                )
+                new = rtnl.new_link(_NAME, "wireguard", mtu=mtu, group=allocs.LINK_GROUP_OVERLAY)
                 sock.batch([new])
                 link = self._link(sock)
             if link is None or link.kind != b"wireguard":
@@ -162,7 +160,12 @@ class LinuxKernel:
                 bits, protocol = address.max_prefixlen, allocs.ROUTE_PROTOCOL_OVERLAY
                 requests.append(
                     rtnl.add_address(
-                        ifindex, _NAME, address, bits, no_dad=address.version == 6, protocol=protocol
+                        ifindex,
+                        _NAME,
+                        address,
+                        bits,
+                        no_dad=address.version == 6,
+                        protocol=protocol,
                     )
                 )
             requests += [rtnl.replace_route(placed(route), _NAME) for route in add.routes]

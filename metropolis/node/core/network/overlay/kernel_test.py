@@ -70,7 +70,9 @@ def test_wg_sees_the_same(bench: RealBench) -> None:
     bench.kernel.ensure_link(1400, KEY, PORT)
     prefixes = net("10.9.1.0/24", "fd00:9::1:0/112")
     bench.kernel.apply([PeerChange(key(1), HERE, prefixes), PeerChange(key(2), THERE, prompt=True)])
-    device, *peers = (line.split("\t") for line in bench.space.sh("wg show overlay dump").splitlines())
+    device, *peers = (
+        line.split("\t") for line in bench.space.sh("wg show overlay dump").splitlines()
+    )
     text = [base64.b64encode(one).decode() for one in (KEY, keys.public_key(KEY), key(1), key(2))]
     assert device == [text[0], text[1], str(PORT), "off"]
     (one,) = [peer for peer in peers if peer[0] == text[2]]
@@ -89,7 +91,9 @@ def test_ip_sees_the_same(bench: RealBench) -> None:
     assert link["group"] == str(allocs.LINK_GROUP_OVERLAY)
     assert "UP" in link["flags"]
     (shown,) = json.loads(bench.space.sh("ip -json address show overlay"))
-    found = {(one["local"], one["prefixlen"], int(one["protocol"], 0)) for one in shown["addr_info"]}
+    found = {
+        (one["local"], one["prefixlen"], int(one["protocol"], 0)) for one in shown["addr_info"]
+    }
     assert found == {("10.9.1.0", 32, 78), ("fd00:9::1:0", 128, 78)}
     assert not any(one.get("tentative") for one in shown["addr_info"])
     for version, to, source in ((4, "10.9.7.7", "10.9.1.0"), (6, "fd00:9::7:7", "fd00:9::1:0")):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the overlay is told, and what it tells: values that both sides share.
 
-    curator --> mesh: Value[Mesh], peers: Table[str, Peer] --> overlay
-    curator <-- identity: Value[Identity], mtu: Value[int] <-- overlay
+    curator --> mesh, peers, published --> overlay
+    curator <------- identity ------------ overlay
 
 Everything here was checked by who made it: keys have 32 bytes, no two peers
 share a key or overlap in their prefixes, and no prefix is outside the networks.
@@ -10,8 +10,10 @@ share a key or overlap in their prefixes, and no prefix is outside the networks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from osbase import event
 
 type IPAddress = IPv4Address | IPv6Address
 type IPNetwork = IPv4Network | IPv6Network
@@ -58,3 +60,17 @@ class Identity:
     public_key: bytes
     epoch: int = 0
     next_public_key: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What the curator and the overlay tell each other, on one node.
+
+    By the curator: mesh; peers, all other nodes by id; published, which keys of
+    ours others can read. By the overlay: identity.
+    """
+
+    mesh: event.Value[Mesh] = field(default_factory=lambda: event.Value("mesh"))
+    peers: event.Table[str, Peer] = field(default_factory=lambda: event.Table("peers"))
+    published: event.Value[Identity] = field(default_factory=lambda: event.Value("published keys"))
+    identity: event.Value[Identity] = field(default_factory=lambda: event.Value("keys"))

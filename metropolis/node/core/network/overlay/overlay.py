@@ -29,7 +29,7 @@ from metropolis.node import allocs
 from metropolis.node.core.network.overlay import addressing, keys, rotation
 from metropolis.node.core.network.overlay.device import Kernel, Links, PeerChange
 from metropolis.node.core.network.overlay.kernel import LinuxKernel, own_routes
-from metropolis.node.core.network.overlay.mesh import Identity, IPNetwork, Mesh, Peer
+from metropolis.node.core.network.overlay.mesh import Exchange, Identity, IPNetwork, Mesh, Peer
 from metropolis.node.core.network.overlay.peers import Index, difference
 from metropolis.node.core.network.overlay.rotation import Stage, State, Surroundings
 from osbase import event
@@ -65,9 +65,7 @@ class Overlay:
 
     def __init__(
         self,
-        mesh: event.Value[Mesh],
-        peers: event.Table[str, Peer],
-        published: event.Value[Identity],
+        exchange: Exchange,
         uplink: event.Value[LinkState | None],
         *,
         state_dir: str = allocs.STATE_DIR,
@@ -78,15 +76,15 @@ class Overlay:
     ) -> None:
         """Nothing happens before `run`.
 
-        published: set to what the store has of `identity`. uplink: without a
+        exchange: with who knows the cluster. uplink: without a
         value, as None, an MTU of 1500 is assumed. rotation_s: age at which a
         key is exchanged; None: only when the mesh wants it.
         """
-        self.identity = event.Value[Identity]("identity in the overlay")
+        self.identity = exchange.identity
         self.mtu = event.Value[int]("MTU of the overlay")
-        self._mesh = mesh
-        self._peers = peers
-        self._published = published
+        self._mesh = exchange.mesh
+        self._peers = exchange.peers
+        self._published = exchange.published
         self._uplink = uplink
         self._file = keys.KeyFile(state_dir)
         self._rotation_s = rotation_s
@@ -349,3 +347,8 @@ def held_prefixes() -> tuple[IPNetwork, ...]:
     last mesh, until a reboot. Blocks. Raises NetlinkError.
     """
     return addressing.held(own_routes())
+
+
+def held_networks() -> tuple[IPNetwork, ...]:
+    """Return the cluster's pod networks as the kernel has them, as above."""
+    return addressing.networks(own_routes())

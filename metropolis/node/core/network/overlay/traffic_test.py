@@ -25,7 +25,13 @@ from pathlib import Path
 
 import pytest
 
-from metropolis.node.core.network.overlay.mesh import Identity, IPAddress, Mesh, Peer
+from metropolis.node.core.network.overlay.mesh import (
+    Exchange,
+    Identity,
+    IPAddress,
+    Mesh,
+    Peer,
+)
 from metropolis.node.core.network.overlay.overlay import Overlay
 from metropolis.node.core.network.overlay.testing.contract import net
 from metropolis.node.core.network.overlay.testing.lab import LIMIT_S, Space, spaces
@@ -81,9 +87,7 @@ class Node:
         self.kill, self.killed = asyncio.Event(), asyncio.Event()
         self.uplink.set(None)
         self.overlay = Overlay(
-            self.mesh,
-            self.peers,
-            self.published,
+            Exchange(self.mesh, self.peers, self.published),
             self.uplink,
             state_dir=str(self.directory / self.name),
             kernel=self.space.kernel(),
@@ -200,9 +204,7 @@ async def world(
     """Nodes, connected, running, and told of each other."""
     names = ["wan", *(f"node{n}" for n in range(count)), *(f"pod{n}" for n in range(count))]
     with spaces(*names) as (wan, *rest):
-        nodes = [
-            Node(n, rest[n], rest[count + n], directory, grace_s) for n in range(count)
-        ]
+        nodes = [Node(n, rest[n], rest[count + n], directory, grace_s) for n in range(count)]
         wire(nodes, wan, version)
         cluster = Cluster(nodes)
         for node in nodes:

@@ -144,9 +144,13 @@ class KernelContract:
         kernel = bench.kernel
         kernel.ensure_link(1400, KEY, PORT)
         many = tuple(
-            one for n in range(1000) for one in net(f"10.{n >> 8}.{n & 255}.0/24", f"fd00:{n:x}::/64")
+            one
+            for n in range(1000)
+            for one in net(f"10.{n >> 8}.{n & 255}.0/24", f"fd00:{n:x}::/64")
         )
-        kernel.apply([PeerChange(key(1), HERE, many), PeerChange(key(2), THERE, net("10.99.0.0/16"))])
+        kernel.apply(
+            [PeerChange(key(1), HERE, many), PeerChange(key(2), THERE, net("10.99.0.0/16"))]
+        )
         peers = kernel.device().peers
         assert peers[key(1)] == DevicePeer(HERE, frozenset(many))
         assert peers[key(2)] == DevicePeer(THERE, frozenset(net("10.99.0.0/16")))

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The addresses by which others reach a host on a link, whoever gave them.
+
+DHCP, people and router advertisements alike: the kernel is asked, and asked
+again at each of its events about the link's addresses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from typing import Final
+
+from osbase import event
+from osbase.net.links import only_link
+from osbase.netlink.errors import BatchError
+from osbase.netlink.rtnl import (
+    AF_INET,
+    AF_INET6,
+    IFA_F_DEPRECATED,
+    IFA_F_TEMPORARY,
+    RT_SCOPE_UNIVERSE,
+    RTNLGRP_IPV4_IFADDR,
+    RTNLGRP_IPV6_IFADDR,
+    Address,
+    dump_addresses,
+    parse_address,
+)
+from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
+
+type IPAddress = IPv4Address | IPv6Address
+
+_UNIQUE_LOCAL: Final = IPv6Network("fc00::/7")
+
+
+def choose(addresses: Iterable[Address]) -> tuple[IPAddress, ...]:
+    """Return those by which others may reach us, best first. Pure.
+
+    IPv4 before IPv6; in IPv6 those that go on being used before deprecated
+    ones, and global before unique local ones (RFC 4193); else the kernel's
+    order. None that is link-local, temporary (RFC 8981), or not known to be
+    unique (yet).
+    """
+    found = []
+    for one in addresses:
+        address = one.address
+        temporary = address.version == 6 and one.flags & IFA_F_TEMPORARY
+        if one.scope != RT_SCOPE_UNIVERSE or not one.usable or temporary:
+            continue
+        if address.is_link_local or address.is_loopback:
+            continue
+        deprecated = bool(one.flags & IFA_F_DEPRECATED)
+        local = isinstance(address, IPv6Address) and address in _UNIQUE_LOCAL
+        found.append(((address.version, deprecated, local), address))
+    return tuple(address for _, address in sorted(found, key=lambda pair: pair[0]))
+
+
+def look(ifindex: int) -> tuple[IPAddress, ...]:
+    """Ask the kernel; of a link that is gone: none. Raises NetlinkError."""
+    found = []
+    with NetlinkSocket() as sock:
+        for family in (AF_INET, AF_INET6):
+            try:
+                messages = sock.dump(dump_addresses(family, ifindex))
+            except BatchError as error:
+                if all(one.errno == errno.ENODEV for one in error.errors):
+                    return ()
+                raise
+            found += [one for one in map(parse_address, messages) if one is not None]
+    return choose(found)
+
+
+async def follow(ifindex: int, into: event.Value[tuple[IPAddress, ...]]) -> None:
+    """Set `into` to the link's addresses, at first and at each change, until
+    cancelled. Raises OSError or NetlinkError.
+    """
+    loop = asyncio.get_running_loop()
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+    ) as events:
+        only_link(events, ifindex)
+        events.bind((0, 0))
+        for group in (RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR):
+            events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        last: tuple[IPAddress, ...] | None = None
+        while True:
+            now = await asyncio.to_thread(look, ifindex)
+            if now != last:
+                into.set(now)
+                last = now
+            try:
+                await loop.sock_recv(events, 65536)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # lost some: look again
+                    raise

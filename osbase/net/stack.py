@@ -1,0 +1,413 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The links that an interface is made of, and making them so.
+
+    port --+                 name, or the bond's members, which exist or not yet
+           +-- bond -- VLAN  made here, marked by a link group
+    port --+
+
+    links the kernel has -> plan (pure) -> requests -> ... until none is left
+
+What is right is not touched, so a restart sees no carrier change. Every link
+event is a reason to look again: members that appear late, or come back, are
+added; a VLAN comes back with its port. What bears the mark and is not wanted
+any more is removed. The link of a bond's or VLAN's wanted name is ours whether
+marked or not: the kernel makes an idle "bond0" when it loads the module.
+
+Not done: a link's own settings (speed, offloads), bonds of bonds, bridges.
+
+Source: linux/if_link.h (IFLA_BOND_, IFLA_VLAN_), drivers/net/bonding/
+bond_options.c for what may be changed while a bond has members or is up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import socket
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from osbase import event
+from osbase.net.addressing import set_mtu
+from osbase.net.config import Bond, BondMode, Interface, LacpRate, TransmitHash, Vlan
+from osbase.net.links import choose
+from osbase.netlink import attrs
+from osbase.netlink.errors import BatchError, NetlinkError
+from osbase.netlink.message import NLM_F_CREATE, NLM_F_EXCL, Request
+from osbase.netlink.rtnl import (
+    IFLA_GROUP,
+    IFLA_IFNAME,
+    IFLA_INFO_DATA,
+    IFLA_INFO_KIND,
+    IFLA_LINK,
+    IFLA_LINKINFO,
+    IFLA_MASTER,
+    IFLA_MTU,
+    RTM_NEWLINK,
+    RTNLGRP_LINK,
+    Link,
+    del_link,
+    dump_links,
+    parse_link,
+    set_link_down,
+    set_link_group,
+    set_link_up,
+)
+from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
+
+_BOND: Final = b"bond"
+_VLAN: Final = b"vlan"
+_IFLA_BOND_MODE: Final = 1
+_IFLA_BOND_MIIMON: Final = 3
+_IFLA_BOND_PRIMARY: Final = 11
+_IFLA_BOND_XMIT_HASH_POLICY: Final = 14
+_IFLA_BOND_NUM_PEER_NOTIF: Final = 17
+_IFLA_BOND_MIN_LINKS: Final = 18
+_IFLA_BOND_AD_LACP_RATE: Final = 21
+_IFLA_VLAN_ID: Final = 1
+_MODES: Final = {BondMode.ACTIVE_BACKUP: 1, BondMode.LACP: 4}
+_HASHES: Final = {TransmitHash.LAYER2: 0, TransmitHash.LAYER34: 1, TransmitHash.LAYER23: 2}
+_RATES: Final = {LacpRate.SLOW: 0, LacpRate.FAST: 1}
+_PEER_NOTIFICATIONS: Final = 3
+"""Gratuitous ARPs and unsolicited neighbour advertisements of the bond at a
+failover, a look (miimon) apart: any one may be lost."""
+
+_IFINFO = struct.Struct("=BxHiII")
+_PASSES: Final = 10
+_SO_ATTACH_FILTER: Final = 26
+_ATTRIBUTES_OFFSET: Final = 32  # after the headers of netlink and of links
+_SKF_AD_NLATTR: Final = 0xFFFFF000 + 12  # linux/filter.h
+
+
+class StackError(Exception):
+    """The links cannot be what they should; names the link."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """requests: to be sent, after which there may be more. top: the link that
+    has the addresses, as it is now; None while it is not there or, of a bond,
+    no member is. missing: names of links that are waited for.
+    """
+
+    requests: tuple[Request, ...]
+    top: Link | None
+    missing: tuple[str, ...]
+
+
+def plan(config: Interface, links: Sequence[Link], mark: int) -> Plan:
+    """Return what to do about the links that there are. Pure. mark: the group
+    of links that we make. Raises StackError.
+    """
+    stale = [link for link in links if _is_stale(link, config, links, mark)]
+    if stale:
+        # VLANs first: they go with what they are on.
+        stale.sort(key=lambda link: link.kind != _VLAN)
+        return Plan(tuple(del_link(one.ifindex, one.name) for one in stale), None, ())
+    if config.bond is None:
+        lower = choose(links, config.name)
+        if lower is None:
+            return Plan((), None, (config.name or "an Ethernet device",))
+        requests = list(_sized(lower, config.mtu))
+        missing: tuple[str, ...] = ()
+    else:
+        lower = choose(links, config.bond.name)
+        if lower is None:
+            return Plan((_new_bond(config.bond, config.mtu, mark),), None, ())
+        requests = list(_bond_changes(config.bond, lower, mark))
+        requests += _sized(lower, config.mtu)
+        present = {link.name: link for link in links if link.name in config.bond.members}
+        requests += _members(config.bond, lower, present, links)
+        missing = tuple(_missing(config.bond, lower, present, links))
+        if not any(link.master == lower.ifindex for link in present.values()):
+            return Plan(tuple(requests), None, missing)
+    if config.vlan is None:
+        return Plan(tuple(requests), lower, missing)
+    if not lower.up:
+        requests.append(set_link_up(lower.ifindex, lower.name))
+    vlan = choose(links, config.vlan.name)
+    if vlan is None:
+        requests.append(_new_vlan(config.vlan, lower, config.mtu, mark))
+        return Plan(tuple(requests), None, missing)
+    if vlan.group != mark:
+        requests.append(set_link_group(vlan.ifindex, vlan.name, mark))
+    # Last: it may not be larger than what it is on.
+    requests += _sized(vlan, config.mtu)
+    return Plan(tuple(requests), vlan, missing)
+
+
+def _is_stale(link: Link, config: Interface, links: Sequence[Link], mark: int) -> bool:
+    """Whether it is in the way: ours of old, or not what its name should be."""
+    bond, vlan = config.bond, config.vlan
+    ours = link.group == mark and link.kind in (_BOND, _VLAN)
+    wanted = {}
+    if bond is not None:
+        wanted[bond.name] = _BOND
+    if vlan is not None:
+        wanted[vlan.name] = _VLAN
+    kind = wanted.get(link.name)
+    if kind is None:
+        return ours
+    if link.kind != kind:
+        if ours:
+            return True
+        is_now = link.kind.decode("ascii", "replace") or "hardware"
+        raise StackError(f"{link.name} is to be a {kind.decode()}, but is there, and is {is_now}")
+    if bond is not None and kind == _BOND:
+        # A bond with members does not change its mode.
+        return _numbers(link).get(_IFLA_BOND_MODE) != _MODES[bond.mode]
+    lower = choose(links, config.lower_name)
+    right = lower is not None and link.peer == lower.ifindex and link.peer_netns is None
+    return not right or vlan is None or _numbers(link).get(_IFLA_VLAN_ID) != vlan.id
+
+
+def _numbers(link: Link) -> dict[int, int]:
+    """What its kind says of it, as far as it is numbers."""
+    return {
+        kind: int.from_bytes(payload, "little" if _LITTLE else "big")
+        for kind, payload in attrs.walk(link.data)
+        if len(payload) in (1, 2, 4)
+    }
+
+
+_LITTLE: Final = struct.pack("=H", 1) == b"\1\0"
+
+
+def _sized(link: Link, mtu: int | None) -> Iterator[Request]:
+    if mtu is not None and link.mtu != mtu:
+        yield set_mtu(link.ifindex, link.name, mtu)
+
+
+def _settings(bond: Bond) -> dict[int, tuple[int, int]]:
+    """Options but for the mode: width in bytes and value by attribute."""
+    settings = {
+        _IFLA_BOND_MIIMON: (4, bond.miimon_ms),
+        _IFLA_BOND_NUM_PEER_NOTIF: (1, _PEER_NOTIFICATIONS),
+    }
+    if bond.mode is BondMode.LACP:
+        settings |= {
+            _IFLA_BOND_MIN_LINKS: (4, bond.min_links),
+            _IFLA_BOND_AD_LACP_RATE: (1, _RATES[bond.lacp_rate]),
+            _IFLA_BOND_XMIT_HASH_POLICY: (1, _HASHES[bond.transmit_hash]),
+        }
+    return settings
+
+
+_WHILE_DOWN: Final = frozenset({_IFLA_BOND_AD_LACP_RATE, _IFLA_BOND_XMIT_HASH_POLICY})
+"""BOND_OPTFLAG_IFDOWN, of the options above."""
+
+
+def _data(kind: bytes, values: dict[int, tuple[int, int]]) -> bytes:
+    order = "little" if _LITTLE else "big"
+    encoded = [attrs.attr(k, value.to_bytes(width, order)) for k, (width, value) in values.items()]
+    return attrs.nested(
+        IFLA_LINKINFO, attrs.text(IFLA_INFO_KIND, kind), attrs.nested(IFLA_INFO_DATA, *encoded)
+    )
+
+
+def _new_bond(bond: Bond, mtu: int | None, mark: int) -> Request:
+    """Down and without members. EEXIST: so is the one the module came with."""
+    values = {_IFLA_BOND_MODE: (1, _MODES[bond.mode])} | _settings(bond)
+    return _new(bond.name, mark, mtu, _data(_BOND, values), f"create bond {bond.name}")
+
+
+def _new_vlan(vlan: Vlan, lower: Link, mtu: int | None, mark: int) -> Request:
+    return _new(
+        vlan.name,
+        mark,
+        mtu,
+        attrs.u32(IFLA_LINK, lower.ifindex) + _data(_VLAN, {_IFLA_VLAN_ID: (2, vlan.id)}),
+        f"create VLAN {vlan.name}, id {vlan.id}, on {lower.name}",
+    )
+
+
+def _new(name: str, group: int, mtu: int | None, rest: bytes, what: str) -> Request:
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + attrs.text(IFLA_IFNAME, name.encode())
+    body += attrs.u32(IFLA_GROUP, group) + rest
+    if mtu is not None:
+        body += attrs.u32(IFLA_MTU, mtu)
+    return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, what)
+
+
+def _bond_changes(bond: Bond, link: Link, mark: int) -> Iterator[Request]:
+    if link.group != mark:
+        yield set_link_group(link.ifindex, link.name, mark)
+    present = _numbers(link)
+    wrong = {k: value for k, value in _settings(bond).items() if present.get(k) != value[1]}
+    if not wrong:
+        return
+    body = _IFINFO.pack(0, 0, link.ifindex, 0, 0) + _data(_BOND, wrong)
+    change = Request(RTM_NEWLINK, 0, body, f"change options of bond {link.name}")
+    if link.up and wrong.keys() & _WHILE_DOWN:
+        yield set_link_down(link.ifindex, link.name)
+        yield change
+        yield set_link_up(link.ifindex, link.name)
+    else:
+        yield change
+
+
+def _members(
+    bond: Bond, link: Link, present: dict[str, Link], links: Sequence[Link]
+) -> Iterator[Request]:
+    """In the order of the configuration: the first gives the bond its MAC."""
+    for other in links:
+        if other.master == link.ifindex and other.name not in bond.members:
+            yield _set_master(other, None)
+    for name in bond.members:
+        member = present.get(name)
+        if member is None:
+            continue
+        if member.master == link.ifindex:
+            if not member.up:
+                yield set_link_up(member.ifindex, name)
+            continue
+        if member.master is not None:
+            continue
+        # The kernel takes only what is down, and sets it up (bond_enslave).
+        yield set_link_down(member.ifindex, name)
+        yield _set_master(member, link)
+    primary = present.get(bond.primary)
+    wanted = primary.ifindex if primary is not None and primary.master == link.ifindex else 0
+    if bond.mode is BondMode.ACTIVE_BACKUP and wanted != _numbers(link).get(_IFLA_BOND_PRIMARY, 0):
+        body = _IFINFO.pack(0, 0, link.ifindex, 0, 0)
+        body += _data(_BOND, {_IFLA_BOND_PRIMARY: (4, wanted)})
+        yield Request(
+            RTM_NEWLINK, 0, body, f"set primary of bond {link.name} to {bond.primary or 'none'}"
+        )
+
+
+def _missing(
+    bond: Bond, link: Link, present: dict[str, Link], links: Sequence[Link]
+) -> Iterator[str]:
+    """Members that are not there, or another's."""
+    for name in bond.members:
+        member = present.get(name)
+        if member is None:
+            yield name
+        elif member.master not in (None, link.ifindex):
+            owner = next((one.name for one in links if one.ifindex == member.master), "another")
+            yield f"{name} (which belongs to {owner})"
+
+
+def _set_master(member: Link, bond: Link | None) -> Request:
+    body = _IFINFO.pack(0, 0, member.ifindex, 0, 0)
+    body += attrs.u32(IFLA_MASTER, bond.ifindex if bond is not None else 0)
+    what = f"add {member.name} to {bond.name}" if bond is not None else f"release {member.name}"
+    return Request(RTM_NEWLINK, 0, body, what)
+
+
+def reconcile(config: Interface, mark: int, told: Callable[[str], None]) -> Plan:
+    """Make the links what they should be; return the plan with nothing to do.
+
+    told: called with each request in words. Blocks for as long as the kernel
+    works. Raises StackError, or NetlinkError when the kernel refuses; what was
+    not refused is done.
+    """
+    with NetlinkSocket() as sock:
+        for _ in range(_PASSES):
+            now = plan(config, [parse_link(message) for message in sock.dump(dump_links())], mark)
+            if not now.requests:
+                return now
+            for request in now.requests:
+                told(request.what)
+            try:
+                sock.batch(now.requests)
+            except BatchError as error:
+                # Made, or gone, since we looked: look again.
+                if any(one.errno not in (errno.EEXIST, errno.ENODEV) for one in error.errors):
+                    raise
+    raise StackError(f"{now.requests[0].what}: is not there after {_PASSES} attempts")
+
+
+async def maintain(
+    config: Interface,
+    mark: int,
+    built: event.Value[bool],
+    *,
+    quiet_groups: Iterable[int] = (),
+    told: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Keep the links what they should be, until cancelled; return when there is
+    nothing to keep, for it is a link as it is.
+
+    built: set after each look to whether the topmost link, if it is one made
+    here, can be used. quiet_groups: link groups whose events wake nobody. told:
+    see reconcile; also with what is waited for.
+    Raises StackError, NetlinkError, OSError.
+    """
+    loop = asyncio.get_running_loop()
+    waiting: tuple[str, ...] = ()
+    made = config.bond is not None or config.vlan is not None
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+    ) as events:
+        _without_groups(events, tuple(quiet_groups))
+        events.bind((0, 0))
+        events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, RTNLGRP_LINK)
+        while True:
+            try:
+                now = await asyncio.to_thread(reconcile, config, mark, told)
+            except StackError:
+                built.set(False)
+                raise
+            except NetlinkError:
+                # What one member refused does not keep the others from use.
+                built.set((await asyncio.to_thread(_look, config, mark)).top is not None)
+                raise
+            if made and now.missing and now.missing != waiting:
+                told(f"waiting for {', '.join(now.missing)}")
+            waiting = now.missing
+            built.set(now.top is not None or not made)
+            if not made and config.mtu is None:
+                return
+            await _something(loop, events)
+
+
+def _look(config: Interface, mark: int) -> Plan:
+    with NetlinkSocket() as sock:
+        return plan(config, [parse_link(message) for message in sock.dump(dump_links())], mark)
+
+
+async def _something(loop: asyncio.AbstractEventLoop, events: socket.socket) -> None:
+    """Return when links have changed; all that is known so far is taken."""
+    ready = loop.create_future()
+    loop.add_reader(events, lambda: ready.done() or ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(events)
+    while True:
+        try:
+            events.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # lost some: as good as taken
+                raise
+
+
+def _without_groups(events: socket.socket, groups: Sequence[int]) -> None:
+    """Pass only datagrams of which the first link is in none of the groups.
+
+    The group is an attribute, at any place; the kernel's BPF finds it (SKF_AD_
+    NLATTR, net/core/filter.c).
+    """
+    count = len(groups)
+    # Classic BPF loads big-endian, the attribute is host-order: swap it.
+    code = [
+        (0x00, 0, 0, _ATTRIBUTES_OFFSET),  # A = where attributes begin
+        (0x01, 0, 0, IFLA_GROUP),  # X = the one to find
+        (0x20, 0, 0, _SKF_AD_NLATTR),  # A = where it is, or 0
+        (0x15, count + 2, 0, 0),  # 0: pass
+        (0x07, 0, 0, 0),  # X = A
+        (0x40, 0, 0, 4),  # A = its payload
+        *((0x15, count - n, 0, socket.htonl(group)) for n, group in enumerate(groups)),
+        (0x06, 0, 0, 0xFFFFFFFF),  # pass
+        (0x06, 0, 0, 0),  # drop
+    ]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in code))
+    descriptor = struct.pack("HL", len(code), ctypes.addressof(program))
+    events.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)
