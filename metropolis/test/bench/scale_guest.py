@@ -7,7 +7,7 @@ One request a line on stdin, one answer a line on stdout:
     events         {"lines": since the last time}
     usage          {"process", "begun_s", "cpu_s", "rss_kib", "threads",
                     "slab_kib": of WireGuard's peers and allowed IPs,
-                    "available_kib"}
+                    "available_kib"}; while there is none, {"process": 0}
 
 Events wait in the kernel's buffer until they are asked for: nothing runs here
 while something is measured. Standard library only; ends with stdin.
@@ -110,7 +110,10 @@ def main() -> None:
         elif line.strip() == "events":
             answer = {"lines": events(pipe)}
         else:
-            answer = usage()
+            try:
+                answer = usage()
+            except (KeyError, OSError, ValueError):  # it is ending, or starting
+                answer = {"process": 0}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 

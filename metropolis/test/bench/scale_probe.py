@@ -10,6 +10,7 @@ answer lies between the host's question and its receipt. The exchange that took
 the shortest gives the tightest, half its length to either side.
 """
 
+import asyncio
 import contextlib
 import json
 import time
@@ -27,6 +28,8 @@ from osbase.test.agent.client import Agent, Process
 _SOURCE: Final = Path(scale_guest.__file__)
 _PLACE: Final = "/tmp/scale_guest.py"
 _EXCHANGES: Final = 40
+_START_S: Final = 60.0
+_POLL_S: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,11 @@ class Probe:
         return host_s + self.offset.seconds
 
     async def usage(self) -> Usage:
-        """Of node core now. Events are then those of this process."""
-        found = Usage(**await self._ask("usage"))
+        """Of node core as soon as it runs. Events are then those of this process."""
+        async with asyncio.timeout(_START_S):
+            while not (answer := await self._ask("usage"))["process"]:
+                await asyncio.sleep(_POLL_S)
+        found = Usage(**answer)
         self.process = found.process
         return found
 

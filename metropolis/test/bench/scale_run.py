@@ -316,7 +316,7 @@ class Experiment:
         for command in commands:
             await self._node.shell(command)
         async with asyncio.timeout(_CHANGE_S):
-            while (await probe.usage()).process in (before.process, 0):
+            while (await probe.usage()).process == before.process:
                 await asyncio.sleep(_POLL_S)
         # Everything is known again when it has been listed.
         trace = await self._until(_heavy)
