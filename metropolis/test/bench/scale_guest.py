@@ -23,6 +23,7 @@ from typing import Any
 _TRACING = Path("/sys/kernel/tracing")
 _INSTANCE = _TRACING / "instances/scale"
 _PID = Path("/run/sv/node-core/supervise/pid")
+_MODULE = b"metropolis.node.core.main"
 _BUFFER_KIB = 16384  # a CPU
 # Kernels with BTF resolve an argument's name and its members
 # (Documentation/trace/kprobetrace.rst).
@@ -75,6 +76,9 @@ def events(pipe: int) -> list[str]:
 def usage() -> dict[str, Any]:
     """Of node core, whichever process it is now; of the machine."""
     process = int(_PID.read_text())
+    # Between two lives it is that of runit's scripts.
+    if _MODULE not in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0"):
+        raise ValueError(f"process {process} is not node core")
     status = _fields(Path(f"/proc/{process}/status"))
     # The clock of a process's CPU time (linux/posix-timers.h: CPUCLOCK_SCHED).
     cpu_s = time.clock_gettime((~process << 3) | 2)
