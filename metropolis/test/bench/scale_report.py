@@ -148,7 +148,7 @@ def _starts(found: Measured) -> list[str]:
         _row(
             "  process -> first byte from etcd, s", number(cold.process_s), number(warm.process_s)
         ),
-        _row("  list: its first byte -> its last, s", number(cold.listed_s), number(warm.listed_s)),
+        _row("  connected, listed: first byte -> last, s", number(cold.listed_s), number(warm.listed_s)),
         _row("  decoded, validated, compared, s", number(cold.read_s), number(warm.done_s)),
         _row("  first request with peers -> the last done, s", number(cold.programmed_s)),
         _row("    of that in the kernel, s", number(cold.kernel_s)),
@@ -197,8 +197,8 @@ def _store(found: Measured) -> list[str]:
 def _checks(found: Measured) -> list[str]:
     before, after = found.handshakes
     lines = [
-        f"packets to simulated nodes: {before}; {after:,} after churn and restarts "
-        "(handshakes, which nobody answers)"
+        f"packets to simulated nodes: handshakes only, {before:,} before the churn, {after:,} in "
+        "all; nobody answers"
     ]
     if found.failures:
         return [*lines, *(f"FAILED: {one}" for one in found.failures)]

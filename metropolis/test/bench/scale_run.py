@@ -24,7 +24,7 @@ from typing import Final
 from metropolis.node import allocs
 from metropolis.node.core.curator.credentials import Files
 from metropolis.node.core.curator.directory import Directory, Entry
-from metropolis.test.bench import scale_oracle
+from metropolis.test.bench import scale_fleet, scale_oracle
 from metropolis.test.bench.guest import say
 from metropolis.test.bench.model import BenchError
 from metropolis.test.bench.scale_model import (
@@ -60,6 +60,15 @@ _QUIET_S: Final = 2.0
 _SPACING_S: Final = 0.25
 _TOLD: Final = 5  # differences
 
+# Filters of packets to simulated nodes, see pcap-filter(7). Whoever begins a
+# session sends 148 bytes in UDP (wireguard.com/protocol, first message).
+_IPV4, _IPV6 = scale_fleet.UNDERLAY
+_BEGINS: Final = "(udp[4:2] == 156)", "(ip6[6] == 17 and ip6[44:2] == 156)"
+_HANDSHAKES: Final = f"(dst net {_IPV4} and {_BEGINS[0]}) or (dst net {_IPV6} and {_BEGINS[1]})"
+_OTHERS: Final = (
+    f"(dst net {_IPV4} and not {_BEGINS[0]}) or (dst net {_IPV6} and not {_BEGINS[1]})"
+)
+
 
 class Experiment:
     """Phases, in the order of `run`. Everything it needs is running."""
@@ -84,14 +93,17 @@ class Experiment:
         growth = await self._grow(plan.nodes - 1)
         large = await self._measure(plan.nodes)
         store = await self._store()
-        quiet = await self._handshakes()
-        if quiet:
-            self._failures.append(f"{quiet} packets to simulated nodes, which nobody wanted sent")
+        at_rest = await self._capture.count(_HANDSHAKES)
         before = await self._probe.usage()
         bursts = [await self._burst() for _ in range(plan.bursts)]
         after = await self._probe.usage()
         warm = await self._warm()
         cold = await self._cold()
+        others = await self._capture.count(_OTHERS)
+        if others.packets:
+            said = await self._capture.show(_OTHERS)
+            self._failures.append(f"{others.packets} packets to simulated nodes: {said}")
+        handshakes = await self._capture.count(_HANDSHAKES)
         return Measured(
             small,
             growth,
@@ -101,7 +113,7 @@ class Experiment:
             cold,
             warm,
             store,
-            (quiet, await self._handshakes()),
+            (at_rest.packets, handshakes.packets),
             tuple(self._failures),
         )
 
@@ -304,9 +316,6 @@ class Experiment:
         text = await self._etcd.etcdctl("endpoint", "status", "--write-out", "fields")
         fields = dict(line.split(" : ", 1) for line in text.splitlines() if " : " in line)
         return int(fields['"DBSizeInUse"'] if '"DBSizeInUse"' in fields else fields['"DBSize"'])
-
-    async def _handshakes(self) -> int:
-        return (await self._capture.count(f"udp dst port {allocs.WIREGUARD_PORT}")).packets
 
     async def _restart(self, *commands: str) -> Trace:
         """Run the commands, which end node core; wait for its successor."""
