@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a node fares in a cluster of thousands.
 
-    ./bazelw run //metropolis/test/bench:scale [-- --nodes 2000 --churn 100 --json]
+    ./bazelw run //metropolis/test/bench:scale [-- --nodes 2000 --json]
 
 One real node in a machine; etcd with TLS on the lab's router; all others are
 records in etcd, written as nodes write them, under leases that are kept. What

@@ -116,7 +116,7 @@ def main() -> None:
         else:
             try:
                 answer = usage()
-            except (KeyError, OSError, ValueError):  # it is ending, or starting
+            except KeyError, OSError, ValueError:  # it is ending, or starting
                 answer = {"process": 0}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()

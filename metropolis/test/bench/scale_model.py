@@ -31,8 +31,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Of node core and its machine. begun_s: of the process, on the node's clock.
-    slab_kib: of WireGuard's peers and allowed IPs.
+    """Of node core and its machine. begun_s: of the process, on the node's
+    clock. slab_kib: of WireGuard's peers and allowed IPs.
     """
 
     process: int
@@ -46,9 +46,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of another node. host_s: since the host asked etcd for it, until
-    the kernel has it; node_s: likewise, since the node has got the event. messages,
-    message_bytes: to the kernel; etcd_bytes: from etcd, of TCP's payload.
+    """One change of another node. host_s: since the host asked etcd for it,
+    until the kernel has it; node_s: likewise, since the node has got the event.
+    messages, message_bytes: to the kernel; etcd_bytes: from etcd, in TCP.
     """
 
     host_s: float
@@ -60,9 +60,9 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A cluster of so many nodes. offset_error_s: what host_s is off by at most.
-    cpu: of node core for one change, in seconds, without what it needs idle
-    (idle_cpu, a second).
+    """A cluster of so many nodes. offset_error_s: what host_s is off by at
+    most. cpu: of node core for one change, in seconds, without what it needs
+    idle (idle_cpu, a second).
     """
 
     nodes: int
@@ -78,8 +78,8 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Many nodes that join at once. written_s: the host's clock, for all writes;
-    done_s: since the first was asked for, until all are peers.
+    """Many nodes that join at once. written_s: the host's clock, for all
+    writes; done_s: since the first was asked for, until all are peers.
     """
 
     added: int
@@ -92,7 +92,7 @@ class Growth:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A start of node core. cpu_s: since the process began, until all is done."""
+    """A start of node core. cpu_s: since the process began, until all is so."""
 
     start: Start
     cpu_s: float
@@ -101,8 +101,8 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """A restart with all peers in the kernel. listed_s: the list's first segment
-    to its last; done_s: from there to the last request to the kernel.
+    """A restart with all peers in the kernel. listed_s: from etcd's first byte
+    to the list's last; done_s: from there to the last request to the kernel.
     """
 
     process_s: float
@@ -115,8 +115,8 @@ class Warm:
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """writes: transactions. lag_s: since the last was answered, until the kernel
-    has all; below 0: before etcd has answered.
+    """writes: transactions. lag_s: since the last was answered, until the
+    kernel has all; below 0: before etcd has answered.
     """
 
     writes: int
@@ -127,9 +127,9 @@ class Burst:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What etcd holds for that many nodes. bytes: of keys and values. cpu_s: of
-    etcd for one keepalive of a lease, by the host's CPU. directory_s: node core's
-    code reads all of it, on the host's CPU.
+    """What etcd holds for that many nodes. bytes: of keys and values.
+    keepalives: a second. keepalive_cpu_s: of etcd for one, on the host's CPU.
+    directory_s: node core's code reads all of it, on the host's CPU.
     """
 
     keys: int
@@ -142,8 +142,8 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All of it. failures: what the kernel has that it should not, and the other
-    way round. handshakes: packets to simulated nodes, until the restart and in
+    """All of it. failures: what the kernel has that it should not, and the
+    other way round. handshakes: packets to simulated nodes, until the restart and in
     all.
     """
 

@@ -2,8 +2,8 @@
 """What the kernel should have, by what etcd has; and what it has. Pure.
 
 The rules are few, and told here anew rather than taken from the code under
-test: a member that is not removed, with a record, is a peer by each of its keys;
-the prefixes it holds claims on belong to the present key.
+test: a member that is not removed, with a record, is a peer by each of its
+keys; the prefixes it holds claims on belong to the present key.
 """
 
 import base64

@@ -44,7 +44,12 @@ def test_no_peers() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["x", _line(b"short", "(none)", "(none)"), _line(A, "here:1", "(none)"), _line(A, "(none)", "x")],
+    [
+        "x",
+        _line(b"short", "(none)", "(none)"),
+        _line(A, "here:1", "(none)"),
+        _line(A, "(none)", "x"),
+    ],
 )
 def test_what_is_not_understood_is_an_error(line: str) -> None:
     with pytest.raises(OracleError):

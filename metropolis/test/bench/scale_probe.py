@@ -43,7 +43,7 @@ class Offset:
 
 
 def offset(exchanges: Iterable[tuple[float, float, float]]) -> Offset:
-    """exchanges: asked, the guest's answer, received. ValueError without any."""
+    """exchanges: asked, the guest's answer, received. ValueError: none."""
     asked, answer, received = min(exchanges, key=lambda one: one[2] - one[0])
     return Offset(answer - (asked + received) / 2, (received - asked) / 2)
 
@@ -85,9 +85,12 @@ class Probe:
         return host_s + self.offset.seconds
 
     async def usage(self) -> Usage:
-        """Of node core as soon as it runs. Events are then those of this process."""
+        """Of node core as soon as it runs. Events are then of this process."""
         async with asyncio.timeout(_START_S):
-            while not (answer := await self._ask("usage"))["process"]:
+            while True:
+                answer = await self._ask("usage")
+                if answer["process"]:
+                    break
                 await asyncio.sleep(_POLL_S)
         found = Usage(**answer)
         self.process = found.process

@@ -148,7 +148,11 @@ def _starts(found: Measured) -> list[str]:
         _row(
             "  process -> first byte from etcd, s", number(cold.process_s), number(warm.process_s)
         ),
-        _row("  connected, listed: first byte -> last, s", number(cold.listed_s), number(warm.listed_s)),
+        _row(
+            "  connected, listed: first byte -> last, s",
+            number(cold.listed_s),
+            number(warm.listed_s),
+        ),
         _row("  decoded, validated, compared, s", number(cold.read_s), number(warm.done_s)),
         _row("  first request with peers -> the last done, s", number(cold.programmed_s)),
         _row("    of that in the kernel, s", number(cold.kernel_s)),

@@ -65,9 +65,7 @@ _TOLD: Final = 5  # differences
 _IPV4, _IPV6 = scale_fleet.UNDERLAY
 _BEGINS: Final = "(udp[4:2] == 156)", "(ip6[6] == 17 and ip6[44:2] == 156)"
 _HANDSHAKES: Final = f"(dst net {_IPV4} and {_BEGINS[0]}) or (dst net {_IPV6} and {_BEGINS[1]})"
-_OTHERS: Final = (
-    f"(dst net {_IPV4} and not {_BEGINS[0]}) or (dst net {_IPV6} and not {_BEGINS[1]})"
-)
+_OTHERS: Final = f"(dst net {_IPV4} and not {_BEGINS[0]}) or (dst net {_IPV6} and not {_BEGINS[1]})"
 
 
 class Experiment:
@@ -325,7 +323,9 @@ class Experiment:
         for command in commands:
             await self._node.shell(command)
         async with asyncio.timeout(_CHANGE_S):
-            while (await probe.usage()).process == before.process:
+            while True:
+                if (await probe.usage()).process != before.process:
+                    break
                 await asyncio.sleep(_POLL_S)
         # Everything is known again when it has been listed.
         trace = await self._until(_heavy)

@@ -39,8 +39,8 @@ _AT_ONCE: Final = 64
 
 @dataclass(frozen=True)
 class Write:
-    """A change that was made: its revision, and the host's monotonic clock before
-    the request and after its answer, seconds.
+    """A change that was made: its revision, and the host's monotonic clock
+    before the request and after its answer, seconds.
     """
 
     revision: int
@@ -102,7 +102,7 @@ class Fleet:
         await administration.init(self._etcd, scale_fleet.CONFIG)
 
     async def entries(self) -> tuple[Entry, ...]:
-        """All of etcd. Raises BenchError when a simulated node's lease ended."""
+        """All of etcd. Raises BenchError when a lease of ours has ended."""
         if self._keeping is not None and self._keeping.done():
             self._keeping.result()
         return (await self._etcd.list(keys.ROOT)).entries
@@ -139,9 +139,7 @@ class Fleet:
     async def rotate(self, node_id: str) -> Write:
         """Its key changes: announced, then exchanged."""
         first = await self._publish(self.sims[node_id].rotated())
-        return replace(
-            await self._publish(self.sims[node_id].rotated()), asked_s=first.asked_s
-        )
+        return replace(await self._publish(self.sims[node_id].rotated()), asked_s=first.asked_s)
 
     async def leave(self, node_id: str) -> Write:
         """An operator removes it."""
