@@ -143,8 +143,8 @@ class Store:
 @dataclass(frozen=True, slots=True)
 class Measured:
     """All of it. failures: what the kernel has that it should not, and the
-    other way round. handshakes: packets to simulated nodes, until the restart and in
-    all.
+    other way round. handshakes: packets that begin sessions with simulated
+    nodes, before the churn and in all.
     """
 
     small: Size
