@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host's own network interface: by hand, by DHCPv4, and its link.
+"""A host's own network interface: by hand, by DHCPv4, and its links.
 
     spec/        the static configuration as people write it (protobuf)
     config       the same, checked, as value objects        pure
-    dhcp4/       a DHCPv4 client
+    stack        the links it is made of: port, bond, VLAN; and their MTU
     links        follow one link through its life, by the kernel's events
+    dhcp4/       a DHCPv4 client
     addressing   what an interface should have, and making it so
+    external     by which addresses others reach it, whoever gave them
+    announce     tell the neighbours where they are
 
 IPv6 comes from router advertisements, which the kernel handles by itself; it
 is only switched on (see metropolis.node.core.network.sysctls).

@@ -80,7 +80,7 @@ def send(link: str, mac: bytes, addresses: Iterable[IPAddress], *, router: bool)
 
 def _checksum(data: bytes) -> int:
     """Of an even number of bytes (RFC 1071)."""
-    total = sum(word for (word,) in struct.iter_unpack("!H", data))
+    total: int = sum(word for (word,) in struct.iter_unpack("!H", data))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return 0xFFFF ^ total

@@ -26,6 +26,7 @@ import ctypes
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -64,7 +65,7 @@ _IFLA_BOND_MODE: Final = 1
 _IFLA_BOND_MIIMON: Final = 3
 _IFLA_BOND_PRIMARY: Final = 11
 _IFLA_BOND_XMIT_HASH_POLICY: Final = 14
-_IFLA_BOND_NUM_PEER_NOTIF: Final = 17
+_IFLA_BOND_NUM_PEER_NOTIF: Final = 16
 _IFLA_BOND_MIN_LINKS: Final = 18
 _IFLA_BOND_AD_LACP_RATE: Final = 21
 _IFLA_VLAN_ID: Final = 1
@@ -167,13 +168,10 @@ def _is_stale(link: Link, config: Interface, links: Sequence[Link], mark: int) -
 def _numbers(link: Link) -> dict[int, int]:
     """What its kind says of it, as far as it is numbers."""
     return {
-        kind: int.from_bytes(payload, "little" if _LITTLE else "big")
+        kind: int.from_bytes(payload, sys.byteorder)
         for kind, payload in attrs.walk(link.data)
         if len(payload) in (1, 2, 4)
     }
-
-
-_LITTLE: Final = struct.pack("=H", 1) == b"\1\0"
 
 
 def _sized(link: Link, mtu: int | None) -> Iterator[Request]:
@@ -201,8 +199,10 @@ _WHILE_DOWN: Final = frozenset({_IFLA_BOND_AD_LACP_RATE, _IFLA_BOND_XMIT_HASH_PO
 
 
 def _data(kind: bytes, values: dict[int, tuple[int, int]]) -> bytes:
-    order = "little" if _LITTLE else "big"
-    encoded = [attrs.attr(k, value.to_bytes(width, order)) for k, (width, value) in values.items()]
+    encoded = [
+        attrs.attr(option, value.to_bytes(width, sys.byteorder))
+        for option, (width, value) in values.items()
+    ]
     return attrs.nested(
         IFLA_LINKINFO, attrs.text(IFLA_INFO_KIND, kind), attrs.nested(IFLA_INFO_DATA, *encoded)
     )
@@ -373,10 +373,10 @@ def _look(config: Interface, mark: int) -> Plan:
 
 async def _something(loop: asyncio.AbstractEventLoop, events: socket.socket) -> None:
     """Return when links have changed; all that is known so far is taken."""
-    ready = loop.create_future()
-    loop.add_reader(events, lambda: ready.done() or ready.set_result(None))
+    ready = asyncio.Event()
+    loop.add_reader(events, ready.set)
     try:
-        await ready
+        await ready.wait()
     finally:
         loop.remove_reader(events)
     while True:

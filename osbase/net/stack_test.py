@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -40,7 +41,7 @@ def bond_data(mode: int = 4, rate: int = 0, primary: int = 0, miimon: int = 100)
             attrs.attr(1, bytes([mode])),
             attrs.u32(3, miimon),
             attrs.attr(14, b"\1"),
-            attrs.attr(17, b"\3"),
+            attrs.attr(16, b"\3"),
             attrs.u32(18, 1),
             attrs.attr(21, bytes([rate])),
             *([attrs.u32(11, primary)] if primary else []),
@@ -50,7 +51,7 @@ def bond_data(mode: int = 4, rate: int = 0, primary: int = 0, miimon: int = 100)
 
 def vlan_data(number: int) -> bytes:
     """What the kernel says of a VLAN."""
-    return attrs.attr(1, number.to_bytes(2, "little"))
+    return attrs.attr(1, number.to_bytes(2, sys.byteorder))
 
 
 LACP = Bond(BondMode.LACP, ("a", "b"))
@@ -80,7 +81,9 @@ def test_steps_to_a_vlan_on_a_bond() -> None:
     """Each once the one before is there; in the end nothing is left."""
     down = replace(BOND0, flags=0)
     assert said(ON_BOND, A, B) == ["create bond bond0"]
-    assert said(ON_BOND, A, B, down) == ["set a down", "add a to bond0"] + [
+    assert said(ON_BOND, A, B, down) == [
+        "set a down",
+        "add a to bond0",
         "set b down",
         "add b to bond0",
     ]

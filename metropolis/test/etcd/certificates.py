@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Final
 
 _NEW_KEY: Final = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+# Also for machines whose clock is not right.
+_LONG: Final = ("-not_before", "20200101000000Z", "-not_after", "20991231235959Z")
 _PAST: Final = ("-not_before", "20200101000000Z", "-not_after", "20200102000000Z")
 
 
@@ -28,7 +30,7 @@ class Authority:
         self._directory = directory
         self.cert, self._key = directory / f"{name}.pem", directory / f"{name}.key"
         _openssl(
-            "req", "-x509", *_NEW_KEY, "-days", "30", "-subj", f"/CN={name}",
+            "req", "-x509", *_NEW_KEY, *_LONG, "-subj", f"/CN={name}",
             "-keyout", self._key, "-out", self.cert,
         )  # fmt: skip
 
@@ -39,14 +41,14 @@ class Authority:
         """
         names = [*(f"IP:{address}" for address in addresses), *(f"DNS:{host}" for host in hosts)]
         usage = "extendedKeyUsage=serverAuth,clientAuth"
-        return self._sign(name, (usage, f"subjectAltName={','.join(names)}"), ("-days", "30"))
+        return self._sign(name, (usage, f"subjectAltName={','.join(names)}"), _LONG)
 
     def client(self, name: str, *, expired: bool = False) -> Credentials:
         """A certificate for a node or an operator, the same name the same files
         anew. expired: since 2020.
         """
         return self._sign(
-            name, ("extendedKeyUsage=clientAuth",), _PAST if expired else ("-days", "30")
+            name, ("extendedKeyUsage=clientAuth",), _PAST if expired else _LONG
         )
 
     def _sign(self, name: str, extensions: Sequence[str], validity: Sequence[str]) -> Credentials:

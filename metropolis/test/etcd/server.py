@@ -29,19 +29,20 @@ class Etcd:
         directory: Path,
         addresses: Sequence[str] = ("127.0.0.1",),
         options: Sequence[str] = (),
+        certified: Sequence[str] = (),
     ) -> None:
-        """addresses: where it listens, IPv4 or IPv6; the ports are the same
-        over all its lives. options: further arguments.
+        """addresses: where it listens, IPv4 or IPv6; the port is the same over
+        all its lives. options: further arguments. certified: addresses that its
+        certificate is for as well.
         """
         self.authority = Authority(directory / "pki")
         self._directory = directory
         self._options = tuple(options)
-        self._addresses = tuple(addresses)
-        self._server = self.authority.server("server", addresses, ["localhost"])
+        self._server = self.authority.server("server", [*addresses, *certified], ["localhost"])
         self.client: Credentials = self.authority.client("client")
-        port, peer = _free_ports(2)
-        hosts = [f"[{one}]" if ":" in one else one for one in addresses]
-        self.endpoints = tuple(f"{host}:{port}" for host in hosts)
+        self._port, peer = _free_ports(2)
+        self.endpoints: tuple[str, ...] = ()
+        self.move(*addresses)
         self._peer = f"http://127.0.0.1:{peer}"
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -53,6 +54,11 @@ class Etcd:
         """The first of its endpoints, "HOST:PORT"."""
         return self.endpoints[0]
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started, and not ended by us."""
+        return self._process is not None
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -63,7 +69,12 @@ class Etcd:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.stop()
+        await self.kill()
+
+    def move(self, *addresses: str) -> None:
+        """Listen elsewhere from the next start on: who knew it loses it."""
+        hosts = [f"[{one}]" if ":" in one else one for one in addresses]
+        self.endpoints = tuple(f"{host}:{self._port}" for host in hosts)
 
     async def start(self) -> None:
         """Start it, with the data it has; returns when it serves."""
@@ -100,7 +111,9 @@ class Etcd:
             raise EtcdFailed(f"etcd does not serve: {said}")
 
     async def stop(self) -> None:
-        """Let it end by itself, if it runs."""
+        """Let it end by itself, if it runs. Takes seconds when clients have
+        streams.
+        """
         await self._end("terminate")
 
     async def kill(self) -> None:
@@ -112,10 +125,10 @@ class Etcd:
         await self.etcdctl("snapshot", "save", str(path))
 
     async def restore(self, path: Path, *, token: str = "etcd-cluster") -> None:
-        """Stop it, start it again with the data of a snapshot. token: with
+        """Kill it, start it again with the data of a snapshot. token: with
         another, it is another cluster by its id.
         """
-        await self.stop()
+        await self.kill()
         self._data = self._directory / f"data-{self._lives}"
         await _run(
             _find("etcdutl"), "snapshot", "restore", str(path), "--data-dir", str(self._data),
@@ -125,8 +138,8 @@ class Etcd:
         await self.start()
 
     async def wipe(self) -> None:
-        """Stop it, start it again without any data."""
-        await self.stop()
+        """Kill it, start it again without any data."""
+        await self.kill()
         self._data = self._directory / f"data-{self._lives}"
         await self.start()
 
@@ -153,7 +166,7 @@ class Etcd:
             await self._reading
 
     async def _read(self, lines: asyncio.StreamReader | None, serving: asyncio.Event) -> None:
-        missing = len(self._addresses)
+        missing = len(self.endpoints)
         with self._log_path.open("ab", buffering=0) as log:
             while lines is not None and (line := await lines.readline()):
                 log.write(line)

@@ -33,6 +33,7 @@ _NAMES = (
     "dhcp_packet",
     "dhcp_exchange",
     "workload_request",
+    "cluster_store",
 )
 _MAX_LENGTH = 4096  # bytes of an input
 _INPUT_S = 20  # that one input may take

@@ -2,15 +2,19 @@
 """What is fuzzed. A target takes any bytes and returns, or raises: a fault."""
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Final
 
 from metropolis.node.core import config
+from metropolis.node.core.curator import keys, membership, records
+from metropolis.node.core.curator.directory import Changes, Directory, Entry, Removal
 from metropolis.node.core.network.cni import protocol, result
 from metropolis.node.core.network.cni import wire as cni_wire
 from metropolis.node.core.network.cni.protocol import Add, CniError
+from metropolis.node.core.network.overlay.mesh import Identity, Peer
 from metropolis.node.core.network.workloads import names, recovery, wire
 from metropolis.node.core.network.workloads.engine import Engine
 from metropolis.node.core.network.workloads.errors import InvalidArgument, WorkloadError
@@ -237,6 +241,75 @@ def workload_request(data: bytes) -> None:
         engine.close()
 
 
+_NODES: Final = ("me", "a", "b", "c")
+_POD_NETWORKS: Final = (
+    records.PodNetwork(ip_network("10.0.0.0/24"), 26),
+    records.PodNetwork(ip_network("fd00::/62"), 64),
+)
+_OWN_KEY: Final = b"k" * 32
+
+
+def _store_key(chosen: int, which: int) -> bytes:
+    prefix = _POD_NETWORKS[which & 1].nth(which // 2 % 4)
+    return (
+        keys.CLUSTER,
+        keys.member(_NODES[which % 4]),
+        keys.claim(prefix),
+        keys.node(_NODES[which % 4]),
+    )[chosen]
+
+
+def cluster_store(data: bytes) -> None:
+    """What others write to the cluster's store: a byte for the kind of the key
+    (with 0x80: deleted; with 0x40: the value is valid, by its first byte), one
+    for which, one of length, and the value.
+    """
+    directory, entries = Directory("me"), dict[bytes, Entry]()
+    directory.set_own_keys(frozenset({_OWN_KEY}))
+    me = membership.Me("me", identity=Identity(_OWN_KEY), underlay=IPv4Address("192.0.2.1"))
+    peers: dict[str, Peer] = {}
+    whole = records.encode_cluster(records.ClusterConfig(_POD_NETWORKS))
+    rest = bytes([0x40, 0, 0]) + data
+    for revision in range(1, 200):
+        if len(rest) < 3:
+            break
+        kind, which, value, rest = rest[0], rest[1], rest[3 : 3 + rest[2]], rest[3 + rest[2] :]
+        key = _store_key(kind & 3, which) if kind & 7 < 6 else keys.ROOT + value
+        if kind & 0x40:
+            first = value[0] if value else 0
+            node_id = _NODES[first % 4]
+            record = records.Record(
+                _NODES[which % 4], bytes([first % 8 + 1]) * 32, None, 0,
+                IPv4Address("192.0.2.2"), 1, (), "",
+            )  # fmt: skip
+            member = records.Member(bool(first & 1))
+            value = (
+                whole, records.encode_member(member), records.encode_claim(node_id),
+                records.encode_record(record),
+            )[kind & 3]  # fmt: skip
+        if kind & 0x80:
+            entries.pop(key, None)
+            changes = directory.apply([Removal(key)])
+        else:
+            entries[key] = Entry(key, value, revision, which)
+            changes = directory.apply([entries[key]])
+        for note in changes.notes:
+            assert note.isprintable(), note
+            assert len(note) < 300, note
+        peers.update(changes.peers)
+        for node_id in changes.gone:
+            del peers[node_id]
+        shown = [key for peer in peers.values() for key in (peer.public_key, peer.next_public_key)]
+        known = [key for key in shown if key is not None]
+        assert len({*known, _OWN_KEY}) == len(known) + 1
+        prefixes = [prefix for peer in peers.values() for prefix in peer.prefixes]
+        decision = membership.decide(directory, me)
+        assert not set(decision.own) & set(prefixes)
+        assert len(set(prefixes)) == len(prefixes)
+        me = dataclasses.replace(me, using=decision.own)
+    assert directory.replace(entries.values()) == Changes()
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     target.__name__: target
     for target in (
@@ -248,5 +321,6 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
         dhcp_packet,
         dhcp_exchange,
         workload_request,
+        cluster_store,
     )
 }

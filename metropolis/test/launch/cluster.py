@@ -21,6 +21,7 @@ one for each boot that has ended, with its logs; etcd's; the captures.
 import asyncio
 import contextlib
 import os
+import shlex
 import shutil
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -256,11 +257,17 @@ cluster {{ node_id: "{name}" etcd_endpoint: "{self.etcd.endpoint}" }}
     # What runs on it.
 
     async def run_pod(self, name: str) -> Pod:
-        """Start the pod of a node, pod-1 on node-1, that serves BODIES."""
+        """Start the pod of a node, pod-1 on node-1, until it serves BODIES."""
         member = self.members[name]
-        pod = f"pod-{member.port.number}"
-        member.pod = await member.running.cri.run_pod(pod, checks.pod_command(pod, BODIES))
-        return member.pod
+        cri = member.running.cri
+        pod = await cri.run_pod(
+            f"pod-{member.port.number}", checks.pod_command(f"pod-{member.port.number}", BODIES)
+        )
+        own = shlex.join(checks.fetch(IPv4Address("127.0.0.1"), checks.PORT, "name"))
+        ask = f"until {own}; do sleep 0.1; done"
+        await cri.exec(pod.container, ["sh", "-c", ask])
+        member.pod = pod
+        return pod
 
     async def run_pods(self) -> None:
         """Start a pod on every node that runs and has none."""

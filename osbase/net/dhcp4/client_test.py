@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,9 @@ import pytest
 
 from osbase import event
 from osbase.net.dhcp4 import Client, Lease
+from osbase.net.dhcp4.packet import Type
+from osbase.net.dhcp4.testserver import Seen, Server
+from osbase.netlink import netns
 
 MAC = bytes.fromhex("020000000007")
 SERVER = IPv4Address("192.0.2.1")
@@ -137,6 +141,110 @@ async def test_loses_what_the_server_takes_back(link: None, tmp_path: Path) -> N
                 seen.append(await watcher.get())
             # The refusal takes the lease away before there is another.
             assert seen[0] is None
+
+
+async def test_classless_routes_override_the_router(link: None, tmp_path: Path) -> None:
+    """Both are sent; the router does not count (RFC 3442)."""
+    options = (
+        "--dhcp-option=option:router,192.0.2.66",
+        "--dhcp-option=option:classless-static-route,10.0.0.0/8,192.0.2.9,0.0.0.0/0,192.0.2.1",
+    )
+    with dnsmasq(tmp_path, "192.0.2.50,192.0.2.50", *options):
+        async with client() as leases:
+            lease = await leases.watch().get()
+            assert lease is not None
+            assert lease.routes == (
+                (IPv4Network("10.0.0.0/8"), IPv4Address("192.0.2.9")),
+                (IPv4Network("0.0.0.0/0"), SERVER),
+            )
+
+
+@contextlib.contextmanager
+def short_leases() -> Iterator[Server]:
+    """Leases of 8 s: renewed after 2, rebound after 5."""
+    address = IPv4Address("192.0.2.50")
+    home, there = netns.open_current(), netns.open_path("/run/netns/srv")
+    server = Server("srv0", SERVER, address, lease_s=8, renew_s=2, rebind_s=5)
+    try:
+        with netns.Inside(there, home):
+            server.open()
+        with server:
+            yield server
+    finally:
+        os.close(home)
+        os.close(there)
+
+
+async def next_seen(server: Server) -> Seen:
+    return await asyncio.to_thread(server.seen.get, True, _LIMIT_S)
+
+
+async def test_renews_rebinds_and_ends(link: None) -> None:
+    """On a real clock: by unicast, by broadcast, and not at all any more."""
+    with short_leases() as server:
+        async with client() as leases:
+            watcher = leases.watch()
+            first = await watcher.get()
+            assert first is not None
+            # A first message may be lost, and sent again: the link is fresh.
+            while (await next_seen(server)).message.kind is not Type.REQUEST:
+                pass
+            sh("ip address replace 192.0.2.50/24 dev up0")  # unicast needs it
+            renewal = await next_seen(server)
+            assert renewal.unicast
+            assert renewal.message.client == server.address
+            server.silent = True
+            last = await watcher.get()
+            assert last is not None
+            assert last.start == pytest.approx(first.start + 2, abs=1)
+            assert (await next_seen(server)).unicast
+            rebinding = await next_seen(server)
+            assert not rebinding.unicast
+            assert rebinding.message.client == server.address
+            assert await watcher.get() is None
+            ended = asyncio.get_running_loop().time()
+            assert last.end is not None
+            assert ended >= last.end
+            discover = await next_seen(server)
+            assert discover.message.kind is Type.DISCOVER
+            assert discover.requested == server.address
+            # Another address, when it speaks again.
+            server.address = IPv4Address("192.0.2.51")
+            server.silent = False
+            other = await watcher.get()
+            assert other is not None
+            assert other.address == IPv4Interface("192.0.2.51/24")
+
+
+async def test_rebinding_is_answered(link: None) -> None:
+    """The lease goes on, though unicasts were lost."""
+    with short_leases() as server:
+        async with client() as leases:
+            watcher = leases.watch()
+            assert await watcher.get() is not None
+            server.silent = True
+            while (await next_seen(server)).message.client != server.address:
+                pass
+            server.silent = False  # after the renewal, which is not repeated
+            rebound = await watcher.get()
+            assert rebound is not None
+            assert rebound.address.ip == server.address
+
+
+async def test_refused_reboot_is_followed_by_a_discover(link: None) -> None:
+    """The address of a former run is another's by now."""
+    with short_leases() as server:
+        async with client(hint=IPv4Address("192.0.2.77")) as leases:
+            reboot = await next_seen(server)
+            assert (reboot.message.kind, reboot.unicast) == (Type.REQUEST, False)
+            assert reboot.requested == IPv4Address("192.0.2.77")
+            discover = await next_seen(server)
+            while discover.message.kind is Type.REQUEST:  # sent again
+                discover = await next_seen(server)
+            assert (discover.message.kind, discover.requested) == (Type.DISCOVER, None)
+            lease = await leases.watch().get()
+            assert lease is not None
+            assert lease.address.ip == server.address
 
 
 async def test_survives_garbage(link: None, tmp_path: Path) -> None:

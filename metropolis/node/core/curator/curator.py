@@ -18,11 +18,12 @@ while (Backoff) the next endpoint is tried. What was read stays: while etcd is
 away, peers, prefixes and traffic are as they were.
 
 After a disconnection the watch goes on where it ended, if it is the same
-cluster and its revision is not behind. Else, and when the revision was
-compacted, everything is listed and compared with what is known; only
-differences are told on. An etcd that was restored from a snapshot may hide from
-that: its cluster id may be the same, and its revision ahead again. Therefore
-everything is listed from time to time as well.
+cluster, its revision is not behind, and the keys of this node are as they were.
+Else, and when the revision was compacted, everything is listed and compared
+with what is known; only differences are told on. An etcd that was restored from
+a snapshot may hide from that: its cluster id may be the same, its revision
+ahead again, and what differs another node's. Therefore everything is listed
+from time to time as well.
 
 Two machines with one node_id: see membership. The one that is refused says so
 once a minute, and has no prefixes.
@@ -46,6 +47,7 @@ from metropolis.node.core.curator.credentials import CredentialsError, Files
 from metropolis.node.core.curator.directory import Changes, Directory
 from metropolis.node.core.curator.etcd import Compacted, Etcd, EtcdError, LeaseGone
 from metropolis.node.core.curator.membership import TRANSIENT, Decision, Me, Standing, decide
+from metropolis.node.core.curator.transaction import Transaction
 from metropolis.node.core.network.overlay.mesh import Exchange, Mesh
 from osbase import event
 from osbase.supervisor import Backoff, Context
@@ -121,7 +123,7 @@ class Curator:
         self._cluster_id = 0
         self._revision = 0  # all up to it is in the directory
         self._next_list = 0.0
-        self._news = asyncio.Condition()
+        self._news = event.Value[int]("revision of what was read")
         self._me = Me(config.node_id, version, underlay=config.underlay_address, using=held)
         self._decision: Decision | None = None
         self._due = asyncio.Event()
@@ -182,10 +184,23 @@ class Curator:
                 "reading everything anew", status.revision, self._revision,
             )  # fmt: skip
             self._revision = 0
+        elif self._revision and not await connection.commit(self._relied_on()):
+            self._log.info("what this node holds has changed; reading everything anew")
+            self._revision = 0
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow(connection))
             group.create_task(self._settle(connection))
             group.create_task(self._keep_lease(connection))
+
+    def _relied_on(self) -> Transaction:
+        """That what our place in the cluster rests on is as it was."""
+        directory, node_id = self._directory, self._me.node_id
+        compared = [
+            keys.CLUSTER,
+            keys.member(node_id),
+            *(keys.claim(prefix) for prefix in directory.node(node_id).claims),
+        ]
+        return Transaction({key: directory.revision_of(key) for key in compared})
 
     # --- What is so -----------------------------------------------------------
 
@@ -200,7 +215,7 @@ class Curator:
                     every = self._timing.list_every_s * random.uniform(0.75, 1.25)
                     self._next_list = loop.time() + every
                     changes = self._directory.replace(listing.entries)
-                    await self._take(changes, listing.revision)
+                    self._take(changes, listing.revision)
                 if not announced:
                     self._log.info("etcd at %s, revision %d", connection.endpoint, self._revision)
                     announced, self._trouble = True, ""
@@ -210,21 +225,20 @@ class Curator:
                         connection.watch(keys.ROOT, self._revision + 1)
                     ) as batches:
                         async for batch in batches:
-                            await self._take(self._directory.apply(batch.events), batch.revision)
+                            self._take(self._directory.apply(batch.events), batch.revision)
             except TimeoutError:
                 self._to(Phase.LISTING)
             except Compacted as error:
                 self._log.info("reading everything anew: %s", error)
                 self._revision = 0
 
-    async def _take(self, changes: Changes, revision: int) -> None:
+    def _take(self, changes: Changes, revision: int) -> None:
         first = self._decision is None
         self._tell_peers(changes)
         self._revision = revision
         if changes.ours or first:
             self._decide()
-        async with self._news:
-            self._news.notify_all()
+        self._news.set(revision)
 
     def _tell_peers(self, changes: Changes) -> None:
         for note in changes.notes:
@@ -319,22 +333,20 @@ class Curator:
             except LeaseGone:
                 self._end_lease()
                 continue
-            if revision is None:
-                # Something it rests on has changed, which the watch tells, or
-                # has told already.
-                with contextlib.suppress(TimeoutError):
-                    await self._news_beyond(seen)
-            else:
-                try:
-                    await self._news_beyond(revision - 1)
-                except TimeoutError as error:
-                    raise EtcdError(
-                        f"{connection.endpoint}: watch: revision {revision} did not come"
-                    ) from error
+            try:
+                # If it failed, something it rests on has changed, which the
+                # watch tells, or has told meanwhile.
+                await self._news_beyond(seen if revision is None else revision - 1)
+            except TimeoutError as error:
+                # Of a restoration that hides, it never will.
+                self._revision = 0
+                raise EtcdError(
+                    f"{connection.endpoint}: watch: is behind revision {revision or seen + 1}"
+                ) from error
 
     async def _news_beyond(self, revision: int) -> None:
-        async with asyncio.timeout(self._timing.deadline_s), self._news:
-            await self._news.wait_for(lambda: self._revision > revision)
+        async with asyncio.timeout(self._timing.deadline_s):
+            await self._news.watch().get(lambda newest: newest > revision)
 
     async def _keep_lease(self, connection: Etcd) -> None:
         while True:

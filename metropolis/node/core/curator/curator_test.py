@@ -4,7 +4,6 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
@@ -15,6 +14,7 @@ from metropolis.node import allocs
 from metropolis.node.core.curator import administration, keys, records
 from metropolis.node.core.curator.administration import Refused
 from metropolis.node.core.curator.directory import Claim, ClaimState
+from metropolis.node.core.curator.records import IPNetwork
 from metropolis.node.core.curator.testing.cluster import (
     NETWORKS,
     TIMING,
@@ -25,19 +25,9 @@ from metropolis.node.core.curator.testing.cluster import (
     start,
 )
 from metropolis.node.core.network.overlay.mesh import Identity, Mesh, Peer
+from osbase import event
 
 POOL = "10.200.0.0/24:26"  # four prefixes
-
-
-async def logged(caplog: pytest.LogCaptureFixture, text: str, times: int = 1) -> None:
-    """Until a line of the log has it. The log is no event: looked at often."""
-    async with asyncio.timeout(WAIT_S):
-        while sum(text in record.getMessage() for record in caplog.records) < times:
-            await asyncio.sleep(0.02)
-
-
-def count(caplog: pytest.LogCaptureFixture, text: str) -> int:
-    return sum(text in record.getMessage() for record in caplog.records)
 
 
 async def test_two_nodes_join_and_see_each_other(tmp_path: Path) -> None:
@@ -66,13 +56,13 @@ async def test_peers_are_complete_before_the_first_mesh(tmp_path: Path) -> None:
             await machine.joined()
         last = cluster.machine("last")
         seen: list[int] = []
-        setting = last.curator.mesh.set
 
-        def look(mesh: Mesh) -> None:
-            seen.append(len(last.curator.peers))
-            setting(mesh)
+        class Looked(event.Value[Mesh]):
+            def set(self, value: Mesh) -> None:
+                seen.append(len(last.curator.peers))
+                super().set(value)
 
-        last.curator.mesh.set = look  # type: ignore[method-assign]
+        last.curator.mesh = Looked("mesh")
         async with last:
             await last.joined()
         assert seen[0] == 5
@@ -96,25 +86,23 @@ async def test_the_record_follows_the_node(tmp_path: Path) -> None:
             await eventually(one.curator.mesh, lambda mesh: mesh.wanted_key_epoch == 2)
 
 
-async def test_without_a_cluster_or_an_address_it_waits(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_without_a_cluster_or_an_address_it_waits(tmp_path: Path) -> None:
     async with start(tmp_path) as cluster, cluster.machine("a") as machine:
-        await logged(caplog, "`metroctl cluster init` writes it")
+        await cluster.log.wait("`metroctl cluster init` writes it")
         machine.underlay.set(None)
         await cluster.put(keys.CLUSTER, b"\xff garbage")
-        await logged(caplog, "configuration is not the message it should be")
+        await cluster.log.wait("configuration is not the message it should be")
         await cluster.delete(keys.CLUSTER)
         await cluster.init(*NETWORKS)
         assert len(await machine.has_prefixes(bool)) == 2
-        await logged(caplog, "no underlay address yet")
+        await cluster.log.wait("no underlay address yet")
         machine.underlay.set(IPv4Address("10.200.0.1"))
-        await logged(caplog, "10.200.0.1 is inside pod network 10.200.0.0/16")
+        await cluster.log.wait("10.200.0.1 is inside pod network 10.200.0.0/16")
         machine.underlay.set(IPv4Address("198.51.100.7"))
         await machine.joined()
         # A configuration that went bad changes nothing.
         await cluster.put(keys.CLUSTER, b"\xff garbage")
-        await logged(caplog, '"cluster": is not the message', 2)
+        await cluster.log.wait('"cluster": is not the message', 2)
         assert len(machine.curator.mesh.peek().networks) == 2
 
 
@@ -132,16 +120,14 @@ async def test_thirty_at_once_for_thirty_two_prefixes(tmp_path: Path) -> None:
                 await machine.sees(lambda peers: len(peers) == 29)
 
 
-async def test_exhausted_waits_until_one_is_freed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_exhausted_waits_until_one_is_freed(tmp_path: Path) -> None:
     async with start(tmp_path, POOL) as cluster, contextlib.AsyncExitStack() as stack:
         machines = [cluster.machine(f"n{number}") for number in range(4)]
         for machine in machines:
             await stack.enter_async_context(machine)
             await machine.joined()
         async with cluster.machine("late") as late:
-            await logged(caplog, "no prefix is left in 10.200.0.0/24:26 (4 in all)", 2)
+            await cluster.log.wait("no prefix is left in 10.200.0.0/24:26 (4 in all)", 2)
             assert late.curator.pod_prefixes.peek().prefixes == ()
             await cluster.remove("n2")
             before = await machines[2].has_prefixes(lambda prefixes: not prefixes)
@@ -158,7 +144,7 @@ async def test_reuse_is_late_and_the_longest_free_first(tmp_path: Path) -> None:
                 (held[name],) = await machine.joined()
         for name in ("b", "a"):
             await cluster.remove(name)
-        got = []
+        got: list[IPNetwork] = []
         for name in ("d", "e", "f"):
             async with cluster.machine(name) as machine:
                 got += await machine.joined()
@@ -177,9 +163,7 @@ async def test_a_node_that_returns_has_its_prefixes(tmp_path: Path) -> None:
             assert await machine.joined() == first
 
 
-async def test_held_prefixes_are_claimed_when_free_and_inside(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_held_prefixes_are_claimed_when_free_and_inside(tmp_path: Path) -> None:
     held = (ip_network("10.200.77.0/24"), ip_network("fd00:200:0:77::/64"))
     async with start(tmp_path, *NETWORKS) as cluster:
         async with cluster.machine("a", held=held) as one:
@@ -188,13 +172,13 @@ async def test_held_prefixes_are_claimed_when_free_and_inside(
             async with cluster.machine("b", held=outside) as two:
                 got = await two.joined()
                 assert not set(got) & {*held, *outside}
-        assert count(caplog, "10.99.0.0/24 is not this node's any more;") == 1
-        assert count(caplog, "fd00:200:0:77::/64 is not this node's any more, but \"a\"'s;") == 1
+        assert cluster.log.count("10.99.0.0/24 is not this node's any more;") == 1
+        assert (
+            cluster.log.count("fd00:200:0:77::/64 is not this node's any more, but \"a\"'s;") == 1
+        )
 
 
-async def test_removed_is_out_until_it_is_forgotten(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_removed_is_out_until_it_is_forgotten(tmp_path: Path) -> None:
     async with start(tmp_path, *NETWORKS) as cluster, cluster.machine("b") as other:
         await other.joined()
         async with cluster.machine("a") as machine:
@@ -208,7 +192,7 @@ async def test_removed_is_out_until_it_is_forgotten(
             await other.sees(lambda peers: "a" not in peers)
         async with cluster.machine("a", held=held) as machine:
             await machine.has_prefixes(lambda prefixes: not prefixes)
-            await logged(caplog, "this node was removed from the cluster")
+            await cluster.log.wait("this node was removed from the cluster")
             assert "a" not in (await cluster.claims()).values()
             await cluster.forget("a")
             await machine.joined()
@@ -235,9 +219,7 @@ async def test_a_peer_stays_when_its_lease_ends(tmp_path: Path) -> None:
         await other.sees(lambda peers: "a" not in peers)
 
 
-async def test_a_lease_that_was_lost_is_made_anew(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_lease_that_was_lost_is_made_anew(tmp_path: Path) -> None:
     async with start(tmp_path, *NETWORKS) as cluster, cluster.machine("a") as machine:
         held = await machine.joined()
         async with await cluster.connect() as client:
@@ -254,12 +236,12 @@ async def test_a_lease_that_was_lost_is_made_anew(
         assert machine.curator.pod_prefixes.peek().prefixes == held
 
 
-async def test_two_machines_of_one_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_two_machines_of_one_name(tmp_path: Path) -> None:
     async with start(tmp_path, *NETWORKS) as cluster:
         async with cluster.machine("a") as first:
             held = await first.joined()
             async with cluster.machine("a", key="another", underlay="198.51.100.9") as second:
-                await logged(caplog, 'another machine is node "a"', 3)
+                await cluster.log.wait('another machine is node "a"', 3)
                 assert second.curator.pod_prefixes.peek().prefixes == ()
                 assert second.curator.mesh.peek().own == ()
                 assert first.curator.pod_prefixes.peek().prefixes == held
@@ -271,49 +253,48 @@ async def test_two_machines_of_one_name(tmp_path: Path, caplog: pytest.LogCaptur
             assert await second.joined() == held
 
 
-async def test_two_machines_of_one_name_and_key(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A cloned disk: the second is the first, restarted; the first stays out."""
+async def test_two_machines_of_one_name_and_key(tmp_path: Path) -> None:
+    """A cloned disk: the second is the first restarted, which stays out."""
     async with start(tmp_path, *NETWORKS) as cluster, cluster.machine("a") as first:
         held = await first.joined()
         async with cluster.machine("a") as second:
             assert await second.joined() == held
             await first.has_prefixes(lambda prefixes: not prefixes)
-            await logged(caplog, 'another machine is node "a"')
+            await cluster.log.wait('another machine is node "a"')
 
 
 GOOD = records.Record(
     "rogue", key_of("rogue"), None, 0, IPv4Address("198.51.100.66"), 51820, (), "x"
 )
 
-HOSTILE = {
-    "garbage": lambda _: b"\xff\xfe\xfd" * 20,
-    "empty": lambda _: b"",
-    "large": lambda _: bytes(100_000),
-    "other id": lambda _: records.encode_record(replace(GOOD, node_id="a")),
-    "zero key": lambda _: records.encode_record(replace(GOOD, public_key=bytes(32))),
-    "short key": lambda _: records.encode_record(replace(GOOD, public_key=b"short")),
-    "a's key": lambda _: records.encode_record(replace(GOOD, public_key=key_of("a"))),
-    "b's next": lambda _: records.encode_record(replace(GOOD, next_public_key=key_of("b"))),
-    "port": lambda _: records.encode_record(replace(GOOD, port=70000)),
-    "a's pods": lambda one: records.encode_record(replace(GOOD, prefixes=one)),
-    "outside": lambda _: records.encode_record(
-        replace(GOOD, prefixes=(ip_network("10.99.0.0/24"),))
-    ),
-    "everything": lambda _: records.encode_record(
-        replace(GOOD, prefixes=(ip_network("0.0.0.0/0"),))
-    ),
-    **{
-        f"at {address}": lambda _, address=address: records.encode_record(
-            replace(GOOD, address=IPv4Address(address))
-        )
-        for address in ("127.0.0.1", "224.0.0.1", "169.254.1.1", "0.0.0.0", "10.200.9.9")
-    },
-}  # fmt: skip
+
+def bad(**changes: object) -> bytes:
+    return records.encode_record(replace(GOOD, **changes))  # type: ignore[arg-type]
 
 
-async def test_a_rogue_harms_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def hostile(claimed_by_a: tuple[IPNetwork, ...]) -> list[bytes]:
+    """Records that are each refused."""
+    return [
+        b"\xff\xfe\xfd" * 20,
+        b"",
+        bytes(100_000),
+        bad(node_id="a"),
+        bad(public_key=bytes(32)),
+        bad(public_key=b"short"),
+        bad(public_key=key_of("a")),
+        bad(next_public_key=key_of("b")),
+        bad(port=70000),
+        bad(prefixes=claimed_by_a),
+        bad(prefixes=(ip_network("10.99.0.0/24"),)),
+        bad(prefixes=(ip_network("0.0.0.0/0"),)),
+        *(
+            bad(address=IPv4Address(address))
+            for address in ("127.0.0.1", "224.0.0.1", "169.254.1.1", "0.0.0.0", "10.200.9.9")
+        ),
+    ]
+
+
+async def test_a_rogue_harms_nobody(tmp_path: Path) -> None:
     """Bad records, claims, members and keys: refused, and each logged once."""
     async with start(tmp_path, *NETWORKS) as cluster:
         async with cluster.machine("a") as one, cluster.machine("b") as two:
@@ -322,9 +303,9 @@ async def test_a_rogue_harms_nobody(tmp_path: Path, caplog: pytest.LogCaptureFix
             theirs = ip_network("10.200.250.0/24")
             await cluster.put(keys.claim(theirs), records.encode_claim("rogue"))
             before = await one.sees(lambda peers: "b" in peers)
-            values: dict[str, Callable[..., bytes]] = dict(HOSTILE)  # type: ignore[arg-type]
-            for make in values.values():
-                await cluster.put(keys.node("rogue"), make(held))
+            values = hostile(held)
+            for value in values:
+                await cluster.put(keys.node("rogue"), value)
             for key in (b"nodes/\xff", b"nodes/Big", b"claims/10.200.1.1/24", b"x" * 1000):
                 await cluster.put(keys.ROOT + key, b"x")
             await cluster.put(keys.CLAIMS + b"10.200.251.0/24", b"\xff")
@@ -340,9 +321,9 @@ async def test_a_rogue_harms_nobody(tmp_path: Path, caplog: pytest.LogCaptureFix
                 await cluster.put(keys.node("rogue"), records.encode_record(GOOD))
                 peers = await one.sees(lambda peers: "rogue" in peers)
                 assert peers["rogue"].prefixes == (theirs,)
-            mine = [r for r in caplog.records if r.name == "root.a" and "refused" in r.msg]
+            mine = [r for r in cluster.log.records if r.name == "root.a" and "refused" in r.msg]
             lines = Counter(record.getMessage() for record in mine)
-            assert len(lines) >= len(HOSTILE) - 2
+            assert len(mine) == len(lines) == len(values) + 7
             assert all(len(line) < 200 and line.isprintable() for line in lines)
 
 

@@ -18,8 +18,8 @@ holder claims it again.
 
 A value that is wrong is refused, and a line of the log says whose and why; of
 a node, the cluster or a claim, what was right before stays. Nobody else is
-touched by it. Of two nodes with one key, the first keeps it, as long as its record is
-alive; our own keys are nobody else's.
+touched by it. Of two nodes with one key, the first keeps it, as long as its
+record is alive; our own keys are nobody else's.
 
 What a change costs does not grow with the cluster, but for one of the cluster's
 configuration.
@@ -273,16 +273,13 @@ class Directory:
     def _record(self, node_id: str, entry: Entry | None) -> None:
         node = self._touch(node_id)
         node.entry = entry
+        node.seen = node.good
         if entry is None:
-            if node.seen is not node.good:
-                node.seen = node.good
             # Its keys may be had by others now.
             for key in node.good.keys if node.good is not None else ():
                 self._wake(key)
             return
         node.refusal = ""
-        if node_id == self._own:
-            node.seen = None
         record = records.decode_record(entry.value)
         if record.node_id != node_id:
             raise RecordError(f"is the record of {records.quoted(record.node_id)}")
@@ -314,7 +311,7 @@ class Directory:
                     changes.gone.add(node_id)
                 else:
                     changes.peers[node_id] = peer
-            if node.member is None and not node.claims and node.entry is None:
+            if not (node.member_revision or node.claims or node.entry):
                 del self._nodes[node_id]
 
     def _evaluate(self, node_id: str, node: Node, changes: Changes) -> Peer | None:

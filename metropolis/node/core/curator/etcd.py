@@ -295,7 +295,7 @@ class Etcd:
         detail = _line(error.details() or "")
         code = error.code()
         text = f"{self.endpoint}: {operation}: {code.name}: {detail}"
-        if "CERTIFICATE_VERIFY_FAILED" in detail:
+        if "CERTIFICATE_VERIFY_FAILED" in detail or "Hostname Verification" in detail:
             text = (
                 f"{self.endpoint}: {operation}: etcd's certificate is not one that "
                 f"{self._files.ca} vouches for, for this address ({detail})"

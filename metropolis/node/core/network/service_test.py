@@ -34,6 +34,7 @@ import pytest
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads.spec import workload_pb2, workload_pb2_grpc
+from osbase.net.dhcp4.testserver import Server
 from osbase.netlink import netns
 
 type IPAddress = IPv4Address | IPv6Address
@@ -622,6 +623,43 @@ def test_uplink_that_appears_late_vanishes_and_returns(
         core.wait_for("up0 has 192.0.2.50/24")
         with listen("srv", 4) as server, listen("pod-a", 4, 0) as pod:
             assert heard(server, pod, SERVER[4], PORT) == IPv4Address("192.0.2.50")
+
+
+def test_external_addresses_are_told(uplink: None, core: NodeCore) -> None:
+    """That of the lease, and that of the router's advertisements."""
+    core.start()
+    core.wait_for("reachable by 192.0.2.50, 2001:db8:2:")
+
+
+def test_a_lease_that_ends(world: None, core: NodeCore) -> None:
+    """The address goes in time, and nothing is masqueraded any more."""
+    add_uplink()
+    lease = Server("srv0", IPv4Address("192.0.2.1"), IPv4Address("192.0.2.50"), 8, 2, 5)
+    with inside("srv"):
+        lease.open()
+    with lease:
+        core.start()
+        core.attach("pod-a")
+        with listen("srv", 4) as server, listen("pod-a", 4, 0) as pod:
+            assert heard(server, pod, SERVER[4], PORT) == lease.address
+            lease.silent = True
+            core.wait_for("up0 has no address")
+            assert "inet " not in sh("ip -4 address show dev up0")
+            assert sh("ip -4 route show default") == ""
+            for _ in range(5):
+                with contextlib.suppress(OSError):  # told that there is no route
+                    pod.sendto(b"lost", (str(SERVER[4]), PORT))
+            with inside("srv"):
+                end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            with end:
+                end.sendto(b"end", (str(SERVER[4]), PORT))
+            while (data := server.recv(100)) != b"end":
+                assert data == b"hello"  # sent before
+            lease.address, lease.silent = IPv4Address("192.0.2.51"), False
+            core.wait_for("up0 has 192.0.2.51/24")
+            deadline = time.monotonic() + LIMIT_S
+            while heard(server, pod, SERVER[4], PORT) != lease.address:
+                assert time.monotonic() < deadline
 
 
 def test_static_uplink(world: None, core: NodeCore) -> None:

@@ -131,6 +131,7 @@ class Uplink:
             state = await watcher.get(lambda found: found is not None)
         assert state is not None, "waited for"
         ctx.logger.info("uplink is %s, index %d, MTU %d", state.name, state.ifindex, state.mtu)
+        self._status.set(replace(self._now(), link=state))
         await asyncio.to_thread(self._prepare, state)
 
         leases = event.Value[Lease | None]("lease of the uplink")
@@ -231,9 +232,7 @@ class Uplink:
     async def _apply(self, ctx: Context, state: LinkState, lease: Lease | None) -> None:
         wanted = wanted_addressing(self._config, lease, asyncio.get_running_loop().time())
         dns, search = wanted_names(self._config, lease)
-        # A size by hand is the size; `links` sees to it.
-        mtu = lease.mtu if lease is not None and self._config.mtu is None else None
-        await asyncio.to_thread(_apply, state, wanted, mtu)
+        await asyncio.to_thread(_apply, state, wanted, wanted_mtu(self._config, lease, state.mtu))
         await asyncio.to_thread(write_resolv_conf, self._resolv_conf, dns, search)
         addresses = tuple(address.interface for address in wanted.addresses)
         if self._now().addresses != addresses:
@@ -325,6 +324,17 @@ def wanted_addressing(config: Interface, lease: Lease | None, now: float) -> Add
     return Addressing(tuple(addresses), tuple(dict.fromkeys(routes)))
 
 
+def wanted_mtu(config: Interface, lease: Lease | None, current: int) -> int | None:
+    """Return the MTU that the lease gives, bytes; None: it stays. Pure.
+
+    A server may make it smaller, since the link may be able to do no more, and
+    has nothing to say where it was set by hand (which osbase.net.stack does).
+    """
+    if config.mtu is not None or lease is None or lease.mtu is None or lease.mtu >= current:
+        return None
+    return lease.mtu
+
+
 def wanted_names(
     config: Interface, lease: Lease | None
 ) -> tuple[tuple[IPAddress, ...], tuple[str, ...]]:
@@ -372,7 +382,7 @@ def _apply(state: LinkState, wanted: Addressing, mtu: int | None) -> None:
             protocol=allocs.ROUTE_PROTOCOL_UPLINK,
             metric=_METRIC,
         )
-        if mtu is not None and mtu < state.mtu:
+        if mtu is not None:
             sock.batch([addressing.set_mtu(state.ifindex, state.name, mtu)])
 
 

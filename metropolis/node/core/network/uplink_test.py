@@ -18,10 +18,12 @@ from metropolis.node.core.network.service import pod_mtu
 from metropolis.node.core.network.uplink import (
     render_resolv_conf,
     wanted_addressing,
+    wanted_mtu,
+    wanted_names,
     write_resolv_conf,
 )
 from osbase.net.addressing import FOREVER, Address, Route
-from osbase.net.config import Dhcp4, Interface
+from osbase.net.config import Dhcp4, Interface, StaticRoute
 from osbase.net.dhcp4 import Lease
 from osbase.net.links import LinkState
 
@@ -77,6 +79,56 @@ def test_static_of_both_families() -> None:
         Route(DEFAULT, ip_address("198.51.100.1"), IPv4Address("198.51.100.7")),
         Route(IPv6Network("::/0"), ip_address("fe80::9")),
     )
+
+
+def test_routes_by_hand_besides_a_lease() -> None:
+    """Where both have one to a destination, ours counts."""
+    ten = IPv4Network("10.0.0.0/8")
+    six = StaticRoute(IPv6Network("2001:db8:1::/48"), ip_address("2001:db8::9"))
+    config = Interface(
+        dhcp4=Dhcp4(),
+        addresses=(ip_interface("2001:db8::7/64"),),
+        routes=(StaticRoute(ten, None), six),
+    )
+    lease = replace(LEASE, routes=((DEFAULT, ROUTER), (ten, IPv4Address("192.0.2.9"))))
+    assert wanted_addressing(config, lease, now=100).routes == (
+        Route(ten, None),
+        Route(six.destination, six.gateway),
+        Route(DEFAULT, ROUTER, LEASE.address.ip),
+    )
+
+
+def test_source_of_a_route_by_hand() -> None:
+    """That of the gateway's prefix, as for the default route."""
+    ten = IPv4Network("10.0.0.0/8")
+    config = Interface(
+        addresses=(ip_interface("192.0.2.7/24"), ip_interface("198.51.100.7/24")),
+        routes=(StaticRoute(ten, ip_address("198.51.100.1")),),
+    )
+    assert wanted_addressing(config, None, now=0).routes == (
+        Route(ten, ip_address("198.51.100.1"), IPv4Address("198.51.100.7")),
+    )
+
+
+def test_names_by_hand_come_first() -> None:
+    """Or alone, when those of the server are not wanted."""
+    config = Interface(dhcp4=Dhcp4(), dns=(ip_address("2001:db8::53"),), search=("a.example",))
+    lease = replace(LEASE, domain="b.example")
+    ours = (config.dns, config.search)
+    assert wanted_names(config, lease) == ((*config.dns, ROUTER), ("a.example", "b.example"))
+    assert wanted_names(config, None) == ours
+    assert wanted_names(replace(config, dhcp4=Dhcp4(ignore_dns=True)), lease) == ours
+
+
+def test_mtu_by_hand_or_by_lease() -> None:
+    """By hand it is the size; by a lease it may only be smaller."""
+    lease = replace(LEASE, mtu=1400)
+    assert wanted_mtu(Interface(), lease, 1500) == 1400
+    assert wanted_mtu(Interface(), lease, 1400) is None
+    assert wanted_mtu(Interface(), lease, 1300) is None
+    assert wanted_mtu(Interface(mtu=1450), lease, 1500) is None
+    assert wanted_mtu(Interface(), LEASE, 1500) is None
+    assert wanted_mtu(Interface(), None, 1500) is None
 
 
 def test_resolv_conf(tmp_path: Path) -> None:

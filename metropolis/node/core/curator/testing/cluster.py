@@ -4,8 +4,9 @@
 import asyncio
 import contextlib
 import hashlib
+import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from metropolis.node.core import config
 from metropolis.node.core.curator import administration, etcd, keys, records
 from metropolis.node.core.curator.credentials import Files
 from metropolis.node.core.curator.curator import Curator, Timing
-from metropolis.node.core.curator.directory import ClaimState
+from metropolis.node.core.curator.directory import ClaimState, Directory
 from metropolis.node.core.curator.transaction import Put, Transaction
 from metropolis.node.core.network.overlay.mesh import Exchange, Identity, Peer
 from metropolis.test.etcd import Credentials, Etcd
@@ -29,6 +30,7 @@ type IPNetwork = IPv4Network | IPv6Network
 
 WAIT_S: Final = 30.0
 TIMING: Final = Timing(lease_s=3, retry_first_s=0.05, retry_max_s=0.3, remind_s=0.3)
+HOME, ELSEWHERE = "127.0.0.1", "127.0.0.2"
 NETWORKS: Final = ("10.200.0.0/16:24", "fd00:200::/48:64")
 
 
@@ -41,6 +43,43 @@ async def eventually[T](value: event.Value[T], where: Callable[[T], bool]) -> T:
 def key_of(name: str) -> bytes:
     """A public key, the same for the same name."""
     return hashlib.sha256(name.encode()).digest()
+
+
+class Log(logging.Handler):
+    """What is logged, to be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+        self._came = asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+        self._came.set()
+
+    def count(self, text: str) -> int:
+        """How many lines have it."""
+        return sum(text in record.getMessage() for record in self.records)
+
+    async def wait(self, text: str, times: int = 1) -> None:
+        """Until so many lines have it."""
+        async with asyncio.timeout(WAIT_S):
+            while self.count(text) < times:
+                self._came.clear()
+                await self._came.wait()
+
+    @contextlib.contextmanager
+    def of_all(self) -> Iterator[Self]:
+        """Take what every logger logs."""
+        root = logging.getLogger()
+        level = root.level
+        root.addHandler(self)
+        root.setLevel(logging.INFO)
+        try:
+            yield self
+        finally:
+            root.removeHandler(self)
+            root.setLevel(level)
 
 
 class Machine:
@@ -125,8 +164,9 @@ class Machine:
 class Cluster:
     """The server, a client of it, and machines."""
 
-    def __init__(self, server: Etcd) -> None:
+    def __init__(self, server: Etcd, log: Log) -> None:
         self.server = server
+        self.log = log
         self.files = files_of(server.client)
 
     def machine(
@@ -183,7 +223,7 @@ class Cluster:
 
 def claims(listing: etcd.Listing) -> dict[IPNetwork, str]:
     """Who holds what; checks that nobody has two of a family."""
-    directory = administration.Directory("")
+    directory = Directory("")
     directory.replace(listing.entries)
     held = {
         prefix: claim.node_id
@@ -204,14 +244,28 @@ def files_of(credentials: Credentials) -> Files:
 async def start(
     directory: Path, *networks: str, options: Sequence[str] = (), mtu: int | None = None
 ) -> AsyncIterator[Cluster]:
-    """A cluster on loopback; without networks, one nobody has initialised."""
+    """A cluster on loopback; without networks, one nobody has initialised.
+
+    Its server may move to ELSEWHERE.
+    """
     with NetlinkSocket() as sock:
         sock.batch([set_link_up(1, "lo")])
-    async with Etcd(directory, ["127.0.0.1"], options) as server:
-        cluster = Cluster(server)
-        if networks:
-            await cluster.init(*networks, mtu=mtu)
-        yield cluster
+    with Log().of_all() as log:
+        async with Etcd(directory, [HOME], options, [ELSEWHERE]) as server:
+            cluster = Cluster(server, log)
+            if networks:
+                await cluster.init(*networks, mtu=mtu)
+            yield cluster
 
 
-__all__ = ["NETWORKS", "TIMING", "Cluster", "Machine", "claims", "eventually", "start"]
+__all__ = [
+    "ELSEWHERE",
+    "HOME",
+    "NETWORKS",
+    "TIMING",
+    "Cluster",
+    "Machine",
+    "claims",
+    "eventually",
+    "start",
+]

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a command prints: for people, or as one line of JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Answer:
+    """data: for programs. text: for people."""
+
+    data: Mapping[str, object]
+    text: str
+
+    def as_json(self) -> str:
+        """One line."""
+        return json.dumps(self.data)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns as wide as they must be."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+    def __str__(self) -> str:
+        cells = [[str(cell) for cell in row] for row in (self.head, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = (
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in cells
+        )
+        return "\n".join(lines)

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""etcd that is away, killed, compacted, restored or another."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from metropolis.node.core.curator import etcd
+from metropolis.node.core.curator.credentials import Files
+from metropolis.node.core.curator.testing.cluster import (
+    ELSEWHERE,
+    HOME,
+    NETWORKS,
+    TIMING,
+    Cluster,
+    Machine,
+    files_of,
+    key_of,
+    start,
+)
+from metropolis.node.core.network.overlay.mesh import Identity
+from metropolis.test.etcd import Authority
+
+REFUSED = "Connection refused"
+HERE = "etcd at "
+
+
+@contextlib.asynccontextmanager
+async def pair(directory: Path) -> AsyncIterator[tuple[Cluster, Machine, Machine]]:
+    """Two nodes that see each other."""
+    async with start(directory, *NETWORKS) as cluster:
+        async with cluster.machine("a") as one, cluster.machine("b") as two:
+            await one.joined()
+            await two.joined()
+            await one.sees(lambda peers: "b" in peers)
+            await two.sees(lambda peers: "a" in peers)
+            yield cluster, one, two
+
+
+@contextlib.asynccontextmanager
+async def outage(cluster: Cluster, nodes: int = 2) -> AsyncIterator[None]:
+    """etcd is gone within; what is in the log before has been waited for."""
+    before = cluster.log.count(REFUSED)
+    await cluster.server.kill()
+    await cluster.log.wait(REFUSED, before + nodes)
+    yield
+
+
+async def test_kill_and_restart_change_nothing(tmp_path: Path) -> None:
+    """Peers and prefixes stay, nothing is told."""
+    async with pair(tmp_path) as (cluster, one, two):
+        lines = cluster.log.count(HERE)
+        pods, mesh = one.curator.pod_prefixes.watch(), one.curator.mesh.watch()
+        await pods.get()
+        await mesh.get()
+        with one.curator.peers.watch() as peers:
+            peers.take()
+            async with outage(cluster):
+                one.identity.set(Identity(key_of("a"), 1, key_of("next")))
+            await cluster.server.start()
+            await cluster.log.wait(HERE, lines + 2)
+            await two.sees(lambda peers: peers["a"].next_public_key == key_of("next"))
+            assert peers.take() == {}
+        assert not pods.changed()
+        assert not mesh.changed()
+        # That the connection was lost, and why there is no other.
+        assert cluster.log.count("etcd is away") == 4
+
+
+async def test_a_node_starts_without_etcd(tmp_path: Path) -> None:
+    """It uses what it has held; joins when etcd comes."""
+    async with start(tmp_path, *NETWORKS) as cluster:
+        async with cluster.machine("a") as machine:
+            held = await machine.joined()
+        await cluster.server.stop()
+        async with cluster.machine("a", held=held) as machine:
+            await cluster.log.wait(REFUSED)
+            assert machine.curator.pod_prefixes.peek().prefixes == held
+            await cluster.server.start()
+            assert await machine.joined() == held
+
+
+async def test_compacted_while_away(tmp_path: Path) -> None:
+    """Only a list shows what happened meanwhile."""
+    async with pair(tmp_path) as (cluster, one, _):
+        async with outage(cluster):
+            pass
+        # What happens now, the nodes cannot see.
+        cluster.server.move(ELSEWHERE)
+        await cluster.server.start()
+        await cluster.remove("b")
+        async with cluster.machine("c") as other:
+            await other.joined()
+            async with await cluster.connect() as client:
+                revision = (await client.status()).revision
+            await cluster.server.etcdctl("compact", str(revision))
+            await cluster.server.kill()
+            cluster.server.move(HOME)
+            await cluster.server.start()
+            await one.sees(lambda peers: set(peers) == {"c"})
+        await cluster.log.wait("reading everything anew", 1)
+
+
+@pytest.mark.parametrize("token", ["etcd-cluster", "another"])
+async def test_a_snapshot_from_before_the_claims(tmp_path: Path, token: str) -> None:
+    """Nodes claim what they had; peers see no change, whatever the cluster's
+    id is.
+    """
+    async with start(tmp_path, *NETWORKS) as cluster:
+        await cluster.server.snapshot(tmp_path / "old")
+        async with cluster.machine("a") as one, cluster.machine("b") as two:
+            held = {"a": await one.joined(), "b": await two.joined()}
+            await one.sees(lambda peers: "b" in peers)
+            with one.curator.peers.watch() as peers:
+                peers.take()
+                await cluster.server.restore(tmp_path / "old", token=token)
+                # The next in the cluster, later than them.
+                await cluster.log.wait("joined with", 4)
+                async with cluster.machine("c") as three:
+                    await three.joined()
+                    await one.sees(lambda peers: "c" in peers)
+                assert set(peers.take()) == {"c"}
+            claims = await cluster.claims()
+            for name, prefixes in held.items():
+                assert all(claims[prefix] == name for prefix in prefixes)
+            assert one.curator.pod_prefixes.peek().prefixes == held["a"]
+
+
+async def test_a_snapshot_from_before_and_another_has_the_prefixes(tmp_path: Path) -> None:
+    """Who comes second claims others, and says so loudly."""
+    async with start(tmp_path, *NETWORKS) as cluster:
+        await cluster.server.snapshot(tmp_path / "old")
+        async with cluster.machine("a") as one:
+            held = await one.joined()
+            async with outage(cluster, 1):
+                pass
+            cluster.server.move(ELSEWHERE)
+            await cluster.server.restore(tmp_path / "old")
+            async with cluster.machine("b", held=held) as two:
+                assert await two.joined() == held
+                await cluster.server.kill()
+                cluster.server.move(HOME)
+                await cluster.server.start()
+                got = await one.has_prefixes(
+                    lambda prefixes: len(prefixes) == 2 and prefixes != held
+                )
+                assert not set(got) & set(held)
+                await one.sees(lambda peers: peers.get("b") is not None)
+                assert (await cluster.claims())[held[0]] == "b"
+        assert cluster.log.count(f"{held[0]} is not this node's any more, but \"b\"'s") == 1
+
+
+async def test_a_snapshot_from_before_a_join(tmp_path: Path) -> None:
+    """A node that joined after the snapshot is in again, the others unmoved."""
+    async with start(tmp_path, *NETWORKS) as cluster, cluster.machine("a") as one:
+        held = await one.joined()
+        await cluster.server.snapshot(tmp_path / "old")
+        async with cluster.machine("b") as two:
+            theirs = await two.joined()
+            await one.sees(lambda peers: "b" in peers)
+            await cluster.server.restore(tmp_path / "old")
+            await cluster.log.wait("restored from a snapshot", 2)
+            await cluster.log.wait("joined with", 3)
+            claims = await cluster.claims()
+            assert {claims[prefix] for prefix in theirs} == {"b"}
+            assert {claims[prefix] for prefix in held} == {"a"}
+            assert two.curator.pod_prefixes.peek().prefixes == theirs
+
+
+async def test_a_restoration_that_hides_is_found_by_listing(tmp_path: Path) -> None:
+    """The same cluster id, a revision ahead, and what this node holds is the
+    same: only the list from time to time shows that another is back.
+    """
+    async with start(tmp_path, *NETWORKS) as cluster:
+        timing = replace(TIMING, list_every_s=0.5)
+        async with cluster.machine("a", timing=timing) as one:
+            await one.joined()
+            async with cluster.machine("b", timing=replace(TIMING, lease_s=600)) as two:
+                theirs = await two.joined()
+            await cluster.server.snapshot(tmp_path / "old")
+            await cluster.remove("b")
+            await one.sees(lambda peers: not peers)
+            async with outage(cluster, 1):
+                pass
+            cluster.server.move(ELSEWHERE)
+            await cluster.server.restore(tmp_path / "old")
+            for _ in range(20):
+                await cluster.put(b"/other", b"x")
+            await cluster.server.kill()
+            cluster.server.move(HOME)
+            await cluster.server.start()
+            peers = await one.sees(lambda peers: "b" in peers)
+            assert peers["b"].prefixes == theirs
+            assert cluster.log.count("anew") == 0
+
+
+async def test_an_etcd_without_anything(tmp_path: Path) -> None:
+    """Nodes go on as they are, and say what is missing."""
+    async with pair(tmp_path) as (cluster, one, two):
+        held = one.curator.pod_prefixes.peek().prefixes
+        await cluster.server.wipe()
+        await cluster.log.wait("configuration is not there; nothing is claimed", 2)
+        assert one.curator.pod_prefixes.peek().prefixes == held
+        await one.sees(lambda peers: "b" in peers)
+        await cluster.init(*NETWORKS)
+        await cluster.log.wait("joined with", 4)
+        assert (await cluster.claims())[held[0]] == "a"
+        assert len(two.curator.peers) == 1
+
+
+async def test_the_next_endpoint_is_tried(tmp_path: Path) -> None:
+    """Two are dead, whichever comes first."""
+    async with start(tmp_path, *NETWORKS) as cluster:
+        endpoints = ("127.0.0.1:1", cluster.server.endpoint, "127.0.0.1:2")
+        for number in range(4):
+            async with Machine(endpoints, cluster.files, f"n{number}") as machine:
+                await machine.joined()
+
+
+async def test_certificates_are_read_again(tmp_path: Path) -> None:
+    """Those that have expired are renewed in place; each error names a file."""
+    async with start(tmp_path, *NETWORKS) as cluster:
+        authority, stranger = cluster.server.authority, Authority(tmp_path / "other", "stranger")
+        files = files_of(authority.client("node", expired=True))
+        async with Machine(cluster.server.endpoints, files, "a") as machine:
+            await cluster.log.wait(f"{files.cert}: certificate has expired")
+            await asyncio.to_thread(Path(files.key).unlink)
+            await cluster.log.wait(f"etcd is away: {files.key}: No such file or directory")
+            await asyncio.to_thread(Path(files.key).write_text, "no key")
+            await cluster.log.wait(f"{files.cert} or {files.key}: no certificate or key in PEM")
+            authority.client("node")
+            await machine.joined()
+        wrong_ca = Files(str(stranger.cert), files.cert, files.key)
+        async with Machine(cluster.server.endpoints, wrong_ca, "b"):
+            await cluster.log.wait(f"is not one that {stranger.cert} vouches for")
+        unknown = stranger.client("node")
+        mixed = Files(files.ca, str(unknown.cert), str(unknown.key))
+        async with Machine(cluster.server.endpoints, mixed, "b"):
+            await cluster.log.wait(f"{cluster.server.endpoint}: status: UNAVAILABLE")
+        other = Files(files.ca, str(unknown.cert), files.key)
+        async with Machine(cluster.server.endpoints, other, "b"):
+            await cluster.log.wait(f"{files.key}: is not the key of {unknown.cert}")
+
+
+async def test_a_server_for_another_address(tmp_path: Path) -> None:
+    """Its certificate is checked against the endpoint's host."""
+    async with start(tmp_path, *NETWORKS) as cluster:
+        await cluster.server.stop()
+        cluster.server.move("127.0.0.3")
+        await cluster.server.start()
+        with pytest.raises(etcd.EtcdError, match="vouches for, for this address"):
+            await etcd.dial(cluster.server.endpoints, cluster.files)

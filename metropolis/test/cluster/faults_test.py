@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What fails in a cluster, and how long until its network is whole again.
+
+Whole is: every pair of pods has answered, in both families. Between the pods
+that a fault does not concern, no ping is lost.
+"""
+
+import asyncio
+import datetime
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import pytest
+
+from metropolis.node import allocs
+from metropolis.node.core.curator import administration, keys
+from metropolis.node.core.curator.directory import ClaimState, Directory
+from metropolis.test.launch import checks
+from metropolis.test.launch.cluster import Cluster
+from metropolis.test.launch.prober import Prober
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+NODES = 3
+# Seconds. Longer than the lease of a node's record (curator.Timing).
+OUTAGE_S = 60.0
+LIMIT_S = 120.0
+
+
+def say(message: str) -> None:
+    for file in (sys.stdout, sys.stderr):
+        print(message, file=file, flush=True)
+
+
+async def until(cluster: Cluster, ready: Callable[[Directory], bool]) -> Directory:
+    """Follow the store until that is so; TimeoutError."""
+    async with asyncio.timeout(LIMIT_S), cluster.store() as store:
+        view = await administration.view(store)
+        directory = view.directory
+        if not ready(directory):
+            async for batch in store.watch(keys.ROOT, view.revision + 1):
+                directory.apply(batch.events)
+                if ready(directory):
+                    break
+    return directory
+
+
+async def peers(cluster: Cluster, name: str) -> set[str]:
+    """Return the public keys of a node's WireGuard peers, as wg(8) has them."""
+    command = ["wg", "show", allocs.OVERLAY_LINK, "peers"]
+    return set((await cluster.members[name].running.agent.run(command)).text.split())
+
+
+def lost(prober: Prober, since: float, without: Collection[str] = ()) -> dict[str, int]:
+    """Return the pings lost between pods, but for these pods."""
+    return {
+        str(pair): count
+        for pair, count in prober.lost(since).items()
+        if pair.source not in without and pair.target not in without
+    }
+
+
+async def test_nodes_that_cannot_reach_each_other(cluster: Cluster, prober: Prober) -> None:
+    """Two of them; both reach etcd and the third."""
+    one, two, _ = (member.port for member in cluster.members.values())
+    begin = time.monotonic()
+    await cluster.lab.part(one, two)
+    await prober.silent("pod-1", "pod-2")
+    await cluster.lab.heal()
+    took = await prober.whole()
+    say(f"nodes parted and healed: whole after {took:.1f} s")
+    concerned = {("pod-1", "pod-2"), ("pod-2", "pod-1")}
+    others = {p: n for p, n in prober.lost(begin).items() if (p.source, p.target) not in concerned}
+    assert others == {}
+
+
+async def test_a_node_that_is_cut_off(cluster: Cluster, prober: Prober) -> None:
+    begin = time.monotonic()
+    await cluster.lab.cut(cluster.members["node-3"].port)
+    await prober.silent("pod-1", "pod-3")
+    await cluster.lab.heal()
+    took = await prober.whole()
+    say(f"node cut off and healed: whole after {took:.1f} s")
+    assert lost(prober, begin, without={"pod-3"}) == {}
+
+
+async def test_etcd_is_away(cluster: Cluster, prober: Prober) -> None:
+    """Traffic and attaches go on; changes arrive after."""
+    begin = time.monotonic()
+    await cluster.etcd.stop()
+    cri = cluster.members["node-1"].running.cri
+    extra = await cri.run_pod("extra", checks.pod_command("extra"))
+    ask = f"until {' '.join(checks.fetch(extra.ips[0], checks.PORT, 'name'))}; do sleep 0.1; done"
+    pod = cluster.members["node-2"].pod
+    assert pod is not None
+    done = await cluster.members["node-2"].running.cri.exec(pod.container, ["sh", "-c", ask])
+    assert done.stdout.strip() == "extra", done
+    await cri.remove_pod(extra.id)
+    # An outage has a length, and that is what this waits for.
+    await asyncio.sleep(max(0.0, begin + OUTAGE_S - time.monotonic()))
+    assert lost(prober, begin) == {}
+    back = time.monotonic()
+    await cluster.etcd.start()
+    async with cluster.store() as store:
+        epoch = await administration.rotate_key(store, "node-1")
+
+    def rotated(directory: Directory) -> bool:
+        record = directory.node("node-1").seen
+        return record is not None and record.key_epoch == epoch and not record.next_public_key
+
+    await until(cluster, rotated)
+    say(
+        f"etcd away for {OUTAGE_S:.0f} s: a new key is in use after {time.monotonic() - back:.1f} s"
+    )
+    await prober.whole()
+    assert lost(prober, begin) == {}
+
+
+async def test_etcd_is_restored(cluster: Cluster, prober: Prober) -> None:
+    """From a snapshot that is older than a node's key."""
+    with tempfile.TemporaryDirectory() as directory:
+        snapshot = Path(directory) / "snapshot"
+        await cluster.etcd.snapshot(snapshot)
+        async with cluster.store() as store:
+            epoch = await administration.rotate_key(store, "node-2")
+
+        def rotated(directory: Directory) -> bool:
+            record = directory.node("node-2").seen
+            return record is not None and record.key_epoch == epoch and not record.next_public_key
+
+        before = await until(cluster, rotated)
+        begin = time.monotonic()
+        await cluster.etcd.restore(snapshot)
+
+    def same(now: Directory) -> bool:
+        return all(
+            now.node(name).entry is not None
+            and now.node(name).seen is not None
+            and now.node(name).seen == before.node(name).seen
+            and now.held_by(name) == before.held_by(name)
+            for name in cluster.members
+        )
+
+    await until(cluster, same)
+    say(f"etcd restored: all nodes are back in it after {time.monotonic() - begin:.1f} s")
+    await prober.whole()
+    assert lost(prober, begin) == {}
+
+
+async def test_a_node_reboots(cluster: Cluster, prober: Prober) -> None:
+    """With its disk: it has the key and the prefixes it had."""
+    before = await cluster.view()
+    begin = time.monotonic()
+    await cluster.power_off("node-2", grace_s=60)
+    await cluster.boot("node-2")
+    booted = time.monotonic()
+    await cluster.run_pod("node-2")
+    assert lost(prober, begin, without={"pod-2"}) == {}
+    await prober.watch()
+    took = await prober.whole()
+    say(f"node rebooted in {booted - begin:.1f} s: whole {took:.1f} s after its pod started")
+    after = await cluster.view()
+    assert after.held_by("node-2") == before.held_by("node-2")
+    old, new = before.node("node-2").seen, after.node("node-2").seen
+    assert old is not None
+    assert new is not None
+    assert new.public_key == old.public_key
+
+
+async def test_a_clock_that_is_an_hour_behind(cluster: Cluster, prober: Prober) -> None:
+    """WireGuard refuses handshakes from the past (its paper, section 5.1): the
+    others have to begin them.
+    """
+    past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
+    await cluster.power_off("node-3", grace_s=60)
+    await cluster.boot("node-3", clock=past.strftime("%Y-%m-%dT%H:%M:%S"))
+    now = await cluster.members["node-3"].running.shell("date -u +%s")
+    assert time.time() - int(now) > 3000
+    await cluster.run_pod("node-3")
+    await prober.watch()
+    took = await prober.whole()
+    say(f"node rebooted into the past: whole {took:.1f} s after its pod started")
+
+
+async def test_a_node_joins(cluster: Cluster, prober: Prober) -> None:
+    begin = time.monotonic()
+    await cluster.add()
+    joined = time.monotonic()
+    await cluster.run_pod("node-4")
+    assert lost(prober, begin) == {}
+    await prober.watch()
+    took = await prober.whole()
+    say(f"node joined in {joined - begin:.1f} s: whole {took:.1f} s after its pod started")
+    view = await cluster.view()
+    held = [prefix for name in cluster.members for prefix in view.held_by(name)]
+    assert len(held) == len(set(held)) == 2 * 4
+
+
+async def test_a_machine_is_lost_and_removed_for_good(cluster: Cluster, prober: Prober) -> None:
+    view = await cluster.view()
+    held = view.held_by("node-4")
+    begin = time.monotonic()
+    await cluster.destroy("node-4")
+    # Nobody but its lease says so.
+    await until(cluster, lambda directory: directory.node("node-4").entry is None)
+    say(f"machine lost: its record ended after {time.monotonic() - begin:.1f} s")
+    assert lost(prober, begin, without={"pod-4"}) == {}
+    removed = time.monotonic()
+    async with cluster.store() as store:
+        await administration.remove(store, "node-4")
+    view = await cluster.view()
+    assert held
+    assert {view.claims[prefix].state for prefix in held} == {ClaimState.FREE}
+    async with asyncio.timeout(LIMIT_S):
+        for name in cluster.members:
+            # WireGuard does not tell.
+            while len(await peers(cluster, name)) > len(cluster.members) - 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+    say(f"node removed for good: no node has its key {time.monotonic() - removed:.1f} s later")
+    await prober.watch()
+    await prober.whole()

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything reaches everything, and nobody between the nodes sees what."""
+
+import pytest
+
+from metropolis.node import allocs
+from metropolis.test.launch import capture
+from metropolis.test.launch.cluster import BODIES, POD_NETWORKS, Cluster
+from metropolis.test.launch.lab import OUTSIDE_IPV4, OUTSIDE_IPV6, ROUTER_IPV4
+from metropolis.test.launch.matrix import ClusterReport, to_table
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+NODES = 3
+LARGE = max(BODIES)
+
+
+async def test_full_mesh(cluster: Cluster) -> None:
+    """Pods to pods, nodes to pods of others, pods to the outside; in both
+    families, with bodies of 1 MB each way.
+    """
+    found = await cluster.reach(LARGE)
+    print(to_table(ClusterReport("", (), tuple(found))))
+    # 6 pairs of pods, 6 of node and pod, 3 pods and the outside.
+    assert len(found) == (6 + 6 + 3) * 2
+    assert [f"{check.name}: {check.detail}" for check in found if not check.ok] == []
+
+
+async def test_nobody_outside_sees_a_pods_address(cluster: Cluster) -> None:
+    nodes = {ip for place in cluster.places for ip in place.addresses}
+    assert cluster.lab.seen
+    assert set(cluster.lab.seen) <= nodes
+
+
+async def test_the_underlay_sees_wireguard_only(cluster: Cluster) -> None:
+    """Of what the tests before this one made."""
+    port = cluster.etcd.endpoint.rpartition(":")[2]
+    kinds = {
+        "WireGuard": f"udp port {allocs.WIREGUARD_PORT}",
+        "etcd, TLS": f"tcp port {port} and host {ROUTER_IPV4.ip}",
+        "outside, masqueraded": f"host {OUTSIDE_IPV4} or host {OUTSIDE_IPV6}",
+        "DHCP": "udp and (port 67 or port 68)",
+        "ARP": "arp",
+        # RFC 4861: types 133 to 137. Multicast listeners' (RFC 3810) have a
+        # hop-by-hop header.
+        "ND, RA": "icmp6 and ip6[40] >= 133 and ip6[40] <= 137",
+        "MLD": "ip6 and ip6[6] == 0",
+    }
+    counts = {name: await cluster.capture.count(text) for name, text in kinds.items()}
+    rest = f"not ({' or '.join(f'({text})' for text in kinds.values())})"
+    pods = " or ".join(f"net {prefix}" for prefix, _ in POD_NETWORKS)
+    counts["anything else"] = await cluster.capture.count(rest)
+    counts["addresses of pods"] = await cluster.capture.count(pods)
+    print(f"the underlay:\n{capture.to_text(counts)}")
+    assert await cluster.capture.show(rest) == ""
+    assert await cluster.capture.show(pods) == ""
+    # All that went from pod to pod and from node to pod is in there.
+    assert counts["WireGuard"].bytes > 12 * 2 * LARGE
+    assert counts["etcd, TLS"].packets > 0

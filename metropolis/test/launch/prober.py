@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who answers whom, all the time: how long until a network is whole again.
+
+    async with Prober(cluster) as prober:
+        await cluster.lab.heal()
+        seconds = await prober.whole()
+
+On every node, in the network namespace of its pod, a ping(8) for each other pod
+and family goes on and on, and every answer is a line. It goes on while there is
+no route; it ends with the node.
+"""
+
+import asyncio
+import bisect
+import contextlib
+import itertools
+import re
+import time
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from metropolis.test.launch.cluster import Cluster
+from metropolis.test.launch.reach import Place
+from osbase.test.agent.client import AgentError
+
+# Seconds between pings; busybox's takes fractions.
+_EVERY_S = 0.5
+# 64 bytes from 10.200.2.1: seq=7 ttl=62 time=3.100 ms
+_ANSWER = re.compile(rb"bytes from (\S+): seq=(\d+) ")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A way from one pod to another."""
+
+    source: str
+    target: str
+    family: int
+
+    def __str__(self) -> str:
+        """As in reports."""
+        return f"{self.source}→{self.target} IPv{self.family}"
+
+
+@dataclass
+class Answers:
+    """When answers came, seconds of the monotonic clock, and their numbers; of
+    a ping that begins anew, numbers do so too.
+    """
+
+    times: list[float] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+
+    def add(self, when: float, number: int) -> None:
+        """Note an answer, the latest."""
+        self.times.append(when)
+        self.numbers.append(number)
+
+    def since(self, when: float) -> int:
+        """Return how many came after that."""
+        return len(self.times) - bisect.bisect_right(self.times, when)
+
+    def lost(self, since: float) -> int:
+        """Return how many pings between the answers after `since`, and the one
+        before, have not been answered.
+        """
+        first = max(0, bisect.bisect_right(self.times, since) - 1)
+        numbers = self.numbers[first:]
+        steps = itertools.pairwise(numbers)
+        return sum(max(0, later - number - 1) for number, later in steps)
+
+
+class Prober:
+    """Pings between the pods of a cluster, from entering to leaving the
+    context. What entering saw is what there is; call watch() after pods came
+    or went.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.answers: dict[Pair, Answers] = {}
+        self._cluster = cluster
+        self._news = asyncio.Condition()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        await self.watch()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stop()
+
+    async def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+    async def watch(self) -> None:
+        """Forget everything; ping between the pods there are now."""
+        await self._stop()
+        places = self._cluster.places
+        self.answers = {
+            Pair(place.pod.name, other.pod.name, ip.version): Answers()
+            for place in places
+            for other in places
+            if other is not place
+            for ip in other.pod.ips
+        }
+        for place in places:
+            self._tasks.append(asyncio.create_task(self._follow(place, places)))
+
+    async def _follow(self, place: Place, places: list[Place]) -> None:
+        node = self._cluster.members[place.node].running
+        targets = {
+            ip: Pair(place.pod.name, other.pod.name, ip.version)
+            for other in places
+            if other is not place
+            for ip in other.pod.ips
+        }
+        with contextlib.suppress(AgentError):
+            _, netns = await node.cri.sandbox_process(place.pod.id)
+            # A ping ends by itself when it has no route.
+            loops = (
+                f"while :; do ping -{ip.version} -i {_EVERY_S} {ip} 2>&1; sleep {_EVERY_S}; done &"
+                for ip in targets
+            )
+            script = "\n".join([*loops, "wait"])
+            command = ["ip", "netns", "exec", Path(netns).name, "sh", "-c", script]
+            async with node.agent.exec(command) as process:
+                rest = b""
+                while data := await process.read():
+                    *lines, rest = (rest + data).split(b"\n")
+                    await self._note(targets, lines)
+
+    async def _note(
+        self, targets: dict[IPv4Address | IPv6Address, Pair], lines: list[bytes]
+    ) -> None:
+        now = time.monotonic()
+        for line in lines:
+            if (found := _ANSWER.search(line)) is None:
+                continue
+            for ip, pair in targets.items():
+                if str(ip).encode() == found[1]:
+                    self.answers[pair].add(now, int(found[2]))
+        async with self._news:
+            self._news.notify_all()
+
+    async def whole(self, limit_s: float = 180.0) -> float:
+        """Wait until every pair has answered from now on; the seconds it took.
+
+        Two answers are wanted: the second is to a ping sent from now on.
+        TimeoutError names the pairs that did not.
+        """
+        begin = time.monotonic()
+
+        def missing() -> list[Pair]:
+            return [pair for pair, answers in self.answers.items() if answers.since(begin) < 2]
+
+        try:
+            async with asyncio.timeout(limit_s), self._news:
+                await self._news.wait_for(lambda: not missing())
+        except TimeoutError:
+            names = ", ".join(map(str, missing()))
+            raise TimeoutError(f"not whole after {limit_s:g} s: {names}") from None
+        return time.monotonic() - begin
+
+    async def silent(self, source: str, target: str, seconds: float = 3.0) -> None:
+        """Wait until no answer came that way, in either family, for so long."""
+        pairs = [pair for pair in self.answers if (pair.source, pair.target) == (source, target)]
+        assert pairs, f"no pair {source}→{target}"
+        begin = time.monotonic()
+        while True:
+            last = max(
+                (time_ for pair in pairs for time_ in self.answers[pair].times[-1:]), default=begin
+            )
+            left = max(last, begin) + seconds - time.monotonic()
+            if left <= 0:
+                return
+            await asyncio.sleep(left)
+
+    def lost(self, since: float) -> dict[Pair, int]:
+        """Return the pairs that lost pings since then, and how many."""
+        counts = {pair: answers.lost(since) for pair, answers in self.answers.items()}
+        return {pair: count for pair, count in counts.items() if count}
