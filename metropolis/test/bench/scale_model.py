@@ -59,19 +59,39 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Cpu:
+    """Seconds of CPU time: of node core, as the node counts it, also while the
+    host does something else; of the whole machine, as the host does.
+    """
+
+    node_core: float
+    machine: float
+
+    def __add__(self, other: Cpu) -> Cpu:
+        return Cpu(self.node_core + other.node_core, self.machine + other.machine)
+
+    def __sub__(self, other: Cpu) -> Cpu:
+        return self + other.times(-1)
+
+    def times(self, factor: float) -> Cpu:
+        """So many of it."""
+        return Cpu(self.node_core * factor, self.machine * factor)
+
+
+@dataclass(frozen=True, slots=True)
 class Size:
     """A cluster of so many nodes. offset_error_s: what host_s is off by at
-    most. cpu: of node core for one change, in seconds, without what it needs
-    idle (idle_cpu, a second).
+    most. cpu_s: for one change, without what is needed idle, which is told of a
+    second.
     """
 
     nodes: int
     changes: tuple[Change, ...]
-    change_cpu_s: float
+    change_cpu_s: Cpu
     unrelated_messages: int
     unrelated_etcd_bytes: float
-    unrelated_cpu_s: float
-    idle_cpu: float
+    unrelated_cpu_s: Cpu
+    idle_cpu_s: Cpu
     offset_error_s: float
     usage: Usage
 

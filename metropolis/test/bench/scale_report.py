@@ -36,7 +36,7 @@ def targets(found: Measured) -> list[Target]:
     """Those of the issue."""
     cold = found.cold.start.total_s
     change = _p(found.large.changes, "host_s")
-    ratio = _ratio(found.large.unrelated_cpu_s, found.small.unrelated_cpu_s)
+    ratio = _ratio(found.large.unrelated_cpu_s.machine, found.small.unrelated_cpu_s.machine)
     messages = found.small.unrelated_messages + found.large.unrelated_messages
     return [
         Target(
@@ -115,14 +115,17 @@ def _sizes(sizes: tuple[Size, ...]) -> list[str]:
         row("    known to, ± ms", lambda size: _ms(size.offset_error_s)),
         row("  event at the node -> kernel has it, p50 ms", change("node_s")),
         row("    p95 ms", change("node_s", 95)),
-        row("  node core's CPU, ms", lambda size: _ms(size.change_cpu_s)),
+        row("  CPU: node core, by the node, ms", lambda s: _ms(s.change_cpu_s.node_core)),
+        row("       the machine, by the host, ms", lambda s: _ms(s.change_cpu_s.machine)),
         row("  netlink messages", count("messages")),
         row("    their bytes", count("message_bytes")),
         row("  bytes from etcd", count("etcd_bytes")),
         row("an unrelated change: netlink messages", lambda s: number(s.unrelated_messages)),
-        row("  node core's CPU, ms", lambda size: _ms(size.unrelated_cpu_s)),
+        row("  CPU: node core, by the node, ms", lambda s: _ms(s.unrelated_cpu_s.node_core)),
+        row("       the machine, by the host, ms", lambda s: _ms(s.unrelated_cpu_s.machine)),
         row("  bytes from etcd", lambda size: number(size.unrelated_etcd_bytes)),
-        row("idle: node core's CPU, ms a second", lambda size: _ms(size.idle_cpu)),
+        row("idle, a second: node core's CPU, ms", lambda s: _ms(s.idle_cpu_s.node_core)),
+        row("                the machine's, ms", lambda s: _ms(s.idle_cpu_s.machine)),
         row("node core's memory (RSS), MiB", lambda size: number(size.usage.rss_kib / 1024)),
         row("  threads", lambda size: str(size.usage.threads)),
         row("WireGuard's peers and prefixes, KiB", lambda size: number(size.usage.slab_kib)),

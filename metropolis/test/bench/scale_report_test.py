@@ -8,6 +8,7 @@ from metropolis.test.bench import scale_report
 from metropolis.test.bench.scale_model import (
     Burst,
     Change,
+    Cpu,
     Growth,
     Measured,
     Plan,
@@ -25,7 +26,8 @@ USAGE = Usage(300, 5.0, 9.0, 61_440, 22, 30, 500_000)
 
 def _size(nodes: int, host_s: float, cpu_s: float) -> Size:
     changes = tuple(Change(host_s, host_s / 2, 1, 104, 210) for _ in range(3))
-    return Size(nodes, changes, 0.02, 0, 170.0, cpu_s, 0.025, 0.001, USAGE)
+    change, unrelated, idle = Cpu(0.02, 0.03), Cpu(9.0, cpu_s), Cpu(0.025, 0.1)
+    return Size(nodes, changes, change, 0, 170.0, unrelated, idle, 0.001, USAGE)
 
 
 FOUND = Measured(

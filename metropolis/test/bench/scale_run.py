@@ -13,6 +13,7 @@ After each, the kernel's peers are compared with what etcd says.
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import statistics
@@ -30,6 +31,7 @@ from metropolis.test.bench.model import BenchError
 from metropolis.test.bench.scale_model import (
     Burst,
     Change,
+    Cpu,
     Growth,
     Measured,
     Plan,
@@ -166,13 +168,12 @@ class Experiment:
         plan, probe = self._plan, self._probe
         say(f"{nodes} nodes: {plan.samples} changes, {plan.unrelated} that concern nobody")
         await probe.synchronise()
-        idle_cpu = await self._idle()
+        idle = await self._idle()
         await self._one_change()  # the first of a kind is no sample
-        before, began = await probe.usage(), time.monotonic()
+        before, began = await self._cpu(), time.monotonic()
         changes = [await self._one_change() for _ in range(plan.samples)]
-        after = await probe.usage()
-        change_cpu = after.cpu_s - before.cpu_s - idle_cpu * (time.monotonic() - began)
-        trace, unrelated_cpu = await self._unrelated(idle_cpu)
+        change_cpu = await self._cpu() - before - idle.times(time.monotonic() - began)
+        trace, unrelated_cpu = await self._unrelated(idle)
         if trace.wireguard:
             self._failures.append(
                 f"at {nodes} nodes: {len(trace.wireguard)} messages to WireGuard for changes "
@@ -182,20 +183,25 @@ class Experiment:
         return Size(
             nodes,
             tuple(changes),
-            change_cpu / plan.samples,
+            change_cpu.times(1 / plan.samples),
             len(trace.sends),
             trace.received / plan.unrelated,
             unrelated_cpu,
-            idle_cpu,
+            idle,
             probe.offset.error_s,
             await probe.usage(),
         )
 
-    async def _idle(self) -> float:
-        before, began = await self._probe.usage(), time.monotonic()
+    async def _cpu(self) -> Cpu:
+        """Until now."""
+        used = await self._probe.usage()
+        return Cpu(used.cpu_s, _cpu_s(self._node.vm.pid))
+
+    async def _idle(self) -> Cpu:
+        """In a second."""
+        before, began = await self._cpu(), time.monotonic()
         await asyncio.sleep(self._plan.idle_s)
-        after = await self._probe.usage()
-        return (after.cpu_s - before.cpu_s) / (time.monotonic() - began)
+        return (await self._cpu() - before).times(1 / (time.monotonic() - began))
 
     async def _one_change(self) -> Change:
         probe = self._probe
@@ -217,8 +223,8 @@ class Experiment:
             sum(one.bytes for one in trace.arrivals if arrived <= one.at_s <= first),
         )
 
-    async def _unrelated(self, idle_cpu: float) -> tuple[Trace, float]:
-        """What came of them all; CPU seconds of one."""
+    async def _unrelated(self, idle: Cpu) -> tuple[Trace, Cpu]:
+        """What came of them all; the CPU time of one."""
         fleet, probe, count = self._fleet, self._probe, self._plan.unrelated
         sims = list(fleet.sims)
         kinds: list[Callable[[], Awaitable[Write]]] = [
@@ -227,13 +233,12 @@ class Experiment:
             fleet.free_stranger,
         ]
         await probe.events()
-        before, began = await probe.usage(), time.monotonic()
+        before, began = await self._cpu(), time.monotonic()
         for number in range(count):
             await kinds[number % len(kinds)]()
             await asyncio.sleep(_SPACING_S)
-        after = await probe.usage()
-        cpu = after.cpu_s - before.cpu_s - idle_cpu * (time.monotonic() - began)
-        return await probe.events(), cpu / count
+        cpu = await self._cpu() - before - idle.times(time.monotonic() - began)
+        return await probe.events(), cpu.times(1 / count)
 
     async def _grow(self, sims: int) -> Growth:
         say(f"growing to {sims + 1} nodes")
@@ -327,8 +332,8 @@ class Experiment:
                 if (await probe.usage()).process != before.process:
                     break
                 await asyncio.sleep(_POLL_S)
-        # Everything is known again when it has been listed.
-        trace = await self._until(_heavy)
+        # When all is listed and read, the overlay asks what the kernel has.
+        trace = await self._until(_asks_after_list)
         return trace + await self._settle("a restart")
 
     async def _warm(self) -> Warm:
@@ -365,6 +370,11 @@ def _heavy(trace: Trace) -> bool:
     return trace.received > 10_000
 
 
+def _asks_after_list(trace: Trace) -> bool:
+    listed_s = next((one.at_s for one in trace.arrivals if one.bytes > 1000), math.inf)
+    return any(send.begin_s > listed_s for send in trace.wireguard)
+
+
 def _read(entries: tuple[Entry, ...]) -> float:
     """Seconds that node core's code takes to make peers of them."""
     begin = time.monotonic()
@@ -372,12 +382,17 @@ def _read(entries: tuple[Entry, ...]) -> float:
     return time.monotonic() - begin
 
 
+def _cpu_s(process: int) -> float:
+    """CPU time of a process so far (linux/posix-timers.h: CPUCLOCK_SCHED)."""
+    return time.clock_gettime((~process << 3) | 2)
+
+
 def _etcd_cpu_s() -> float:
     """Of the child that is etcd, all its threads."""
     for children in Path("/proc/self/task").glob("*/children"):
         for child in children.read_text().split():
             if Path(f"/proc/{child}/comm").read_text().strip() == "etcd":
-                return time.clock_gettime((~int(child) << 3) | 2)
+                return _cpu_s(int(child))
     raise BenchError(f"process {os.getpid()} has no child etcd")
 
 
