@@ -60,6 +60,7 @@ _LIMIT_S: Final = 600.0
 _QUIET_S: Final = 2.0
 # Between writes that concern nobody: each is an event of its own.
 _SPACING_S: Final = 0.25
+_HEAVY_BYTES: Final = 10_000
 _TOLD: Final = 5  # differences
 
 # Filters of packets to simulated nodes, see pcap-filter(7). Whoever begins a
@@ -367,12 +368,16 @@ class Experiment:
 
 def _heavy(trace: Trace) -> bool:
     """Whether more came from etcd than keepalives and handshakes."""
-    return trace.received > 10_000
+    return trace.received > _HEAVY_BYTES
 
 
 def _asks_after_list(trace: Trace) -> bool:
-    listed_s = next((one.at_s for one in trace.arrivals if one.bytes > 1000), math.inf)
-    return any(send.begin_s > listed_s for send in trace.wireguard)
+    received = 0
+    for one in trace.arrivals:
+        received += one.bytes
+        if received > _HEAVY_BYTES:
+            return any(send.begin_s > one.at_s for send in trace.wireguard)
+    return False
 
 
 def _read(entries: tuple[Entry, ...]) -> float:
