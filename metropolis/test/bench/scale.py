@@ -103,7 +103,7 @@ def parse(arguments: Sequence[str]) -> tuple[Plan, bool]:
     plan = Plan(
         nodes=options.nodes,
         samples=options.samples,
-        unrelated=3 * options.samples,
+        unrelated=15 * options.samples,
         churn=options.churn,
         rate=options.rate,
         bursts=options.bursts,

@@ -20,7 +20,7 @@ class Plan:
     nodes: int
     first: int = 10
     samples: int = 20
-    unrelated: int = 60
+    unrelated: int = 300
     churn: int = 100
     rate: float = 10.0
     bursts: int = 6
@@ -48,7 +48,7 @@ class Usage:
 class Change:
     """One change of another node. host_s: since the host asked etcd for it,
     until the kernel has it; node_s: likewise, since the node has got the event.
-    messages, message_bytes: to the kernel; etcd_bytes: from etcd, in TCP.
+    messages, message_bytes: to WireGuard; etcd_bytes: from etcd, in TCP.
     """
 
     host_s: float

@@ -13,7 +13,6 @@ After each, the kernel's peers are compared with what etcd says.
 
 import asyncio
 import contextlib
-import math
 import os
 import random
 import statistics
@@ -58,8 +57,9 @@ _POLL_S: Final = 0.1
 _CHANGE_S: Final = 60.0
 _LIMIT_S: Final = 600.0
 _QUIET_S: Final = 2.0
-# Between writes that concern nobody: each is an event of its own.
-_SPACING_S: Final = 0.25
+# Between writes that concern nobody: each is an event of its own, and what
+# is used idle meanwhile is little.
+_SPACING_S: Final = 0.05
 _HEAVY_BYTES: Final = 10_000
 _TOLD: Final = 5  # differences
 
@@ -185,7 +185,7 @@ class Experiment:
             nodes,
             tuple(changes),
             change_cpu.times(1 / plan.samples),
-            len(trace.sends),
+            len(trace.wireguard),
             trace.received / plan.unrelated,
             unrelated_cpu,
             idle,
@@ -219,8 +219,8 @@ class Experiment:
         return Change(
             done - probe.node_clock(write.asked_s),
             done - arrived,
-            len(trace.sends),
-            sum(send.bytes for send in trace.sends),
+            len(trace.wireguard),
+            sum(send.bytes for send in trace.wireguard),
             sum(one.bytes for one in trace.arrivals if arrived <= one.at_s <= first),
         )
 
