@@ -371,3 +371,37 @@ def test_sockets_of_a_pool_serve_many_threads(here: int) -> None:
         thread.join()
     pool.close()
     assert not errors
+
+
+@pytest.mark.parametrize("text", ["10.64.0.0/12", "fd00:64::/48"])
+def test_routes_of_prefixes(sock: NetlinkSocket, pair: int, text: str) -> None:
+    """Through a link with a source, replaced by another source; unreachable;
+    both gone: as they are told again, and as pyroute2 sees their kinds.
+    """
+    prefix = ip_network(text)
+    family = rtnl.AF_INET if prefix.version == 4 else rtnl.AF_INET6
+    sources = [prefix.network_address + n for n in (1, 2)]
+    sock.batch([rtnl.set_link_up(pair, "a1000")])
+    for source in sources:
+        bits, no_dad = source.max_prefixlen, source.version == 6
+        sock.batch([rtnl.add_address(pair, "a1000", source, bits, no_dad=no_dad, protocol=78)])
+    found = [rtnl.parse_address(m) for m in sock.dump(rtnl.dump_addresses(family, pair))]
+    assert {one.address: one.protocol for one in found if one} == dict.fromkeys(sources, 78)
+
+    def present() -> list[rtnl.Route]:
+        messages = sock.dump(rtnl.dump_routes(family, 78))
+        return [route for m in messages if (route := rtnl.parse_route(m)) is not None]
+
+    for source in sources:
+        route = rtnl.Route(prefix, pair, 78, source=source, metric=100)
+        sock.batch([rtnl.replace_route(route, "a1000")])
+        assert present() == [route]
+    held = rtnl.Route(prefix, None, 78, kind=rtnl.RTN_UNREACHABLE, metric=50)
+    sock.batch([rtnl.replace_route(held, "a1000")])
+    with IPRoute() as witness:
+        seen = {one.get("priority"): one["type"] for one in witness.get_routes(proto=78)}
+    assert seen == {50: rtnl.RTN_UNREACHABLE, 100: rtnl.RTN_UNICAST}
+    sock.batch([rtnl.del_route(held, "a1000"), rtnl.del_route(route, "a1000")])
+    assert present() == []
+    with pytest.raises(BatchError, match=rf"delete route {text} unreachable: ESRCH"):
+        sock.batch([rtnl.del_route(held, "a1000")])

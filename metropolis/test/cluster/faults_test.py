@@ -7,7 +7,6 @@ that a fault does not concern, no ping is lost.
 
 import asyncio
 import datetime
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection
@@ -28,11 +27,6 @@ NODES = 3
 # Seconds. Longer than the lease of a node's record (curator.Timing).
 OUTAGE_S = 60.0
 LIMIT_S = 120.0
-
-
-def say(message: str) -> None:
-    for file in (sys.stdout, sys.stderr):
-        print(message, file=file, flush=True)
 
 
 async def until(cluster: Cluster, ready: Callable[[Directory], bool]) -> Directory:
@@ -71,7 +65,7 @@ async def test_nodes_that_cannot_reach_each_other(cluster: Cluster, prober: Prob
     await prober.silent("pod-1", "pod-2")
     await cluster.lab.heal()
     took = await prober.whole()
-    say(f"nodes parted and healed: whole after {took:.1f} s")
+    print(f"nodes parted and healed: whole after {took:.1f} s")
     concerned = {("pod-1", "pod-2"), ("pod-2", "pod-1")}
     others = {p: n for p, n in prober.lost(begin).items() if (p.source, p.target) not in concerned}
     assert others == {}
@@ -83,7 +77,7 @@ async def test_a_node_that_is_cut_off(cluster: Cluster, prober: Prober) -> None:
     await prober.silent("pod-1", "pod-3")
     await cluster.lab.heal()
     took = await prober.whole()
-    say(f"node cut off and healed: whole after {took:.1f} s")
+    print(f"node cut off and healed: whole after {took:.1f} s")
     assert lost(prober, begin, without={"pod-3"}) == {}
 
 
@@ -112,7 +106,7 @@ async def test_etcd_is_away(cluster: Cluster, prober: Prober) -> None:
         return record is not None and record.key_epoch == epoch and not record.next_public_key
 
     await until(cluster, rotated)
-    say(
+    print(
         f"etcd away for {OUTAGE_S:.0f} s: a new key is in use after {time.monotonic() - back:.1f} s"
     )
     await prober.whole()
@@ -145,9 +139,12 @@ async def test_etcd_is_restored(cluster: Cluster, prober: Prober) -> None:
         )
 
     await until(cluster, same)
-    say(f"etcd restored: all nodes are back in it after {time.monotonic() - begin:.1f} s")
-    await prober.whole()
-    assert lost(prober, begin) == {}
+    print(f"etcd restored: all nodes are back in it after {time.monotonic() - begin:.1f} s")
+    took = await prober.whole()
+    # Until node-2 says which key it has now, others take the older one for it.
+    concerned = sum(prober.lost(begin).values())
+    print(f"etcd restored: whole after {took:.1f} s more; pings lost with node-2: {concerned}")
+    assert lost(prober, begin, without={"pod-2"}) == {}
 
 
 async def test_a_node_reboots(cluster: Cluster, prober: Prober) -> None:
@@ -161,7 +158,7 @@ async def test_a_node_reboots(cluster: Cluster, prober: Prober) -> None:
     assert lost(prober, begin, without={"pod-2"}) == {}
     await prober.watch()
     took = await prober.whole()
-    say(f"node rebooted in {booted - begin:.1f} s: whole {took:.1f} s after its pod started")
+    print(f"node rebooted in {booted - begin:.1f} s: whole {took:.1f} s after its pod started")
     after = await cluster.view()
     assert after.held_by("node-2") == before.held_by("node-2")
     old, new = before.node("node-2").seen, after.node("node-2").seen
@@ -182,7 +179,7 @@ async def test_a_clock_that_is_an_hour_behind(cluster: Cluster, prober: Prober) 
     await cluster.run_pod("node-3")
     await prober.watch()
     took = await prober.whole()
-    say(f"node rebooted into the past: whole {took:.1f} s after its pod started")
+    print(f"node rebooted into the past: whole {took:.1f} s after its pod started")
 
 
 async def test_a_node_joins(cluster: Cluster, prober: Prober) -> None:
@@ -193,7 +190,7 @@ async def test_a_node_joins(cluster: Cluster, prober: Prober) -> None:
     assert lost(prober, begin) == {}
     await prober.watch()
     took = await prober.whole()
-    say(f"node joined in {joined - begin:.1f} s: whole {took:.1f} s after its pod started")
+    print(f"node joined in {joined - begin:.1f} s: whole {took:.1f} s after its pod started")
     view = await cluster.view()
     held = [prefix for name in cluster.members for prefix in view.held_by(name)]
     assert len(held) == len(set(held)) == 2 * 4
@@ -206,7 +203,7 @@ async def test_a_machine_is_lost_and_removed_for_good(cluster: Cluster, prober: 
     await cluster.destroy("node-4")
     # Nobody but its lease says so.
     await until(cluster, lambda directory: directory.node("node-4").entry is None)
-    say(f"machine lost: its record ended after {time.monotonic() - begin:.1f} s")
+    print(f"machine lost: its record ended after {time.monotonic() - begin:.1f} s")
     assert lost(prober, begin, without={"pod-4"}) == {}
     removed = time.monotonic()
     async with cluster.store() as store:
@@ -219,6 +216,6 @@ async def test_a_machine_is_lost_and_removed_for_good(cluster: Cluster, prober: 
             # WireGuard does not tell.
             while len(await peers(cluster, name)) > len(cluster.members) - 1:  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
-    say(f"node removed for good: no node has its key {time.monotonic() - removed:.1f} s later")
+    print(f"node removed for good: no node has its key {time.monotonic() - removed:.1f} s later")
     await prober.watch()
     await prober.whole()

@@ -47,9 +47,7 @@ class Authority:
         """A certificate for a node or an operator, the same name the same files
         anew. expired: since 2020.
         """
-        return self._sign(
-            name, ("extendedKeyUsage=clientAuth",), _PAST if expired else _LONG
-        )
+        return self._sign(name, ("extendedKeyUsage=clientAuth",), _PAST if expired else _LONG)
 
     def _sign(self, name: str, extensions: Sequence[str], validity: Sequence[str]) -> Credentials:
         made = {kind: self._directory / f"{name}.{kind}" for kind in ("pem", "key", "csr", "ext")}

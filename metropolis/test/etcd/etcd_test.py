@@ -62,7 +62,10 @@ async def test_a_transaction_compares(tmp_path: Path) -> None:
         first = await connection.commit(Transaction({KEY: 0}, (Put(KEY, b"1"),)))
         assert first is not None
         assert await connection.commit(Transaction({KEY: 0}, (Put(KEY, b"2"),))) is None
-        assert await connection.commit(Transaction({KEY: first}, (), (KEY,))) is not None
+        other = Transaction({KEY: first}, (Put(KEY, b"2"),), values={KEY: b"2"})
+        assert await connection.commit(other) is None
+        same = Transaction({KEY: first}, (), (KEY,), values={KEY: b"1"})
+        assert await connection.commit(same) is not None
         assert (await connection.list(keys.ROOT)).entries == ()
 
 

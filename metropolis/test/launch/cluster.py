@@ -260,6 +260,9 @@ cluster {{ node_id: "{name}" etcd_endpoint: "{self.etcd.endpoint}" }}
         """Start the pod of a node, pod-1 on node-1, until it serves BODIES."""
         member = self.members[name]
         cri = member.running.cri
+        # The runtime remembers those of before a reboot, and keeps their names.
+        dead = [ident for ident, alive in (await cri.sandboxes()).items() if not alive]
+        await asyncio.gather(*map(cri.remove_pod, dead))
         pod = await cri.run_pod(
             f"pod-{member.port.number}", checks.pod_command(f"pod-{member.port.number}", BODIES)
         )

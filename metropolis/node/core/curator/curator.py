@@ -161,7 +161,8 @@ class Curator:
             except* (EtcdError, CredentialsError) as errors:
                 self._lost(_first(errors))
             self._endpoints.append(self._endpoints.pop(0))
-            await asyncio.sleep(backoff.died(loop.time() - began))
+            # All nodes lose etcd at once, and should not come back at once.
+            await asyncio.sleep(backoff.died(loop.time() - began) * random.uniform(0.5, 1))
 
     def _lost(self, trouble: str) -> None:
         if self._phase is not Phase.AWAY or trouble != self._trouble:
@@ -187,9 +188,10 @@ class Curator:
         elif self._revision and not await connection.commit(self._relied_on()):
             self._log.info("what this node holds has changed; reading everything anew")
             self._revision = 0
+        in_step = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow(connection))
-            group.create_task(self._settle(connection))
+            group.create_task(self._follow(connection, in_step))
+            group.create_task(self._settle(connection, in_step))
             group.create_task(self._keep_lease(connection))
 
     def _relied_on(self) -> Transaction:
@@ -204,8 +206,8 @@ class Curator:
 
     # --- What is so -----------------------------------------------------------
 
-    async def _follow(self, connection: Etcd) -> None:
-        loop, announced = asyncio.get_running_loop(), False
+    async def _follow(self, connection: Etcd, in_step: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             try:
                 if not self._revision or loop.time() >= self._next_list:
@@ -216,9 +218,10 @@ class Curator:
                     self._next_list = loop.time() + every
                     changes = self._directory.replace(listing.entries)
                     self._take(changes, listing.revision)
-                if not announced:
+                if not in_step.is_set():
                     self._log.info("etcd at %s, revision %d", connection.endpoint, self._revision)
-                    announced, self._trouble = True, ""
+                    self._trouble = ""
+                    in_step.set()
                 self._to(Phase.WATCHING)
                 async with asyncio.timeout_at(self._next_list):
                     async with contextlib.aclosing(
@@ -314,7 +317,9 @@ class Curator:
         if _peek(self.published) != identity:
             self.published.set(identity)
 
-    async def _settle(self, connection: Etcd) -> None:
+    async def _settle(self, connection: Etcd, in_step: asyncio.Event) -> None:
+        # What was decided on the store of before may be wrong for this one.
+        await in_step.wait()
         while True:
             decision = self._decision
             self._due.clear()

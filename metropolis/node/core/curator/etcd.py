@@ -203,6 +203,12 @@ class Etcd:
                     mod_revision=revision,
                 )
                 for key, revision in transaction.compare.items()
+            ]
+            + [
+                rpc_pb2.Compare(
+                    result=rpc_pb2.Compare.EQUAL, target=rpc_pb2.Compare.VALUE, key=key, value=value
+                )
+                for key, value in transaction.values.items()
             ],
             success=operations,
         )

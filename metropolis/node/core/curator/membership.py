@@ -222,7 +222,18 @@ def _claim(
             *(Put(keys.claim(prefix), records.encode_claim(me.node_id)) for prefix in chosen),
             Put(member_key, records.encode_member(member)),
         ),
+        values=_values(directory, own),
     )
+
+
+def _values(directory: Directory, prefixes: Iterable[IPNetwork]) -> dict[bytes, bytes]:
+    """What is at their keys, of those that are there and can be read."""
+    claims = {prefix: directory.claims.get(prefix) for prefix in prefixes}
+    return {
+        keys.claim(prefix): records.encode_claim(claim.node_id)
+        for prefix, claim in claims.items()
+        if claim is not None and claim.state in (ClaimState.HELD, ClaimState.FREE)
+    }
 
 
 def _publish(
@@ -254,7 +265,9 @@ def _publish(
         return Decision(Standing.JOINED, f"joined with {', '.join(map(str, held))}", held)
     compared = [key, keys.member(me.node_id), *map(keys.claim, held)]
     commit = Transaction(
-        {one: directory.revision_of(one) for one in compared}, (Put(key, value, me.lease),)
+        {one: directory.revision_of(one) for one in compared},
+        (Put(key, value, me.lease),),
+        values=_values(directory, held),
     )
     return Decision(Standing.PUBLISHING, "publishing the record", held, commit, record=True)
 

@@ -106,6 +106,7 @@ def test_a_record_is_published_under_the_lease() -> None:
         keys.node("me"): 0, keys.member("me"): 3, keys.claim(POD[2]): 2,
     }  # fmt: skip
     assert decision.commit.puts[0].lease == 7
+    assert decision.commit.values == {keys.claim(POD[2]): claimed("me")}
     known = directory(claim_2=claimed("me"), member=MEMBER, node=written())
     me = Me("me", "1", Identity(KEY), IPv4Address("192.0.2.1"), lease=7)
     assert decide(known, me).standing is Standing.JOINED

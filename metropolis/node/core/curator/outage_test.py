@@ -176,7 +176,8 @@ async def test_a_restoration_that_hides_is_found_by_listing(tmp_path: Path) -> N
     same: only the list from time to time shows that another is back.
     """
     async with start(tmp_path, *NETWORKS) as cluster:
-        timing = replace(TIMING, list_every_s=0.5)
+        # Long enough that it is connected again before.
+        timing = replace(TIMING, list_every_s=10)
         async with cluster.machine("a", timing=timing) as one:
             await one.joined()
             async with cluster.machine("b", timing=replace(TIMING, lease_s=600)) as two:

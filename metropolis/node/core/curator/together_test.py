@@ -6,6 +6,7 @@ gRPC's asyncio stack and the completion queues of //osbase/rpc share its core.
 
 import asyncio
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -29,7 +30,7 @@ async def test_calls_are_served_while_the_curator_lives_and_dies(tmp_path: Path)
     def ask() -> None:
         nonlocal served
         with grpc.insecure_channel(f"unix:{tmp_path}/s") as channel:
-            call = channel.unary_unary("/t/Echo")
+            call: Callable[..., bytes] = channel.unary_unary("/t/Echo")
             while not ended.is_set():
                 assert call(b"x", timeout=WAIT_S) == b"x"
                 served += 1

@@ -27,17 +27,29 @@ address detection), masquerading takes what it finds, and the flow would keep
 that for its life. Such packets are dropped after it and before conntrack
 confirms the flow, so the next packet is masqueraded anew.
 
+No packet of the pod networks leaves or enters the node in clear, whatever the
+routes say at the moment: it goes by the links of workloads, by the overlay, or
+within the node (lo), or not at all. What the overlay sends by the uplink are
+the nodes' packets. The networks are one interval set a family: the cost of a
+packet does not grow with them either. They are looked at before addresses are
+translated on the way in, and on the way out after the destination is.
+
 Masquerading is `fully-random`: many workloads' resolvers use the same
 source port at once, and conntrack entries that collide are lost packets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network
+
 from metropolis.node import allocs
 
 
-def render() -> str:
-    """Return the transaction that makes the table, or makes it anew."""
+def render(pod_networks: Iterable[IPv4Network | IPv6Network] = ()) -> str:
+    """Return the transaction that makes the table, or makes it anew, counters
+    included. pod_networks: of the cluster, where there is an overlay.
+    """
     table = f"inet {allocs.NFTABLES_TABLE}"
     workload = allocs.LINK_GROUP_WORKLOAD
     ours = f"{workload}, {allocs.LINK_GROUP_OVERLAY}"
@@ -93,5 +105,48 @@ table {table} {{
         ip saddr {allocs.FIRST_HOP_IPV4} counter name uplink_not_ready drop
         ip6 saddr fe80::/10 counter name uplink_not_ready drop
     }}
-}}
+{_pods_only_encrypted(pod_networks, ours)}}}
+"""
+
+
+def _pods_only_encrypted(networks: Iterable[IPv4Network | IPv6Network], ours: str) -> str:
+    """Return the sets and chains that keep the networks' packets to links of
+    `ours`; without networks nothing.
+    """
+    named = {4: ("pods_ipv4", "ip", "ipv4_addr"), 6: ("pods_ipv6", "ip6", "ipv6_addr")}
+    sets, out, into = [], [], []
+    ordered = sorted(networks, key=str)
+    for version, (name, family, kind) in named.items():
+        elements = ", ".join(str(one) for one in ordered if one.version == version)
+        if not elements:
+            continue
+        sets.append(f"""
+    set {name} {{
+        type {kind} ; flags interval ; auto-merge
+        elements = {{ {elements} }}
+    }}
+""")
+        out.append(f"        {family} daddr @{name} counter name pod_network_unencrypted drop\n")
+        into.append(f"        {family} saddr @{name} counter name pod_network_forged drop\n")
+    if not sets:
+        return ""
+    return f"""
+    counter pod_network_unencrypted {{ comment "to a pod, by a link of neither kind" ; }}
+    counter pod_network_forged {{ comment "from a pod, by a link of neither kind" ; }}
+{"".join(sets)}
+    chain pods_enter {{
+        type filter hook prerouting priority raw + 1; policy accept;
+        meta iifgroup != {{ {ours} }} meta iiftype != loopback jump from_outside
+    }}
+
+    chain from_outside {{
+{"".join(into)}    }}
+
+    chain pods_leave {{
+        type filter hook postrouting priority srcnat - 1; policy accept;
+        meta oifgroup != {{ {ours} }} meta oiftype != loopback jump to_outside
+    }}
+
+    chain to_outside {{
+{"".join(out)}    }}
 """

@@ -215,7 +215,7 @@ class NetworkService:
 
 def _apply_rules(networks: tuple[IPNetwork, ...]) -> None:
     with Nftables() as nft:
-        nft.apply(rules.render())
+        nft.apply(rules.render(networks))
 
 
 async def _imported(*names: str) -> list[ModuleType]:

@@ -293,15 +293,20 @@ async def test_dhcp_over_it(tmp_path: Path) -> None:
     the address is confirmed, and announced.
     """
     address = IPv4Address("192.0.2.50")
-    mtu = {Option.INTERFACE_MTU: (1300).to_bytes(2)}
+    mtu: dict[int, bytes] = {Option.INTERFACE_MTU: (1300).to_bytes(2)}
     server = Server("core.7", ROUTER, address, 600, 300, 500, options=mtu)
     with inside():
         server.open()
     config = Interface(bond=BOND, vlan=CONFIG.vlan, dhcp4=Dhcp4("node-1"))
     with server:
         async with running(config, tmp_path) as statuses:
-            await statuses.get(lambda found: found.external == (address,))
-            await statuses.get(lambda found: found.link is not None and found.link.mtu == 1300)
+            await statuses.get(
+                lambda found: (
+                    found.external == (address,)
+                    and found.link is not None
+                    and found.link.mtu == 1300
+                )
+            )
             await until(lambda: active() == "m0")
             begin = time.monotonic()
             for port in ("p0", "p1"):

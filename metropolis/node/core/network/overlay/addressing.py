@@ -9,8 +9,8 @@
     10.192.7.0/32     on overlay       this node, to pods
 
 The source is the network address of a prefix, which no pod ever gets. Without
-a prefix of a family there is nothing to send from, and no route: what is sent to
-the networks then meets the rule set, which lets nothing out (network.rules).
+a prefix of a family there is nothing to send from, and no route: what is sent
+to the networks then meets the rule set, which lets nothing out (network.rules).
 
 Unreachable routes have the better metric, for a network that is one node's
 prefix. They are also the node's memory, over a restart of the process while

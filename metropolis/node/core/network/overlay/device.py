@@ -32,14 +32,14 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class DevicePeer:
-    """A peer as the kernel has it. handshake_s: of the last one, seconds since
-    1970; 0: there was none.
+    """A peer as the kernel has it. handshake_ns: when the last was complete, in
+    nanoseconds since 1970; 0: there was none.
     """
 
     endpoint: Endpoint | None = None
     allowed: frozenset[IPNetwork] = frozenset()
     keepalive_s: int = 0
-    handshake_s: int = 0
+    handshake_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,9 @@ class Kernel(Protocol):
     at a time. All raise NetlinkError, and leave a state that a dump tells.
     """
 
-    def ensure_link(self, mtu: int, private_key: bytes, port: int) -> bool:
-        """Make the link have this key and port, and be up; return whether it
-        was not there. What is right stays untouched, sessions included. Of a
-        link that was there the MTU stays.
+    def ensure_link(self, mtu: int, private_key: bytes, port: int) -> None:
+        """Make the link have this key and port, and be up. What is right stays
+        untouched, sessions included. Of a link that was there the MTU stays.
 
         Raises OverlayError when something else has its name.
         """

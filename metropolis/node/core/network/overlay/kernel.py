@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The overlay's side of the real kernel; see device.Kernel for what it promises.
+"""The overlay's side of the real kernel; device.Kernel says what it promises.
 
 Two sockets, of rtnetlink and of generic netlink, opened when they are needed
 and kept, in the namespace of the thread that opens them. After an error they
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from metropolis.node import allocs
 from metropolis.node.core.network.overlay import wireguard
 from metropolis.node.core.network.overlay.device import Device, Links, OverlayError, PeerChange
+from osbase.net import addressing
 from osbase.netlink import genl, rtnl
 from osbase.netlink.errors import BatchError, ProtocolError
 from osbase.netlink.message import Request
@@ -83,11 +84,10 @@ class LinuxKernel:
             raise OverlayError(f"the link {_NAME} is gone")
         return link.ifindex
 
-    def ensure_link(self, mtu: int, private_key: bytes, port: int) -> bool:
+    def ensure_link(self, mtu: int, private_key: bytes, port: int) -> None:
         """See Kernel."""
         with self._route() as sock:
             link = self._link(sock)
-            made = link is None
             if link is None:
                 new = rtnl.new_link(_NAME, "wireguard", mtu=mtu, group=allocs.LINK_GROUP_OVERLAY)
                 sock.batch([new])
@@ -106,12 +106,11 @@ class LinuxKernel:
                     rtnl.set_link_up(link.ifindex, _NAME),
                 ]
             )
-        return made
 
     def set_mtu(self, mtu: int) -> None:
         """See Kernel."""
         with self._route() as sock:
-            sock.batch([rtnl.set_link_mtu(self._index(sock), _NAME, mtu)])
+            sock.batch([addressing.set_mtu(self._index(sock), _NAME, mtu)])
 
     def set_private_key(self, private_key: bytes) -> None:
         """See Kernel."""
@@ -178,8 +177,8 @@ class LinuxKernel:
 
 
 def _on(route: Route, ifindex: int | None) -> Route:
-    """The route through that link. Kernel tells and takes those of the overlay's
-    link without its index, which is nobody else's concern.
+    """The route through that link. Kernel tells and takes those of the overlay
+    without its index, which is nobody else's concern.
     """
     return Route(
         route.destination,
@@ -202,6 +201,6 @@ def _own_routes(sock: NetlinkSocket) -> Iterator[Route]:
 
 
 def own_routes() -> frozenset[Route]:
-    """Return the routes of the overlay's protocol. Blocks. Raises NetlinkError."""
+    """Return the routes of the overlay's protocol. Raises NetlinkError."""
     with NetlinkSocket() as sock:
         return frozenset(_own_routes(sock))

@@ -12,7 +12,7 @@ import pytest
 
 from metropolis.node import allocs
 from metropolis.node.core.network.overlay import addressing, keys
-from metropolis.node.core.network.overlay.device import PeerChange
+from metropolis.node.core.network.overlay.device import Links, PeerChange
 from metropolis.node.core.network.overlay.kernel import LinuxKernel
 from metropolis.node.core.network.overlay.mesh import Mesh
 from metropolis.node.core.network.overlay.testing.contract import (
@@ -86,7 +86,7 @@ def test_ip_sees_the_same(bench: RealBench) -> None:
     """Group, addresses, routes with their sources, and whose they are."""
     bench.kernel.ensure_link(1400, KEY, PORT)
     mesh = Mesh(net("10.9.0.0/16", "fd00:9::/64"), net("10.9.1.0/24", "fd00:9::1:0/112"))
-    bench.kernel.change_links(addressing.wanted(mesh), addressing.Links())
+    bench.kernel.change_links(addressing.wanted(mesh), Links())
     (link,) = json.loads(bench.space.sh("ip -json -details link show overlay"))
     assert link["group"] == str(allocs.LINK_GROUP_OVERLAY)
     assert "UP" in link["flags"]

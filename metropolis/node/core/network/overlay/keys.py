@@ -161,7 +161,7 @@ class KeyFile:
         self.path = self._directory / FILE_NAME
 
     def load(self) -> State | None:
-        """Return what was stored; None when nothing was. Raises DamagedError."""
+        """Return what was stored; None: nothing was. Raises DamagedError."""
         try:
             with self.path.open("rb") as file:
                 data = file.read(_MAX_FILE + 1)

@@ -11,25 +11,38 @@ listed and compared with the table: at the first mesh, as only then strangers
 can be told. Until then the kernel goes on with what it has, so that traffic
 flows while etcd is away, and nothing is interrupted by a restart.
 
-Whoever changed its own key, or has moved a peer's prefixes to another key,
-begins a handshake at once, where waiting for a packet to send would leave the
-other direction waiting; and a new link, with all: after a reboot, peers still
-have sessions that mean nothing here, and would notice after 15 s only.
+Whoever changed its own key begins a handshake at once with all with whom it had
+a session, or has begun one lately: where it has nothing to send, the other
+direction would wait. As do those who move a peer's prefixes to its new key (see
+peers), whoever of the two is last finds that the other knows its key already.
+
+Of two handshakes that cross each other, each end drops its own when it takes
+the other's (noise.c), and none completes; and any may be lost. WireGuard tries
+again after five seconds. So shortly after a change of keys it is looked whether
+there was one; a peer without is made anew, which forgets when the last was
+begun, and with it the wait. One end looks sooner than the other, lest they
+cross again. Only then, and not for a peer that joins: it is a list of all.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from metropolis.node import allocs
 from metropolis.node.core.network.overlay import addressing, keys, rotation
 from metropolis.node.core.network.overlay.device import Kernel, Links, PeerChange
 from metropolis.node.core.network.overlay.kernel import LinuxKernel, own_routes
-from metropolis.node.core.network.overlay.mesh import Exchange, Identity, IPNetwork, Mesh, Peer
+from metropolis.node.core.network.overlay.mesh import (
+    Exchange,
+    Identity,
+    IPNetwork,
+    Mesh,
+    Peer,
+)
 from metropolis.node.core.network.overlay.peers import Index, difference
 from metropolis.node.core.network.overlay.rotation import Stage, State, Surroundings
 from osbase import event
@@ -51,6 +64,10 @@ have told their kernels."""
 
 _SESSION_S: Final = 180
 """REJECT_AFTER_TIME of WireGuard: an older session is none."""
+
+_LOOK_AFTER_S: Final = (0.4, 0.8)
+"""After a change of keys, whether there was a handshake: on the node with the
+larger public key, and on the other."""
 
 _CLOCK_CHECK_S: Final = 3600.0
 """For how long at most the system's clock is not looked at."""
@@ -96,14 +113,14 @@ class Overlay:
         """Run until something fails, which another run makes good."""
         try:
             state = await _in_thread(self._load, ctx)
-            made = await _in_thread(
+            await _in_thread(
                 self._kernel.ensure_link,
                 max(MTU_MIN, link_mtu(None, _uplink_mtu(self._uplink))),
                 state.pair.private,
                 self._port,
             )
             with self._peers.watch() as changes:
-                life = _Life(self, ctx, changes, state, made)
+                life = _Life(self, ctx, changes, state)
                 await life.run()
         finally:
             await _in_thread(self._kernel.close)
@@ -130,21 +147,20 @@ class _Life:
         ctx: Context,
         changes: event.TableWatcher[str, Peer],
         state: State,
-        made: bool,
     ) -> None:
-        """made: the link was not there before."""
         self._overlay = overlay
         self._kernel = overlay._kernel
         self._ctx = ctx
         self._log = ctx.logger
         self._changes = changes
         self._state = state
-        self._made = made
+        self._prompted: dict[bytes, float] = {}  # public keys: when
         self._mesh = Mesh()
         self._index: Index | None = None  # None: no mesh yet
         self._size = 0
         self._uplink_mtu: int | None = None
-        self._graced_at = 0.0  # by the loop's clock
+        self._graced_at = 0.0  # monotonic
+        self._doubts: dict[bytes, _Doubt] = {}  # public keys: of a session
 
     async def run(self) -> None:
         """See Overlay.run."""
@@ -176,6 +192,7 @@ class _Life:
                         del waiting[name]
                         await handle(done[name].result())
                 await self._rotate()
+                await self._look_again()
         finally:
             for task in waiting.values():
                 task.cancel()
@@ -191,23 +208,24 @@ class _Life:
             index = Index()
             index.change(self._overlay._peers.copy())
             device = await _in_thread(self._kernel.device)
-            changes = difference(device.peers, index.entries)
-            if self._made:
-                changes = [
-                    dataclasses.replace(change, prompt=bool(change.add)) for change in changes
-                ]
             self._index = index
-            await self._apply(changes)
+            await self._apply(difference(device.peers, index.entries))
         await _in_thread(self._reconcile_links, addressing.wanted(mesh))
         await self._resize()
 
     async def _on_peers(self, changed: Mapping[str, Peer | None]) -> None:
         assert self._index is not None, "not waited for before"
-        await self._apply(self._index.change(changed))
+        changes = self._index.change(changed)
+        await self._apply(changes)
+        # What was there without prefixes is the next key of a rotation.
+        moved = [one.public_key for one in changes if one.prompt and one.endpoint is None]
+        # It may have come by a handshake before.
+        self._doubt(moved, since_ns=1)
 
     async def _apply(self, changes: list[PeerChange]) -> None:
         assert self._index is not None, "made before"
         begun = time.monotonic()
+        self._prompted |= {change.public_key: begun for change in changes if change.prompt}
         await _in_thread(self._kernel.apply, changes)
         removed = sum(change.remove for change in changes)
         self._log.info(
@@ -223,7 +241,7 @@ class _Life:
         if (add, remove) != (Links(), Links()):
             self._kernel.change_links(add, remove)
 
-    # --- Size ------------------------------------------------------------------
+    # --- Size -----------------------------------------------------------------
 
     async def _on_uplink(self, _: LinkState | None) -> None:
         await self._resize()
@@ -250,7 +268,7 @@ class _Life:
         self._size = size
         self._overlay.mtu.set(max(size, MTU_MIN))
 
-    # --- Keys ------------------------------------------------------------------
+    # --- Keys -----------------------------------------------------------------
 
     async def _on_published(self, _: Identity) -> None:
         """Nothing: _rotate looks at it."""
@@ -269,9 +287,16 @@ class _Life:
         )
 
     def _patience(self) -> float | None:
-        """Return for how long nothing happens by itself, seconds; None: ever."""
+        """Return for how long nothing is due by itself, seconds; None: ever."""
+        times = [doubt.due - time.monotonic() for doubt in self._doubts.values()]
+        rotation_s = self._rotation_patience()
+        if rotation_s is not None:
+            times.append(rotation_s)
+        return max(0.0, min(times)) if times else None
+
+    def _rotation_patience(self) -> float | None:
         if self._state.stage is Stage.GRACE:
-            return max(0.0, self._graced_at - time.monotonic())
+            return self._graced_at - time.monotonic()
         interval = self._overlay._rotation_s
         if self._state.stage is not Stage.STEADY or interval is None:
             return None
@@ -296,20 +321,74 @@ class _Life:
             if new.stage is Stage.GRACE:
                 self._graced_at = time.monotonic() + self._overlay._grace_s
             if new.stage is Stage.STEADY:
-                await _in_thread(self._switch, new.pair.private)
+                begun_ns = time.time_ns()
+                prompted = await _in_thread(self._switch, new.pair.private)
+                self._doubt(prompted, begun_ns)
             self._overlay.identity.set(rotation.identity(new))
 
-    def _switch(self, private_key: bytes) -> None:
-        """Use the key, and have all who had a session begin a new one."""
+    def _switch(self, private_key: bytes) -> list[bytes]:
+        """Use the key, and begin a handshake with all who had a session; return
+        their public keys.
+        """
         self._kernel.set_private_key(private_key)
-        since = time.time() - _SESSION_S
-        self._kernel.apply(
+        since_ns = time.time_ns() - _SESSION_S * 1_000_000_000
+        lately = time.monotonic() - _SESSION_S
+        # Those of which nothing has come yet count: what was sent to them may
+        # just have been lost, as it came before they knew this node's key.
+        self._prompted = {key: when for key, when in self._prompted.items() if when >= lately}
+        prompted = [
+            key
+            for key, peer in self._kernel.device().peers.items()
+            if peer.allowed and (peer.handshake_ns >= since_ns or key in self._prompted)
+        ]
+        self._kernel.apply([PeerChange(key, prompt=True) for key in prompted])
+        return prompted
+
+    def _doubt(self, public_keys: Iterable[bytes], since_ns: int) -> None:
+        """Look again soon whether these had a handshake since then."""
+        soon, later = _LOOK_AFTER_S
+        now = time.monotonic()
+        for key in public_keys:
+            wait = soon if self._state.pair.public > key else later
+            self._doubts[key] = _Doubt(now + wait, since_ns)
+
+    async def _look_again(self) -> None:
+        """Make anew those who had no handshake in time, once."""
+        now = time.monotonic()
+        due = {key: doubt for key, doubt in self._doubts.items() if doubt.due <= now}
+        if not due or self._index is None:
+            return
+        for key in due:
+            del self._doubts[key]
+        peers = (await _in_thread(self._kernel.device)).peers
+        silent = {
+            key: entry
+            for key, doubt in due.items()
+            if key in peers
+            and peers[key].handshake_ns < doubt.since_ns
+            and (entry := self._index.entries.get(key)) is not None
+        }
+        if not silent:
+            return
+        await _in_thread(self._kernel.apply, [PeerChange(key, remove=True) for key in silent])
+        await _in_thread(
+            self._kernel.apply,
             [
-                PeerChange(key, prompt=True)
-                for key, peer in self._kernel.device().peers.items()
-                if peer.allowed and peer.handshake_s >= since
-            ]
+                PeerChange(key, entry.endpoint, tuple(entry.allowed), prompt=True)
+                for key, entry in silent.items()
+            ],
         )
+        self._log.info("%s peers had no handshake after a change of keys", f"{len(silent):,}")
+
+
+@dataclass(frozen=True)
+class _Doubt:
+    """due: when to look, monotonic seconds. since_ns: a handshake before that
+    does not count, nanoseconds since 1970.
+    """
+
+    due: float
+    since_ns: int
 
 
 type _Get = Callable[[], Coroutine[None, None, Any]]

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runnable on the fake kernel: what it tells the kernel, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from metropolis.node.core.network.overlay.device import DevicePeer, Links, OverlayError
+from metropolis.node.core.network.overlay.mesh import Identity, Mesh, Peer
+from metropolis.node.core.network.overlay.overlay import MTU_MIN, Overlay, link_mtu
+from metropolis.node.core.network.overlay.peers import entries_of
+from metropolis.node.core.network.overlay.testing.contract import key, net
+from metropolis.node.core.network.overlay.testing.fake import FakeKernel
+from osbase import event
+from osbase.net.links import LinkState
+from osbase.supervisor import Backoff, Supervisor
+
+LIMIT_S = 20.0
+NETWORKS = net("10.192.0.0/12", "fd00:10:192::/64")
+MESH = Mesh(NETWORKS, net("10.192.0.0/24"))
+
+
+def peer(number: int, **more: bytes) -> Peer:
+    return Peer(
+        f"n{number}",
+        key(number),
+        ip_address(f"192.0.{number >> 8}.{number & 255}"),
+        51820,
+        net(f"10.{192 + (number >> 8)}.{number & 255}.0/24"),
+        **more,
+    )
+
+
+def link(mtu: int) -> LinkState:
+    return LinkState(2, "up0", b"\2\0\0\0\0\1", mtu, up=True, carrier=True)
+
+
+class Bench:
+    """An overlay, what it is told, and the kernel that it has."""
+
+    def __init__(self, directory: Path, *, rotation_s: float | None = None) -> None:
+        self.directory = directory
+        self.kernel = FakeKernel()
+        self.mesh = event.Value[Mesh]("mesh")
+        self.peers = event.Table[str, Peer]("peers")
+        self.published = event.Value[Identity]("published")
+        self.uplink = event.Value[LinkState | None]("uplink")
+        self.overlay = Overlay(
+            self.mesh,
+            self.peers,
+            self.published,
+            self.uplink,
+            state_dir=str(directory),
+            kernel=self.kernel,
+            rotation_s=rotation_s,
+            grace_s=0.05,
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        supervisor = Supervisor(self.overlay.run, make_backoff=lambda: Backoff(first_s=0.01))
+        running = asyncio.create_task(supervisor.run(LIMIT_S))
+        try:
+            yield
+        finally:
+            supervisor.request_stop()
+            assert await running == []
+
+    async def publishes(self) -> None:
+        """The store, which tells what it was told."""
+        async for identity in self.overlay.identity.watch():
+            self.published.set(identity)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+async def until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not what():  # noqa: ASYNC110 - the fake kernel
+            await asyncio.sleep(0.005)
+
+
+async def test_nothing_is_removed_before_the_first_mesh(bench: Bench) -> None:
+    """Then strangers are, and what is right already is not told again."""
+    one, stranger = peer(1), b"s" * 32
+    present = {
+        public: DevicePeer(entry.endpoint, entry.allowed)
+        for public, entry in entries_of(one).items()
+    }
+    async with bench.running():
+        await bench.overlay.identity.watch().get()
+        bench.kernel.peers = present | {stranger: DevicePeer()}
+        bench.peers.set("n1", one)
+        bench.peers.set("n2", peer(2))
+        await bench.overlay.mtu.watch().get()
+        assert bench.kernel.batches == []
+        bench.mesh.set(MESH)
+        await until(lambda: bool(bench.kernel.batches))
+        (changes,) = bench.kernel.batches
+        assert {change.public_key for change in changes} == {stranger, peer(2).public_key}
+        assert set(bench.kernel.peers) == {one.public_key, peer(2).public_key}
+        await until(lambda: bench.kernel.present != Links())
+
+
+async def test_a_change_is_told_alone(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    bench.peers.update({f"n{n}": peer(n) for n in range(1, 1999)})
+    bench.mesh.set(MESH)
+    async with bench.running():
+        said = "1,998 peers set, 0 removed, 1,998 in all, in "
+        await until(lambda: any(said in text for text in caplog.messages))
+        bench.peers.delete("n7")
+        said = "0 peers set, 1 removed, 1,997 in all, in "
+        await until(lambda: any(said in text for text in caplog.messages))
+        (change,) = bench.kernel.batches[-1]
+        assert change.remove
+
+
+async def test_what_fails_is_made_good(bench: Bench) -> None:
+    bench.mesh.set(MESH)
+    bench.peers.set("n1", peer(1))
+    async with bench.running():
+        await until(lambda: len(bench.kernel.peers) == 1)
+        bench.kernel.fail.append(OverlayError("no"))
+        bench.peers.set("n2", peer(2))
+        await until(lambda: len(bench.kernel.peers) == 2)
+        bench.kernel.delete_link()
+        bench.peers.set("n3", peer(3))
+        await until(lambda: bench.kernel.exists and len(bench.kernel.peers) == 3)
+        # The link is new: whoever had sessions with the old one has to know.
+        await until(lambda: len(set(bench.kernel.prompted)) == 3)
+
+
+async def test_the_key_is_kept(bench: Bench, tmp_path: Path) -> None:
+    async with bench.running():
+        identity = await bench.overlay.identity.watch().get()
+    again = Bench(tmp_path)
+    async with again.running():
+        assert await again.overlay.identity.watch().get() == identity
+        assert again.kernel.device().public_key == identity.public_key
+
+
+async def test_a_damaged_key_is_replaced(
+    bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "overlay").mkdir()
+    (tmp_path / "overlay" / "key.json").write_text("{")
+    async with bench.running():
+        identity = await bench.overlay.identity.watch().get()
+    assert bench.kernel.device().public_key == identity.public_key
+    (text,) = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    assert "key is damaged, a new one is made" in text
+    assert "key.json: not JSON" in text
+    assert len(list((tmp_path / "overlay").glob("key.json.damaged-*"))) == 1
+
+
+async def test_a_rotation_that_the_mesh_wants(bench: Bench) -> None:
+    """Announced, published, waited for, published, and only then used."""
+    bench.mesh.set(Mesh(NETWORKS, MESH.own, wanted_key_epoch=1))
+    async with bench.running():
+        told = bench.overlay.identity.watch()
+        first = await told.get()
+        assert first.epoch == 0
+        bench.published.set(first)
+        announced = await told.get()
+        assert (announced.public_key, announced.epoch) == (first.public_key, 0)
+        bench.published.set(announced)
+        committed = await told.get(lambda said: said.epoch == 1)
+        assert committed == Identity(announced.next_public_key or b"", 1)
+        assert bench.kernel.device().public_key == first.public_key
+        bench.published.set(committed)
+        await until(lambda: bench.kernel.device().public_key == committed.public_key)
+
+
+async def test_a_rotation_by_age(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, rotation_s=1)
+    async with bench.running():
+        store = asyncio.create_task(bench.publishes())
+        try:
+            await bench.overlay.identity.watch().get(lambda said: said.epoch == 2)
+        finally:
+            store.cancel()
+
+
+@pytest.mark.parametrize(
+    ("asked", "uplink", "expected"),
+    [(None, None, 1420), (None, 9000, 8920), (1400, 1500, 1400), (1500, 1500, 1420)],
+)
+def test_mtu(asked: int | None, uplink: int | None, expected: int) -> None:
+    assert link_mtu(asked, uplink) == expected
+
+
+async def test_mtu_follows_the_uplink(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    async with bench.running():
+        told = bench.overlay.mtu.watch()
+        assert await told.get() == 1420
+        for uplink, expected in ((1450, 1370), (9000, 8920), (1300, MTU_MIN)):
+            bench.uplink.set(link(uplink))
+            assert await told.get() == bench.kernel.mtu == expected
+        assert "MTU 1220 (uplink 1300, asked for None) is below" in caplog.text
+        bench.uplink.set(link(1600))
+        assert await told.get() == 1520
+        bench.uplink.set(None)
+        bench.mesh.set(Mesh(mtu=1500))
+        assert await told.get() == 1500
+        bench.mesh.set(Mesh())
+        assert await told.get() == 1520

@@ -8,13 +8,19 @@ A node that is about to change its key is two peers for a while: the second
 makes the kernel take handshakes by the next key. When the key has changed, the
 prefixes move to it and the first is removed.
 
+A peer that gets its first prefixes is prompted: a handshake is begun. Both ends
+do so, and that of the one that is later succeeds: the other end knows it by
+then. Left to traffic, a first packet that is sent too early costs WireGuard's
+wait for a lost handshake, five seconds (REKEY_TIMEOUT); and who has just booted
+would be sent packets of sessions from before for fifteen.
+
 No keepalives: nodes reach each other directly, so there is no NAT whose state
 would have to be kept alive, and an idle pair of nodes costs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from metropolis.node.core.network.overlay.device import DevicePeer, Endpoint, PeerChange
@@ -54,32 +60,28 @@ class Index:
         """
         old: dict[bytes, Entry] = {}
         new: dict[bytes, Entry] = {}
-        moved: set[bytes] = set()
         for node, peer in changed.items():
             before = self._nodes.pop(node, None)
             old |= entries_of(before)
             new |= entries_of(peer)
             if peer is not None:
                 self._nodes[node] = peer
-                if before is not None and before.public_key != peer.public_key:
-                    moved.add(peer.public_key)
         for key in old:
             self.entries.pop(key, None)
         self.entries |= new
-        return _difference(old, new, moved)
+        return _difference(old, new)
 
 
 def difference(
     present: Mapping[bytes, DevicePeer], wanted: Mapping[bytes, Entry]
 ) -> list[PeerChange]:
     """Return what makes the kernel's peers those that are wanted."""
-    return _difference(present, wanted, ())
+    return _difference(present, wanted)
 
 
 def _difference(
-    old: Mapping[bytes, Entry | DevicePeer], new: Mapping[bytes, Entry], moved: Iterable[bytes]
+    old: Mapping[bytes, Entry | DevicePeer], new: Mapping[bytes, Entry]
 ) -> list[PeerChange]:
-    prompted = set(moved)
     changes = []
     for key, entry in new.items():
         before = old.get(key, DevicePeer())
@@ -88,7 +90,7 @@ def _difference(
             endpoint=entry.endpoint if entry.endpoint != before.endpoint else None,
             add=tuple(sorted(entry.allowed - before.allowed, key=str)),
             drop=tuple(sorted(before.allowed - entry.allowed, key=str)),
-            prompt=key in prompted,
+            prompt=bool(entry.allowed) and not before.allowed,
         )
         if change != PeerChange(key):
             changes.append(change)

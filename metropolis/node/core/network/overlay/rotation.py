@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of a node's key: how it is exchanged without losing connections. Pure.
+"""The life of a key: how it is exchanged without losing connections. Pure.
 
     STEADY    --WANTED-->    ANNOUNCED   a next key is made, and told
     ANNOUNCED --PUBLISHED--> GRACE       the cluster's store has it
-    GRACE     --ELAPSED-->   COMMITTED   and all watchers do; told: it is the key
+    GRACE     --ELAPSED-->   COMMITTED   and all watchers; told: it is the key
     COMMITTED --PUBLISHED--> STEADY      the store has that: it is the key here
 
 A peer takes a handshake only from keys that it knows: so the next key is

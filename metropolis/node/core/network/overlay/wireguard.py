@@ -216,7 +216,7 @@ def parse_device(messages: Iterable[Message]) -> Device:
         port,
         {
             key: DevicePeer(
-                peer.endpoint, frozenset(allowed[key]), peer.keepalive_s, peer.handshake_s
+                peer.endpoint, frozenset(allowed[key]), peer.keepalive_s, peer.handshake_ns
             )
             for key, peer in peers.items()
         },
@@ -229,11 +229,12 @@ def _parse_peer(data: bytes) -> tuple[bytes, DevicePeer, list[IPNetwork]]:
     handshake = found.get(_PEER_HANDSHAKE, bytes(_TIMESPEC.size))
     if len(handshake) != _TIMESPEC.size:
         raise ProtocolError(f"a time of {len(handshake)} bytes")
+    seconds, nanoseconds = _TIMESPEC.unpack(handshake)
     endpoint = found.get(_PEER_ENDPOINT)
     peer = DevicePeer(
         None if endpoint is None else parse_endpoint(endpoint),
         keepalive_s=_u16(found.get(_PEER_KEEPALIVE, b"\0\0")),
-        handshake_s=_TIMESPEC.unpack(handshake)[0],
+        handshake_ns=seconds * 1_000_000_000 + nanoseconds,
     )
     return _key(found.get(_PEER_PUBLIC_KEY, b"")), peer, networks
 

@@ -50,16 +50,16 @@ def net(*texts: str) -> tuple[IPNetwork, ...]:
 
 
 def key(number: int) -> bytes:
-    """A public key."""
-    return keys.public_key(keys.clamp(number.to_bytes(32)))
+    """A public key, another one for each number."""
+    return keys.public_key(keys.clamp(b"\0" + number.to_bytes(31, "little")))
 
 
 class KernelContract:
     """The tests; `bench` is a fixture of the subclass."""
 
     def test_a_link_is_made_once(self, bench: Bench) -> None:
-        assert bench.kernel.ensure_link(1400, KEY, PORT)
-        assert not bench.again().ensure_link(1300, KEY, PORT)
+        bench.kernel.ensure_link(1400, KEY, PORT)
+        bench.again().ensure_link(1300, KEY, PORT)
         assert bench.mtu() == 1400
         bench.kernel.set_mtu(1300)
         assert bench.mtu() == 1300
@@ -84,7 +84,7 @@ class KernelContract:
         ):
             with pytest.raises((NetlinkError, OverlayError)):
                 call()
-        assert bench.kernel.ensure_link(1400, KEY, PORT)
+        bench.kernel.ensure_link(1400, KEY, PORT)
         assert bench.kernel.device().peers == {}
 
     def test_peers_are_set_changed_and_removed(self, bench: Bench) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The overlay's side of a kernel, without one. What is there outlives `close`."""
+"""The overlay's side of a kernel, without one. What is there outlives close."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FakeKernel:
     port: int = 0
     private_key: bytes | None = None
     peers: dict[bytes, DevicePeer] = field(default_factory=dict)
-    present: Links = Links()
+    present: Links = field(default_factory=Links)
     fail: list[Exception] = field(default_factory=list)
     batches: list[tuple[PeerChange, ...]] = field(default_factory=list)
     prompted: list[bytes] = field(default_factory=list)
@@ -47,17 +47,15 @@ class FakeKernel:
         if not self.exists:
             raise BatchError([RequestError(0, what, errno.ENODEV)])
 
-    def ensure_link(self, mtu: int, private_key: bytes, port: int) -> bool:
+    def ensure_link(self, mtu: int, private_key: bytes, port: int) -> None:
         """See Kernel."""
         self._begin()
         if self.taken:
             raise OverlayError("the link overlay is of kind 'dummy', not of kind 'wireguard'")
-        made = not self.exists
-        if made:
+        if not self.exists:
             self.exists, self.mtu = True, mtu
         self._set_key(private_key)
         self.port = port
-        return made
 
     def delete_link(self) -> None:
         """Behind everybody's back: with it go peers, addresses and routes."""
@@ -101,7 +99,8 @@ class FakeKernel:
                 self.peers[key] = replace(peer, endpoint=change.endpoint)
             if key in self.peers:
                 for other, peer in list(self.peers.items()):
-                    self.peers[other] = replace(peer, allowed=peer.allowed - set(change.add))
+                    if not peer.allowed.isdisjoint(change.add):
+                        self.peers[other] = replace(peer, allowed=peer.allowed - set(change.add))
                 peer = self.peers[key]
                 self.peers[key] = replace(peer, allowed=peer.allowed | set(change.add))
         for change in changes:
