@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from metropolis.test.bench.runtimes_model import Measured, Programs, Samples, Subject
-from metropolis.test.bench.stats import percentile
+from metropolis.test.bench.stats import number, percentile
 
 _NAME = 42
 _COLUMN = 17
@@ -187,16 +187,6 @@ def _cell(one: Figure | None) -> str:
 
 def _times(ratio: float) -> str:
     return f"{ratio:.2f}x" if ratio < 100 else f"{ratio:.0f}x"
-
-
-def number(value: float | None) -> str:
-    """Three digits that matter, or all that are before the point."""
-    if value is None:
-        return ""
-    if value == 0 or abs(value) >= 100:
-        return f"{value:,.0f}"
-    digits = 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
-    return f"{value:.{digits}f}"
 
 
 def _row(name: str, cells: Sequence[str], after: int = 0) -> str:

@@ -29,6 +29,16 @@ def percentile(samples: Sequence[float], percent: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
+def number(value: float | None) -> str:
+    """Three digits that matter, or all that are before the point."""
+    if value is None:
+        return ""
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    digits = 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    return f"{value:.{digits}f}"
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """One line of the result. p95 and p99 None: a single value. note: why
