@@ -10,7 +10,12 @@ node's own clock. Nobody answers at the simulated nodes' addresses.
 
 Limits. Without KVM the node's CPU is emulated, some ten times slower than
 real ones: times say how things compare, counts and bytes are exact. Peers that
-answer, and traffic, are the overlay's tests' to measure.
+answer, and traffic, are the overlay's tests' to measure: here, the overlay's
+second look at a peer that changed its key always finds no handshake, and makes
+the peer anew. In the churn that is part of how far behind the node is.
+Sessions with new peers are tried for 90 s: what the machine uses idle is taken
+in that time, so its CPU of a change in the large cluster is told too low. On a
+quiet host look at node core's.
 
     scale            the command
     scale_run        the experiment
