@@ -71,7 +71,8 @@ _TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     State.REBOOTING: frozenset({State.BOUND, State.REBOOTING, State.SELECTING}),
     State.SELECTING: frozenset({State.SELECTING, State.REQUESTING, State.REBOOTING}),
     State.REQUESTING: frozenset({State.BOUND, State.SELECTING, State.REBOOTING}),
-    State.BOUND: frozenset({State.RENEWING, State.REBOOTING}),
+    # Without a renewal when the lease ended unseen, as while asleep.
+    State.BOUND: frozenset({State.RENEWING, State.SELECTING, State.REBOOTING}),
     State.RENEWING: frozenset({State.BOUND, State.REBINDING, State.SELECTING, State.REBOOTING}),
     State.REBINDING: frozenset({State.BOUND, State.SELECTING, State.REBOOTING}),
 }
