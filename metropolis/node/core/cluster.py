@@ -43,10 +43,9 @@ class Membership:
         async def underlay(ctx: Context) -> None:
             ctx.signal_healthy()
             async for now in status.watch():
-                found = underlay_address(self._config, now)
                 # Of an uplink that lost its address, others keep the last.
-                if found is not None:
-                    self._underlay.set(found)
+                if now.external:
+                    self._underlay.set(now.external[0])
 
         ctx.run("underlay", underlay)
         ctx.run("curator", self._curator)
@@ -65,13 +64,6 @@ class Membership:
             held=held,
         )
         await client.run(ctx)
-
-
-def underlay_address(config: Cluster, status: UplinkStatus) -> IPAddress | None:
-    """Return where other nodes reach this one; None: nowhere yet. Pure."""
-    if config.underlay_address is not None:
-        return config.underlay_address
-    return next(iter(status.external), None)
 
 
 def software_version() -> str:
