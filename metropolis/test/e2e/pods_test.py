@@ -83,7 +83,12 @@ async def test_a_pod_whose_namespace_is_gone(node: Node, run_pod: RunPod) -> Non
         while pod.id in await attachments(node):  # noqa: ASYNC110 - no Watch yet
             await asyncio.sleep(0.2)
     assert (await kernel(node)).links == ()
-    # And the runtime, which knows nothing of it, can still delete the pod.
+    # Containerd hears of the processes; before, a request for the pod may meet
+    # a shim that is just ending.
+    async with asyncio.timeout(60):
+        while (await node.cri.sandboxes())[pod.id] or pod.name in await node.cri.containers():
+            await asyncio.sleep(0.2)
+    # And the runtime, which knows nothing of the network, can delete the pod.
     await node.cri.remove_pod(pod.id)
     assert pod.id not in await attachments(node)
     assert (await run_pod("pod-b")).ips
