@@ -24,6 +24,12 @@ async def two(run_pod: RunPod) -> list[Pod]:
     return [*await asyncio.gather(run_pod("pod-a"), run_pod("pod-b"))]
 
 
+async def ended(node: Node, pod: Pod) -> None:
+    """Wait until containerd knows that the processes of a pod have ended."""
+    while (await node.cri.sandboxes())[pod.id] or pod.name in await node.cri.containers():  # noqa: ASYNC110
+        await asyncio.sleep(0.2)
+
+
 async def test_everything_is_reached(node: Node, lab: Lab, run_pod: RunPod) -> None:
     pods = await two(run_pod)
     assert node.ipv6 is not None
@@ -86,8 +92,7 @@ async def test_a_pod_whose_namespace_is_gone(node: Node, run_pod: RunPod) -> Non
     # Containerd hears of the processes; before, a request for the pod may meet
     # a shim that is just ending.
     async with asyncio.timeout(60):
-        while (await node.cri.sandboxes())[pod.id] or pod.name in await node.cri.containers():
-            await asyncio.sleep(0.2)
+        await ended(node, pod)
     # And the runtime, which knows nothing of the network, can delete the pod.
     await node.cri.remove_pod(pod.id)
     assert pod.id not in await attachments(node)

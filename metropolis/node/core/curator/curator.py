@@ -59,7 +59,7 @@ type IPNetwork = IPv4Network | IPv6Network
 @dataclass(frozen=True)
 class Timing:
     """Seconds. lease_s: how long others see a node that is gone as alive.
-    list_every_s: everything is read anew, a quarter sooner or later at random.
+    list_every_s: everything is read anew, see list_interval.
     """
 
     lease_s: int = 30
@@ -68,6 +68,22 @@ class Timing:
     retry_first_s: float = 0.5
     retry_max_s: float = 10.0
     remind_s: float = 60.0
+
+
+_LISTED_OFTEN: Final = 1000
+"""Nodes. 600 s, 300 bytes a node and up to this many nodes: etcd sends all of
+them lists of 0.5 MB a second."""
+
+
+def list_interval(every_s: float, nodes: int, chance: float) -> float:
+    """Return after how long a node reads everything anew, seconds.
+
+    As many lists as there are nodes, each with all nodes: in a large cluster
+    they are rarer by the square, and cost no more than in one of _LISTED_OFTEN.
+    chance: 0 to 1; a quarter sooner or later, lest all nodes list at once.
+    """
+    rarer = max(1.0, nodes / _LISTED_OFTEN)
+    return every_s * rarer * rarer * (0.75 + chance / 2)
 
 
 class Phase(enum.Enum):
@@ -215,9 +231,10 @@ class Curator:
                     self._to(Phase.LISTING)
                     listing = await connection.list(keys.ROOT)
                     self._cluster_id = listing.cluster_id
-                    every = self._timing.list_every_s * random.uniform(0.75, 1.25)
-                    self._next_list = loop.time() + every
                     changes = self._directory.replace(listing.entries)
+                    self._next_list = loop.time() + list_interval(
+                        self._timing.list_every_s, len(self._directory.nodes), random.random()
+                    )
                     self._take(changes, listing.revision)
                 if not in_step.is_set():
                     self._log.info("etcd at %s, revision %d", connection.endpoint, self._revision)

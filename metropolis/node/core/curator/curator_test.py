@@ -13,6 +13,7 @@ import pytest
 from metropolis.node import allocs
 from metropolis.node.core.curator import administration, keys, records
 from metropolis.node.core.curator.administration import Refused
+from metropolis.node.core.curator.curator import list_interval
 from metropolis.node.core.curator.directory import Claim, ClaimState
 from metropolis.node.core.curator.records import IPNetwork
 from metropolis.node.core.curator.testing.cluster import (
@@ -352,3 +353,11 @@ async def test_everything_is_read_anew_from_time_to_time(tmp_path: Path) -> None
                 machine: Machine = cluster.machine(f"n{number}")
                 await stack.enter_async_context(machine)
                 await one.sees(lambda peers, number=number: len(peers) == number + 1)  # type: ignore[misc]
+
+
+def test_lists_cost_no_more_in_a_larger_cluster() -> None:
+    assert list_interval(600, 10, 0.5) == list_interval(600, 1000, 0.5) == 600
+    assert (list_interval(600, 10, 0), list_interval(600, 10, 1)) == (450, 750)
+    # Lists in a second, times the nodes in each.
+    traffic = [nodes * nodes / list_interval(600, nodes, 0.5) for nodes in (1000, 2000, 10000)]
+    assert traffic == pytest.approx([traffic[0]] * 3)

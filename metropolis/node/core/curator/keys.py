@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
@@ -63,6 +64,22 @@ def end(prefix: bytes) -> bytes:
     return prefix[:-1] + bytes([prefix[-1] + 1])
 
 
+@functools.lru_cache(maxsize=1 << 15)
+def prefix_of(text: str) -> IPNetwork:
+    """Read a prefix, of which there is one text. ValueError: what is wrong.
+
+    Remembered, as each is read three times: from its claim, its holder's Member
+    and its NodeRecord.
+    """
+    try:
+        network = ip_network(text)
+    except ValueError:
+        raise ValueError("is not a prefix without host bits") from None
+    if str(network) != text:
+        raise ValueError(f'should be written "{network}"')
+    return network
+
+
 def parse(key: bytes) -> Key | None:
     """What a key names; None when it is none of ours.
 
@@ -75,10 +92,9 @@ def parse(key: bytes) -> Key | None:
         return Key(Kind.CLUSTER) if key == CLUSTER else None
     if folder == Kind.CLAIM.value:
         try:
-            prefix = ip_network(name)
+            return Key(Kind.CLAIM, name, prefix_of(name))
         except ValueError:
             return None
-        return Key(Kind.CLAIM, name, prefix) if str(prefix) == name else None
     if folder in (Kind.MEMBER.value, Kind.NODE.value) and is_node_id(name):
         return Key(Kind(folder), name)
     return None

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError, Message
 
 from metropolis.node import allocs
 from metropolis.node.core.config import MTU_MAX, MTU_MIN, is_node_id
+from metropolis.node.core.curator.keys import prefix_of
 from metropolis.node.core.curator.spec import curator_pb2 as pb
 
 type IPAddress = IPv4Address | IPv6Address
@@ -294,12 +295,9 @@ def _address(packed: bytes) -> IPAddress:
 
 def _prefix(text: str) -> IPNetwork:
     try:
-        network = ip_network(text)
-    except ValueError:
-        raise RecordError(f"{quoted(text)} is not a prefix without host bits") from None
-    if str(network) != text:
-        raise RecordError(f'{quoted(text)} should be written "{network}"')
-    return network
+        return prefix_of(text)
+    except ValueError as error:
+        raise RecordError(f"{quoted(text)} {error}") from None
 
 
 def _prefixes(texts: Iterable[str]) -> tuple[IPNetwork, ...]:

@@ -21,7 +21,9 @@ the other's (noise.c), and none completes; and any may be lost. WireGuard tries
 again after five seconds. So shortly after a change of keys it is looked whether
 there was one; a peer without is made anew, which forgets when the last was
 begun, and with it the wait. One end looks sooner than the other, lest they
-cross again. Only then, and not for a peer that joins: it is a list of all.
+cross again. Only then, and not for a peer that joins: it is a list of all. In a
+large cluster a look waits for others to share the list, so that lists take at
+most a tenth of the time.
 """
 
 from __future__ import annotations
@@ -68,6 +70,9 @@ _SESSION_S: Final = 180
 _LOOK_AFTER_S: Final = (0.4, 0.8)
 """After a change of keys, whether there was a handshake: on the node with the
 larger public key, and on the other."""
+
+_LOOKS_REST: Final = 9
+"""How many times as long as a list took there is none."""
 
 _CLOCK_CHECK_S: Final = 3600.0
 """For how long at most the system's clock is not looked at."""
@@ -161,6 +166,7 @@ class _Life:
         self._uplink_mtu: int | None = None
         self._graced_at = 0.0  # monotonic
         self._doubts: dict[bytes, _Doubt] = {}  # public keys: of a session
+        self._look_from = 0.0  # monotonic
 
     async def run(self) -> None:
         """See Overlay.run."""
@@ -288,7 +294,8 @@ class _Life:
 
     def _patience(self) -> float | None:
         """Return for how long nothing is due by itself, seconds; None: ever."""
-        times = [doubt.due - time.monotonic() for doubt in self._doubts.values()]
+        now = time.monotonic()
+        times = [max(doubt.due, self._look_from) - now for doubt in self._doubts.values()]
         rotation_s = self._rotation_patience()
         if rotation_s is not None:
             times.append(rotation_s)
@@ -356,11 +363,13 @@ class _Life:
         """Make anew those who had no handshake in time, once."""
         now = time.monotonic()
         due = {key: doubt for key, doubt in self._doubts.items() if doubt.due <= now}
-        if not due or self._index is None:
+        if not due or now < self._look_from or self._index is None:
             return
         for key in due:
             del self._doubts[key]
         peers = (await _in_thread(self._kernel.device)).peers
+        listed = time.monotonic()
+        self._look_from = listed + _LOOKS_REST * (listed - now)
         silent = {
             key: entry
             for key, doubt in due.items()

@@ -6,13 +6,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from metropolis.node.core.network.overlay.device import DevicePeer, Links, OverlayError
+from metropolis.node.core.network.overlay.device import Device, DevicePeer, Links, OverlayError
 from metropolis.node.core.network.overlay.mesh import Exchange, Identity, Mesh, Peer
 from metropolis.node.core.network.overlay.overlay import MTU_MIN, Overlay, link_mtu
 from metropolis.node.core.network.overlay.peers import entries_of
@@ -45,9 +47,11 @@ def link(mtu: int) -> LinkState:
 class Bench:
     """An overlay, what it is told, and the kernel that it has."""
 
-    def __init__(self, directory: Path, *, rotation_s: float | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, rotation_s: float | None = None, kernel: FakeKernel | None = None
+    ) -> None:
         self.directory = directory
-        self.kernel = FakeKernel()
+        self.kernel = FakeKernel() if kernel is None else kernel
         self.mesh = event.Value[Mesh]("mesh")
         self.peers = event.Table[str, Peer]("peers")
         self.published = event.Value[Identity]("published")
@@ -188,6 +192,49 @@ async def test_a_rotation_by_age(tmp_path: Path) -> None:
             await bench.overlay.identity.watch().get(lambda said: said.epoch == 2)
         finally:
             store.cancel()
+
+
+class SlowLists(FakeKernel):
+    """Of a large cluster: a list of its peers takes a while."""
+
+    TAKES_S = 0.05
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listed = 0
+
+    def device(self) -> Device:
+        time.sleep(self.TAKES_S)
+        self.listed += 1
+        return super().device()
+
+
+async def test_lists_are_a_tenth_of_the_time(tmp_path: Path) -> None:
+    """However many peers change their keys, one after the other; and each is
+    looked at.
+    """
+    kernel = SlowLists()
+    bench = Bench(tmp_path, kernel=kernel)
+    moving = [replace(peer(n), next_public_key=key(1000 + n)) for n in range(1, 25)]
+    bench.peers.update({one.node_id: one for one in moving})
+    bench.mesh.set(MESH)
+    async with bench.running():
+        await until(lambda: len(kernel.peers) == 2 * len(moving))
+        begun, before = time.monotonic(), kernel.listed
+        for one in moving:
+            assert one.next_public_key is not None
+            bench.peers.set(
+                one.node_id, replace(one, public_key=one.next_public_key, next_public_key=None)
+            )
+            await until(lambda key=one.public_key: key not in kernel.peers)  # type: ignore[misc]
+            await asyncio.sleep(0.04)
+        # No peer of the fake kernel answers, so each is made anew.
+        anew = {one.next_public_key for one in moving}
+        await until(
+            lambda: anew == {c.public_key for b in kernel.batches for c in b if c.remove} & anew
+        )
+        took = time.monotonic() - begun
+        assert kernel.listed - before <= 2 + took / (10 * kernel.TAKES_S), (kernel.listed, took)
 
 
 @pytest.mark.parametrize(
