@@ -19,7 +19,7 @@ from metropolis.node.core.curator import administration, keys
 from metropolis.node.core.curator.directory import ClaimState, Directory
 from metropolis.test.launch import checks
 from metropolis.test.launch.cluster import Cluster
-from metropolis.test.launch.prober import Prober
+from metropolis.test.launch.prober import EVERY_S, Prober
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -110,7 +110,8 @@ async def test_etcd_is_away(cluster: Cluster, prober: Prober) -> None:
         f"etcd away for {OUTAGE_S:.0f} s: a new key is in use after {time.monotonic() - back:.1f} s"
     )
     await prober.whole()
-    assert lost(prober, begin) == {}
+    # What an exchange of keys may cost: no connection a second.
+    assert {pair: n for pair, n in lost(prober, begin).items() if n * EVERY_S > 1} == {}
 
 
 async def test_etcd_is_restored(cluster: Cluster, prober: Prober) -> None:
@@ -147,6 +148,15 @@ async def test_etcd_is_restored(cluster: Cluster, prober: Prober) -> None:
     assert lost(prober, begin, without={"pod-2"}) == {}
 
 
+def assert_same(before: Directory, after: Directory, name: str) -> None:
+    """A node has the prefixes and the key that it had."""
+    assert after.held_by(name) == before.held_by(name)
+    old, new = before.node(name).seen, after.node(name).seen
+    assert old is not None
+    assert new is not None
+    assert new.public_key == old.public_key
+
+
 async def test_a_node_reboots(cluster: Cluster, prober: Prober) -> None:
     """With its disk: it has the key and the prefixes it had."""
     before = await cluster.view()
@@ -159,27 +169,26 @@ async def test_a_node_reboots(cluster: Cluster, prober: Prober) -> None:
     await prober.watch()
     took = await prober.whole()
     print(f"node rebooted in {booted - begin:.1f} s: whole {took:.1f} s after its pod started")
-    after = await cluster.view()
-    assert after.held_by("node-2") == before.held_by("node-2")
-    old, new = before.node("node-2").seen, after.node("node-2").seen
-    assert old is not None
-    assert new is not None
-    assert new.public_key == old.public_key
+    assert_same(before, await cluster.view(), "node-2")
 
 
-async def test_a_clock_that_is_an_hour_behind(cluster: Cluster, prober: Prober) -> None:
-    """WireGuard refuses handshakes from the past (its paper, section 5.1): the
-    others have to begin them.
+async def test_the_power_fails_and_the_clock_is_an_hour_behind(
+    cluster: Cluster, prober: Prober
+) -> None:
+    """What was on the disk is used; WireGuard refuses handshakes from the past
+    (its paper, section 5.1): the others have to begin them.
     """
+    before = await cluster.view()
     past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
-    await cluster.power_off("node-3", grace_s=60)
+    await cluster.power_off("node-3")
     await cluster.boot("node-3", clock=past.strftime("%Y-%m-%dT%H:%M:%S"))
     now = await cluster.members["node-3"].running.shell("date -u +%s")
     assert time.time() - int(now) > 3000
     await cluster.run_pod("node-3")
     await prober.watch()
     took = await prober.whole()
-    print(f"node rebooted into the past: whole {took:.1f} s after its pod started")
+    print(f"power failed, clock an hour behind: whole {took:.1f} s after the pod started")
+    assert_same(before, await cluster.view(), "node-3")
 
 
 async def test_a_node_joins(cluster: Cluster, prober: Prober) -> None:

@@ -26,8 +26,9 @@ from metropolis.test.launch.cluster import Cluster
 from metropolis.test.launch.reach import Place
 from osbase.test.agent.client import AgentError
 
-# Seconds between pings; busybox's takes fractions.
-_EVERY_S = 0.5
+EVERY_S = 0.5
+"""Between pings, seconds; busybox's takes fractions."""
+
 # 64 bytes from 10.200.2.1: seq=7 ttl=62 time=3.100 ms
 _ANSWER = re.compile(rb"bytes from (\S+): seq=(\d+) ")
 
@@ -129,7 +130,7 @@ class Prober:
             _, netns = await node.cri.sandbox_process(place.pod.id)
             # A ping ends by itself when it has no route.
             loops = (
-                f"while :; do ping -{ip.version} -i {_EVERY_S} {ip} 2>&1; sleep {_EVERY_S}; done &"
+                f"while :; do ping -{ip.version} -i {EVERY_S} {ip} 2>&1; sleep {EVERY_S}; done &"
                 for ip in targets
             )
             script = "\n".join([*loops, "wait"])

@@ -11,10 +11,10 @@
     AWAY -> LISTING <-> WATCHING        each life of a connection;
      ^---------+------------+           any failure ends it
 
-Three tasks share a connection: one lists and watches, and is the only one that
-tells the directory what is so; one commits what membership.decide says; one
-keeps the lease alive. The first failure of any ends all three, and after a
-while (Backoff) the next endpoint is tried. What was read stays: while etcd is
+Tasks share a connection: one lists and watches, and is the only one that tells
+the directory what is so; one commits what membership.decide says; one keeps the
+lease alive; one waits for others. The first failure of any ends all, and after
+a while (Backoff) the next endpoint is tried. What was read stays: while etcd is
 away, peers, prefixes and traffic are as they were.
 
 After a disconnection the watch goes on where it ended, if it is the same
@@ -24,6 +24,10 @@ with what is known; only differences are told on. An etcd that was restored from
 a snapshot may hide from that: its cluster id may be the same, its revision
 ahead again, and what differs another node's. Therefore everything is listed
 from time to time as well.
+
+Nodes that lost etcd together come back one after the other. Who is not back yet
+does not know a new key, so a node that is begins to use one only when all had
+time to return (Timing.return_s); until then others read its older key.
 
 Two machines with one node_id: see membership. The one that is refused says so
 once a minute, and has no prefixes.
@@ -48,7 +52,7 @@ from metropolis.node.core.curator.directory import Changes, Directory
 from metropolis.node.core.curator.etcd import Compacted, Etcd, EtcdError, LeaseGone
 from metropolis.node.core.curator.membership import TRANSIENT, Decision, Me, Standing, decide
 from metropolis.node.core.curator.transaction import Transaction
-from metropolis.node.core.network.overlay.mesh import Exchange, Mesh
+from metropolis.node.core.network.overlay.mesh import Exchange, Identity, Mesh
 from osbase import event
 from osbase.supervisor import Backoff, Context
 
@@ -68,6 +72,12 @@ class Timing:
     retry_first_s: float = 0.5
     retry_max_s: float = 10.0
     remind_s: float = 60.0
+
+    def return_s(self, endpoints: int) -> float:
+        """Return for how long another node may still be away once etcd answers
+        this one: it has just begun an attempt in vain, and then tries each.
+        """
+        return self.deadline_s + endpoints * (self.retry_max_s + self.deadline_s)
 
 
 _LISTED_OFTEN: Final = 1000
@@ -141,6 +151,8 @@ class Curator:
         self._revision = 0  # all up to it is in the directory
         self._next_list = 0.0
         self._news = event.Value[int]("revision of what was read")
+        self._newest: Identity | None = None
+        self._others_are_back = False
         self._me = Me(config.node_id, version, underlay=config.underlay_address, using=held)
         self._decision: Decision | None = None
         self._due = asyncio.Event()
@@ -210,6 +222,17 @@ class Curator:
             group.create_task(self._follow(connection, in_step))
             group.create_task(self._settle(connection, in_step))
             group.create_task(self._keep_lease(connection))
+            group.create_task(self._await_others(in_step))
+
+    async def _await_others(self, in_step: asyncio.Event) -> None:
+        await in_step.wait()
+        await asyncio.sleep(self._timing.return_s(len(self._endpoints)))
+        self._others_are_back = True
+        try:
+            self._admit_identity()
+            await asyncio.Event().wait()
+        finally:
+            self._others_are_back = False
 
     def _relied_on(self) -> Transaction:
         """That what our place in the cluster rests on is as it was."""
@@ -268,13 +291,26 @@ class Curator:
             self.peers.update(changes.peers, changes.gone)
 
     async def _follow_identity(self) -> None:
-        async for identity in self._identity.watch():
-            self._me = replace(self._me, identity=identity)
-            own = frozenset(
-                key for key in (identity.public_key, identity.next_public_key) if key is not None
-            )
-            self._tell_peers(self._directory.set_own_keys(own))
-            self._reconsider()
+        async for newest in self._identity.watch():
+            self._newest = newest
+            self._admit_identity()
+
+    def _admit_identity(self) -> None:
+        """Let the newest identity be published, unless others may not know its
+        key yet. A key that is in use is another matter: the sooner the better.
+        """
+        identity, published = self._newest, _peek(self.published)
+        if identity is None or identity == self._me.identity:
+            return
+        in_use = published is None or published.public_key == identity.public_key
+        if not in_use and not self._others_are_back:
+            return
+        self._me = replace(self._me, identity=identity)
+        own = frozenset(
+            key for key in (identity.public_key, identity.next_public_key) if key is not None
+        )
+        self._tell_peers(self._directory.set_own_keys(own))
+        self._reconsider()
 
     async def _follow_underlay(self) -> None:
         async for address in self._underlay.watch():

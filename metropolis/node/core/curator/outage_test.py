@@ -71,6 +71,24 @@ async def test_kill_and_restart_change_nothing(tmp_path: Path) -> None:
         assert cluster.log.count("etcd is away") == 4
 
 
+async def test_a_new_key_waits_for_those_who_lost_etcd_too(tmp_path: Path) -> None:
+    """They would send to the old one, and could not be answered."""
+    timing = replace(TIMING, deadline_s=1)
+    old, new = key_of("a"), key_of("next")
+    async with start(tmp_path, *NETWORKS) as cluster, cluster.machine("a", timing=timing) as one:
+        await one.joined()
+        async with outage(cluster, 1):
+            one.identity.set(Identity(old, 0, new))
+        async with cluster.machine("b") as two:
+            begun = asyncio.get_running_loop().time()
+            await cluster.server.start()
+            # What is announced is known at once.
+            await two.sees(lambda peers: "a" in peers and peers["a"].next_public_key == new)
+            one.identity.set(Identity(new, 1))
+            await two.sees(lambda peers: peers["a"].public_key == new)
+            assert asyncio.get_running_loop().time() - begun > timing.return_s(1)
+
+
 async def test_a_node_starts_without_etcd(tmp_path: Path) -> None:
     """It uses what it has held; joins when etcd comes."""
     async with start(tmp_path, *NETWORKS) as cluster:
