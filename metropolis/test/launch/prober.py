@@ -12,7 +12,6 @@ no route; it ends with the node.
 
 import asyncio
 import bisect
-import contextlib
 import itertools
 import re
 import time
@@ -23,6 +22,7 @@ from types import TracebackType
 from typing import Self
 
 from metropolis.test.launch.cluster import Cluster
+from metropolis.test.launch.cri import CriError
 from metropolis.test.launch.reach import Place
 from osbase.test.agent.client import AgentError
 
@@ -74,6 +74,10 @@ class Answers:
         return sum(max(0, later - number - 1) for number, later in steps)
 
 
+class ProberError(Exception):
+    """Pings ended that should go on."""
+
+
 class Prober:
     """Pings between the pods of a cluster, from entering to leaving the
     context. What entering saw is what there is; call watch() after pods came
@@ -85,6 +89,7 @@ class Prober:
         self._cluster = cluster
         self._news = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
+        self._trouble: ProberError | CriError | None = None
 
     async def __aenter__(self) -> Self:
         await self.watch()
@@ -107,6 +112,7 @@ class Prober:
     async def watch(self) -> None:
         """Forget everything; ping between the pods there are now."""
         await self._stop()
+        self._trouble = None
         places = self._cluster.places
         self.answers = {
             Pair(place.pod.name, other.pod.name, ip.version): Answers()
@@ -126,7 +132,7 @@ class Prober:
             if other is not place
             for ip in other.pod.ips
         }
-        with contextlib.suppress(AgentError):
+        try:
             _, netns = await node.cri.sandbox_process(place.pod.id)
             # A ping ends by itself when it has no route.
             loops = (
@@ -140,6 +146,15 @@ class Prober:
                 while data := await process.read():
                     *lines, rest = (rest + data).split(b"\n")
                     await self._note(targets, lines)
+                done = await process.wait()
+                said = (await process.read(1)).decode(errors="replace").strip()
+                raise ProberError(f"{place.pod.name}: pings ended: status {done}: {said}")
+        except AgentError:
+            pass  # the node is gone, or starts anew
+        except (CriError, ProberError) as error:
+            async with self._news:
+                self._trouble = error
+                self._news.notify_all()
 
     async def _note(
         self, targets: dict[IPv4Address | IPv6Address, Pair], lines: list[bytes]
@@ -158,7 +173,8 @@ class Prober:
         """Wait until every pair has answered from now on; the seconds it took.
 
         Two answers are wanted: the second is to a ping sent from now on.
-        TimeoutError names the pairs that did not.
+        TimeoutError names the pairs that did not; ProberError, CriError: pings
+        could not be sent.
         """
         begin = time.monotonic()
 
@@ -167,10 +183,12 @@ class Prober:
 
         try:
             async with asyncio.timeout(limit_s), self._news:
-                await self._news.wait_for(lambda: not missing())
+                await self._news.wait_for(lambda: self._trouble is not None or not missing())
         except TimeoutError:
             names = ", ".join(map(str, missing()))
             raise TimeoutError(f"not whole after {limit_s:g} s: {names}") from None
+        if self._trouble is not None:
+            raise self._trouble
         return time.monotonic() - begin
 
     async def silent(self, source: str, target: str, seconds: float = 3.0) -> None:
