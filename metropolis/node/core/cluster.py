@@ -12,6 +12,7 @@ The only place that knows both the curator and the network service.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import platform
 from typing import TYPE_CHECKING
 
@@ -52,10 +53,11 @@ class Membership:
 
     async def _curator(self, ctx: Context) -> None:
         # It takes seconds to import on a slow machine; meanwhile others start.
-        from metropolis.node.core.curator.curator import Curator
-
+        module = await asyncio.to_thread(
+            importlib.import_module, "metropolis.node.core.curator.curator"
+        )
         held = await asyncio.to_thread(held_prefixes)
-        client = Curator(
+        client = module.Curator(
             self._config,
             self._exchange,
             self._underlay,

@@ -26,8 +26,8 @@ ahead again, and what differs another node's. Therefore everything is listed
 from time to time as well.
 
 Nodes that lost etcd together come back one after the other. Who is not back yet
-does not know a new key, so a node that is begins to use one only when all had
-time to return (Timing.return_s); until then others read its older key.
+does not know a new key, so a node that is writes one that it does not use yet
+only when all had time to return (Timing.return_s).
 
 Two machines with one node_id: see membership. The one that is refused says so
 once a minute, and has no prefixes.
@@ -40,7 +40,7 @@ import contextlib
 import enum
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
@@ -52,7 +52,7 @@ from metropolis.node.core.curator.directory import Changes, Directory
 from metropolis.node.core.curator.etcd import Compacted, Etcd, EtcdError, LeaseGone
 from metropolis.node.core.curator.membership import TRANSIENT, Decision, Me, Standing, decide
 from metropolis.node.core.curator.transaction import Transaction
-from metropolis.node.core.network.overlay.mesh import Exchange, Identity, Mesh
+from metropolis.node.core.network.overlay.mesh import Exchange, Mesh
 from osbase import event
 from osbase.supervisor import Backoff, Context
 
@@ -77,7 +77,8 @@ class Timing:
         """Return for how long another node may still be away once etcd answers
         this one: it has just begun an attempt in vain, and then tries each.
         """
-        return self.deadline_s + endpoints * (self.retry_max_s + self.deadline_s)
+        # Backoff lengthens by up to a quarter.
+        return self.deadline_s + endpoints * (1.25 * self.retry_max_s + self.deadline_s)
 
 
 _LISTED_OFTEN: Final = 1000
@@ -151,8 +152,8 @@ class Curator:
         self._revision = 0  # all up to it is in the directory
         self._next_list = 0.0
         self._news = event.Value[int]("revision of what was read")
-        self._newest: Identity | None = None
         self._others_are_back = False
+        self._absent: dict[str, tuple[IPNetwork, ...]] = {}
         self._me = Me(config.node_id, version, underlay=config.underlay_address, using=held)
         self._decision: Decision | None = None
         self._due = asyncio.Event()
@@ -228,8 +229,8 @@ class Curator:
         await in_step.wait()
         await asyncio.sleep(self._timing.return_s(len(self._endpoints)))
         self._others_are_back = True
+        self._due.set()
         try:
-            self._admit_identity()
             await asyncio.Event().wait()
         finally:
             self._others_are_back = False
@@ -278,39 +279,46 @@ class Curator:
 
     def _take(self, changes: Changes, revision: int) -> None:
         first = self._decision is None
-        self._tell_peers(changes)
+        self._tell_peers(changes, complete=first)
         self._revision = revision
-        if changes.ours or first:
+        if first:
+            self._absent = self._find_absent(self._directory.nodes)
+        returned = self._absent.keys() - self._find_absent(self._absent).keys()
+        for name in returned:
+            del self._absent[name]
+        if changes.ours or first or returned:
             self._decide()
         self._news.set(revision)
 
-    def _tell_peers(self, changes: Changes) -> None:
+    def _find_absent(self, names: Iterable[str]) -> dict[str, tuple[IPNetwork, ...]]:
+        """Return those of these nodes that hold prefixes, but are no peers as
+        they have not been seen, with what they hold.
+        """
+        found = {}
+        for name in names:
+            node = self._directory.node(name)
+            if name != self._me.node_id and node.peer is None and not node.removed:
+                if held := self._directory.held_by(name):
+                    found[name] = held
+        return found
+
+    def _tell_peers(self, changes: Changes, *, complete: bool = False) -> None:
         for note in changes.notes:
             self._log.warning("refused: %s", note)
-        if changes.peers or changes.gone:
+        if complete:
+            # Those of another curator, before it failed, may not be any more.
+            self.peers.replace(changes.peers)
+        elif changes.peers or changes.gone:
             self.peers.update(changes.peers, changes.gone)
 
     async def _follow_identity(self) -> None:
-        async for newest in self._identity.watch():
-            self._newest = newest
-            self._admit_identity()
-
-    def _admit_identity(self) -> None:
-        """Let the newest identity be published, unless others may not know its
-        key yet. A key that is in use is another matter: the sooner the better.
-        """
-        identity, published = self._newest, _peek(self.published)
-        if identity is None or identity == self._me.identity:
-            return
-        in_use = published is None or published.public_key == identity.public_key
-        if not in_use and not self._others_are_back:
-            return
-        self._me = replace(self._me, identity=identity)
-        own = frozenset(
-            key for key in (identity.public_key, identity.next_public_key) if key is not None
-        )
-        self._tell_peers(self._directory.set_own_keys(own))
-        self._reconsider()
+        async for identity in self._identity.watch():
+            self._me = replace(self._me, identity=identity)
+            own = frozenset(
+                key for key in (identity.public_key, identity.next_public_key) if key is not None
+            )
+            self._tell_peers(self._directory.set_own_keys(own))
+            self._reconsider()
 
     async def _follow_underlay(self) -> None:
         async for address in self._underlay.watch():
@@ -359,6 +367,7 @@ class Curator:
             own,
             config.mtu,
             0 if member is None else member.wanted_key_epoch,
+            tuple(prefix for held in self._absent.values() for prefix in held),
         )
         if _peek(self.mesh) != mesh:
             self.mesh.set(mesh)
@@ -377,7 +386,7 @@ class Curator:
         while True:
             decision = self._decision
             self._due.clear()
-            if decision is None or decision.commit is None:
+            if decision is None or decision.commit is None or self._is_early(decision):
                 await self._due.wait()
                 continue
             seen = self._revision
@@ -402,6 +411,14 @@ class Curator:
                 raise EtcdError(
                     f"{connection.endpoint}: watch: is behind revision {revision or seen + 1}"
                 ) from error
+
+    def _is_early(self, decision: Decision) -> bool:
+        """Whether a record would tell of a key before all know it."""
+        identity, seen = self._me.identity, self._directory.node(self._me.node_id).seen
+        if not decision.record or identity is None or not identity.switching:
+            return False
+        written = seen is not None and seen.public_key == identity.public_key
+        return not written and not self._others_are_back
 
     async def _news_beyond(self, revision: int) -> None:
         async with asyncio.timeout(self._timing.deadline_s):

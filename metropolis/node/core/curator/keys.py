@@ -71,6 +71,9 @@ def prefix_of(text: str) -> IPNetwork:
     Remembered, as each is read three times: from its claim, its holder's Member
     and its NodeRecord.
     """
+    if "%" in text:
+        # A scope: another text, and another object, for the same addresses.
+        raise ValueError("has a scope")
     try:
         network = ip_network(text)
     except ValueError:

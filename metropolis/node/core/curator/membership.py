@@ -189,8 +189,9 @@ def _is_free(claim: Claim | None, node_id: str) -> bool:
 def _duplicate(directory: Directory, me: Me) -> str | None:
     """Whether another machine is alive under our name; says so.
 
-    A record with another key is another's: our own after the key was lost,
-    too, until its lease has ended. One with our key is ours from before a
+    One from before we wrote ours is one that we have had: the store was
+    restored. A record with another key is another's: our own after the key was
+    lost, too, until its lease has ended. One with our key is ours from before a
     restart, but not when it was written after ours.
     """
     node = directory.node(me.node_id)
@@ -199,9 +200,11 @@ def _duplicate(directory: Directory, me: Me) -> str | None:
         return None
     if entry.lease in (0, me.lease):
         return None
-    if {identity.public_key, identity.next_public_key}.intersection(record.keys):
-        if not me.published or entry.mod_revision <= me.published:
-            return None
+    if me.published and entry.mod_revision <= me.published:
+        return None
+    own = {identity.public_key, identity.next_public_key}.intersection(record.keys)
+    if own and not me.published:
+        return None
     return (
         f'another machine is node "{me.node_id}": key {record.public_key.hex()[:16]}..., '
         f"address {record.address}; this one stays out. Give one of them another node_id"

@@ -128,6 +128,14 @@ def test_two_machines_of_one_name() -> None:
         assert decide(known, me).standing is standing
 
 
+def test_an_older_record_is_ours_whatever_its_key() -> None:
+    """The store was restored from before an exchange of keys."""
+    known = directory(claim_2=claimed("me"), member=MEMBER, node=written(b"o" * 32))
+    me = Me("me", "1", Identity(KEY), IPv4Address("192.0.2.1"), lease=9, published=99)
+    decision = decide(known, me)
+    assert (decision.standing, decision.own) == (Standing.PUBLISHING, (POD[2],))
+
+
 def test_removed_uses_nothing() -> None:
     known = directory(claim_2=claimed(""), member=records.encode_member(Member(True)))
     decision = decide(known, Me("me", identity=Identity(KEY), using=(POD[2],)))

@@ -5,11 +5,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
-from metropolis.node.core.curator import etcd
+from metropolis.node.core.curator import etcd, keys
 from metropolis.node.core.curator.credentials import Files
 from metropolis.node.core.curator.testing.cluster import (
     ELSEWHERE,
@@ -18,11 +19,12 @@ from metropolis.node.core.curator.testing.cluster import (
     TIMING,
     Cluster,
     Machine,
+    eventually,
     files_of,
     key_of,
     start,
 )
-from metropolis.node.core.network.overlay.mesh import Identity
+from metropolis.node.core.network.overlay.mesh import Identity, Peer
 from metropolis.test.etcd import Authority
 
 REFUSED = "Connection refused"
@@ -84,9 +86,35 @@ async def test_a_new_key_waits_for_those_who_lost_etcd_too(tmp_path: Path) -> No
             await cluster.server.start()
             # What is announced is known at once.
             await two.sees(lambda peers: "a" in peers and peers["a"].next_public_key == new)
-            one.identity.set(Identity(new, 1))
+            one.identity.set(Identity(new, 1, switching=True))
             await two.sees(lambda peers: peers["a"].public_key == new)
             assert asyncio.get_running_loop().time() - begun > timing.return_s(1)
+
+
+async def test_who_is_away_is_told_of_to_who_starts(tmp_path: Path) -> None:
+    """It may know more, from before: no reason to forget it."""
+    async with start(tmp_path, *NETWORKS) as cluster:
+        async with cluster.machine("b") as two:
+            theirs = await two.joined()
+        await cluster.delete(keys.node("b"))
+        async with cluster.machine("a") as one:
+            await one.joined()
+            assert set(one.curator.mesh.peek().absent) == set(theirs)
+            async with cluster.machine("b", held=theirs) as two:
+                await two.joined()
+                await one.sees(lambda peers: "b" in peers)
+                await eventually(one.curator.mesh, lambda mesh: mesh.absent == ())
+
+
+async def test_who_was_a_peer_of_a_curator_that_failed(tmp_path: Path) -> None:
+    async with start(tmp_path, *NETWORKS) as cluster:
+        machine = cluster.machine("a")
+        machine.curator.peers.set(
+            "ghost", Peer("ghost", key_of("ghost"), IPv4Address("192.0.2.9"), 51820, ())
+        )
+        async with machine:
+            await machine.joined()
+            assert machine.curator.peers.copy() == {}
 
 
 async def test_a_node_starts_without_etcd(tmp_path: Path) -> None:

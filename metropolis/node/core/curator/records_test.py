@@ -152,7 +152,8 @@ def test_there_is_one_key_for_a_thing(data: bytes) -> None:
     "key",
     [
         b"clusters", b"cluster/", b"members/", b"members/A", b"nodes/a/b", b"claims/10.0.0.0",
-        b"claims/10.0.0.1/24", b"claims/10.0.0.0/024", b"claims/FD00::/64", b"nodes/\xff", b"",
+        b"claims/10.0.0.1/24", b"claims/10.0.0.0/024", b"claims/FD00::/64", b"claims/fd00::%a/64",
+        b"nodes/\xff", b"",
     ],
 )  # fmt: skip
 def test_other_keys_name_nothing(key: bytes) -> None:

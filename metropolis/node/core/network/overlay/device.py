@@ -85,9 +85,10 @@ class Kernel(Protocol):
     at a time. All raise NetlinkError, and leave a state that a dump tells.
     """
 
-    def ensure_link(self, mtu: int, private_key: bytes, port: int) -> None:
+    def ensure_link(self, mtu: int, private_key: bytes, port: int) -> int | None:
         """Make the link have this key and port, and be up. What is right stays
-        untouched, sessions included. Of a link that was there the MTU stays.
+        untouched, sessions included. Of a link that was there the MTU stays,
+        and is returned, bytes; None: it was not there.
 
         Raises OverlayError when something else has its name.
         """

@@ -84,10 +84,10 @@ class LinuxKernel:
             raise OverlayError(f"the link {_NAME} is gone")
         return link.ifindex
 
-    def ensure_link(self, mtu: int, private_key: bytes, port: int) -> None:
+    def ensure_link(self, mtu: int, private_key: bytes, port: int) -> int | None:
         """See Kernel."""
         with self._route() as sock:
-            link = self._link(sock)
+            link = found = self._link(sock)
             if link is None:
                 new = rtnl.new_link(_NAME, "wireguard", mtu=mtu, group=allocs.LINK_GROUP_OVERLAY)
                 sock.batch([new])
@@ -106,6 +106,7 @@ class LinuxKernel:
                     rtnl.set_link_up(link.ifindex, _NAME),
                 ]
             )
+        return None if found is None else found.mtu
 
     def set_mtu(self, mtu: int) -> None:
         """See Kernel."""

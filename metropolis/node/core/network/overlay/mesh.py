@@ -37,7 +37,9 @@ class Mesh:
 
     networks: all pods', one route each. own: the prefixes this node holds;
     none while it has no part in the cluster. mtu: as configured; None: derived
-    from the uplink. wanted_key_epoch: see Identity.epoch.
+    from the uplink. wanted_key_epoch: see Identity.epoch. absent: what nodes
+    hold that have not been seen since this one began to look; of such a node,
+    the kernel may know more.
 
     When it is set, the table of peers is complete: peers that are not in it
     are strangers.
@@ -47,6 +49,7 @@ class Mesh:
     own: tuple[IPNetwork, ...] = ()
     mtu: int | None = None
     wanted_key_epoch: int = 0
+    absent: tuple[IPNetwork, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,13 @@ class Identity:
 
     epoch: counts rotations; one is begun when the mesh wants a higher one.
     next_public_key: of a rotation under way, to be told to all peers first.
+    switching: public_key is used only once it is published.
     """
 
     public_key: bytes
     epoch: int = 0
     next_public_key: bytes | None = None
+    switching: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ kernel is never told two things at once, and what comes meanwhile is one batch.
 Of the table of peers only changes are read, and each costs what it is, however
 many peers there are. Once in a life of the runnable the kernel's peers are
 listed and compared with the table: at the first mesh, as only then strangers
-can be told. Until then the kernel goes on with what it has, so that traffic
-flows while etcd is away, and nothing is interrupted by a restart.
+can be told. Those of nodes that are away from the cluster's store stay. Until
+then the kernel goes on with what it has, so that traffic flows while etcd is
+away, and nothing is interrupted by a restart.
 
 Whoever changed its own key begins a handshake at once with all with whom it had
 a session, or has begun one lately: where it has nothing to send, the other
@@ -118,14 +119,14 @@ class Overlay:
         """Run until something fails, which another run makes good."""
         try:
             state = await _in_thread(self._load, ctx)
-            await _in_thread(
+            found = await _in_thread(
                 self._kernel.ensure_link,
                 max(MTU_MIN, link_mtu(None, _uplink_mtu(self._uplink))),
                 state.pair.private,
                 self._port,
             )
             with self._peers.watch() as changes:
-                life = _Life(self, ctx, changes, state)
+                life = _Life(self, ctx, changes, state, found)
                 await life.run()
         finally:
             await _in_thread(self._kernel.close)
@@ -152,7 +153,9 @@ class _Life:
         ctx: Context,
         changes: event.TableWatcher[str, Peer],
         state: State,
+        found: int | None,
     ) -> None:
+        """found: MTU of the link, when there was one."""
         self._overlay = overlay
         self._kernel = overlay._kernel
         self._ctx = ctx
@@ -162,8 +165,10 @@ class _Life:
         self._prompted: dict[bytes, float] = {}  # public keys: when
         self._mesh = Mesh()
         self._index: Index | None = None  # None: no mesh yet
-        self._size = 0
-        self._uplink_mtu: int | None = None
+        self._strangers: dict[bytes, frozenset[IPNetwork]] = {}  # public keys: allowed
+        self._found = found is not None
+        self._size = found or 0
+        self._uplink_mtu = None if found is None else found + OVERHEAD
         self._graced_at = 0.0  # monotonic
         self._doubts: dict[bytes, _Doubt] = {}  # public keys: of a session
         self._look_from = 0.0  # monotonic
@@ -172,12 +177,15 @@ class _Life:
         """See Overlay.run."""
         overlay = self._overlay
         sources: dict[str, tuple[_Get, _Handle]] = {
-            "mesh": (overlay._mesh.watch().get, self._on_mesh),
+            # Before the mesh, which says who is absent.
             "peers": (self._changes.get, self._on_peers),
+            "mesh": (overlay._mesh.watch().get, self._on_mesh),
             "uplink": (overlay._uplink.watch().get, self._on_uplink),
             "published": (overlay._published.watch().get, self._on_published),
         }
         waiting: dict[str, asyncio.Task[Any]] = {}
+        if self._found:
+            overlay.mtu.set(self._size)
         await self._resize()
         overlay.identity.set(rotation.identity(self._state))
         self._ctx.signal_healthy()
@@ -215,9 +223,33 @@ class _Life:
             index.change(self._overlay._peers.copy())
             device = await _in_thread(self._kernel.device)
             self._index = index
-            await self._apply(difference(device.peers, index.entries))
+            absent = frozenset(mesh.absent)
+            self._strangers = {
+                key: peer.allowed
+                for key, peer in device.peers.items()
+                if key not in index.entries and peer.allowed and peer.allowed <= absent
+            }
+            known = {key: it for key, it in device.peers.items() if key not in self._strangers}
+            await self._apply(difference(known, index.entries))
+        elif self._strangers:
+            await self._part_with_strangers(frozenset(mesh.absent))
         await _in_thread(self._reconcile_links, addressing.wanted(mesh))
         await self._resize()
+
+    async def _part_with_strangers(self, absent: frozenset[IPNetwork]) -> None:
+        """Of nodes that were away when this one began: they are back, and then
+        peers, or are no more.
+        """
+        parted = {key for key, allowed in self._strangers.items() if not allowed <= absent}
+        if not parted:
+            return
+        if changed := self._changes.take():
+            await self._on_peers(changed)
+        assert self._index is not None, "strangers are found by it"
+        gone = [key for key in parted if key not in self._index.entries]
+        await self._apply([PeerChange(key, remove=True) for key in gone])
+        for key in parted:
+            del self._strangers[key]
 
     async def _on_peers(self, changed: Mapping[str, Peer | None]) -> None:
         assert self._index is not None, "not waited for before"
@@ -253,6 +285,11 @@ class _Life:
         await self._resize()
 
     async def _resize(self) -> None:
+        """Of a link that was there only once the mesh is known: what it has is
+        what an earlier life knew.
+        """
+        if self._found and self._index is None:
+            return
         uplink = _uplink_mtu(self._overlay._uplink)
         if uplink is None and self._size:
             # Of an uplink that is gone, the size stays, within what is asked.

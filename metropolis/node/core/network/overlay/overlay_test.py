@@ -114,6 +114,49 @@ async def test_nothing_is_removed_before_the_first_mesh(bench: Bench) -> None:
         await until(lambda: bench.kernel.present != Links())
 
 
+async def test_who_is_away_from_the_store_stays(bench: Bench) -> None:
+    """Over a restart, until it is back or is no more."""
+    back, gone, stranger = peer(1), peer(2), b"s" * 32
+    present = {
+        public: DevicePeer(entry.endpoint, entry.allowed)
+        for one in (back, gone)
+        for public, entry in entries_of(one).items()
+    }
+    bench.peers.set("n3", peer(3))
+    bench.mesh.set(replace(MESH, absent=(*back.prefixes, *gone.prefixes)))
+    bench.kernel.exists, bench.kernel.peers = True, present | {stranger: DevicePeer()}
+    async with bench.running():
+        await until(lambda: peer(3).public_key in bench.kernel.peers)
+        assert set(bench.kernel.peers) == {*present, peer(3).public_key}
+        bench.peers.set("n1", back)
+        bench.mesh.set(replace(MESH, absent=gone.prefixes))
+        await until(lambda: back.public_key in bench.kernel.prompted)
+        bench.mesh.set(MESH)
+        await until(lambda: gone.public_key not in bench.kernel.peers)
+        assert back.public_key in bench.kernel.peers
+        told = [change for batch in bench.kernel.batches for change in batch if change.remove]
+        assert {change.public_key for change in told} == {stranger, gone.public_key}
+
+
+async def test_a_restart_leaves_the_size(bench: Bench) -> None:
+    """Until mesh and uplink are known, it is what an earlier life knew."""
+    bench.kernel.exists, bench.kernel.mtu = True, 8820
+    sizes: list[int] = []
+    bench.kernel.set_mtu = sizes.append  # type: ignore[method-assign, assignment]
+    async with bench.running():
+        told = bench.overlay.mtu.watch()
+        assert await told.get() == 8820
+        bench.mesh.set(Mesh(NETWORKS, MESH.own, mtu=8820))
+        await until(lambda: bench.kernel.present != Links())
+        bench.uplink.set(link(9000))
+        bench.peers.set("n1", peer(1))
+        await until(lambda: bool(bench.kernel.peers))
+        assert sizes == []
+        bench.uplink.set(link(1500))
+        assert await told.get() == 1420
+        assert sizes == [1420]
+
+
 async def test_a_change_is_told_alone(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     bench.peers.update({f"n{n}": peer(n) for n in range(1, 1999)})
@@ -178,7 +221,7 @@ async def test_a_rotation_that_the_mesh_wants(bench: Bench) -> None:
         assert (announced.public_key, announced.epoch) == (first.public_key, 0)
         bench.published.set(announced)
         committed = await told.get(lambda said: said.epoch == 1)
-        assert committed == Identity(announced.next_public_key or b"", 1)
+        assert committed == Identity(announced.next_public_key or b"", 1, switching=True)
         assert bench.kernel.device().public_key == first.public_key
         bench.published.set(committed)
         await until(lambda: bench.kernel.device().public_key == committed.public_key)

@@ -108,7 +108,7 @@ def identity(state: State) -> Identity:
         case Stage.ANNOUNCED | Stage.GRACE, KeyPair() as coming:
             return Identity(state.pair.public, state.epoch, coming.public)
         case Stage.COMMITTED, KeyPair() as coming:
-            return Identity(coming.public, state.next_epoch)
+            return Identity(coming.public, state.next_epoch, switching=True)
     return Identity(state.pair.public, state.epoch)
 
 

@@ -38,7 +38,7 @@ def test_a_whole_rotation() -> None:
     assert seen == [
         Identity(FIRST.public, 3, SECOND.public),
         Identity(FIRST.public, 3, SECOND.public),
-        Identity(SECOND.public, 4),
+        Identity(SECOND.public, 4, switching=True),
         Identity(SECOND.public, 4),
     ]
     assert state == State(SECOND, 4, 2000)

@@ -130,10 +130,10 @@ class Node:
             identity.next_public_key,
         )
 
-    def own_mesh(self, **more: int) -> Mesh:
+    def own_mesh(self, wanted_key_epoch: int = 0) -> Mesh:
         number = self.number
         own = net(f"10.192.{number}.0/24", f"fd00:10:192::{number}:0/112")
-        return Mesh(NETWORKS, own, **more)
+        return Mesh(NETWORKS, own, wanted_key_epoch=wanted_key_epoch)
 
 
 class Cluster:

@@ -58,8 +58,8 @@ class KernelContract:
     """The tests; `bench` is a fixture of the subclass."""
 
     def test_a_link_is_made_once(self, bench: Bench) -> None:
-        bench.kernel.ensure_link(1400, KEY, PORT)
-        bench.again().ensure_link(1300, KEY, PORT)
+        assert bench.kernel.ensure_link(1400, KEY, PORT) is None
+        assert bench.again().ensure_link(1300, KEY, PORT) == 1400
         assert bench.mtu() == 1400
         bench.kernel.set_mtu(1300)
         assert bench.mtu() == 1300

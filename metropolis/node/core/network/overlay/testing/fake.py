@@ -47,15 +47,17 @@ class FakeKernel:
         if not self.exists:
             raise BatchError([RequestError(0, what, errno.ENODEV)])
 
-    def ensure_link(self, mtu: int, private_key: bytes, port: int) -> None:
+    def ensure_link(self, mtu: int, private_key: bytes, port: int) -> int | None:
         """See Kernel."""
         self._begin()
         if self.taken:
             raise OverlayError("the link overlay is of kind 'dummy', not of kind 'wireguard'")
+        found = self.mtu if self.exists else None
         if not self.exists:
             self.exists, self.mtu = True, mtu
         self._set_key(private_key)
         self.port = port
+        return found
 
     def delete_link(self) -> None:
         """Behind everybody's back: with it go peers, addresses and routes."""
