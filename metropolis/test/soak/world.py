@@ -30,7 +30,7 @@ class Host:
         self._log = log
         self._process: subprocess.Popen[str] | None = None
         # Calls wait for a service that is being restarted, and notice soon.
-        backoff = ("initial", "min", "max")
+        backoff = ("initial", "max")
         self._channel = grpc.insecure_channel(
             f"unix:{self._socket}",
             options=[(f"grpc.{which}_reconnect_backoff_ms", 50) for which in backoff],

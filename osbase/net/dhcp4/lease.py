@@ -17,7 +17,8 @@ from osbase.net.dhcp4.packet import Message, Option, PacketError
 
 INFINITE: Final = 0xFFFFFFFF
 _SHORTEST_S: Final = 4
-_MTU_RANGE: Final = range(576, 65536)
+# Below what IPv6 needs the kernel takes it from the link (RFC 8200, section 5).
+_MTU_RANGE: Final = range(1280, 65536)
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ def parse(message: Message, start: float) -> Lease:
     address = message.yours
     if not _is_host(address):
         raise PacketError(f"address {address} cannot be a host's")
+    interface = IPv4Interface((address, _prefix_length(message, address)))
+    if address in _of_nobody(interface):
+        raise PacketError(f"address {interface} is its network's own")
+    routes = _usable(_routes(message), interface)
     length = _u32(message, Option.LEASE_TIME)
     if length is None or length < _SHORTEST_S:
         raise PacketError(f"lease time of {length} s")
@@ -72,9 +77,9 @@ def parse(message: Message, start: float) -> Lease:
     else:
         times = (end * 0.5, end * 0.875)
     return Lease(
-        address=IPv4Interface((address, _prefix_length(message, address))),
+        address=interface,
         server=server,
-        routes=_routes(message),
+        routes=routes,
         dns=_addresses(message, Option.DNS),
         domain=_domain(message),
         mtu=_mtu(message),
@@ -83,6 +88,31 @@ def parse(message: Message, start: float) -> Lease:
         renew_s=times[0],
         rebind_s=times[1],
     )
+
+
+def _usable(
+    routes: tuple[tuple[IPv4Network, IPv4Address | None], ...], interface: IPv4Interface
+) -> tuple[tuple[IPv4Network, IPv4Address | None], ...]:
+    """Return the routes without those that the kernel refuses, and with them
+    all that is configured at once; what is on the link first. A gateway that
+    would be nowhere is on the link itself, as in networks of /32.
+    """
+    unfit = {*_of_nobody(interface), interface.ip}
+    on_link = [network for network, gateway in routes if gateway is None]
+    through = [(network, gateway) for network, gateway in routes if gateway not in {None, *unfit}]
+    for _, gateway in through:
+        assert gateway is not None, "left out before"
+        if not any(gateway in network for network in (interface.network, *on_link)):
+            on_link.append(IPv4Network(gateway))
+    return (*((network, None) for network in on_link), *through)
+
+
+def _of_nobody(interface: IPv4Interface) -> tuple[IPv4Address, ...]:
+    """Return the addresses of a network and of all in it; a /31 has none (RFC
+    3021).
+    """
+    network = interface.network
+    return (network[0], network[-1]) if network.prefixlen < 31 else ()
 
 
 def _is_host(address: IPv4Address) -> bool:

@@ -110,6 +110,7 @@ class Machine:
         self._began = 0.0
         self._requested = 0.0
         self._tries = 0
+        self._refusals = 0  # offers in a row that were then refused
         self._retry: float = 0.0
         self.lease: Lease | None = None
 
@@ -168,11 +169,24 @@ class Machine:
         if message.kind is Type.ACK:
             self._acknowledged(message)
         elif message.kind is Type.NAK and self._believes(leases.server_of(message)):
-            if self._state is not State.REQUESTING:
-                self.lease = None
             self._hint = None
+            if self._state is State.REQUESTING:
+                self._refused(now)
+                return []
+            self.lease = None
             return self._select(now)
         return []
+
+    def _refused(self, now: float) -> None:
+        """Begin anew, but not at once: a server that offers what it refuses
+        would be asked as fast as it answers.
+        """
+        self._to(State.SELECTING)
+        self._began, self._offer = now, None
+        self._new_xid()
+        self._tries = self._refusals
+        self._back_off(now)
+        self._refusals = self._tries
 
     def tick(self, now: float) -> list[Outgoing]:
         """Do what is due by now; nothing when it is early."""
@@ -229,6 +243,7 @@ class Machine:
                 f"{asked} for {wanted}"
             )
         self._to(State.BOUND)
+        self._refusals = 0
         self.lease, self._offer = granted, None
 
     def _discover(self, now: float) -> Outgoing:

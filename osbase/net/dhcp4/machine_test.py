@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -251,6 +252,42 @@ def test_refused_after_the_link_came_up_it_is_gone() -> None:
     assert client.lease is None
 
 
+def test_offers_that_are_refused_are_asked_for_more_and_more_rarely() -> None:
+    client, now = machine(), 0.0
+    asked: list[float] = []
+    messages = client.start(now)
+    while len(asked) < 6:
+        asked.append(now)
+        request = only(client.receive(now, reply(only(messages), Type.OFFER)))
+        assert client.receive(now, reply(request, Type.NAK, yours=UNSPECIFIED)) == []
+        assert client.state is State.SELECTING
+        assert client.deadline is not None
+        now = client.deadline
+        messages = client.tick(now)
+    waits = [later - earlier for earlier, later in itertools.pairwise(asked)]
+    assert waits == [1, 2, 4, 8, 16]
+    # What it gets in the end makes all good.
+    request = only(client.receive(now, reply(only(messages), Type.OFFER)))
+    client.receive(now, reply(request, Type.ACK))
+    assert client.state is State.BOUND
+
+
+@pytest.mark.parametrize("gateway", ["192.0.2.0", "192.0.2.255", str(ADDRESS)])
+def test_a_gateway_that_is_nobody_is_left_out(gateway: str) -> None:
+    client = machine()
+    router = {Option.ROUTER: IPv4Address(gateway).packed}
+    offer = reply(only(client.start(0)), Type.OFFER, options=OPTIONS | router)
+    assert leases.parse(offer, 0).routes == ()
+
+
+def test_a_gateway_outside_of_the_network_is_on_the_link() -> None:
+    client = machine()
+    mask = {Option.SUBNET_MASK: b"\xff\xff\xff\xff"}
+    offer = reply(only(client.start(0)), Type.OFFER, options=OPTIONS | mask)
+    everywhere = IPv4Network("0.0.0.0/0")
+    assert leases.parse(offer, 0).routes == ((IPv4Network(SERVER), None), (everywhere, SERVER))
+
+
 def test_infinite_lease_has_no_deadline() -> None:
     """0xffffffff seconds are for ever."""
     client = machine()
@@ -324,7 +361,7 @@ def test_acknowledgement_of_something_else_is_refused() -> None:
 
 
 def test_classless_routes_replace_the_router() -> None:
-    """RFC 3442, with a gateway that is on the link only by a route."""
+    """RFC 3442, with gateways that are on the link only by a route."""
     raw = (
         bytes([32, 10, 0, 0, 1, 0, 0, 0, 0])
         + bytes([0, 10, 0, 0, 1])
@@ -334,6 +371,7 @@ def test_classless_routes_replace_the_router() -> None:
     lease = leases.parse(Message(False, Type.ACK, 1, MAC, yours=ADDRESS, options=options), 0)
     assert lease.routes == (
         (IPv4Network("10.0.0.1/32"), None),
+        (IPv4Network("10.0.0.9/32"), None),
         (IPv4Network("0.0.0.0/0"), IPv4Address("10.0.0.1")),
         (IPv4Network("172.16.0.0/12"), IPv4Address("10.0.0.9")),
     )
@@ -350,7 +388,11 @@ def test_any_options_give_a_lease_or_an_error(options: dict[int, bytes]) -> None
         return
     assert 1 <= lease.renew_s <= lease.rebind_s
     assert lease.end is None or lease.rebind_s < lease.end
-    assert lease.mtu is None or lease.mtu >= 576
+    assert lease.mtu is None or lease.mtu >= 1280
+    nobodys = (lease.address.network[0], lease.address.network[-1])
+    if lease.address.network.prefixlen < 31:
+        assert lease.address.ip not in nobodys
+        assert not {gateway for _, gateway in lease.routes}.intersection(nobodys)
 
 
 @given(st.data())

@@ -94,7 +94,9 @@ func New(opts ...Opt) (CNI, error) {
 				BaseDelay: 20 * time.Millisecond, Multiplier: 1.6,
 				Jitter: 0.2, MaxDelay: time.Second,
 			},
-			MinConnectTimeout: time.Second,
+			// Of one attempt that is answered slowly; a socket that is
+			// not there, or refuses, says so at once.
+			MinConnectTimeout: 20 * time.Second,
 		}),
 	)
 	if err != nil {
