@@ -30,8 +30,9 @@ _USERNS_IDS = 65536
 # Seconds; an emulated node takes about two for a sandbox, busy ones more.
 _TIMEOUT_S = 120.0
 _CHANNEL_OPTIONS = [
+    # Not min_reconnect_backoff_ms: that is how long a connection may take at
+    # least, and a busy emulated node takes a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
@@ -45,6 +46,15 @@ class CriError(Exception):
 def unix_channel(path: Path) -> grpc.aio.Channel:
     """Return a channel to a unix socket, which may come, and come again."""
     return grpc.aio.insecure_channel(f"unix:{path}", options=_CHANNEL_OPTIONS)
+
+
+def why_not(error: grpc.aio.AioRpcError) -> str:
+    """Return ": " and why a service does not answer, "" when it is just not
+    there yet.
+    """
+    said = str(error.details())
+    absent = "failed to connect" in said and "SETTINGS" not in said
+    return "" if absent else f": {said}"
 
 
 @dataclass(frozen=True)
@@ -125,8 +135,7 @@ class Cri:
                 if not found.HasField("image"):
                     return f"image {image} to be loaded"
         except grpc.aio.AioRpcError as error:
-            said = str(error.details())
-            return "containerd" + ("" if "failed to connect" in said else f": {said}")
+            return "containerd" + why_not(error)
         return ""
 
     async def run_pod(

@@ -23,7 +23,7 @@ import grpc.aio
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads.spec import workload_pb2, workload_pb2_grpc
-from metropolis.test.launch.cri import Cri, unix_channel
+from metropolis.test.launch.cri import Cri, unix_channel, why_not
 from metropolis.test.launch.images import Images
 from metropolis.test.launch.lab import OUTSIDE_IPV4, OUTSIDE_IPV6, ROUTER_IPV6, Lab, Port
 from osbase.test.agent.client import Agent, AgentError
@@ -192,9 +192,7 @@ class Node:
         try:
             await self.workloads.Status(workload_pb2.StatusRequest(), timeout=10)
         except grpc.aio.AioRpcError as error:
-            said = str(error.details())
-            # Not there at all is what it is for most of the boot.
-            return "the network service" + ("" if "failed to connect" in said else f": {said}")
+            return "the network service" + why_not(error)
         if missing := await self.cri.unready():
             return missing
         found = await self.uplink_addresses()
