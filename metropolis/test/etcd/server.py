@@ -103,6 +103,9 @@ class Etcd:
             await asyncio.wait(
                 {started, self._reading}, timeout=_START_S, return_when=asyncio.FIRST_COMPLETED
             )
+        except BaseException:
+            await self.kill()
+            raise
         finally:
             started.cancel()
         if not serving.is_set():

@@ -55,6 +55,7 @@ from metropolis.test.launch.matrix import ClusterReport, NodeRow
 from metropolis.test.launch.node import Node, NodeError, Progress, quiet
 from metropolis.test.launch.reach import Place
 from osbase.test.agent.client import AgentError
+from osbase.test.qemu.accel import find_accel
 
 # Sizes of what pods serve: for the matrix, and for tests of throughput.
 BODIES = (reach.BODY_BYTES, 1_000_000)
@@ -130,6 +131,8 @@ class Cluster:
             await self._stack.enter_async_context(self.capture)
             await self._start_store()
             self._stack.push_async_callback(self._end)
+            # Once, and not by each of them.
+            await find_accel(self._images.kernel)
             # Names and ports in order, machines at once.
             for _ in range(self._first):
                 await self._admit()
@@ -148,7 +151,11 @@ class Cluster:
         await self._stack.aclose()
 
     async def _end(self) -> None:
-        await asyncio.gather(*(self.power_off(name) for name in self.members))
+        every = (self.power_off(name) for name in self.members)
+        # What they are connected to goes after the last of them.
+        failed = [it for it in await asyncio.gather(*every, return_exceptions=True) if it]
+        if failed:
+            raise failed[0]
 
     async def _start_store(self) -> None:
         # Makes keys and certificates.
@@ -236,10 +243,12 @@ cluster {{ node_id: "{name}" etcd_endpoint: "{self.etcd.endpoint}" }}
         if node is None:
             return
         past = member.directory / f"boot-{member.boots}"
-        past.mkdir(exist_ok=True)
-        await node.save_logs(past)
-        await node.vm.stop(grace_s)
-        await member.stack.aclose()
+        try:
+            past.mkdir(exist_ok=True)
+            await node.save_logs(past)
+            await node.vm.stop(grace_s)
+        finally:
+            await member.stack.aclose()
         for log in (node.vm.layout.console_log, node.vm.layout.qemu_log):
             with contextlib.suppress(FileNotFoundError):
                 log.rename(past / log.name)

@@ -62,7 +62,7 @@ async def launch(
             print(to_json(found) if as_json else to_table(found), flush=True)
             if not leave:
                 say(hints(directory))
-                await asyncio.gather(*map(_ended, cluster.members.values()))
+                await command.stay(asyncio.gather(*map(_ended, cluster.members.values())))
     return 0 if found.ok else 1
 
 
@@ -103,7 +103,6 @@ def main(arguments: Sequence[str]) -> int:
     status = command.run(
         "launch-cluster",
         lambda: launch(base, options.nodes, options.mtu, keep, (options.exit, options.json)),
-        options.exit,
     )
     if status is None and options.json:
         failed = Check("launch-cluster", False, "see stderr")

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import NoReturn
 
 from metropolis.test.launch.child import ChildError
@@ -45,7 +45,15 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
-async def _until_signalled(work: Coroutine[None, None, int], leave: bool) -> int:
+async def stay(running: Awaitable[object]) -> None:
+    """Wait for what runs, or for the signal that is meant to end it: the status
+    is that of what was shown before.
+    """
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+async def _until_signalled(work: Coroutine[None, None, int]) -> int:
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(work)
     caught: list[int] = []
@@ -60,19 +68,19 @@ async def _until_signalled(work: Coroutine[None, None, int], leave: bool) -> int
     try:
         return await task
     except asyncio.CancelledError:
-        # Ctrl-C after the table is how this is meant to end.
-        return 128 + caught[0] if leave or not caught else 0
+        if not caught:
+            raise
+        return 128 + caught[0]
 
 
-def run(name: str, work: Callable[[], Coroutine[None, None, int]], leave: bool) -> int | None:
-    """Do the work in namespaces of its own; return its exit status. SIGINT,
-    SIGTERM and SIGHUP end it in good order.
-
-    leave: whether it ends by itself. None: it failed, which was said.
+def run(name: str, work: Callable[[], Coroutine[None, None, int]]) -> int | None:
+    """Do the work in namespaces of its own; return its exit status, None: it
+    failed, which was said. SIGINT, SIGTERM and SIGHUP end it in good order, and
+    with 128 and their number, but for work that stays.
     """
     try:
         enter_namespaces()
-        return asyncio.run(_until_signalled(work(), leave))
+        return asyncio.run(_until_signalled(work()))
     except _EXPECTED as error:
         say(f"{name}: {error}")
     except Exception:

@@ -110,11 +110,15 @@ async def launch(base: Path, leave: bool, as_json: bool) -> int:
             print(to_json(found) if as_json else to_table(found), flush=True)
             if not leave:
                 say(hints(directory / "node"))
-                reason = await node.vm.wait()
-                say(f"the node has ended: {reason or 'no reason given'}")
+                await command.stay(_ended(node))
             elif node.vm is not None:
                 await node.vm.stop()
     return 0 if found.ok else 1
+
+
+async def _ended(node: Node) -> None:
+    reason = await node.vm.wait()
+    say(f"the node has ended: {reason or 'no reason given'}")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -122,7 +126,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = command.parser("launch", __doc__)
     options = parser.parse_args(arguments)
     base = state.root()
-    status = command.run("launch", lambda: launch(base, options.exit, options.json), options.exit)
+    status = command.run("launch", lambda: launch(base, options.exit, options.json))
     if status is None and options.json:
         failed = checks.Check("launch", False, "see stderr")
         print(to_json(Report("", 0.0, (), (failed,))), flush=True)

@@ -26,7 +26,7 @@ from metropolis.node.core.network.workloads.spec import workload_pb2, workload_p
 from metropolis.test.launch.cri import Cri, unix_channel, why_not
 from metropolis.test.launch.images import Images
 from metropolis.test.launch.lab import OUTSIDE_IPV4, OUTSIDE_IPV6, ROUTER_IPV6, Lab, Port
-from osbase.test.agent.client import Agent, AgentError
+from osbase.test.agent.client import Agent, AgentError, AgentRestartedError
 from osbase.test.qemu.accel import find_accel
 from osbase.test.qemu.config import Accel, Drive, Machine, Tap
 from osbase.test.qemu.vm import Vm
@@ -156,10 +156,10 @@ class Node:
         NodeError with what is still missing, and the node's logs.
         """
         missing = "the agent"
+        up = asyncio.create_task(self.agent.ready())
         died = asyncio.create_task(self.vm.wait())
         try:
             async with asyncio.timeout(timeout_s):
-                up = asyncio.create_task(self.agent.ready())
                 await asyncio.wait({up, died}, return_when=asyncio.FIRST_COMPLETED)
                 if died.done():
                     up.cancel()
@@ -167,7 +167,7 @@ class Node:
                 await up
                 self._progress(f"boot: the node runs after {self._elapsed():.1f} s")
                 said = ""
-                while missing := await self._missing():
+                while missing := await self._missing_now(died):
                     if missing != said:
                         self._progress(f"boot: waiting for {missing} ({self._elapsed():.1f} s)")
                         said = missing
@@ -179,13 +179,24 @@ class Node:
                 f"node not ready after {timeout_s:g} s: waiting for {missing}\n{await self.logs()}"
             ) from None
         finally:
+            up.cancel()
             died.cancel()
-            await asyncio.gather(died, return_exceptions=True)
+            await asyncio.gather(up, died, return_exceptions=True)
         self.boot_s = self._elapsed()
         self._progress(f"boot: ready after {self.boot_s:.1f} s")
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._begin
+
+    async def _missing_now(self, died: asyncio.Task[str]) -> str:
+        """As _missing, of a machine that may end, or its agent start anew."""
+        try:
+            return await self._missing()
+        except AgentRestartedError:
+            return "the agent, which started anew"
+        except AgentError as error:
+            await asyncio.wait({died}, timeout=_POLL_S)
+            raise NodeError(str(self.vm.failure(str(error)))) from error
 
     async def _missing(self) -> str:
         """Return what is not there yet; "" when the node is ready."""

@@ -22,9 +22,8 @@ from types import TracebackType
 from typing import Self
 
 from metropolis.test.launch.cluster import Cluster
-from metropolis.test.launch.cri import CriError
 from metropolis.test.launch.reach import Place
-from osbase.test.agent.client import AgentError
+from osbase.test.agent.client import AgentGoneError, AgentRestartedError
 
 EVERY_S = 0.5
 """Between pings, seconds; busybox's takes fractions."""
@@ -89,7 +88,7 @@ class Prober:
         self._cluster = cluster
         self._news = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
-        self._trouble: ProberError | CriError | None = None
+        self._trouble: Exception | None = None
 
     async def __aenter__(self) -> Self:
         await self.watch()
@@ -125,6 +124,16 @@ class Prober:
             self._tasks.append(asyncio.create_task(self._follow(place, places)))
 
     async def _follow(self, place: Place, places: list[Place]) -> None:
+        try:
+            await self._read_pings(place, places)
+        except AgentGoneError, AgentRestartedError:
+            pass  # the node is off, or boots
+        except Exception as error:
+            async with self._news:
+                self._trouble = error
+                self._news.notify_all()
+
+    async def _read_pings(self, place: Place, places: list[Place]) -> None:
         node = self._cluster.members[place.node].running
         targets = {
             ip: Pair(place.pod.name, other.pod.name, ip.version)
@@ -132,29 +141,22 @@ class Prober:
             if other is not place
             for ip in other.pod.ips
         }
-        try:
-            _, netns = await node.cri.sandbox_process(place.pod.id)
-            # A ping ends by itself when it has no route.
-            loops = (
-                f"while :; do ping -{ip.version} -i {EVERY_S} {ip} 2>&1; sleep {EVERY_S}; done &"
-                for ip in targets
-            )
-            script = "\n".join([*loops, "wait"])
-            command = ["ip", "netns", "exec", Path(netns).name, "sh", "-c", script]
-            async with node.agent.exec(command) as process:
-                rest = b""
-                while data := await process.read():
-                    *lines, rest = (rest + data).split(b"\n")
-                    await self._note(targets, lines)
-                done = await process.wait()
-                said = (await process.read(1)).decode(errors="replace").strip()
-                raise ProberError(f"{place.pod.name}: pings ended: status {done}: {said}")
-        except AgentError:
-            pass  # the node is gone, or starts anew
-        except (CriError, ProberError) as error:
-            async with self._news:
-                self._trouble = error
-                self._news.notify_all()
+        _, netns = await node.cri.sandbox_process(place.pod.id)
+        # A ping ends by itself when it has no route.
+        loops = (
+            f"while :; do ping -{ip.version} -i {EVERY_S} {ip} 2>&1; sleep {EVERY_S}; done &"
+            for ip in targets
+        )
+        script = "\n".join([*loops, "wait"])
+        command = ["ip", "netns", "exec", Path(netns).name, "sh", "-c", script]
+        async with node.agent.exec(command) as process:
+            rest = b""
+            while data := await process.read():
+                *lines, rest = (rest + data).split(b"\n")
+                await self._note(targets, lines)
+            done = await process.wait()
+            said = (await process.read(1)).decode(errors="replace").strip()
+            raise ProberError(f"{place.pod.name}: pings ended: status {done}: {said}")
 
     async def _note(
         self, targets: dict[IPv4Address | IPv6Address, Pair], lines: list[bytes]
@@ -173,8 +175,8 @@ class Prober:
         """Wait until every pair has answered from now on; the seconds it took.
 
         Two answers are wanted: the second is to a ping sent from now on.
-        TimeoutError names the pairs that did not; ProberError, CriError: pings
-        could not be sent.
+        TimeoutError names the pairs that did not. What is in the way of pings is
+        raised: ProberError, CriError, AgentError, NodeError.
         """
         begin = time.monotonic()
 

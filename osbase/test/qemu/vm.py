@@ -231,7 +231,8 @@ class Vm:
         or "" when QEMU died without a word.
         """
         await self._exited.wait()
-        await self.stop()
+        # Whoever stops waiting does not stop it half way.
+        await asyncio.shield(self.stop())
         return self._shutdown_reason
 
     async def stopped_by_error(self) -> None:
