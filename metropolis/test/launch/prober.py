@@ -175,8 +175,8 @@ class Prober:
         """Wait until every pair has answered from now on; the seconds it took.
 
         Two answers are wanted: the second is to a ping sent from now on.
-        TimeoutError names the pairs that did not. What is in the way of pings is
-        raised: ProberError, CriError, AgentError, NodeError.
+        TimeoutError names the pairs that did not. What is in the way of pings
+        is raised: ProberError, CriError, AgentError, NodeError.
         """
         begin = time.monotonic()
 
