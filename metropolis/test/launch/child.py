@@ -11,6 +11,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 
+# Seconds until a program has to have said that it serves.
+_READY_S = 60.0
+
+
 class ChildError(Exception):
     """A program that is not there or did not start; ends with what it said."""
 
@@ -50,10 +54,13 @@ async def child(name: str, *arguments: str, log: Path, ready: bytes) -> AsyncIte
     following = asyncio.create_task(follow())
     started = asyncio.create_task(up.wait())
     try:
-        await asyncio.wait({started, following}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            {started, following}, timeout=_READY_S, return_when=asyncio.FIRST_COMPLETED
+        )
         if not up.is_set():
             text = b"".join(said).decode(errors="replace").strip()
-            raise ChildError(f"{name}: {text or 'ended without a word'}")
+            how = "ended" if following.done() else f"not ready after {_READY_S:g} s"
+            raise ChildError(f"{name}: {how}: {text or 'without a word'}")
         yield
     finally:
         started.cancel()
