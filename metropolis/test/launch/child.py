@@ -10,7 +10,6 @@ from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-
 # Seconds until a program has to have said that it serves.
 _READY_S = 60.0
 
