@@ -3,11 +3,12 @@
 
 import asyncio
 import contextlib
+import socket
 from pathlib import Path
 
 import grpc.aio
 
-from metropolis.test.launch.cri import unix_channel
+from metropolis.test.launch.cri import Cri, unix_channel
 
 DELAY_S = 0.7
 
@@ -38,3 +39,32 @@ async def test_a_server_that_answers_late_is_connected_to(tmp_path: Path) -> Non
                 await it.channel_ready()
     finally:
         await server.stop(None)
+
+
+async def unready(path: Path) -> str:
+    async with unix_channel(path) as channel:
+        return await Cri(channel).unready()
+
+
+async def test_a_service_that_is_not_there_yet_needs_no_words(tmp_path: Path) -> None:
+    """Neither its socket, nor who listens; or the relay closes at once."""
+    assert await unready(tmp_path / "none") == "containerd"
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(tmp_path / "gone"))
+    assert await unready(tmp_path / "gone") == "containerd"
+
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.1)
+        writer.close()
+
+    async with await asyncio.start_unix_server(close, str(tmp_path / "closes")):
+        assert await unready(tmp_path / "closes") == "containerd"
+
+
+async def test_a_service_that_is_none_is_told(tmp_path: Path) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"login: ".ljust(100))
+        await reader.read(1)
+
+    async with await asyncio.start_unix_server(talk, str(tmp_path / "talks")):
+        assert "SETTINGS" in await unready(tmp_path / "talks")
