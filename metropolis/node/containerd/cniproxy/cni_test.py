@@ -3,7 +3,9 @@
 
 import json
 import os
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address, ip_network
@@ -76,6 +78,37 @@ def netns() -> Iterator[str]:
     descriptor, path = make_netns()
     yield path
     os.close(descriptor)
+
+
+def relay(path: Path, behind: str, delay_s: float) -> None:
+    """Take one connection to `path`; each word from behind it takes a while."""
+
+    def copy(source: socket.socket, target: socket.socket, wait_s: float) -> None:
+        while data := source.recv(65536):
+            time.sleep(wait_s)
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as server:
+        listening.bind(str(path))
+        listening.listen()
+        client, _ = listening.accept()
+        server.connect(behind)
+        with client, ThreadPoolExecutor() as pool:
+            pool.submit(copy, client, server, 0.0)
+            pool.submit(copy, server, client, delay_s)
+
+
+def test_a_service_that_answers_late_is_connected_to(socket_path: str, tmp_path: Path) -> None:
+    """By the first connection: there is no second."""
+    path = tmp_path / "slow.sock"
+    thread = threading.Thread(target=relay, args=(path, socket_path, 0.7))
+    thread.start()
+    while not path.exists():
+        time.sleep(0.01)
+    with cniproxy.new(options.with_socket(str(path)), options.with_default_conf) as client:
+        client.status(timeout_s=GENEROUS_S)
+    thread.join()
 
 
 def test_setup_gives_what_containerd_reads(cni: cniproxy.CNI, netns: str, engine: Engine) -> None:
