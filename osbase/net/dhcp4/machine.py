@@ -182,6 +182,9 @@ class Machine:
         would be asked as fast as it answers.
         """
         self._to(State.SELECTING)
+        assert self._offer is not None, "an offer was refused"
+        if self.lease is not None and self.lease.address.ip == self._offer.address.ip:
+            self.lease = None
         self._began, self._offer = now, None
         self._new_xid()
         self._tries = self._refusals

@@ -252,6 +252,42 @@ def test_refused_after_the_link_came_up_it_is_gone() -> None:
     assert client.lease is None
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_an_offer_that_is_refused_takes_the_lease_of_its_address(other: bool) -> None:
+    """And no other: that one was not asked for."""
+    client = bound()
+    client.start(200)
+    messages: list[Outgoing] = []
+    while client.state is State.REBOOTING:
+        assert client.deadline is not None
+        now = client.deadline
+        messages = client.tick(now)
+    offered = ADDRESS + 1 if other else ADDRESS
+    request = only(client.receive(now, reply(only(messages), Type.OFFER, yours=offered)))
+    assert client.receive(now, reply(request, Type.NAK, yours=UNSPECIFIED)) == []
+    assert (client.lease is not None) == other
+
+
+@pytest.mark.parametrize("refused", [State.REBOOTING, State.RENEWING, State.REBINDING])
+def test_refused_with_its_address_and_then_every_offer_it_does_not_spin(refused: State) -> None:
+    client = bound()
+    at = {State.REBOOTING: 1, State.RENEWING: 500, State.REBINDING: 875}[refused]
+    request = only(client.start(at) if refused is State.REBOOTING else client.tick(at))
+    if refused is State.REBINDING:
+        assert client.state is State.RENEWING
+        request = only(client.tick(at))
+    assert client.state is refused
+    messages, now, packets = client.receive(at, reply(request, Type.NAK)), float(at), 0
+    while now < at + 60:
+        packets += len(messages)
+        request = only(client.receive(now, reply(only(messages), Type.OFFER)))
+        assert client.receive(now, reply(request, Type.NAK, yours=UNSPECIFIED)) == []
+        assert client.deadline is not None
+        now = client.deadline
+        messages = client.tick(now)
+    assert packets < 10
+
+
 def test_offers_that_are_refused_are_asked_for_more_and_more_rarely() -> None:
     client, now = machine(), 0.0
     asked: list[float] = []
@@ -278,6 +314,55 @@ def test_a_gateway_that_is_nobody_is_left_out(gateway: str) -> None:
     router = {Option.ROUTER: IPv4Address(gateway).packed}
     offer = reply(only(client.start(0)), Type.OFFER, options=OPTIONS | router)
     assert leases.parse(offer, 0).routes == ()
+
+
+@pytest.mark.parametrize("gateway", ["192.0.2.0", "192.0.2.255", str(ADDRESS)])
+def test_a_classless_route_by_nobody_is_left_out(gateway: str) -> None:
+    """The others stay."""
+    routes = b"".join(
+        bytes([8, destination]) + IPv4Address(by).packed
+        for destination, by in ((10, gateway), (11, str(SERVER)))
+    )
+    offer = Message(
+        False,
+        Type.OFFER,
+        1,
+        MAC,
+        yours=ADDRESS,
+        options=OPTIONS | {Option.CLASSLESS_ROUTES: routes},
+    )
+    assert leases.parse(offer, 0).routes == ((IPv4Network("11.0.0.0/8"), SERVER),)
+
+
+@pytest.mark.parametrize(
+    ("length", "address", "usable"),
+    [
+        (24, "192.0.2.0", False),
+        (24, "192.0.2.255", False),
+        (25, "192.0.2.127", False),
+        (31, "192.0.2.0", True),
+        (31, "192.0.2.1", True),
+        (32, "192.0.2.0", True),
+    ],
+)
+def test_an_address_of_a_whole_network_is_refused(length: int, address: str, usable: bool) -> None:
+    mask = IPv4Network((0, length)).netmask.packed
+    options = OPTIONS | {Option.SUBNET_MASK: mask}
+    offer = Message(False, Type.OFFER, 1, MAC, yours=IPv4Address(address), options=options)
+    if usable:
+        assert str(leases.parse(offer, 0).address) == f"{address}/{length}"
+    else:
+        with pytest.raises(PacketError, match="its network's own"):
+            leases.parse(offer, 0)
+
+
+@pytest.mark.parametrize(
+    ("told", "taken"), [(68, None), (1279, None), (1280, 1280), (65535, 65535)]
+)
+def test_an_mtu_that_would_end_ipv6_is_left_out(told: int, taken: int | None) -> None:
+    options = OPTIONS | {Option.INTERFACE_MTU: told.to_bytes(2)}
+    offer = Message(False, Type.OFFER, 1, MAC, yours=ADDRESS, options=options)
+    assert leases.parse(offer, 0).mtu == taken
 
 
 def test_a_gateway_outside_of_the_network_is_on_the_link() -> None:
