@@ -22,8 +22,9 @@ class ChildError(Exception):
 async def child(name: str, *arguments: str, log: Path, ready: bytes) -> AsyncIterator[None]:
     """Run a program until the block is left, then end it by SIGTERM.
 
-    log: gets its stderr. ready: a regular expression for the line of it that
-    says that the program serves; the block begins then.
+    log: gets its stderr, as far as it can be written. ready: a regular
+    expression for the line of it that says that the program serves; the block
+    begins then.
 
     It dies with this process however that dies, and is in a session that Ctrl-C
     on the terminal does not reach.
@@ -43,8 +44,10 @@ async def child(name: str, *arguments: str, log: Path, ready: bytes) -> AsyncIte
 
     async def follow() -> None:
         with log.open("wb", buffering=0) as file:
-            while process.stderr is not None and (line := await process.stderr.readline()):
-                file.write(line)
+            while process.stderr is not None and (line := await _line(process.stderr)):
+                # The program goes on without a log, but not with a full pipe.
+                with contextlib.suppress(OSError):
+                    file.write(line)
                 if not up.is_set():
                     said.append(line)
                 if re.search(ready, line):
@@ -67,3 +70,13 @@ async def child(name: str, *arguments: str, log: Path, ready: bytes) -> AsyncIte
             process.terminate()
         await process.wait()
         await following
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    """Return a line, of a very long one a part; nothing at the end."""
+    try:
+        return await reader.readuntil()
+    except asyncio.IncompleteReadError as error:
+        return error.partial
+    except asyncio.LimitOverrunError as error:
+        return await reader.readexactly(error.consumed)
