@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Self
 
 from metropolis.test.launch.cluster import Cluster
+from metropolis.test.launch.node import Node
 from metropolis.test.launch.reach import Place
 from osbase.test.agent.client import AgentGoneError, AgentRestartedError
 
@@ -121,20 +122,23 @@ class Prober:
             for ip in other.pod.ips
         }
         for place in places:
-            self._tasks.append(asyncio.create_task(self._follow(place, places)))
+            node = self._cluster.members[place.node].running
+            self._tasks.append(asyncio.create_task(self._follow(node, place, places)))
 
-    async def _follow(self, place: Place, places: list[Place]) -> None:
+    async def _follow(self, node: Node, place: Place, places: list[Place]) -> None:
         try:
-            await self._read_pings(place, places)
+            await self._read_pings(node, place, places)
         except AgentGoneError, AgentRestartedError:
             pass  # the node is off, or boots
         except Exception as error:
+            member = self._cluster.members.get(place.node)
+            if member is None or member.node is not node:
+                return  # switched off, whatever that looked like
             async with self._news:
                 self._trouble = error
                 self._news.notify_all()
 
-    async def _read_pings(self, place: Place, places: list[Place]) -> None:
-        node = self._cluster.members[place.node].running
+    async def _read_pings(self, node: Node, place: Place, places: list[Place]) -> None:
         targets = {
             ip: Pair(place.pod.name, other.pod.name, ip.version)
             for other in places

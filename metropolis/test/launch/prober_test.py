@@ -1,10 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers, counted."""
+"""Answers, counted; what is in the way of pings."""
 
+import asyncio
+from ipaddress import IPv4Address
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metropolis.test.launch.prober import Answers
+from metropolis.test.launch.cluster import Cluster, Member
+from metropolis.test.launch.cri import CriError, Pod
+from metropolis.test.launch.lab import Port
+from metropolis.test.launch.node import Node
+from metropolis.test.launch.prober import Answers, Prober
+from metropolis.test.launch.reach import Place
+from osbase.test.agent.client import AgentGoneError
 
 
 def answers(*numbers: int) -> Answers:
@@ -36,3 +49,54 @@ def test_a_ping_that_began_anew_lost_nothing() -> None:
 @given(st.lists(st.integers(0, 50)), st.floats(0, 60))
 def test_never_negative(numbers: list[int], since: float) -> None:
     assert answers(*numbers).lost(since) >= 0
+
+
+class Failing:
+    """A cluster of two nodes; what is asked of one fails, when it is told."""
+
+    def __init__(self, error: Exception) -> None:
+        self.asked, self.told = asyncio.Event(), asyncio.Event()
+
+        async def sandbox_process(ident: str) -> tuple[int, str]:
+            self.asked.set()
+            await self.told.wait()
+            raise error
+
+        node = cast(Node, SimpleNamespace(cri=SimpleNamespace(sandbox_process=sandbox_process)))
+        self.members: dict[str, Member] = {}
+        self.places: list[Place] = []
+        for number in (1, 2):
+            name, ip = f"node-{number}", IPv4Address(number)
+            self.members[name] = Member(name, Port(number, -1), Path(), Path(), {}, node=node)
+            self.places.append(Place(name, (ip,), Pod(f"pod-{number}", "", "", (ip,), 0.0)))
+
+
+@pytest.mark.parametrize("error", [CriError("no"), ValueError("a fault in here")])
+async def test_what_is_in_the_way_is_raised(error: Exception) -> None:
+    cluster = Failing(error)
+    cluster.told.set()
+    async with Prober(cast(Cluster, cluster)) as prober:
+        with pytest.raises(type(error), match=str(error)):
+            await prober.whole(10)
+
+
+@pytest.mark.parametrize("destroyed", [False, True])
+async def test_a_node_that_is_switched_off_is_no_trouble(destroyed: bool) -> None:
+    cluster = Failing(CriError("Socket closed"))
+    async with Prober(cast(Cluster, cluster)) as prober:
+        await cluster.asked.wait()
+        for member in cluster.members.values():
+            member.node = None
+        if destroyed:
+            cluster.members.clear()
+        cluster.told.set()
+        with pytest.raises(TimeoutError, match="not whole"):
+            await prober.whole(0.2)
+
+
+async def test_a_machine_that_ended_is_no_trouble() -> None:
+    cluster = Failing(AgentGoneError("gone"))
+    cluster.told.set()
+    async with Prober(cast(Cluster, cluster)) as prober:
+        with pytest.raises(TimeoutError, match="not whole"):
+            await prober.whole(0.2)
