@@ -36,6 +36,8 @@ CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 _CONFIG = "opt/metropolis/node.textproto"
 # Seconds between questions to a node that is not ready.
 _POLL_S = 0.2
+# Seconds from the end of the agent's channel to that of its machine.
+_ENDING_S = 2.0
 
 type Progress = Callable[[str], None]
 
@@ -164,7 +166,10 @@ class Node:
                 if died.done():
                     up.cancel()
                     raise NodeError(str(self.vm.failure(f"ended by {died.result() or 'itself'}")))
-                await up
+                try:
+                    await up
+                except AgentError as error:
+                    raise await self._failure(died, error) from error
                 self._progress(f"boot: the node runs after {self._elapsed():.1f} s")
                 said = ""
                 while missing := await self._missing_now(died):
@@ -195,8 +200,14 @@ class Node:
         except AgentRestartedError:
             return "the agent, which started anew"
         except AgentError as error:
-            await asyncio.wait({died}, timeout=_POLL_S)
-            raise NodeError(str(self.vm.failure(str(error)))) from error
+            raise await self._failure(died, error) from error
+
+    async def _failure(self, died: asyncio.Task[str], error: AgentError) -> NodeError:
+        """Return what to raise when the agent fails: its machine may be about
+        to end, and then has said why.
+        """
+        await asyncio.wait({died}, timeout=_ENDING_S)
+        return NodeError(str(self.vm.failure(str(error))))
 
     async def _missing(self) -> str:
         """Return what is not there yet; "" when the node is ready."""
