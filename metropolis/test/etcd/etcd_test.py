@@ -115,6 +115,22 @@ async def test_a_lease_that_ended_is_told(tmp_path: Path) -> None:
         assert (await connection.list(keys.ROOT)).entries == ()
 
 
+async def test_a_start_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+    server = Etcd(tmp_path)
+    start = asyncio.create_task(server.start())
+    for _ in range(1000):
+        if server.running:
+            break
+        await asyncio.sleep(0.01)
+    process = server._process
+    assert process is not None
+    start.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await start
+    assert not server.running
+    assert process.returncode is not None
+
+
 async def test_kill_keeps_and_restore_brings_back(tmp_path: Path) -> None:
     async with served(tmp_path) as (server, connection):
         await connection.commit(Transaction({}, (Put(KEY, b"1"),)))
