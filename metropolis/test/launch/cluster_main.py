@@ -48,9 +48,14 @@ The cluster runs until Ctrl-C. Meanwhile, in another terminal:
 
 
 async def launch(
-    base: Path, nodes: int, mtu: int, keep: Path | None, options: tuple[bool, bool]
-) -> int:
-    """Do it all; return the exit status. options: leave, as JSON."""
+    base: Path,
+    nodes: int,
+    mtu: int,
+    keep: Path | None,
+    options: tuple[bool, bool],
+    verdict: command.Verdict,
+) -> None:
+    """Do it all. options: leave, as JSON."""
     leave, as_json = options
     with state.directory(base) as directory:
         async with Cluster(
@@ -60,10 +65,10 @@ async def launch(
             if not found.ok:
                 say(f"the nodes' logs\n{await cluster.logs()}\n---")
             print(to_json(found) if as_json else to_table(found), flush=True)
+            verdict.shown(found.ok)
             if not leave:
                 say(hints(directory))
-                await command.stay(asyncio.gather(*map(_ended, cluster.members.values())))
-    return 0 if found.ok else 1
+                await asyncio.gather(*map(_ended, cluster.members.values()))
 
 
 async def _ended(member: Member) -> None:
@@ -102,7 +107,9 @@ def main(arguments: Sequence[str]) -> int:
     keep = options.keep and (where / options.keep).absolute()
     status = command.run(
         "launch-cluster",
-        lambda: launch(base, options.nodes, options.mtu, keep, (options.exit, options.json)),
+        lambda verdict: launch(
+            base, options.nodes, options.mtu, keep, (options.exit, options.json), verdict
+        ),
     )
     if status is None and options.json:
         failed = Check("launch-cluster", False, "see stderr")

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import NoReturn
 
 from metropolis.test.launch.child import ChildError
@@ -45,17 +45,26 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
-async def stay(running: Awaitable[object]) -> None:
-    """Wait for what runs, or for the signal that is meant to end it: the status
-    is that of what was shown before.
+class Verdict:
+    """What the table said, once it was shown: the exit status from then on,
+    whatever signal ends the rest.
     """
-    with contextlib.suppress(asyncio.CancelledError):
-        await running
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+
+    def shown(self, ok: bool) -> None:
+        """Every check was ok, or not."""
+        self.status = 0 if ok else 1
 
 
-async def _until_signalled(work: Coroutine[None, None, int]) -> int:
+type Work = Callable[[Verdict], Coroutine[None, None, None]]
+
+
+async def _until_signalled(work: Work) -> int | None:
     loop = asyncio.get_running_loop()
-    task = asyncio.create_task(work)
+    verdict = Verdict()
+    task = asyncio.create_task(work(verdict))
     caught: list[int] = []
 
     def stop(number: int) -> None:
@@ -66,21 +75,23 @@ async def _until_signalled(work: Coroutine[None, None, int]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop, number)
     try:
-        return await task
+        await task
     except asyncio.CancelledError:
         if not caught:
             raise
-        return 128 + caught[0]
+        if verdict.status is None:
+            return 128 + caught[0]
+    return verdict.status
 
 
-def run(name: str, work: Callable[[], Coroutine[None, None, int]]) -> int | None:
+def run(name: str, work: Work) -> int | None:
     """Do the work in namespaces of its own; return its exit status, None: it
-    failed, which was said. SIGINT, SIGTERM and SIGHUP end it in good order, and
-    with 128 and their number, but for work that stays.
+    failed, which was said. SIGINT, SIGTERM and SIGHUP end it in good order; the
+    status is 128 and their number before the verdict, else the verdict's.
     """
     try:
         enter_namespaces()
-        return asyncio.run(_until_signalled(work()))
+        return asyncio.run(_until_signalled(work))
     except _EXPECTED as error:
         say(f"{name}: {error}")
     except Exception:

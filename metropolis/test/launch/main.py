@@ -97,8 +97,8 @@ The node runs until Ctrl-C. Meanwhile, in another terminal:
 """
 
 
-async def launch(base: Path, leave: bool, as_json: bool) -> int:
-    """Do it all; return the exit status."""
+async def launch(base: Path, leave: bool, as_json: bool, verdict: command.Verdict) -> None:
+    """Do it all."""
     with state.directory(base) as directory:
         async with Lab(directory) as lab, Node(
             find_images(), lab, directory / "node", progress=say
@@ -108,12 +108,12 @@ async def launch(base: Path, leave: bool, as_json: bool) -> int:
             if not found.ok:
                 say(f"--- the node's logs\n{await node.logs()}\n---")
             print(to_json(found) if as_json else to_table(found), flush=True)
+            verdict.shown(found.ok)
             if not leave:
                 say(hints(directory / "node"))
-                await command.stay(_ended(node))
+                await _ended(node)
             elif node.vm is not None:
                 await node.vm.stop()
-    return 0 if found.ok else 1
 
 
 async def _ended(node: Node) -> None:
@@ -126,7 +126,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = command.parser("launch", __doc__)
     options = parser.parse_args(arguments)
     base = state.root()
-    status = command.run("launch", lambda: launch(base, options.exit, options.json))
+    status = command.run(
+        "launch", lambda verdict: launch(base, options.exit, options.json, verdict)
+    )
     if status is None and options.json:
         failed = checks.Check("launch", False, "see stderr")
         print(to_json(Report("", 0.0, (), (failed,))), flush=True)
