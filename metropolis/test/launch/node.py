@@ -164,7 +164,6 @@ class Node:
             async with asyncio.timeout(timeout_s):
                 await asyncio.wait({up, died}, return_when=asyncio.FIRST_COMPLETED)
                 if died.done():
-                    up.cancel()
                     raise NodeError(str(self.vm.failure(f"ended by {died.result() or 'itself'}")))
                 try:
                     await up

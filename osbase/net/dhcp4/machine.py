@@ -142,16 +142,17 @@ class Machine:
             self._hint = self.lease.address.ip
         if self._hint is None:
             return self._select(now)
-        self._to(State.REBOOTING)
-        self._began, self._tries, self._offer = now, 0, None
-        self._new_xid()
+        self._begin(now, State.REBOOTING)
         return [self._request(now)]
 
     def _select(self, now: float) -> list[Outgoing]:
-        self._to(State.SELECTING)
+        self._begin(now, State.SELECTING)
+        return [self._discover(now)]
+
+    def _begin(self, now: float, state: State) -> None:
+        self._to(state)
         self._began, self._tries, self._offer = now, 0, None
         self._new_xid()
-        return [self._discover(now)]
 
     def receive(self, now: float, message: Message) -> list[Outgoing]:
         """Take a message that arrived. Raises PacketError, and changes
@@ -181,12 +182,10 @@ class Machine:
         """Begin anew, but not at once: a server that offers what it refuses
         would be asked as fast as it answers.
         """
-        self._to(State.SELECTING)
         assert self._offer is not None, "an offer was refused"
         if self.lease is not None and self.lease.address.ip == self._offer.address.ip:
             self.lease = None
-        self._began, self._offer = now, None
-        self._new_xid()
+        self._begin(now, State.SELECTING)
         self._tries = self._refusals
         self._back_off(now)
         self._refusals = self._tries

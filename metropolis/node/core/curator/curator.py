@@ -281,12 +281,9 @@ class Curator:
         first = self._decision is None
         self._tell_peers(changes, complete=first)
         self._revision = revision
-        if first:
-            self._absent = self._find_absent(self._directory.nodes)
-        returned = self._absent.keys() - self._find_absent(self._absent).keys()
-        for name in returned:
-            del self._absent[name]
-        if changes.ours or first or returned:
+        before = self._absent
+        self._absent = self._find_absent(self._directory.nodes if first else before)
+        if changes.ours or first or self._absent != before:
             self._decide()
         self._news.set(revision)
 
