@@ -7,6 +7,7 @@ ConfigError, a line each: file, then line and column or field, then what.
 
 from __future__ import annotations
 
+import enum
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -24,6 +25,10 @@ type IPNetwork = IPv4Network | IPv6Network
 MAX_FILE = 1 << 20
 MTU_MIN = 1280  # IPv6's least (RFC 8200, section 5)
 MTU_MAX = 65535
+NAMES_WAIT_S = 30.0
+NEW_FLOWS_PER_SECOND = 1000
+NEW_FLOWS_MAX = 1_000_000
+PORTS_MAX = 64  # entries of node_access.port
 
 
 class ConfigError(Exception):
@@ -38,13 +43,50 @@ class PodPrefixes:
     reserved: frozenset[IPAddress] = frozenset()
 
 
+class AccessMode(enum.Enum):
+    """What pods may reach of the node: see NodeAccess in config.proto."""
+
+    NOTHING = "nothing"
+    LISTED = "listed"
+    ALL = "all"
+
+
+@dataclass(frozen=True, order=True)
+class Ports:
+    """A range of ports, both ends in it. protocol: tcp, udp or sctp."""
+
+    protocol: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class NodeAccess:
+    """ports: of AccessMode.LISTED, else none."""
+
+    mode: AccessMode = AccessMode.NOTHING
+    ports: tuple[Ports, ...] = ()
+
+
 @dataclass(frozen=True)
 class Network:
-    """uplink None: there is none. mtu None: the uplink's."""
+    """uplink None: there is none. mtu None: the uplink's.
+
+    forwarded: destinations that pods reach although they are link-local or a
+    cloud's. routed_pods: others begin connections to pods. ipv6_optional:
+    workloads do without it where there is none. names_wait_s: for how long
+    Status waits for name servers. new_flows_per_second: of one workload.
+    """
 
     uplink: Interface | None = None
     pods: PodPrefixes = PodPrefixes()
     mtu: int | None = None
+    node_access: NodeAccess = NodeAccess()
+    forwarded: tuple[IPNetwork, ...] = ()
+    routed_pods: bool = False
+    ipv6_optional: bool = False
+    names_wait_s: float = NAMES_WAIT_S
+    new_flows_per_second: int = NEW_FLOWS_PER_SECOND
 
 
 @dataclass(frozen=True)
@@ -127,9 +169,65 @@ def check(message: config_pb2.NodeConfig, problems: Problems) -> NodeConfig:
         for field in ("pod_prefix", "reserved_address", "mtu"):
             if getattr(network, field):
                 problems.add(f"network.{field}", "comes from the cluster, of a node that has one")
+    if network.ipv6 not in ("", "required", "optional"):
+        problems.add("network.ipv6", f'{quoted(network.ipv6)} is not "required" or "optional"')
+    flows = network.new_flows_per_second
+    if flows > NEW_FLOWS_MAX:
+        problems.add("network.new_flows_per_second", f"{flows} is more than {NEW_FLOWS_MAX}")
     return NodeConfig(
-        Network(uplink, PodPrefixes(tuple(prefixes), frozenset(reserved)), mtu or None), cluster
+        Network(
+            uplink,
+            PodPrefixes(tuple(prefixes), frozenset(reserved)),
+            mtu or None,
+            _node_access(network.node_access, problems),
+            _forwarded(network, problems),
+            network.routed_pods,
+            network.ipv6 == "optional",
+            float(network.names_wait_s) if network.HasField("names_wait_s") else NAMES_WAIT_S,
+            flows or NEW_FLOWS_PER_SECOND,
+        ),
+        cluster,
     )
+
+
+def _node_access(message: config_pb2.NodeAccess, problems: Problems) -> NodeAccess:
+    modes = {mode.value: mode for mode in AccessMode}
+    mode = modes.get(message.mode or AccessMode.NOTHING.value)
+    field = "network.node_access"
+    if mode is None:
+        problems.add(f"{field}.mode", f"{quoted(message.mode)} is not one of {', '.join(modes)}")
+        mode = AccessMode.NOTHING
+    elif message.port and mode is not AccessMode.LISTED:
+        problems.add(f"{field}.port", f'goes with mode "listed", not with "{mode.value}"')
+    if len(message.port) > PORTS_MAX:
+        problems.add(f"{field}.port", f"has {len(message.port)} entries; at most {PORTS_MAX}")
+    ports: list[Ports] = []
+    for index, text in enumerate(message.port):
+        found = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?/(tcp|udp|sctp)", text)
+        first = int(found[1]) if found else 0
+        last = int(found[2] or found[1]) if found else 0
+        if found is None or not 0 < first <= last < 65536:
+            problems.add(
+                f"{field}.port[{index}]",
+                f'{quoted(text)} is not "PORT/PROTOCOL" or "FIRST-LAST/PROTOCOL", such as '
+                '"10250/tcp"; protocols are tcp, udp, sctp',
+            )
+        else:
+            ports.append(Ports(found[3], first, last))
+    return NodeAccess(mode, tuple(sorted(set(ports))))
+
+
+def _forwarded(network: config_pb2.Network, problems: Problems) -> tuple[IPNetwork, ...]:
+    found: list[IPNetwork] = []
+    for index, text in enumerate(network.forwarded_destination):
+        try:
+            found.append(ip_network(text))
+        except ValueError:
+            problems.add(
+                f"network.forwarded_destination[{index}]",
+                f'{quoted(text)} is no address or prefix, such as "169.254.169.254"',
+            )
+    return tuple(dict.fromkeys(found))
 
 
 def is_node_id(text: str) -> bool:

@@ -40,7 +40,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from metropolis.node.core.network import rules, sysctls
+from metropolis.node.core.network import sysctls
+from metropolis.node.core.network.rules.base import render
+from metropolis.node.core.network.rules.settings import Settings
 from metropolis.test.bench import guest
 from metropolis.test.bench import links_report as report
 from metropolis.test.bench.guest import CHANNEL, WORKSPACE, positive, say
@@ -73,7 +75,7 @@ def plan(rounds: int, samples: int) -> Plan:
         transactions=samples * 30,
         stream_kib=samples * 512,
         sysctls=tuple((one.path, one.value) for one in sysctls.NODE),
-        rules=rules.render(),
+        rules=render(Settings()),
     )
 
 

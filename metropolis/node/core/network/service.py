@@ -27,16 +27,18 @@ from typing import TYPE_CHECKING, Final
 
 from metropolis.node import allocs
 from metropolis.node.core.config import MTU_MIN, Network, PodPrefixes
-from metropolis.node.core.network import rules, sysctls
+from metropolis.node.core.network import sysctls
 from metropolis.node.core.network.overlay.mesh import Exchange, IPNetwork
 from metropolis.node.core.network.overlay.overlay import Overlay, held_networks
+from metropolis.node.core.network.rules.ruleset import RuleSet
+from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.uplink import Uplink, UplinkStatus
+from metropolis.node.core.network.workloads.conditions import Conditions
 from osbase import event
 from osbase.net import addressing
 from osbase.net.links import LinkState
 from osbase.netlink.rtnl import set_link_up
 from osbase.netlink.transport import NetlinkSocket
-from osbase.nftables import Nftables
 from osbase.supervisor import Context
 
 if TYPE_CHECKING:
@@ -86,6 +88,16 @@ class NetworkService:
         """Nothing happens before `run`. cluster None: there is no overlay."""
         self._config = config
         self._paths = paths or Paths()
+        self._conditions = Conditions()
+        self._rules = RuleSet(
+            Settings(
+                routed_pods=config.routed_pods,
+                node_access=config.node_access,
+                forwarded=config.forwarded,
+                new_flows_per_second=config.new_flows_per_second,
+                overlay=cluster is not None,
+            )
+        )
         self.pod_prefixes = pod_prefixes
         self.uplink_status = event.Value[UplinkStatus]("status of the uplink")
         self._uplink: Uplink | None = None
@@ -107,7 +119,7 @@ class NetworkService:
 
     async def run(self, ctx: Context) -> None:
         """Prepare the host, then run the parts."""
-        await asyncio.to_thread(prepare_host, self._overlay is not None)
+        await asyncio.to_thread(self._prepare_host)
         if self._uplink is None:
             self.uplink_status.set(UplinkStatus())
         else:
@@ -125,13 +137,23 @@ class NetworkService:
         last: tuple[IPNetwork, ...] | None = None
         async for mesh in self._exchange.mesh.watch():
             if mesh.networks != last:
-                await asyncio.to_thread(_apply_rules, mesh.networks)
+                await asyncio.to_thread(self._rules.update, networks=mesh.networks)
                 last = mesh.networks
+
+    def _prepare_host(self) -> None:
+        """The rules come first: from the moment the node forwards, they hold.
+        After a restart, those of the overlay as it was left hold until its
+        cluster is known.
+        """
+        if self._overlay is not None:
+            self._rules.update(networks=held_networks())
+        self._rules.apply()
+        prepare_host()
 
     async def _workloads(self, ctx: Context) -> None:
         # Imports take seconds on a slow machine; meanwhile the uplink comes up.
         engine_module, kernel = await _imported("engine", "kernel")
-        engine: Engine = engine_module.Engine(kernel.KernelDatapath())
+        engine: Engine = engine_module.Engine(kernel.KernelDatapath(), self._conditions)
         try:
             await asyncio.to_thread(engine.start)
             # The size is known before the first attach.
@@ -213,11 +235,6 @@ class NetworkService:
         await module.CniServer(engine, self._paths.cni_socket).run()
 
 
-def _apply_rules(networks: tuple[IPNetwork, ...]) -> None:
-    with Nftables() as nft:
-        nft.apply(rules.render(networks))
-
-
 async def _imported(*names: str) -> list[ModuleType]:
     """Import modules of the workload service on another thread."""
     package = "metropolis.node.core.network.workloads"
@@ -235,14 +252,11 @@ def make_runtime_directory(socket_path: str) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def prepare_host(clustered: bool = False) -> None:
-    """Settings, loopback, first hop and rules; the same again changes nothing.
+def prepare_host() -> None:
+    """Settings, loopback and first hop; the same again changes nothing.
 
-    The rules come first: from the moment the node forwards, they hold. After a
-    restart, those of the overlay as it was left hold until its cluster is
-    known. Raises NftablesError, SysctlError or NetlinkError.
+    Raises SysctlError or NetlinkError.
     """
-    _apply_rules(held_networks() if clustered else ())
     sysctls.apply(sysctls.NODE)
     with NetlinkSocket() as sock:
         sock.batch(

@@ -44,6 +44,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from metropolis.node.core.network.workloads import names
+from metropolis.node.core.network.workloads.conditions import Conditions
 from metropolis.node.core.network.workloads.datapath import (
     Datapath,
     IndexTaken,
@@ -174,8 +175,10 @@ class Engine:
     family only.
     """
 
-    def __init__(self, datapath: Datapath) -> None:
+    def __init__(self, datapath: Datapath, conditions: Conditions | None = None) -> None:
+        """conditions: what else of the node's network decides Status."""
         self._datapath = datapath
+        self._conditions = conditions or Conditions()
         self._workloads = KeyedLocks[str]("workload")
         self._namespaces = KeyedLocks[int]("network namespace", waiters=64)
         self._collections = KeyedLocks[str]("garbage collection", waiters=1)
@@ -281,7 +284,14 @@ class Engine:
     # ---- Calls --------------------------------------------------------------
 
     def status(self) -> None:
-        """Raise Unavailable, saying why, unless an attach could be served."""
+        """Raise Unavailable, saying why, unless an attach could be served and
+        the node's network is as it should be.
+        """
+        if problems := self._conditions.problems():
+            raise Unavailable("; ".join(problems.values()))
+        self._can_attach()
+
+    def _can_attach(self) -> None:
         if not self._started:
             raise Unavailable(_NOT_RUNNING)
         with self._mutex:
@@ -457,7 +467,7 @@ class Engine:
     def _attach_in_turn(self, intent: AttachIntent, left_s: Callable[[], float]) -> Attachment:
         known = self._find(intent)
         if known is None:
-            self.status()
+            self._can_attach()
         with self._datapath.open_netns(intent.netns_path) as netns:
             if self._datapath.is_home(netns):
                 raise InvalidArgument(

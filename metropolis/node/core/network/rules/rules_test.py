@@ -23,7 +23,8 @@ from pathlib import Path
 import pytest
 
 from metropolis.node import allocs
-from metropolis.node.core.network import rules
+from metropolis.node.core.network.rules.base import render
+from metropolis.node.core.network.rules.settings import Settings
 from osbase.netlink import netns
 from osbase.nftables import Nftables
 
@@ -50,7 +51,7 @@ def sh(command: str) -> str:
 
 def apply(networks: tuple[IPv4Network | IPv6Network, ...]) -> None:
     with Nftables() as nft:
-        nft.apply(rules.render(networks))
+        nft.apply(render(Settings(networks)))
 
 
 def counters() -> dict[str, int]:
@@ -235,10 +236,10 @@ def test_within_the_node_nothing_is_dropped(world: None) -> None:
 
 def test_rendering() -> None:
     """Without networks as ever; with more, longer sets and no more rules."""
-    assert "pods" not in rules.render()
-    many = [ip_network(f"10.{n}.0.0/16") for n in range(200)]
-    few = rules.render(many[:1])
-    assert few.count("\n") == rules.render(many).count("\n")
+    assert "pods" not in render(Settings())
+    many: list[IPv4Network | IPv6Network] = [ip_network(f"10.{n}.0.0/16") for n in range(200)]
+    few = render(Settings(tuple(many[:1])))
+    assert few.count("\n") == render(Settings(tuple(many))).count("\n")
     assert "ipv6_addr" not in few
 
 

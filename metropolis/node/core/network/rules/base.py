@@ -44,11 +44,12 @@ from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network
 
 from metropolis.node import allocs
+from metropolis.node.core.network.rules.settings import Settings
 
 
-def render(pod_networks: Iterable[IPv4Network | IPv6Network] = ()) -> str:
+def render(settings: Settings) -> str:
     """Return the transaction that makes the table, or makes it anew, counters
-    included. pod_networks: of the cluster, where there is an overlay.
+    included.
     """
     table = f"inet {allocs.NFTABLES_TABLE}"
     workload = allocs.LINK_GROUP_WORKLOAD
@@ -105,7 +106,7 @@ table {table} {{
         ip saddr {allocs.FIRST_HOP_IPV4} counter name uplink_not_ready drop
         ip6 saddr fe80::/10 counter name uplink_not_ready drop
     }}
-{_pods_only_encrypted(pod_networks, ours)}}}
+{_pods_only_encrypted(settings.networks, ours)}}}
 """
 
 

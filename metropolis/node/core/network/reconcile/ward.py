@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Something whose state in the kernel is known, watched and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Repair:
+    """One thing that was not as it should be.
+
+    key: the same each time the same thing is wrong ("sysctl
+    net.ipv4.ip_forward", "route 10.192.0.7/32"): repairs are counted by it.
+    what: for people, what was found and what is wanted. error: why it could
+    not be put back; "": it was. left: it was not tried, as `allow` said.
+    """
+
+    key: str
+    what: str
+    error: str = ""
+    left: bool = False
+
+
+type Allow = Callable[[str], bool]
+"""Whether the thing of that key may be put back once more."""
+
+
+class Ward(Protocol):
+    """One look compares with the kernel and puts back what differs."""
+
+    @property
+    def name(self) -> str:
+        """For logs and counters: "rules", "workloads"."""
+
+    def look(self, allow: Allow) -> Sequence[Repair]:
+        """Compare and put back; return what was wrong. Blocks; never raises
+        for what the kernel refuses, which is a Repair with an error.
+        """

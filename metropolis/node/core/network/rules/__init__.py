@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's packet rules: what may go where, and what is refused.
+
+    settings   what decides the rules, one value
+    base       settings -> the transaction, as text        pure
+    ruleset    the loaded rules, kept as the settings say
+"""

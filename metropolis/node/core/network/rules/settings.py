@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the rule set is rendered from: a value, compared as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from metropolis.node.core.config import NEW_FLOWS_PER_SECOND, NodeAccess
+
+type IPAddress = IPv4Address | IPv6Address
+type IPNetwork = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides what the rules are.
+
+    networks: the pod networks, the node's own prefixes and its cluster's.
+    routed_pods, node_access, forwarded, new_flows_per_second: as configured.
+    resolvers: the node's name servers. strict: the uplink's name, for each IP
+    version of which it has the only default route. overlay: there is one, so
+    WireGuard's packets are the node's own. cgroup: path below /sys/fs/cgroup
+    of the processes whose TCP connections are not tracked; None: of none.
+    """
+
+    networks: tuple[IPNetwork, ...] = ()
+    routed_pods: bool = False
+    node_access: NodeAccess = NodeAccess()
+    forwarded: tuple[IPNetwork, ...] = ()
+    new_flows_per_second: int = NEW_FLOWS_PER_SECOND
+    resolvers: tuple[IPAddress, ...] = ()
+    strict: tuple[tuple[int, str], ...] = ()
+    overlay: bool = False
+    cgroup: str | None = None
