@@ -78,6 +78,16 @@ WIREGUARD_PORT: Final = 51820
 """UDP port of WireGuard on every node. Listened on by: the overlay's link. Sent
 to by: the overlay's peers. Let through by: firewalls between nodes."""
 
+MASQUERADE_PORTS: Final = (1024, 32767)
+"""First and last source port that flows of workloads are given when they leave
+the node. No other port of the node is below: EPHEMERAL_PORTS, WIREGUARD_PORT.
+Used by: the node's rule set."""
+
+EPHEMERAL_PORTS: Final = (32768, 60999)
+"""First and last port of the connections that the node itself begins; the
+kernel's default, pinned. Set by: network service (net.ipv4.ip_local_port_range).
+Matched by: the node's rule set."""
+
 CURATOR_PORT: Final = 2379
 """TCP port of etcd, where an endpoint names none. Connected to by: curator."""
 

@@ -82,6 +82,8 @@ IFLA_ALT_IFNAME = 53
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 VETH_INFO_PEER = 1
+IFLA_INET_CONF = 1
+IPV4_DEVCONF_RP_FILTER = 8
 IFLA_INET6_ADDR_GEN_MODE = 8
 IN6_ADDR_GEN_MODE_NONE = 1
 RTEXT_FILTER_SKIP_STATS = 8
@@ -109,9 +111,11 @@ _NEW = NLM_F_CREATE | NLM_F_EXCL
 _VETH = attrs.text(IFLA_INFO_KIND, b"veth")
 _ONE_QUEUE = attrs.u32(IFLA_NUM_TX_QUEUES, 1) + attrs.u32(IFLA_NUM_RX_QUEUES, 1)
 _SKIP_STATS = attrs.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+_REVERSE_PATH = attrs.nested(
+    AF_INET, attrs.nested(IFLA_INET_CONF, attrs.u32(IPV4_DEVCONF_RP_FILTER, 1))
+)
 _NO_IPV6_ADDRESS = attrs.nested(
-    IFLA_AF_SPEC,
-    attrs.nested(AF_INET6, attrs.attr(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))),
+    AF_INET6, attrs.attr(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
 )
 
 
@@ -185,13 +189,21 @@ def set_link_down(ifindex: int, name: str) -> Request:
     return Request(RTM_NEWLINK, 0, body, "set {} down", (name,))
 
 
-def set_link_alias(ifindex: int, name: str, alias: str, *, ipv6: bool) -> Request:
+def set_link_alias(
+    ifindex: int, name: str, alias: str, *, ipv6: bool, reverse_path: bool = False
+) -> Request:
     """Sets the alias (at most 255 bytes) and, where there is IPv6, that the
     kernel makes no link-local address of its own.
+
+    reverse_path: in IPv4 the kernel takes, and answers in ARP, only what comes
+    from addresses whose route is by the link (rp_filter=1).
     """
-    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.attr(IFLA_IFALIAS, alias.encode())
+    settings = [_REVERSE_PATH] if reverse_path else []
     if ipv6:
-        body += _NO_IPV6_ADDRESS
+        settings.append(_NO_IPV6_ADDRESS)
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.attr(IFLA_IFALIAS, alias.encode())
+    if settings:
+        body += attrs.nested(IFLA_AF_SPEC, *settings)
     return Request(RTM_NEWLINK, 0, body, "set alias of {}", (name,))
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from metropolis.node import allocs
+
 
 class SysctlError(Exception):
     """A setting that the kernel refused, with its name and value."""
@@ -20,13 +22,14 @@ class SysctlError(Exception):
 
 @dataclass(frozen=True)
 class Sysctl:
-    """path: below /proc/sys/net, since link names may contain dots.
+    """path: below /proc/sys/net, since link names may contain dots. value: of
+    several numbers, separated by blanks.
 
     optional: may be missing, as those of the whole kernel are in a namespace.
     """
 
     path: str
-    value: int
+    value: int | str
     optional: bool = False
 
 
@@ -35,8 +38,9 @@ NODE: Final = (
     # as when a new lease follows an old one.
     Sysctl("ipv4/conf/all/promote_secondaries", 1),
     # Reverse paths are checked by the rule set, strictly and in both families;
-    # the kernel's own check knows IPv4 only, and takes the stricter of `all`
-    # and the link's.
+    # the kernel's own check knows IPv4 only, and takes the greater of `all` and
+    # the link's. Links of workloads have 1, for ARP; with 2 in `all` that would
+    # be 2, which is no check where there is a default route.
     Sysctl("ipv4/conf/all/rp_filter", 0),
     Sysctl("ipv4/conf/default/rp_filter", 0),
     # A redirect would tell workloads of a better first hop; there is none.
@@ -61,6 +65,9 @@ NODE: Final = (
     Sysctl("ipv6/neigh/default/gc_thresh1", 4096, optional=True),
     Sysctl("ipv6/neigh/default/gc_thresh2", 32768, optional=True),
     Sysctl("ipv6/neigh/default/gc_thresh3", 65536, optional=True),
+    # Connections of the node are at none of the ports that flows of workloads
+    # are given: see allocs.MASQUERADE_PORTS.
+    Sysctl("ipv4/ip_local_port_range", "{} {}".format(*allocs.EPHEMERAL_PORTS)),
     # Last: what is forwarded is forwarded under the settings above.
     Sysctl("ipv4/ip_forward", 1),
     Sysctl("ipv6/conf/all/forwarding", 1),
@@ -104,7 +111,7 @@ def _write(setting: Sysctl, root: str) -> None:
         # drops routes that were learnt.
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            if os.read(fd, 64).strip() != str(setting.value).encode():
+            if os.read(fd, 64).split() != str(setting.value).encode().split():
                 os.pwrite(fd, str(setting.value).encode(), 0)
         finally:
             os.close(fd)

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from metropolis.node.core.network.rules import base
 from metropolis.node.core.network.rules.settings import Settings
-from osbase.nftables import Nftables
+from osbase.nftables import Nftables, NftablesError
+
+_CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
 class RuleSet:
@@ -28,10 +31,14 @@ class RuleSet:
         """What is wanted now."""
         return self._settings
 
-    def apply(self) -> None:
-        """Program what is wanted, whatever is there. Raises NftablesError."""
+    def apply(self, *, fresh: bool = False) -> None:
+        """Program what is wanted, whatever is there. Raises NftablesError.
+
+        fresh: also remove what others added to the tables, for the price of the
+        counters and of what is limited at the moment.
+        """
         with self._lock:
-            self._apply()
+            self._apply(fresh=fresh)
 
     def update(self, **changes: Any) -> None:
         """Replace fields of the settings; program them if that changes any.
@@ -43,8 +50,20 @@ class RuleSet:
             if self._settings != self._applied:
                 self._apply()
 
-    def _apply(self) -> None:
+    def _apply(self, *, fresh: bool = False) -> None:
         self._applied = None
+        settings = self._settings
+        # nft looks a cgroup up when it loads the rule: one that is gone must
+        # not be the reason that there are no rules.
+        if settings.cgroup is not None and not (_CGROUPS / settings.cgroup.strip("/")).is_dir():
+            settings = replace(settings, cgroup=None)
         with Nftables() as nft:
-            nft.apply(base.render(self._settings))
+            if not fresh:
+                try:
+                    nft.apply(base.render_update(settings))
+                except NftablesError:
+                    # Nothing is there, or not as this version makes it.
+                    fresh = True
+            if fresh:
+                nft.apply(base.render(settings))
         self._applied = self._settings
