@@ -42,7 +42,9 @@ RTM_GETROUTE = 26
 RTM_NEWLINKPROP = 108
 RTNLGRP_LINK = 1
 RTNLGRP_IPV4_IFADDR = 5
+RTNLGRP_IPV4_ROUTE = 7
 RTNLGRP_IPV6_IFADDR = 9
+RTNLGRP_IPV6_ROUTE = 11
 
 AF_UNSPEC = 0
 AF_INET = 2
@@ -278,6 +280,12 @@ def dump_link_routes(family: int, ifindex: int) -> Request:
     """The main table's routes through a link; as dump_routes."""
     body = _RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0) + attrs.u32(_RTA_OIF, ifindex)
     return Request(RTM_GETROUTE, 0, body, "list routes of link {}", (ifindex,))
+
+
+def dump_main_routes(family: int) -> Request:
+    """All of the main table's routes; as dump_routes."""
+    body = _RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
+    return Request(RTM_GETROUTE, 0, body, "list routes of the main table")
 
 
 def get_route(destination: IPAddress, *, ifindex: int = 0) -> Request:

@@ -193,8 +193,8 @@ class Tap:
         """Send a frame. to: the link address."""
         self._socket.sendto(data, ("eth0", ether, 0, 0, to or mac(self._name)))
 
-    def frames(self, until: bytes) -> Iterator[tuple[int, bytes]]:
-        """Yield Ethernet type and content of what comes, and last what contains
+    def frames(self, until: bytes | None = None) -> Iterator[tuple[int, bytes]]:
+        """Yield Ethernet type and content of what comes; last what contains
         `until`, which has to come.
         """
         deadline = time.monotonic() + LIMIT_S
@@ -203,9 +203,18 @@ class Tap:
             if kind == socket.PACKET_OUTGOING:
                 continue
             yield ether, data
-            if until in data:
+            if until is not None and until in data:
                 return
-        raise AssertionError(f"{until!r} did not come to {self._name}: {counters()}")
+        raise AssertionError(f"{until or 'more'!r} did not come to {self._name}: {counters()}")
+
+    def tcp(self, flags: int) -> packets.Packet:
+        """Return the next TCP packet that has just these flags."""
+        for ether, data in self.frames():
+            if ether in (packets.ETHER_IPV4, packets.ETHER_IPV6):
+                found = packets.parse(data)
+                if found.protocol == packets.TCP and found.flags == flags:
+                    return found
+        raise AssertionError("frames end only so")
 
     def until(self, marker: bytes) -> list[packets.Packet]:
         """Return the IP packets up to that which contains the marker, which has
