@@ -44,9 +44,12 @@ _PARAMETERS: Final = bytes(
         Option.SUBNET_MASK,
         # Before the router option, which it replaces (RFC 3442, page 5).
         Option.CLASSLESS_ROUTES,
+        Option.CLASSLESS_ROUTES_MICROSOFT,
         Option.ROUTER,
+        Option.STATIC_ROUTES,
         Option.DNS,
         Option.DOMAIN_NAME,
+        Option.DOMAIN_SEARCH,
         Option.INTERFACE_MTU,
         Option.LEASE_TIME,
         Option.SERVER_ID,
@@ -154,22 +157,25 @@ class Machine:
         self._began, self._tries, self._offer = now, 0, None
         self._new_xid()
 
-    def receive(self, now: float, message: Message) -> list[Outgoing]:
-        """Take a message that arrived. Raises PacketError, and changes
-        nothing, when it is for us and makes no sense.
+    def receive(
+        self, now: float, message: Message, sender: IPv4Address | None = None
+    ) -> list[Outgoing]:
+        """Take a message that arrived. sender: counts as the server when the
+        message names none. Raises PacketError, and changes nothing, when it is
+        for us and makes no sense.
         """
         if message.request or message.xid != self._xid or message.mac != self._mac:
             return []
         if self._state is State.SELECTING and message.kind is Type.OFFER:
-            self._offer = leases.parse(message, now)
+            self._offer = leases.parse(message, now, sender)
             self._to(State.REQUESTING)
             self._tries = 0
             return [self._request(now)]
         if self._state in (State.SELECTING, State.BOUND):
             return []
         if message.kind is Type.ACK:
-            self._acknowledged(message)
-        elif message.kind is Type.NAK and self._believes(leases.server_of(message)):
+            self._acknowledged(message, sender)
+        elif message.kind is Type.NAK and self._believes(leases.server_of(message, self._asked() or sender)):
             self._hint = None
             if self._state is State.REQUESTING:
                 self._refused(now)
@@ -229,13 +235,16 @@ class Machine:
 
     def _believes(self, server: IPv4Address) -> bool:
         """Whether the server is the one we talk to; asking all, anyone is."""
-        if self._state in (State.REBINDING, State.REBOOTING):
-            return True
-        current = self._offer if self._state is State.REQUESTING else self.lease
-        return current is not None and server == current.server
+        return self._asked() in (None, server)
 
-    def _acknowledged(self, message: Message) -> None:
-        granted = leases.parse(message, self._requested)
+    def _asked(self) -> IPv4Address | None:
+        """The server that a request went to; None: to all."""
+        current = self._offer if self._state is State.REQUESTING else self.lease
+        to_all = self._state in (State.REBINDING, State.REBOOTING)
+        return None if current is None or to_all else current.server
+
+    def _acknowledged(self, message: Message, sender: IPv4Address | None) -> None:
+        granted = leases.parse(message, self._requested, self._asked() or sender)
         current = self._offer if self._state is State.REQUESTING else self.lease
         wanted = self._hint if self._state is State.REBOOTING else current and current.address.ip
         if not self._believes(granted.server) or granted.address.ip != wanted:

@@ -57,6 +57,7 @@ class Option(enum.IntEnum):
     HOST_NAME = 12
     DOMAIN_NAME = 15
     INTERFACE_MTU = 26
+    STATIC_ROUTES = 33
     REQUESTED_ADDRESS = 50
     LEASE_TIME = 51
     OVERLOAD = 52
@@ -68,7 +69,9 @@ class Option(enum.IntEnum):
     RENEWAL_TIME = 58
     REBINDING_TIME = 59
     CLIENT_ID = 61
+    DOMAIN_SEARCH = 119
     CLASSLESS_ROUTES = 121
+    CLASSLESS_ROUTES_MICROSOFT = 249
 
 
 _PAD: Final = 0
@@ -217,8 +220,8 @@ def frame(source: IPv4Address, destination: IPv4Address, payload: bytes) -> byte
     return header(0xFFFF ^ _sum(header(0))) + udp + payload
 
 
-def unframe(data: bytes, *, checksum_ready: bool = True) -> bytes:
-    """Return the UDP payload of an IPv4 packet to a client's port.
+def unframe(data: bytes, *, checksum_ready: bool = True) -> tuple[IPv4Address, bytes]:
+    """Return the sender and UDP payload of an IPv4 packet to a client's port.
 
     checksum_ready: False when the sender left the UDP checksum to hardware
     that a packet never met, as between namespaces and virtual machines.
@@ -240,4 +243,4 @@ def unframe(data: bytes, *, checksum_ready: bool = True) -> bytes:
     udp = data[header : header + length]
     if checksum and checksum_ready and _sum(_pseudo(source, destination, length) + udp) != 0xFFFF:
         raise PacketError("wrong UDP checksum")
-    return udp[_UDP.size :]
+    return IPv4Address(source), udp[_UDP.size :]

@@ -342,7 +342,7 @@ def wanted_names(
     dns, search = list(config.dns), list(config.search)
     if lease is not None and not (config.dhcp4 is not None and config.dhcp4.ignore_dns):
         dns += lease.dns
-        search += [lease.domain] if lease.domain else []
+        search += lease.search
     return tuple(dict.fromkeys(dns)), tuple(dict.fromkeys(search))
 
 

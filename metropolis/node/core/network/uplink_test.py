@@ -34,7 +34,7 @@ LEASE = Lease(
     server=ROUTER,
     routes=((DEFAULT, ROUTER),),
     dns=(ROUTER,),
-    domain="",
+    search=(),
     mtu=None,
     start=100,
     length_s=3600,
@@ -113,7 +113,7 @@ def test_source_of_a_route_by_hand() -> None:
 def test_names_by_hand_come_first() -> None:
     """Or alone, when those of the server are not wanted."""
     config = Interface(dhcp4=Dhcp4(), dns=(ip_address("2001:db8::53"),), search=("a.example",))
-    lease = replace(LEASE, domain="b.example")
+    lease = replace(LEASE, search=("b.example",))
     ours = (config.dns, config.search)
     assert wanted_names(config, lease) == ((*config.dns, ROUTER), ("a.example", "b.example"))
     assert wanted_names(config, None) == ours
