@@ -178,8 +178,8 @@ _LINK_LOCAL: Final = IPv6Network("fe80::/10")
 
 
 def _lacks_prefix(interface: IPInterface, near: Container[IPNetwork]) -> bool:
-    """Whether the kernel made a route with the address that is gone, as when the
-    table was flushed.
+    """Whether the route that the kernel made with the address is gone, as when
+    the table was flushed.
     """
     network = interface.network
     return network.prefixlen < network.max_prefixlen and network not in near

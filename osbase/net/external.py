@@ -56,9 +56,7 @@ def choose(addresses: Iterable[Address]) -> tuple[IPAddress, ...]:
         local = isinstance(address, IPv6Address) and address in _UNIQUE_LOCAL
         found.append(((address.version, deprecated, local), address))
     # Without IPv6 the kernel answers for that family with all it has.
-    return tuple(
-        dict.fromkeys(address for _, address in sorted(found, key=lambda pair: pair[0]))
-    )
+    return tuple(dict.fromkeys(address for _, address in sorted(found, key=lambda pair: pair[0])))
 
 
 def look(ifindex: int) -> tuple[IPAddress, ...]:

@@ -11,8 +11,8 @@ One with a carrier; of several, that of the lowest index. The choice stays:
 - nothing goes back by itself when the former port has a carrier again
 
 So a port that flaps is never switched to, and two that fail in turns are
-switched between twice a minute at most. A port that is gone is replaced at once.
-A restart begins with the port that has the addresses of the run before.
+switched between twice a minute at most. A port that is gone is replaced at
+once. A restart begins with the port that has the addresses of the run before.
 
 A port tells its carrier only when it is set up. So all of them are, if there
 are several, once each: one that others set down again stays down.
@@ -37,7 +37,7 @@ SETTLE_S: Final = 5.0
 
 
 class Choice:
-    """The choice among ports, as they are seen. Pure; times of any one clock."""
+    """The choice among ports as they are seen. Pure; times of any one clock."""
 
     def __init__(self, preferred: Iterable[int] = ()) -> None:
         """preferred: indexes of ports with addresses of a former run."""
@@ -47,7 +47,9 @@ class Choice:
         self._lost = 0.0
         self._since: dict[int, float] = {}
 
-    def update(self, now: float, ports: Sequence[LinkState]) -> tuple[LinkState | None, float | None]:
+    def update(
+        self, now: float, ports: Sequence[LinkState]
+    ) -> tuple[LinkState | None, float | None]:
         """Return the port to use, and when to look again though nothing
         happens; None: there is none, or no need.
         """
@@ -90,7 +92,8 @@ async def follow(
     """Set `into` to the state of the chosen port, at each change; None while
     there is none. Runs until cancelled. Raises OSError or NetlinkError.
 
-    quiet_groups: link groups whose events wake nobody. eligible: what is a port.
+    quiet_groups: link groups whose events wake nobody. eligible: what is a
+    port.
     """
     loop = asyncio.get_running_loop()
     choice = Choice(preferred)

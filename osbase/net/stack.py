@@ -12,8 +12,9 @@ event is a reason to look again: members that appear late, or come back, are
 added; a VLAN comes back with its port. What bears the mark and is not wanted
 any more is removed. A bond has the MAC of its first member, in the order of the
 configuration; if that one is late by more than some seconds, of the next, and
-keeps that while it has any member. The link of a bond's or VLAN's wanted name is ours whether
-marked or not: the kernel makes an idle "bond0" when it loads the module.
+keeps that while it has any member. The link of a bond's or VLAN's wanted name
+is ours whether marked or not: the kernel makes an idle "bond0" when it loads
+the module.
 
 Not done: a link's own settings (speed, offloads), bonds of bonds, bridges.
 
@@ -80,8 +81,9 @@ _PEER_NOTIFICATIONS: Final = 3
 failover, a look (miimon) apart: any one may be lost."""
 
 PATIENCE_S: Final = 10.0
-"""How long a bond without members waits for the first of its configuration, when
-it has others: drivers find their ports in any order, some seconds apart."""
+"""How long a bond without members waits for the first of its configuration,
+when it has others: drivers find their ports in any order, some seconds apart.
+"""
 
 _IFINFO = struct.Struct("=BxHiII")
 _PASSES: Final = 10
@@ -105,9 +107,7 @@ class Plan:
     held: bool = False
 
 
-def plan(
-    config: Interface, links: Sequence[Link], mark: int, *, patient: bool = False
-) -> Plan:
+def plan(config: Interface, links: Sequence[Link], mark: int, *, patient: bool = False) -> Plan:
     """Return what to do about the links that there are. Pure. mark: the group
     of links that we make. patient: a bond waits for its first member. Raises
     StackError.
@@ -338,9 +338,9 @@ def reconcile(
 ) -> Plan:
     """Make the links what they should be; return the plan with nothing to do.
 
-    patient: see plan. told: called with each request in words. Blocks for as long as the kernel
-    works. Raises StackError, or NetlinkError when the kernel refuses; what was
-    not refused is done.
+    patient: see plan. told: called with each request in words. Blocks for as
+    long as the kernel works. Raises StackError, or NetlinkError when the kernel
+    refuses; what was not refused is done.
     """
     with NetlinkSocket() as sock:
         for _ in range(_PASSES):

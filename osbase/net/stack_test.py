@@ -106,8 +106,8 @@ def test_a_bond_is_used_with_the_members_that_there_are() -> None:
 
 
 def test_a_bond_has_the_mac_of_its_first_member() -> None:
-    """In the order of the configuration, whatever the kernel's: by hardware, for
-    a member has borrowed the bond's. With members it is left alone.
+    """In the order of the configuration, whatever the kernel's: by hardware,
+    for a member has borrowed the bond's. With members it is left alone.
     """
     config = Interface(bond=replace(LACP, members=("b", "a")))
     (first, *_) = said(config, A, replace(B, permanent_mac=b"\x02hardw"), BOND0)

@@ -417,8 +417,8 @@ class Link:
     peer: index of the other end of a veth, in its own namespace, or of the link
     that a VLAN is on. peer_netns: the id of that namespace in this one; None
     when it is this one. master: index of the bond or bridge that it belongs to.
-    data: the attributes of its kind (IFLA_INFO_DATA). permanent_mac: that of the
-    hardware, whatever it uses now.
+    data: the attributes of its kind (IFLA_INFO_DATA). permanent_mac: that of
+    the hardware, whatever it uses now.
     """
 
     ifindex: int

@@ -172,10 +172,8 @@ class Client:
                 if error.errno not in (errno.ENETDOWN, errno.ENOBUFS, errno.EAGAIN):
                     raise
 
-    def _received(
-        self, sock: socket.socket
-    ) -> Iterator[tuple[packet.Message, IPv4Address, bytes]]:
-        """What has arrived, as messages, and both addresses of their senders."""
+    def _received(self, sock: socket.socket) -> Iterator[tuple[packet.Message, IPv4Address, bytes]]:
+        """What has arrived: messages, and both addresses of their senders."""
         for _ in range(_DRAIN):
             try:
                 data, controls, _, source = sock.recvmsg(_MAX_PACKET, socket.CMSG_SPACE(64))
@@ -187,8 +185,8 @@ class Client:
                 continue
             try:
                 ready = not _checksum_not_ready(controls)
-                sender, payload = packet.unframe(data, checksum_ready=ready)
-                yield packet.decode(payload), sender, source[4]
+                message = packet.decode(packet.unframe(data, checksum_ready=ready))
+                yield message, packet.sender_of(data), source[4]
             except packet.PacketError as error:
                 self._log.debug("%s: ignored a packet: %s", self._interface, error)
 

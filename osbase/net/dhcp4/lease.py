@@ -178,7 +178,7 @@ def _class_length(address: IPv4Address) -> int:
 
 
 def _addresses(message: Message, option: Option) -> tuple[IPv4Address, ...]:
-    """Return those that can be hosts, each once; what is cut off is left out."""
+    """Return those that can be hosts, each once; what is cut off is not."""
     raw = message.options.get(option, b"")
     found = (IPv4Address(raw[start : start + 4]) for start in range(0, len(raw) - 3, 4))
     return tuple(dict.fromkeys(address for address in found if _is_host(address)))

@@ -8,6 +8,7 @@ so networks are built with them.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
@@ -34,10 +35,13 @@ OPTIONS: dict[int, bytes] = {
 
 
 def given_by(
-    options: dict[int, bytes], *, without: Option | None = None, address: IPv4Address = ADDRESS
+    options: Mapping[Option, bytes],
+    *,
+    without: Option | None = None,
+    address: IPv4Address = ADDRESS,
 ) -> Lease:
     """Return the lease of an offer with the options of a good one and these."""
-    every = {k: v for k, v in (OPTIONS | options).items() if k != without}
+    every = {k: v for k, v in {**OPTIONS, **options}.items() if k != without}
     offer = Message(False, Type.OFFER, 1, MAC, yours=address, options=every)
     return leases.parse(offer, 0)
 
@@ -76,9 +80,9 @@ def test_without_a_mask_the_class_counts(
     without = Option.SUBNET_MASK if mask is None else None
     if length is None:
         with pytest.raises(PacketError):
-            given_by(dict(options), without=without, address=IPv4Address(address))
+            given_by(options, without=without, address=IPv4Address(address))
         return
-    lease = given_by(dict(options), without=without, address=IPv4Address(address))
+    lease = given_by(options, without=without, address=IPv4Address(address))
     assert lease.address == IPv4Interface(f"{address}/{length}")
     # The router is reached in any case.
     assert lease.routes[-1] == (EVERYWHERE, SERVER)
@@ -114,7 +118,7 @@ def test_every_proper_mask_is_taken_as_it_is(length: int) -> None:
 def test_lease_times(raw: bytes | None, length_s: int | None) -> None:
     """Missing, useless, zero, tiny, short, for ever."""
     options = {} if raw is None else {Option.LEASE_TIME: raw}
-    lease = given_by(dict(options), without=Option.LEASE_TIME if raw is None else None)
+    lease = given_by(options, without=Option.LEASE_TIME if raw is None else None)
     assert lease.length_s == length_s
     if length_s is None:
         assert lease.renew_s == lease.rebind_s == float("inf")
@@ -142,7 +146,7 @@ def test_times_of_renewal(
     renew: int | None, rebind: int | None, times: tuple[float, float]
 ) -> None:
     """Each as the server says, if they are in order."""
-    options: dict[int, bytes] = {}
+    options: dict[Option, bytes] = {}
     if renew is not None:
         options[Option.RENEWAL_TIME] = renew.to_bytes(4)
     if rebind is not None:
@@ -201,7 +205,7 @@ def test_the_other_number_of_classless_routes() -> None:
     """249 counts where there is no 121."""
     ten = classless(("10.0.0.0/8", str(OTHER)))
     eleven = classless(("11.0.0.0/8", str(OTHER)))
-    theirs: dict[int, bytes] = {Option.CLASSLESS_ROUTES_MICROSOFT: ten}
+    theirs: dict[Option, bytes] = {Option.CLASSLESS_ROUTES_MICROSOFT: ten}
     assert given_by(theirs).routes == ((TEN, OTHER),)
     both = given_by(theirs | {Option.CLASSLESS_ROUTES: eleven}).routes
     assert both == ((IPv4Network("11.0.0.0/8"), OTHER),)
@@ -269,8 +273,8 @@ _EXAMPLE = b"\x03eng\x07example\x03org\x00"
     ],
 )
 def test_domains(listed: bytes | None, named: bytes, search: tuple[str, ...]) -> None:
-    """The list before the name; what cannot stand in resolv.conf(5) does not."""
-    options: dict[int, bytes] = {Option.DOMAIN_NAME: named}
+    """The list before the name; what resolv.conf(5) cannot hold is left out."""
+    options: dict[Option, bytes] = {Option.DOMAIN_NAME: named}
     if listed is not None:
         options[Option.DOMAIN_SEARCH] = listed
     assert given_by(options).search == search

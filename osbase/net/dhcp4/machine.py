@@ -175,7 +175,9 @@ class Machine:
             return []
         if message.kind is Type.ACK:
             self._acknowledged(message, sender)
-        elif message.kind is Type.NAK and self._believes(leases.server_of(message, self._asked() or sender)):
+        elif message.kind is Type.NAK and self._believes(
+            leases.server_of(message, self._asked() or sender)
+        ):
             self._hint = None
             if self._state is State.REQUESTING:
                 self._refused(now)

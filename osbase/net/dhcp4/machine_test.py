@@ -443,8 +443,8 @@ def test_acknowledgement_of_something_else_is_refused() -> None:
 
 @pytest.mark.parametrize("sender", [SERVER, IPv4Address("192.0.2.66")])
 def test_a_server_that_does_not_say_who_it_is(sender: IPv4Address) -> None:
-    """The sender counts; in an answer to a request the one that was asked, since
-    what a relay sends bears the relay's address.
+    """The sender counts; in an answer to a request the one that was asked,
+    since what a relay sends bears the relay's address.
     """
     nameless = {k: v for k, v in OPTIONS.items() if k != Option.SERVER_ID}
     client = machine()

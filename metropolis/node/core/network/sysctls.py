@@ -71,9 +71,7 @@ FORWARDS: Final = True
 """Whether the node is a router to its neighbours, by the last of NODE."""
 
 
-def uplink(
-    name: str, *, router_advertisements: bool, ipv6_on: bool = True
-) -> tuple[Sysctl, ...]:
+def uplink(name: str, *, router_advertisements: bool, ipv6_on: bool = True) -> tuple[Sysctl, ...]:
     """Return the settings of the uplink, before it is set up: the kernel asks
     for router advertisements when a link comes up, and not again.
 

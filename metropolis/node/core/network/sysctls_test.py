@@ -61,9 +61,7 @@ def test_ipv6_that_is_off_for_all_links_stays_off() -> None:
     try:
         assert sysctls.ipv6_is_off()
         for ipv6_on in (False, True):
-            sysctls.apply(
-                sysctls.uplink("up.1", router_advertisements=True, ipv6_on=ipv6_on)
-            )
+            sysctls.apply(sysctls.uplink("up.1", router_advertisements=True, ipv6_on=ipv6_on))
             assert value("ipv6/conf/up.1/disable_ipv6") == int(not ipv6_on)
     finally:
         everything.write_text("0")

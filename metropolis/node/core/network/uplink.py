@@ -7,13 +7,13 @@
      +- addresses  one life of that link: settings, up, addresses, announcements
          +- dhcp4  the client, if configured
 
-The link may appear late, vanish, come back, get another name or MAC: `addresses`
-waits for it, and dies when it is gone or another, to wait for the next. What
-others take from it while it lives is put back by `ward`, which the reconciler
-calls. A restart finds bond and VLAN as it
-left them, and changes nothing that is right. An address by DHCP ends in the
-kernel at the end of its lease, whether this service lives or not; a
-restart finds it there, keeps it, and asks for it again.
+The link may appear late, vanish, come back, get another name or MAC:
+`addresses` waits for it, and dies when it is gone or another, to wait for the
+next. What others take from it while it lives is put back by `ward`, which the
+reconciler calls. A restart finds bond and VLAN as it left them, and changes
+nothing that is right. An address by DHCP ends in the kernel at the end of its
+lease, whether this service lives or not; a restart finds it there, keeps it,
+and asks for it again.
 
 IPv6 by router advertisements is the kernel's doing; what comes of it is in the
 status. Name servers in them (RDNSS) are not read. On a kernel without IPv6

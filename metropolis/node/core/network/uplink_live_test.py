@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from ipaddress import IPv4Address, ip_address, ip_interface
 from pathlib import Path
 
@@ -137,6 +137,12 @@ async def running(config: Interface, tmp_path: Path) -> AsyncIterator[Node]:
         assert await task == []
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    """Look again and again."""
+    while not await asyncio.to_thread(holds):  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+
+
 def link(name: str = "up0") -> dict[str, object]:
     (found,) = json.loads(sh(f"ip -json link show dev {name}"))
     assert isinstance(found, dict)
@@ -224,8 +230,7 @@ async def test_an_mtu_that_is_withdrawn(tmp_path: Path) -> None:
             await mtu_of(node, 1420)
             server.options = {Option.INTERFACE_MTU: (9000).to_bytes(2)}
             await mtu_of(node, 1450)
-            while marks():
-                await asyncio.sleep(0.05)
+            await until(lambda: not marks())
             server.options = {Option.INTERFACE_MTU: (1400).to_bytes(2)}
             await mtu_of(node, 1400)
             server.options = {}
@@ -242,8 +247,7 @@ async def test_an_mtu_that_is_withdrawn_while_the_service_is_away(tmp_path: Path
         async with running(BY_DHCP, tmp_path) as node:
             await mtu_of(node, 1500)
             await node.has("192.0.2.50/24")
-            while marks():
-                await asyncio.sleep(0.05)
+            await until(lambda: not marks())
 
 
 async def test_a_smaller_mtu_is_kept_against_others(tmp_path: Path) -> None:
@@ -263,7 +267,7 @@ LINK_LOCAL = "link-local address of up0"
 
 
 def state() -> list[list[str]]:
-    """All addresses and routes, in any order; how sure they are does not count."""
+    """All addresses and routes, in any order, be they sure or not."""
     commands = ("ip -o address show dev up0", "ip route show", "ip -6 route show")
     return [
         sorted(word for word in sh(command).split() if word not in ("nodad", "tentative"))
@@ -307,7 +311,7 @@ async def test_what_others_take_is_put_back(
         before = state()
         if command.startswith("sysctl "):
             path, value = command.removeprefix("sysctl ").split("=")
-            Path("/proc/sys", *path.split(".")).write_text(value)
+            await asyncio.to_thread(Path("/proc/sys", *path.split(".")).write_text, value)
         else:
             sh(command)
         # A lifetime is changed of one, and noticed of one.
@@ -393,8 +397,7 @@ def router(tmp_path: Path) -> Iterator[None]:
 
 async def settled() -> None:
     """Wait until the router's address and route are there."""
-    while not (addresses(6) and default_routes(6)):
-        await asyncio.sleep(0.1)
+    await until(lambda: bool(addresses(6) and default_routes(6)))
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,8 @@ _ASKED_AT_MOST: Final = 3
 
 @dataclass(frozen=True)
 class Aim:
-    """What was applied last. addressing: by the time, since leases end. mtu: the
-    server's, bytes. names: what resolv.conf says.
+    """What was applied last. addressing: by the time, since leases end. mtu:
+    the server's, bytes. names: what resolv.conf says.
     """
 
     link: LinkState
@@ -84,7 +84,7 @@ class Aim:
 
 
 class UplinkWard:
-    """A ward of network.reconcile. `aim` is set by the uplink, with the lock."""
+    """A ward of network.reconcile. The uplink sets `aim`, with the lock."""
 
     name: Final = "uplink"
 
@@ -107,9 +107,7 @@ class UplinkWard:
             try:
                 return tuple(self._look(aim, allow))
             except (NetlinkError, OSError) as error:
-                return (
-                    Repair(f"uplink {aim.link.name}", f"look at {aim.link.name}", str(error)),
-                )
+                return (Repair(f"uplink {aim.link.name}", f"look at {aim.link.name}", str(error)),)
 
     def _look(self, aim: Aim, allow: Allow) -> Iterator[Repair]:
         with NetlinkSocket() as sock:
@@ -143,9 +141,7 @@ class UplinkWard:
                 yield from self._ipv6(sock, link, aim, allow)
         yield from _names(aim, allow)
 
-    def _ipv6(
-        self, sock: NetlinkSocket, link: Link, aim: Aim, allow: Allow
-    ) -> Iterator[Repair]:
+    def _ipv6(self, sock: NetlinkSocket, link: Link, aim: Aim, allow: Allow) -> Iterator[Repair]:
         addresses = [
             one
             for one in map(parse_address, sock.dump(dump_addresses(AF_INET6, link.ifindex)))
@@ -191,7 +187,7 @@ class UplinkWard:
 
 
 def link_local(mac: bytes) -> IPv6Address:
-    """Return the address that the kernel makes of a MAC (RFC 4291, appendix A)."""
+    """Return the address the kernel makes of a MAC (RFC 4291, appendix A)."""
     return IPv6Address(
         b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
     )

@@ -18,7 +18,7 @@ from metropolis.node.core.network.overlay import wireguard
 from metropolis.node.core.network.overlay.device import Device, Links, OverlayError, PeerChange
 from osbase.net import addressing
 from osbase.netlink import genl, rtnl
-from osbase.netlink.errors import BatchError, ProtocolError
+from osbase.netlink.errors import BatchError
 from osbase.netlink.message import Request
 from osbase.netlink.rtnl import AF_INET, AF_INET6, RTN_UNREACHABLE, Link, Route
 from osbase.netlink.transport import NetlinkSocket, make_strict, open_raw
@@ -196,9 +196,8 @@ def _own_routes(sock: NetlinkSocket) -> Iterator[Route]:
     for family in (AF_INET, AF_INET6):
         for message in sock.dump(rtnl.dump_routes(family, allocs.ROUTE_PROTOCOL_OVERLAY)):
             route = rtnl.parse_route(message)
-            if route is None:
-                raise ProtocolError(f"a route of another family than {family}")
-            yield _on(route, None)
+            if route is not None:  # without IPv6 the kernel answers with all families
+                yield _on(route, None)
 
 
 def own_routes() -> frozenset[Route]:
