@@ -56,9 +56,9 @@ from osbase.netlink.rtnl import (
     del_link,
     dump_links,
     parse_link,
-    set_link_address,
     set_link_down,
     set_link_group,
+    set_link_mac,
     set_link_up,
 )
 from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
@@ -280,7 +280,7 @@ def _identity(bond: Bond, link: Link, present: dict[str, Link]) -> Iterator[Requ
         return
     mac = first.permanent_mac or first.mac
     if mac and link.mac != mac:
-        yield set_link_address(link.ifindex, link.name, mac)
+        yield set_link_mac(link.ifindex, link.name, mac)
 
 
 def _members(

@@ -22,18 +22,20 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 
 import grpc
 import pytest
 
 from metropolis.node import allocs
-from metropolis.node.core.network.overlay.kernel import own_routes
+from metropolis.node.core.network.overlay.device import Links
+from metropolis.node.core.network.overlay.kernel import LinuxKernel, own_routes
 from metropolis.node.core.network.workloads.spec import workload_pb2, workload_pb2_grpc
 from osbase.net import addressing, external
 from osbase.net.dhcp4.testserver import Server
 from osbase.netlink import netns
+from osbase.netlink.rtnl import Route
 from osbase.netlink.transport import NetlinkSocket
 
 LIMIT_S = 60
@@ -210,6 +212,26 @@ def test_dumps_are_of_what_there_is() -> None:
         nothing = addressing.Addressing()
         protocol = allocs.ROUTE_PROTOCOL_UPLINK
         assert addressing.missing(sock, index, "up0", nothing, protocol=protocol, metric=1) == []
+
+
+@pytest.mark.skipif(ALL.exists(), reason="this kernel has IPv6")
+def test_an_overlay_of_both_families_has_ipv4() -> None:
+    """As a node of a dual-stack cluster."""
+    kernel = LinuxKernel()
+    kernel.ensure_link(1400, bytes(range(1, 33)), 51820)
+    try:
+        protocol = allocs.ROUTE_PROTOCOL_OVERLAY
+        four = Route(IPv4Network("10.192.0.0/16"), None, protocol, metric=100)
+        six = Route(IPv6Network("fd00:10::/32"), None, protocol, metric=100)
+        addresses = frozenset({ip_address("10.192.0.0"), ip_address("fd00:10::")})
+        kernel.change_links(Links(addresses, frozenset({four, six})), Links())
+        there = Links(frozenset({ip_address("10.192.0.0")}), frozenset({four}))
+        assert kernel.links() == there
+        kernel.change_links(Links(), there)
+        assert kernel.links() == Links()
+    finally:
+        kernel.close()
+        sh("ip link del overlay")
 
 
 def test_ipv6_by_hand_does_not_keep_ipv4_away(core: NodeCore) -> None:

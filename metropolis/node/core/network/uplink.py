@@ -144,6 +144,8 @@ class Uplink:
         ctx.logger.info("uplink is %s, index %d, MTU %d", state.name, state.ifindex, state.mtu)
         self._status.set(replace(self._now(), link=state))
         settings = await asyncio.to_thread(self._prepare, state)
+        advertised = self._config.router_advertisements
+        await asyncio.to_thread(self._aim, Aim(state, settings, advertised))
 
         leases = event.Value[Lease | None]("lease of the uplink")
         client = None
@@ -178,7 +180,7 @@ class Uplink:
         tasks = [
             asyncio.create_task(part)
             for part in (
-                self._watch(ctx, state, watcher, client, leases, changed),
+                self._watch(ctx, state, watcher, client, changed),
                 self._configure(ctx, state, settings, leases),
                 external.follow(state.ifindex, reach),
                 self._tell_external(ctx, reach, changed),
@@ -212,7 +214,6 @@ class Uplink:
         state: LinkState,
         watcher: event.Watcher[LinkState | None],
         client: Client | None,
-        leases: event.Value[Lease | None],
         changed: event.Value[None],
     ) -> None:
         """Raises LinkGoneError in the end."""
@@ -249,21 +250,25 @@ class Uplink:
                 ctx.logger.warning("%s gets no IPv6 addresses: the kernel has none", state.name)
             config = fewer
         dns, search = wanted_names(config, lease)
+
+        def wanted(now: float) -> Addressing:
+            return wanted_addressing(config, lease, now)
+
         aim = Aim(
             state,
             settings,
             config.router_advertisements,
-            lambda now: wanted_addressing(config, lease, now),
+            wanted,
             wanted_mtu(config, lease),
             config.mtu is not None,
             self._resolv_conf,
             render_resolv_conf(dns, search),
         )
-        refused = await asyncio.to_thread(self._program, aim)
+        now = wanted(time.monotonic())
+        refused = await asyncio.to_thread(self._program, aim, now)
         if refused:
             ctx.logger.warning("%s", refused)
-        wanted = aim.addressing(asyncio.get_running_loop().time())
-        addresses = tuple(address.interface for address in wanted.addresses)
+        addresses = tuple(address.interface for address in now.addresses)
         if self._now().addresses != addresses:
             ctx.logger.info("%s has %s", state.name, ", ".join(map(str, addresses)) or "no address")
         self._status.set(
@@ -343,7 +348,7 @@ class Uplink:
                         )
         return settings
 
-    def _program(self, aim: Aim) -> str:
+    def _program(self, aim: Aim, wanted: Addressing) -> str:
         """Make it so; return what was refused that can be done without."""
         link = aim.link
         with self._ward.changing(), NetlinkSocket() as sock:
@@ -353,7 +358,7 @@ class Uplink:
                 sock,
                 link.ifindex,
                 link.name,
-                aim.addressing(time.monotonic()),
+                wanted,
                 protocol=allocs.ROUTE_PROTOCOL_UPLINK,
                 metric=METRIC,
             )

@@ -336,6 +336,29 @@ async def test_a_lease_is_put_back_for_the_rest_of_its_time(tmp_path: Path) -> N
             assert default_routes() == [_OURS]
 
 
+async def test_a_restart_without_a_server(tmp_path: Path) -> None:
+    """Until one answers, the lease of before stays; the link is kept all the
+    same.
+    """
+    with leases({}) as server:
+        async with running(BY_DHCP, tmp_path) as node:
+            await node.has("192.0.2.50/24")
+        server.silent = True
+        while not server.seen.empty():
+            server.seen.get()
+        async with running(BY_DHCP, tmp_path) as node:
+            asked = await asyncio.to_thread(server.seen.get, True, LIMIT_S)
+            assert asked.requested == server.address
+            assert await node.keys() == set()
+            assert addresses() == {"192.0.2.50/24"}
+            sh("ip link set up0 down")
+            await asyncio.to_thread(Path("/proc/sys/net/ipv4/conf/up0/rp_filter").write_text, "1")
+            assert await node.keys() == {"link up0", "sysctl net.ipv4.conf.up0.rp_filter"}
+            server.silent = False
+            await node.has("192.0.2.50/24")
+            assert await node.keys() == set()
+
+
 async def test_what_is_not_allowed_is_left(tmp_path: Path) -> None:
     """It is reported; the rest is put back."""
     async with running(BY_HAND, tmp_path) as node:

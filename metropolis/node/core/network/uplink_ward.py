@@ -69,18 +69,19 @@ _ASKED_AT_MOST: Final = 3
 
 @dataclass(frozen=True)
 class Aim:
-    """What was applied last. addressing: by the time, since leases end. mtu:
+    """What was applied last. addressing: by the time, since leases end; None
+    while it is not known, as until a server has answered after a restart. mtu:
     the server's, bytes. names: what resolv.conf says.
     """
 
     link: LinkState
     settings: tuple[Sysctl, ...]
     advertised: bool
-    addressing: Callable[[float], Addressing]
-    mtu: int | None
-    mtu_by_hand: bool
-    resolv_conf: str
-    names: str
+    addressing: Callable[[float], Addressing] | None = None
+    mtu: int | None = None
+    mtu_by_hand: bool = False
+    resolv_conf: str = ""
+    names: str = ""
 
 
 class UplinkWard:
@@ -122,24 +123,14 @@ class UplinkWard:
                     sock, f"link {name}", f"{name} was set down", [set_link_up(link.ifindex, name)],
                     allow,
                 )  # fmt: skip
-            steps = mtu.steps(link, aim.mtu, allocs.UPLINK_MTU_MARK, by_hand=aim.mtu_by_hand)
-            if steps:
-                wanted = aim.mtu if aim.mtu is not None else "what it was"
-                what = f"MTU of {name} is {link.mtu}, not {wanted}"
-                yield _put_back(sock, f"MTU of {name}", what, steps, allow)
-            for one in addressing.missing(
-                sock,
-                link.ifindex,
-                name,
-                aim.addressing(time.monotonic()),
-                protocol=allocs.ROUTE_PROTOCOL_UPLINK,
-                metric=METRIC,
-            ):
-                yield _put_back(sock, one.key, one.what, [one.request], allow)
+            if aim.addressing is not None:
+                wanted = aim.addressing(time.monotonic())
+                yield from _configured(sock, link, aim, wanted, allow)
             link = _link(sock, link.ifindex)
             if link is not None and state_of(link).carrier and _has_ipv6(name):
                 yield from self._ipv6(sock, link, aim, allow)
-        yield from _names(aim, allow)
+        if aim.addressing is not None:
+            yield from _names(aim, allow)
 
     def _ipv6(self, sock: NetlinkSocket, link: Link, aim: Aim, allow: Allow) -> Iterator[Repair]:
         addresses = [
@@ -210,6 +201,27 @@ def _put_back(
     except NetlinkError as error:
         return Repair(key, what, str(error))
     return Repair(key, what)
+
+
+def _configured(
+    sock: NetlinkSocket, link: Link, aim: Aim, wanted: Addressing, allow: Allow
+) -> Iterator[Repair]:
+    """Put back what the configuration or a server gave."""
+    steps = mtu.steps(link, aim.mtu, allocs.UPLINK_MTU_MARK, by_hand=aim.mtu_by_hand)
+    if steps:
+        size = aim.mtu if aim.mtu is not None else "what it was"
+        what = f"MTU of {link.name} is {link.mtu}, not {size}"
+        yield _put_back(sock, f"MTU of {link.name}", what, steps, allow)
+    missing = addressing.missing(
+        sock,
+        link.ifindex,
+        link.name,
+        wanted,
+        protocol=allocs.ROUTE_PROTOCOL_UPLINK,
+        metric=METRIC,
+    )
+    for one in missing:
+        yield _put_back(sock, one.key, one.what, [one.request], allow)
 
 
 def _setting(setting: Sysctl, allow: Allow) -> Iterator[Repair]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 
@@ -146,7 +147,14 @@ class LinuxKernel:
             return Links(frozenset(addresses), frozenset(_own_routes(sock)))
 
     def change_links(self, add: Links, remove: Links) -> None:
-        """See Kernel."""
+        """See Kernel. Without IPv6 in the kernel what is IPv6's is not added:
+        what is IPv4's works all the same.
+        """
+        if not os.path.exists("/proc/sys/net/ipv6"):
+            add = Links(
+                frozenset(one for one in add.addresses if one.version == 4),
+                frozenset(one for one in add.routes if one.destination.version == 4),
+            )
         with self._route() as sock:
             ifindex = self._index(sock)
 
