@@ -41,7 +41,10 @@ def given_by(
     address: IPv4Address = ADDRESS,
 ) -> Lease:
     """Return the lease of an offer with the options of a good one and these."""
-    every = {k: v for k, v in {**OPTIONS, **options}.items() if k != without}
+    every: dict[int, bytes] = dict(OPTIONS)
+    every.update(options.items())
+    if without is not None:
+        del every[without]
     offer = Message(False, Type.OFFER, 1, MAC, yours=address, options=every)
     return leases.parse(offer, 0)
 
