@@ -33,6 +33,11 @@ LINK_GROUP_UPLINK: Final = 10
 Set and reconciled by: network.uplink, which removes those that the
 configuration does not have any more."""
 
+UPLINK_MTU_MARK: Final = "mw-mtu."
+"""Begins an alternative name of a link whose MTU a DHCP server made smaller:
+`mw-mtu.1500.2` on link 2, which had 1500 bytes before. Set, read, and removed
+when the MTU is what it was, by: network.uplink."""
+
 # --- Route protocols (rtm_protocol): who owns a route. ----------------------
 # Below 5 belong to the kernel and the boot; 8-18, 42, 186-192 are taken by
 # routing daemons (linux/rtnetlink.h). Addresses bear the same numbers

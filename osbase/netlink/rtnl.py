@@ -40,6 +40,7 @@ RTM_NEWROUTE = 24
 RTM_DELROUTE = 25
 RTM_GETROUTE = 26
 RTM_NEWLINKPROP = 108
+RTM_DELLINKPROP = 109
 RTNLGRP_LINK = 1
 RTNLGRP_IPV4_IFADDR = 5
 RTNLGRP_IPV4_ROUTE = 7
@@ -81,6 +82,7 @@ IFLA_LINK_NETNSID = 37
 IFLA_TARGET_NETNSID = 46
 IFLA_PROP_LIST = 52
 IFLA_ALT_IFNAME = 53
+IFLA_PERM_ADDRESS = 54
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 VETH_INFO_PEER = 1
@@ -214,6 +216,18 @@ def add_link_altnames(ifindex: int, name: str, *altnames: str) -> Request:
     names = [attrs.text(IFLA_ALT_IFNAME, altname.encode()) for altname in altnames]
     body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.nested(IFLA_PROP_LIST, *names)
     return Request(RTM_NEWLINKPROP, _NEW, body, "add alternative names to {}", (name,))
+
+
+def del_link_altnames(ifindex: int, name: str, *altnames: str) -> Request:
+    """EINVAL: one of the names is not the link's; those before it are gone."""
+    names = [attrs.text(IFLA_ALT_IFNAME, altname.encode()) for altname in altnames]
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.nested(IFLA_PROP_LIST, *names)
+    return Request(RTM_DELLINKPROP, 0, body, "remove alternative names of {}", (name,))
+
+
+def set_link_mac(ifindex: int, name: str, mac: bytes) -> Request:
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.attr(IFLA_ADDRESS, mac)
+    return Request(RTM_NEWLINK, 0, body, "set MAC of {}", (name,))
 
 
 def set_link_group(ifindex: int, name: str, group: int) -> Request:
@@ -422,7 +436,8 @@ class Link:
     peer: index of the other end of a veth, in its own namespace, or of the link
     that a VLAN is on. peer_netns: the id of that namespace in this one; None
     when it is this one. master: index of the bond or bridge that it belongs to.
-    data: the attributes of its kind (IFLA_INFO_DATA).
+    data: the attributes of its kind (IFLA_INFO_DATA). permanent_mac: that of
+    the hardware, whatever it uses now.
     """
 
     ifindex: int
@@ -438,6 +453,7 @@ class Link:
     peer_netns: int | None = None
     master: int | None = None
     data: bytes = b""
+    permanent_mac: bytes = b""
 
     @property
     def up(self) -> bool:
@@ -476,6 +492,7 @@ def parse_link(message: Message) -> Link:
         peer_netns=None if peer_netns is None else _to_i32(peer_netns),
         master=None if master is None else attrs.to_u32(master),
         data=info.get(IFLA_INFO_DATA, b""),
+        permanent_mac=found.get(IFLA_PERM_ADDRESS, b""),
     )
 
 

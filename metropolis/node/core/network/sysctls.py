@@ -78,14 +78,16 @@ FORWARDS: Final = True
 """Whether the node is a router to its neighbours, by the last of NODE."""
 
 
-def uplink(name: str, *, router_advertisements: bool) -> tuple[Sysctl, ...]:
+def uplink(name: str, *, router_advertisements: bool, ipv6_on: bool = True) -> tuple[Sysctl, ...]:
     """Return the settings of the uplink, before it is set up: the kernel asks
     for router advertisements when a link comes up, and not again.
+
+    ipv6_on: whether the link is to have IPv6 though it is off for others.
     """
     return (
         # 2: also on a node that forwards.
         Sysctl(f"ipv6/conf/{name}/accept_ra", 2 if router_advertisements else 0),
-        Sysctl(f"ipv6/conf/{name}/disable_ipv6", 0),
+        *((Sysctl(f"ipv6/conf/{name}/disable_ipv6", 0),) if ipv6_on else ()),
         Sysctl(f"ipv4/conf/{name}/rp_filter", 0),
         Sysctl(f"ipv4/conf/{name}/send_redirects", 0),
         Sysctl(f"ipv4/conf/{name}/accept_redirects", 0),
@@ -99,8 +101,42 @@ def uplink(name: str, *, router_advertisements: bool) -> tuple[Sysctl, ...]:
 
 def apply(settings: Iterable[Sysctl], root: str = "/proc/sys/net") -> None:
     """Write what differs. Raises SysctlError at the first that is refused."""
-    for setting in settings:
+    for setting in relevant(settings, root):
         _write(setting, root)
+
+
+def differs(setting: Sysctl, root: str = "/proc/sys/net") -> str | None:
+    """Return the value that is there, if another is wanted; "": there is no
+    such setting, though it is not optional. None: all is right.
+    """
+    try:
+        with open(os.path.join(root, setting.path), encoding="ascii") as file:
+            found = file.read().split()
+    except OSError:
+        return None if setting.optional else ""
+    return None if found == str(setting.value).split() else " ".join(found)
+
+
+def relevant(settings: Iterable[Sysctl], root: str = "/proc/sys/net") -> tuple[Sysctl, ...]:
+    """Return those that mean something to this kernel: one that was booted with
+    ipv6.disable=1 has none of IPv6's.
+    """
+    six = has_ipv6(root)
+    return tuple(one for one in settings if six or not one.path.startswith("ipv6/"))
+
+
+def has_ipv6(root: str = "/proc/sys/net") -> bool:
+    """Whether the kernel has IPv6 at all."""
+    return os.path.isdir(os.path.join(root, "ipv6"))
+
+
+def ipv6_is_off(root: str = "/proc/sys/net") -> bool:
+    """Whether somebody has switched IPv6 off for all links, or the kernel."""
+    try:
+        with open(os.path.join(root, "ipv6/conf/all/disable_ipv6"), encoding="ascii") as file:
+            return file.read().strip() != "0"
+    except OSError:
+        return True
 
 
 def _write(setting: Sysctl, root: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,7 +19,7 @@ from metropolis.node.core.network.overlay import wireguard
 from metropolis.node.core.network.overlay.device import Device, Links, OverlayError, PeerChange
 from osbase.net import addressing
 from osbase.netlink import genl, rtnl
-from osbase.netlink.errors import BatchError, ProtocolError
+from osbase.netlink.errors import BatchError
 from osbase.netlink.message import Request
 from osbase.netlink.rtnl import AF_INET, AF_INET6, RTN_UNREACHABLE, Link, Route
 from osbase.netlink.transport import NetlinkSocket, make_strict, open_raw
@@ -146,7 +147,14 @@ class LinuxKernel:
             return Links(frozenset(addresses), frozenset(_own_routes(sock)))
 
     def change_links(self, add: Links, remove: Links) -> None:
-        """See Kernel."""
+        """See Kernel. Without IPv6 in the kernel what is IPv6's is not added:
+        what is IPv4's works all the same.
+        """
+        if not os.path.exists("/proc/sys/net/ipv6"):
+            add = Links(
+                frozenset(one for one in add.addresses if one.version == 4),
+                frozenset(one for one in add.routes if one.destination.version == 4),
+            )
         with self._route() as sock:
             ifindex = self._index(sock)
 
@@ -196,9 +204,8 @@ def _own_routes(sock: NetlinkSocket) -> Iterator[Route]:
     for family in (AF_INET, AF_INET6):
         for message in sock.dump(rtnl.dump_routes(family, allocs.ROUTE_PROTOCOL_OVERLAY)):
             route = rtnl.parse_route(message)
-            if route is None:
-                raise ProtocolError(f"a route of another family than {family}")
-            yield _on(route, None)
+            if route is not None:  # without IPv6 the kernel answers with all families
+                yield _on(route, None)
 
 
 def own_routes() -> frozenset[Route]:
