@@ -9,6 +9,7 @@
     dhcp4/       a DHCPv4 client
     addressing   what an interface should have, and making it so
     external     by which addresses others reach it, whoever gave them
+    occupied     which addresses are in use on any link
     announce     tell the neighbours where they are
     solicit      ask the routers for an advertisement
     mtu          an MTU that is smaller for a while         pure

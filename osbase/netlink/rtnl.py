@@ -6,6 +6,7 @@ are u31, MAC addresses 6 bytes, MTUs bytes.
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
@@ -57,6 +58,7 @@ IFA_F_NODAD = 0x02
 IFA_F_DADFAILED = 0x08
 IFA_F_DEPRECATED = 0x20
 IFA_F_TENTATIVE = 0x40
+IFA_F_NOPREFIXROUTE = 0x200
 RT_TABLE_MAIN = 254
 RT_SCOPE_UNIVERSE = 0
 RT_SCOPE_LINK = 253
@@ -103,12 +105,16 @@ _RTA_OIF = 4
 _RTA_GATEWAY = 5
 _RTA_PRIORITY = 6
 _RTA_PREFSRC = 7
+_RTA_MULTIPATH = 9
+_RTA_VIA = 18
 _IFA_PROTO = 11  # since Linux 5.18
 
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 # family, dst len, src len, tos, table, protocol, scope, type, flags
 _RTMSG = struct.Struct("=BBBBBBBBI")
+_RTNEXTHOP = struct.Struct("=HBBi")  # length, flags, hops, index
+_RTVIA = struct.Struct("=H")  # family, then the address
 _I32 = struct.Struct("=i")
 
 _NEW = NLM_F_CREATE | NLM_F_EXCL
@@ -504,7 +510,7 @@ def _to_i32(payload: bytes) -> int:
 @dataclass(frozen=True)
 class Address:
     """An address of a link. flags: IFA_F_. scope: RT_SCOPE_. protocol: as of
-    a route.
+    a route. peer: the other end's, whose network it is; None: its own.
     """
 
     ifindex: int
@@ -513,6 +519,7 @@ class Address:
     flags: int
     scope: int = RT_SCOPE_UNIVERSE
     protocol: int = 0
+    peer: IPAddress | None = None
 
     @property
     def usable(self) -> bool:
@@ -535,7 +542,9 @@ def parse_address(message: Message) -> Address | None:
     if _IFA_FLAGS in found:
         flags = attrs.to_u32(found[_IFA_FLAGS])
     owner = found.get(_IFA_PROTO) or b"\0"
-    return Address(ifindex, _to_ip(family, own), bits, flags, scope, owner[0])
+    far = found.get(_IFA_ADDRESS, own)
+    peer = None if far == own else _to_ip(family, far)
+    return Address(ifindex, _to_ip(family, own), bits, flags, scope, owner[0], peer)
 
 
 _WIDTHS = {AF_INET: 4, AF_INET6: 16}  # bytes of an address
@@ -550,7 +559,8 @@ def _to_ip(family: int, packed: bytes) -> IPAddress:
 @dataclass(frozen=True)
 class Route:
     """A route of IPv4 or IPv6. ifindex None: not through one link. kind: RTN_.
-    metric 0: the kernel's default.
+    metric 0: the kernel's default. hops: of one through several, each with its
+    link and gateway.
     """
 
     destination: IPNetwork
@@ -560,6 +570,7 @@ class Route:
     source: IPAddress | None = None
     kind: int = RTN_UNICAST
     metric: int = 0
+    hops: tuple[tuple[int, IPAddress | None], ...] = ()
 
 
 def parse_route(message: Message) -> Route | None:
@@ -583,11 +594,36 @@ def parse_route(message: Message) -> Route | None:
         destination=destination,
         ifindex=attrs.to_u32(found[_RTA_OIF]) if _RTA_OIF in found else None,
         protocol=protocol,
-        gateway=address(_RTA_GATEWAY),
+        gateway=_gateway(family, found),
         source=address(_RTA_PREFSRC),
         kind=kind,
         metric=attrs.to_u32(found[_RTA_PRIORITY]) if _RTA_PRIORITY in found else 0,
+        hops=tuple(_hops(family, found.get(_RTA_MULTIPATH, b""))),
     )
+
+
+def _gateway(family: int, found: dict[int, bytes]) -> IPAddress | None:
+    """That of IPv4 may be of IPv6, and is then told otherwise (RFC 5549)."""
+    if _RTA_GATEWAY in found:
+        return _to_ip(family, found[_RTA_GATEWAY])
+    via = found.get(_RTA_VIA)
+    if via is None:
+        return None
+    if len(via) < _RTVIA.size or (other := _RTVIA.unpack_from(via)[0]) not in _WIDTHS:
+        raise ProtocolError(f"a gateway of {len(via)} bytes")
+    return _to_ip(other, via[_RTVIA.size :])
+
+
+def _hops(family: int, data: bytes) -> Iterator[tuple[int, IPAddress | None]]:
+    """Each a struct rtnexthop with attributes (linux/rtnetlink.h)."""
+    while data:
+        if len(data) < _RTNEXTHOP.size:
+            raise ProtocolError(f"a next hop of {len(data)} bytes")
+        length, _, _, ifindex = _RTNEXTHOP.unpack_from(data)
+        if not _RTNEXTHOP.size <= length <= len(data):
+            raise ProtocolError(f"a next hop of {length} bytes")
+        yield ifindex, _gateway(family, attrs.parse(data[_RTNEXTHOP.size : length]))
+        data = data[(length + 3) & ~3 :]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@
     rules      the static rule set: masquerade, anti-spoofing
     uplink     how the node reaches the world; uplink_ward puts back what
                others take from it
+    gate       pod prefixes and networks, unless they overlap what is in use
+    overlap    which do, and with what                      pure
+    names      Status waits for name servers
     workloads/ interfaces of workloads: engine, kernel, gRPC
     cni/       the same for runtimes that speak CNI
 

@@ -12,11 +12,12 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from metropolis.node import allocs
 from metropolis.node.core.network.overlay import wireguard
 from metropolis.node.core.network.overlay.device import Device, Links, OverlayError, PeerChange
+from metropolis.node.core.network.overlay.mesh import IPNetwork
 from osbase.net import addressing
 from osbase.netlink import genl, rtnl
 from osbase.netlink.errors import BatchError
@@ -212,3 +213,39 @@ def own_routes() -> frozenset[Route]:
     """Return the routes of the overlay's protocol. Raises NetlinkError."""
     with NetlinkSocket() as sock:
         return frozenset(_own_routes(sock))
+
+
+def withdraw(prefixes: Collection[IPNetwork]) -> None:
+    """Take away routes to anything in these prefixes, and the overlay link's
+    addresses of it, as an earlier life left them. Blocks. Raises NetlinkError.
+    """
+    if not prefixes:
+        return
+    with NetlinkSocket() as sock:
+        for route in list(_own_routes(sock)):
+            if any(_overlap(route.destination, prefix) for prefix in prefixes):
+                _tolerating(sock, errno.ESRCH, rtnl.del_route(route, _NAME))
+        for family in (AF_INET, AF_INET6):
+            for message in sock.dump(rtnl.dump_addresses(family, 0)):
+                found = rtnl.parse_address(message)
+                if (
+                    found is not None
+                    and found.protocol == allocs.ROUTE_PROTOCOL_OVERLAY
+                    and any(found.address in prefix for prefix in prefixes)
+                ):
+                    request = rtnl.del_address(
+                        found.ifindex, _NAME, found.address, found.prefix_length
+                    )
+                    _tolerating(sock, errno.EADDRNOTAVAIL, request)
+
+
+def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+def _tolerating(sock: NetlinkSocket, harmless: int, request: Request) -> None:
+    try:
+        sock.batch([request])
+    except BatchError as error:
+        if any(one.errno != harmless for one in error.errors):
+            raise
