@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from metropolis.node.core.network.uplink import UplinkStatus, write_resolv_conf
+from metropolis.node.core.network.uplink import UplinkStatus, render_resolv_conf
+from metropolis.node.core.network.uplink_ward import replace_file
 
 if TYPE_CHECKING:
     from metropolis.node.core.network.workloads.conditions import Conditions
@@ -68,7 +69,7 @@ class Names:
         """
         uplink = self._uplink
         if uplink is not None and uplink.dns and not has_servers(self._resolv_conf):
-            write_resolv_conf(self._resolv_conf, uplink.dns, uplink.search)
+            replace_file(self._resolv_conf, render_resolv_conf(uplink.dns, uplink.search))
         self._waiting = expected(uplink) and not has_servers(self._resolv_conf)
         if self._waiting and time.monotonic() < self._until:
             self._conditions.set(_CONDITION, self._problem)
