@@ -381,6 +381,12 @@ def _of_configuration(
         by_hand |= {ip_interface(address.ip).network for address in config.uplink.addresses}
         by_hand |= {ip_interface(gateway).network for gateway in config.uplink.gateways}
         by_hand |= {route.destination for route in config.uplink.routes}
+        # Before there is a link that has them.
+        fixed += [
+            Used(address.network, f"{address.network} of the uplink (as configured)")
+            for address in config.uplink.addresses
+        ]
+        fixed += [overlap.of_address(one, "gateway") for one in config.uplink.gateways]
         fixed += [overlap.of_address(one, "name server") for one in config.uplink.dns]
     if cluster is not None and cluster.address is not None:
         fixed.append(overlap.of_address(cluster.address, "this node's underlay address"))

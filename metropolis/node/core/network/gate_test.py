@@ -262,6 +262,17 @@ def test_ipv6_that_is_optional(other_link: None, core: NodeCore) -> None:
     assert set(core.attach("pod-a")) == {4}
 
 
+def test_an_address_by_hand_before_there_is_a_link(world: None, core: NodeCore) -> None:
+    """The node starts, and refuses the prefix; the other family's is used."""
+    static = 'uplink { name: "up0" static { address: "10.192.0.9/28" gateway: "10.192.0.1" } }'
+    core.config = config(*PODS, uplink=static)
+    core.start()
+    expected = f"pod prefix {PODS[0]} overlaps 10.192.0.0/28 of the uplink (as configured)"
+    assert core.problem() == expected
+    assert expected in refused_attach(core, "pod-a")
+    core.wait_for("pod prefixes: fd00:10:192::/112")
+
+
 async def test_workloads_do_not_wake_the_gate(world: None, core: NodeCore) -> None:
     """What an attach and a detach make is no news for it."""
     core.config = config(*PODS, uplink="")
