@@ -15,7 +15,7 @@ from metropolis.node.core.network.cni import protocol, result
 from metropolis.node.core.network.cni import wire as cni_wire
 from metropolis.node.core.network.cni.protocol import Add, CniError
 from metropolis.node.core.network.overlay.mesh import Identity, Peer
-from metropolis.node.core.network.workloads import names, recovery, wire
+from metropolis.node.core.network.workloads import names, recovery, repairs, wire
 from metropolis.node.core.network.workloads.engine import Engine
 from metropolis.node.core.network.workloads.errors import InvalidArgument, WorkloadError
 from metropolis.node.core.network.workloads.model import Attachment, routes_of
@@ -50,11 +50,13 @@ def netlink_messages(data: bytes) -> None:
         with contextlib.suppress(ProtocolError):
             links.append(rtnl.parse_link(one))
     for link in links:
-        record = names.parse_altnames(link.altnames)
-        if record is not None:
-            again = names.record_altname(record.ifindex, record.mac, record.request, record.ips)
-            key = names.key_altname(record.netns_cookie, record.if_name)
-            assert names.parse_altnames([key, again]) == record
+        record = recovery.record_of(link)
+        if record is not None and record.workload_id:
+            again = dataclasses.replace(link, altnames=names.altnames_of(record))
+            assert recovery.record_of(again) == record
+            seen = repairs.Seen({record.host_ifindex: link}, {}, {}, forwards=True)
+            with contextlib.suppress(ProtocolError):
+                repairs.mends(record, seen, replace=True)
     recovery.plan(links, set())
 
 

@@ -176,6 +176,7 @@ class NetworkService:
             await asyncio.to_thread(engine.start)
             # The size is known before the first attach.
             engine.set_mtu(self._config.mtu or await self._first_mtu())
+            engine.set_ipv6_optional(self._config.ipv6_optional)
 
             async def prefixes(ctx: Context) -> None:
                 await self._follow_prefixes(ctx, engine)
