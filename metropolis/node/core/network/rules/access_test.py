@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -153,6 +154,8 @@ def test_the_node_reaches_its_pods(version: int, by: str) -> None:
         with pytest.raises(ConnectionRefusedError):
             node.recv(100)
         with socket.socket(FAMILY[version]) as client:
+            # Closed with a RST: later tests are not sent its FIN again and again.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 client.connect((pod_ip, 8080))

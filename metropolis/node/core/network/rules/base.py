@@ -15,7 +15,8 @@
 
 The cost of a packet does not grow with the number of workloads: links are
 matched by their group, and a source is looked up in the routing table, where
-its host route is anyway. What grows with the cluster is one interval set a family.
+its host route is anyway. What grows with the cluster is one interval set a
+family.
 
 What a workload may send as its source:
 - the addresses whose host routes lead back to its link, and no others. For
