@@ -154,7 +154,7 @@ def test_the_node_reaches_its_pods(version: int, by: str) -> None:
         with pytest.raises(ConnectionRefusedError):
             node.recv(100)
         with socket.socket(FAMILY[version]) as client:
-            # Closed with a RST: later tests are not sent its FIN again and again.
+            # Closed with a RST: later tests do not get its FIN again and again.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.setblocking(False)
             with contextlib.suppress(BlockingIOError):
