@@ -6,6 +6,8 @@
      +- gate          pod prefixes and networks, unless something has them
      +- names         Status waits for name servers
      +- overlay       of a node in a cluster
+     +- strict        default routes -> rule set
+     +- resolvers     the uplink's name servers -> rule set
      +- workloads     engine; waits for nobody, serves nobody before recovery
          +- prefixes  admitted pod prefixes -> engine
          +- mtu       uplink's or overlay's MTU -> engine
@@ -33,6 +35,7 @@ from metropolis.node.core.network import gate, names, overlap, sysctls
 from metropolis.node.core.network.gate import Admitted, Gate
 from metropolis.node.core.network.overlay.mesh import Exchange, IPAddress, IPNetwork
 from metropolis.node.core.network.overlay.overlay import Overlay
+from metropolis.node.core.network.rules import metadata, reverse_path
 from metropolis.node.core.network.rules.ruleset import RuleSet
 from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.uplink import Uplink, UplinkStatus
@@ -147,6 +150,8 @@ class NetworkService:
             self.uplink_status.set(UplinkStatus())
         else:
             ctx.run("uplink", self._uplink.run)
+            ctx.run("strict", self._follow_reverse_path)
+            ctx.run("resolvers", self._follow_resolvers)
         ctx.run("gate", self._gate.run)
         ctx.run("names", self._wait_for_names)
         if self._overlay is not None:
@@ -157,6 +162,17 @@ class NetworkService:
 
     async def _wait_for_names(self, ctx: Context) -> None:
         await self._names.wait(ctx, self._gate.considered)
+
+    async def _follow_reverse_path(self, ctx: Context) -> None:
+        assert self._uplink is not None, "only run with an uplink"
+        ctx.signal_healthy()
+        await reverse_path.follow(self._uplink.link, self._rules, self._conditions.note)
+
+    async def _follow_resolvers(self, ctx: Context) -> None:
+        ctx.signal_healthy()
+        async for status in self.uplink_status.watch():
+            resolvers = metadata.resolvers_among(status.dns)
+            await asyncio.to_thread(self._rules.update, resolvers=resolvers)
 
     def _prepare_host(self) -> None:
         """The rules come first: from the moment the node forwards, they hold.
