@@ -20,6 +20,7 @@ NODE_MODULES = [
     "wireguard",
     # Rules
     "nf_conntrack",
+    "nf_conntrack_netlink",
     "nf_nat",
     "nf_tables",
     "nft_chain_nat",
@@ -28,6 +29,7 @@ NODE_MODULES = [
     "nft_fib_ipv4",
     "nft_fib_ipv6",
     "nft_masq",
+    "nft_socket",
     # Looking at sockets and packets
     "inet_diag",
     "netlink_diag",

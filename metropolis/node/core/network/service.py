@@ -91,8 +91,11 @@ class NetworkService:
         pod_prefixes: event.Value[PodPrefixes],
         paths: Paths | None = None,
         cluster: ClusterLink | None = None,
+        cgroup: str | None = None,
     ) -> None:
-        """Nothing happens before `run`. cluster None: there is no overlay."""
+        """Nothing happens before `run`. cluster None: there is no overlay.
+        cgroup: of this process, as in Settings.
+        """
         self._config = config
         self._paths = paths or Paths()
         self._conditions = Conditions()
@@ -103,6 +106,7 @@ class NetworkService:
                 forwarded=config.forwarded,
                 new_flows_per_second=config.new_flows_per_second,
                 overlay=cluster is not None,
+                cgroup=cgroup,
             )
         )
         self.pod_prefixes = pod_prefixes
