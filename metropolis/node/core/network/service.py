@@ -9,6 +9,7 @@
      +- workloads     engine; waits for nobody, serves nobody before recovery
          +- prefixes  admitted pod prefixes -> engine
          +- mtu       uplink's or overlay's MTU -> engine
+         +- conntrack tracked flows -> links that are refused new ones
          +- grpc      workload.sock
          +- cni       cni.sock
 
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Final
 
 from metropolis.node import allocs
 from metropolis.node.core.config import MTU_MIN, Network, PodPrefixes
-from metropolis.node.core.network import gate, names, overlap, sysctls
+from metropolis.node.core.network import conntrack, gate, names, overlap, sysctls
 from metropolis.node.core.network.gate import Admitted, Gate
 from metropolis.node.core.network.overlay.mesh import Exchange, IPAddress, IPNetwork
 from metropolis.node.core.network.overlay.overlay import Overlay
@@ -169,6 +170,7 @@ class NetworkService:
         """
         self._rules.update(networks=self._gate.prepare())
         self._rules.apply()
+        conntrack.prepare()
         prepare_host()
         self._names.prepare()
 
@@ -196,6 +198,7 @@ class NetworkService:
             ctx.run("prefixes", prefixes)
             if self._config.mtu is None:
                 ctx.run("mtu", mtu)
+            ctx.run("conntrack", conntrack.Guard(engine.list, self._conditions).run)
             ctx.run("grpc", grpc)
             ctx.run("cni", cni)
             ctx.signal_healthy()
