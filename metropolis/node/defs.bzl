@@ -28,6 +28,7 @@ NODE_MODULES = [
     "nft_fib_inet",
     "nft_fib_ipv4",
     "nft_fib_ipv6",
+    "nft_limit",
     "nft_masq",
     "nft_socket",
     # Looking at sockets and packets
