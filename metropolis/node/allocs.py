@@ -101,6 +101,10 @@ CURATOR_PORT: Final = 2379
 NFTABLES_TABLE: Final = "metropolis"
 """The `inet` table with the node's static rules. Owned by: network.rules."""
 
+REFUSED_LINKS: Final = "refused_links"
+"""The set of that table with the links, by index and each with a timeout, whose
+new flows are refused. Made by: network.rules. Filled by: network.conntrack."""
+
 # --- Files and sockets on the node. -------------------------------------------
 
 RUNTIME_DIR: Final = "/run/metropolis/network"

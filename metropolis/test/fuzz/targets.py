@@ -21,6 +21,7 @@ from metropolis.node.core.network.workloads.errors import InvalidArgument, Workl
 from metropolis.node.core.network.workloads.model import Attachment, routes_of
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.node.core.network.workloads.testing.fake import FakeDatapath, FakeKernel
+from osbase.conntrack import sources
 from osbase.net.dhcp4 import lease, packet
 from osbase.net.dhcp4.machine import Machine
 from osbase.netlink import message, rtnl
@@ -81,6 +82,18 @@ class _Script:
 
     def close(self) -> None:
         pass
+
+
+def tracked_flows(data: bytes) -> None:
+    """A datagram of a dump of conntrack: whoever is counted is counted once."""
+    try:
+        found = list(message.decode(data))
+    except ProtocolError:
+        return
+    with contextlib.suppress(ProtocolError):
+        census = sources.take(found, most=4)
+        assert census.total == len(found)
+        assert len(census.entries) <= 4
 
 
 def netlink_conversation(data: bytes) -> None:
@@ -316,6 +329,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     target.__name__: target
     for target in (
         netlink_messages,
+        tracked_flows,
         netlink_conversation,
         cni_frame,
         cni_execution,

@@ -11,6 +11,7 @@
      +- workloads     engine; waits for nobody, serves nobody before recovery
          +- prefixes  admitted pod prefixes -> engine
          +- mtu       uplink's or overlay's MTU -> engine
+         +- conntrack tracked flows -> links that are refused new ones
          +- grpc      workload.sock
          +- cni       cni.sock
 
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Final
 
 from metropolis.node import allocs
 from metropolis.node.core.config import MTU_MIN, Network, PodPrefixes
-from metropolis.node.core.network import gate, names, overlap, sysctls
+from metropolis.node.core.network import conntrack, gate, names, overlap, sysctls
 from metropolis.node.core.network.gate import Admitted, Gate
 from metropolis.node.core.network.overlay.mesh import Exchange, IPAddress, IPNetwork
 from metropolis.node.core.network.overlay.overlay import Overlay
@@ -94,8 +95,11 @@ class NetworkService:
         pod_prefixes: event.Value[PodPrefixes],
         paths: Paths | None = None,
         cluster: ClusterLink | None = None,
+        cgroup: str | None = None,
     ) -> None:
-        """Nothing happens before `run`. cluster None: there is no overlay."""
+        """Nothing happens before `run`. cluster None: there is no overlay.
+        cgroup: of this process, as in Settings.
+        """
         self._config = config
         self._paths = paths or Paths()
         self._conditions = Conditions()
@@ -106,6 +110,7 @@ class NetworkService:
                 forwarded=config.forwarded,
                 new_flows_per_second=config.new_flows_per_second,
                 overlay=cluster is not None,
+                cgroup=cgroup,
             )
         )
         self.pod_prefixes = pod_prefixes
@@ -181,6 +186,7 @@ class NetworkService:
         """
         self._rules.update(networks=self._gate.prepare())
         self._rules.apply()
+        conntrack.prepare()
         prepare_host()
         self._names.prepare()
 
@@ -209,6 +215,7 @@ class NetworkService:
             ctx.run("prefixes", prefixes)
             if self._config.mtu is None:
                 ctx.run("mtu", mtu)
+            ctx.run("conntrack", conntrack.Guard(engine.list, self._conditions).run)
             ctx.run("grpc", grpc)
             ctx.run("cni", cni)
             ctx.signal_healthy()

@@ -400,7 +400,7 @@ def _to_node(settings: Settings) -> dict[str, list[str]]:
     rules = [
         # What the node asked for, such as a health check.
         "ct state established,related accept",
-        "meta l4proto { icmp, ipv6-icmp } accept",
+        "meta l4proto { icmp, icmpv6 } accept",
     ]
     rules += [
         f"{one.protocol} dport {one.first}-{one.last} accept"
