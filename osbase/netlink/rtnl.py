@@ -243,11 +243,6 @@ def del_link_altnames(ifindex: int, name: str, *altnames: str) -> Request:
     return Request(RTM_DELLINKPROP, 0, body, "remove alternative names of {}", (name,))
 
 
-def set_link_mac(ifindex: int, name: str, mac: bytes) -> Request:
-    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.attr(IFLA_ADDRESS, mac)
-    return Request(RTM_NEWLINK, 0, body, "set MAC of {}", (name,))
-
-
 def set_link_group(ifindex: int, name: str, group: int) -> Request:
     body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.u32(IFLA_GROUP, group)
     return Request(RTM_NEWLINK, 0, body, "set group of {}", (name,))

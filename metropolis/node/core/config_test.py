@@ -143,7 +143,7 @@ def _network(text: str) -> Network:
 
 
 def test_what_pods_may_reach() -> None:
-    """Nothing by default; else what is listed, or all; and what is forwarded."""
+    """Nothing by default; else what is listed, or all; what is forwarded."""
     assert _network("").node_access == NodeAccess(AccessMode.NOTHING)
     assert _network('node_access { mode: "all" }').node_access == NodeAccess(AccessMode.ALL)
     ports = 'port: "10250/tcp" port: "53/udp" port: "30000-32767/sctp" port: "53/udp"'
@@ -151,8 +151,9 @@ def test_what_pods_may_reach() -> None:
         AccessMode.LISTED,
         (Ports("sctp", 30000, 32767), Ports("tcp", 10250, 10250), Ports("udp", 53, 53)),
     )
-    listed = 'forwarded_destination: "169.254.169.254" forwarded_destination: "fd00:ec2::/64"'
-    assert _network(listed).forwarded == (ip_network("169.254.169.254"), ip_network("fd00:ec2::/64"))
+    wanted = ("169.254.169.254", "fd00:ec2::/64")
+    listed = " ".join(f'forwarded_destination: "{one}"' for one in wanted)
+    assert _network(listed).forwarded == tuple(map(ip_network, wanted))
     assert not _network("").routed_pods
     assert _network("routed_pods: true").routed_pods
 
@@ -171,7 +172,7 @@ def test_waits_and_limits() -> None:
 
 
 def test_an_uplink_within_the_pod_prefix_is_no_reason_not_to_start() -> None:
-    """It is the prefix that is refused, by the gate, and Status that says it."""
+    """It is the prefix that is refused, by the gate; Status says it."""
     text = 'uplink { static { address: "10.0.0.9/24" } } pod_prefix: "10.0.0.0/16"'
     assert _network(text).pods.prefixes == (ip_network("10.0.0.0/16"),)
 

@@ -353,7 +353,8 @@ class Engine:
         except Unavailable as error:
             problems.append(str(error))
         if problems:
-            raise Unavailable("; ".join(problems))
+            # The same may be why there is no prefix, and a problem of the node.
+            raise Unavailable("; ".join(dict.fromkeys(problems)))
 
     def notes(self) -> dict[str, str]:
         """What is worth knowing of the node's network, by name."""
