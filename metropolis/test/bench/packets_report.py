@@ -78,7 +78,15 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
-_HEAD: Final[tuple[str, ...]] = ("us", "", "workloads", "own flows", *SUBJECTS, "to baseline", "to none")
+_HEAD: Final[tuple[str, ...]] = (
+    "us",
+    "",
+    "workloads",
+    "own flows",
+    *SUBJECTS,
+    "to baseline",
+    "to none",
+)
 
 
 def table(lines: Sequence[Line]) -> str:
