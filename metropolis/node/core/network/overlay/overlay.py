@@ -50,7 +50,7 @@ from metropolis.node.core.network.overlay.peers import Index, difference
 from metropolis.node.core.network.overlay.rotation import Stage, State, Surroundings
 from osbase import event
 from osbase.net.links import LinkState
-from osbase.supervisor import Context
+from osbase.supervisor import Context, in_thread
 
 MTU_MIN: Final = 1280
 """Bytes. What IPv6 needs (RFC 8200, section 5)."""
@@ -118,8 +118,8 @@ class Overlay:
     async def run(self, ctx: Context) -> None:
         """Run until something fails, which another run makes good."""
         try:
-            state = await _in_thread(self._load, ctx)
-            found = await _in_thread(
+            state = await in_thread(self._load, ctx)
+            found = await in_thread(
                 self._kernel.ensure_link,
                 max(MTU_MIN, link_mtu(None, _uplink_mtu(self._uplink))),
                 state.pair.private,
@@ -129,7 +129,7 @@ class Overlay:
                 life = _Life(self, ctx, changes, state, found)
                 await life.run()
         finally:
-            await _in_thread(self._kernel.close)
+            await in_thread(self._kernel.close)
 
     def _load(self, ctx: Context) -> State:
         try:
@@ -221,7 +221,7 @@ class _Life:
             self._changes.take()
             index = Index()
             index.change(self._overlay._peers.copy())
-            device = await _in_thread(self._kernel.device)
+            device = await in_thread(self._kernel.device)
             self._index = index
             absent = frozenset(mesh.absent)
             self._strangers = {
@@ -233,7 +233,7 @@ class _Life:
             await self._apply(difference(known, index.entries))
         elif self._strangers:
             await self._part_with_strangers(frozenset(mesh.absent))
-        await _in_thread(self._reconcile_links, addressing.wanted(mesh))
+        await in_thread(self._reconcile_links, addressing.wanted(mesh))
         await self._resize()
 
     async def _part_with_strangers(self, absent: frozenset[IPNetwork]) -> None:
@@ -264,7 +264,7 @@ class _Life:
         assert self._index is not None, "made before"
         begun = time.monotonic()
         self._prompted |= {change.public_key: begun for change in changes if change.prompt}
-        await _in_thread(self._kernel.apply, changes)
+        await in_thread(self._kernel.apply, changes)
         removed = sum(change.remove for change in changes)
         self._log.info(
             "%s peers set, %s removed, %s in all, in %.0f ms",
@@ -307,7 +307,7 @@ class _Life:
                 self._mesh.mtu,
                 MTU_MIN,
             )
-        await _in_thread(self._kernel.set_mtu, max(size, MTU_MIN))
+        await in_thread(self._kernel.set_mtu, max(size, MTU_MIN))
         self._size = size
         self._overlay.mtu.set(max(size, MTU_MIN))
 
@@ -359,14 +359,14 @@ class _Life:
                 wanted_epoch=around.wanted_epoch,
                 now_s=around.now_s,
             )
-            await _in_thread(self._overlay._file.store, new)
+            await in_thread(self._overlay._file.store, new)
             self._state = new
             self._log.info("key of epoch %d: %s", new.epoch, new.stage.value)
             if new.stage is Stage.GRACE:
                 self._graced_at = time.monotonic() + self._overlay._grace_s
             if new.stage is Stage.STEADY:
                 begun_ns = time.time_ns()
-                prompted = await _in_thread(self._switch, new.pair.private)
+                prompted = await in_thread(self._switch, new.pair.private)
                 self._doubt(prompted, begun_ns)
             self._overlay.identity.set(rotation.identity(new))
 
@@ -404,7 +404,7 @@ class _Life:
             return
         for key in due:
             del self._doubts[key]
-        peers = (await _in_thread(self._kernel.device)).peers
+        peers = (await in_thread(self._kernel.device)).peers
         listed = time.monotonic()
         self._look_from = listed + _LOOKS_REST * (listed - now)
         silent = {
@@ -416,8 +416,8 @@ class _Life:
         }
         if not silent:
             return
-        await _in_thread(self._kernel.apply, [PeerChange(key, remove=True) for key in silent])
-        await _in_thread(
+        await in_thread(self._kernel.apply, [PeerChange(key, remove=True) for key in silent])
+        await in_thread(
             self._kernel.apply,
             [
                 PeerChange(key, entry.endpoint, tuple(entry.allowed), prompt=True)
@@ -439,18 +439,6 @@ class _Doubt:
 
 type _Get = Callable[[], Coroutine[None, None, Any]]
 type _Handle = Callable[[Any], Coroutine[None, None, None]]
-
-
-async def _in_thread[**P, T](call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """As asyncio.to_thread, but when cancelled returns only with the call: what
-    comes next would find the kernel half way.
-    """
-    running = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
 
 
 def link_mtu(asked: int | None, uplink: int | None) -> int:
