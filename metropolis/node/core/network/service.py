@@ -5,6 +5,8 @@
      +- uplink        if one is configured
      +- overlay       of a node in a cluster
      +- rules         what is a pod network -> rule set
+     +- reconcile     events -> the wards, each of which puts its things back:
+     +- ward-rules, ward-sysctls, ward-host, ward-foreign
      +- workloads     engine; waits for nobody, serves nobody before recovery
          +- prefixes  pod prefixes -> engine
          +- mtu       uplink's or overlay's MTU -> engine
@@ -30,6 +32,10 @@ from metropolis.node.core.config import MTU_MIN, Network, PodPrefixes
 from metropolis.node.core.network import sysctls
 from metropolis.node.core.network.overlay.mesh import Exchange, IPNetwork
 from metropolis.node.core.network.overlay.overlay import Overlay, held_networks
+from metropolis.node.core.network.reconcile import wards
+from metropolis.node.core.network.reconcile.reconciler import Reconciler
+from metropolis.node.core.network.reconcile.ward import Ward
+from metropolis.node.core.network.reconcile.watch import Kind
 from metropolis.node.core.network.rules.ruleset import RuleSet
 from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.uplink import Uplink, UplinkStatus
@@ -89,6 +95,8 @@ class NetworkService:
         self._config = config
         self._paths = paths or Paths()
         self._conditions = Conditions()
+        self._reconciler = Reconciler(self._conditions)
+        self._sysctls: tuple[sysctls.Sysctl, ...] = ()
         self._rules = RuleSet(
             Settings(
                 routed_pods=config.routed_pods,
@@ -128,8 +136,21 @@ class NetworkService:
             ctx.run("overlay", self._overlay.run)
             ctx.run("rules", self._follow_networks)
         ctx.run("workloads", self._workloads)
+        self._guard_node(ctx)
         ctx.signal_healthy()
         ctx.signal_done()
+
+    def _guard_node(self, ctx: Context) -> None:
+        """Put back what others change of the node as a whole."""
+        ctx.run("reconcile", self._reconciler.run)
+        guarded: tuple[tuple[Ward, set[Kind], float], ...] = (
+            (wards.Rules(self._rules), {Kind.RULES}, 5.0),
+            (wards.Sysctls((*sysctls.NODE, *self._sysctls)), {Kind.SETTING}, 1.0),
+            (wards.Host(), {Kind.ADDRESS, Kind.LINK, Kind.POLICY}, 5.0),
+            (wards.Foreign(self._conditions, ctx.logger), set(), 10.0),
+        )
+        for ward, kinds, every_s in guarded:
+            ctx.run(f"ward-{ward.name}", self._reconciler.guard(ward, kinds=kinds, every_s=every_s))
 
     async def _follow_networks(self, ctx: Context) -> None:
         assert self._exchange is not None, "only run in a cluster"
@@ -148,6 +169,7 @@ class NetworkService:
         if self._overlay is not None:
             self._rules.update(networks=held_networks())
         self._rules.apply()
+        self._sysctls = sysctls.found_enabled()
         prepare_host()
 
     async def _workloads(self, ctx: Context) -> None:

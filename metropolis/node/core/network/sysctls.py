@@ -61,14 +61,29 @@ NODE: Final = (
     Sysctl("ipv6/neigh/default/gc_thresh1", 4096, optional=True),
     Sysctl("ipv6/neigh/default/gc_thresh2", 32768, optional=True),
     Sysctl("ipv6/neigh/default/gc_thresh3", 65536, optional=True),
+    # Workloads ask for the first hop's MAC on their links, and its address is
+    # on lo: with 1 or more (as for direct server return) they get no answer.
+    Sysctl("ipv4/conf/all/arp_ignore", 0),
     # Last: what is forwarded is forwarded under the settings above.
     Sysctl("ipv4/ip_forward", 1),
     Sysctl("ipv6/conf/all/forwarding", 1),
+    # Links that are made later inherit these; the two above set them as well.
+    Sysctl("ipv4/conf/default/forwarding", 1),
+    Sysctl("ipv6/conf/default/forwarding", 1),
 )
 
 
 FORWARDS: Final = True
-"""Whether the node is a router to its neighbours, by the last of NODE."""
+"""Whether the node is a router to its neighbours, by the end of NODE."""
+
+
+def found_enabled(root: str = "/proc/sys/net") -> tuple[Sysctl, ...]:
+    """Return the settings by which IPv6 is enabled, if it is: a node without
+    IPv6 is what its operator wants, one that loses it later is not.
+    """
+    paths = ("ipv6/conf/all/disable_ipv6", "ipv6/conf/default/disable_ipv6")
+    enabled = (Sysctl(path, 0) for path in paths)
+    return tuple(one for one in enabled if differs(one, root) is None)
 
 
 def uplink(name: str, *, router_advertisements: bool) -> tuple[Sysctl, ...]:
@@ -94,6 +109,18 @@ def apply(settings: Iterable[Sysctl], root: str = "/proc/sys/net") -> None:
     """Write what differs. Raises SysctlError at the first that is refused."""
     for setting in settings:
         _write(setting, root)
+
+
+def differs(setting: Sysctl, root: str = "/proc/sys/net") -> str | None:
+    """Return the value that is there, if another is wanted; "": there is no
+    such setting, though it is not optional. None: all is right.
+    """
+    try:
+        with open(os.path.join(root, setting.path), encoding="ascii") as file:
+            found = file.read().split()
+    except OSError:
+        return None if setting.optional else ""
+    return None if found == str(setting.value).split() else " ".join(found)
 
 
 def _write(setting: Sysctl, root: str) -> None:

@@ -7,21 +7,25 @@ import threading
 from dataclasses import replace
 from typing import Any
 
+from metropolis.node import allocs
 from metropolis.node.core.network.rules import base
 from metropolis.node.core.network.rules.settings import Settings
 from osbase.nftables import Nftables
+from osbase.nftables.guard import Guard
 
 
 class RuleSet:
     """Keeps the kernel's rules as the settings say. Thread-safe; calls block.
 
-    It knows what it applied last, and never reads rules back.
+    It knows what it applied last, and by digests whether that is still there;
+    it understands no rule that it reads.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._lock = threading.Lock()
         self._settings = settings
         self._applied: Settings | None = None
+        self._guard = Guard(allocs.NFTABLES_TABLE)
 
     @property
     def settings(self) -> Settings:
@@ -43,8 +47,17 @@ class RuleSet:
             if self._settings != self._applied:
                 self._apply()
 
+    def differences(self) -> list[str]:
+        """Return, in words, what is not as it was applied; []: nothing.
+
+        Raises NetlinkError or OSError.
+        """
+        with self._lock:
+            return self._guard.differences()
+
     def _apply(self) -> None:
         self._applied = None
+        text = base.render(self._settings)
         with Nftables() as nft:
-            nft.apply(base.render(self._settings))
+            self._guard.commit(lambda: nft.apply(text))
         self._applied = self._settings
