@@ -41,6 +41,7 @@ SETTLE_S: Final = 0.1
 _REST_MIN_S: Final = 0.25
 _REST_MAX_S: Final = 1.0
 _REST: Final = 9.0  # times what the look took
+_AGAIN_S: Final = 2.0  # at the latest, after something could not be put back
 _LINKS: Final = 64  # more that changed at once are not looked up one by one
 _NAMED: Final = 5  # repairs in a log line or a condition
 _FAILURES: Final = 3  # looks that fail in a row, before it is a problem
@@ -141,17 +142,20 @@ class Reconciler:
             try:
                 while True:
                     began = time.monotonic()
+                    patience_s = every_s
                     try:
-                        await self._look(ctx.logger, ward)
+                        if not await self._look(ctx.logger, ward, me):
+                            patience_s = min(every_s, _AGAIN_S)
                         failures = 0
                     except (NetlinkError, OSError) as error:
+                        patience_s = min(every_s, _AGAIN_S)
                         failures += 1
                         self._failed(ctx.logger, ward, failures, error)
                     took = time.monotonic() - began
                     rest = min(_REST_MAX_S, max(_REST_MIN_S, took * _REST))
                     await asyncio.sleep(rest)
                     try:
-                        async with asyncio.timeout(max(0.0, every_s - rest)):
+                        async with asyncio.timeout(max(0.0, patience_s - rest)):
                             await me.woken.wait()
                     except TimeoutError:
                         pass
@@ -161,7 +165,8 @@ class Reconciler:
 
         return run
 
-    async def _look(self, log: logging.Logger, ward: Ward) -> None:
+    async def _look(self, log: logging.Logger, ward: Ward, me: _Guard) -> bool:
+        """Return whether all that should be put back was."""
         fights = self._fights.setdefault(ward.name, Fights(self._now))
         repairs = await in_thread(ward.look, fights.allow)
         fights.looked(repairs)
@@ -169,7 +174,12 @@ class Reconciler:
         if done:
             self._count(ward.name, len(done))
             log.warning("put back: %s", _listing([one.what for one in done]))
+            # Another's may have gone with it: routes, with an address of lo.
+            for guard in self._guards:
+                if guard is not me:
+                    guard.woken.set()
         self._judge(log, ward.name, [one for one in repairs if one.error or one.left])
+        return not any(one.error for one in repairs)
 
     def _count(self, name: str, number: int) -> None:
         self._counts[name] = self._counts.get(name, 0) + number
