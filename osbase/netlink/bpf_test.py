@@ -35,7 +35,7 @@ def passes(program: bytes, data: bytes) -> bool:
         elif kind == 0x35:
             at += yes if value >= k else no
         elif kind == 0x06:
-            return k != 0
+            return bool(k)
         else:
             raise AssertionError(f"instruction {kind:#x}")
 

@@ -239,7 +239,7 @@ def _stable(kind: int, body: bytes) -> bytes:
 
 
 def _stable_rule(body: bytes) -> bytes:
-    parts = []
+    parts: list[bytes] = []
     for kind, data in attrs.walk(body):
         if kind == _RULE_EXPRESSIONS:
             parts.extend(_stable_expressions(data))

@@ -45,13 +45,16 @@ from osbase.net import addressing
 from osbase.net.links import LinkState
 from osbase.netlink.rtnl import set_link_up
 from osbase.netlink.transport import NetlinkSocket
-from osbase.supervisor import Context
+from osbase.supervisor import Context, Runnable
 
 if TYPE_CHECKING:
     from metropolis.node.core.network.workloads.engine import Engine
 
 DEFAULT_MTU: Final = 1500
 """Of workloads on a node without an uplink, bytes."""
+
+LINKS_LOOKED_AT_S: Final = 20.0
+"""How often settings of single links are compared, besides at events."""
 
 CALLS_END_WITHIN_S: Final = 10.0
 """How long calls under way may take to end when the service stops."""
@@ -134,6 +137,9 @@ class NetworkService:
             ctx.run("uplink", self._uplink.run)
         if self._overlay is not None:
             ctx.run("overlay", self._overlay.run)
+            ctx.run("ward-overlay", self._guard_link(self._overlay))
+            settings = wards.Sysctls(sysctls.link(allocs.OVERLAY_LINK), "overlay-sysctls")
+            ctx.run("ward-overlay-sysctls", self._guard_link(settings))
             ctx.run("rules", self._follow_networks)
         ctx.run("workloads", self._workloads)
         self._guard_node(ctx)
@@ -151,6 +157,12 @@ class NetworkService:
         )
         for ward, kinds, every_s in guarded:
             ctx.run(f"ward-{ward.name}", self._reconciler.guard(ward, kinds=kinds, every_s=every_s))
+
+    def _guard_link(self, ward: Ward) -> Runnable:
+        """A ward of one link or of many."""
+        return self._reconciler.guard(
+            ward, kinds=set(Kind) - {Kind.RULES}, every_s=LINKS_LOOKED_AT_S
+        )
 
     async def _follow_networks(self, ctx: Context) -> None:
         assert self._exchange is not None, "only run in a cluster"

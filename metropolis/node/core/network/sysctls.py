@@ -86,6 +86,16 @@ def found_enabled(root: str = "/proc/sys/net") -> tuple[Sysctl, ...]:
     return tuple(one for one in enabled if differs(one, root) is None)
 
 
+def link(name: str) -> tuple[Sysctl, ...]:
+    """Return the settings without which a link does not forward, if there is
+    such a link.
+    """
+    return (
+        Sysctl(f"ipv4/conf/{name}/forwarding", 1, optional=True),
+        Sysctl(f"ipv6/conf/{name}/disable_ipv6", 0, optional=True),
+    )
+
+
 def uplink(name: str, *, router_advertisements: bool) -> tuple[Sysctl, ...]:
     """Return the settings of the uplink, before it is set up: the kernel asks
     for router advertisements when a link comes up, and not again.

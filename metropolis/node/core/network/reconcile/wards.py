@@ -79,10 +79,15 @@ class Rules:
 class Sysctls:
     """Settings, each by itself, in order."""
 
-    name = "sysctls"
-
-    def __init__(self, settings: Iterable[sysctls.Sysctl], root: str = "/proc/sys/net") -> None:
+    def __init__(
+        self,
+        settings: Iterable[sysctls.Sysctl],
+        name: str = "sysctls",
+        *,
+        root: str = "/proc/sys/net",
+    ) -> None:
         """settings: as they are wanted."""
+        self.name = name
         self._settings = tuple(settings)
         self._root = root
 

@@ -17,6 +17,7 @@ from metropolis.node.core.network.reconcile.ward import Repair
 from metropolis.node.core.network.rules.ruleset import RuleSet
 from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.workloads.conditions import Conditions
+from osbase.nftables import NftablesError
 
 HOP = f"{allocs.FIRST_HOP_IPV4}/32"
 
@@ -167,10 +168,12 @@ def test_sysctls_put_back(path: str, value: int, wanted: int) -> None:
 def test_sysctls_that_cannot_be_put_back(tmp_path: Path) -> None:
     """A file that is not one of the kernel's, and one that is missing."""
     (tmp_path / "fixed").mkdir()
-    ward = wards.Sysctls([sysctls.Sysctl("fixed", 1), sysctls.Sysctl("gone", 1)], str(tmp_path))
+    ward = wards.Sysctls(
+        [sysctls.Sysctl("fixed", 1), sysctls.Sysctl("gone", 1)], root=str(tmp_path)
+    )
     found = {one.key: one for one in ward.look(always)}
     assert "ENOENT" in found["sysctl net.gone"].error
-    optional = wards.Sysctls([sysctls.Sysctl("gone", 1, optional=True)], str(tmp_path))
+    optional = wards.Sysctls([sysctls.Sysctl("gone", 1, optional=True)], root=str(tmp_path))
     assert optional.look(always) == []
 
 
@@ -235,7 +238,7 @@ class Refused:
         return [f"inet chain metropolis c{number} is gone" for number in range(30)]
 
     def apply(self) -> None:
-        raise wards.NftablesError("Operation not supported")
+        raise NftablesError("Operation not supported")
 
 
 def test_rules_that_cannot_be_put_back() -> None:
