@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +30,7 @@ from metropolis.node.core.network.reconcile.fights import REPAIRS, WITHIN_S, Fig
 from metropolis.node.core.network.reconcile.ward import Repair, Ward
 from metropolis.node.core.network.reconcile.watch import Kind
 from metropolis.node.core.network.workloads.conditions import Conditions
+from metropolis.node.core.network.workloads.errors import WorkloadError
 from osbase.netlink import rtnl
 from osbase.netlink.errors import BatchError, NetlinkError
 from osbase.netlink.transport import NetlinkSocket
@@ -42,7 +44,7 @@ _REST_MIN_S: Final = 0.25
 _REST_MAX_S: Final = 1.0
 _REST: Final = 9.0  # times what the look took
 _AGAIN_S: Final = 2.0  # at the latest, after something could not be put back
-_LINKS: Final = 64  # more that changed at once are not looked up one by one
+_LINKS: Final = 64  # more that changed at once are looked for in a list of all
 _NAMED: Final = 5  # repairs in a log line or a condition
 _FAILURES: Final = 3  # looks that fail in a row, before it is a problem
 
@@ -147,7 +149,7 @@ class Reconciler:
                         if not await self._look(ctx.logger, ward, me):
                             patience_s = min(every_s, _AGAIN_S)
                         failures = 0
-                    except (NetlinkError, OSError) as error:
+                    except (NetlinkError, OSError, WorkloadError) as error:
                         patience_s = min(every_s, _AGAIN_S)
                         failures += 1
                         self._failed(ctx.logger, ward, failures, error)
@@ -199,9 +201,7 @@ class Reconciler:
             log.info("all is as it should be again")
         self._said[name] = said
 
-    def _failed(
-        self, log: logging.Logger, ward: Ward, failures: int, error: NetlinkError | OSError
-    ) -> None:
+    def _failed(self, log: logging.Logger, ward: Ward, failures: int, error: Exception) -> None:
         if failures < _FAILURES:
             log.info("look failed: %s", error)
         elif self._conditions.set(_condition(ward.name), f"cannot be looked at: {error}"):
@@ -232,9 +232,11 @@ def _concerned(pending: dict[Kind, set[int]]) -> set[Kind]:
     """
     links = set().union(*pending.values())
     if len(links) > _LINKS:
-        return set(pending)
-    with NetlinkSocket() as sock:
-        there = {index for index in links if index == 0 or _exists(sock, index)}
+        there = {index for index, _ in socket.if_nameindex()}
+    else:
+        with NetlinkSocket() as sock:
+            there = {index for index in links if index and _exists(sock, index)}
+    there.add(0)
     return {kind for kind, about in pending.items() if about & there}
 
 
