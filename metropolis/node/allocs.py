@@ -33,6 +33,11 @@ LINK_GROUP_UPLINK: Final = 10
 Set and reconciled by: network.uplink, which removes those that the
 configuration does not have any more."""
 
+UPLINK_MTU_MARK: Final = "mw-mtu."
+"""Begins an alternative name of a link whose MTU a DHCP server made smaller:
+`mw-mtu.1500.2` on link 2, which had 1500 bytes before. Set, read, and removed
+when the MTU is what it was, by: network.uplink."""
+
 # --- Route protocols (rtm_protocol): who owns a route. ----------------------
 # Below 5 belong to the kernel and the boot; 8-18, 42, 186-192 are taken by
 # routing daemons (linux/rtnetlink.h). Addresses bear the same numbers
@@ -77,6 +82,16 @@ OVERLAY_LINK: Final = "overlay"
 WIREGUARD_PORT: Final = 51820
 """UDP port of WireGuard on every node. Listened on by: the overlay's link. Sent
 to by: the overlay's peers. Let through by: firewalls between nodes."""
+
+MASQUERADE_PORTS: Final = (1024, 32767)
+"""First and last source port that flows of workloads are given when they leave
+the node. No other port of the node is below: EPHEMERAL_PORTS, WIREGUARD_PORT.
+Used by: the node's rule set."""
+
+EPHEMERAL_PORTS: Final = (32768, 60999)
+"""First and last port of the connections that the node itself begins; the
+kernel's default, pinned. Set by: network service (net.ipv4.ip_local_port_range).
+Matched by: the node's rule set."""
 
 CURATOR_PORT: Final = 2379
 """TCP port of etcd, where an endpoint names none. Connected to by: curator."""

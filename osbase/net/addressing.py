@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
@@ -42,7 +42,9 @@ from osbase.netlink.rtnl import (
     RT_TABLE_MAIN,
     RTM_NEWADDR,
     RTM_NEWROUTE,
+    dump_link_routes,
     dump_routes,
+    parse_route,
 )
 from osbase.netlink.transport import NetlinkSocket
 
@@ -100,6 +102,99 @@ class Addressing:
     routes: tuple[Route, ...] = ()
 
 
+@dataclass(frozen=True)
+class Missing:
+    """What a link should have and has not, or not so. key: the same each time;
+    request: puts it back.
+    """
+
+    key: str
+    what: str
+    request: Request
+
+
+_SLACK_S: Final = 30
+"""By how much the end of an address may differ from what is wanted."""
+
+
+def missing(
+    sock: NetlinkSocket, ifindex: int, name: str, wanted: Addressing, *, protocol: int, metric: int
+) -> list[Missing]:
+    """Return what `apply` would add, in the order in which it has to be.
+
+    What is there and should not be is left to `apply`. Raises NetlinkError.
+    """
+    addresses = [one for one in _addresses(sock) if one[0] == ifindex]
+    valid = {interface: valid_s for _, interface, owner, valid_s in addresses if owner == protocol}
+    there = [
+        route
+        for family in (AF_INET, AF_INET6)
+        for route in map(parse_route, sock.dump(dump_link_routes(family, ifindex)))
+        if route is not None and route.ifindex == ifindex and route.kind == _RTN_UNICAST
+    ]
+    routes = {
+        (route.destination, route.gateway, route.source, route.metric)
+        for route in there
+        if route.protocol == protocol
+    }
+    near = {route.destination for route in there if route.gateway is None}
+    found = [
+        _missing_prefix(ifindex, name, interface)
+        for interface in [one[1] for one in addresses]
+        if interface.ip in _LINK_LOCAL and _lacks_prefix(interface, near)
+    ]
+    for address in wanted.addresses:
+        left = valid.get(address.interface)
+        if left is None:
+            what = f"{name} lacks address {address.interface}"
+        elif (left == FOREVER) != (address.valid_s == FOREVER) or (
+            abs(left - address.valid_s) > _SLACK_S
+        ):
+            what = f"address {address.interface} of {name} ends in {left} s, not {address.valid_s}"
+        else:
+            if _lacks_prefix(address.interface, near):
+                found.append(_missing_prefix(ifindex, name, address.interface))
+            continue
+        found.append(
+            Missing(
+                f"address {address.interface}",
+                what,
+                _replace_address(ifindex, name, address, protocol),
+            )
+        )
+    for route in _in_order(wanted):
+        if (route.destination, route.gateway, route.source, metric) not in routes:
+            request = _replace_route(ifindex, name, route, protocol, metric)
+            key = f"route {route.destination}"
+            found.append(Missing(key, f"{name} lacks {request.what.removeprefix('add ')}", request))
+    return found
+
+
+_RTPROT_KERNEL: Final = 2
+_PREFIX_METRIC: Final = {4: 0, 6: 256}  # IP6_RT_PRIO_ADDRCONF
+
+
+_LINK_LOCAL: Final = IPv6Network("fe80::/10")
+
+
+def _lacks_prefix(interface: IPInterface, near: Container[IPNetwork]) -> bool:
+    """Whether the route that the kernel made with the address is gone, as when
+    the table was flushed.
+    """
+    network = interface.network
+    return network.prefixlen < network.max_prefixlen and network not in near
+
+
+def _missing_prefix(ifindex: int, name: str, interface: IPInterface) -> Missing:
+    """Return the route to an address's network as the kernel makes it, so that
+    it goes with the address.
+    """
+    network, version = interface.network, interface.version
+    route = Route(network, None, interface.ip if version == 4 else None)
+    request = _replace_route(ifindex, name, route, _RTPROT_KERNEL, _PREFIX_METRIC[version])
+    return Missing(f"route {network}", f"{name} lacks route {network}", request)
+
+
 def apply(
     sock: NetlinkSocket, ifindex: int, name: str, wanted: Addressing, *, protocol: int, metric: int
 ) -> None:
@@ -140,16 +235,24 @@ def apply(
 
 def current_addresses(sock: NetlinkSocket, ifindex: int, protocol: int) -> set[IPInterface]:
     """Return the link's addresses that bear the protocol number."""
-    found = set()
+    return {
+        interface
+        for index, interface, owner, _ in _addresses(sock)
+        if index == ifindex and owner == protocol
+    }
+
+
+def links_of(sock: NetlinkSocket, protocol: int) -> frozenset[int]:
+    """Return the indexes of links with addresses that bear the number."""
+    return frozenset(index for index, _, owner, _ in _addresses(sock) if owner == protocol)
+
+
+def _addresses(sock: NetlinkSocket) -> Iterator[tuple[int, IPInterface, int, int]]:
+    """Yield index, address, protocol and validity in seconds, of all links."""
     for family in (AF_INET, AF_INET6):
-        request = Request(
-            _RTM_GETADDR, 0, _IFADDR.pack(family, 0, 0, 0, 0), f"list addresses of link {ifindex}"
-        )
+        request = Request(_RTM_GETADDR, 0, _IFADDR.pack(family, 0, 0, 0, 0), "list addresses")
         for message in sock.dump(request):
-            index, interface, owner = _parse_address(message)
-            if index == ifindex and owner == protocol:
-                found.add(interface)
-    return found
+            yield _parse_address(message)
 
 
 def add_loopback_address(address: IPAddress) -> Request:
@@ -253,7 +356,7 @@ def _route_request(
     return Request(kind, flags, b"".join(parts), f"{verb} route {destination}{via} dev {name}")
 
 
-def _parse_address(message: Message) -> tuple[int, IPInterface, int]:
+def _parse_address(message: Message) -> tuple[int, IPInterface, int, int]:
     if message.kind != RTM_NEWADDR or len(message.body) < _IFADDR.size:
         raise ProtocolError(f"message {message.kind} is not an address")
     _, length, _, _, ifindex = _IFADDR.unpack_from(message.body)
@@ -262,7 +365,9 @@ def _parse_address(message: Message) -> tuple[int, IPInterface, int]:
     owner = found.get(_IFA_PROTO, b"\0")
     if len(packed) not in (4, 16) or length > len(packed) * 8 or not owner:
         raise ProtocolError(f"an address of {len(packed)} bytes and {length} bits")
-    return ifindex, ip_interface((ip_address(packed), length)), owner[0]
+    cache = found.get(_IFA_CACHEINFO, b"")
+    valid_s = _CACHEINFO.unpack_from(cache)[1] if len(cache) >= _CACHEINFO.size else FOREVER
+    return ifindex, ip_interface((ip_address(packed), length)), owner[0], valid_s
 
 
 def _parse_route(message: Message) -> tuple[int, IPNetwork, IPAddress | None] | None:

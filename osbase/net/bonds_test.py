@@ -219,6 +219,44 @@ async def test_members_come_late_vanish_and_return() -> None:
         assert details("bond0")["address"] == mac
 
 
+async def test_members_that_come_in_another_order() -> None:
+    """The bond and its VLAN have the MAC of the first by configuration, which
+    comes second; also after a reboot, and when all have been away.
+    """
+    mac = "02:00:00:00:00:aa"
+    config = Interface(bond=BACKUP, vlan=Vlan(7, "vlan7"))
+
+    async def second() -> None:
+        await until(lambda: exists("bond0"))
+        sh(f"ip link add m0 address {mac} type veth peer name p0 netns far")
+
+    for _ in range(2):
+        sh("ip link del m0")
+        late = asyncio.create_task(second())
+        async with keeping(config):
+            await late
+            await until(lambda: is_member("m0") and is_member("m1") and exists("vlan7"))
+            assert details("bond0")["address"] == details("vlan7")["address"] == mac
+            sh("ip link del m0")
+            sh("ip link del m1")
+            port(1)
+            await second()
+            await until(lambda: is_member("m0") and is_member("m1"))
+            assert details("bond0")["address"] == details("vlan7")["address"] == mac
+        sh("ip link del bond0")
+
+
+async def test_a_first_member_that_does_not_come() -> None:
+    """The bond does without, with the MAC of the next."""
+    sh("ip link del m0")
+    mac = details("m1")["address"]
+    async with keeping(Interface(bond=BACKUP)):
+        await until(lambda: is_member("m1"))
+        port(0)
+        await until(lambda: is_member("m0"))
+        assert details("bond0")["address"] == mac
+
+
 async def test_another_configuration_replaces_what_is_there() -> None:
     """Mode, then no bond but a VLAN on a port, then the port itself."""
     sh("ip link add foreign0 type bond")

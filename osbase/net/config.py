@@ -8,6 +8,7 @@ and the value, so that who wrote a file sees it all at once.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import (
@@ -114,8 +115,9 @@ class StaticRoute:
 
 @dataclass(frozen=True)
 class Interface:
-    """How one interface is configured. name: of a link that exists; "": the
-    first Ethernet device, or there is a bond. mtu None: as it is.
+    """How one interface is configured. name: of a link that exists; "": that
+    with the hardware address (6 bytes), or an Ethernet device, or there is a
+    bond. mtu None: as it is.
     """
 
     name: str = ""
@@ -128,6 +130,7 @@ class Interface:
     bond: Bond | None = None
     vlan: Vlan | None = None
     mtu: int | None = None
+    hardware_address: bytes = b""
 
     @property
     def lower_name(self) -> str:
@@ -140,6 +143,13 @@ class Interface:
         return self.vlan.name if self.vlan is not None else self.lower_name
 
     @property
+    def described(self) -> str:
+        """The link that is configured, for people."""
+        if self.hardware_address and self.vlan is None:
+            return f"a link with hardware address {self.hardware_address.hex(':')}"
+        return self.top_name or "an Ethernet device"
+
+    @property
     def router_advertisements(self) -> bool:
         """Whether IPv6 comes from routers: unless a gateway was given."""
         return all(gateway.version != 6 for gateway in self.gateways)
@@ -148,6 +158,13 @@ class Interface:
 def interface(message: net_pb2.Interface, field: str, problems: Problems) -> Interface:
     """Check a message; what is wrong is added, and left out of the result."""
     name = _link_name(message.name, f"{field}.name", problems)
+    hardware_address = _mac(message.hardware_address, f"{field}.hardware_address", problems)
+    if hardware_address and (name or message.HasField("bond")):
+        other = f'name "{name}"' if name else "bond"
+        problems.add(
+            f"{field}.hardware_address", f'"{message.hardware_address}" contradicts {other}'
+        )
+        hardware_address = b""
     bond = vlan = None
     if message.HasField("bond"):
         bond = _bond(message.bond, f"{field}.bond", problems)
@@ -190,6 +207,7 @@ def interface(message: net_pb2.Interface, field: str, problems: Problems) -> Int
         bond,
         vlan,
         mtu or None,
+        hardware_address,
     )
 
 
@@ -233,6 +251,23 @@ def _link_name(text: str, field: str, problems: Problems) -> str:
         problems.add(field, f"{quoted(text)} cannot be the name of a link")
         return ""
     return text
+
+
+_MAC: Final = re.compile("[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
+
+
+def _mac(text: str, field: str, problems: Problems) -> bytes:
+    """Read a host's address on Ethernet; b"" for "" and what is not one."""
+    if not text:
+        return b""
+    if not _MAC.fullmatch(text):
+        problems.add(field, f'{quoted(text)} is not like "52:54:00:12:34:56"')
+        return b""
+    mac = bytes.fromhex(text.replace(":", ""))
+    if mac[0] & 1 or not any(mac):
+        problems.add(field, f'"{text}" cannot be the address of a host')
+        return b""
+    return mac
 
 
 def _choice[T: enum.Enum](

@@ -54,6 +54,15 @@ def test_dhcp_and_static_ipv6() -> None:
     assert not interface.router_advertisements
 
 
+def test_a_port_by_its_hardware_address() -> None:
+    """As bytes; no name goes with it."""
+    interface, problems = read('hardware_address: "52:54:00:aB:cd:ef"')
+    assert problems == []
+    assert interface.hardware_address == bytes.fromhex("525400abcdef")
+    assert (interface.name, interface.top_name) == ("", "")
+    assert interface.described == "a link with hardware address 52:54:00:ab:cd:ef"
+
+
 def test_bond_and_vlan() -> None:
     """The example of the proto's head; the addresses are the VLAN's."""
     interface, problems = read("""
@@ -126,6 +135,7 @@ def test_routes_and_names_besides_dhcp() -> None:
         'static { address: "192.0.2.9/24" gateway: "192.0.2.1" }',
         'static { address: "2001:db8::1/128" }',
         'name: "enp0s3.100"',
+        'hardware_address: "52:54:00:aB:cd:ef" vlan { id: 1 }',
     ],
 )
 def test_accepted(text: str) -> None:
@@ -163,6 +173,18 @@ def test_accepted(text: str) -> None:
         ('static { search: "a b" }', 'static.search[0]: "a b" cannot be a domain'),
         ("mtu: 1279", "uplink.mtu: 1279 is not between 1280 and 65535"),
         ("mtu: 65536", "uplink.mtu: 65536"),
+        ('hardware_address: "52:54:00:12:34"', 'hardware_address: "52:54:00:12:34" is not like'),
+        ('hardware_address: "52-54-00-12-34-56"', "is not like"),
+        ('hardware_address: "53:54:00:12:34:56"', "cannot be the address of a host"),
+        ('hardware_address: "00:00:00:00:00:00"', "cannot be the address of a host"),
+        (
+            'name: "e0" hardware_address: "52:54:00:12:34:56"',
+            'hardware_address: "52:54:00:12:34:56" contradicts name "e0"',
+        ),
+        (
+            'hardware_address: "52:54:00:12:34:56" bond { mode: "802.3ad" member: "a" }',
+            "contradicts bond",
+        ),
         ("vlan {}", "uplink.vlan.id: 0 is not between 1 and 4094"),
         ("vlan { id: 4095 }", "uplink.vlan.id: 4095"),
         ('vlan { id: 1 name: "a/b" }', 'uplink.vlan.name: "a/b" cannot'),

@@ -55,7 +55,8 @@ def choose(addresses: Iterable[Address]) -> tuple[IPAddress, ...]:
         deprecated = bool(one.flags & IFA_F_DEPRECATED)
         local = isinstance(address, IPv6Address) and address in _UNIQUE_LOCAL
         found.append(((address.version, deprecated, local), address))
-    return tuple(address for _, address in sorted(found, key=lambda pair: pair[0]))
+    # Without IPv6 the kernel answers for that family with all it has.
+    return tuple(dict.fromkeys(address for _, address in sorted(found, key=lambda pair: pair[0])))
 
 
 def look(ifindex: int) -> tuple[IPAddress, ...]:

@@ -13,10 +13,12 @@ waking Python for them would cost more than the attach.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
+import errno
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +27,7 @@ from osbase.netlink.errors import ProtocolError
 from osbase.netlink.message import decode
 from osbase.netlink.rtnl import (
     IFF_UP,
+    IFLA_GROUP,
     RTM_DELLINK,
     RTM_NEWLINK,
     RTNLGRP_LINK,
@@ -38,6 +41,8 @@ from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, Netlin
 _IFF_LOOPBACK: Final = 0x8
 _IFF_LOWER_UP: Final = 0x10000
 _SO_ATTACH_FILTER: Final = 26
+_ATTRIBUTES_OFFSET: Final = 32  # after the headers of netlink and of links
+_SKF_AD_NLATTR: Final = 0xFFFFF000 + 12  # linux/filter.h
 _INDEX_OFFSET: Final = 20  # of ifi_index and ifa_index: after 16 bytes of header
 
 
@@ -53,15 +58,39 @@ class LinkState:
     carrier: bool
 
 
-def choose(links: Iterable[Link], name: str) -> Link | None:
-    """Return the link of that name; for "" the lowest index that is Ethernet
-    hardware: with a MAC, and of no software kind.
+def is_port(link: Link) -> bool:
+    """Whether it is Ethernet hardware, or looks so (virtio): with a MAC, of no
+    software kind, and no part of a bond or bridge.
+    """
+    plain = not link.kind and link.master is None
+    return plain and len(link.mac) == 6 and not link.flags & _IFF_LOOPBACK
+
+
+_SHARING: Final = frozenset(
+    {b"bond", b"bridge", b"hsr", b"ipvlan", b"macvlan", b"macvtap", b"team", b"vlan", b"vrf"}
+)
+"""Kinds of links that have the MAC of another."""
+
+
+def has_address(link: Link, mac: bytes) -> bool:
+    """Whether it is the port with this MAC: its hardware's, or its present one
+    if it has none by hardware.
+    """
+    return link.kind not in _SHARING and (link.permanent_mac or link.mac) == mac
+
+
+def choose(links: Iterable[Link], name: str, hardware_address: bytes = b"") -> Link | None:
+    """Return the link of that name, or with that address; for neither the
+    lowest index that is a port.
     """
     for link in sorted(links, key=lambda link: link.ifindex):
         if name:
             if link.name == name:
                 return link
-        elif not link.kind and len(link.mac) == 6 and not link.flags & _IFF_LOOPBACK:
+        elif hardware_address:
+            if has_address(link, hardware_address):
+                return link
+        elif is_port(link):
             return link
     return None
 
@@ -78,9 +107,13 @@ def state_of(link: Link) -> LinkState:
     )
 
 
-async def follow(name: str, into: event.Value[LinkState | None]) -> None:
+async def follow(
+    name: str, into: event.Value[LinkState | None], hardware_address: bytes = b""
+) -> None:
     """Set `into` to the state of the link, at each change; None while there
     is no such link. Runs until cancelled. Raises OSError or NetlinkError.
+
+    name, hardware_address: see `choose`; for neither see osbase.net.ports.
     """
     loop = asyncio.get_running_loop()
     while True:
@@ -89,18 +122,19 @@ async def follow(name: str, into: event.Value[LinkState | None]) -> None:
         ) as events:
             events.bind((0, 0))
             events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, RTNLGRP_LINK)
-            link = await asyncio.to_thread(_find, name)
+            link = await asyncio.to_thread(_find, name, hardware_address)
             into.set(None if link is None else state_of(link))
             if link is None:
-                await _appearance(loop, events, name)
+                await _appearance(loop, events, name, hardware_address)
                 continue
             only_link(events, link.ifindex)
             await _changes(loop, events, link, into)
 
 
-def _find(name: str) -> Link | None:
+def _find(name: str, hardware_address: bytes) -> Link | None:
     with NetlinkSocket() as sock:
-        return choose([parse_link(message) for message in sock.dump(dump_links())], name)
+        every = [parse_link(message) for message in sock.dump(dump_links())]
+    return choose(every, name, hardware_address)
 
 
 async def _datagram(loop: asyncio.AbstractEventLoop, events: socket.socket) -> bytes | None:
@@ -112,7 +146,9 @@ async def _datagram(loop: asyncio.AbstractEventLoop, events: socket.socket) -> b
     return data if sender == 0 else b""
 
 
-async def _appearance(loop: asyncio.AbstractEventLoop, events: socket.socket, name: str) -> None:
+async def _appearance(
+    loop: asyncio.AbstractEventLoop, events: socket.socket, name: str, hardware_address: bytes
+) -> None:
     """Return when the links may contain the wanted one."""
     while True:
         data = await _datagram(loop, events)
@@ -122,7 +158,7 @@ async def _appearance(loop: asyncio.AbstractEventLoop, events: socket.socket, na
             new = [parse_link(message) for message in decode(data) if message.kind == RTM_NEWLINK]
         except ProtocolError:
             return
-        if choose(new, name) is not None:
+        if choose(new, name, hardware_address) is not None:
             return
 
 
@@ -171,4 +207,52 @@ def only_link(events: socket.socket, ifindex: int) -> None:
     )
     program = ctypes.create_string_buffer(code, len(code))
     descriptor = struct.pack("HL", len(code) // 8, ctypes.addressof(program))
+    events.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)
+
+
+async def appeared(
+    loop: asyncio.AbstractEventLoop, events: socket.socket, until: float | None = None
+) -> None:
+    """Return when links have changed, or at that time of time.monotonic; all
+    that is known so far is taken.
+    """
+    ready = asyncio.Event()
+    loop.add_reader(events, ready.set)
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await ready.wait()
+    finally:
+        loop.remove_reader(events)
+    while True:
+        try:
+            events.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # lost some: as good as taken
+                raise
+
+
+def without_groups(events: socket.socket, groups: Sequence[int]) -> None:
+    """Pass only datagrams of which the first link is in none of the groups.
+
+    The group is an attribute, at any place; the kernel's BPF finds it (SKF_AD_
+    NLATTR, net/core/filter.c).
+    """
+    count = len(groups)
+    # Classic BPF loads big-endian, the attribute is host-order: swap it.
+    code = [
+        (0x00, 0, 0, _ATTRIBUTES_OFFSET),  # A = where attributes begin
+        (0x01, 0, 0, IFLA_GROUP),  # X = the one to find
+        (0x20, 0, 0, _SKF_AD_NLATTR),  # A = where it is, or 0
+        (0x15, count + 2, 0, 0),  # 0: pass
+        (0x07, 0, 0, 0),  # X = A
+        (0x40, 0, 0, 4),  # A = its payload
+        *((0x15, count - n, 0, socket.htonl(group)) for n, group in enumerate(groups)),
+        (0x06, 0, 0, 0xFFFFFFFF),  # pass
+        (0x06, 0, 0, 0),  # drop
+    ]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in code))
+    descriptor = struct.pack("HL", len(code), ctypes.addressof(program))
     events.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)

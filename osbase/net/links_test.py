@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -121,3 +122,41 @@ def test_choose_hardware_or_by_name() -> None:
     assert links.choose(every, "br0") is bridge
     assert links.choose(every, "eth9") is None
     assert links.choose([lo, bridge, tunnel], "") is None
+
+
+def test_choose_by_hardware_address() -> None:
+    """That of the hardware counts; a link without one has the address it has;
+    what has the address of another is not meant.
+    """
+    mac = bytes.fromhex("525400123456")
+    member = replace(_link(4, "eth0", mac=b"bonded"), permanent_mac=mac)
+    vlan = _link(2, "vlan7", b"vlan", mac=mac)
+    bond = _link(3, "bond0", b"bond", mac=mac)
+    borrowed = replace(_link(1, "eth9", mac=mac), permanent_mac=b"other!")
+    assert links.choose([vlan, bond, borrowed, member], "", mac) is member
+    assert links.choose([vlan, bond, borrowed], "", mac) is None
+    plain = _link(5, "veth0", b"veth", mac=mac)
+    assert links.choose([vlan, plain], "", mac) is plain
+
+
+async def test_followed_by_its_address_when_renamed() -> None:
+    """The name does not matter; it is told."""
+    value = event.Value[LinkState | None]("link")
+    task = asyncio.create_task(links.follow("", value, bytes.fromhex("020000000009")))
+    watcher = value.watch()
+    async with asyncio.timeout(LIMIT_S):
+        assert await watcher.get() is None
+        sh("ip link add up1 type veth peer name noise0")
+        sh("ip link add up0 address 02:00:00:00:00:09 type veth peer name noise1")
+        state = await watcher.get(lambda state: state is not None)
+        assert state is not None
+        assert state.name == "up0"
+        sh("ip link set up0 name up9")
+        renamed = await watcher.get(lambda state: state is not None and state.name == "up9")
+        assert renamed is not None
+        assert renamed.ifindex == state.ifindex
+        sh("ip link del up9")
+        assert await watcher.get() is None
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

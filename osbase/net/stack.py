@@ -10,8 +10,11 @@
 What is right is not touched, so a restart sees no carrier change. Every link
 event is a reason to look again: members that appear late, or come back, are
 added; a VLAN comes back with its port. What bears the mark and is not wanted
-any more is removed. The link of a bond's or VLAN's wanted name is ours whether
-marked or not: the kernel makes an idle "bond0" when it loads the module.
+any more is removed. A bond has the MAC of its first member, in the order of the
+configuration; if that one is late by more than some seconds, of the next, and
+keeps that while it has any member. The link of a bond's or VLAN's wanted name
+is ours whether marked or not: the kernel makes an idle "bond0" when it loads
+the module.
 
 Not done: a link's own settings (speed, offloads), bonds of bonds, bridges.
 
@@ -22,11 +25,11 @@ bond_options.c for what may be changed while a bond has members or is up.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -34,7 +37,7 @@ from typing import Final
 from osbase import event
 from osbase.net.addressing import set_mtu
 from osbase.net.config import Bond, BondMode, Interface, LacpRate, TransmitHash, Vlan
-from osbase.net.links import choose
+from osbase.net.links import appeared, choose, is_port, without_groups
 from osbase.netlink import attrs
 from osbase.netlink.errors import BatchError, NetlinkError
 from osbase.netlink.message import NLM_F_CREATE, NLM_F_EXCL, Request
@@ -55,6 +58,7 @@ from osbase.netlink.rtnl import (
     parse_link,
     set_link_down,
     set_link_group,
+    set_link_mac,
     set_link_up,
 )
 from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
@@ -76,11 +80,13 @@ _PEER_NOTIFICATIONS: Final = 3
 """Gratuitous ARPs and unsolicited neighbour advertisements of the bond at a
 failover, a look (miimon) apart: any one may be lost."""
 
+PATIENCE_S: Final = 10.0
+"""How long a bond without members waits for the first of its configuration,
+when it has others: drivers find their ports in any order, some seconds apart.
+"""
+
 _IFINFO = struct.Struct("=BxHiII")
 _PASSES: Final = 10
-_SO_ATTACH_FILTER: Final = 26
-_ATTRIBUTES_OFFSET: Final = 32  # after the headers of netlink and of links
-_SKF_AD_NLATTR: Final = 0xFFFFF000 + 12  # linux/filter.h
 
 
 class StackError(Exception):
@@ -91,17 +97,20 @@ class StackError(Exception):
 class Plan:
     """requests: to be sent, after which there may be more. top: the link that
     has the addresses, as it is now; None while it is not there or, of a bond,
-    no member is. missing: names of links that are waited for.
+    no member is. missing: names of links that are waited for. held: members
+    that could be added are not, since the first is to give the bond its MAC.
     """
 
     requests: tuple[Request, ...]
     top: Link | None
     missing: tuple[str, ...]
+    held: bool = False
 
 
-def plan(config: Interface, links: Sequence[Link], mark: int) -> Plan:
+def plan(config: Interface, links: Sequence[Link], mark: int, *, patient: bool = False) -> Plan:
     """Return what to do about the links that there are. Pure. mark: the group
-    of links that we make. Raises StackError.
+    of links that we make. patient: a bond waits for its first member. Raises
+    StackError.
     """
     stale = [link for link in links if _is_stale(link, config, links, mark)]
     if stale:
@@ -109,10 +118,13 @@ def plan(config: Interface, links: Sequence[Link], mark: int) -> Plan:
         stale.sort(key=lambda link: link.kind != _VLAN)
         return Plan(tuple(del_link(one.ifindex, one.name) for one in stale), None, ())
     if config.bond is None:
-        lower = choose(links, config.name)
+        lower = _lower(links, config)
         if lower is None:
-            return Plan((), None, (config.name or "an Ethernet device",))
-        requests = list(_sized(lower, config.mtu))
+            return Plan((), None, (config.described,))
+        # Any port may become the uplink, if none was named.
+        named = config.name or config.hardware_address or config.vlan is not None
+        sized = [lower] if named else [link for link in links if is_port(link)]
+        requests = [request for link in sized for request in _sized(link, config.mtu)]
         missing: tuple[str, ...] = ()
     else:
         lower = choose(links, config.bond.name)
@@ -121,10 +133,14 @@ def plan(config: Interface, links: Sequence[Link], mark: int) -> Plan:
         requests = list(_bond_changes(config.bond, lower, mark))
         requests += _sized(lower, config.mtu)
         present = {link.name: link for link in links if link.name in config.bond.members}
-        requests += _members(config.bond, lower, present, links)
         missing = tuple(_missing(config.bond, lower, present, links))
-        if not any(link.master == lower.ifindex for link in present.values()):
-            return Plan(tuple(requests), None, missing)
+        empty = not any(link.master == lower.ifindex for link in present.values())
+        held = patient and empty and bool(present) and config.bond.members[0] not in present
+        if not held:
+            requests += _identity(config.bond, lower, present) if empty else ()
+            requests += _members(config.bond, lower, present, links)
+        if empty:
+            return Plan(tuple(requests), None, missing, held)
     if config.vlan is None:
         return Plan(tuple(requests), lower, missing)
     if not lower.up:
@@ -160,9 +176,14 @@ def _is_stale(link: Link, config: Interface, links: Sequence[Link], mark: int) -
     if bond is not None and kind == _BOND:
         # A bond with members does not change its mode.
         return _numbers(link).get(_IFLA_BOND_MODE) != _MODES[bond.mode]
-    lower = choose(links, config.lower_name)
+    lower = _lower(links, config)
     right = lower is not None and link.peer == lower.ifindex and link.peer_netns is None
     return not right or vlan is None or _numbers(link).get(_IFLA_VLAN_ID) != vlan.id
+
+
+def _lower(links: Sequence[Link], config: Interface) -> Link | None:
+    """Return what a VLAN is on, or would be."""
+    return choose(links, config.lower_name, config.hardware_address)
 
 
 def _numbers(link: Link) -> dict[int, int]:
@@ -249,10 +270,23 @@ def _bond_changes(bond: Bond, link: Link, mark: int) -> Iterator[Request]:
         yield change
 
 
+def _identity(bond: Bond, link: Link, present: dict[str, Link]) -> Iterator[Request]:
+    """Give a bond without members the MAC of its first, in the order of the
+    configuration: else it would be that of the port the kernel found first, and
+    DHCP, which knows the node by it, would give another address after a reboot.
+    """
+    first = next((present[name] for name in bond.members if name in present), None)
+    if first is None or first.master is not None:
+        return
+    mac = first.permanent_mac or first.mac
+    if mac and link.mac != mac:
+        yield set_link_mac(link.ifindex, link.name, mac)
+
+
 def _members(
     bond: Bond, link: Link, present: dict[str, Link], links: Sequence[Link]
 ) -> Iterator[Request]:
-    """In the order of the configuration: the first gives the bond its MAC."""
+    """In the order of the configuration."""
     for other in links:
         if other.master == link.ifindex and other.name not in bond.members:
             yield _set_master(other, None)
@@ -299,16 +333,19 @@ def _set_master(member: Link, bond: Link | None) -> Request:
     return Request(RTM_NEWLINK, 0, body, what)
 
 
-def reconcile(config: Interface, mark: int, told: Callable[[str], None]) -> Plan:
+def reconcile(
+    config: Interface, mark: int, told: Callable[[str], None], *, patient: bool = False
+) -> Plan:
     """Make the links what they should be; return the plan with nothing to do.
 
-    told: called with each request in words. Blocks for as long as the kernel
-    works. Raises StackError, or NetlinkError when the kernel refuses; what was
-    not refused is done.
+    patient: see plan. told: called with each request in words. Blocks for as
+    long as the kernel works. Raises StackError, or NetlinkError when the kernel
+    refuses; what was not refused is done.
     """
     with NetlinkSocket() as sock:
         for _ in range(_PASSES):
-            now = plan(config, [parse_link(message) for message in sock.dump(dump_links())], mark)
+            links = [parse_link(message) for message in sock.dump(dump_links())]
+            now = plan(config, links, mark, patient=patient)
             if not now.requests:
                 return now
             for request in now.requests:
@@ -340,16 +377,18 @@ async def maintain(
     """
     loop = asyncio.get_running_loop()
     waiting: tuple[str, ...] = ()
+    patience: float | None = None
     made = config.bond is not None or config.vlan is not None
     with socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
     ) as events:
-        _without_groups(events, tuple(quiet_groups))
+        without_groups(events, tuple(quiet_groups))
         events.bind((0, 0))
         events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, RTNLGRP_LINK)
         while True:
+            patient = patience is None or time.monotonic() < patience
             try:
-                now = await asyncio.to_thread(reconcile, config, mark, told)
+                now = await asyncio.to_thread(reconcile, config, mark, told, patient=patient)
             except StackError:
                 built.set(False)
                 raise
@@ -363,51 +402,13 @@ async def maintain(
             built.set(now.top is not None or not made)
             if not made and config.mtu is None:
                 return
-            await _something(loop, events)
+            if now.held and patience is None:
+                patience = time.monotonic() + PATIENCE_S
+            elif now.top is not None:
+                patience = None
+            await appeared(loop, events, patience if now.held else None)
 
 
 def _look(config: Interface, mark: int) -> Plan:
     with NetlinkSocket() as sock:
         return plan(config, [parse_link(message) for message in sock.dump(dump_links())], mark)
-
-
-async def _something(loop: asyncio.AbstractEventLoop, events: socket.socket) -> None:
-    """Return when links have changed; all that is known so far is taken."""
-    ready = asyncio.Event()
-    loop.add_reader(events, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(events)
-    while True:
-        try:
-            events.recv(65536)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:  # lost some: as good as taken
-                raise
-
-
-def _without_groups(events: socket.socket, groups: Sequence[int]) -> None:
-    """Pass only datagrams of which the first link is in none of the groups.
-
-    The group is an attribute, at any place; the kernel's BPF finds it (SKF_AD_
-    NLATTR, net/core/filter.c).
-    """
-    count = len(groups)
-    # Classic BPF loads big-endian, the attribute is host-order: swap it.
-    code = [
-        (0x00, 0, 0, _ATTRIBUTES_OFFSET),  # A = where attributes begin
-        (0x01, 0, 0, IFLA_GROUP),  # X = the one to find
-        (0x20, 0, 0, _SKF_AD_NLATTR),  # A = where it is, or 0
-        (0x15, count + 2, 0, 0),  # 0: pass
-        (0x07, 0, 0, 0),  # X = A
-        (0x40, 0, 0, 4),  # A = its payload
-        *((0x15, count - n, 0, socket.htonl(group)) for n, group in enumerate(groups)),
-        (0x06, 0, 0, 0xFFFFFFFF),  # pass
-        (0x06, 0, 0, 0),  # drop
-    ]
-    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in code))
-    descriptor = struct.pack("HL", len(code), ctypes.addressof(program))
-    events.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)

@@ -82,6 +82,7 @@ def test_steps_to_a_vlan_on_a_bond() -> None:
     down = replace(BOND0, flags=0)
     assert said(ON_BOND, A, B) == ["create bond bond0"]
     assert said(ON_BOND, A, B, down) == [
+        "set MAC of bond0",
         "set a down",
         "add a to bond0",
         "set b down",
@@ -102,6 +103,33 @@ def test_a_bond_is_used_with_the_members_that_there_are() -> None:
     plan = stack.plan(Interface(bond=LACP), [MEMBERS[0], BOND0], MARK)
     assert (plan.requests, plan.top, plan.missing) == ((), BOND0, ("b",))
     assert said(Interface(bond=LACP), MEMBERS[0], B, BOND0) == ["set b down", "add b to bond0"]
+
+
+def test_a_bond_has_the_mac_of_its_first_member() -> None:
+    """In the order of the configuration, whatever the kernel's: by hardware,
+    for a member has borrowed the bond's. With members it is left alone.
+    """
+    config = Interface(bond=replace(LACP, members=("b", "a")))
+    hardware = b"\x02hardw"
+    plan = stack.plan(config, [A, replace(B, permanent_mac=hardware), BOND0], MARK)
+    assert plan.requests[0].what == "set MAC of bond0"
+    assert hardware in plan.requests[0].body
+    assert not any("MAC" in one for one in said(config, *MEMBERS, BOND0))
+    assert not any("MAC" in one for one in said(config, A, MEMBERS[1], BOND0))
+    same = replace(BOND0, mac=B.mac)
+    assert not any("MAC" in one for one in said(config, A, B, same))
+
+
+def test_a_bond_waits_for_its_first_member() -> None:
+    """Once it has one, or is not patient any more, it takes all there are."""
+    config = Interface(bond=LACP)
+    held = stack.plan(config, [B, BOND0], MARK, patient=True)
+    assert (held.requests, held.top, held.held, held.missing) == ((), None, True, ("a",))
+    taken = ["set MAC of bond0", "set b down", "add b to bond0"]
+    late = stack.plan(config, [B, BOND0], MARK)
+    assert [request.what for request in late.requests] == taken
+    for links in ([A, BOND0], [A, B, BOND0], [MEMBERS[1], BOND0], [BOND0]):
+        assert not stack.plan(config, links, MARK, patient=True).held
 
 
 def test_members_that_are_down_or_too_many_or_of_others() -> None:
@@ -144,6 +172,7 @@ def test_the_bond_that_the_module_made_is_taken() -> None:
     made = replace(made, data=bond_data())
     assert said(Interface(bond=replace(LACP, members=("a",))), A, made) == [
         "set group of bond0",
+        "set MAC of bond0",
         "set a down",
         "add a to bond0",
     ]

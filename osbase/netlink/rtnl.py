@@ -6,6 +6,7 @@ are u31, MAC addresses 6 bytes, MTUs bytes.
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
@@ -40,6 +41,7 @@ RTM_NEWROUTE = 24
 RTM_DELROUTE = 25
 RTM_GETROUTE = 26
 RTM_NEWLINKPROP = 108
+RTM_DELLINKPROP = 109
 RTNLGRP_LINK = 1
 RTNLGRP_IPV4_IFADDR = 5
 RTNLGRP_IPV4_ROUTE = 7
@@ -56,6 +58,7 @@ IFA_F_NODAD = 0x02
 IFA_F_DADFAILED = 0x08
 IFA_F_DEPRECATED = 0x20
 IFA_F_TENTATIVE = 0x40
+IFA_F_NOPREFIXROUTE = 0x200
 RT_TABLE_MAIN = 254
 RT_SCOPE_UNIVERSE = 0
 RT_SCOPE_LINK = 253
@@ -83,9 +86,12 @@ IFLA_LINK_NETNSID = 37
 IFLA_TARGET_NETNSID = 46
 IFLA_PROP_LIST = 52
 IFLA_ALT_IFNAME = 53
+IFLA_PERM_ADDRESS = 54
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 VETH_INFO_PEER = 1
+IFLA_INET_CONF = 1
+IPV4_DEVCONF_RP_FILTER = 8
 IFLA_INET6_ADDR_GEN_MODE = 8
 IN6_ADDR_GEN_MODE_NONE = 1
 RTEXT_FILTER_SKIP_STATS = 8
@@ -101,21 +107,27 @@ _RTA_OIF = 4
 _RTA_GATEWAY = 5
 _RTA_PRIORITY = 6
 _RTA_PREFSRC = 7
+_RTA_MULTIPATH = 9
+_RTA_VIA = 18
 _IFA_PROTO = 11  # since Linux 5.18
 
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 # family, dst len, src len, tos, table, protocol, scope, type, flags
 _RTMSG = struct.Struct("=BBBBBBBBI")
+_RTNEXTHOP = struct.Struct("=HBBi")  # length, flags, hops, index
+_RTVIA = struct.Struct("=H")  # family, then the address
 _I32 = struct.Struct("=i")
 
 _NEW = NLM_F_CREATE | NLM_F_EXCL
 _VETH = attrs.text(IFLA_INFO_KIND, b"veth")
 _ONE_QUEUE = attrs.u32(IFLA_NUM_TX_QUEUES, 1) + attrs.u32(IFLA_NUM_RX_QUEUES, 1)
 _SKIP_STATS = attrs.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+_REVERSE_PATH = attrs.nested(
+    AF_INET, attrs.nested(IFLA_INET_CONF, attrs.u32(IPV4_DEVCONF_RP_FILTER, 1))
+)
 _NO_IPV6_ADDRESS = attrs.nested(
-    IFLA_AF_SPEC,
-    attrs.nested(AF_INET6, attrs.attr(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))),
+    AF_INET6, attrs.attr(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
 )
 
 
@@ -189,13 +201,21 @@ def set_link_down(ifindex: int, name: str) -> Request:
     return Request(RTM_NEWLINK, 0, body, "set {} down", (name,))
 
 
-def set_link_alias(ifindex: int, name: str, alias: str, *, ipv6: bool) -> Request:
+def set_link_alias(
+    ifindex: int, name: str, alias: str, *, ipv6: bool, reverse_path: bool = False
+) -> Request:
     """Sets the alias (at most 255 bytes) and, where there is IPv6, that the
     kernel makes no link-local address of its own.
+
+    reverse_path: in IPv4 the kernel takes, and answers in ARP, only what comes
+    from addresses whose route is by the link (rp_filter=1).
     """
-    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.attr(IFLA_IFALIAS, alias.encode())
+    settings = [_REVERSE_PATH] if reverse_path else []
     if ipv6:
-        body += _NO_IPV6_ADDRESS
+        settings.append(_NO_IPV6_ADDRESS)
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.attr(IFLA_IFALIAS, alias.encode())
+    if settings:
+        body += attrs.nested(IFLA_AF_SPEC, *settings)
     return Request(RTM_NEWLINK, 0, body, "set alias of {}", (name,))
 
 
@@ -204,6 +224,18 @@ def add_link_altnames(ifindex: int, name: str, *altnames: str) -> Request:
     names = [attrs.text(IFLA_ALT_IFNAME, altname.encode()) for altname in altnames]
     body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.nested(IFLA_PROP_LIST, *names)
     return Request(RTM_NEWLINKPROP, _NEW, body, "add alternative names to {}", (name,))
+
+
+def del_link_altnames(ifindex: int, name: str, *altnames: str) -> Request:
+    """EINVAL: one of the names is not the link's; those before it are gone."""
+    names = [attrs.text(IFLA_ALT_IFNAME, altname.encode()) for altname in altnames]
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.nested(IFLA_PROP_LIST, *names)
+    return Request(RTM_DELLINKPROP, 0, body, "remove alternative names of {}", (name,))
+
+
+def set_link_mac(ifindex: int, name: str, mac: bytes) -> Request:
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.attr(IFLA_ADDRESS, mac)
+    return Request(RTM_NEWLINK, 0, body, "set MAC of {}", (name,))
 
 
 def set_link_group(ifindex: int, name: str, group: int) -> Request:
@@ -270,6 +302,12 @@ def dump_link_routes(family: int, ifindex: int) -> Request:
     """The main table's routes through a link; as dump_routes."""
     body = _RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0) + attrs.u32(_RTA_OIF, ifindex)
     return Request(RTM_GETROUTE, 0, body, "list routes of link {}", (ifindex,))
+
+
+def dump_main_routes(family: int) -> Request:
+    """All of the main table's routes; as dump_routes."""
+    body = _RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
+    return Request(RTM_GETROUTE, 0, body, "list routes of the main table")
 
 
 def get_route(destination: IPAddress, *, ifindex: int = 0) -> Request:
@@ -406,7 +444,8 @@ class Link:
     peer: index of the other end of a veth, in its own namespace, or of the link
     that a VLAN is on. peer_netns: the id of that namespace in this one; None
     when it is this one. master: index of the bond or bridge that it belongs to.
-    data: the attributes of its kind (IFLA_INFO_DATA).
+    data: the attributes of its kind (IFLA_INFO_DATA). permanent_mac: that of
+    the hardware, whatever it uses now.
     """
 
     ifindex: int
@@ -422,6 +461,7 @@ class Link:
     peer_netns: int | None = None
     master: int | None = None
     data: bytes = b""
+    permanent_mac: bytes = b""
 
     @property
     def up(self) -> bool:
@@ -460,6 +500,7 @@ def parse_link(message: Message) -> Link:
         peer_netns=None if peer_netns is None else _to_i32(peer_netns),
         master=None if master is None else attrs.to_u32(master),
         data=info.get(IFLA_INFO_DATA, b""),
+        permanent_mac=found.get(IFLA_PERM_ADDRESS, b""),
     )
 
 
@@ -471,7 +512,7 @@ def _to_i32(payload: bytes) -> int:
 @dataclass(frozen=True)
 class Address:
     """An address of a link. flags: IFA_F_. scope: RT_SCOPE_. protocol: as of
-    a route.
+    a route. peer: the other end's, whose network it is; None: its own.
     """
 
     ifindex: int
@@ -480,6 +521,7 @@ class Address:
     flags: int
     scope: int = RT_SCOPE_UNIVERSE
     protocol: int = 0
+    peer: IPAddress | None = None
 
     @property
     def usable(self) -> bool:
@@ -502,7 +544,9 @@ def parse_address(message: Message) -> Address | None:
     if _IFA_FLAGS in found:
         flags = attrs.to_u32(found[_IFA_FLAGS])
     owner = found.get(_IFA_PROTO) or b"\0"
-    return Address(ifindex, _to_ip(family, own), bits, flags, scope, owner[0])
+    far = found.get(_IFA_ADDRESS, own)
+    peer = None if far == own else _to_ip(family, far)
+    return Address(ifindex, _to_ip(family, own), bits, flags, scope, owner[0], peer)
 
 
 _WIDTHS = {AF_INET: 4, AF_INET6: 16}  # bytes of an address
@@ -517,7 +561,8 @@ def _to_ip(family: int, packed: bytes) -> IPAddress:
 @dataclass(frozen=True)
 class Route:
     """A route of IPv4 or IPv6. ifindex None: not through one link. kind: RTN_.
-    metric 0: the kernel's default.
+    metric 0: the kernel's default. hops: of one through several, each with its
+    link and gateway.
     """
 
     destination: IPNetwork
@@ -527,6 +572,7 @@ class Route:
     source: IPAddress | None = None
     kind: int = RTN_UNICAST
     metric: int = 0
+    hops: tuple[tuple[int, IPAddress | None], ...] = ()
 
 
 def parse_route(message: Message) -> Route | None:
@@ -550,11 +596,36 @@ def parse_route(message: Message) -> Route | None:
         destination=destination,
         ifindex=attrs.to_u32(found[_RTA_OIF]) if _RTA_OIF in found else None,
         protocol=protocol,
-        gateway=address(_RTA_GATEWAY),
+        gateway=_gateway(family, found),
         source=address(_RTA_PREFSRC),
         kind=kind,
         metric=attrs.to_u32(found[_RTA_PRIORITY]) if _RTA_PRIORITY in found else 0,
+        hops=tuple(_hops(family, found.get(_RTA_MULTIPATH, b""))),
     )
+
+
+def _gateway(family: int, found: dict[int, bytes]) -> IPAddress | None:
+    """That of IPv4 may be of IPv6, and is then told otherwise (RFC 5549)."""
+    if _RTA_GATEWAY in found:
+        return _to_ip(family, found[_RTA_GATEWAY])
+    via = found.get(_RTA_VIA)
+    if via is None:
+        return None
+    if len(via) < _RTVIA.size or (other := _RTVIA.unpack_from(via)[0]) not in _WIDTHS:
+        raise ProtocolError(f"a gateway of {len(via)} bytes")
+    return _to_ip(other, via[_RTVIA.size :])
+
+
+def _hops(family: int, data: bytes) -> Iterator[tuple[int, IPAddress | None]]:
+    """Each a struct rtnexthop with attributes (linux/rtnetlink.h)."""
+    while data:
+        if len(data) < _RTNEXTHOP.size:
+            raise ProtocolError(f"a next hop of {len(data)} bytes")
+        length, _, _, ifindex = _RTNEXTHOP.unpack_from(data)
+        if not _RTNEXTHOP.size <= length <= len(data):
+            raise ProtocolError(f"a next hop of {length} bytes")
+        yield ifindex, _gateway(family, attrs.parse(data[_RTNEXTHOP.size : length]))
+        data = data[(length + 3) & ~3 :]
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,11 @@ class Guard:
                     self._digest, self._generation = found, after
                     return
 
+    @property
+    def known(self) -> bool:
+        """Whether there was a commit, alone."""
+        return self._digest is not None
+
     def differences(self) -> list[str]:
         """Return, in words, what others changed since; []: nothing.
 

@@ -26,6 +26,30 @@ async def cluster_init(etcd: Etcd, given: Namespace) -> Answer:
     return Answer({"created": created, **_cluster(config)}, said)
 
 
+async def cluster_set_networks(etcd: Etcd, given: Namespace) -> Answer:
+    """Correct the pod networks."""
+    networks = tuple(given.pod_network)
+    changed = await administration.set_networks(etcd, networks)
+    directory = (await _view(etcd)).directory
+    outside = {
+        str(prefix): claim.node_id
+        for prefix, claim in directory.claims.items()
+        if claim.state is ClaimState.HELD and not any(network.gives(prefix) for network in networks)
+    }
+    said = "the pod networks are changed" if changed else "the pod networks were so already"
+    if outside:
+        said += (
+            f"; {len(outside)} prefixes are of none any more: pods that still have addresses of "
+            "them are not reached by other nodes"
+        )
+    data = {
+        "changed": changed,
+        "pod_networks": [_network(one) for one in networks],
+        "outside": [{"prefix": prefix, "node": outside[prefix]} for prefix in sorted(outside)],
+    }
+    return Answer(data, said)
+
+
 async def cluster_show(etcd: Etcd, given: Namespace) -> Answer:
     """The configuration, and how much of each network is claimed."""
     view = await _view(etcd)
@@ -98,6 +122,7 @@ async def node_rotate_key(etcd: Etcd, given: Namespace) -> Answer:
 
 COMMANDS: Final[dict[str, Command]] = {
     "cluster init": cluster_init,
+    "cluster set-networks": cluster_set_networks,
     "cluster show": cluster_show,
     "node list": node_list,
     "node remove": node_remove,

@@ -64,18 +64,25 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
     cluster = nouns.add_parser(
         "cluster", help="the cluster itself", description="The cluster itself."
-    ).add_subparsers(dest="verb", required=True, metavar="init|show")
+    ).add_subparsers(dest="verb", required=True, metavar="init|show|set-networks")
     init = cluster.add_parser(
         "init", help="write its configuration, once",
         description="Write the cluster's configuration, once. The same again is fine; another "
         "one is refused.", epilog=_EXAMPLES, formatter_class=raw,
     )  # fmt: skip
-    init.add_argument(
-        "--pod-network", action="append", required=True, type=_pod_network,
-        metavar="PREFIX:LENGTH",
-        help="addresses of all pods, and the length of each node's prefix of them; at least one. "
-        "Of several of a family, the first is used up first",
+    correct = cluster.add_parser(
+        "set-networks", help="correct its pod networks",
+        description="Replace the cluster's pod networks, such as one that overlaps addresses in "
+        "use. Nodes claim prefixes of the new ones at once. Pods that run keep their addresses; "
+        "those of networks that are no more are not reached by other nodes.",
     )  # fmt: skip
+    for one in (init, correct):
+        one.add_argument(
+            "--pod-network", action="append", required=True, type=_pod_network,
+            metavar="PREFIX:LENGTH",
+            help="addresses of all pods, and the length of each node's prefix of them; at least "
+            "one. Of several of a family, the first is used up first",
+        )  # fmt: skip
     init.add_argument(
         "--mtu", type=_mtu, metavar="BYTES",
         help="of the overlay: at most what the underlay carries less 80; else each node derives "
@@ -113,7 +120,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         try:
             records.check_apart(networks[: index + 1])
         except RecordError as error:
-            init.error(f"argument --pod-network: {error}")
+            parser.error(f"argument --pod-network: {error}")
     _connection(given, parser)
     return given
 

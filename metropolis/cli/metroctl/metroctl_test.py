@@ -101,6 +101,46 @@ async def test_a_cluster_from_its_beginning(tmp_path: Path) -> None:
         assert 'there is no node "nobody"; `node list` shows all' in done.err
 
 
+async def test_networks_are_corrected(tmp_path: Path) -> None:
+    async with start(tmp_path) as cluster:
+        to = flags(cluster)
+        new = ("--pod-network", "10.201.0.0/16:24")
+        done = await metroctl(*to, "cluster", "set-networks", *new)
+        assert done.status == 1
+        assert "is not there; `cluster init` writes one" in done.err
+        await metroctl(*to, *INIT, "--mtu", "1400")
+        async with cluster.machine("web-1") as machine:
+            old = await machine.joined()
+            done = await metroctl(*to, "--json", "cluster", "set-networks", *new)
+            assert done.status == 0, done.err
+            assert done.json["changed"] is True
+            assert done.json["outside"] == [
+                {"prefix": prefix, "node": "web-1"} for prefix in sorted(map(str, old))
+            ]
+            await machine.has_prefixes(lambda held: [str(one)[:7] for one in held] == ["10.201."])
+            done = await metroctl(*to, "cluster", "set-networks", *new)
+            assert (done.status, done.out.splitlines()[0][:34]) == (
+                0, "the pod networks were so already; ",
+            )  # fmt: skip
+            shown = (await metroctl(*to, "--json", "cluster", "show")).json
+            assert (shown["mtu"], len(shown["pod_networks"])) == (1400, 1)
+            underlay = str(machine.underlay.peek())
+            assert underlay.startswith("192.0.")
+            for network, said in (
+                ("192.0.0.0/16:24", 'node "web-1" would be cut off'),
+                (f"{old[0]}:26", f'would give addresses of {old[0]}, which "web-1" holds'),
+                ("10.201.0.0/16:25", 'which "web-1" holds'),
+            ):
+                done = await metroctl(*to, "cluster", "set-networks", "--pod-network", network)
+                assert (done.status, said in done.err) == (1, True), done.err
+        async with cluster.machine("web-2") as machine:
+            await machine.joined()
+            done = await metroctl(
+                *to, "cluster", "set-networks", "--pod-network", "10.202.0.0/24:24"
+            )
+            assert (done.status, "prefixes for 1 nodes, and there are 2" in done.err) == (1, True)
+
+
 async def test_the_environment_says_where(tmp_path: Path) -> None:
     """Paths are relative to where `bazel run` was called."""
     async with start(tmp_path, *NETWORKS) as cluster:
@@ -158,6 +198,9 @@ async def test_failures_say_what_failed(tmp_path: Path) -> None:
         (("cluster", "init", "--pod-network", "fd00::/48:127"), "not between /48 and /126"),
         (("cluster", "init", "--pod-network", "169.254.0.0/16:24"), "link-local"),
         ((*INIT, "--pod-network", "10.200.5.0/24:25"), "overlap"),
+        (("cluster", "set-networks"), "--pod-network"),
+        (("cluster", "set-networks", *INIT[2:], "--pod-network", "10.200.5.0/24:25"), "overlap"),
+        (("cluster", "set-networks", *INIT[2:], "--mtu", "1400"), "unrecognized"),
         ((*INIT, "--mtu", "9"), "not between 1280 and 65535"),
         (("node", "remove", "Not/A/Node"), "cannot name a node"),
         (("node", "remove"), "ID"),
@@ -176,7 +219,15 @@ def test_wrong_arguments(
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("cluster",), ("cluster", "init"), ("node",), ("node", "remove"), ("node", "list")],
+    [
+        (),
+        ("cluster",),
+        ("cluster", "init"),
+        ("cluster", "set-networks"),
+        ("node",),
+        ("node", "remove"),
+        ("node", "list"),
+    ],
 )
 def test_help_is_there(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:

@@ -36,7 +36,12 @@ class Membership:
         self._pod_prefixes = pod_prefixes
         self._exchange = Exchange()
         self._underlay = event.Value[IPAddress | None]("underlay address")
-        self.link = ClusterLink(self._exchange, config.key_rotation_s)
+        self.link = ClusterLink(
+            self._exchange,
+            config.key_rotation_s,
+            config.etcd_endpoints,
+            config.underlay_address,
+        )
 
     def start(self, ctx: Context, status: event.Value[UplinkStatus]) -> None:
         """Run the parts as children."""

@@ -156,10 +156,6 @@ def check(message: config_pb2.NodeConfig, problems: Problems) -> NodeConfig:
         uplink = net_config.interface(network.uplink, "network.uplink", problems)
     prefixes = _prefixes(network, problems)
     reserved = _reserved(network, prefixes, problems)
-    for prefix in prefixes:
-        for address in uplink.addresses if uplink else ():
-            if address.network.overlaps(prefix):
-                problems.add("network.pod_prefix", f'"{prefix}" overlaps the uplink\'s "{address}"')
     mtu = network.mtu
     if mtu and not MTU_MIN <= mtu <= MTU_MAX:
         problems.add("network.mtu", f"{mtu} is not between {MTU_MIN} and {MTU_MAX}")

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metropolis.node.core.config import Cluster, ConfigError, NodeConfig, load, parse
+from metropolis.node.core.config import (
+    AccessMode,
+    Cluster,
+    ConfigError,
+    Network,
+    NodeAccess,
+    NodeConfig,
+    Ports,
+    load,
+    parse,
+)
 
 GOOD = b"""
 network {
@@ -57,8 +67,18 @@ def test_empty_is_a_node_without_uplink_or_prefixes() -> None:
         ('pod_prefix: "10.0.0.0/24" reserved_address: "10.0.0.1" reserved_address: "10.0.0.1"',
          "is there twice"),
         ("mtu: 1000", "network.mtu: 1000 is not between 1280 and 65535"),
-        ('uplink { static { address: "10.0.0.9/24" } } pod_prefix: "10.0.0.0/16"',
-         'pod_prefix: "10.0.0.0/16" overlaps the uplink\'s "10.0.0.9/24"'),
+        ('node_access { mode: "some" }', 'mode: "some" is not one of nothing, listed, all'),
+        ('node_access { port: "1/tcp" }', 'goes with mode "listed", not with "nothing"'),
+        ('node_access { mode: "listed" port: "0/tcp" }', 'port[0]: "0/tcp" is not "PORT/PROTOCOL"'),
+        ('node_access { mode: "listed" port: "9-1/udp" }', '"9-1/udp" is not'),
+        ('node_access { mode: "listed" port: "1-65536/udp" }', '"1-65536/udp" is not'),
+        ('node_access { mode: "listed" port: "53" }', '"53" is not'),
+        ('node_access { mode: "listed" port: "53/icmp" }', "protocols are tcp, udp, sctp"),
+        ('node_access { mode: "listed" ' + 'port: "1/tcp" ' * 65 + "}", "65 entries; at most 64"),
+        ('forwarded_destination: "metadata"', 'forwarded_destination[0]: "metadata" is no address'),
+        ('forwarded_destination: "169.254.1.1/16"', "is no address or prefix"),
+        ('ipv6: "maybe"', 'network.ipv6: "maybe" is not "required" or "optional"'),
+        ("new_flows_per_second: 1000001", "is more than 1000000"),
         ('uplink { name: "no way" }', 'network.uplink.name: "no way"'),
     ],
 )  # fmt: skip
@@ -116,6 +136,44 @@ def test_files(tmp_path: Path) -> None:
         load(str(file))
     file.write_bytes(GOOD)
     assert load(str(file)).network.mtu == 1400
+
+
+def _network(text: str) -> Network:
+    return parse(b"network { %s }" % text.encode(), "f").network
+
+
+def test_what_pods_may_reach() -> None:
+    """Nothing by default; else what is listed, or all; and what is forwarded."""
+    assert _network("").node_access == NodeAccess(AccessMode.NOTHING)
+    assert _network('node_access { mode: "all" }').node_access == NodeAccess(AccessMode.ALL)
+    ports = 'port: "10250/tcp" port: "53/udp" port: "30000-32767/sctp" port: "53/udp"'
+    assert _network(f'node_access {{ mode: "listed" {ports} }}').node_access == NodeAccess(
+        AccessMode.LISTED,
+        (Ports("sctp", 30000, 32767), Ports("tcp", 10250, 10250), Ports("udp", 53, 53)),
+    )
+    listed = 'forwarded_destination: "169.254.169.254" forwarded_destination: "fd00:ec2::/64"'
+    assert _network(listed).forwarded == (ip_network("169.254.169.254"), ip_network("fd00:ec2::/64"))
+    assert not _network("").routed_pods
+    assert _network("routed_pods: true").routed_pods
+
+
+def test_waits_and_limits() -> None:
+    """What is not said has its default; 0 seconds are not waited."""
+    plain = _network("")
+    assert (plain.ipv6_optional, plain.names_wait_s, plain.new_flows_per_second) == (
+        False,
+        30.0,
+        1000,
+    )
+    said = _network('ipv6: "optional" names_wait_s: 0 new_flows_per_second: 7')
+    assert (said.ipv6_optional, said.names_wait_s, said.new_flows_per_second) == (True, 0.0, 7)
+    assert not _network('ipv6: "required"').ipv6_optional
+
+
+def test_an_uplink_within_the_pod_prefix_is_no_reason_not_to_start() -> None:
+    """It is the prefix that is refused, by the gate, and Status that says it."""
+    text = 'uplink { static { address: "10.0.0.9/24" } } pod_prefix: "10.0.0.0/16"'
+    assert _network(text).pods.prefixes == (ip_network("10.0.0.0/16"),)
 
 
 CLUSTER = """

@@ -44,7 +44,7 @@ class Plan:
     singles: int
     transactions: int
     stream_kib: int
-    sysctls: tuple[tuple[str, int], ...]
+    sysctls: tuple[tuple[str, int | str], ...]
     rules: str
 
     def to_json(self) -> str:

@@ -127,8 +127,8 @@ class Client:
                 if self._relink:
                     self._relink = False
                     self._send(sock, machine.start(time.monotonic()))
-                for message, source in self._received(sock):
-                    self._take(sock, message, source)
+                for message, sender, source in self._received(sock):
+                    self._take(sock, message, sender, source)
                 # Whatever woke it: a flood of packets does not stop the time.
                 self._send(sock, machine.tick(time.monotonic()))
                 if machine.lease != before:
@@ -137,10 +137,12 @@ class Client:
         finally:
             loop.remove_reader(sock)
 
-    def _take(self, sock: socket.socket, message: packet.Message, source: bytes) -> None:
+    def _take(
+        self, sock: socket.socket, message: packet.Message, sender: IPv4Address, source: bytes
+    ) -> None:
         before = self._machine.lease
         try:
-            answers = self._machine.receive(time.monotonic(), message)
+            answers = self._machine.receive(time.monotonic(), message, sender)
         except packet.PacketError as error:
             self._log.warning("%s: ignored a message: %s", self._interface, error)
             return
@@ -170,8 +172,8 @@ class Client:
                 if error.errno not in (errno.ENETDOWN, errno.ENOBUFS, errno.EAGAIN):
                     raise
 
-    def _received(self, sock: socket.socket) -> Iterator[tuple[packet.Message, bytes]]:
-        """What has arrived, as messages and link addresses of their senders."""
+    def _received(self, sock: socket.socket) -> Iterator[tuple[packet.Message, IPv4Address, bytes]]:
+        """What has arrived: messages, and both addresses of their senders."""
         for _ in range(_DRAIN):
             try:
                 data, controls, _, source = sock.recvmsg(_MAX_PACKET, socket.CMSG_SPACE(64))
@@ -183,7 +185,8 @@ class Client:
                 continue
             try:
                 ready = not _checksum_not_ready(controls)
-                yield packet.decode(packet.unframe(data, checksum_ready=ready)), source[4]
+                message = packet.decode(packet.unframe(data, checksum_ready=ready))
+                yield message, packet.sender_of(data), source[4]
             except packet.PacketError as error:
                 self._log.debug("%s: ignored a packet: %s", self._interface, error)
 

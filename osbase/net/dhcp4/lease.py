@@ -2,8 +2,18 @@
 """What a server grants, checked. Pure.
 
 A server is believed as far as it makes sense: an option that does not (a
-router that is multicast, renewal after the end) is left out, an address or
-lease time that does not makes the whole message useless.
+router that is multicast, renewal after the end) counts as missing. What is
+missing gets the value that other clients take, since networks are built with
+these:
+
+    subnet mask   by the address's class (systemd-networkd, dhcpcd, and ifconfig
+                  in the scripts of dhclient and udhcpc). A /32 would be the
+                  more careful guess; without a router it reaches nobody
+    lease time    one hour (udhcpc); a shorter one than we can renew is as
+                  short as we can (udhcpc, dhcpcd: at 16 and 20 s)
+    server        the one that was asked (an acknowledgement), or the sender
+
+Only an address that cannot be a host's makes the whole message useless.
 """
 
 from __future__ import annotations
@@ -17,6 +27,9 @@ from osbase.net.dhcp4.packet import Message, Option, PacketError
 
 INFINITE: Final = 0xFFFFFFFF
 _SHORTEST_S: Final = 4
+_DEFAULT_S: Final = 3600
+_CLASS_C: Final = 24
+_SEARCH_MAX: Final = 6  # as in osbase.net.config
 # Below what IPv6 needs the kernel takes it from the link (RFC 8200, section 5).
 _MTU_RANGE: Final = range(1280, 65536)
 
@@ -34,7 +47,7 @@ class Lease:
     server: IPv4Address
     routes: tuple[tuple[IPv4Network, IPv4Address | None], ...]
     dns: tuple[IPv4Address, ...]
-    domain: str
+    search: tuple[str, ...]
     mtu: int | None
     start: float
     length_s: int | None
@@ -47,64 +60,84 @@ class Lease:
         return None if self.length_s is None else self.start + self.length_s
 
 
-def server_of(message: Message) -> IPv4Address:
-    """Return the server identifier. Raises PacketError."""
+def server_of(message: Message, otherwise: IPv4Address | None = None) -> IPv4Address:
+    """Return the server identifier, or the other if it is missing or cannot be
+    a host's. Raises PacketError when that is missing, too.
+    """
     raw = message.options.get(Option.SERVER_ID, b"")
-    if len(raw) != 4 or not _is_host(IPv4Address(raw)):
+    if len(raw) == 4 and _is_host(IPv4Address(raw)):
+        return IPv4Address(raw)
+    if otherwise is None or not _is_host(otherwise):
         raise PacketError(f"server identifier {raw.hex() or 'missing'}")
-    return IPv4Address(raw)
+    return otherwise
 
 
-def parse(message: Message, start: float) -> Lease:
-    """Return what an OFFER or ACK gives. Raises PacketError."""
-    server = server_of(message)
+def parse(message: Message, start: float, server: IPv4Address | None = None) -> Lease:
+    """Return what an OFFER or ACK gives. server: whose it is if it does not
+    say so. Raises PacketError.
+    """
+    server = server_of(message, server)
     address = message.yours
     if not _is_host(address):
         raise PacketError(f"address {address} cannot be a host's")
     interface = IPv4Interface((address, _prefix_length(message, address)))
     if address in _of_nobody(interface):
         raise PacketError(f"address {interface} is its network's own")
-    routes = _usable(_routes(message), interface)
     length = _u32(message, Option.LEASE_TIME)
-    if length is None or length < _SHORTEST_S:
-        raise PacketError(f"lease time of {length} s")
+    length = _DEFAULT_S if length is None else max(length, _SHORTEST_S)
     end = float("inf") if length == INFINITE else float(length)
-    renew, rebind = _u32(message, Option.RENEWAL_TIME), _u32(message, Option.REBINDING_TIME)
-    if end == float("inf"):
-        times = (end, end)
-    elif renew is not None and rebind is not None and 1 <= renew < rebind < length:
-        times = (float(renew), float(rebind))
-    else:
-        times = (end * 0.5, end * 0.875)
+    renew, rebind = _times(message, end)
     return Lease(
         address=interface,
         server=server,
-        routes=routes,
+        routes=_usable(_routes(message), interface),
         dns=_addresses(message, Option.DNS),
-        domain=_domain(message),
+        search=_domains(message),
         mtu=_mtu(message),
         start=start,
         length_s=None if length == INFINITE else length,
-        renew_s=times[0],
-        rebind_s=times[1],
+        renew_s=renew,
+        rebind_s=rebind,
     )
+
+
+def _times(message: Message, end: float) -> tuple[float, float]:
+    """Return when to renew and to rebind: as the server says, each if it is in
+    order, else by halves and eighths (RFC 2131, section 4.4.5).
+    """
+    if end == float("inf"):
+        return end, end
+    renew, rebind = _u32(message, Option.RENEWAL_TIME), _u32(message, Option.REBINDING_TIME)
+    late = float(rebind) if rebind is not None and 1 < rebind < end else end * 0.875
+    if renew is not None and 1 <= renew < late:
+        return float(renew), late
+    return (end * 0.5, late) if end * 0.5 < late else (end * 0.5, end * 0.875)
 
 
 def _usable(
     routes: tuple[tuple[IPv4Network, IPv4Address | None], ...], interface: IPv4Interface
 ) -> tuple[tuple[IPv4Network, IPv4Address | None], ...]:
     """Return the routes without those that the kernel refuses, and with them
-    all that is configured at once; what is on the link first. A gateway that
-    would be nowhere is on the link itself, as in networks of /32.
+    all that is configured at once; what is on the link first, and one a
+    destination, the server's first that can be. A gateway that would be
+    nowhere is on the link itself, as in networks of /32.
     """
     unfit = {*_of_nobody(interface), interface.ip}
     on_link = [network for network, gateway in routes if gateway is None]
-    through = [(network, gateway) for network, gateway in routes if gateway not in {None, *unfit}]
-    for _, gateway in through:
-        assert gateway is not None, "left out before"
+    through: dict[IPv4Network, IPv4Address] = {}
+    for network, gateway in routes:
+        if gateway is not None and gateway not in unfit and network not in on_link:
+            through.setdefault(network, gateway)
+    # A host route to a gateway by itself would need that gateway.
+    through = {network: gateway for network, gateway in through.items() if network != _32(gateway)}
+    for gateway in through.values():
         if not any(gateway in network for network in (interface.network, *on_link)):
-            on_link.append(IPv4Network(gateway))
-    return (*((network, None) for network in on_link), *through)
+            on_link.append(_32(gateway))
+    return (*((network, None) for network in dict.fromkeys(on_link)), *through.items())
+
+
+def _32(address: IPv4Address) -> IPv4Network:
+    return IPv4Network(address)
 
 
 def _of_nobody(interface: IPv4Interface) -> tuple[IPv4Address, ...]:
@@ -126,36 +159,64 @@ def _u32(message: Message, option: Option) -> int | None:
 
 
 def _prefix_length(message: Message, address: IPv4Address) -> int:
+    """Return that of the subnet mask. A mask with holes ends at its last bit:
+    the narrowest network it can mean.
+    """
     raw = message.options.get(Option.SUBNET_MASK, b"")
-    if not raw:
-        raise PacketError(f"no subnet mask with {address}")
     bits = int.from_bytes(raw)
-    inverse = bits ^ 0xFFFFFFFF
-    if len(raw) != 4 or bits == 0 or inverse & (inverse + 1):
-        raise PacketError(f"subnet mask {raw.hex()}")
-    return bits.bit_count()
+    if len(raw) == 4 and bits:
+        return 32 - ((bits & -bits).bit_length() - 1)
+    length = _class_length(address)
+    # It was not the server that said so.
+    return 32 if address in _of_nobody(IPv4Interface((address, length))) else length
+
+
+def _class_length(address: IPv4Address) -> int:
+    """Return the prefix length of the address's class: A, B or C."""
+    first = address.packed[0]
+    return 8 if first < 128 else 16 if first < 192 else _CLASS_C
 
 
 def _addresses(message: Message, option: Option) -> tuple[IPv4Address, ...]:
+    """Return those that can be hosts, each once; what is cut off is not."""
     raw = message.options.get(option, b"")
-    if len(raw) % 4:
-        return ()
-    found = (IPv4Address(raw[start : start + 4]) for start in range(0, len(raw), 4))
+    found = (IPv4Address(raw[start : start + 4]) for start in range(0, len(raw) - 3, 4))
     return tuple(dict.fromkeys(address for address in found if _is_host(address)))
 
 
-def _routes(message: Message) -> tuple[tuple[IPv4Network, IPv4Address | None], ...]:
-    """Classless routes; where they are given, the router option does not count
-    (RFC 3442).
+type _Routes = tuple[tuple[IPv4Network, IPv4Address | None], ...]
+
+
+def _routes(message: Message) -> _Routes:
+    """Classless routes; where they are given, the router and static route
+    options do not count (RFC 3442). 249 is what Microsoft's servers call 121.
     """
-    classless = message.options.get(Option.CLASSLESS_ROUTES)
-    if classless is not None:
+    for option in (Option.CLASSLESS_ROUTES, Option.CLASSLESS_ROUTES_MICROSOFT):
         try:
-            return _classless(classless)
+            classless = _classless(message.options.get(option, b""))
         except PacketError:
-            pass
+            continue
+        if classless:
+            return classless
     everywhere = IPv4Network((0, 0))
-    return tuple((everywhere, router) for router in _addresses(message, Option.ROUTER)[:1])
+    routers = _addresses(message, Option.ROUTER)
+    return (*_static(message), *((everywhere, router) for router in routers))
+
+
+def _static(message: Message) -> _Routes:
+    """Routes by the class of their destination (RFC 2132, section 5.8)."""
+    raw = message.options.get(Option.STATIC_ROUTES, b"")
+    routes = []
+    for start in range(0, len(raw) - 7, 8):
+        destination, gateway = struct.unpack_from("!4s4s", raw, start)
+        address = IPv4Address(destination)
+        if _is_host(address) and _is_host(IPv4Address(gateway)):
+            length = _class_length(address)
+            network = IPv4Network((address, length), strict=False)
+            if address != network.network_address:
+                network = IPv4Network(address)
+            routes.append((network, IPv4Address(gateway)))
+    return tuple(routes)
 
 
 def _classless(raw: bytes) -> tuple[tuple[IPv4Network, IPv4Address | None], ...]:
@@ -185,11 +246,59 @@ def _mtu(message: Message) -> int | None:
     return value if value in _MTU_RANGE else None
 
 
-def _domain(message: Message) -> str:
-    """Return the domain name, or "" unless it is plain letters of a name: it
-    will stand in a file.
+def _domains(message: Message) -> tuple[str, ...]:
+    """Return the domains to search: the list (RFC 3397), or else the domain
+    name, in which servers also put several. Only plain letters of a name are
+    taken: they will stand in a file.
     """
-    raw = message.options.get(Option.DOMAIN_NAME, b"").rstrip(b"\0")
-    text = raw.decode("ascii", "replace")
+    try:
+        listed = _names(message.options.get(Option.DOMAIN_SEARCH, b""))
+    except PacketError:
+        listed = []
+    named = message.options.get(Option.DOMAIN_NAME, b"").rstrip(b"\0").decode("ascii", "replace")
+    found = [name for name in listed if _is_domain(name)]
+    found = found or [name for name in named.split(" ") if name]
+    if not all(map(_is_domain, found)):
+        return ()
+    return tuple(dict.fromkeys(found))[:_SEARCH_MAX]
+
+
+def _is_domain(text: str) -> bool:
     plain = text.replace("-", "").replace(".", "").replace("_", "")
-    return text if plain.isascii() and plain.isalnum() and len(text) <= 253 else ""
+    return plain.isascii() and plain.isalnum() and len(text) <= 253
+
+
+def _names(raw: bytes) -> list[str]:
+    """Take names apart that may point back into the option (RFC 1035, 4.1.4).
+    Raises PacketError.
+    """
+    names = []
+    offset = 0
+    while offset < len(raw):
+        labels: list[str] = []
+        at, jumped = offset, False
+        while True:
+            if at >= len(raw):
+                raise PacketError("domain search is cut off")
+            length = raw[at]
+            if length & 0xC0 == 0xC0:
+                if at + 2 > len(raw):
+                    raise PacketError("domain search is cut off")
+                target = (length & 0x3F) << 8 | raw[at + 1]
+                if target >= at:  # backwards only, so there is an end
+                    raise PacketError("domain search points forward")
+                if not jumped:
+                    offset, jumped = at + 2, True
+                at = target
+                continue
+            at += 1
+            if not length:
+                break
+            if length > 63 or at + length > len(raw):
+                raise PacketError("domain search is cut off")
+            labels.append(raw[at : at + length].decode("ascii", "replace"))
+            at += length
+        if not jumped:
+            offset = at
+        names.append(".".join(labels))
+    return names

@@ -13,6 +13,9 @@ back, begins at REBOOTING: one exchange, and a server of another network says
 at once that it is wrong here. A lease outlives the return of the link: until it
 ends, or is refused, or another is given, it is ours.
 
+A server that offered, and then refused or fell silent, is asked again only when
+no other has offered by the time of the next message.
+
     messages = machine.start(now) | receive(now, ...) | tick(now)   to be sent
     machine.deadline                    when tick is due; machine.lease
 """
@@ -44,9 +47,12 @@ _PARAMETERS: Final = bytes(
         Option.SUBNET_MASK,
         # Before the router option, which it replaces (RFC 3442, page 5).
         Option.CLASSLESS_ROUTES,
+        Option.CLASSLESS_ROUTES_MICROSOFT,
         Option.ROUTER,
+        Option.STATIC_ROUTES,
         Option.DNS,
         Option.DOMAIN_NAME,
+        Option.DOMAIN_SEARCH,
         Option.INTERFACE_MTU,
         Option.LEASE_TIME,
         Option.SERVER_ID,
@@ -111,6 +117,8 @@ class Machine:
         self._requested = 0.0
         self._tries = 0
         self._refusals = 0  # offers in a row that were then refused
+        self._shunned: IPv4Address | None = None  # offered, and then gave nothing
+        self._last_resort: Lease | None = None  # an offer of that server
         self._retry: float = 0.0
         self.lease: Lease | None = None
 
@@ -151,25 +159,31 @@ class Machine:
 
     def _begin(self, now: float, state: State) -> None:
         self._to(state)
-        self._began, self._tries, self._offer = now, 0, None
+        self._began, self._tries, self._offer, self._last_resort = now, 0, None, None
         self._new_xid()
 
-    def receive(self, now: float, message: Message) -> list[Outgoing]:
-        """Take a message that arrived. Raises PacketError, and changes
-        nothing, when it is for us and makes no sense.
+    def receive(
+        self, now: float, message: Message, sender: IPv4Address | None = None
+    ) -> list[Outgoing]:
+        """Take a message that arrived. sender: counts as the server when the
+        message names none. Raises PacketError, and changes nothing, when it is
+        for us and makes no sense.
         """
         if message.request or message.xid != self._xid or message.mac != self._mac:
             return []
         if self._state is State.SELECTING and message.kind is Type.OFFER:
-            self._offer = leases.parse(message, now)
-            self._to(State.REQUESTING)
-            self._tries = 0
-            return [self._request(now)]
+            offer = leases.parse(message, now, sender)
+            if offer.server == self._shunned:
+                self._last_resort = offer
+                return []
+            return self._take(now, offer)
         if self._state in (State.SELECTING, State.BOUND):
             return []
         if message.kind is Type.ACK:
-            self._acknowledged(message)
-        elif message.kind is Type.NAK and self._believes(leases.server_of(message)):
+            self._acknowledged(message, sender)
+        elif message.kind is Type.NAK and self._believes(
+            leases.server_of(message, self._asked() or sender)
+        ):
             self._hint = None
             if self._state is State.REQUESTING:
                 self._refused(now)
@@ -178,6 +192,12 @@ class Machine:
             return self._select(now)
         return []
 
+    def _take(self, now: float, offer: Lease) -> list[Outgoing]:
+        self._offer, self._last_resort = offer, None
+        self._to(State.REQUESTING)
+        self._tries = 0
+        return [self._request(now)]
+
     def _refused(self, now: float) -> None:
         """Begin anew, but not at once: a server that offers what it refuses
         would be asked as fast as it answers.
@@ -185,6 +205,7 @@ class Machine:
         assert self._offer is not None, "an offer was refused"
         if self.lease is not None and self.lease.address.ip == self._offer.address.ip:
             self.lease = None
+        self._shunned = self._offer.server
         self._begin(now, State.SELECTING)
         self._tries = self._refusals
         self._back_off(now)
@@ -214,9 +235,12 @@ class Machine:
         if now < self._retry:
             return []
         if self._state is State.SELECTING:
+            if self._last_resort is not None:
+                return self._take(now, self._last_resort)
             return [self._discover(now)]
         tries = {State.REQUESTING: _REQUEST_TRIES, State.REBOOTING: _REBOOT_TRIES}
         if self._tries >= tries.get(self._state, self._tries + 1):
+            self._shunned = None if self._offer is None else self._offer.server
             return self._select(now)
         return [self._request(now)]
 
@@ -229,13 +253,16 @@ class Machine:
 
     def _believes(self, server: IPv4Address) -> bool:
         """Whether the server is the one we talk to; asking all, anyone is."""
-        if self._state in (State.REBINDING, State.REBOOTING):
-            return True
-        current = self._offer if self._state is State.REQUESTING else self.lease
-        return current is not None and server == current.server
+        return self._asked() in (None, server)
 
-    def _acknowledged(self, message: Message) -> None:
-        granted = leases.parse(message, self._requested)
+    def _asked(self) -> IPv4Address | None:
+        """The server that a request went to; None: to all."""
+        current = self._offer if self._state is State.REQUESTING else self.lease
+        to_all = self._state in (State.REBINDING, State.REBOOTING)
+        return None if current is None or to_all else current.server
+
+    def _acknowledged(self, message: Message, sender: IPv4Address | None) -> None:
+        granted = leases.parse(message, self._requested, self._asked() or sender)
         current = self._offer if self._state is State.REQUESTING else self.lease
         wanted = self._hint if self._state is State.REBOOTING else current and current.address.ip
         if not self._believes(granted.server) or granted.address.ip != wanted:
@@ -245,7 +272,7 @@ class Machine:
                 f"{asked} for {wanted}"
             )
         self._to(State.BOUND)
-        self._refusals = 0
+        self._refusals, self._shunned = 0, None
         self.lease, self._offer = granted, None
 
     def _discover(self, now: float) -> Outgoing:

@@ -57,6 +57,7 @@ class Option(enum.IntEnum):
     HOST_NAME = 12
     DOMAIN_NAME = 15
     INTERFACE_MTU = 26
+    STATIC_ROUTES = 33
     REQUESTED_ADDRESS = 50
     LEASE_TIME = 51
     OVERLOAD = 52
@@ -68,7 +69,9 @@ class Option(enum.IntEnum):
     RENEWAL_TIME = 58
     REBINDING_TIME = 59
     CLIENT_ID = 61
+    DOMAIN_SEARCH = 119
     CLASSLESS_ROUTES = 121
+    CLASSLESS_ROUTES_MICROSOFT = 249
 
 
 _PAD: Final = 0
@@ -215,6 +218,11 @@ def frame(source: IPv4Address, destination: IPv4Address, payload: bytes) -> byte
         )
 
     return header(0xFFFF ^ _sum(header(0))) + udp + payload
+
+
+def sender_of(data: bytes) -> IPv4Address:
+    """Return the source of an IPv4 packet that `unframe` takes."""
+    return IPv4Address(_IP.unpack_from(data)[8])
 
 
 def unframe(data: bytes, *, checksum_ready: bool = True) -> bytes:

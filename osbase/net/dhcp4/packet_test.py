@@ -64,6 +64,7 @@ def test_unframe_undoes_frame(source: IPv4Address, to: IPv4Address, payload: byt
     # Turn the request around; swapping ports keeps the checksum.
     framed[20:24] = struct.pack("!HH", packet.SERVER_PORT, packet.CLIENT_PORT)
     assert packet.unframe(bytes(framed)) == payload
+    assert packet.sender_of(bytes(framed)) == source
 
 
 @given(st.binary(max_size=100), st.booleans())

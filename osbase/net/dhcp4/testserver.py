@@ -44,8 +44,10 @@ class Server:
     """Answers on a thread, for the time of a `with` block, in the network
     namespace in which `open` was called.
 
-    Times in seconds. `silent` and `address` may be changed at any time; a
-    request for another address than `address` is refused. seen: all that came.
+    Times in seconds. `silent`, `address` and `options` may be changed at any
+    time; a request for another address than `address` is refused. options: in
+    place of, or besides, the usual ones; None leaves one out. seen: all that
+    came.
     """
 
     link: str
@@ -55,7 +57,7 @@ class Server:
     renew_s: int
     rebind_s: int
     silent: bool = False
-    options: Mapping[int, bytes] = field(default_factory=dict)
+    options: Mapping[int, bytes | None] = field(default_factory=dict)
     seen: queue.Queue[Seen] = field(default_factory=queue.Queue)
 
     def open(self) -> Self:
@@ -125,6 +127,9 @@ class Server:
             Option.RENEWAL_TIME: self.renew_s.to_bytes(4),
             Option.REBINDING_TIME: self.rebind_s.to_bytes(4),
         }
-        return Message(
-            False, kind, to.xid, to.mac, yours=self.address, options=options | dict(self.options)
-        )
+        for number, value in self.options.items():
+            if value is None:
+                options.pop(number, None)
+            else:
+                options[number] = value
+        return Message(False, kind, to.xid, to.mac, yours=self.address, options=options)

@@ -79,6 +79,7 @@ def vm_pytest(
         data = [],
         args = [],
         memory_mib = 1024,
+        cmdline = "",
         kernel = "//osbase/boot:kernel",
         initramfs = "//osbase/boot:initramfs",
         root = "//osbase/test/vm:root",
@@ -95,6 +96,7 @@ def vm_pytest(
       data: files at run time, found as in any test
       args: further pytest arguments
       memory_mib: the machine's memory
+      cmdline: further parameters of the kernel
       kernel: a bzImage
       initramfs: finds the disks by their serials, runs /tools/run; see init
       root: an erofs with Python and what the test calls
@@ -148,7 +150,7 @@ def vm_pytest(
             "--root=$(rootpath %s)" % root,
             "--disk=$(rootpath %s)" % disk,
             "--memory=%d" % memory_mib,
-        ] + (["--expect-failure"] if expect_failure else []) + ["--"] + [
+        ] + (["'--cmdline=%s'" % cmdline] if cmdline else []) + (["--expect-failure"] if expect_failure else []) + ["--"] + [
             "$(rootpath %s)" % module
             for module in modules
         ] + args,

@@ -102,7 +102,7 @@ async def run(options: argparse.Namespace, directory: Path) -> int:
     machine = Machine(
         kernel=options.kernel.resolve(),
         initrd=options.initramfs.resolve(),
-        cmdline="quiet",
+        cmdline=f"quiet {options.cmdline}".rstrip(),
         drives=(Drive(options.root.resolve(), "root"), Drive(options.disk.resolve(), "tools")),
         channels=(_CHANNEL,),
         memory_mib=options.memory,
@@ -137,6 +137,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("kernel", "initramfs", "root", "disk"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--memory", type=int, required=True)
+    parser.add_argument("--cmdline", default="")
     parser.add_argument("--expect-failure", action="store_true")
     parser.add_argument("arguments", nargs="*")
     options = parser.parse_args(arguments)

@@ -9,13 +9,13 @@ is so then.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from metropolis.node.core.curator import keys, records
 from metropolis.node.core.curator.directory import Changes, Directory, Node
 from metropolis.node.core.curator.etcd import Etcd
-from metropolis.node.core.curator.records import ClusterConfig, Member
+from metropolis.node.core.curator.records import ClusterConfig, Member, PodNetwork, RecordError
 from metropolis.node.core.curator.transaction import Put, Transaction
 
 _TRIES: Final = 20
@@ -58,9 +58,66 @@ async def init(etcd: Etcd, config: ClusterConfig) -> bool:
         )
     if directory.cluster != config:
         raise Refused(
-            "the cluster is there already, with another configuration; see `cluster show`"
+            "the cluster is there already, with another configuration; `cluster show` prints it, "
+            "`cluster set-networks` corrects it"
         )
     return False
+
+
+async def set_networks(etcd: Etcd, networks: tuple[PodNetwork, ...]) -> bool:
+    """Correct the pod networks; the rest stays. False: they were so already.
+
+    Nodes claim prefixes of the new ones at once, and keep claims of those that
+    are no more, which nobody else can get: their workloads run on. Raises
+    Refused when it would harm a node; EtcdError.
+    """
+    for _ in range(_TRIES):
+        directory = (await view(etcd)).directory
+        before = directory.cluster
+        if before is None:
+            raise Refused(
+                f"the cluster's configuration {directory.cluster_problem}; "
+                "`cluster init` writes one where there is none"
+            )
+        after = replace(before, networks=networks)
+        if after == before:
+            return False
+        _check_networks(directory, after)
+        put = Put(keys.CLUSTER, records.encode_cluster(after))
+        transaction = Transaction({keys.CLUSTER: directory.cluster_revision}, (put,))
+        if await etcd.commit(transaction) is not None:
+            return True
+    raise Refused("the cluster's configuration changes all the time; try again")
+
+
+def _check_networks(directory: Directory, config: ClusterConfig) -> None:
+    """Raises Refused."""
+    members = sum(node.member is not None and not node.removed for node in directory.nodes.values())
+    for version in config.families:
+        of_family = [one for one in config.networks if one.prefix.version == version]
+        size = sum(one.size for one in of_family)
+        if size < members:
+            names = ", ".join(map(str, of_family))
+            raise Refused(f"{names} has prefixes for {size} nodes, and there are {members}")
+    for node_id, node in directory.nodes.items():
+        if node.seen is not None and not node.removed:
+            try:
+                records.check_address(node.seen.address, config)
+            except RecordError as error:
+                raise Refused(f'node "{node_id}" would be cut off: its {error}') from error
+    for prefix, claim in directory.claims.items():
+        clash = next((one for one in config.networks if _splits(one, prefix)), None)
+        if clash is not None and claim.node_id:
+            raise Refused(
+                f'{clash} would give addresses of {prefix}, which "{claim.node_id}" holds, to '
+                f"others; choose another network, or remove the node first"
+            )
+
+
+def _splits(network: PodNetwork, prefix: records.IPNetwork) -> bool:
+    """Whether the network gives prefixes that overlap this one."""
+    same = network.prefix.version == prefix.version
+    return same and network.prefix.overlaps(prefix) and not network.gives(prefix)
 
 
 async def remove(etcd: Etcd, node_id: str) -> None:

@@ -179,6 +179,52 @@ async def test_held_prefixes_are_claimed_when_free_and_inside(tmp_path: Path) ->
         )
 
 
+async def test_corrected_networks_are_taken_at_once(tmp_path: Path) -> None:
+    """New claims at once, also of nodes that are away meanwhile; the old ones
+    are kept, and found again when the networks are what they were.
+    """
+    async with start(tmp_path, *NETWORKS) as cluster:
+        async with cluster.machine("a") as one, cluster.machine("b") as two:
+            before = {"a": await one.joined(), "b": await two.joined()}
+            await cluster.set_networks("10.201.0.0/16:24")
+            network = ip_network("10.201.0.0/16")
+            after = {}
+            for name, machine in (("a", one), ("b", two)):
+                (after[name],) = await machine.has_prefixes(
+                    lambda held: len(held) == 1 and held[0].network_address in network
+                )
+                mesh = await eventually(machine.curator.mesh, lambda mesh: len(mesh.own) == 1)
+                assert (mesh.networks, mesh.own) == ((network,), (after[name],))
+            await one.sees(lambda peers: "b" in peers and peers["b"].prefixes == (after["b"],))
+            held = await cluster.holders()
+            for name, prefixes in before.items():
+                assert [held[prefix] for prefix in prefixes] == [name, name]
+        await cluster.set_networks(*NETWORKS)
+        async with cluster.machine("a") as one, cluster.machine("b") as two:
+            assert {"a": await one.joined(), "b": await two.joined()} == before
+            await cluster.set_networks(*NETWORKS, "10.201.0.0/16:24")
+            await one.has_prefixes(lambda held: set(held) == {*before["a"], after["a"]})
+
+
+async def test_networks_that_harm_are_refused(tmp_path: Path) -> None:
+    async with start(tmp_path) as cluster:
+        with pytest.raises(Refused, match="is not there"):
+            await cluster.set_networks("10.201.0.0/16:24")
+        await cluster.init(*NETWORKS)
+        async with cluster.machine("a", underlay="192.0.2.7") as one:
+            (prefix, _) = await one.joined()
+            for text, why in (
+                ("192.0.0.0/16:24", 'node "a" would be cut off: its underlay_address 192.0.2.7'),
+                ("10.200.0.0/16:26", f'of {prefix}, which "a" holds'),
+                (f"{prefix}:26", f'of {prefix}, which "a" holds'),
+            ):
+                with pytest.raises(Refused, match=why):
+                    await cluster.set_networks(text)
+            # A wider network, which gives what is held, is fine.
+            await cluster.set_networks("10.128.0.0/9:24")
+            assert (await one.has_prefixes(lambda held: len(held) == 1)) == (prefix,)
+
+
 async def test_removed_is_out_until_it_is_forgotten(tmp_path: Path) -> None:
     async with start(tmp_path, *NETWORKS) as cluster, cluster.machine("b") as other:
         await other.joined()

@@ -4,7 +4,11 @@
     service    the runnable that owns all of it
     sysctls    kernel settings
     rules      the static rule set: masquerade, anti-spoofing
-    uplink     how the node reaches the world
+    uplink     how the node reaches the world; uplink_ward puts back what
+               others take from it
+    gate       pod prefixes and networks, unless they overlap what is in use
+    overlap    which do, and with what                      pure
+    names      Status waits for name servers
     workloads/ interfaces of workloads: engine, kernel, gRPC
     cni/       the same for runtimes that speak CNI
 

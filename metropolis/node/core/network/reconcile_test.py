@@ -118,6 +118,9 @@ def change(command: str) -> None:
         ("sysctls", ["ipv4/conf/all/arp_ignore 1"]),
         ("host", ["ip link set lo down"]),
         ("host", ["ip rule flush", "ip -6 rule flush"]),
+        ("uplink", ["ip -4 address flush dev up0"]),
+        ("uplink", ["ip route flush proto 76"]),
+        ("uplink", ["ip link set up0 down"]),
         # As a firewall that is reloaded, beside a sysctl file and a script.
         ("rules", ["nft flush ruleset", "ipv4/ip_forward 0", "ip rule flush"]),
     ],

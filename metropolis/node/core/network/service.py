@@ -3,12 +3,13 @@
 
     network           settings, loopback, first hop, rule set: then healthy
      +- uplink        if one is configured
+     +- gate          pod prefixes and networks, unless something has them
+     +- names         Status waits for name servers
      +- overlay       of a node in a cluster
-     +- rules         what is a pod network -> rule set
      +- reconcile     events -> the wards, each of which puts its things back:
-     +- ward-rules, ward-sysctls, ward-host, ward-foreign
+     +- ward-rules, ward-sysctls, ward-host, ward-foreign, ward-uplink, ...
      +- workloads     engine; waits for nobody, serves nobody before recovery
-         +- prefixes  pod prefixes -> engine
+         +- prefixes  admitted pod prefixes -> engine
          +- mtu       uplink's or overlay's MTU -> engine
          +- grpc      workload.sock
          +- cni       cni.sock
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,9 +31,10 @@ from typing import TYPE_CHECKING, Final
 
 from metropolis.node import allocs
 from metropolis.node.core.config import MTU_MIN, Network, PodPrefixes
-from metropolis.node.core.network import sysctls
-from metropolis.node.core.network.overlay.mesh import Exchange, IPNetwork
-from metropolis.node.core.network.overlay.overlay import Overlay, held_networks
+from metropolis.node.core.network import gate, names, overlap, sysctls
+from metropolis.node.core.network.gate import Admitted, Gate
+from metropolis.node.core.network.overlay.mesh import Exchange, IPAddress, IPNetwork
+from metropolis.node.core.network.overlay.overlay import Overlay
 from metropolis.node.core.network.reconcile import wards
 from metropolis.node.core.network.reconcile.reconciler import Reconciler
 from metropolis.node.core.network.reconcile.ward import Ward
@@ -74,10 +77,14 @@ class Paths:
 
 @dataclass(frozen=True)
 class ClusterLink:
-    """The node's part in a cluster. key_rotation_s None: when asked to."""
+    """The node's part in a cluster. key_rotation_s None: when asked to.
+    endpoints: etcd's, "HOST:PORT". address: the underlay's, as configured.
+    """
 
     exchange: Exchange
     key_rotation_s: float | None = None
+    endpoints: tuple[str, ...] = ()
+    address: IPAddress | None = None
 
 
 class NetworkService:
@@ -116,13 +123,29 @@ class NetworkService:
             self._uplink = Uplink(
                 config.uplink, self.uplink_status, resolv_conf=self._paths.resolv_conf
             )
-        self._exchange = None if cluster is None else cluster.exchange
+        self._names = names.Names(
+            config.uplink,
+            self._paths.resolv_conf,
+            time.monotonic() + config.names_wait_s,
+            self._conditions,
+        )
+        self._gate = Gate(
+            config,
+            pod_prefixes,
+            self.uplink_status,
+            None
+            if cluster is None
+            else gate.Cluster(cluster.exchange, cluster.endpoints, cluster.address),
+            self._rules,
+            self._conditions,
+        )
         self._overlay: Overlay | None = None
         if cluster is not None:
+            assert self._gate.exchange is not None, "of a cluster there is one"
             link = event.Value[LinkState | None]("no uplink's link")
             link.set(None)
             self._overlay = Overlay(
-                cluster.exchange,
+                self._gate.exchange,
                 link if self._uplink is None else self._uplink.link,
                 state_dir=self._paths.state_dir,
                 rotation_s=cluster.key_rotation_s,
@@ -135,12 +158,14 @@ class NetworkService:
             self.uplink_status.set(UplinkStatus())
         else:
             ctx.run("uplink", self._uplink.run)
+            ctx.run("ward-uplink", self._guard_link(self._uplink.ward()))
+        ctx.run("gate", self._gate.run)
+        ctx.run("names", self._wait_for_names)
         if self._overlay is not None:
             ctx.run("overlay", self._overlay.run)
             ctx.run("ward-overlay", self._guard_link(self._overlay))
             settings = wards.Sysctls(sysctls.link(allocs.OVERLAY_LINK), "overlay-sysctls")
             ctx.run("ward-overlay-sysctls", self._guard_link(settings))
-            ctx.run("rules", self._follow_networks)
         ctx.run("workloads", self._workloads)
         self._guard_node(ctx)
         ctx.signal_healthy()
@@ -164,25 +189,19 @@ class NetworkService:
             ward, kinds=set(Kind) - {Kind.RULES}, every_s=LINKS_LOOKED_AT_S
         )
 
-    async def _follow_networks(self, ctx: Context) -> None:
-        assert self._exchange is not None, "only run in a cluster"
-        ctx.signal_healthy()
-        last: tuple[IPNetwork, ...] | None = None
-        async for mesh in self._exchange.mesh.watch():
-            if mesh.networks != last:
-                await asyncio.to_thread(self._rules.update, networks=mesh.networks)
-                last = mesh.networks
+    async def _wait_for_names(self, ctx: Context) -> None:
+        await self._names.wait(ctx, self._gate.considered)
 
     def _prepare_host(self) -> None:
         """The rules come first: from the moment the node forwards, they hold.
         After a restart, those of the overlay as it was left hold until its
         cluster is known.
         """
-        if self._overlay is not None:
-            self._rules.update(networks=held_networks())
+        self._rules.update(networks=self._gate.prepare())
         self._rules.apply()
         self._sysctls = sysctls.found_enabled()
         prepare_host()
+        self._names.prepare()
 
     async def _workloads(self, ctx: Context) -> None:
         # Imports take seconds on a slow machine; meanwhile the uplink comes up.
@@ -242,11 +261,11 @@ class NetworkService:
 
     async def _follow_prefixes(self, ctx: Context, engine: Engine) -> None:
         ctx.signal_healthy()
-        async for pods in self.pod_prefixes.watch():
-            await asyncio.to_thread(engine.set_prefixes, pods.prefixes, pods.reserved)
-            ctx.logger.info(
-                "pod prefixes: %s", ", ".join(map(str, pods.prefixes)) or "none, not ready"
-            )
+        before: tuple[IPNetwork, ...] = ()
+        async for now in self._gate.admitted.watch():
+            before = await asyncio.to_thread(_set_prefixes, engine, now, before)
+            prefixes = now.pods.prefixes
+            ctx.logger.info("pod prefixes: %s", ", ".join(map(str, prefixes)) or "none, not ready")
 
     async def _serve_grpc(self, ctx: Context, engine: Engine) -> None:
         (module,) = await _imported("server")
@@ -267,6 +286,23 @@ class NetworkService:
         make_runtime_directory(self._paths.cni_socket)
         ctx.signal_healthy()
         await module.CniServer(engine, self._paths.cni_socket).run()
+
+
+def _set_prefixes(
+    engine: Engine, now: Admitted, before: tuple[IPNetwork, ...]
+) -> tuple[IPNetwork, ...]:
+    """Returns all that the engine knows now. Prefixes that leave while they are
+    in use, or may return, are draining: their addresses are reused late.
+    """
+    prefixes = now.pods.prefixes
+    gone = [one for one in before if engine.in_use(one)]
+    draining = tuple(
+        one
+        for one in dict.fromkeys((*now.refused, *gone))
+        if not any(overlap.share(one, other) for other in prefixes)
+    )
+    engine.set_prefixes(prefixes, now.pods.reserved, draining, lacking=now.lacking)
+    return (*prefixes, *draining)
 
 
 async def _imported(*names: str) -> list[ModuleType]:

@@ -14,229 +14,35 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
-import queue
 import select
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
-import grpc
 import pytest
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads.spec import workload_pb2, workload_pb2_grpc
+from metropolis.node.core.network.testing.nodecore import (
+    CONFIG,
+    LIMIT_S,
+    NodeCore,
+    add_uplink,
+    dnsmasq,
+    inside,
+    sh,
+)
+from metropolis.node.core.network.workloads.spec import workload_pb2
 from osbase.net.dhcp4.testserver import Server
-from osbase.netlink import netns
 
 type IPAddress = IPv4Address | IPv6Address
 
-LIMIT_S = 60.0
 SERVER: dict[int, IPAddress] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("2001:db8:2::1")}
 PORT = 7777
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-CONFIG = """
-network {
-  uplink { name: "up0" dhcp4 { host_name: "node-1" } static { dns: "2001:db8:2::53" } }
-  pod_prefix: "10.192.0.0/24"
-  pod_prefix: "fd00:10:192::/112"
-}
-"""
-
-
-def sh(command: str) -> str:
-    """Run a command without a shell; returns its output."""
-    done = subprocess.run(
-        command.split(), check=False, capture_output=True, text=True, timeout=LIMIT_S
-    )
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
-
-
-@contextlib.contextmanager
-def inside(name: str) -> Iterator[None]:
-    """Run the block in a namespace; sockets opened in it stay in it."""
-    home = netns.open_current()
-    there = os.open(f"/run/netns/{name}", os.O_RDONLY)
-    try:
-        with netns.Inside(there, home):
-            yield
-    finally:
-        os.close(home)
-        os.close(there)
-
-
-@pytest.fixture
-def world() -> Iterator[None]:
-    """The server's namespace, and two for workloads; no uplink yet."""
-    for name in ("srv", "pod-a", "pod-b"):
-        sh(f"ip netns add {name}")
-    try:
-        yield
-    finally:
-        for link in json.loads(sh("ip -json link")):
-            if link["ifname"] == "up0" or link["group"] == str(allocs.LINK_GROUP_WORKLOAD):
-                sh(f"ip link del {link['ifname']}")
-        for name in ("srv", "pod-a", "pod-b"):
-            sh(f"ip netns del {name}")
-        sh("nft flush ruleset")
-
-
-def add_uplink(mtu: int = 1500) -> None:
-    """A veth to the server's namespace; this end is down, as hardware is.
-
-    The server forwards, as whoever advertises itself as a router does. If not,
-    it takes its own advertisements, and soon answers from an address they made,
-    which no masqueraded flow is with; and nodes that probe it are told that it
-    is no router, and give up their default route (RFC 4861 section 7.2.5).
-    """
-    peer = f"peer name srv0 mtu {mtu} netns srv"
-    sh(f"ip link add up0 address 02:00:00:00:00:07 mtu {mtu} type veth {peer}")
-    with inside("srv"):
-        Path("/proc/sys/net/ipv6/conf/srv0/forwarding").write_text("1")
-    sh("nsenter --net=/run/netns/srv ip address add 192.0.2.1/24 dev srv0")
-    sh("nsenter --net=/run/netns/srv ip address add 2001:db8:2::1/64 dev srv0 nodad")
-    sh("nsenter --net=/run/netns/srv ip link set lo up")
-    sh("nsenter --net=/run/netns/srv ip link set srv0 up")
-
-
-@pytest.fixture
-def uplink(world: None, tmp_path: Path) -> Iterator[None]:
-    """The uplink, and a server that gives addresses on it."""
-    add_uplink()
-    with dnsmasq(tmp_path):
-        yield
-
-
-@contextlib.contextmanager
-def dnsmasq(tmp_path: Path) -> Iterator[None]:
-    """DHCPv4 and router advertisements."""
-    command = [
-        *(
-            "nsenter",
-            "--net=/run/netns/srv",
-            "dnsmasq",
-            "--keep-in-foreground",
-            "--conf-file=/dev/null",
-        ),
-        *("--port=0", "--user=root", "--group=", "--no-ping", "--pid-file=", "--log-facility=-"),
-        *("--interface=srv0", f"--dhcp-leasefile={tmp_path}/leases"),
-        *("--dhcp-range=192.0.2.50,192.0.2.50,255.255.255.0,120", "--dhcp-authoritative"),
-        *("--dhcp-option=option:dns-server,192.0.2.53", "--domain=example.org"),
-        *("--enable-ra", "--dhcp-range=2001:db8:2::,ra-only", "--ra-param=srv0,1,600"),
-    ]
-    with (tmp_path / "dnsmasq.log").open("ab") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            yield
-            assert server.poll() is None, (tmp_path / "dnsmasq.log").read_text()
-        finally:
-            server.terminate()
-            server.wait(LIMIT_S)
-
-
-@dataclass
-class NodeCore:
-    """Node core as a process, its log read line by line."""
-
-    directory: Path
-    config: str = CONFIG
-    process: subprocess.Popen[str] | None = None
-    lines: queue.Queue[str] = field(default_factory=queue.Queue)
-    seen: list[str] = field(default_factory=list)
-
-    @property
-    def runtime(self) -> Path:
-        return self.directory / "run" / "network"
-
-    def start(self) -> None:
-        """Start it, and wait until it serves."""
-        config = self.directory / "node.textproto"
-        config.write_text(self.config)
-        self.lines, self.seen = queue.Queue(), []
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "metropolis.node.core.main"),
-                *("--config", str(config), "--runtime-dir", str(self.runtime)),
-            ],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        self.process = process
-        assert process.stderr is not None
-        stderr, lines = process.stderr, self.lines
-
-        def read() -> None:
-            for line in stderr:
-                lines.put(line)
-            lines.put("")
-            stderr.close()
-
-        threading.Thread(target=read, daemon=True).start()
-        self.wait_for("root.network.workloads.grpc: serving on")
-        self.wait_for("root.network.workloads.prefixes: pod prefixes:")
-
-    def wait_for(self, text: str) -> str:
-        """Return the line of its log that has the text, at last."""
-        for line in self.seen:
-            if text in line:
-                return line
-        deadline = time.monotonic() + LIMIT_S
-        while True:
-            try:
-                line = self.lines.get(timeout=max(0.01, deadline - time.monotonic()))
-            except queue.Empty:
-                pytest.fail(f"node core never said {text!r}:\n{''.join(self.seen)}")
-            assert line, f"node core ended without {text!r}:\n{''.join(self.seen)}"
-            self.seen.append(line)
-            if text in line:
-                return line
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Stop it and return its exit status."""
-        assert self.process is not None
-        self.process.send_signal(number)
-        status = self.process.wait(LIMIT_S)
-        self.process = None
-        return status
-
-    def stub(self) -> workload_pb2_grpc.WorkloadNetworkingStub:
-        channel = grpc.insecure_channel(
-            f"unix:{self.runtime / 'workload.sock'}",
-            # A channel of its own: none waits because a former one failed.
-            options=[("grpc.use_local_subchannel_pool", 1)],
-        )
-        return workload_pb2_grpc.WorkloadNetworkingStub(channel)
-
-    def attach(self, pod: str) -> dict[int, IPAddress]:
-        """Attach a namespace; returns its addresses by family."""
-        response = self.stub().Attach(
-            workload_pb2.AttachRequest(
-                workload_id=pod,
-                netns=workload_pb2.NetNSAttachment(netns_path=f"/run/netns/{pod}", if_name="eth0"),
-            ),
-            timeout=LIMIT_S,
-        )
-        addresses = [ip_address(packed) for packed in response.ip]
-        return {address.version: address for address in addresses}
-
-
-@pytest.fixture
-def core(world: None, tmp_path: Path) -> Iterator[NodeCore]:
-    """Node core, not started; stopped at the end, which must be clean."""
-    node = NodeCore(tmp_path)
-    yield node
-    if node.process is not None:
-        assert node.stop() == 0
 
 
 def listen(namespace: str, version: int, port: int = PORT) -> socket.socket:

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from metropolis.node import allocs
+
 
 class SysctlError(Exception):
     """A setting that the kernel refused, with its name and value."""
@@ -20,13 +22,14 @@ class SysctlError(Exception):
 
 @dataclass(frozen=True)
 class Sysctl:
-    """path: below /proc/sys/net, since link names may contain dots.
+    """path: below /proc/sys/net, since link names may contain dots. value: of
+    several numbers, separated by blanks.
 
     optional: may be missing, as those of the whole kernel are in a namespace.
     """
 
     path: str
-    value: int
+    value: int | str
     optional: bool = False
 
 
@@ -35,8 +38,9 @@ NODE: Final = (
     # as when a new lease follows an old one.
     Sysctl("ipv4/conf/all/promote_secondaries", 1),
     # Reverse paths are checked by the rule set, strictly and in both families;
-    # the kernel's own check knows IPv4 only, and takes the stricter of `all`
-    # and the link's.
+    # the kernel's own check knows IPv4 only, and takes the greater of `all` and
+    # the link's. Links of workloads have 1, for ARP; with 2 in `all` that would
+    # be 2, which is no check where there is a default route.
     Sysctl("ipv4/conf/all/rp_filter", 0),
     Sysctl("ipv4/conf/default/rp_filter", 0),
     # A redirect would tell workloads of a better first hop; there is none.
@@ -64,6 +68,9 @@ NODE: Final = (
     # Workloads ask for the first hop's MAC on their links, and its address is
     # on lo: with 1 or more (as for direct server return) they get no answer.
     Sysctl("ipv4/conf/all/arp_ignore", 0),
+    # Connections of the node are at none of the ports that flows of workloads
+    # are given: see allocs.MASQUERADE_PORTS.
+    Sysctl("ipv4/ip_local_port_range", "{} {}".format(*allocs.EPHEMERAL_PORTS)),
     # Last: what is forwarded is forwarded under the settings above.
     Sysctl("ipv4/ip_forward", 1),
     Sysctl("ipv6/conf/all/forwarding", 1),
@@ -96,14 +103,16 @@ def link(name: str) -> tuple[Sysctl, ...]:
     )
 
 
-def uplink(name: str, *, router_advertisements: bool) -> tuple[Sysctl, ...]:
+def uplink(name: str, *, router_advertisements: bool, ipv6_on: bool = True) -> tuple[Sysctl, ...]:
     """Return the settings of the uplink, before it is set up: the kernel asks
     for router advertisements when a link comes up, and not again.
+
+    ipv6_on: whether the link is to have IPv6 though it is off for others.
     """
     return (
         # 2: also on a node that forwards.
         Sysctl(f"ipv6/conf/{name}/accept_ra", 2 if router_advertisements else 0),
-        Sysctl(f"ipv6/conf/{name}/disable_ipv6", 0),
+        *((Sysctl(f"ipv6/conf/{name}/disable_ipv6", 0),) if ipv6_on else ()),
         Sysctl(f"ipv4/conf/{name}/rp_filter", 0),
         Sysctl(f"ipv4/conf/{name}/send_redirects", 0),
         Sysctl(f"ipv4/conf/{name}/accept_redirects", 0),
@@ -117,7 +126,7 @@ def uplink(name: str, *, router_advertisements: bool) -> tuple[Sysctl, ...]:
 
 def apply(settings: Iterable[Sysctl], root: str = "/proc/sys/net") -> None:
     """Write what differs. Raises SysctlError at the first that is refused."""
-    for setting in settings:
+    for setting in relevant(settings, root):
         _write(setting, root)
 
 
@@ -133,6 +142,28 @@ def differs(setting: Sysctl, root: str = "/proc/sys/net") -> str | None:
     return None if found == str(setting.value).split() else " ".join(found)
 
 
+def relevant(settings: Iterable[Sysctl], root: str = "/proc/sys/net") -> tuple[Sysctl, ...]:
+    """Return those that mean something to this kernel: one that was booted with
+    ipv6.disable=1 has none of IPv6's.
+    """
+    six = has_ipv6(root)
+    return tuple(one for one in settings if six or not one.path.startswith("ipv6/"))
+
+
+def has_ipv6(root: str = "/proc/sys/net") -> bool:
+    """Whether the kernel has IPv6 at all."""
+    return os.path.isdir(os.path.join(root, "ipv6"))
+
+
+def ipv6_is_off(root: str = "/proc/sys/net") -> bool:
+    """Whether somebody has switched IPv6 off for all links, or the kernel."""
+    try:
+        with open(os.path.join(root, "ipv6/conf/all/disable_ipv6"), encoding="ascii") as file:
+            return file.read().strip() != "0"
+    except OSError:
+        return True
+
+
 def _write(setting: Sysctl, root: str) -> None:
     path = os.path.join(root, setting.path)
     dotted = "net." + setting.path.replace("/", ".")
@@ -141,7 +172,7 @@ def _write(setting: Sysctl, root: str) -> None:
         # drops routes that were learnt.
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            if os.read(fd, 64).strip() != str(setting.value).encode():
+            if os.read(fd, 64).split() != str(setting.value).encode().split():
                 os.pwrite(fd, str(setting.value).encode(), 0)
         finally:
             os.close(fd)

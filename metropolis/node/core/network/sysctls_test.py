@@ -12,9 +12,10 @@ from metropolis.node.core.network import sysctls
 from metropolis.node.core.network.sysctls import Sysctl, SysctlError
 
 
-def value(path: str) -> int:
+def value(path: str) -> int | str:
     """What the kernel says."""
-    return int(Path("/proc/sys/net", path).read_text())
+    words = Path("/proc/sys/net", path).read_text().split()
+    return int(words[0]) if len(words) == 1 else " ".join(words)
 
 
 def test_node_settings_hold() -> None:
@@ -39,6 +40,34 @@ def test_uplink_accepts_router_advertisements_and_others_do_not() -> None:
         assert value("ipv6/conf/up.1/accept_ra") == 0
     finally:
         subprocess.run(["ip", "link", "del", "up.1"], check=True)
+
+
+def test_a_kernel_without_ipv6(tmp_path: Path) -> None:
+    """Its settings are not wanted; a missing one of IPv4 is an error still."""
+    (tmp_path / "ipv4").mkdir()
+    (tmp_path / "ipv4/ip_forward").write_text("0\n")
+    settings = (Sysctl("ipv6/conf/all/forwarding", 1), Sysctl("ipv4/ip_forward", 1))
+    sysctls.apply(settings, str(tmp_path))
+    assert (tmp_path / "ipv4/ip_forward").read_text() == "1\n"
+    assert sysctls.ipv6_is_off(str(tmp_path))
+    with pytest.raises(SysctlError, match=r"ipv4\.no_such = 1: ENOENT"):
+        sysctls.apply([Sysctl("ipv4/no_such", 1)], str(tmp_path))
+
+
+def test_ipv6_that_is_off_for_all_links_stays_off() -> None:
+    """Unless the uplink is to have it all the same."""
+    everything = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+    everything.write_text("1")
+    subprocess.run(["ip", "link", "add", "up.1", "type", "veth", "peer", "wl0"], check=True)
+    try:
+        assert sysctls.ipv6_is_off()
+        for ipv6_on in (False, True):
+            sysctls.apply(sysctls.uplink("up.1", router_advertisements=True, ipv6_on=ipv6_on))
+            assert value("ipv6/conf/up.1/disable_ipv6") == int(not ipv6_on)
+    finally:
+        everything.write_text("0")
+        subprocess.run(["ip", "link", "del", "up.1"], check=True)
+    assert not sysctls.ipv6_is_off()
 
 
 @pytest.mark.parametrize(

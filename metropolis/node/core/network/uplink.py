@@ -7,31 +7,35 @@
      +- addresses  one life of that link: settings, up, addresses, announcements
          +- dhcp4  the client, if configured
 
-The link may appear late, vanish, and come back: `addresses` waits for it, and
-dies when it is gone, to wait for the next. A restart finds bond and VLAN as it
-left them, and changes nothing that is right. An address by DHCP ends in the
-kernel at the end of its lease, whether this service lives or not; a
-restart finds it there, keeps it, and asks for it again.
+The link may appear late, vanish, come back, get another name or MAC:
+`addresses` waits for it, and dies when it is gone or another, to wait for the
+next. What others take from it while it lives is put back by `ward`, which the
+reconciler calls. A restart finds bond and VLAN as it left them, and changes
+nothing that is right. An address by DHCP ends in the kernel at the end of its
+lease, whether this service lives or not; a restart finds it there, keeps it,
+and asks for it again.
 
 IPv6 by router advertisements is the kernel's doing; what comes of it is in the
-status. Name servers in them (RDNSS) are not read.
+status. Name servers in them (RDNSS) are not read. On a kernel without IPv6
+(ipv6.disable=1) addresses by hand of that family are left out, with a warning.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
-from pathlib import Path
 from typing import Final
 
 from metropolis.node import allocs
 from metropolis.node.core.network import sysctls
+from metropolis.node.core.network.sysctls import Sysctl
+from metropolis.node.core.network.uplink_ward import METRIC, Aim, UplinkWard, replace_file
 from osbase import event
-from osbase.net import addressing, announce, external, links, stack
+from osbase.net import addressing, announce, external, links, mtu, ports, stack
 from osbase.net.addressing import (
     FOREVER,
     Address,
@@ -45,14 +49,9 @@ from osbase.net.config import Interface
 from osbase.net.dhcp4 import Client, Lease
 from osbase.net.links import LinkState
 from osbase.netlink.errors import NetlinkError
-from osbase.netlink.message import Request
-from osbase.netlink.rtnl import set_link_up
+from osbase.netlink.rtnl import dump_links, get_link, parse_link, set_link_up
 from osbase.netlink.transport import NetlinkSocket
 from osbase.supervisor import Context
-
-_METRIC: Final = 100
-"""Of routes by DHCP or by hand: preferred to those of router advertisements
-(1024), if there are both."""
 
 _EVERYWHERE: Final[dict[int, IPNetwork]] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 
@@ -91,7 +90,12 @@ class Uplink:
         self._status = status
         self._resolv_conf = resolv_conf
         self._built = event.Value[bool]("whether the uplink's links are made")
+        self._ward = UplinkWard()
         self.link = event.Value[LinkState | None]("uplink's link")
+
+    def ward(self) -> UplinkWard:
+        """Return what puts back what others take from the uplink."""
+        return self._ward
 
     async def run(self, ctx: Context) -> None:
         """Run the parts."""
@@ -119,20 +123,29 @@ class Uplink:
             self.link.set(None)
             # Until it has a member, a bond has a MAC of its own making.
             await watcher.get(lambda built: built)
-        await links.follow(self._config.top_name, self.link)
+        name, mac = self._config.top_name, self._config.hardware_address
+        if name or mac:
+            await links.follow(name, self.link, mac)
+        else:
+            await ports.follow(
+                self.link,
+                preferred=await asyncio.to_thread(_with_addresses),
+                quiet_groups=(allocs.LINK_GROUP_WORKLOAD,),
+            )
 
     async def _addresses(self, ctx: Context) -> None:
         watcher = self.link.watch()
         state = await watcher.get()
         if state is None:
-            wanted = self._config.top_name or "an Ethernet device"
-            ctx.logger.info("waiting for %s to appear", wanted)
+            ctx.logger.info("waiting for %s to appear", self._config.described)
             self._status.set(UplinkStatus())
             state = await watcher.get(lambda found: found is not None)
         assert state is not None, "waited for"
         ctx.logger.info("uplink is %s, index %d, MTU %d", state.name, state.ifindex, state.mtu)
         self._status.set(replace(self._now(), link=state))
-        await asyncio.to_thread(self._prepare, state)
+        settings = await asyncio.to_thread(self._prepare, state)
+        advertised = self._config.router_advertisements
+        await asyncio.to_thread(self._aim, Aim(state, settings, advertised))
 
         leases = event.Value[Lease | None]("lease of the uplink")
         client = None
@@ -167,8 +180,8 @@ class Uplink:
         tasks = [
             asyncio.create_task(part)
             for part in (
-                self._watch(ctx, state, watcher, client, leases, changed),
-                self._configure(ctx, state, leases),
+                self._watch(ctx, state, watcher, client, changed),
+                self._configure(ctx, state, settings, leases),
                 external.follow(state.ifindex, reach),
                 self._tell_external(ctx, reach, changed),
                 self._announce(ctx, state, reach, changed),
@@ -183,6 +196,11 @@ class Uplink:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.to_thread(self._aim, None)
+
+    def _aim(self, aim: Aim | None) -> None:
+        with self._ward.changing():
+            self._ward.aim = aim
 
     def _now(self) -> UplinkStatus:
         try:
@@ -196,13 +214,12 @@ class Uplink:
         state: LinkState,
         watcher: event.Watcher[LinkState | None],
         client: Client | None,
-        leases: event.Value[Lease | None],
         changed: event.Value[None],
     ) -> None:
         """Raises LinkGoneError in the end."""
         last = state
         async for new in watcher:
-            if new is None or new.ifindex != state.ifindex or new.mac != state.mac:
+            if new is None or _identity(new) != _identity(state):
                 self._status.set(UplinkStatus(new))
                 raise LinkGoneError(f"{state.name} is gone, or another link now")
             if new.carrier != last.carrier:
@@ -211,30 +228,47 @@ class Uplink:
                 changed.set(None)
                 if client is not None:
                     client.link_came_up()
-            if not new.up:
-                try:
-                    await asyncio.to_thread(_batch, set_link_up(new.ifindex, new.name))
-                except NetlinkError as error:
-                    # It goes down before it is removed.
-                    raise LinkGoneError(f"{new.name} is gone, or refuses: {error}") from error
-                # Its routes went with it, and IPv6 addresses; once more, then.
-                with contextlib.suppress(LookupError):
-                    leases.set(leases.peek())
             last = new
             self._status.set(replace(self._now(), link=new))
 
     async def _configure(
-        self, ctx: Context, state: LinkState, leases: event.Value[Lease | None]
+        self,
+        ctx: Context,
+        state: LinkState,
+        settings: tuple[Sysctl, ...],
+        leases: event.Value[Lease | None],
     ) -> None:
         async for lease in leases.watch():
-            await self._apply(ctx, state, lease)
+            await self._apply(ctx, state, settings, lease)
 
-    async def _apply(self, ctx: Context, state: LinkState, lease: Lease | None) -> None:
-        wanted = wanted_addressing(self._config, lease, asyncio.get_running_loop().time())
-        dns, search = wanted_names(self._config, lease)
-        await asyncio.to_thread(_apply, state, wanted, wanted_mtu(self._config, lease, state.mtu))
-        await asyncio.to_thread(write_resolv_conf, self._resolv_conf, dns, search)
-        addresses = tuple(address.interface for address in wanted.addresses)
+    async def _apply(
+        self, ctx: Context, state: LinkState, settings: tuple[Sysctl, ...], lease: Lease | None
+    ) -> None:
+        config = self._config
+        if not await asyncio.to_thread(sysctls.has_ipv6):
+            if (fewer := without_ipv6(config)) != config:
+                ctx.logger.warning("%s gets no IPv6 addresses: the kernel has none", state.name)
+            config = fewer
+        dns, search = wanted_names(config, lease)
+
+        def wanted(now: float) -> Addressing:
+            return wanted_addressing(config, lease, now)
+
+        aim = Aim(
+            state,
+            settings,
+            config.router_advertisements,
+            wanted,
+            wanted_mtu(config, lease),
+            config.mtu is not None,
+            self._resolv_conf,
+            render_resolv_conf(dns, search),
+        )
+        now = wanted(time.monotonic())
+        refused = await asyncio.to_thread(self._program, aim, now)
+        if refused:
+            ctx.logger.warning("%s", refused)
+        addresses = tuple(address.interface for address in now.addresses)
         if self._now().addresses != addresses:
             ctx.logger.info("%s has %s", state.name, ", ".join(map(str, addresses)) or "no address")
         self._status.set(
@@ -283,10 +317,79 @@ class Uplink:
             except OSError as error:
                 ctx.logger.warning("announcing addresses on %s: %s", state.name, error)
 
-    def _prepare(self, state: LinkState) -> None:
-        advertised = self._config.router_advertisements
-        sysctls.apply(sysctls.uplink(state.name, router_advertisements=advertised))
-        _batch(set_link_up(state.ifindex, state.name))
+    def _prepare(self, state: LinkState) -> tuple[Sysctl, ...]:
+        """Set the link up, with its settings, which are returned."""
+        by_hand = any(address.version == 6 for address in self._config.addresses)
+        settings = sysctls.relevant(
+            sysctls.uplink(
+                state.name,
+                router_advertisements=self._config.router_advertisements,
+                ipv6_on=by_hand or not sysctls.ipv6_is_off(),
+            )
+        )
+        sysctls.apply(settings)
+        with NetlinkSocket() as sock:
+            sock.batch([set_link_up(state.ifindex, state.name)])
+            # A former uplink loses what it got, and has its MTU back.
+            former = _with_addresses()
+            for link in map(parse_link, sock.dump(dump_links())):
+                if link.ifindex == state.ifindex:
+                    continue
+                with contextlib.suppress(NetlinkError):  # it may go meanwhile
+                    sock.batch(mtu.steps(link, None, allocs.UPLINK_MTU_MARK))
+                    if link.ifindex in former:
+                        addressing.apply(
+                            sock,
+                            link.ifindex,
+                            link.name,
+                            Addressing(),
+                            protocol=allocs.ROUTE_PROTOCOL_UPLINK,
+                            metric=METRIC,
+                        )
+        return settings
+
+    def _program(self, aim: Aim, wanted: Addressing) -> str:
+        """Make it so; return what was refused that can be done without."""
+        link = aim.link
+        with self._ward.changing(), NetlinkSocket() as sock:
+            # First: what is not applied as a whole is not put back in parts.
+            self._ward.aim = None
+            addressing.apply(
+                sock,
+                link.ifindex,
+                link.name,
+                wanted,
+                protocol=allocs.ROUTE_PROTOCOL_UPLINK,
+                metric=METRIC,
+            )
+            refused = ""
+            found = parse_link(sock.get(get_link(link.ifindex)))
+            try:
+                sock.batch(
+                    mtu.steps(found, aim.mtu, allocs.UPLINK_MTU_MARK, by_hand=aim.mtu_by_hand)
+                )
+            except NetlinkError as error:
+                refused = str(error)
+            replace_file(aim.resolv_conf, aim.names)
+            self._ward.aim = aim
+            return refused
+
+
+def _identity(link: LinkState) -> tuple[int, str, bytes]:
+    """Settings go by the name, DHCP by the MAC."""
+    return link.ifindex, link.name, link.mac
+
+
+def without_ipv6(config: Interface) -> Interface:
+    """Return what is left of it on a kernel without IPv6. Pure. Name servers
+    stay: there may be a way to them, and there is no harm.
+    """
+    return replace(
+        config,
+        addresses=tuple(one for one in config.addresses if one.version != 6),
+        gateways=tuple(one for one in config.gateways if one.version != 6),
+        routes=tuple(one for one in config.routes if one.destination.version != 6),
+    )
 
 
 def wanted_addressing(config: Interface, lease: Lease | None, now: float) -> Addressing:
@@ -324,15 +427,14 @@ def wanted_addressing(config: Interface, lease: Lease | None, now: float) -> Add
     return Addressing(tuple(addresses), tuple(dict.fromkeys(routes)))
 
 
-def wanted_mtu(config: Interface, lease: Lease | None, current: int) -> int | None:
-    """Return the MTU that the lease gives, bytes; None: it stays. Pure.
+def wanted_mtu(config: Interface, lease: Lease | None) -> int | None:
+    """Return the MTU that the lease gives, bytes; None: it gives none. Pure.
 
-    A server may make it smaller, since the link may be able to do no more, and
-    has nothing to say where it was set by hand (which osbase.net.stack does).
+    A server may make it smaller, since the link may be able to do no more (see
+    osbase.net.mtu), and has nothing to say where it was set by hand (which
+    osbase.net.stack does).
     """
-    if config.mtu is not None or lease is None or lease.mtu is None or lease.mtu >= current:
-        return None
-    return lease.mtu
+    return None if config.mtu is not None or lease is None else lease.mtu
 
 
 def wanted_names(
@@ -342,7 +444,7 @@ def wanted_names(
     dns, search = list(config.dns), list(config.search)
     if lease is not None and not (config.dhcp4 is not None and config.dhcp4.ignore_dns):
         dns += lease.dns
-        search += [lease.domain] if lease.domain else []
+        search += lease.search
     return tuple(dict.fromkeys(dns)), tuple(dict.fromkeys(search))
 
 
@@ -355,14 +457,10 @@ def render_resolv_conf(dns: Iterable[IPAddress], search: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_resolv_conf(path: str, dns: Iterable[IPAddress], search: Sequence[str]) -> None:
-    """Replace the file at once, for readers that look at any time."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new = target.with_name(f".{target.name}.new")
-    new.write_text(render_resolv_conf(dns, search))
-    new.chmod(0o644)
-    os.replace(new, target)
+def _with_addresses() -> frozenset[int]:
+    """Return the indexes of links with addresses of ours."""
+    with NetlinkSocket() as sock:
+        return addressing.links_of(sock, allocs.ROUTE_PROTOCOL_UPLINK)
 
 
 def _left_behind(ifindex: int) -> IPv4Address | None:
@@ -370,22 +468,3 @@ def _left_behind(ifindex: int) -> IPv4Address | None:
     with NetlinkSocket() as sock:
         found = addressing.current_addresses(sock, ifindex, allocs.ROUTE_PROTOCOL_UPLINK)
     return next((one.ip for one in found if isinstance(one.ip, IPv4Address)), None)
-
-
-def _apply(state: LinkState, wanted: Addressing, mtu: int | None) -> None:
-    with NetlinkSocket() as sock:
-        addressing.apply(
-            sock,
-            state.ifindex,
-            state.name,
-            wanted,
-            protocol=allocs.ROUTE_PROTOCOL_UPLINK,
-            metric=_METRIC,
-        )
-        if mtu is not None:
-            sock.batch([addressing.set_mtu(state.ifindex, state.name, mtu)])
-
-
-def _batch(request: Request) -> None:
-    with NetlinkSocket() as sock:
-        sock.batch([request])

@@ -20,8 +20,9 @@ from metropolis.node.core.network.uplink import (
     wanted_addressing,
     wanted_mtu,
     wanted_names,
-    write_resolv_conf,
+    without_ipv6,
 )
+from metropolis.node.core.network.uplink_ward import replace_file
 from osbase.net.addressing import FOREVER, Address, Route
 from osbase.net.config import Dhcp4, Interface, StaticRoute
 from osbase.net.dhcp4 import Lease
@@ -34,7 +35,7 @@ LEASE = Lease(
     server=ROUTER,
     routes=((DEFAULT, ROUTER),),
     dns=(ROUTER,),
-    domain="",
+    search=(),
     mtu=None,
     start=100,
     length_s=3600,
@@ -113,7 +114,7 @@ def test_source_of_a_route_by_hand() -> None:
 def test_names_by_hand_come_first() -> None:
     """Or alone, when those of the server are not wanted."""
     config = Interface(dhcp4=Dhcp4(), dns=(ip_address("2001:db8::53"),), search=("a.example",))
-    lease = replace(LEASE, domain="b.example")
+    lease = replace(LEASE, search=("b.example",))
     ours = (config.dns, config.search)
     assert wanted_names(config, lease) == ((*config.dns, ROUTER), ("a.example", "b.example"))
     assert wanted_names(config, None) == ours
@@ -121,21 +122,33 @@ def test_names_by_hand_come_first() -> None:
 
 
 def test_mtu_by_hand_or_by_lease() -> None:
-    """By hand it is the size; by a lease it may only be smaller."""
+    """By hand it is not the server's to say."""
     lease = replace(LEASE, mtu=1400)
-    assert wanted_mtu(Interface(), lease, 1500) == 1400
-    assert wanted_mtu(Interface(), lease, 1400) is None
-    assert wanted_mtu(Interface(), lease, 1300) is None
-    assert wanted_mtu(Interface(mtu=1450), lease, 1500) is None
-    assert wanted_mtu(Interface(), LEASE, 1500) is None
-    assert wanted_mtu(Interface(), None, 1500) is None
+    assert wanted_mtu(Interface(), lease) == 1400
+    assert wanted_mtu(Interface(mtu=1450), lease) is None
+    assert wanted_mtu(Interface(), LEASE) is None
+    assert wanted_mtu(Interface(), None) is None
+
+
+def test_without_ipv6() -> None:
+    """What is IPv4's stays as it is."""
+    config = Interface(
+        addresses=(ip_interface("192.0.2.7/24"), ip_interface("2001:db8::7/64")),
+        gateways=(ip_address("2001:db8::1"), ROUTER),
+        routes=(StaticRoute(IPv6Network("2001:db8:1::/48"), None),),
+        dns=(ip_address("2001:db8::53"),),
+    )
+    left = without_ipv6(config)
+    assert (left.addresses, left.gateways) == (config.addresses[:1], (ROUTER,))
+    assert (left.routes, left.dns) == ((), config.dns)
+    assert without_ipv6(left) == left
 
 
 def test_resolv_conf(tmp_path: Path) -> None:
     """Replaced at once, readable by all."""
     target = tmp_path / "run" / "resolv.conf"
-    write_resolv_conf(str(target), [ROUTER], ["example.org"])
-    write_resolv_conf(str(target), [ROUTER, ip_address("2001:db8::53")], [])
+    replace_file(str(target), render_resolv_conf([ROUTER], ["example.org"]))
+    replace_file(str(target), render_resolv_conf([ROUTER, ip_address("2001:db8::53")], []))
     assert target.read_text().splitlines()[1:] == [
         "nameserver 192.0.2.1",
         "nameserver 2001:db8::53",

@@ -190,10 +190,14 @@ class Cluster:
 
     async def init(self, *networks: str, mtu: int | None = None) -> None:
         """What `metroctl cluster init` does."""
-        parts = [text.rpartition(":") for text in networks]
-        found = tuple(records.pod_network(prefix, int(length)) for prefix, _, length in parts)
+        config = records.ClusterConfig(_pod_networks(networks), mtu)
         async with await self.connect() as client:
-            await administration.init(client, records.ClusterConfig(found, mtu))
+            await administration.init(client, config)
+
+    async def set_networks(self, *networks: str) -> None:
+        """What `metroctl cluster set-networks` does."""
+        async with await self.connect() as client:
+            await administration.set_networks(client, _pod_networks(networks))
 
     async def remove(self, node_id: str) -> None:
         """What `metroctl node remove` does."""
@@ -215,24 +219,38 @@ class Cluster:
         async with await self.connect() as client:
             await client.commit(Transaction({}, (), gone))
 
+    async def holders(self) -> dict[IPNetwork, str]:
+        """Who holds what, in former networks too."""
+        async with await self.connect() as client:
+            return _holders(await client.list(keys.ROOT))
+
     async def claims(self) -> dict[IPNetwork, str]:
         """Who holds what now."""
         async with await self.connect() as client:
             return claims(await client.list(keys.ROOT))
 
 
+def _pod_networks(texts: Sequence[str]) -> tuple[records.PodNetwork, ...]:
+    parts = [text.rpartition(":") for text in texts]
+    return tuple(records.pod_network(prefix, int(length)) for prefix, _, length in parts)
+
+
 def claims(listing: etcd.Listing) -> dict[IPNetwork, str]:
     """Who holds what; checks that nobody has two of a family."""
+    held = _holders(listing)
+    number = Counter((prefix.version, node_id) for prefix, node_id in held.items())
+    assert all(count == 1 for count in number.values()), number
+    return held
+
+
+def _holders(listing: etcd.Listing) -> dict[IPNetwork, str]:
     directory = Directory("")
     directory.replace(listing.entries)
-    held = {
+    return {
         prefix: claim.node_id
         for prefix, claim in directory.claims.items()
         if claim.state is ClaimState.HELD
     }
-    number = Counter((prefix.version, node_id) for prefix, node_id in held.items())
-    assert all(count == 1 for count in number.values()), number
-    return held
 
 
 def files_of(credentials: Credentials) -> Files:

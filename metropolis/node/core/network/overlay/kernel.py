@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from metropolis.node import allocs
 from metropolis.node.core.network.overlay import wireguard
@@ -22,9 +23,10 @@ from metropolis.node.core.network.overlay.device import (
     OverlayError,
     PeerChange,
 )
+from metropolis.node.core.network.overlay.mesh import IPNetwork
 from osbase.net import addressing
 from osbase.netlink import genl, rtnl
-from osbase.netlink.errors import BatchError, ProtocolError
+from osbase.netlink.errors import BatchError
 from osbase.netlink.message import Request
 from osbase.netlink.rtnl import AF_INET, AF_INET6, RTN_UNREACHABLE, Link, Route
 from osbase.netlink.transport import NetlinkSocket, make_strict, open_raw
@@ -160,7 +162,14 @@ class LinuxKernel:
             return Links(frozenset(addresses), frozenset(_own_routes(sock)))
 
     def change_links(self, add: Links, remove: Links) -> None:
-        """See Kernel."""
+        """See Kernel. Without IPv6 in the kernel what is IPv6's is not added:
+        what is IPv4's works all the same.
+        """
+        if not os.path.exists("/proc/sys/net/ipv6"):
+            add = Links(
+                frozenset(one for one in add.addresses if one.version == 4),
+                frozenset(one for one in add.routes if one.destination.version == 4),
+            )
         with self._route() as sock:
             ifindex = self._index(sock)
 
@@ -210,12 +219,47 @@ def _own_routes(sock: NetlinkSocket) -> Iterator[Route]:
     for family in (AF_INET, AF_INET6):
         for message in sock.dump(rtnl.dump_routes(family, allocs.ROUTE_PROTOCOL_OVERLAY)):
             route = rtnl.parse_route(message)
-            if route is None:
-                raise ProtocolError(f"a route of another family than {family}")
-            yield _on(route, None)
+            if route is not None:  # without IPv6 the kernel answers with all families
+                yield _on(route, None)
 
 
 def own_routes() -> frozenset[Route]:
     """Return the routes of the overlay's protocol. Raises NetlinkError."""
     with NetlinkSocket() as sock:
         return frozenset(_own_routes(sock))
+
+
+def withdraw(prefixes: Collection[IPNetwork]) -> None:
+    """Take away routes to anything in these prefixes, and the overlay link's
+    addresses of it, as an earlier life left them. Blocks. Raises NetlinkError.
+    """
+    if not prefixes:
+        return
+    with NetlinkSocket() as sock:
+        for route in list(_own_routes(sock)):
+            if any(_overlap(route.destination, prefix) for prefix in prefixes):
+                _tolerating(sock, errno.ESRCH, rtnl.del_route(route, _NAME))
+        for family in (AF_INET, AF_INET6):
+            for message in sock.dump(rtnl.dump_addresses(family, 0)):
+                found = rtnl.parse_address(message)
+                if (
+                    found is not None
+                    and found.protocol == allocs.ROUTE_PROTOCOL_OVERLAY
+                    and any(found.address in prefix for prefix in prefixes)
+                ):
+                    request = rtnl.del_address(
+                        found.ifindex, _NAME, found.address, found.prefix_length
+                    )
+                    _tolerating(sock, errno.EADDRNOTAVAIL, request)
+
+
+def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+def _tolerating(sock: NetlinkSocket, harmless: int, request: Request) -> None:
+    try:
+        sock.batch([request])
+    except BatchError as error:
+        if any(one.errno != harmless for one in error.errors):
+            raise

@@ -52,8 +52,8 @@ class RuleSet(Protocol):
     def differences(self) -> list[str]:
         """Return, in words, what is not as it was applied."""
 
-    def apply(self) -> None:
-        """Program what is wanted."""
+    def apply(self, *, fresh: bool = False) -> None:
+        """Program what is wanted; fresh: without what others added."""
 
 
 class Rules:
@@ -73,7 +73,8 @@ class Rules:
         what = ", ".join(found[:_NAMED])
         if len(found) > _NAMED:
             what += f", and {len(found) - _NAMED} more"
-        return (attempt("rules", f"nftables: {what}", allow, self._rules.apply),)
+        put_back = functools.partial(self._rules.apply, fresh=True)
+        return (attempt("rules", f"nftables: {what}", allow, put_back),)
 
 
 class Sysctls:
@@ -94,7 +95,7 @@ class Sysctls:
     def look(self, allow: Allow) -> Sequence[Repair]:
         """See Ward."""
         repairs = []
-        for setting in self._settings:
+        for setting in sysctls.relevant(self._settings, self._root):
             found = sysctls.differs(setting, self._root)
             if found is None:
                 continue

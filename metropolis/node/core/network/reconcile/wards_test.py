@@ -237,7 +237,7 @@ class Refused:
     def differences(self) -> list[str]:
         return [f"inet chain metropolis c{number} is gone" for number in range(30)]
 
-    def apply(self) -> None:
+    def apply(self, *, fresh: bool = False) -> None:
         raise NftablesError("Operation not supported")
 
 

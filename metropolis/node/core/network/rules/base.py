@@ -1,153 +1,495 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's static rule set. Pure: text for osbase.nftables.
+"""The node's rule set. Pure: text for osbase.nftables.
 
-    from a workload -> [prerouting, raw: is the source what it was given?]
-                    -> conntrack, routing -> [postrouting: masquerade] -> uplink
+    a workload's link (group 8)   the overlay (group 9)   any other link
+                |                        |                     |
+      [raw: is the source what it was given?]   [raw: neither pods nor the node]
+                \\                        |                    /
+                 conntrack, then [flows: invalid, too many new ones]
+                                         |
+                                      routing
+                     /                                     \\
+         [input: node access]            [forward: who may begin, and where to]
+                                                           |
+                                [postrouting: masquerade, then what may leave]
 
-One table, replaced as a whole in one transaction. The cost of a packet does
-not grow with the number of workloads: links are matched by their group, and a
-source is looked up in the routing table, where its host route is anyway.
+The cost of a packet does not grow with the number of workloads: links are
+matched by their group, and a source is looked up in the routing table, where its
+host route is anyway. What grows with the cluster is one interval set a family.
 
 What a workload may send as its source:
 - the addresses whose host routes lead back to its link, and no others. For
   IPv4 the lookup is the longest match, then compared with the link; for IPv6 it
   is confined to the link: either way the node's, another workload's, and the
   world's addresses fail.
-- its link-local addresses (which are not looked up: there is one fe80::/64 per
-  link) to the first hop only, and only neighbour discovery and echo. So no
-  router advertisements, redirects or services by link-local addresses.
+- the link-local address that has a host route, too, to the first hop only, and
+  only neighbour discovery and echo. So no router advertisements, redirects or
+  services by link-local addresses.
 The lookup lets pass what the kernel needs before it has an address: 0.0.0.0 to
 broadcast or multicast, :: to link-local or multicast (nft_fib_ipv4.c,
 nft_fib_ipv6.c). Workloads do not get their addresses that way: both are dropped
 explicitly, as are sources no packet can have (of IPv6, ::1 and multicast do
 not get as far as here: ip6_rcv_core in ip6_input.c).
 
+By the overlay come addresses whose route is by it: no pod of this node, for its
+host route is longer, nor the node itself. This lookup must not be confined to
+the link, by which the route of the whole cluster leads.
+
+By any other link comes neither a pod's, the first hop's or the node's address
+as a source, nor a pod as a destination. Sources are judged before conntrack, or
+else a forged packet would be a part of somebody's flow. Prefixes may be
+withdrawn while pods run, and others be unknown yet: so `forward` lets pass to
+a workload only answers, whatever the addresses; and what the node itself was
+asked for and translated (`ct status dnat`), as of a service's port.
+A neighbour advertisement from the node's own address passes: it is how the
+kernel learns that somebody else has it (RFC 4862, 5.4.4). fe80::1 passes, too:
+on other links it is an ordinary router's.
+
+Nothing leaves with a pod's address, whatever conntrack thinks of it: what is
+forwarded from a workload has, after it was masqueraded, an address of the node.
 While the uplink has a route and no address yet (IPv6: a second of duplicate
 address detection), masquerading takes what it finds, and the flow would keep
 that for its life. Such packets are dropped after it and before conntrack
 confirms the flow, so the next packet is masqueraded anew.
 
-No packet of the pod networks leaves or enters the node in clear, whatever the
-routes say at the moment: it goes by the links of workloads, by the overlay, or
-within the node (lo), or not at all. What the overlay sends by the uplink are
-the nodes' packets. The networks are one interval set a family: the cost of a
-packet does not grow with them either. They are looked at before addresses are
-translated on the way in, and on the way out after the destination is.
-
 Masquerading is `fully-random`: many workloads' resolvers use the same
-source port at once, and conntrack entries that collide are lost packets.
+source port at once, and conntrack entries that collide are lost packets. Its
+ports are never the node's own (allocs.MASQUERADE_PORTS): flows of the node that
+are not tracked cannot be taken for a workload's.
+
+A TCP packet that conntrack calls invalid is not translated back. It would be
+the node's then, which answers with a RST, and the peer ends the workload's
+connection. ICMP errors that are invalid concern flows that are not tracked: the
+kernel knows them.
+
+New flows are counted by link, not by address, in an element each: the price is
+the same for the first flow and the millionth (`ct count` walks a source's
+flows). Only packets that would make an entry count: `new` is also what any
+further packet of a flow is that was not answered, and streams in one direction
+are no offence.
+
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network
+import hashlib
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from typing import Final
 
 from metropolis.node import allocs
-from metropolis.node.core.network.rules.settings import Settings
+from metropolis.node.core.config import AccessMode
+from metropolis.node.core.network.rules import metadata
+from metropolis.node.core.network.rules.drops import ARP, INET, Reason, declared, drop
+from metropolis.node.core.network.rules.settings import IPNetwork, Settings
+
+NEIGHBOURS_PER_SECOND: Final = 50
+"""Of ARP, and of neighbour discovery, by one workload. It asks for one address,
+the first hop's, and is asked for its own."""
+
+_TABLE: Final = f"inet {allocs.NFTABLES_TABLE}"
+_ARP_TABLE: Final = f"arp {allocs.NFTABLES_TABLE}"
+_WORKLOAD: Final = allocs.LINK_GROUP_WORKLOAD
+_OVERLAY: Final = allocs.LINK_GROUP_OVERLAY
+_OURS: Final = f"{{ {_WORKLOAD}, {_OVERLAY} }}"
+_HOP: Final = allocs.FIRST_HOP_IPV6
+# The solicited-node multicast address of the first hop (RFC 4291, 2.7.1).
+_SOLICITED: Final = f"ff02::1:ff{_HOP.packed[13]:02x}:{int.from_bytes(_HOP.packed[14:]):x}"
+_HOP_NETWORK: Final = ip_network(f"{allocs.FIRST_HOP_IPV4}/24", strict=False)
+_WIREGUARD: Final = allocs.WIREGUARD_PORT
+_MASQUERADE: Final = "{}-{}".format(*allocs.MASQUERADE_PORTS)
+_FAMILIES: Final = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
+
+# The members of a set by link: of a link that is gone they end by themselves.
+# As many as a node may have links by far; beyond it nothing is limited.
+_BY_LINK: Final = "typeof meta iif; size 65535; flags dynamic,timeout; timeout 1m;"
+
+_SETS: Final = {
+    "new_flows": _BY_LINK,
+    "neighbours": _BY_LINK,
+    # Filled by the guard of conntrack, each for a while.
+    "refused_links": "typeof meta iif; size 65535; flags timeout;",
+}
+_NETWORKS: Final = {
+    f"pods_ipv{version}": f"type {kind}; flags interval;" for version, _, kind in _FAMILIES
+}
+
+_FILTER: Final = "type filter hook {}; policy accept;"
+_CHAINS: Final = {
+    "prerouting_raw": _FILTER.format("prerouting priority raw"),
+    "from_workload": "",
+    "from_workload_ipv4": "",
+    "from_workload_ipv6": "",
+    "from_link_local": "",
+    "from_own_link_local": "",
+    "neighbour_discovery": "",
+    "from_overlay": "",
+    "from_outside": "",
+    "from_outside_ipv4": "",
+    "from_outside_ipv6": "",
+    "strict_ipv4": "",
+    "strict_ipv6": "",
+    "from_node_ipv6": "",
+    "output_raw": _FILTER.format("output priority raw"),
+    "node_sends": "",
+    "flows": _FILTER.format("prerouting priority mangle"),
+    "new_flow": "",
+    "invalid": "",
+    "input": _FILTER.format("input priority filter"),
+    "to_node": "",
+    "forward": _FILTER.format("forward priority filter"),
+    "to_workload": "",
+    "from_workload_out": "",
+    "to_metadata": "",
+    "postrouting": "type nat hook postrouting priority srcnat; policy accept;",
+    "masquerade_workload": "",
+    "leaving": _FILTER.format("postrouting priority srcnat + 1"),
+    "to_outside": "",
+    "pod_leaves": "",
+}
+_ARP_SETS: Final = {"neighbours": _BY_LINK}
+_ARP_CHAINS: Final = {"input": _FILTER.format("input priority 0"), "from_workload": ""}
+
+# Which layout is loaded: an update of another would leave its chains and sets.
+_LAYOUT: Final = (
+    "layout_"
+    + hashlib.sha256(
+        repr((INET, ARP, _SETS, _NETWORKS, _CHAINS, _ARP_SETS, _ARP_CHAINS)).encode()
+    ).hexdigest()[:12]
+)
 
 
 def render(settings: Settings) -> str:
-    """Return the transaction that makes the table, or makes it anew, counters
-    included.
+    """Return the transaction that makes the tables, or makes them anew, with
+    counters at 0, whatever there is.
     """
-    table = f"inet {allocs.NFTABLES_TABLE}"
-    workload = allocs.LINK_GROUP_WORKLOAD
-    ours = f"{workload}, {allocs.LINK_GROUP_OVERLAY}"
-    hop = allocs.FIRST_HOP_IPV6
-    # The solicited-node multicast address of the first hop (RFC 4291, 2.7.1).
-    solicited = f"ff02::1:ff{hop.packed[13]:02x}:{int.from_bytes(hop.packed[14:]):x}"
     return f"""
-table {table}
-delete table {table}
-table {table} {{
-    counter spoofed_ipv4 {{ comment "source is not the workload's" ; }}
-    counter spoofed_ipv6 {{ comment "source is not the workload's" ; }}
-    counter impossible_source {{ comment "loopback, multicast or unspecified" ; }}
-    counter link_local {{ comment "link-local chatter, to no one; nothing unusual" ; }}
-    counter uplink_not_ready {{ comment "no address yet to masquerade with" ; }}
-
-    chain prerouting_raw {{
-        type filter hook prerouting priority raw; policy accept;
-        meta iifgroup {workload} meta nfproto ipv4 jump from_workload_ipv4
-        meta iifgroup {workload} meta nfproto ipv6 jump from_workload_ipv6
-    }}
-
-    chain from_workload_ipv4 {{
-        ip saddr {{ 0.0.0.0/8, 127.0.0.0/8, 224.0.0.0/3 }} counter name impossible_source drop
-        fib saddr . iif oif missing counter name spoofed_ipv4 drop
-    }}
-
-    chain from_workload_ipv6 {{
-        ip6 saddr fe80::/10 jump from_link_local
-        ip6 saddr :: counter name link_local drop
-        fib saddr . iif oif missing counter name spoofed_ipv6 drop
-    }}
-
-    chain from_link_local {{
-        ip6 daddr {hop} icmpv6 type {{
-            nd-neighbor-solicit, nd-neighbor-advert, echo-request, echo-reply
-        }} accept
-        ip6 daddr {solicited} icmpv6 type nd-neighbor-solicit accept
-        counter name link_local drop
-    }}
-
-    chain postrouting {{
-        type nat hook postrouting priority srcnat; policy accept;
-        meta iifgroup {workload} meta oifgroup != {{ {ours} }} masquerade fully-random
-    }}
-
-    chain masqueraded {{
-        type filter hook postrouting priority srcnat + 1; policy accept;
-        meta iifgroup {workload} meta oifgroup != {{ {ours} }} jump leaves_node
-    }}
-
-    chain leaves_node {{
-        ip saddr {allocs.FIRST_HOP_IPV4} counter name uplink_not_ready drop
-        ip6 saddr fe80::/10 counter name uplink_not_ready drop
-    }}
-{_pods_only_encrypted(settings.networks, ours)}}}
-"""
+table {_TABLE}
+delete table {_TABLE}
+table {_ARP_TABLE}
+delete table {_ARP_TABLE}
+{_tables(settings)}"""
 
 
-def _pods_only_encrypted(networks: Iterable[IPv4Network | IPv6Network], ours: str) -> str:
-    """Return the sets and chains that keep the networks' packets to links of
-    `ours`; without networks nothing.
+def render_update(settings: Settings) -> str:
+    """Return the transaction that replaces the rules, and keeps counters and
+    what is counted by link. The kernel refuses it where the tables are not
+    there, or are of another layout: its first command names that.
     """
-    named = {4: ("pods_ipv4", "ip", "ipv4_addr"), 6: ("pods_ipv6", "ip6", "ipv6_addr")}
-    sets, out, into = [], [], []
-    ordered = sorted(networks, key=str)
-    for version, (name, family, kind) in named.items():
-        elements = ", ".join(str(one) for one in ordered if one.version == version)
-        if not elements:
-            continue
-        sets.append(f"""
-    set {name} {{
-        type {kind} ; flags interval ; auto-merge
-        elements = {{ {elements} }}
-    }}
-""")
-        out.append(f"        {family} daddr @{name} counter name pod_network_unencrypted drop\n")
-        into.append(f"        {family} saddr @{name} counter name pod_network_forged drop\n")
-    if not sets:
-        return ""
+    flushed = "\n".join(f"flush set {_TABLE} {name}" for name in _NETWORKS)
     return f"""
-    counter pod_network_unencrypted {{ comment "to a pod, by a link of neither kind" ; }}
-    counter pod_network_forged {{ comment "from a pod, by a link of neither kind" ; }}
-{"".join(sets)}
-    chain pods_enter {{
-        type filter hook prerouting priority raw + 1; policy accept;
-        meta iifgroup != {{ {ours} }} meta iiftype != loopback jump from_outside
-    }}
+flush chain {_TABLE} {_LAYOUT}
+flush table {_TABLE}
+flush table {_ARP_TABLE}
+{flushed}
+{_tables(settings)}"""
 
-    chain from_outside {{
-{"".join(into)}    }}
 
-    chain pods_leave {{
-        type filter hook postrouting priority srcnat - 1; policy accept;
-        meta oifgroup != {{ {ours} }} meta oiftype != loopback jump to_outside
-    }}
+def _tables(settings: Settings) -> str:
+    rules = {
+        **_from_workload(),
+        **_from_outside(settings),
+        **_flows(settings),
+        **_to_node(settings),
+        **_forward(settings),
+        **_leaving(settings),
+    }
+    elements = {
+        f"pods_ipv{version}": _of(settings.networks, version) for version, _, _ in _FAMILIES
+    }
+    return (
+        f"table {_TABLE} {{\n"
+        + declared(INET)
+        + _sets(_SETS, {})
+        + _sets(_NETWORKS, elements)
+        + f"    chain {_LAYOUT} {{ }}\n"
+        + _chains(_CHAINS, rules)
+        + f"}}\ntable {_ARP_TABLE} {{\n"
+        + declared(ARP)
+        + _sets(_ARP_SETS, {})
+        + _chains(_ARP_CHAINS, _arp())
+        + "}\n"
+    )
 
-    chain to_outside {{
-{"".join(out)}    }}
-"""
+
+def _sets(sets: dict[str, str], elements: dict[str, str]) -> str:
+    text = ""
+    for name, kind in sets.items():
+        filled = elements.get(name)
+        lines = f" elements = {{ {filled} }};" if filled else ""
+        text += f"    set {name} {{ {kind}{lines} }}\n"
+    return text
+
+
+def _chains(chains: dict[str, str], rules: dict[str, list[str]]) -> str:
+    assert not rules.keys() - chains.keys(), "each chain is declared"
+    text = ""
+    for name, hook in chains.items():
+        lines = [hook] if hook else []
+        lines += rules.get(name, [])
+        text += f"    chain {name} {{\n" + "".join(f"        {line}\n" for line in lines) + "    }\n"
+    return text
+
+
+def _of(networks: Iterable[IPNetwork], version: int) -> str:
+    """Return the networks of a family as elements, none within another."""
+    if version == 4:
+        return ", ".join(
+            map(str, collapse_addresses(n for n in networks if isinstance(n, IPv4Network)))
+        )
+    return ", ".join(
+        map(str, collapse_addresses(n for n in networks if isinstance(n, IPv6Network)))
+    )
+
+
+def _limited(name: str, per_second: int) -> str:
+    """Return a match: the packet's link exceeds the rate."""
+    limit = f"limit rate over {per_second}/second burst {2 * per_second} packets"
+    return f"update @{name} {{ meta iif {limit} }}"
+
+
+# ---- What comes, before conntrack -------------------------------------------
+
+
+def _from_workload() -> dict[str, list[str]]:
+    return {
+        "prerouting_raw": [
+            f"meta iifgroup vmap {{ {_WORKLOAD} : goto from_workload, "
+            f"{_OVERLAY} : goto from_overlay }}",
+            "meta iiftype != loopback goto from_outside",
+        ],
+        "from_workload": [
+            "meta nfproto vmap { ipv4 : goto from_workload_ipv4, ipv6 : goto from_workload_ipv6 }"
+        ],
+        "from_workload_ipv4": [
+            "ip saddr { 0.0.0.0/8, 127.0.0.0/8, 224.0.0.0/3 } " + drop(Reason.IMPOSSIBLE_SOURCE),
+            "fib saddr . iif oif missing " + drop(Reason.SPOOFED_IPV4),
+        ],
+        "from_workload_ipv6": [
+            "ip6 saddr fe80::/10 goto from_link_local",
+            "ip6 saddr :: " + drop(Reason.LINK_LOCAL),
+            "fib saddr . iif oif missing " + drop(Reason.SPOOFED_IPV6),
+            "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } goto neighbour_discovery",
+        ],
+        "from_link_local": [
+            f"ip6 daddr {_HOP} icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, "
+            "echo-request, echo-reply } goto from_own_link_local",
+            f"ip6 daddr {_SOLICITED} icmpv6 type nd-neighbor-solicit goto from_own_link_local",
+            "ip6 daddr ff02::1 icmpv6 type nd-neighbor-advert goto from_own_link_local",
+            drop(Reason.LINK_LOCAL),
+        ],
+        "from_own_link_local": [
+            "fib saddr . iif oif missing " + drop(Reason.SPOOFED_IPV6),
+            "goto neighbour_discovery",
+        ],
+        "neighbour_discovery": [
+            f"icmpv6 type nd-neighbor-solicit icmpv6 taddr != {_HOP} "
+            + drop(Reason.NEIGHBOUR_TARGET),
+            f"{_limited('neighbours', NEIGHBOURS_PER_SECOND)} " + drop(Reason.NEIGHBOUR_RATE),
+        ],
+        "from_overlay": [
+            f'fib saddr oifname != "{allocs.OVERLAY_LINK}" ' + drop(Reason.OVERLAY_SOURCE)
+        ],
+    }
+
+
+def _from_outside(settings: Settings) -> dict[str, list[str]]:
+    strict = dict(settings.strict)
+    rules: dict[str, list[str]] = {}
+    for version, family, _ in _FAMILIES:
+        rules[f"from_outside_ipv{version}"] = lines = []
+        if _of(settings.networks, version):
+            if not settings.routed_pods:
+                lines.append(f"{family} daddr @pods_ipv{version} {drop(Reason.POD_NETWORK_ENTERED)}")
+            lines.append(f"{family} saddr @pods_ipv{version} {drop(Reason.POD_NETWORK_FORGED)}")
+        if version == 4:
+            lines.append(f"ip saddr {_HOP_NETWORK} {drop(Reason.FIRST_HOP_FORGED)}")
+            lines.append(f"ip daddr {_HOP_NETWORK} {drop(Reason.FIRST_HOP_FORGED)}")
+        # What the node itself sends to many loops back, by the link it is sent
+        # to: of that alone the second lookup says that it has a way back.
+        judged = "goto from_node_ipv6" if version == 6 else drop(Reason.NODE_FORGED)
+        own = f"fib saddr type local fib saddr oif missing {judged}"
+        if version in strict:
+            name = strict[version]
+            lines.append(f'iifname "{name}" goto strict_ipv{version}')
+            rules[f"strict_ipv{version}"] = [
+                # What has its route by the uplink is nobody's here: one lookup
+                # is enough. Not confined to the link, see above.
+                f'fib saddr oifname "{name}" return',
+                own,
+                *_without_reverse_path(version, overlay=settings.overlay),
+                drop(Reason.REVERSE_PATH),
+            ]
+        lines.append(own)
+    rules["from_node_ipv6"] = [
+        "icmpv6 type nd-neighbor-advert ip6 hoplimit 255 return",
+        drop(Reason.NODE_FORGED),
+    ]
+    rules["from_outside"] = [
+        "meta nfproto vmap { ipv4 : jump from_outside_ipv4, ipv6 : jump from_outside_ipv6 }"
+    ]
+    rules["output_raw"] = [f"meta oifgroup != {_OURS} goto node_sends"]
+    rules["node_sends"] = []
+    if settings.overlay:
+        # By its own port, at this end. The kernel has one socket for all peers.
+        # Pods that are routed to may be asked at that port, too.
+        own = "fib daddr type local " if settings.routed_pods else ""
+        rules["from_outside"].append(f"udp dport {_WIREGUARD} {own}notrack")
+        rules["node_sends"].append(f"udp sport {_WIREGUARD} notrack")
+    if settings.cgroup is not None:
+        # Of connections that the node began, which are at these ports: the
+        # socket of what belongs to a workload need not be looked for.
+        level = len([part for part in settings.cgroup.split("/") if part])
+        known = f'{_EPHEMERAL} socket cgroupv2 level {level} "{settings.cgroup.strip("/")}" notrack'
+        rules["from_outside"].append(f"tcp dport {known}")
+        rules["node_sends"].append(f"tcp sport {known}")
+    return rules
+
+
+_EPHEMERAL: Final = "{}-{}".format(*allocs.EPHEMERAL_PORTS)
+
+
+def _without_reverse_path(version: int, *, overlay: bool) -> Iterator[str]:
+    """Yield the rules that let pass what has no route back, and need not."""
+    if version == 4:
+        yield "ip saddr { 0.0.0.0, 169.254.0.0/16 } return"
+    else:
+        yield "ip6 saddr { ::, fe80::/10 } return"
+    if overlay:
+        # It is authenticated, and answers where it was heard from.
+        yield f"udp dport {_WIREGUARD} return"
+
+
+# ---- After conntrack --------------------------------------------------------
+
+
+def _flows(settings: Settings) -> dict[str, list[str]]:
+    rules = {
+        "flows": [
+            "ct state vmap { established : accept, related : accept, untracked : accept, "
+            "invalid : goto invalid }",
+            f"meta iifgroup {_WORKLOAD} goto new_flow",
+        ],
+        "new_flow": [
+            "ct status confirmed accept",
+            "meta iif @refused_links " + drop(Reason.CONNTRACK_OFFENDER),
+            f"{_limited('new_flows', settings.new_flows_per_second)} "
+            + drop(Reason.NEW_FLOW_RATE),
+        ],
+        "invalid": [
+            f"meta iifgroup {_WORKLOAD} " + drop(Reason.INVALID),
+            "meta iiftype loopback accept",
+        ],
+    }
+    if settings.cgroup is not None:
+        # A FIN for a socket that waits for nothing else: it is small by then,
+        # without a cgroup, and conntrack does not know the flow.
+        rules["invalid"].append(f"tcp dport {_EPHEMERAL} accept")
+    rules["invalid"].append("meta l4proto tcp " + drop(Reason.INVALID_TCP))
+    return rules
+
+
+def _to_node(settings: Settings) -> dict[str, list[str]]:
+    access = settings.node_access
+    if access.mode is AccessMode.ALL:
+        return {}
+    rules = [
+        # What the node asked for, such as a health check.
+        "ct state established,related accept",
+        "meta l4proto { icmp, ipv6-icmp } accept",
+    ]
+    rules += [
+        f"{one.protocol} dport {one.first}-{one.last} accept"
+        if one.first != one.last
+        else f"{one.protocol} dport {one.first} accept"
+        for one in access.ports
+    ]
+    rules.append(drop(Reason.NODE_ACCESS))
+    return {"input": [f"meta iifgroup {_OURS} goto to_node"], "to_node": rules}
+
+
+def _forward(settings: Settings) -> dict[str, list[str]]:
+    to_workload = [f"meta iifgroup {_OURS} accept"]
+    if settings.routed_pods:
+        to_workload.append("accept")
+    else:
+        to_workload += [
+            "ct direction reply accept",
+            "ct status dnat accept",
+            drop(Reason.UNSOLICITED),
+        ]
+    refused, excepted = [], []
+    for version, family, _ in _FAMILIES:
+        refused.append(f"{family} daddr {{ {_of(metadata.NOT_FORWARDED, version)} }} goto to_metadata")
+        if wanted := _of(settings.forwarded, version):
+            excepted.append(f"{family} daddr {{ {wanted} }} accept")
+        if resolvers := _of(map(ip_network, settings.resolvers), version):
+            excepted.append(
+                f"{family} daddr {{ {resolvers} }} meta l4proto {{ tcp, udp }} th dport 53 accept"
+            )
+    return {
+        "forward": [
+            f"meta oifgroup {_WORKLOAD} goto to_workload",
+            f"meta iifgroup {_WORKLOAD} goto from_workload_out",
+            f"meta iifgroup {_OVERLAY} " + drop(Reason.OVERLAY_TRANSIT),
+        ],
+        "to_workload": to_workload,
+        "from_workload_out": [f"meta oifgroup {_OVERLAY} accept", *refused],
+        "to_metadata": [*excepted, drop(Reason.NOT_FORWARDED)],
+    }
+
+
+# ---- What leaves ------------------------------------------------------------
+
+
+def _leaving(settings: Settings) -> dict[str, list[str]]:
+    into, of = [], []
+    for version, family, _ in _FAMILIES:
+        if _of(settings.networks, version):
+            match = f"@pods_ipv{version}"
+            into.append(f"{family} daddr {match} {drop(Reason.POD_NETWORK_UNENCRYPTED)}")
+            of.append(f"{family} saddr {match} {drop(Reason.POD_ADDRESS_LEFT)}")
+    return {
+        "postrouting": [
+            f"meta iifgroup {_WORKLOAD} meta oifgroup != {_OURS} goto masquerade_workload"
+        ],
+        "masquerade_workload": [
+            f"meta l4proto {{ tcp, udp, sctp }} masquerade to :{_MASQUERADE} fully-random",
+            "masquerade fully-random",
+        ],
+        "leaving": [
+            f"meta oifgroup {_OURS} accept",
+            "meta oiftype != loopback goto to_outside",
+        ],
+        # The node's own packets have no link that they came by.
+        "to_outside": [*into, f"meta iifgroup {_OURS} goto pod_leaves", *of],
+        "pod_leaves": [
+            f"ip saddr {allocs.FIRST_HOP_IPV4} " + drop(Reason.UPLINK_NOT_READY),
+            "ip6 saddr fe80::/10 " + drop(Reason.UPLINK_NOT_READY),
+            "fib saddr type local accept",
+            *(["ct direction reply accept"] if settings.routed_pods else []),
+            drop(Reason.POD_ADDRESS_LEFT),
+        ],
+    }
+
+
+# ---- ARP --------------------------------------------------------------------
+
+
+def _arp() -> dict[str, list[str]]:
+    """Who asks is checked by the kernel itself, which answers only what has a
+    reverse path: each host link has rp_filter=1 for that. nftables has no fib in
+    this family.
+
+    The bits are the operation and the target address. Spelled as `arp daddr ip`
+    they would be compared for hardware type 1 only, and the kernel answers 6,
+    too (arp_process in arp.c). Answers make no neighbour entries.
+    """
+    hop = int(allocs.FIRST_HOP_IPV4)
+    return {
+        "input": [f"meta iifgroup {_WORKLOAD} goto from_workload"],
+        "from_workload": [
+            f"@nh,48,16 1 @nh,192,32 != {hop:#x} " + drop(Reason.ARP_TARGET),
+            f"{_limited('neighbours', NEIGHBOURS_PER_SECOND)} " + drop(Reason.ARP_RATE),
+        ],
+    }

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from metropolis.node import allocs
 from metropolis.node.core.network.rules import base
 from metropolis.node.core.network.rules.settings import Settings
-from osbase.nftables import Nftables
+from osbase.nftables import Nftables, NftablesError
 from osbase.nftables.guard import Guard
+
+_CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
 class RuleSet:
@@ -32,10 +35,14 @@ class RuleSet:
         """What is wanted now."""
         return self._settings
 
-    def apply(self) -> None:
-        """Program what is wanted, whatever is there. Raises NftablesError."""
+    def apply(self, *, fresh: bool = False) -> None:
+        """Program what is wanted, whatever is there. Raises NftablesError.
+
+        fresh: also remove what others added to the tables, for the price of the
+        counters and of what is limited at the moment.
+        """
         with self._lock:
-            self._apply()
+            self._apply(fresh=fresh)
 
     def update(self, **changes: Any) -> None:
         """Replace fields of the settings; program them if that changes any.
@@ -55,9 +62,27 @@ class RuleSet:
         with self._lock:
             return self._guard.differences()
 
-    def _apply(self) -> None:
+    def _apply(self, *, fresh: bool = False) -> None:
         self._applied = None
-        text = base.render(self._settings)
+        settings = self._settings
+        # nft looks a cgroup up when it loads the rule: one that is gone must
+        # not be the reason that there are no rules.
+        if settings.cgroup is not None and not (_CGROUPS / settings.cgroup.strip("/")).is_dir():
+            settings = replace(settings, cgroup=None)
+        # What others added must not pass for ours from now on.
+        fresh = fresh or (self._guard.known and bool(self._guard.differences()))
         with Nftables() as nft:
-            self._guard.commit(lambda: nft.apply(text))
+
+            def commit() -> None:
+                if not fresh:
+                    try:
+                        nft.apply(base.render_update(settings))
+                    except NftablesError:
+                        # Nothing is there, or not as this version makes it.
+                        pass
+                    else:
+                        return
+                nft.apply(base.render(settings))
+
+            self._guard.commit(commit)
         self._applied = self._settings

@@ -84,10 +84,14 @@ def inside(record: Record, metric: int, *, loopback: bool) -> list[Request]:
 
 
 def commit(record: Record, *, ipv6: bool) -> list[Request]:
-    """ipv6: the host has it."""
+    """ipv6: the host has it.
+
+    The reverse path is for ARP: the rule set cannot look up who asks, and an
+    invented asker would be a neighbour entry.
+    """
     index, name = record.host_ifindex, record.host_interface
     requests = [
-        rtnl.set_link_alias(index, name, record.workload_id, ipv6=ipv6),
+        rtnl.set_link_alias(index, name, record.workload_id, ipv6=ipv6, reverse_path=True),
         rtnl.add_link_altnames(index, name, key_of(record), record_of(record)),
         rtnl.set_link_up(index, name),
     ]

@@ -7,6 +7,9 @@ has each as a finding. Notes say how things are, in Status; they are no problem.
 """
 
 import threading
+from collections.abc import Callable
+
+type Problem = str | Callable[[], str]
 
 
 class Conditions:
@@ -14,11 +17,13 @@ class Conditions:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._problems: dict[str, str] = {}
+        self._problems: dict[str, Problem] = {}
         self._notes: dict[str, str] = {}
 
-    def set(self, key: str, problem: str) -> bool:
-        """Say that there is a problem; returns whether that is news."""
+    def set(self, key: str, problem: Problem) -> bool:
+        """Say that there is a problem; returns whether that is news. One that
+        is called says how it is at the time.
+        """
         with self._lock:
             news = self._problems.get(key) != problem
             self._problems[key] = problem
@@ -40,7 +45,8 @@ class Conditions:
     def problems(self) -> dict[str, str]:
         """Return a copy: key and problem, oldest first."""
         with self._lock:
-            return dict(self._problems)
+            problems = dict(self._problems)
+        return {key: one if isinstance(one, str) else one() for key, one in problems.items()}
 
     def notes(self) -> dict[str, str]:
         """Return a copy: key and text."""

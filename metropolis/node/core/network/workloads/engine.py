@@ -194,6 +194,7 @@ class Engine:
         self._prefixes: tuple[
             tuple[IPNetwork, ...], tuple[IPAddress, ...], tuple[IPNetwork, ...]
         ] = ((), (), ())
+        self._lacking = ""
         self._mtu = DEFAULT_MTU
         self._indexes = _index_numbers()
         self._overruns = 0
@@ -253,13 +254,16 @@ class Engine:
         prefixes: Sequence[IPNetwork],
         reserved: Collection[IPAddress] = (),
         draining: Collection[IPNetwork] = (),
+        *,
+        lacking: str = "",
     ) -> None:
         """Replace the prefixes that new attachments get addresses of.
 
         Any time, from any thread; attachments are untouched. None: not ready.
         draining: prefixes that hand out nothing new; take them away when
-        `in_use` says 0. Raises InvalidArgument when two overlap, and changes
-        nothing then.
+        `in_use` says 0. lacking: why there is no prefix where there should be
+        one, and so no new attachment. Raises InvalidArgument when two overlap,
+        and changes nothing then.
         """
         with self._mutex:
             if self._started:
@@ -268,6 +272,7 @@ class Engine:
                 # The pool looks at what is in use to choose where to begin.
                 AddressPool().set_prefixes(prefixes, reserved, draining)
             self._prefixes = (tuple(prefixes), tuple(reserved), tuple(draining))
+            self._lacking = lacking
 
     def in_use(self, prefix: IPNetwork) -> int:
         """How many addresses of the prefix attachments have."""
@@ -295,6 +300,8 @@ class Engine:
         if not self._started:
             raise Unavailable(_NOT_RUNNING)
         with self._mutex:
+            if self._lacking:
+                raise Unavailable(self._lacking)
             if not self._pool.versions:
                 raise Unavailable("the node has no address prefix for workloads yet")
 

@@ -1,0 +1,488 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pod prefixes that overlap what is in use, with the real node core and kernel.
+
+First on a single node, by whatever the overlap comes and in every order; then
+the gate of a node in a cluster, with what it lets the overlay and rules know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+
+import grpc
+import pytest
+
+from metropolis.node import allocs
+from metropolis.node.core.config import Network, PodPrefixes
+from metropolis.node.core.network.gate import Cluster, Gate
+from metropolis.node.core.network.overlay.mesh import Exchange, Mesh, Peer
+from metropolis.node.core.network.rules.ruleset import RuleSet
+from metropolis.node.core.network.rules.settings import Settings
+from metropolis.node.core.network.testing.nodecore import (
+    LIMIT_S,
+    NodeCore,
+    add_uplink,
+    dnsmasq,
+    inside,
+    sh,
+)
+from metropolis.node.core.network.uplink import UplinkStatus
+from metropolis.node.core.network.workloads.conditions import Conditions
+from metropolis.node.core.network.workloads.spec import workload_pb2
+from osbase import event
+from osbase.net import occupied
+from osbase.net.dhcp4.testserver import Server
+from osbase.supervisor import Context, Supervisor
+
+type IPNetwork = IPv4Network | IPv6Network
+
+UPLINK = 'uplink { name: "up0" dhcp4 {} } names_wait_s: 0'
+PODS = ("10.192.0.0/24", "fd00:10:192::/112")
+
+
+def config(*prefixes: str, uplink: str = UPLINK) -> str:
+    pods = " ".join(f'pod_prefix: "{prefix}"' for prefix in prefixes)
+    return f"network {{ {uplink} {pods} }}"
+
+
+def known_to_rules() -> set[str]:
+    """The networks that the loaded rules take for the pods'."""
+    text = sh(f"nft list table inet {allocs.NFTABLES_TABLE}")
+    return {one for one in (*PODS, "192.0.2.0/24", "2001:db8:2::/64") if one in text}
+
+
+def refused_attach(core: NodeCore, pod: str) -> str:
+    with pytest.raises(grpc.RpcError) as caught:
+        core.attach(pod)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    return str(caught.value.details())
+
+
+def again(core: NodeCore, text: str) -> str:
+    """The next line with the text, after those that were read."""
+    core.seen.clear()
+    return core.wait_for(text)
+
+
+# --- A single node ------------------------------------------------------------
+
+ORIGINS = [
+    # Addresses, of any link.
+    ("address add 10.192.0.9/24 dev x0", "10.192.0.0/24 on x0"),
+    ("address add 10.192.0.9/16 dev x0", "10.192.0.0/16 on x0"),
+    ("address add 10.192.0.9/30 dev x0", "10.192.0.8/30 on x0"),
+    ("address add 10.192.0.9/32 dev lo", "address 10.192.0.9 on lo"),
+    ("-6 address add fd00:10:192::9/64 dev x0 nodad", "fd00:10:192::/64 on x0"),
+    ("-6 address add fd00:10:192::9/128 dev x0 nodad", "address fd00:10:192::9 on x0"),
+    # Routes on a link, through a gateway, and the gateway.
+    ("route add 10.128.0.0/9 dev x0", "10.128.0.0/9 on x0"),
+    ("route add 10.192.0.128/25 via 192.0.2.1 dev x0 onlink proto static",
+     "route 10.192.0.128/25 via 192.0.2.1 on x0 (by hand)"),
+    ("route add 10.192.0.0/24 via 192.0.2.1 dev x0 onlink",
+     "route 10.192.0.0/24 via 192.0.2.1 on x0"),
+    ("-6 route add fd00:10:192::/120 via fe80::7 dev x0", "via fe80::7 on x0"),
+    ("route add default via 10.192.0.1 dev x0 onlink metric 7", "gateway 10.192.0.1 on x0"),
+]  # fmt: skip
+
+HARMLESS = [
+    "route add 10.0.0.0/8 via 192.0.2.1 dev x0 onlink",
+    "route add default via 192.0.2.1 dev x0 onlink",
+    "-6 route add default via fe80::7 dev x0",
+    "-6 route add fd00::/8 via fe80::7 dev x0",
+    "address add 10.191.0.1/16 dev x0",
+]
+
+
+@pytest.fixture
+def other_link(world: None) -> Iterator[None]:
+    """A link `x0` of somebody else, up."""
+    sh("ip link add x0 type bridge")
+    sh("ip link set x0 up")
+    yield
+    subprocess.run(["ip", "link", "del", "x0"], check=False, capture_output=True)
+
+
+def test_every_origin_refuses_and_gives_back(other_link: None, core: NodeCore) -> None:
+    """On a node that runs: the family that conflicts is refused, with both
+    named; what is attached stays; all is well when it is over.
+    """
+    core.config = config(*PODS)
+    core.start()
+    before = core.attach("pod-a")
+    for command in HARMLESS:
+        sh(f"ip {command}")
+    for command, cause in ORIGINS:
+        version = 6 if "-6" in command else 4
+        mine, other = PODS[version == 6], PODS[version == 4]
+        sh(f"ip {command}")
+        line = again(core, "root.network.gate: refused: ")
+        assert f"pod prefix {mine} overlaps " in line
+        assert cause in line
+        problem = core.problem()
+        assert f"pod prefix {mine} overlaps " in problem, (command, problem)
+        assert cause in problem
+        core.wait_for(f"root.network.workloads.prefixes: pod prefixes: {other}")
+        assert f"pod prefix {mine} overlaps " in refused_attach(core, "pod-b")
+        assert known_to_rules() == {other}
+        assert core.attach("pod-a") == before
+        sh("ip " + command.replace(" add ", " del ").replace(" nodad", "").replace(" onlink", ""))
+        again(core, "root.network.workloads.prefixes: pod prefixes: " + ", ".join(PODS))
+        core.wait_for("root.network.gate: no longer refused: ")
+        assert core.problem() == ""
+        assert known_to_rules() == set(PODS)
+    assert set(core.attach("pod-b")) == {4, 6}
+
+
+def test_the_link_of_the_overlap_goes(other_link: None, core: NodeCore) -> None:
+    core.config = config(*PODS)
+    sh("ip address add 10.192.0.9/24 dev x0")
+    core.start()
+    assert "10.192.0.0/24 on x0" in core.problem()
+    sh("ip link del x0")
+    again(core, "root.network.gate: no longer refused: ")
+    core.wait_for("pod prefixes: " + ", ".join(PODS))
+    assert core.problem() == ""
+
+
+@pytest.fixture
+def lease(world: None) -> Iterator[Server]:
+    """A server that is silent at first, and can give other addresses."""
+    add_uplink()
+    server = Server("srv0", IPv4Address("192.0.2.1"), IPv4Address("192.0.2.50"), 8, 2, 5)
+    server.silent = True
+    with inside("srv"):
+        server.open()
+    with server:
+        yield server
+
+
+def test_a_lease_inside_the_pod_prefix(lease: Server, core: NodeCore) -> None:
+    """Prefix first, then the lease; then node core with the lease there; then
+    another lease. The lease is always kept, the pod too.
+    """
+    core.config = config("192.0.2.0/24", "fd00:10:192::/112")
+    core.start()
+    assert core.problem() == ""
+    first = core.attach("pod-a")
+    assert first[4] in IPv4Network("192.0.2.0/24")
+    lease.silent = False
+    core.wait_for("root.network.gate: refused: pod prefix 192.0.2.0/24 overlaps")
+    both = "pod prefix 192.0.2.0/24 overlaps 192.0.2.0/24 on up0 (by DHCP)"
+    core.wait_for("up0 has 192.0.2.50/24")
+    assert both in core.problem()
+    core.wait_for("pod prefixes: fd00:10:192::/112\n")
+    assert both in refused_attach(core, "pod-b")
+    assert core.attach("pod-a") == first
+    assert "192.0.2.0/24" not in known_to_rules()
+    assert "192.0.2.50/24" in sh("ip address show dev up0")
+    lines = [line for line in core.seen if "gate: refused" in line]
+    assert len(lines) == 1, lines
+
+    assert core.stop() == 0
+    core.start()
+    assert both in core.problem()
+    assert both in refused_attach(core, "pod-b")
+    listed = core.stub().List(workload_pb2.ListRequest(), timeout=LIMIT_S).attachments
+    assert [one.workload_id for one in listed] == ["pod-a"]
+    assert not any("pod prefixes: 192.0.2.0/24" in line for line in core.seen)
+
+    # The network is renumbered; the server answers from elsewhere.
+    core.wait_for("up0 has 192.0.2.50/24")
+    sh("nsenter --net=/run/netns/srv ip address add 198.18.0.1/24 dev srv0")
+    lease.server = IPv4Address("198.18.0.1")
+    lease.address = IPv4Address("198.18.0.50")
+    core.wait_for("no longer refused: pod prefix 192.0.2.0/24")
+    again(core, "pod prefixes: 192.0.2.0/24, fd00:10:192::/112")
+    assert core.problem() == ""
+    assert set(core.attach("pod-b")) == {4, 6}
+
+
+@pytest.mark.parametrize("first", ["prefix", "lease"])
+def test_name_servers_and_advertised_prefixes(
+    world: None, core: NodeCore, tmp_path: Path, first: str
+) -> None:
+    """The resolver is inside the IPv4 prefix, the advertised network is the
+    IPv6 one's: both are refused, whichever is first.
+    """
+    core.config = config("192.0.3.0/24", "2001:db8:2::/64")
+    if first == "prefix":
+        core.start()
+        assert core.problem() == ""
+    add_uplink()
+    with dnsmasq(tmp_path, "--dhcp-option=option:dns-server,192.0.3.53"):
+        if first == "lease":
+            core.start()
+        core.wait_for("up0 has 192.0.2.50/24")
+        core.wait_for("pod prefix 192.0.3.0/24 overlaps name server 192.0.3.53")
+        line = core.wait_for("pod prefix 2001:db8:2::/64 overlaps")
+        assert "2001:db8:2::/64 on up0" in line
+        core.wait_for("pod prefixes: none, not ready")
+        problem = core.problem()
+        for prefix in ("192.0.3.0/24", "2001:db8:2::/64"):
+            assert f"pod prefix {prefix} overlaps" in problem
+            assert f"pod prefix {prefix} overlaps" in refused_attach(core, "pod-a")
+        assert known_to_rules() == set()
+        core.wait_for("reachable by 192.0.2.50, 2001:db8:2:")
+
+
+def test_what_the_configuration_says_itself(world: None, core: NodeCore) -> None:
+    """Routes, gateways and name servers by hand, before there is any link, and
+    with it.
+    """
+    static = """uplink { name: "up0" static {
+      address: "192.0.2.7/24" gateway: "192.0.2.1" dns: "10.192.0.53"
+      route { destination: "fd00:10:192::/120" gateway: "2001:db8:2::1" }
+      address: "2001:db8:2::7/64"
+    } }"""
+    core.config = config(*PODS, "10.193.0.0/24", uplink=static)
+    core.start()
+    assert core.problem() == f"pod prefix {PODS[0]} overlaps name server 10.192.0.53"
+    # IPv4 has another prefix.
+    assert core.attach("pod-a")[4] in IPv4Network("10.193.0.0/24")
+    add_uplink()
+    line = core.wait_for(f"pod prefix {PODS[1]} overlaps ")
+    assert "route fd00:10:192::/120 via 2001:db8:2::1 on up0 (as configured)" in line
+    core.wait_for("pod prefixes: 10.193.0.0/24\n")
+    assert f"pod prefix {PODS[1]} overlaps" in refused_attach(core, "pod-b")
+
+
+def test_ipv6_that_is_optional(other_link: None, core: NodeCore) -> None:
+    """Then a workload gets IPv4 alone, while Status says why."""
+    core.config = config(*PODS, uplink='ipv6: "optional"')
+    sh("ip -6 address add fd00:10:192::9/64 dev x0 nodad")
+    core.start()
+    assert f"pod prefix {PODS[1]} overlaps" in core.problem()
+    assert set(core.attach("pod-a")) == {4}
+
+
+def test_an_address_by_hand_before_there_is_a_link(world: None, core: NodeCore) -> None:
+    """The node starts, and refuses the prefix; the other family's is used."""
+    static = 'uplink { name: "up0" static { address: "10.192.0.9/28" gateway: "10.192.0.1" } }'
+    core.config = config(*PODS, uplink=static)
+    core.start()
+    expected = f"pod prefix {PODS[0]} overlaps 10.192.0.0/28 of the uplink (as configured)"
+    assert core.problem() == expected
+    assert expected in refused_attach(core, "pod-a")
+    core.wait_for("pod prefixes: fd00:10:192::/112")
+
+
+async def test_workloads_do_not_wake_the_gate(world: None, core: NodeCore) -> None:
+    """What an attach and a detach make is no news for it."""
+    core.config = config(*PODS, uplink="")
+    await asyncio.to_thread(core.start)
+    changes = occupied.changes((allocs.ROUTE_PROTOCOL_WORKLOAD, allocs.ROUTE_PROTOCOL_OVERLAY))
+    async with contextlib.aclosing(changes):
+        await anext(changes)
+        await asyncio.to_thread(core.attach, "pod-a")
+        request = workload_pb2.DetachRequest(workload_id="pod-a")
+        await asyncio.to_thread(core.stub().Detach, request, timeout=LIMIT_S)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await anext(changes)
+
+
+# --- A node of a cluster ------------------------------------------------------
+
+NETWORKS = tuple(map(ip_network, ("198.51.0.0/16", "fd00:200::/48")))
+OWN = tuple(map(ip_network, ("198.51.7.0/24", "fd00:200:0:7::/64")))
+FAR = tuple(map(ip_network, ("198.51.9.0/24", "fd00:200:0:9::/64")))
+
+
+class Node:
+    """A gate with the real kernel, between a curator and an overlay to be."""
+
+    def __init__(self, endpoints: tuple[str, ...] = ()) -> None:
+        self.pods = event.Value[PodPrefixes]("pods")
+        self.status = event.Value[UplinkStatus]("status")
+        self.outer = Exchange()
+        self.conditions = Conditions()
+        self.rules = RuleSet(Settings())
+        cluster = Cluster(self.outer, endpoints)
+        self.gate = Gate(Network(), self.pods, self.status, cluster, self.rules, self.conditions)
+        assert self.gate.exchange is not None
+        self.inner = self.gate.exchange
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        self.rules.update(networks=await asyncio.to_thread(self.gate.prepare))
+
+        async def root(ctx: Context) -> None:
+            ctx.run("gate", self.gate.run)
+            ctx.signal_healthy()
+            await asyncio.Event().wait()
+
+        supervisor = Supervisor(root)
+        task = asyncio.create_task(supervisor.run(10))
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                yield
+        finally:
+            supervisor.request_stop()
+            assert await task == []
+
+    def tell(self, networks: tuple[IPNetwork, ...], own: tuple[IPNetwork, ...]) -> None:
+        """As the curator does."""
+        self.pods.set(PodPrefixes(own))
+        self.outer.mesh.set(Mesh(networks, own, absent=FAR[:1]))
+
+    async def sees(self, where: Callable[[Mesh], bool]) -> Mesh:
+        """What the overlay sees at last."""
+        return await self.inner.mesh.watch().get(where)
+
+    async def serves(self, *prefixes: IPNetwork) -> None:
+        await self.gate.admitted.watch().get(lambda now: now.pods.prefixes == prefixes)
+
+
+def peer(name: str, endpoint: str = "192.0.2.9", prefixes: tuple[IPNetwork, ...] = FAR) -> Peer:
+    return Peer(name, name.encode().ljust(32), ip_address(endpoint), 51820, prefixes)
+
+
+async def test_the_overlay_sees_no_network_that_is_refused(other_link: None) -> None:
+    """Nor own prefixes of it, nor those of peers; all of it when it is over."""
+    sh("ip address add 198.51.100.10/24 dev x0")
+    node = Node()
+    node.outer.peers.set("b", peer("b"))
+    node.outer.peers.set("c", peer("c", prefixes=FAR[:1]))
+    async with node.running():
+        node.tell(NETWORKS, OWN)
+        mesh = await node.sees(lambda _: True)
+        assert (mesh.networks, mesh.own, mesh.absent) == (NETWORKS[1:], OWN[1:], ())
+        assert node.inner.peers.copy() == {"b": peer("b", prefixes=FAR[1:])}
+        await node.serves(*OWN[1:])
+        assert node.rules.settings.networks == NETWORKS[1:]
+        (problem,) = node.conditions.problems().values()
+        assert problem == "pod prefix 198.51.0.0/16 overlaps 198.51.100.0/24 on x0"
+
+        # Another peer, while it is so; then the address goes.
+        node.outer.peers.set("d", peer("d"))
+        while "d" not in node.inner.peers.copy():
+            with node.inner.peers.watch() as watcher:
+                await watcher.get()
+                if "d" not in node.inner.peers.copy():
+                    await watcher.get()
+        await asyncio.to_thread(sh, "ip address del 198.51.100.10/24 dev x0")
+        mesh = await node.sees(lambda mesh: mesh.networks == NETWORKS)
+        assert (mesh.own, mesh.absent) == (OWN, FAR[:1])
+        assert set(node.inner.peers.copy()) == {"b", "c", "d"}
+        assert node.inner.peers.get("b") == peer("b")
+        await node.serves(*OWN)
+        assert node.rules.settings.networks == NETWORKS
+        assert node.conditions.problems() == {}
+
+
+async def test_a_corrected_network_is_taken_at_once(other_link: None) -> None:
+    sh("ip address add 198.51.100.10/24 dev x0")
+    node = Node()
+    async with node.running():
+        node.tell(NETWORKS[:1], OWN[:1])
+        assert (await node.sees(lambda _: True)).networks == ()
+        new, own = ip_network("10.200.0.0/16"), ip_network("10.200.7.0/24")
+        node.tell((new,), (own,))
+        assert (await node.sees(lambda mesh: bool(mesh.networks))).own == (own,)
+        await node.serves(own)
+        assert node.conditions.problems() == {}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "cause"),
+    [
+        ("198.51.100.1:2379", "etcd at 198.51.100.1"),
+        ("etcd.example:2379", "etcd at etcd.example, 198.51.100.1"),
+        ("[fd00:200::1]:2379", "etcd at fd00:200::1"),
+    ],
+)
+async def test_etcd_is_never_cut_off(
+    other_link: None, monkeypatch: pytest.MonkeyPatch, endpoint: str, cause: str
+) -> None:
+    """Even where no link or route says where it is."""
+
+    def getaddrinfo(host: str, *_: object, **__: object) -> list[object]:
+        assert host == "etcd.example"
+        return [(2, 1, 6, "", ("198.51.100.1", 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    node = Node((endpoint,))
+    async with node.running():
+        node.tell(NETWORKS, OWN)
+        mesh = await node.sees(lambda mesh: len(mesh.networks) == 1)
+        refused = NETWORKS["fd00" in endpoint]
+        assert refused not in mesh.networks
+        await node.gate.admitted.watch().get(lambda now: len(now.pods.prefixes) == 1)
+        assert node.conditions.problems() == {"overlap": f"pod prefix {refused} overlaps {cause}"}
+        assert refused not in node.rules.settings.networks
+
+
+async def test_peers_and_resolvers_are_never_cut_off(other_link: None) -> None:
+    node = Node()
+    async with node.running():
+        node.tell(NETWORKS, OWN)
+        await node.sees(lambda mesh: mesh.networks == NETWORKS)
+        node.outer.peers.set("b", peer("b", "198.51.100.9"))
+        await node.sees(lambda mesh: mesh.networks == NETWORKS[1:])
+        assert node.conditions.problems()["overlap"] == (
+            'pod prefix 198.51.0.0/16 overlaps underlay address of node "b", 198.51.100.9'
+        )
+        node.status.set(UplinkStatus(dns=(ip_address("fd00:200::53"),)))
+        await node.sees(lambda mesh: mesh.networks == ())
+        node.outer.peers.set("b", peer("b"))
+        await node.sees(lambda mesh: mesh.networks == NETWORKS[:1])
+        node.status.set(UplinkStatus())
+        await node.sees(lambda mesh: mesh.networks == NETWORKS)
+
+
+@pytest.mark.parametrize("underlay", [None, "198.51.100.10/24"])
+async def test_what_the_kernel_holds_from_before(other_link: None, underlay: str | None) -> None:
+    """At a restart the rules know held networks from their beginning, but not
+    those that overlap; routes of these go, and etcd is reached.
+    """
+    sh("ip link add overlay group 9 type bridge")
+    try:
+        sh("ip link set overlay up")
+        sh("ip address add 198.51.7.0/32 dev overlay proto 78")
+        sh("ip route add 198.51.0.0/16 dev overlay proto 78 src 198.51.7.0 metric 100")
+        sh("ip route add unreachable 198.51.7.0/24 proto 78 metric 50")
+        sh("ip -6 route add fd00:200::/48 dev overlay proto 78 metric 100")
+        if underlay is not None:
+            sh(f"ip address add {underlay} dev x0")
+        node = Node()
+        async with node.running():
+            refused = underlay is not None
+            assert node.rules.settings.networks == NETWORKS[refused:]
+            routes = json.loads(sh("ip -json route show proto 78"))
+            assert bool(routes) == (not refused)
+            assert len(json.loads(sh("ip -json -6 route show proto 78"))) == 1
+            addresses = sh("ip -4 address show dev overlay")
+            assert ("198.51.7.0/32" in addresses) == (not refused)
+            assert bool(node.conditions.problems()) == refused
+            if not refused:
+                # It comes while etcd is away.
+                await asyncio.to_thread(sh, "ip address add 198.51.100.10/24 dev x0")
+                node.pods.set(PodPrefixes(OWN))
+                await node.serves(*OWN[1:])
+                assert json.loads(sh("ip -json route show proto 78")) == []
+                assert node.rules.settings.networks == NETWORKS[1:]
+    finally:
+        sh("ip link del overlay")
+        sh("ip route flush proto 78")
+
+
+async def test_peers_pass_as_they_come(world: None) -> None:
+    """Complete before the first mesh; later only those that changed."""
+    node = Node()
+    for number in range(3):
+        node.outer.peers.set(f"n{number}", peer(f"n{number}"))
+    async with node.running():
+        node.tell(NETWORKS, OWN)
+        await node.sees(lambda _: True)
+        with node.inner.peers.watch() as watcher:
+            assert set(await watcher.get()) == {"n0", "n1", "n2"}
+            node.outer.peers.update({"n1": peer("n1", "192.0.2.77")}, ["n2"])
+            changed = await watcher.get()
+            assert changed == {"n1": peer("n1", "192.0.2.77"), "n2": None}

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pod prefixes overlap what is in use already, and with what. Pure.
+
+    in use                                   refuses a pod prefix that
+    a network on a link                      has any address of it
+    a network behind a gateway               is it, or contains it
+    one address (host, gateway, name         contains it
+    server, etcd, another node's underlay)
+
+A route to more than the prefix is ordinary: 10.0.0.0/8 through a router, with
+pods in 10.192.0.0/24, sends elsewhere what is not a pod's.
+
+Of a conflict always the pod prefix gives way: without its address or underlay a
+node reaches nobody, the operator who could correct it included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Final
+
+from metropolis.node import allocs
+from osbase.net.occupied import Kind, Occupied
+
+type IPAddress = IPv4Address | IPv6Address
+type IPNetwork = IPv4Network | IPv6Network
+
+_BY_ADDRESS: Final = {2: "by router advertisement"}
+"""By IFA_PROTO (linux/if_addr.h)."""
+
+_BY_ROUTE: Final = {4: "by hand", 9: "by router advertisement", 16: "by DHCP"}
+"""By rtm_protocol (linux/rtnetlink.h)."""
+
+
+@dataclass(frozen=True)
+class Used:
+    """Something in use. text: for people. behind: a gateway."""
+
+    network: IPNetwork
+    text: str
+    behind: bool = False
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A pod prefix or network that is not used. cause: what it overlaps."""
+
+    prefix: IPNetwork
+    cause: Used
+
+    def __str__(self) -> str:
+        """Both of them."""
+        return f"pod prefix {self.prefix} overlaps {self.cause.text}"
+
+
+def of_kernel(found: Iterable[Occupied], by_hand: Collection[IPNetwork]) -> list[Used]:
+    """Say what the kernel has. by_hand: of the uplink, as configured; what else
+    it has is by DHCP.
+    """
+    return [Used(one.network, _text(one, by_hand), one.kind is Kind.ROUTE) for one in found]
+
+
+def of_address(address: IPAddress, what: str) -> Used:
+    """Say that an address is in use, by "name server" or the like."""
+    return Used(ip_network(address), f"{what} {address}")
+
+
+def _text(one: Occupied, by_hand: Collection[IPNetwork]) -> str:
+    if one.origin == allocs.ROUTE_PROTOCOL_UPLINK:
+        origin = "as configured" if one.network in by_hand else "by DHCP"
+    else:
+        origin = (_BY_ADDRESS if one.by_address else _BY_ROUTE).get(one.origin, "")
+    where = f" on {one.link} ({origin})" if origin else f" on {one.link}"
+    match one.kind:
+        case Kind.NETWORK:
+            return f"{one.network}{where}"
+        case Kind.ROUTE:
+            via = f" via {one.gateway}" if one.gateway is not None else ""
+            return f"route {one.network}{via}{where}"
+        case Kind.ADDRESS | Kind.GATEWAY:
+            return f"{one.kind.value} {one.network.network_address}{where}"
+
+
+def conflicts(
+    prefixes: Iterable[IPNetwork],
+    in_use: Sequence[Used],
+    before: Mapping[IPNetwork, Refusal] | None = None,
+) -> dict[IPNetwork, Refusal]:
+    """Return those that are refused, each with the first that it overlaps.
+
+    before: what was refused so far. A cause that is still one stays: a second
+    is no news.
+    """
+    known = before or {}
+    found = {}
+    for prefix in prefixes:
+        causes = [one for one in in_use if overlap(prefix, one)]
+        if not causes:
+            continue
+        last = known.get(prefix)
+        kept = last is not None and last.cause in causes
+        found[prefix] = last if last is not None and kept else Refusal(prefix, causes[0])
+    return found
+
+
+def overlap(prefix: IPNetwork, used: Used) -> bool:
+    """Whether the prefix cannot be the pods'; see above."""
+    return _within(used.network, prefix) if used.behind else share(prefix, used.network)
+
+
+def share(one: IPNetwork, other: IPNetwork) -> bool:
+    """Whether any address is in both."""
+    return _within(one, other) or _within(other, one)
+
+
+def inside(prefix: IPNetwork, networks: Iterable[IPNetwork]) -> IPNetwork | None:
+    """Return the network that the prefix is of, if any."""
+    return next((network for network in networks if _within(prefix, network)), None)
+
+
+def _within(one: IPNetwork, other: IPNetwork) -> bool:
+    if isinstance(one, IPv4Network) and isinstance(other, IPv4Network):
+        return one.subnet_of(other)
+    if isinstance(one, IPv6Network) and isinstance(other, IPv6Network):
+        return one.subnet_of(other)
+    return False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be used. networks: what is the pods', for the rules. prefixes:
+    addresses of workloads. refusals: by prefix or network that is refused, and
+    by prefix of such a network.
+    """
+
+    networks: tuple[IPNetwork, ...] = ()
+    prefixes: tuple[IPNetwork, ...] = ()
+    refusals: Mapping[IPNetwork, Refusal] = field(default_factory=dict)
+
+    @property
+    def causes(self) -> tuple[Refusal, ...]:
+        """Each refusal once, however many prefixes a network has here."""
+        return tuple(dict.fromkeys(self.refusals.values()))
+
+
+def judge(
+    prefixes: Sequence[IPNetwork],
+    networks: Sequence[IPNetwork],
+    in_use: Sequence[Used],
+    before: Mapping[IPNetwork, Refusal] | None = None,
+) -> Verdict:
+    """Say which of a node's prefixes and of its cluster's networks to use.
+
+    With a network all its prefixes are refused: their pods could reach no
+    other node. Everything else is judged by itself, so one IP version goes on
+    without the other.
+    """
+    of_network = {prefix: inside(prefix, networks) for prefix in prefixes}
+    whole = (*networks, *(prefix for prefix in prefixes if of_network[prefix] is None))
+    refused = conflicts(whole, in_use, before)
+    refusals = dict(refused)
+    for prefix, network in of_network.items():
+        if network is not None and network in refused:
+            refusals[prefix] = refused[network]
+    return Verdict(
+        tuple(one for one in whole if one not in refused),
+        tuple(prefix for prefix in prefixes if prefix not in refusals),
+        refusals,
+    )
+
+
+def lacking(prefixes: Iterable[IPNetwork], verdict: Verdict, optional: Collection[int]) -> str:
+    """Say why a workload would lack an address; "": it would not.
+
+    It lacks one if all prefixes of an IP version are refused. optional: the
+    versions that workloads may do without.
+    """
+    wanted = [prefix for prefix in prefixes if prefix.version not in optional]
+    served = {prefix.version for prefix in verdict.prefixes}
+    why = [verdict.refusals[prefix] for prefix in wanted if prefix.version not in served]
+    return "; ".join(map(str, dict.fromkeys(why)))

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the reverse path may be strict: on the uplink, while all of the family's
+default routes are by it.
+
+A node with several homes is answered by one link for what came by another, and
+a strict check would cut it off; so would one that came before the route did. So
+the main table is looked at: at the events of default routes, when the uplink
+changes, and now and then, for a link that goes down takes its IPv4 routes along
+and nobody is told. Routes of workloads are no events here: the kernel filters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import re
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from metropolis.node.core.network.rules.ruleset import RuleSet
+from osbase import event
+from osbase.net.links import LinkState
+from osbase.netlink.message import Message
+from osbase.netlink.rtnl import (
+    AF_INET,
+    AF_INET6,
+    RTN_UNICAST,
+    RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV6_ROUTE,
+    Route,
+    dump_main_routes,
+    parse_route,
+)
+from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
+
+LOOK_S: Final = 30.0
+"""How long a default route that vanished without an event may be missed."""
+
+type Note = Callable[[str, str], None]
+
+_FAMILIES: Final = {4: AF_INET, 6: AF_INET6}
+_SO_ATTACH_FILTER: Final = 26
+_DESTINATION_BITS: Final = 17  # where rtm_dst_len is: after header and family
+# In the rules a name is quoted, and an asterisk at its end would match more.
+_NAME: Final = re.compile(r"[\w.:@+-]+", re.ASCII)
+
+
+def judge(link: LinkState | None, defaults: Iterable[Route]) -> tuple[bool, str]:
+    """Return whether to be strict, and why in words. Pure.
+
+    defaults: of one family. Routes of several next hops are by no one link.
+    """
+    if link is None:
+        return False, "off: no uplink"
+    if not _NAME.fullmatch(link.name):
+        return False, "off: the uplink's name"
+    routes = [route for route in defaults if route.kind == RTN_UNICAST]
+    if not routes:
+        return False, "off: no default route"
+    others = [route for route in routes if route.ifindex != link.ifindex]
+    if others:
+        return False, f"off: {len(routes)} default routes, {len(others)} not by {link.name}"
+    return True, f"strict on {link.name}"
+
+
+def look(link: LinkState | None) -> dict[int, tuple[bool, str]]:
+    """Ask the kernel, by IP version. Raises NetlinkError."""
+    if link is None:
+        return {version: judge(None, ()) for version in _FAMILIES}
+    with NetlinkSocket() as sock:
+        return {
+            version: judge(link, _defaults(sock.dump(dump_main_routes(family))))
+            for version, family in _FAMILIES.items()
+        }
+
+
+def _defaults(messages: Iterable[Message]) -> list[Route]:
+    """Parse default routes alone: there are as many others as workloads."""
+    found = [parse_route(message) for message in messages if message.body[1:2] == b"\0"]
+    return [route for route in found if route is not None and route.destination.prefixlen == 0]
+
+
+async def follow(
+    link: event.Value[LinkState | None], rules: RuleSet, note: Note, *, look_s: float = LOOK_S
+) -> None:
+    """Keep the rules' `strict` as it should be until cancelled, and say so in a
+    note a family. Raises OSError, NetlinkError, NftablesError.
+    """
+    again = event.Value[None]("a reason to look at default routes")
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+    ) as events:
+        _only_defaults(events)
+        events.bind((0, 0))
+        for group in (RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE):
+            events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        tasks = [
+            asyncio.create_task(part)
+            for part in (
+                _listen(events, again),
+                _watch(link, again),
+                _program(link, again, rules, note, look_s),
+            )
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _listen(events: socket.socket, again: event.Value[None]) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            await loop.sock_recv(events, 65536)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # lost some: look
+                raise
+        again.set(None)
+
+
+async def _watch(link: event.Value[LinkState | None], again: event.Value[None]) -> None:
+    async for _ in link.watch():
+        again.set(None)
+
+
+async def _program(
+    link: event.Value[LinkState | None],
+    again: event.Value[None],
+    rules: RuleSet,
+    note: Note,
+    look_s: float,
+) -> None:
+    await link.watch().get()
+    watcher = again.watch()
+    while True:
+        state = link.peek()
+        judged = await asyncio.to_thread(look, state)
+        name = "" if state is None else state.name
+        strict = tuple((version, name) for version, (on, _) in judged.items() if on)
+        await asyncio.to_thread(rules.update, strict=strict)
+        for version, (_, text) in judged.items():
+            note(f"reverse_path_ipv{version}", text)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(look_s):
+                await watcher.get()
+
+
+def _only_defaults(events: socket.socket) -> None:
+    """Pass only datagrams that begin with a default route, in classic BPF."""
+    code = struct.pack(
+        "=" + "HBBI" * 4,
+        *(0x30, 0, 0, _DESTINATION_BITS),  # load a byte
+        *(0x15, 0, 1, 0),  # not 0: skip one
+        *(0x06, 0, 0, 0xFFFFFFFF),  # accept
+        *(0x06, 0, 0, 0),  # drop
+    )
+    program = ctypes.create_string_buffer(code, len(code))
+    descriptor = struct.pack("HL", len(code) // 8, ctypes.addressof(program))
+    events.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)

@@ -1,0 +1,501 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The uplink on a real link, beside a server with odd leases and programs that
+take things away.
+
+this namespace: up0 ----- veth ----- srv0: namespace "srv", 192.0.2.1
+
+The reconciler is not here: its looks are called by hand, as often as a test
+needs, so what is put back is put back by exactly one of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from ipaddress import IPv4Address, ip_address, ip_interface
+from pathlib import Path
+
+import pytest
+
+from metropolis.node import allocs
+from metropolis.node.core.network import sysctls
+from metropolis.node.core.network.reconcile.ward import Repair
+from metropolis.node.core.network.uplink import Uplink, UplinkStatus
+from osbase import event
+from osbase.net.config import Dhcp4, Interface
+from osbase.net.dhcp4.packet import Option
+from osbase.net.dhcp4.testserver import Server
+from osbase.netlink import netns
+from osbase.supervisor import Supervisor
+
+LIMIT_S = 60
+ROUTER = IPv4Address("192.0.2.1")
+BY_DHCP = Interface("up0", dhcp4=Dhcp4())
+BY_HAND = Interface(
+    "up0",
+    addresses=(ip_interface("192.0.2.7/24"), ip_interface("2001:db8::7/64")),
+    gateways=(ROUTER, ip_address("2001:db8::1")),
+    dns=(ip_address("192.0.2.53"),),
+)
+
+
+def sh(command: str) -> str:
+    """Run a command; returns its output."""
+    done = subprocess.run(
+        command.split(), check=False, capture_output=True, text=True, timeout=LIMIT_S
+    )
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+def srv(command: str) -> str:
+    """Run a command in the server's namespace."""
+    return sh(f"nsenter --net=/run/netns/srv {command}")
+
+
+@pytest.fixture(autouse=True)
+def world() -> Iterator[None]:
+    """The link and the server's namespace."""
+    sh("ip netns add srv")
+    add_link()
+    sysctls.apply(sysctls.NODE)
+    yield
+    for link in json.loads(sh("ip -json link")):
+        if link["ifname"].startswith("up"):
+            subprocess.run(["ip", "link", "del", link["ifname"]], check=False)
+    sh("ip netns del srv")
+
+
+def add_link() -> None:
+    sh("ip link add up0 address 02:00:00:00:00:07 type veth peer name srv0 netns srv")
+    srv("ip address add 192.0.2.1/24 dev srv0")
+    srv("ip address add 2001:db8::1/64 dev srv0 nodad")
+    srv("ip link set srv0 up")
+
+
+@contextlib.contextmanager
+def in_srv() -> Iterator[None]:
+    """Run the block in the server's namespace; sockets stay in it."""
+    home, there = netns.open_current(), netns.open_path("/run/netns/srv")
+    try:
+        with netns.Inside(there, home):
+            yield
+    finally:
+        os.close(home)
+        os.close(there)
+
+
+@contextlib.contextmanager
+def leases(options: dict[int, bytes | None]) -> Iterator[Server]:
+    """A server of 192.0.2.50, renewed each 2 s."""
+    server = Server("srv0", ROUTER, IPv4Address("192.0.2.50"), 60, 2, 50, options=options)
+    with in_srv():
+        server.open()
+    with server:
+        yield server
+
+
+class Node:
+    """A running uplink."""
+
+    def __init__(self, config: Interface, resolv_conf: Path) -> None:
+        self.resolv_conf = resolv_conf
+        self.status = event.Value[UplinkStatus]("status")
+        self.uplink = Uplink(config, self.status, resolv_conf=str(resolv_conf))
+
+    async def has(self, address: str) -> UplinkStatus:
+        wanted = ip_interface(address)
+        return await self.status.watch().get(lambda now: wanted in now.addresses)
+
+    async def look(self, *refused: str) -> Sequence[Repair]:
+        """One look, in which those keys are left alone."""
+        ward = self.uplink.ward()
+        return await asyncio.to_thread(ward.look, lambda key: key not in refused)
+
+    async def keys(self) -> set[str]:
+        """What one look puts back; nothing is refused."""
+        repairs = await self.look()
+        assert not any(one.error or one.left for one in repairs), repairs
+        return {one.key for one in repairs}
+
+
+@contextlib.asynccontextmanager
+async def running(config: Interface, tmp_path: Path) -> AsyncIterator[Node]:
+    """The uplink, supervised, stopped at the end, which must be clean."""
+    node = Node(config, tmp_path / "resolv.conf")
+    supervisor = Supervisor(node.uplink.run)
+    task = asyncio.create_task(supervisor.run(10))
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            yield node
+    finally:
+        supervisor.request_stop()
+        assert await task == []
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Look again and again."""
+    while not await asyncio.to_thread(holds):  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+
+
+def link(name: str = "up0") -> dict[str, object]:
+    (found,) = json.loads(sh(f"ip -json link show dev {name}"))
+    assert isinstance(found, dict)
+    return found
+
+
+def addresses(version: int = 4) -> set[str]:
+    """The global ones, with prefix lengths."""
+    return {
+        f"{one['local']}/{one['prefixlen']}"
+        for entry in json.loads(sh(f"ip -json -{version} address show dev up0 scope global"))
+        for one in entry.get("addr_info", [])
+        if one  # "{}" for each that is not shown
+    }
+
+
+def default_routes(version: int = 4) -> list[str]:
+    return [
+        f"{one.get('gateway')} {one['protocol']}"
+        for one in json.loads(sh(f"ip -json -{version} route show default dev up0"))
+    ]
+
+
+_OURS = f"{ROUTER} {allocs.ROUTE_PROTOCOL_UPLINK}"
+
+
+@pytest.mark.parametrize(
+    ("options", "address", "router"),
+    [
+        ({Option.SUBNET_MASK: None}, "192.0.2.50/24", ROUTER),
+        ({Option.SUBNET_MASK: b"\0\0\0\0"}, "192.0.2.50/24", ROUTER),
+        ({Option.SUBNET_MASK: b"\xff\xff\0\xff"}, "192.0.2.50/32", ROUTER),
+        ({Option.SUBNET_MASK: b"\xff\xff\xff\xff"}, "192.0.2.50/32", ROUTER),
+        (
+            {Option.ROUTER: IPv4Address("169.254.1.1").packed, Option.SUBNET_MASK: b"\xff" * 4},
+            "192.0.2.50/32",
+            IPv4Address("169.254.1.1"),
+        ),
+        ({Option.ROUTER: IPv4Address("192.0.2.50").packed}, "192.0.2.50/24", None),
+        (
+            {Option.ROUTER: IPv4Address("192.0.2.50").packed + ROUTER.packed},
+            "192.0.2.50/24",
+            ROUTER,
+        ),
+        ({Option.ROUTER: None}, "192.0.2.50/24", None),
+        ({Option.LEASE_TIME: None}, "192.0.2.50/24", ROUTER),
+        ({Option.LEASE_TIME: b"\xff" * 4}, "192.0.2.50/24", ROUTER),
+        ({Option.SERVER_ID: None}, "192.0.2.50/24", ROUTER),
+        ({Option.INTERFACE_MTU: (68).to_bytes(2)}, "192.0.2.50/24", ROUTER),
+    ],
+)
+async def test_odd_leases_work(
+    options: dict[int, bytes | None], address: str, router: IPv4Address | None, tmp_path: Path
+) -> None:
+    """The kernel takes them, and a look finds nothing to put back."""
+    with leases(options):
+        async with running(BY_DHCP, tmp_path) as node:
+            await node.has(address)
+            assert addresses() == {address}
+            ours = f"{router} {allocs.ROUTE_PROTOCOL_UPLINK}"
+            assert default_routes() == ([ours] if router is not None else [])
+            assert await node.keys() == set()
+
+
+async def mtu_of(node: Node, mtu: int) -> None:
+    await node.status.watch().get(lambda now: now.link is not None and now.link.mtu == mtu)
+
+
+def marks() -> list[str]:
+    found = link().get("altnames", [])
+    assert isinstance(found, list)
+    return [name for name in found if name.startswith(allocs.UPLINK_MTU_MARK)]
+
+
+async def test_an_mtu_that_is_withdrawn(tmp_path: Path) -> None:
+    """At a renewal, and by a larger one; what was before comes back."""
+    sh("ip link set up0 mtu 1450")
+    with leases({Option.INTERFACE_MTU: (1400).to_bytes(2)}) as server:
+        async with running(BY_DHCP, tmp_path) as node:
+            await mtu_of(node, 1400)
+            assert [name.split(".")[1] for name in marks()] == ["1450"]
+            server.options = {Option.INTERFACE_MTU: (1300).to_bytes(2)}
+            await mtu_of(node, 1300)
+            server.options = {Option.INTERFACE_MTU: (1420).to_bytes(2)}
+            await mtu_of(node, 1420)
+            server.options = {Option.INTERFACE_MTU: (9000).to_bytes(2)}
+            await mtu_of(node, 1450)
+            await until(lambda: not marks())
+            server.options = {Option.INTERFACE_MTU: (1400).to_bytes(2)}
+            await mtu_of(node, 1400)
+            server.options = {}
+            await mtu_of(node, 1450)
+
+
+async def test_an_mtu_that_is_withdrawn_while_the_service_is_away(tmp_path: Path) -> None:
+    with leases({Option.INTERFACE_MTU: (1400).to_bytes(2)}) as server:
+        for _ in range(2):
+            async with running(BY_DHCP, tmp_path) as node:
+                await mtu_of(node, 1400)
+        assert [name.split(".")[1] for name in marks()] == ["1500"]
+        server.options = {}
+        async with running(BY_DHCP, tmp_path) as node:
+            await mtu_of(node, 1500)
+            await node.has("192.0.2.50/24")
+            await until(lambda: not marks())
+
+
+async def test_a_smaller_mtu_is_kept_against_others(tmp_path: Path) -> None:
+    with leases({Option.INTERFACE_MTU: (1400).to_bytes(2)}):
+        async with running(BY_DHCP, tmp_path) as node:
+            await node.has("192.0.2.50/24")
+            await mtu_of(node, 1400)
+            sh("ip link set up0 mtu 1500")
+            assert await node.keys() == {"MTU of up0"}
+            assert link()["mtu"] == 1400
+            assert await node.keys() == set()
+
+
+ADDRESSES = {"address 192.0.2.7/24", "address 2001:db8::7/64"}
+ROUTES = {"route 0.0.0.0/0", "route ::/0"}
+LINK_LOCAL = "link-local address of up0"
+
+
+def state() -> list[list[str]]:
+    """All addresses and routes, in any order, be they sure or not."""
+    commands = ("ip -o address show dev up0", "ip route show", "ip -6 route show")
+    return [
+        sorted(word for word in sh(command).split() if word not in ("nodad", "tentative"))
+        for command in commands
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "put_back"),
+    [
+        ("ip address flush dev up0", {*ADDRESSES, "route 0.0.0.0/0", LINK_LOCAL}),
+        ("ip -4 address flush dev up0", {"address 192.0.2.7/24", "route 0.0.0.0/0"}),
+        ("ip -6 address flush dev up0", {"address 2001:db8::7/64", LINK_LOCAL}),
+        ("ip address del 192.0.2.7/24 dev up0", {"address 192.0.2.7/24", "route 0.0.0.0/0"}),
+        ("ip -4 route flush proto 76", {"route 0.0.0.0/0"}),
+        ("ip -6 route flush proto 76", {"route ::/0"}),
+        ("ip -4 route flush table main", {"route 192.0.2.0/24", "route 0.0.0.0/0"}),
+        ("ip -6 route flush table main", {"route 2001:db8::/64", "route fe80::/64", "route ::/0"}),
+        ("ip route replace default via 192.0.2.9 metric 100", {"route 0.0.0.0/0"}),
+        ("ip address change 192.0.2.7/24 dev up0 valid_lft 99 preferred_lft 99", ADDRESSES),
+        ("ip link set up0 down", {"link up0", *ROUTES, "address 2001:db8::7/64"}),
+        ("sysctl net.ipv6.conf.up0.accept_ra=2", {"sysctl net.ipv6.conf.up0.accept_ra"}),
+        (
+            "sysctl net.ipv6.conf.up0.disable_ipv6=1",
+            {
+                "sysctl net.ipv6.conf.up0.disable_ipv6",
+                "address 2001:db8::7/64",
+                "route ::/0",
+            },
+        ),
+        ("sysctl net.ipv4.conf.up0.rp_filter=1", {"sysctl net.ipv4.conf.up0.rp_filter"}),
+    ],
+)
+async def test_what_others_take_is_put_back(
+    command: str, put_back: set[str], tmp_path: Path
+) -> None:
+    """By one look, and the next finds nothing."""
+    async with running(BY_HAND, tmp_path) as node:
+        await node.has("192.0.2.7/24")
+        assert await node.keys() == set()
+        before = state()
+        if command.startswith("sysctl "):
+            path, value = command.removeprefix("sysctl ").split("=")
+            await asyncio.to_thread(Path("/proc/sys", *path.split(".")).write_text, value)
+        else:
+            sh(command)
+        # A lifetime is changed of one, and noticed of one.
+        expected = {"address 192.0.2.7/24"} if "valid_lft" in command else put_back
+        assert await node.keys() == expected
+        assert await node.keys() == set()
+        assert addresses(4) == {"192.0.2.7/24"}
+        assert addresses(6) == {"2001:db8::7/64"}
+        assert default_routes(4) == [_OURS]
+        assert default_routes(6) == [f"2001:db8::1 {allocs.ROUTE_PROTOCOL_UPLINK}"]
+        assert state() == before
+
+
+async def test_a_lease_is_put_back_for_the_rest_of_its_time(tmp_path: Path) -> None:
+    with leases({}):
+        async with running(BY_DHCP, tmp_path) as node:
+            await node.has("192.0.2.50/24")
+            sh("ip address flush dev up0")
+            assert {"address 192.0.2.50/24", "route 0.0.0.0/0"} <= await node.keys()
+            (found,) = json.loads(sh("ip -json -4 address show dev up0"))
+            assert 0 < found["addr_info"][0]["valid_life_time"] <= 60
+            assert default_routes() == [_OURS]
+
+
+async def test_a_restart_without_a_server(tmp_path: Path) -> None:
+    """Until one answers, the lease of before stays; the link is kept all the
+    same.
+    """
+    with leases({}) as server:
+        async with running(BY_DHCP, tmp_path) as node:
+            await node.has("192.0.2.50/24")
+        server.silent = True
+        while not server.seen.empty():
+            server.seen.get()
+        async with running(BY_DHCP, tmp_path) as node:
+            asked = await asyncio.to_thread(server.seen.get, True, LIMIT_S)
+            assert asked.requested == server.address
+            assert await node.keys() == set()
+            assert addresses() == {"192.0.2.50/24"}
+            sh("ip link set up0 down")
+            await asyncio.to_thread(Path("/proc/sys/net/ipv4/conf/up0/rp_filter").write_text, "1")
+            assert await node.keys() == {"link up0", "sysctl net.ipv4.conf.up0.rp_filter"}
+            server.silent = False
+            await node.has("192.0.2.50/24")
+            assert await node.keys() == set()
+
+
+async def test_what_is_not_allowed_is_left(tmp_path: Path) -> None:
+    """It is reported; the rest is put back."""
+    async with running(BY_HAND, tmp_path) as node:
+        await node.has("192.0.2.7/24")
+        sh("ip -4 route flush proto 76")
+        sh("ip -6 route flush proto 76")
+        repairs = await node.look("route 0.0.0.0/0")
+        assert {one.key: one.left for one in repairs} == {
+            "route 0.0.0.0/0": True,
+            "route ::/0": False,
+        }
+        assert default_routes(4) == []
+        assert await node.keys() == {"route 0.0.0.0/0"}
+
+
+async def test_what_is_refused_is_said(tmp_path: Path) -> None:
+    """The gateway cannot be reached without the address."""
+    async with running(BY_HAND, tmp_path) as node:
+        await node.has("192.0.2.7/24")
+        sh("ip -4 address flush dev up0")
+        repairs = {one.key: one for one in await node.look("address 192.0.2.7/24")}
+        assert repairs["address 192.0.2.7/24"].left
+        assert "add route 0.0.0.0/0" in repairs["route 0.0.0.0/0"].error
+
+
+async def test_name_servers_are_put_back(tmp_path: Path) -> None:
+    async with running(BY_HAND, tmp_path) as node:
+        await node.has("192.0.2.7/24")
+        wanted = node.resolv_conf.read_text()
+        assert "nameserver 192.0.2.53" in wanted
+        node.resolv_conf.write_text("nameserver 6.6.6.6\n")
+        assert await node.keys() == {f"file {node.resolv_conf}"}
+        assert node.resolv_conf.read_text() == wanted
+        node.resolv_conf.unlink()
+        assert await node.keys() == {f"file {node.resolv_conf}"}
+        assert node.resolv_conf.read_text() == wanted
+
+
+@contextlib.contextmanager
+def router(tmp_path: Path) -> Iterator[None]:
+    """Advertises; by itself once in ten minutes."""
+    with in_srv():
+        Path("/proc/sys/net/ipv6/conf/srv0/forwarding").write_text("1")
+    command = [
+        *("nsenter", "--net=/run/netns/srv", "dnsmasq", "--keep-in-foreground"),
+        *("--conf-file=/dev/null", "--port=0", "--user=root", "--group=", "--pid-file="),
+        *("--interface=srv0", "--log-facility=-", f"--dhcp-leasefile={tmp_path}/leases"),
+        *("--enable-ra", "--dhcp-range=2001:db8::,ra-only", "--ra-param=srv0,600,1800"),
+    ]
+    with (tmp_path / "dnsmasq.log").open("ab") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            yield
+            assert server.poll() is None, (tmp_path / "dnsmasq.log").read_text()
+        finally:
+            server.terminate()
+            server.wait(LIMIT_S)
+
+
+async def settled() -> None:
+    """Wait until the router's address and route are there."""
+    await until(lambda: bool(addresses(6) and default_routes(6)))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ip -6 address flush dev up0",
+        "ip -6 address flush dev up0 scope global",
+        "ip -6 route flush proto ra",
+    ],
+)
+async def test_router_advertisements_are_asked_for_again(command: str, tmp_path: Path) -> None:
+    """An uplink by router advertisements alone: no DHCP, nothing by hand."""
+    with router(tmp_path):
+        async with running(Interface("up0"), tmp_path) as node:
+            await settled()
+            assert await node.keys() == set()
+            sh(command)
+            (key,) = await node.keys()
+            assert key in {LINK_LOCAL, "router advertisements on up0"}
+            await settled()
+            assert await node.keys() == set()
+
+
+async def test_routers_that_are_silent_are_not_asked_for_ever(tmp_path: Path) -> None:
+    with router(tmp_path):
+        async with running(Interface("up0"), tmp_path) as node:
+            await settled()
+            assert await node.keys() == set()
+            sh("nft add table inet quiet")
+            sh("nft add chain inet quiet in { type filter hook prerouting priority 0 ; }")
+            sh("nft add rule inet quiet in icmpv6 type nd-router-advert drop")
+            try:
+                sh("ip -6 address flush dev up0 scope global")
+                sh("ip -6 route flush proto ra")
+                asked = [bool(await node.keys()) for _ in range(6)]
+                assert asked == [True, True, True, False, False, False]
+            finally:
+                sh("nft delete table inet quiet")
+
+
+async def test_a_link_that_is_renamed(tmp_path: Path) -> None:
+    """As udev does: the uplink follows, when it is not chosen by the name."""
+    with leases({}):
+        config = Interface(dhcp4=Dhcp4(), hardware_address=bytes.fromhex("020000000007"))
+        async with running(config, tmp_path) as node:
+            await node.has("192.0.2.50/24")
+            sh("ip link set up0 name up7")
+            status = await node.status.watch().get(
+                lambda now: now.link is not None and now.link.name == "up7" and bool(now.addresses)
+            )
+            assert [str(one) for one in status.addresses] == ["192.0.2.50/24"]
+            sh("ip -4 address flush dev up7")
+            assert "address 192.0.2.50/24" in await node.keys()
+
+
+async def test_a_link_that_comes_back(tmp_path: Path) -> None:
+    """With another index; nothing is put back on the one that is gone."""
+    with leases({}):
+        async with running(BY_DHCP, tmp_path) as node:
+            await node.has("192.0.2.50/24")
+            sh("ip link del up0")
+            await node.status.watch().get(lambda now: now.link is None)
+            assert await node.look() == ()
+    add_link()
+    with leases({}):
+        async with running(BY_DHCP, tmp_path) as node:
+            await node.has("192.0.2.50/24")
+
+
+async def test_another_mac(tmp_path: Path) -> None:
+    """Another client to the server, with the same link."""
+    with leases({}) as server:
+        async with running(BY_DHCP, tmp_path) as node:
+            await node.has("192.0.2.50/24")
+            sh("ip link set up0 address 02:00:00:00:00:08")
+            server.address = IPv4Address("192.0.2.51")
+            await node.has("192.0.2.51/24")
+            assert addresses() == {"192.0.2.51/24"}

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the uplink should have, put back when others took it.
+
+    Uplink -- aims --> UplinkWard <-- looks -- the reconciler
+                          |
+                    settings, link up, MTU, addresses, routes, name servers
+
+Others flush addresses and routes, set the link down, change its settings, or
+overwrite resolv.conf. Each look compares all of it with the kernel. A change
+under way (another lease, another configuration) and a look exclude each other:
+what is compared is always what was applied last.
+
+IPv6 by router advertisements is the kernel's: it is not known here what there
+should be. What a look saw and the next one does not see is asked for again,
+from the routers. They say what there is; if they are silent, there is nothing.
+A link-local address that is missing is made as the kernel makes it; by that it
+asks the routers itself. Switching IPv6 off and on would do the same, and take
+away all that is still there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+from pathlib import Path
+from typing import Final
+
+from metropolis.node import allocs
+from metropolis.node.core.network import sysctls
+from metropolis.node.core.network.reconcile.ward import Allow, Repair
+from metropolis.node.core.network.sysctls import Sysctl, SysctlError
+from osbase.net import addressing, mtu, solicit
+from osbase.net.addressing import Addressing
+from osbase.net.links import LinkState, state_of
+from osbase.netlink.errors import NetlinkError
+from osbase.netlink.message import Request
+from osbase.netlink.rtnl import (
+    AF_INET6,
+    RT_SCOPE_LINK,
+    Link,
+    add_address,
+    dump_addresses,
+    dump_routes,
+    get_link,
+    parse_address,
+    parse_link,
+    parse_route,
+    set_link_up,
+)
+from osbase.netlink.transport import NetlinkSocket
+
+METRIC: Final = 100
+"""Of routes by DHCP or by hand: preferred to those of router advertisements
+(1024), if there are both."""
+
+_RTPROT_RA: Final = 9
+_IFAPROT_KERNEL_RA: Final = 2
+_IFAPROT_KERNEL_LL: Final = 3
+_LINK_LOCAL_BITS: Final = 64
+_ADDR_GEN_MODE_NONE: Final = "1"
+_ASKED_AT_MOST: Final = 3
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What was applied last. addressing: by the time, since leases end; None
+    while it is not known, as until a server has answered after a restart. mtu:
+    the server's, bytes. names: what resolv.conf says.
+    """
+
+    link: LinkState
+    settings: tuple[Sysctl, ...]
+    advertised: bool
+    addressing: Callable[[float], Addressing] | None = None
+    mtu: int | None = None
+    mtu_by_hand: bool = False
+    resolv_conf: str = ""
+    names: str = ""
+
+
+class UplinkWard:
+    """A ward of network.reconcile. The uplink sets `aim`, with the lock."""
+
+    name: Final = "uplink"
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.aim: Aim | None = None
+        self._seen: set[str] = set()
+        self._asked = 0
+
+    def changing(self) -> AbstractContextManager[object]:
+        """Return what keeps looks away while the uplink is changed."""
+        return self._lock
+
+    def look(self, allow: Allow) -> Sequence[Repair]:
+        """See network.reconcile.ward."""
+        with self._lock:
+            aim = self.aim
+            if aim is None:
+                return ()
+            try:
+                return tuple(self._look(aim, allow))
+            except (NetlinkError, OSError) as error:
+                return (Repair(f"uplink {aim.link.name}", f"look at {aim.link.name}", str(error)),)
+
+    def _look(self, aim: Aim, allow: Allow) -> Iterator[Repair]:
+        with NetlinkSocket() as sock:
+            link = _link(sock, aim.link.ifindex)
+            if link is None or (link.name, link.mac) != (aim.link.name, aim.link.mac):
+                return  # gone, or another: the uplink notices by itself
+            for setting in aim.settings:
+                yield from _setting(setting, allow)
+            name = link.name
+            if not link.up:
+                yield _put_back(
+                    sock, f"link {name}", f"{name} was set down", [set_link_up(link.ifindex, name)],
+                    allow,
+                )  # fmt: skip
+            if aim.addressing is not None:
+                wanted = aim.addressing(time.monotonic())
+                yield from _configured(sock, link, aim, wanted, allow)
+            link = _link(sock, link.ifindex)
+            if link is not None and state_of(link).carrier and _has_ipv6(name):
+                yield from self._ipv6(sock, link, aim, allow)
+        if aim.addressing is not None:
+            yield from _names(aim, allow)
+
+    def _ipv6(self, sock: NetlinkSocket, link: Link, aim: Aim, allow: Allow) -> Iterator[Repair]:
+        addresses = [
+            one
+            for one in map(parse_address, sock.dump(dump_addresses(AF_INET6, link.ifindex)))
+            if one is not None and one.ifindex == link.ifindex and one.address.version == 6
+        ]
+        there = set()
+        if any(one.protocol == _IFAPROT_KERNEL_RA for one in addresses):
+            there.add("addresses")
+        for route in map(parse_route, sock.dump(dump_routes(AF_INET6, _RTPROT_RA))):
+            if route is not None and route.ifindex == link.ifindex:
+                there.add("routes")
+        lost = self._seen - there
+        if not any(one.address.is_link_local for one in addresses):
+            if _read(f"ipv6/conf/{link.name}/addr_gen_mode") == _ADDR_GEN_MODE_NONE:
+                return
+            own = link_local(link.mac)
+            request = add_address(
+                link.ifindex,
+                link.name,
+                own,
+                _LINK_LOCAL_BITS,
+                scope=RT_SCOPE_LINK,
+                no_dad=True,
+                protocol=_IFAPROT_KERNEL_LL,
+            )
+            what = f"{link.name} lacks a link-local address"
+            yield _put_back(sock, f"link-local address of {link.name}", what, [request], allow)
+        elif lost and aim.advertised and self._asked < _ASKED_AT_MOST:
+            # Nothing says that it is not the routers who took it back.
+            self._asked += 1
+            key = f"router advertisements on {link.name}"
+            what = f"{link.name} lost IPv6 {' and '.join(sorted(lost))} of routers"
+            if not allow(key):
+                yield Repair(key, what, left=True)
+                return
+            try:
+                solicit.solicit(link.ifindex, link.mac)
+                yield Repair(key, what)
+            except OSError as error:
+                yield Repair(key, what, f"ask the routers: {_errno(error)}")
+        if not lost or self._asked >= _ASKED_AT_MOST:
+            self._seen, self._asked = there, 0
+
+
+def link_local(mac: bytes) -> IPv6Address:
+    """Return the address the kernel makes of a MAC (RFC 4291, appendix A)."""
+    return IPv6Address(
+        b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+    )
+
+
+def _link(sock: NetlinkSocket, ifindex: int) -> Link | None:
+    try:
+        return parse_link(sock.get(get_link(ifindex)))
+    except NetlinkError:
+        return None
+
+
+def _put_back(
+    sock: NetlinkSocket, key: str, what: str, requests: Iterable[Request], allow: Allow
+) -> Repair:
+    if not allow(key):
+        return Repair(key, what, left=True)
+    try:
+        sock.batch(list(requests))
+    except NetlinkError as error:
+        return Repair(key, what, str(error))
+    return Repair(key, what)
+
+
+def _configured(
+    sock: NetlinkSocket, link: Link, aim: Aim, wanted: Addressing, allow: Allow
+) -> Iterator[Repair]:
+    """Put back what the configuration or a server gave."""
+    steps = mtu.steps(link, aim.mtu, allocs.UPLINK_MTU_MARK, by_hand=aim.mtu_by_hand)
+    if steps:
+        size = aim.mtu if aim.mtu is not None else "what it was"
+        what = f"MTU of {link.name} is {link.mtu}, not {size}"
+        yield _put_back(sock, f"MTU of {link.name}", what, steps, allow)
+    missing = addressing.missing(
+        sock,
+        link.ifindex,
+        link.name,
+        wanted,
+        protocol=allocs.ROUTE_PROTOCOL_UPLINK,
+        metric=METRIC,
+    )
+    for one in missing:
+        yield _put_back(sock, one.key, one.what, [one.request], allow)
+
+
+def _setting(setting: Sysctl, allow: Allow) -> Iterator[Repair]:
+    found = sysctls.differs(setting)
+    if found is None:
+        return
+    dotted = "net." + setting.path.replace("/", ".")
+    key, what = f"sysctl {dotted}", f"{dotted} is {found or 'missing'}, not {setting.value}"
+    if not allow(key):
+        yield Repair(key, what, left=True)
+        return
+    try:
+        sysctls.apply([setting])
+        yield Repair(key, what)
+    except SysctlError as error:
+        yield Repair(key, what, str(error))
+
+
+def _names(aim: Aim, allow: Allow) -> Iterator[Repair]:
+    path = aim.resolv_conf
+    try:
+        found = Path(path).read_text(encoding="utf-8", errors="replace")
+        what = f"{path} was overwritten"
+    except FileNotFoundError:
+        found, what = "", f"{path} was removed"
+    if found == aim.names:
+        return
+    key = f"file {path}"
+    if not allow(key):
+        yield Repair(key, what, left=True)
+        return
+    try:
+        replace_file(path, aim.names)
+        yield Repair(key, what)
+    except OSError as error:
+        yield Repair(key, what, f"write {path}: {_errno(error)}")
+
+
+def replace_file(path: str, text: str) -> None:
+    """Replace the file at once, for readers that look at any time."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f".{target.name}.new")
+    new.write_text(text)
+    new.chmod(0o644)
+    os.replace(new, target)
+
+
+def _has_ipv6(name: str) -> bool:
+    return _read(f"ipv6/conf/{name}/disable_ipv6") == "0"
+
+
+def _read(path: str) -> str:
+    try:
+        return Path("/proc/sys/net", path).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _errno(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, str(error))

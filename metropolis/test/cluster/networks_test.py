@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cluster whose pod networks overlap the underlay, and are corrected."""
+
+import asyncio
+
+import grpc
+import pytest
+
+from metropolis.node.core.curator import administration, keys, records
+from metropolis.node.core.curator.records import ClusterConfig, pod_network
+from metropolis.node.core.curator.transaction import Put, Transaction
+from metropolis.node.core.network.workloads.spec import workload_pb2
+from metropolis.test.launch.cluster import BODIES, Cluster
+from metropolis.test.launch.node import Node
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+NODES = 2
+LIMIT_S = 120.0
+# The lab's underlay is 198.51.100.0/24 and 2001:db8:51::/64.
+WRONG = (pod_network("198.51.0.0/16", 24), pod_network("2001:db8:51::/48", 64))
+RIGHT = (pod_network("10.201.0.0/16", 24), pod_network("fd00:10:201::/48", 64))
+
+
+async def problem(node: Node) -> str:
+    """Why Status is unavailable; "": it is OK."""
+    try:
+        await node.workloads.Status(workload_pb2.StatusRequest(), timeout=10)
+    except grpc.aio.AioRpcError as error:
+        return str(error.details())
+    return ""
+
+
+async def refuses_both(node: Node) -> None:
+    """Wait until Status names both networks."""
+    said = ""
+    async with asyncio.timeout(LIMIT_S):
+        while not all(f"pod prefix {one.prefix} overlaps" in said for one in WRONG):
+            await asyncio.sleep(0.2)
+            said = await problem(node)
+
+
+async def test_the_underlay_wins_and_a_correction_is_taken(cluster: Cluster) -> None:
+    """Nodes refuse the networks, keep etcd over a restart of node core, and
+    take the right ones at once.
+    """
+    nodes = [member.running for member in cluster.members.values()]
+    async with cluster.store() as store:
+        # `metroctl cluster set-networks` would not do it.
+        put = Put(keys.CLUSTER, records.encode_cluster(ClusterConfig(WRONG)))
+        assert await store.commit(Transaction({}, (put,))) is not None
+    for node in nodes:
+        await refuses_both(node)
+    rules = await nodes[0].shell("nft list ruleset")
+    assert "198.51." not in rules
+    routes = await nodes[0].shell("ip route show dev overlay; ip -6 route show dev overlay")
+    assert "198.51." not in routes
+    assert "2001:db8:51:" not in routes
+
+    # Another process, with the rules as they are at its start.
+    async with asyncio.timeout(LIMIT_S):
+        await nodes[0].shell(
+            "pid=/run/sv/node-core/supervise/pid; old=$(cat $pid); sv kill /run/sv/node-core; "
+            'until new=$(cat $pid) && [ -n "$new" ] && [ "$new" != "$old" ]; do sleep 0.2; done'
+        )
+    await refuses_both(nodes[0])
+
+    async with cluster.store() as store:
+        assert await administration.set_networks(store, RIGHT)
+    for member in cluster.members.values():
+        await member.running.wait_ready(LIMIT_S)
+        assert member.pod is not None, "every node has one"
+        await member.running.cri.remove_pod(member.pod.id)
+        member.pod = None
+    await cluster.run_pods()
+    for place in cluster.places:
+        assert place.pod.ipv4 in RIGHT[0].prefix
+    found = await cluster.reach(max(BODIES))
+    assert [f"{check.name}: {check.detail}" for check in found if not check.ok] == []

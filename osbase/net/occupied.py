@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which addresses are in use on a host's links, whoever gave them: DHCP, people
+and router advertisements alike.
+
+    addresses                 the address itself, and the network on its link
+    routes of the main table  on a link: a network; through gateways, or a
+                              tunnel: where to; each gateway
+
+Left out is what says nothing of where others are: default routes, link-local
+and multicast networks, routes that are not unicast; also the links and route
+protocols that the caller names as its own, which may be thousands. `changes`
+filters those in the kernel, so that they wake nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import enum
+import errno
+import socket
+import struct
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Final
+
+from osbase.netlink.errors import BatchError
+from osbase.netlink.message import Message
+from osbase.netlink.rtnl import (
+    AF_INET,
+    AF_INET6,
+    IFA_F_NOPREFIXROUTE,
+    RT_SCOPE_LINK,
+    RT_TABLE_MAIN,
+    RTM_DELADDR,
+    RTM_DELROUTE,
+    RTM_NEWADDR,
+    RTM_NEWROUTE,
+    RTN_UNICAST,
+    RTNLGRP_IPV4_IFADDR,
+    RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV6_IFADDR,
+    RTNLGRP_IPV6_ROUTE,
+    Address,
+    Link,
+    Route,
+    dump_addresses,
+    dump_routes,
+    get_link,
+    parse_address,
+    parse_link,
+    parse_route,
+)
+from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
+
+type IPAddress = IPv4Address | IPv6Address
+type IPNetwork = IPv4Network | IPv6Network
+
+_IFF_POINTOPOINT: Final = 0x10
+_RTPROT_KERNEL: Final = 2
+_SO_ATTACH_FILTER: Final = 26
+_GROUPS: Final = (
+    RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE,
+)  # fmt: skip
+
+
+class Kind(enum.Enum):
+    """How something is in use."""
+
+    NETWORK = "network"
+    """Its addresses are on the link."""
+    ADDRESS = "address"
+    """Of the host itself."""
+    ROUTE = "route"
+    """Its addresses are behind a gateway, or at the other end of a tunnel."""
+    GATEWAY = "gateway"
+
+
+@dataclass(frozen=True)
+class Occupied:
+    """Something in use. origin: the protocol number of what it comes of, a
+    route's (rtm_protocol) or an address's (IFA_PROTO); by_address says which.
+    gateway: of a route, one of them; None: of a tunnel.
+    """
+
+    kind: Kind
+    network: IPNetwork
+    link: str
+    origin: int
+    by_address: bool
+    gateway: IPAddress | None = None
+
+
+def look(*, own_groups: Collection[int], own_protocols: Collection[int]) -> tuple[Occupied, ...]:
+    """Ask the kernel. own_groups, own_protocols: links and routes to leave out.
+
+    Addresses come first, for what is in use by both. Blocks. Raises
+    NetlinkError.
+    """
+    with NetlinkSocket() as sock:
+        links = _Links(sock, own_groups)
+        found: dict[tuple[Kind, IPNetwork, str], Occupied] = {}
+        for one in (*_by_addresses(sock, links), *_by_routes(sock, links, own_protocols)):
+            if _tells(one.network):
+                found.setdefault((one.kind, one.network, one.link), one)
+        return tuple(found.values())
+
+
+async def changes(own_protocols: Collection[int]) -> AsyncGenerator[None]:
+    """Yield once at first, when the subscription is made, and then whenever
+    `look` may have another answer. Close it. Raises OSError.
+    """
+    loop = asyncio.get_running_loop()
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+    ) as events:
+        _attach_filter(events, own_protocols)
+        events.bind((0, 0))
+        for group in _GROUPS:
+            events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        while True:
+            yield
+            await _next(loop, events)
+            # What is there already is one change. After an overrun, the kernel
+            # tells nothing more until all is read (af_netlink.c).
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    _receive(events)
+
+
+async def _next(loop: asyncio.AbstractEventLoop, events: socket.socket) -> None:
+    try:
+        await loop.sock_recv(events, 1)
+    except OSError as error:
+        if error.errno != errno.ENOBUFS:
+            raise
+
+
+def _receive(events: socket.socket) -> None:
+    try:
+        events.recv(1)
+    except OSError as error:
+        if error.errno != errno.ENOBUFS:
+            raise
+
+
+def _tells(network: IPNetwork) -> bool:
+    quiet = network.is_link_local and network.version == 6
+    return bool(network.prefixlen) and not quiet and not network.is_multicast
+
+
+class _Links:
+    """Links by index, each asked for once; None: to be left out."""
+
+    def __init__(self, sock: NetlinkSocket, own_groups: Collection[int]) -> None:
+        self._sock = sock
+        self._own_groups = own_groups
+        self._found: dict[int, Link | None] = {}
+
+    def get(self, ifindex: int) -> Link | None:
+        if ifindex not in self._found:
+            self._found[ifindex] = self._ask(ifindex)
+        return self._found[ifindex]
+
+    def _ask(self, ifindex: int) -> Link | None:
+        try:
+            link = parse_link(self._sock.get(get_link(ifindex)))
+        except BatchError as error:
+            if all(one.errno == errno.ENODEV for one in error.errors):
+                return None
+            raise
+        return None if link.group in self._own_groups else link
+
+
+def _by_addresses(sock: NetlinkSocket, links: _Links) -> Iterator[Occupied]:
+    for family in (AF_INET, AF_INET6):
+        for message in sock.dump(dump_addresses(family, 0)):
+            # Every link has one: not worth the parsing.
+            if family == AF_INET6 and message.body[3] == RT_SCOPE_LINK:
+                continue
+            address = parse_address(message)
+            if address is not None and (link := links.get(address.ifindex)) is not None:
+                yield from _of_address(address, link.name)
+
+
+def _of_address(address: Address, name: str) -> Iterator[Occupied]:
+    if not address.flags & IFA_F_NOPREFIXROUTE:
+        there = address.peer or address.address
+        network = ip_network((there, address.prefix_length), strict=False)
+        if network.prefixlen < network.max_prefixlen or there is address.peer:
+            yield Occupied(Kind.NETWORK, network, name, address.protocol, True)
+    yield Occupied(Kind.ADDRESS, ip_network(address.address), name, address.protocol, True)
+
+
+def _by_routes(
+    sock: NetlinkSocket, links: _Links, own_protocols: Collection[int]
+) -> Iterator[Occupied]:
+    for family in (AF_INET, AF_INET6):
+        for message in sock.dump(dump_routes(family, 0)):
+            if _is_foreign(message, own_protocols) and (route := parse_route(message)) is not None:
+                yield from _of_route(route, links)
+
+
+def _is_foreign(message: Message, own_protocols: Collection[int]) -> bool:
+    table, protocol, kind = message.body[4], message.body[5], message.body[7]
+    return table == RT_TABLE_MAIN and kind == RTN_UNICAST and protocol not in own_protocols
+
+
+def _of_route(route: Route, links: _Links) -> Iterator[Occupied]:
+    hops: Iterable[tuple[int, IPAddress | None]] = route.hops
+    if route.ifindex is not None:
+        hops = ((route.ifindex, route.gateway),)
+    for ifindex, gateway in hops:
+        # Every link of a workload has a route to fe80::1.
+        worth = _tells(route.destination) or gateway is not None
+        link = links.get(ifindex) if worth else None
+        if link is None:
+            continue
+        # Of a tunnel, the kernel's own route is its address's network.
+        tunnel = link.flags & _IFF_POINTOPOINT and route.protocol != _RTPROT_KERNEL
+        kind = Kind.NETWORK if gateway is None and not tunnel else Kind.ROUTE
+        yield Occupied(kind, route.destination, link.name, route.protocol, False, gateway)
+        if gateway is not None:
+            yield Occupied(Kind.GATEWAY, ip_network(gateway), link.name, route.protocol, False)
+
+
+def _attach_filter(events: socket.socket, own_protocols: Collection[int]) -> None:
+    """Drop in the kernel what an attach of a workload makes: link-local IPv6
+    addresses and routes, and routes of the protocols; also other tables'.
+
+    Classic BPF loads big-endian: what is in host order is compared swapped. It
+    sees a struct nlmsghdr of 16 bytes, and behind it a struct ifaddrmsg or a
+    struct rtmsg of 12 bytes with its attributes. An IPv6 route has RTA_TABLE
+    first, then RTA_DST, at byte 36.
+    """
+    program = _Program()
+    program.load_half(4)  # nlmsg_type
+    for kind in (RTM_NEWADDR, RTM_DELADDR):
+        program.jump_if_equal(socket.htons(kind), "address")
+    for kind in (RTM_NEWROUTE, RTM_DELROUTE):
+        program.jump_if_equal(socket.htons(kind), "route")
+    program.end(accept=True)
+
+    program.label("address")
+    program.load_byte(16)  # ifa_family
+    program.jump_unless_equal(AF_INET6, "accept")
+    program.load_byte(19)  # ifa_scope
+    program.jump_if_equal(RT_SCOPE_LINK, "drop")
+    program.end(accept=True)
+
+    program.label("route")
+    program.load_byte(20)  # rtm_table
+    program.jump_unless_equal(RT_TABLE_MAIN, "drop")
+    program.load_byte(21)  # rtm_protocol
+    for protocol in own_protocols:
+        program.jump_if_equal(protocol, "drop")
+    program.load_byte(16)  # rtm_family
+    program.jump_unless_equal(AF_INET6, "accept")
+    program.load_half(38)  # the second attribute's type
+    program.jump_unless_equal(socket.htons(1), "accept")  # RTA_DST
+    program.load_half(40)
+    program.mask(0xFFC0)
+    program.jump_if_equal(0xFE80, "drop")
+
+    program.label("accept")
+    program.end(accept=True)
+    program.label("drop")
+    program.end(accept=False)
+    code = program.assemble()
+    buffer = ctypes.create_string_buffer(code, len(code))
+    descriptor = struct.pack("HL", len(code) // 8, ctypes.addressof(buffer))
+    events.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)
+
+
+class _Program:
+    """Classic BPF with labels (linux/filter.h); jumps are forward."""
+
+    def __init__(self) -> None:
+        self._code: list[tuple[int, str, str, int]] = []  # then, else: labels, or next
+        self._labels: dict[str, int] = {}
+
+    def load_half(self, offset: int) -> None:
+        self._code.append((0x28, "", "", offset))
+
+    def load_byte(self, offset: int) -> None:
+        self._code.append((0x30, "", "", offset))
+
+    def mask(self, bits: int) -> None:
+        self._code.append((0x54, "", "", bits))
+
+    def jump_if_equal(self, value: int, label: str) -> None:
+        self._code.append((0x15, label, "", value))
+
+    def jump_unless_equal(self, value: int, label: str) -> None:
+        self._code.append((0x15, "", label, value))
+
+    def end(self, *, accept: bool) -> None:
+        self._code.append((0x06, "", "", 0xFFFFFFFF if accept else 0))
+
+    def label(self, name: str) -> None:
+        self._labels[name] = len(self._code)
+
+    def assemble(self) -> bytes:
+        code = b""
+        for index, (operation, then, otherwise, value) in enumerate(self._code):
+            near = [self._labels[name] - index - 1 if name else 0 for name in (then, otherwise)]
+            code += struct.pack("=HBBI", operation, *near, value)
+        return code
