@@ -183,14 +183,17 @@ def test_an_attach_is_not_told_and_a_removal_is(heard: Heard) -> None:
                 here.batch(batches.commit(made, ipv6=True))
             assert heard.all() == []
             here.batch([rtnl.del_link(102, "wl1")])
-    assert {index for _, index in heard.all()} == {102}
+            assert {index for _, index in heard.all()} == {102}
+            # Now, and not some time after the namespace is closed.
+            here.batch([rtnl.del_links_by_group(allocs.LINK_GROUP_WORKLOAD)])
     ip(f"address del {allocs.FIRST_HOP_IPV4}/32 dev lo")
     os.close(other)
     os.close(home)
 
 
-def test_rules_events(heard: Heard) -> None:
+def test_rules_events() -> None:
     """Every commit."""
+    heard = Heard()
     events = watch.rules_events(heard.put, heard.overrun)
     events.start()
     for command in ("add table inet t", "flush ruleset"):
