@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from build.lint import rules, tools, tree
+from build.lint import claims, rules, tools, tree
 
 LICENCE = "SPDX-License-Identifier: Apache-2.0"
 PROTO = """\
@@ -195,3 +195,74 @@ def test_hosts_in_settings() -> None:
     apt = "deb [signed-by=/x] http://user:secret@mirror.example.test/debian forky main"
     pip = "extra-index-url = https://pip.example.test:8080/simple file:///some/where"
     assert rules.hosts_in(apt + "\n" + pip) == {"mirror.example.test", "pip.example.test"}
+
+
+A, B = "`a_test.py::test_a`", "`a_test.py::test_b`"
+CLAIMS = f"""\
+| id | claim | against | direction | families | where | tests |
+|---|---|---|---|---|---|---|
+| a-1 | No. | pod, node | pod → node, pod → outside | IPv4, IPv6 | single, cluster | {A} |
+| b | Nor that. | user | node → service | none | single | {B}<br>{A} |
+"""
+CLAIM_TESTS = """\
+async def test_a(): ...
+@pytest.mark.parametrize("x", [1])
+def test_b(x): ...
+@pytest.mark.skipif(True, reason="no")
+def test_skipped(): ...
+class T:
+    def test_inner(self): ...
+"""
+
+
+def claim_findings(page: str) -> list[str]:
+    return list(claims.check("S.md", page, {"a_test.py": CLAIM_TESTS}.get))
+
+
+def test_claims() -> None:
+    assert claim_findings(CLAIMS) == []
+    assert claim_findings(f"# Title\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n{CLAIMS}\nend\n") == []
+    parsed, _ = claims.parse(CLAIMS)
+    assert [(c.ident, c.where, c.tests) for c in parsed] == [
+        ("a-1", ("single", "cluster"), ("a_test.py::test_a",)),
+        ("b", ("single",), ("a_test.py::test_b", "a_test.py::test_a")),
+    ]
+    assert parsed[0].directions == ("pod → node", "pod → outside")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "finding"),
+    [
+        ("a_test.py::test_a` |\n| b", "b_test.py::test_a` |\n| b", "S.md:3: a-1: there is no b_t"),
+        ("::test_b`", "::test_gone`", "S.md:4: b: a_test.py has no test_gone"),
+        ("::test_b`", "::test_inner`", "has no test_inner"),
+        ("::test_b`", "::test_skipped`", "test_skipped is skipped"),
+        ("`a_test.py::test_b`<br>`a_test.py::test_a`", "", "names no test"),
+        ("`a_test.py::test_b`<br>", "a_test.py::test_b ", "is no `PATH_test.py::test_NAME`"),
+        ("`a_test.py::test_b`<br>", "`a_test.py::test_a`<br>", "names a test twice"),
+        ("| b |", "| a-1 |", "claim a-1 is there twice"),
+        ("| b |", "| B |", "id 'B'"),
+        ("Nor that.", "", "claims nothing"),
+        ("| user |", "|  |", "against: want"),
+        ("| user |", "| thief |", "against: want"),
+        ("node → service", "", "direction: there is none"),
+        ("node → service", "in", "direction 'in'"),
+        ("node → service", "node → moon", "direction 'node → moon'"),
+        ("| none |", "|  |", "families ''"),
+        ("single, cluster", "single, single", "where: want"),
+        ("single, cluster", "", "where: want"),
+        ("| single | `", "| `", "has 6 columns"),
+        ("| where |", "| place |", "has 0 tables"),
+        ("| b |", "\n" + CLAIMS.split("| b |")[0] + "| b |", "has 2 tables"),
+    ],
+)
+def test_claims_that_are_not_whole(old: str, new: str, finding: str) -> None:
+    assert CLAIMS.count(old) == 1
+    found = claim_findings(CLAIMS.replace(old, new))
+    assert any(finding in one for one in found), found
+
+
+def test_a_page_without_claims() -> None:
+    assert claim_findings("# Security\n") != []
+    header = "\n".join(CLAIMS.splitlines()[:2])
+    assert claim_findings(header) == ["S.md:1: has no claim"]

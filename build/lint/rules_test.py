@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own rules over the tree: licences, layering, nothing of one machine."""
+"""Our own rules over the tree: licences, layering, nothing of one machine, no
+claim without its test.
+"""
 
 import glob
 import pathlib
@@ -7,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
-from build.lint import rules, tree
+from build.lint import claims, rules, tree
 
 
 def check(rule: Callable[[str, str], Iterable[str]]) -> None:
@@ -49,3 +51,17 @@ def test_nothing_of_one_machine() -> None:
         return rules.machine_specific(path, text, hosts)
 
     check(rule)
+
+
+def test_each_claim_has_its_tests() -> None:
+    root = tree.workspace()
+    tracked = set(tree.files(root))
+
+    def read(path: str) -> str | None:
+        return (root / path).read_text() if path in tracked else None
+
+    page = read(claims.PAGE)
+    assert page is not None
+    found = list(claims.check(claims.PAGE, page, read))
+    if found:
+        pytest.fail("\n".join(found), pytrace=False)

@@ -27,7 +27,17 @@ def py_binary(name, visibility = _PUBLIC, env = {}, **kwargs):
         **kwargs
     )
 
-def py_pytest(name, srcs, deps = [], data = [], args = [], env = {}, netns = False, tags = [], **kwargs):
+def py_pytest(
+        name,
+        srcs,
+        deps = [],
+        data = [],
+        args = [],
+        env = {},
+        netns = False,
+        tags = [],
+        visibility = _PUBLIC,
+        **kwargs):
     """Runs srcs by pytest; pytest, pytest-asyncio and hypothesis are there.
 
     Args:
@@ -41,6 +51,7 @@ def py_pytest(name, srcs, deps = [], data = [], args = [], env = {}, netns = Fal
         an empty /run and a /sys that shows the new network; all interfaces
         are new and down, as after `unshare -Urnm`
       tags: as for any test
+      visibility: public, as //metropolis/test/security:claims runs some
       **kwargs: size, timeout, flaky, shard_count ... as for any test
     """
     modules = [src for src in srcs if not src.endswith("conftest.py")]
@@ -59,5 +70,6 @@ def py_pytest(name, srcs, deps = [], data = [], args = [], env = {}, netns = Fal
         args = (["--netns"] if netns else []) + ["$(rootpath %s)" % module for module in modules] + args,
         env = env,
         tags = tags,
+        visibility = visibility,
         **kwargs
     )

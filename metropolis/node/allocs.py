@@ -90,8 +90,8 @@ Used by: the node's rule set."""
 
 EPHEMERAL_PORTS: Final = (32768, 60999)
 """First and last port of the connections that the node itself begins; the
-kernel's default, pinned. Set by: network service (net.ipv4.ip_local_port_range).
-Matched by: the node's rule set."""
+kernel's default, pinned. Set by: network service, in sysctls. Matched by: the
+node's rule set."""
 
 CURATOR_PORT: Final = 2379
 """TCP port of etcd, where an endpoint names none. Connected to by: curator."""
@@ -100,6 +100,10 @@ CURATOR_PORT: Final = 2379
 
 NFTABLES_TABLE: Final = "metropolis"
 """The `inet` table with the node's static rules. Owned by: network.rules."""
+
+REFUSED_LINKS: Final = "refused_links"
+"""The set of that table with the links, by index and each with a timeout, whose
+new flows are refused. Made by: network.rules. Filled by: network.conntrack."""
 
 # --- Files and sockets on the node. -------------------------------------------
 

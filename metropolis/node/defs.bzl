@@ -20,6 +20,7 @@ NODE_MODULES = [
     "wireguard",
     # Rules
     "nf_conntrack",
+    "nf_conntrack_netlink",
     "nf_nat",
     "nf_tables",
     "nft_chain_nat",
@@ -27,7 +28,9 @@ NODE_MODULES = [
     "nft_fib_inet",
     "nft_fib_ipv4",
     "nft_fib_ipv6",
+    "nft_limit",
     "nft_masq",
+    "nft_socket",
     # Looking at sockets and packets
     "inet_diag",
     "netlink_diag",

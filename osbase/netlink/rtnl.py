@@ -13,8 +13,6 @@ from ipaddress import (
     IPv4Network,
     IPv6Address,
     IPv6Network,
-    ip_address,
-    ip_network,
 )
 from typing import NamedTuple
 
@@ -53,6 +51,7 @@ AF_INET = 2
 AF_INET6 = 10
 
 IFF_UP = 1
+IFF_NOARP = 0x80
 IFA_F_TEMPORARY = 0x01  # IPv6; of IPv4 the same bit is IFA_F_SECONDARY
 IFA_F_NODAD = 0x02
 IFA_F_DADFAILED = 0x08
@@ -92,9 +91,15 @@ IFLA_INFO_DATA = 2
 VETH_INFO_PEER = 1
 IFLA_INET_CONF = 1
 IPV4_DEVCONF_RP_FILTER = 8
+IFLA_INET6_CONF = 2
 IFLA_INET6_ADDR_GEN_MODE = 8
 IN6_ADDR_GEN_MODE_NONE = 1
 RTEXT_FILTER_SKIP_STATS = 8
+# Settings of a link, as in /proc/sys/net/ipv4/conf (linux/ip.h) and
+# /proc/sys/net/ipv6/conf (linux/ipv6.h).
+IPV4_DEVCONF_FORWARDING = 1
+IPV4_DEVCONF_ARP_IGNORE = 19
+DEVCONF_DISABLE_IPV6 = 26
 
 ALTIFNAMSIZ = 128  # with the final NUL
 
@@ -219,6 +224,13 @@ def set_link_alias(
     return Request(RTM_NEWLINK, 0, body, "set alias of {}", (name,))
 
 
+def set_link_no_ipv6_address(ifindex: int, name: str) -> Request:
+    """The kernel makes no link-local address of its own any more."""
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0)
+    body += attrs.nested(IFLA_AF_SPEC, _NO_IPV6_ADDRESS)
+    return Request(RTM_NEWLINK, 0, body, "set no IPv6 addresses of {}", (name,))
+
+
 def add_link_altnames(ifindex: int, name: str, *altnames: str) -> Request:
     """EEXIST: one of the names is taken; those before it were added."""
     names = [attrs.text(IFLA_ALT_IFNAME, altname.encode()) for altname in altnames]
@@ -241,6 +253,42 @@ def set_link_mac(ifindex: int, name: str, mac: bytes) -> Request:
 def set_link_group(ifindex: int, name: str, group: int) -> Request:
     body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.u32(IFLA_GROUP, group)
     return Request(RTM_NEWLINK, 0, body, "set group of {}", (name,))
+
+
+def rename_link(ifindex: int, name: str) -> Request:
+    """EEXIST: the name is taken. Since Linux 6.2 also of a link that is up."""
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.text(IFLA_IFNAME, name.encode())
+    return Request(RTM_NEWLINK, 0, body, "rename link {} to {}", (ifindex, name))
+
+
+def set_link_mac(ifindex: int, name: str, mac: bytes) -> Request:
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.attr(IFLA_ADDRESS, mac)
+    return Request(RTM_NEWLINK, 0, body, "set MAC of {}", (name,))
+
+
+def set_link_mtu(ifindex: int, name: str, mtu: int) -> Request:
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.u32(IFLA_MTU, mtu)
+    return Request(RTM_NEWLINK, 0, body, "set MTU of {} to {}", (name, mtu))
+
+
+def set_link_master(ifindex: int, name: str, master: int) -> Request:
+    """master 0: none."""
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attrs.u32(IFLA_MASTER, master)
+    return Request(RTM_NEWLINK, 0, body, "set master of {} to {}", (name, master))
+
+
+def set_link_arp(ifindex: int, name: str) -> Request:
+    """Make it ask for and answer to ARP and neighbour solicitations."""
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, IFF_NOARP)
+    return Request(RTM_NEWLINK, 0, body, "set ARP of {}", (name,))
+
+
+def set_link_ipv4_setting(ifindex: int, name: str, setting: int, value: int) -> Request:
+    """setting: IPV4_DEVCONF_."""
+    conf = attrs.nested(IFLA_INET_CONF, attrs.u32(setting, value))
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0)
+    body += attrs.nested(IFLA_AF_SPEC, attrs.nested(AF_INET, conf))
+    return Request(RTM_NEWLINK, 0, body, "set IPv4 setting {} of {} to {}", (setting, name, value))
 
 
 def set_group_by_altname(altname: str, group: int) -> Request:
@@ -445,7 +493,8 @@ class Link:
     that a VLAN is on. peer_netns: the id of that namespace in this one; None
     when it is this one. master: index of the bond or bridge that it belongs to.
     data: the attributes of its kind (IFLA_INFO_DATA). permanent_mac: that of
-    the hardware, whatever it uses now.
+    the hardware, whatever it uses now. settings: those of its IP versions
+    (IFLA_AF_SPEC); see ipv4_setting.
     """
 
     ifindex: int
@@ -462,10 +511,39 @@ class Link:
     master: int | None = None
     data: bytes = b""
     permanent_mac: bytes = b""
+    settings: bytes = b""
 
     @property
     def up(self) -> bool:
         return bool(self.flags & IFF_UP)
+
+    @property
+    def arp(self) -> bool:
+        return not self.flags & IFF_NOARP
+
+    def ipv4_setting(self, setting: int) -> int | None:
+        """IPV4_DEVCONF_; None: the kernel does not say."""
+        # The kernel's numbers begin with 1.
+        return _setting(self.settings, AF_INET, IFLA_INET_CONF, setting - 1)
+
+    def ipv6_setting(self, setting: int) -> int | None:
+        """DEVCONF_; None: the link has no IPv6, or the kernel."""
+        return _setting(self.settings, AF_INET6, IFLA_INET6_CONF, setting)
+
+    @property
+    def ipv6_addresses(self) -> bool:
+        """Whether the kernel gives it link-local addresses of its own."""
+        found = attrs.parse(attrs.parse(self.settings).get(AF_INET6, b""))
+        mode = found.get(IFLA_INET6_ADDR_GEN_MODE)
+        return bool(mode) and mode != bytes([IN6_ADDR_GEN_MODE_NONE])
+
+
+def _setting(settings: bytes, family: int, kind: int, number: int) -> int | None:
+    values = attrs.parse(attrs.parse(settings).get(family, b"")).get(kind, b"")
+    if len(values) < 4 * number + 4:
+        return None
+    value: int = _I32.unpack_from(values, 4 * number)[0]
+    return value
 
 
 def _names(payload: bytes) -> str:
@@ -501,6 +579,7 @@ def parse_link(message: Message) -> Link:
         master=None if master is None else attrs.to_u32(master),
         data=info.get(IFLA_INFO_DATA, b""),
         permanent_mac=found.get(IFLA_PERM_ADDRESS, b""),
+        settings=found.get(IFLA_AF_SPEC, b""),
     )
 
 
@@ -555,7 +634,7 @@ _WIDTHS = {AF_INET: 4, AF_INET6: 16}  # bytes of an address
 def _to_ip(family: int, packed: bytes) -> IPAddress:
     if len(packed) != _WIDTHS[family]:
         raise ProtocolError(f"an address of {len(packed)} bytes in family {family}")
-    return ip_address(packed)
+    return IPv4Address(packed) if family == AF_INET else IPv6Address(packed)
 
 
 @dataclass(frozen=True)
@@ -589,7 +668,9 @@ def parse_route(message: Message) -> Route | None:
         return _to_ip(family, found[kind]) if kind in found else None
 
     try:
-        destination = ip_network((_to_ip(family, packed), bits))
+        # Not ip_network, which goes by way of text: a dump has thousands.
+        network = IPv4Network if family == AF_INET else IPv6Network
+        destination = network((int(_to_ip(family, packed)), bits))
     except ValueError as error:
         raise ProtocolError(f"a route destination: {error}") from error
     return Route(

@@ -53,6 +53,7 @@ RECEIVE_SIZE = 32768  # the kernel fills a dump's datagrams up to this
 DUMP_ATTEMPTS = 10
 DEFAULT_TIMEOUT_S = 5.0
 
+_LAST = (NLMSG_DONE, NLMSG_ERROR)  # of the messages of a dump
 _ACK = struct.Struct("=IHHIIi")  # an NLMSG_ERROR up to its errno
 _ACK_SIZE = 36  # of one for a success: it repeats the request's header
 
@@ -194,8 +195,35 @@ class NetlinkSocket:
                     raise ProtocolError(f"{request.what}: acknowledged without an answer")
                 return found
 
+    def stream(self, request: Request) -> Iterator[Message]:
+        """The objects of a kind as they come, for dumps too large to keep.
+
+        What changes meanwhile may be missing or come twice. A reader that
+        stops before the end has to close the socket. Raises BatchError when
+        refused.
+        """
+        for message in self._answers(request):
+            if message.kind not in _LAST:
+                yield message
+
     def _dump_once(self, request: Request) -> list[Message] | None:
         """None: interrupted, try again."""
+        found: list[Message] = []
+        intact = True
+        try:
+            for message in self._answers(request):
+                if message.flags & NLM_F_DUMP_INTR:
+                    intact = False
+                if message.kind not in _LAST:
+                    found.append(message)
+        except BatchError as error:
+            if error.errors[0].errno == errno.EINTR:
+                return None
+            raise
+        return found if intact else None
+
+    def _answers(self, request: Request) -> Iterator[Message]:
+        """The messages of a dump, the last one (NLMSG_DONE) included."""
         sequence = self._take_sequence(1)
         header = HEADER.pack(
             16 + len(request.body),
@@ -206,23 +234,18 @@ class NetlinkSocket:
         )
         self._send(header + request.body, request)
         deadline = time.monotonic() + self._timeout_s
-        found: list[Message] = []
-        intact = True
         while True:
             for message in self._receive(deadline, request):
                 if message.sequence != sequence:
                     continue
-                if message.flags & NLM_F_DUMP_INTR:
-                    intact = False
-                if message.kind not in (NLMSG_DONE, NLMSG_ERROR):
-                    found.append(message)
+                if message.kind not in _LAST:
+                    yield message
                     continue
                 number, text = error_of(message)
-                if number == errno.EINTR:
-                    return None
                 if number:
                     raise BatchError([RequestError(0, request.what, number, text)])
-                return found if intact else None
+                yield message
+                return
 
     def _take_sequence(self, count: int) -> int:
         first = self._sequence

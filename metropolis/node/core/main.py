@@ -125,12 +125,16 @@ async def _serve(config: NodeConfig, runtime_dir: str, state_dir: str) -> int:
 
     pod_prefixes = event.Value[PodPrefixes]("pod prefixes")
     membership = None
+    own_cgroup = None
     if config.cluster is None:
         # On a node of its own, the configuration is who knows the prefixes.
         pod_prefixes.set(config.network.pods)
     else:
+        from metropolis.node.core import cgroup
         from metropolis.node.core.cluster import Membership
 
+        # Before the connections to etcd that it is to tell.
+        own_cgroup = cgroup.own()
         membership = Membership(config.cluster, pod_prefixes)
     paths = Paths(
         workload_socket=os.path.join(runtime_dir, os.path.basename(allocs.WORKLOAD_SOCKET)),
@@ -141,7 +145,7 @@ async def _serve(config: NodeConfig, runtime_dir: str, state_dir: str) -> int:
         state_dir=state_dir,
     )
     network = NetworkService(
-        config.network, pod_prefixes, paths, membership.link if membership else None
+        config.network, pod_prefixes, paths, membership.link if membership else None, own_cgroup
     )
 
     async def root(ctx: Context) -> None:

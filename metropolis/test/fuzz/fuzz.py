@@ -26,6 +26,7 @@ from metropolis.test.fuzz import corpus
 
 _NAMES = (
     "netlink_messages",
+    "tracked_flows",
     "netlink_conversation",
     "cni_frame",
     "cni_execution",

@@ -15,12 +15,13 @@ from metropolis.node.core.network.cni import protocol, result
 from metropolis.node.core.network.cni import wire as cni_wire
 from metropolis.node.core.network.cni.protocol import Add, CniError
 from metropolis.node.core.network.overlay.mesh import Identity, Peer
-from metropolis.node.core.network.workloads import names, recovery, wire
+from metropolis.node.core.network.workloads import names, recovery, repairs, wire
 from metropolis.node.core.network.workloads.engine import Engine
 from metropolis.node.core.network.workloads.errors import InvalidArgument, WorkloadError
 from metropolis.node.core.network.workloads.model import Attachment, routes_of
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.node.core.network.workloads.testing.fake import FakeDatapath, FakeKernel
+from osbase.conntrack import sources
 from osbase.net.dhcp4 import lease, packet
 from osbase.net.dhcp4.machine import Machine
 from osbase.netlink import message, rtnl
@@ -50,11 +51,13 @@ def netlink_messages(data: bytes) -> None:
         with contextlib.suppress(ProtocolError):
             links.append(rtnl.parse_link(one))
     for link in links:
-        record = names.parse_altnames(link.altnames)
-        if record is not None:
-            again = names.record_altname(record.ifindex, record.mac, record.request, record.ips)
-            key = names.key_altname(record.netns_cookie, record.if_name)
-            assert names.parse_altnames([key, again]) == record
+        record = recovery.record_of(link)
+        if record is not None and record.workload_id:
+            again = dataclasses.replace(link, altnames=names.altnames_of(record))
+            assert recovery.record_of(again) == record
+            seen = repairs.Seen({record.host_ifindex: link}, {}, {}, forwards=True)
+            with contextlib.suppress(ProtocolError):
+                repairs.mends(record, seen, replace=True)
     recovery.plan(links, set())
 
 
@@ -79,6 +82,18 @@ class _Script:
 
     def close(self) -> None:
         pass
+
+
+def tracked_flows(data: bytes) -> None:
+    """A datagram of a dump of conntrack: whoever is counted is counted once."""
+    try:
+        found = list(message.decode(data))
+    except ProtocolError:
+        return
+    with contextlib.suppress(ProtocolError):
+        census = sources.take(found, most=4)
+        assert census.total == len(found)
+        assert len(census.entries) <= 4
 
 
 def netlink_conversation(data: bytes) -> None:
@@ -314,6 +329,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     target.__name__: target
     for target in (
         netlink_messages,
+        tracked_flows,
         netlink_conversation,
         cni_frame,
         cni_execution,

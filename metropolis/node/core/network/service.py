@@ -8,9 +8,12 @@
      +- overlay       of a node in a cluster
      +- reconcile     events -> the wards, each of which puts its things back:
      +- ward-rules, ward-sysctls, ward-host, ward-foreign, ward-uplink, ...
+     +- strict        default routes -> rule set
+     +- resolvers     the uplink's name servers -> rule set
      +- workloads     engine; waits for nobody, serves nobody before recovery
          +- prefixes  admitted pod prefixes -> engine
          +- mtu       uplink's or overlay's MTU -> engine
+         +- conntrack tracked flows -> links that are refused new ones
          +- grpc      workload.sock
          +- cni       cni.sock
 
@@ -31,7 +34,7 @@ from typing import TYPE_CHECKING, Final
 
 from metropolis.node import allocs
 from metropolis.node.core.config import MTU_MIN, Network, PodPrefixes
-from metropolis.node.core.network import gate, names, overlap, sysctls
+from metropolis.node.core.network import conntrack, gate, names, overlap, sysctls
 from metropolis.node.core.network.gate import Admitted, Gate
 from metropolis.node.core.network.overlay.mesh import Exchange, IPAddress, IPNetwork
 from metropolis.node.core.network.overlay.overlay import Overlay
@@ -39,6 +42,7 @@ from metropolis.node.core.network.reconcile import wards
 from metropolis.node.core.network.reconcile.reconciler import Reconciler
 from metropolis.node.core.network.reconcile.ward import Ward
 from metropolis.node.core.network.reconcile.watch import Kind
+from metropolis.node.core.network.rules import metadata, reverse_path
 from metropolis.node.core.network.rules.ruleset import RuleSet
 from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.uplink import Uplink, UplinkStatus
@@ -100,8 +104,11 @@ class NetworkService:
         pod_prefixes: event.Value[PodPrefixes],
         paths: Paths | None = None,
         cluster: ClusterLink | None = None,
+        cgroup: str | None = None,
     ) -> None:
-        """Nothing happens before `run`. cluster None: there is no overlay."""
+        """Nothing happens before `run`. cluster None: there is no overlay.
+        cgroup: of this process, as in Settings.
+        """
         self._config = config
         self._paths = paths or Paths()
         self._conditions = Conditions()
@@ -114,6 +121,7 @@ class NetworkService:
                 forwarded=config.forwarded,
                 new_flows_per_second=config.new_flows_per_second,
                 overlay=cluster is not None,
+                cgroup=cgroup,
             )
         )
         self.pod_prefixes = pod_prefixes
@@ -159,6 +167,8 @@ class NetworkService:
         else:
             ctx.run("uplink", self._uplink.run)
             ctx.run("ward-uplink", self._guard_link(self._uplink.ward()))
+            ctx.run("strict", self._follow_reverse_path)
+            ctx.run("resolvers", self._follow_resolvers)
         ctx.run("gate", self._gate.run)
         ctx.run("names", self._wait_for_names)
         if self._overlay is not None:
@@ -192,6 +202,17 @@ class NetworkService:
     async def _wait_for_names(self, ctx: Context) -> None:
         await self._names.wait(ctx, self._gate.considered)
 
+    async def _follow_reverse_path(self, ctx: Context) -> None:
+        assert self._uplink is not None, "only run with an uplink"
+        ctx.signal_healthy()
+        await reverse_path.follow(self._uplink.link, self._rules, self._conditions.note)
+
+    async def _follow_resolvers(self, ctx: Context) -> None:
+        ctx.signal_healthy()
+        async for status in self.uplink_status.watch():
+            resolvers = metadata.resolvers_among(status.dns)
+            await asyncio.to_thread(self._rules.update, resolvers=resolvers)
+
     def _prepare_host(self) -> None:
         """The rules come first: from the moment the node forwards, they hold.
         After a restart, those of the overlay as it was left hold until its
@@ -200,6 +221,7 @@ class NetworkService:
         self._rules.update(networks=self._gate.prepare())
         self._rules.apply()
         self._sysctls = sysctls.found_enabled()
+        conntrack.prepare()
         prepare_host()
         self._names.prepare()
 
@@ -211,6 +233,7 @@ class NetworkService:
             await asyncio.to_thread(engine.start)
             # The size is known before the first attach.
             engine.set_mtu(self._config.mtu or await self._first_mtu())
+            engine.set_ipv6_optional(self._config.ipv6_optional)
 
             async def prefixes(ctx: Context) -> None:
                 await self._follow_prefixes(ctx, engine)
@@ -227,6 +250,7 @@ class NetworkService:
             ctx.run("prefixes", prefixes)
             if self._config.mtu is None:
                 ctx.run("mtu", mtu)
+            ctx.run("conntrack", conntrack.Guard(engine.list, self._conditions).run)
             ctx.run("grpc", grpc)
             ctx.run("cni", cni)
             ctx.signal_healthy()

@@ -231,6 +231,7 @@ def test_spoofed_sources_are_dropped(uplink: None, core: NodeCore, version: int)
     """To the node, to another workload, to the world: none arrives, all are
     counted, and an honest packet after them does arrive.
     """
+    core.config = CONFIG.replace("network {", 'network { node_access { mode: "all" }', 1)
     core.start()
     core.wait_for("up0 has 192.0.2.50/24")
     own, other = core.attach("pod-a")[version], core.attach("pod-b")[version]
@@ -274,6 +275,65 @@ def test_spoofed_sources_are_dropped(uplink: None, core: NodeCore, version: int)
             # A workload's own chatter may be counted with link_local.
             expected = len(texts) * len(targets)
             assert grown == expected or (counter == "link_local" and grown > expected), counter
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_node_is_not_for_workloads(uplink: None, core: NodeCore, version: int) -> None:
+    """Nor are metadata services beyond it, unless the configuration says so."""
+    core.start()
+    core.wait_for("up0 has 192.0.2.50/24")
+    core.attach("pod-a")
+    metadata = ip_address("169.254.169.254" if version == 4 else "fd00:ec2::254")
+    hops = [allocs.FIRST_HOP_IPV4] if version == 4 else []
+    with (
+        listen("srv", version) as server,
+        listen("pod-a", version, 0) as pod,
+        listen_here(version) as node,
+    ):
+        heard(server, pod, SERVER[version], PORT)
+        for to in (node_address(version), *hops, metadata):
+            pod.sendto(b"secret", (str(to), PORT))
+        pod.sendto(b"honest", (str(SERVER[version]), PORT))
+        while (data := server.recv(100)) != b"honest":
+            assert data == b"hello"
+        node.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            node.recv(100)
+    counted = counters()
+    assert counted["node_access"] >= 1 + len(hops)
+    assert counted["not_forwarded"] == 1
+
+
+def test_the_reverse_path_is_strict_on_the_uplink(uplink: None, core: NodeCore) -> None:
+    """In the families that have their default route by it: here both, until
+    another home comes. Links of workloads have the kernel's own check for ARP.
+    """
+    core.start()
+    core.wait_for("up0 has 192.0.2.50/24")
+    core.attach("pod-a")
+    (link,) = [
+        one["ifname"]
+        for one in json.loads(sh("ip -json link"))
+        if one["group"] == str(allocs.LINK_GROUP_WORKLOAD)
+    ]
+    assert Path(f"/proc/sys/net/ipv4/conf/{link}/rp_filter").read_text() == "1\n"
+    deadline = time.monotonic() + LIMIT_S
+
+    def strict() -> set[str]:
+        listing = sh("nft list table inet metropolis")
+        return {v for v in ("4", "6") if f'iifname "up0" goto strict_ipv{v}' in listing}
+
+    while strict() != {"4", "6"}:
+        assert time.monotonic() < deadline
+    sh("ip link add other type veth peer name other-far")
+    try:
+        sh("ip link set other up")
+        sh("ip address add 203.0.113.2/24 dev other")
+        sh("ip route add default via 203.0.113.1 dev other metric 900")
+        while strict() != {"6"}:
+            assert time.monotonic() < deadline
+    finally:
+        sh("ip link del other")
 
 
 def router_advertisement(prefix: str) -> bytes:

@@ -9,7 +9,9 @@
 - GC is the engine's Collect, for which every ADD counts as live from its
   arrival here until its answer was received. Runtimes must not run GC beside an
   ADD at all; this holds even if one does. What cannot be seen from here: an ADD
-  that was answered after the runtime wrote its list and before GC came.
+  that was answered after the runtime wrote its list and before GC came. It
+  leaves alone what has no owner: made before owners were recorded, for CNI or
+  for others.
 - CHECK is the engine's Check, from inside the container's namespace, and a
   comparison of prevResult with what the engine knows.
 - Repeating an ADD returns the attachment that is there, as over gRPC.
@@ -62,8 +64,12 @@ class Engine(Protocol):
     def check(self, workload_id: str, if_name: str = "", netns_path: str = "") -> Sequence[Checked]:
         """Compare with the kernel; raise NotAttached when there is nothing."""
 
-    def collect(self, is_live: Callable[[str, str], bool]) -> Collected:
-        """Remove what is not live, but nothing that an attach is busy with."""
+    def collect(
+        self, is_live: Callable[[str, str], bool], *, whose: Callable[[str], bool]
+    ) -> Collected:
+        """Remove what is not live, of whose owners `whose` is true, but nothing
+        that an attach is busy with.
+        """
 
     def status(self) -> None:
         """Raise Unavailable unless an attach would have a prefix."""
@@ -186,6 +192,7 @@ class Adapter:
             if_name=add.if_name,
             requested_ips=add.requested_ips,
             requested_mac=add.requested_mac,
+            owner=protocol.owner_of(add.network),
         )
         begin = time.monotonic()
         attachment = self._engine.attach(intent)
@@ -215,7 +222,7 @@ class Adapter:
             return key in gc.valid or key in touched
 
         try:
-            collected = await self._call(self._engine.collect, is_live)
+            collected = await self._call(self._engine.collect, is_live, whose=_is_known)
         finally:
             self._touched = [other for other in self._touched if other is not touched]
         for gone in collected.removed:
@@ -244,6 +251,11 @@ class Adapter:
             yield
         finally:
             lock.release()
+
+
+def _is_known(owner: str) -> bool:
+    """What nobody is known to have asked for, no runtime has in its list."""
+    return owner != ""
 
 
 def _find(attachments: Sequence[Attachment], if_name: str) -> Attachment | None:

@@ -12,6 +12,7 @@ once added can always be deleted, whatever has become of its configuration.
 """
 
 import enum
+import hashlib
 import json
 import math
 import re
@@ -38,6 +39,7 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 _MAC = re.compile(r"([0-9a-fA-F]{2}([:-]))([0-9a-fA-F]{2}\2){4}[0-9a-fA-F]{2}")
 _SEMVER = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}")
 _PATH_MAX = 4096
+_OWNER_MAX = 255  # see workloads.model.AttachIntent
 _GC_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")
 
 
@@ -79,9 +81,25 @@ class CniError(Exception):
         return Answer(encode(error), exit_code=1)
 
 
+def owner_of(network: str) -> str:
+    """The owner of what is attached for a network, at most 255 characters.
+
+    A name that is longer, which the specification allows, is cut and has its
+    hash at the end, after a character that names do not have: nothing is
+    refused that was not before, and each network is an owner of its own.
+    """
+    owner = f"cni {network}"
+    if len(owner) <= _OWNER_MAX:
+        return owner
+    hashed = hashlib.blake2b(network.encode(), digest_size=16).hexdigest()
+    return f"{owner[: _OWNER_MAX - len(hashed) - 1]}~{hashed}"
+
+
 @dataclass(frozen=True)
 class Add:
-    """ADD. `prev_result` is the previous plugin's in a chain, None if first."""
+    """ADD. `prev_result` is the previous plugin's in a chain, None if first;
+    `network` is the name in the configuration.
+    """
 
     version: str
     container_id: str
@@ -91,6 +109,7 @@ class Add:
     requested_mac: bytes | None = None
     dns: Json = field(default_factory=dict)
     prev_result: Json | None = None
+    network: str = ""
 
     @property
     def key(self) -> Key:
@@ -382,7 +401,7 @@ def _parse_add(version: str, env: Mapping[str, str], config: Json) -> Add:
     elif args.get("MAC"):
         mac = _mac(args["MAC"], "CNI_ARGS MAC")
     dns, prev = _dns(config, runtime), _prev_result(config)
-    return Add(version, container_id, if_name, netns, ips, mac, dns, prev)
+    return Add(version, container_id, if_name, netns, ips, mac, dns, prev, str(config["name"]))
 
 
 def _parse_del(version: str, env: Mapping[str, str], config: Json) -> Del:

@@ -52,8 +52,22 @@ def refusal(request: Request) -> CniError:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_add(version: str) -> None:
     assert protocol.parse(execution("ADD", version)) == Add(
-        version, "c0ffee", "eth0", "/run/netns/blue"
+        version, "c0ffee", "eth0", "/run/netns/blue", network="metropolis"
     )
+
+
+def test_owners_are_names_of_networks_and_each_has_its_own() -> None:
+    assert protocol.owner_of("podman") == "cni podman"
+    longest = "n" * 251
+    assert protocol.owner_of(longest) == f"cni {longest}"
+    owners = {protocol.owner_of(longest + more) for more in ("n", "nn", "m")}
+    assert len(owners) == 3
+    for owner in owners:
+        assert len(owner) == 255
+        assert owner.startswith("cni nnn")
+        assert "~" in owner  # no name has it
+        assert owner.isascii()
+        assert owner.isprintable()
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -27,7 +27,7 @@ from metropolis.node.core.network.cni.server import CniServer
 from metropolis.node.core.network.cni.wire import Answer, Request
 from metropolis.node.core.network.workloads.datapath import Record
 from metropolis.node.core.network.workloads.engine import Engine
-from metropolis.node.core.network.workloads.errors import KernelRefused
+from metropolis.node.core.network.workloads.errors import KernelRefused, Unavailable
 from metropolis.node.core.network.workloads.kernel import KernelDatapath
 from metropolis.node.core.network.workloads.model import (
     AttachIntent,
@@ -68,6 +68,7 @@ class GatedEngine(Engine):
         self,
         is_live: Callable[[str, str], bool],
         *,
+        whose: Callable[[str], bool] = lambda _: True,
         left_s: Callable[[], float] = lambda: GENEROUS_S,
     ) -> Collected:
         def gated(container_id: str, if_name: str) -> bool:
@@ -76,7 +77,7 @@ class GatedEngine(Engine):
             assert self.seen.wait(GENEROUS_S)
             return live
 
-        return super().collect(gated, left_s=left_s)
+        return super().collect(gated, whose=whose, left_s=left_s)
 
 
 def run(*command: str) -> str:
@@ -317,6 +318,17 @@ async def test_status_follows_the_prefixes(service: Path, engine: GatedEngine) -
     await refused(Code.NOT_AVAILABLE, service, "STATUS")
 
 
+async def test_status_says_all_that_is_wrong(
+    service: Path, engine: GatedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def problems() -> None:
+        raise Unavailable("the rule set is gone; ip_forward is 0")
+
+    monkeypatch.setattr(engine, "status", problems)
+    error = await refused(Code.NOT_AVAILABLE, service, "STATUS")
+    assert "the rule set is gone; ip_forward is 0" in error
+
+
 async def test_version(service: Path) -> None:
     assert await cni(service, "VERSION", "", "", "0.4.0") == {
         "cniVersion": "0.4.0",
@@ -342,6 +354,26 @@ async def test_gc(service: Path, engine: GatedEngine) -> None:
 
 
 EVERYTHING: dict[str, Any] = {"cni.dev/valid-attachments": []}
+
+
+async def test_gc_spares_what_has_no_owner(
+    service: Path, engine: GatedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As attachments have that were made before owners were recorded."""
+    spaces = [Netns() for _ in range(2)]
+    await cni(service, "ADD", "new", spaces[0].path)
+    with monkeypatch.context() as patch:
+        patch.setattr("metropolis.node.core.network.cni.protocol.owner_of", lambda _: "")
+        await cni(service, "ADD", "old", spaces[1].path)
+    owners = {one.workload_id: one.owner for one in engine.list()}
+    assert owners.pop("new").startswith("cni ")
+    assert owners == {"old": ""}
+    assert await cni(service, "GC", **{"cni.dev/valid-attachments": []}) is None
+    assert [one.workload_id for one in engine.list()] == ["old"]
+    await cni(service, "DEL", "old", spaces[1].path)
+    assert engine.list() == []
+    for netns in spaces:
+        netns.close()
 
 
 async def test_gc_spares_an_add_in_flight(service: Path, engine: GatedEngine) -> None:

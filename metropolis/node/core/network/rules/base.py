@@ -4,18 +4,19 @@
     a workload's link (group 8)   the overlay (group 9)   any other link
                 |                        |                     |
       [raw: is the source what it was given?]   [raw: neither pods nor the node]
-                \\                        |                    /
+                |                        |                     |
                  conntrack, then [flows: invalid, too many new ones]
                                          |
                                       routing
-                     /                                     \\
+                     |                                     |
          [input: node access]            [forward: who may begin, and where to]
                                                            |
                                 [postrouting: masquerade, then what may leave]
 
 The cost of a packet does not grow with the number of workloads: links are
-matched by their group, and a source is looked up in the routing table, where its
-host route is anyway. What grows with the cluster is one interval set a family.
+matched by their group, and a source is looked up in the routing table, where
+its host route is anyway. What grows with the cluster is one interval set a
+family.
 
 What a workload may send as its source:
 - the addresses whose host routes lead back to its link, and no others. For
@@ -227,7 +228,9 @@ def _chains(chains: dict[str, str], rules: dict[str, list[str]]) -> str:
     for name, hook in chains.items():
         lines = [hook] if hook else []
         lines += rules.get(name, [])
-        text += f"    chain {name} {{\n" + "".join(f"        {line}\n" for line in lines) + "    }\n"
+        text += (
+            f"    chain {name} {{\n" + "".join(f"        {line}\n" for line in lines) + "    }\n"
+        )
     return text
 
 
@@ -300,7 +303,9 @@ def _from_outside(settings: Settings) -> dict[str, list[str]]:
         rules[f"from_outside_ipv{version}"] = lines = []
         if _of(settings.networks, version):
             if not settings.routed_pods:
-                lines.append(f"{family} daddr @pods_ipv{version} {drop(Reason.POD_NETWORK_ENTERED)}")
+                lines.append(
+                    f"{family} daddr @pods_ipv{version} {drop(Reason.POD_NETWORK_ENTERED)}"
+                )
             lines.append(f"{family} saddr @pods_ipv{version} {drop(Reason.POD_NETWORK_FORGED)}")
         if version == 4:
             lines.append(f"ip saddr {_HOP_NETWORK} {drop(Reason.FIRST_HOP_FORGED)}")
@@ -373,8 +378,7 @@ def _flows(settings: Settings) -> dict[str, list[str]]:
         "new_flow": [
             "ct status confirmed accept",
             "meta iif @refused_links " + drop(Reason.CONNTRACK_OFFENDER),
-            f"{_limited('new_flows', settings.new_flows_per_second)} "
-            + drop(Reason.NEW_FLOW_RATE),
+            f"{_limited('new_flows', settings.new_flows_per_second)} " + drop(Reason.NEW_FLOW_RATE),
         ],
         "invalid": [
             f"meta iifgroup {_WORKLOAD} " + drop(Reason.INVALID),
@@ -396,7 +400,7 @@ def _to_node(settings: Settings) -> dict[str, list[str]]:
     rules = [
         # What the node asked for, such as a health check.
         "ct state established,related accept",
-        "meta l4proto { icmp, ipv6-icmp } accept",
+        "meta l4proto { icmp, icmpv6 } accept",
     ]
     rules += [
         f"{one.protocol} dport {one.first}-{one.last} accept"
@@ -420,7 +424,9 @@ def _forward(settings: Settings) -> dict[str, list[str]]:
         ]
     refused, excepted = [], []
     for version, family, _ in _FAMILIES:
-        refused.append(f"{family} daddr {{ {_of(metadata.NOT_FORWARDED, version)} }} goto to_metadata")
+        refused.append(
+            f"{family} daddr {{ {_of(metadata.NOT_FORWARDED, version)} }} goto to_metadata"
+        )
         if wanted := _of(settings.forwarded, version):
             excepted.append(f"{family} daddr {{ {wanted} }} accept")
         if resolvers := _of(map(ip_network, settings.resolvers), version):
@@ -478,8 +484,8 @@ def _leaving(settings: Settings) -> dict[str, list[str]]:
 
 def _arp() -> dict[str, list[str]]:
     """Who asks is checked by the kernel itself, which answers only what has a
-    reverse path: each host link has rp_filter=1 for that. nftables has no fib in
-    this family.
+    reverse path: each host link has rp_filter=1 for that. nftables has no fib
+    in this family.
 
     The bits are the operation and the target address. Spelled as `arp daddr ip`
     they would be compared for hardware type 1 only, and the kernel answers 6,

@@ -19,7 +19,10 @@ class Reason(enum.Enum):
     SPOOFED_IPV6 = ("spoofed_ipv6", "source is not the workload's")
     IMPOSSIBLE_SOURCE = ("impossible_source", "loopback, multicast or unspecified")
     LINK_LOCAL = ("link_local", "link-local chatter, to no one; nothing unusual")
-    NEIGHBOUR_TARGET = ("neighbour_target", "a workload asked who has an address not the first hop's")
+    NEIGHBOUR_TARGET = (
+        "neighbour_target",
+        "a workload asked who has an address not the first hop's",
+    )
     NEIGHBOUR_RATE = ("neighbour_rate", "more neighbour discovery than a workload needs")
     INVALID = ("invalid", "a workload's, of no flow and beginning none")
     NEW_FLOW_RATE = ("new_flow_rate", "a workload began more flows a second than it may")

@@ -42,7 +42,9 @@ def test_every_drop_is_counted_by_a_reason(
     """In each table by a counter of its own, and by no policy."""
     text = write(settings)
     for table, reasons in (("inet", INET), ("arp", ARP)):
-        part = next(one for one in text.split("\ntable ") if one.startswith(f"{table} metropolis {{"))
+        part = next(
+            one for one in text.split("\ntable ") if one.startswith(f"{table} metropolis {{")
+        )
         labels = {reason.label for reason in reasons}
         drops = [line for line in part.splitlines() if re.search(r"\bdrop\b", line)]
         assert drops

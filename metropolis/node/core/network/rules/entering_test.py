@@ -13,6 +13,8 @@ import errno
 import socket
 import struct
 import time
+from ipaddress import ip_address
+
 import pytest
 
 from metropolis.node import allocs
@@ -20,7 +22,6 @@ from metropolis.node.core.config import AccessMode, NodeAccess
 from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.rules.testing import packets
 from metropolis.node.core.network.rules.testing.lab import (
-    FAMILY,
     FAR_POD,
     LIMIT_S,
     NETWORKS,
@@ -299,14 +300,14 @@ def json_link_local(name: str) -> str:
 
 
 def test_a_duplicate_of_the_node_is_heard_of() -> None:
-    """The advertisement of who has the address already bears it as its source."""
+    """The advertisement of its owner bears the address as its source."""
     apply(CLUSTER)
     address = "fd01:2::77"
     with taps("up0") as (world,), node_socket(6) as node:
         sh("ip -6 address add fd01:2::78/64 dev up0")  # asks for a second
         try:
             asked = packets.solicited("fd01:2::78")
-            for ether, data in world.frames(packets.ip_address("fd01:2::78").packed):
+            for ether, data in world.frames(ip_address("fd01:2::78").packed):
                 if ether == packets.ETHER_IPV6 and packets.parse(data).to == asked:
                     break
             world.send(
@@ -329,7 +330,7 @@ def test_the_nodes_own_multicast_loops_back(version: int, strict: bool) -> None:
     group = "239.1.2.3" if version == 4 else "ff15::123"
     index = socket.if_nametoindex("up0")
     with node_socket(version, next(PORTS)) as listener, node_socket(version) as sender:
-        packed = packets.ip_address(group).packed
+        packed = ip_address(group).packed
         if version == 4:
             member = packed + struct.pack("=4si", b"\0" * 4, index)
             listener.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
@@ -366,15 +367,19 @@ def test_source_routes_are_not_followed(version: int, by: str) -> None:
     own = near(version, "up0")
     last = POD_B[version]
     if version == 4:
-        route_ = bytes([131, 7, 4]) + packets.ip_address(last).packed + b"\0"
-        routed = packets.ip(source, own, packets.UDP, packets.udp(source, own, (9, 9), b"routed")[20:], options=route_)
+        route_ = bytes([131, 7, 4]) + ip_address(last).packed + b"\0"
+        routed = packets.ip(
+            source,
+            own,
+            packets.UDP,
+            packets.udp(source, own, (9, 9), b"routed")[20:],
+            options=route_,
+        )
     else:
         inner = packets.udp(source, own, (9, 9), b"routed")[40:]
-        head = struct.pack("!BBBBI", packets.UDP, 2, 0, 1, 0) + packets.ip_address(last).packed
+        head = struct.pack("!BBBBI", packets.UDP, 2, 0, 1, 0) + ip_address(last).packed
         routed = packets.ip(source, own, 43, head + inner)
     with taps("pod", "pod-b", by) as (pod, other, sender):
         sender.send(routed)
         pod.send(packets.udp(POD[version], last, (next(PORTS), 9), b"direct"))
         assert [one.source for one in other.until(b"direct")] == [POD[version]]
-
-

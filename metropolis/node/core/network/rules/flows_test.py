@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,8 +102,8 @@ def test_a_stream_that_is_not_answered_is_one_flow(version: int) -> None:
 
 @FAMILIES
 def test_links_that_are_refused_begin_nothing(version: int) -> None:
-    """As long as the guard of conntrack says, and no longer; also over an update
-    of the rules. What they began goes on, and they are answered.
+    """As long as the guard of conntrack says, and no longer; also over an
+    update of the rules. What they began goes on, and they are answered.
     """
     apply(Settings(NETWORKS))
     index = socket.if_nametoindex("pod")
@@ -146,7 +147,7 @@ def test_wireguard_is_not_tracked(version: int) -> None:
 
 @pytest.fixture
 def cgroup() -> Iterator[str]:
-    """A cgroup of version 2 at nft's place, if this machine lets us make one."""
+    """A cgroup of version 2 at nft's place, if the machine lets us make one."""
     root = Path("/sys/fs/cgroup")
     try:
         os.unshare(os.CLONE_NEWCGROUP)
@@ -251,12 +252,13 @@ def test_an_update_keeps_what_is_counted() -> None:
         pod.send(packets.udp(POD[4], WORLD[4], (9, 9), b"honest"))
         world.until(b"honest")
     assert counters()["spoofed_ipv4"] == 3
-    for change in (
+    changes: tuple[dict[str, Any], ...] = (
         {"networks": ()},
         {"networks": NETWORKS[:1]},
         {"networks": NETWORKS[1:], "routed_pods": True, "strict": ((4, "up0"),)},
         {"networks": NETWORKS, "routed_pods": False, "strict": ()},
-    ):
+    )
+    for change in changes:
         rules.update(**change)
         assert counters()["spoofed_ipv4"] == 3
         listed = sh("nft list set inet metropolis pods_ipv4")
@@ -271,7 +273,9 @@ def test_an_update_keeps_what_is_counted() -> None:
 def _without_elements(listing: str) -> str:
     """What is counted by link comes and goes."""
     lines = (line.partition("#")[0].rstrip() for line in listing.splitlines())
-    return "\n".join(line for line in lines if "limit rate over 10/second burst 20 packets }" not in line)
+    return "\n".join(
+        line for line in lines if "limit rate over 10/second burst 20 packets }" not in line
+    )
 
 
 BROKEN = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+from ipaddress import ip_address
 
 import pytest
 
@@ -97,7 +98,7 @@ def _icmp(source: str, to: str, kind: int) -> bytes:
     if at == 20:
         body = body[:2] + struct.pack("!H", packets.checksum(body)) + body[4:]
         return packets.ip(source, to, 1, body)
-    a, b = packets.ip_address(source).packed, packets.ip_address(to).packed
+    a, b = ip_address(source).packed, ip_address(to).packed
     pseudo = a + b + struct.pack("!II", len(body), packets.ICMPV6)
     body = body[:2] + struct.pack("!H", packets.checksum(pseudo + body)) + body[4:]
     return packets.ip(source, to, packets.ICMPV6, body)
@@ -121,9 +122,7 @@ class Connection:
         """The server says something, to whom it came from."""
         ports = self.left.ports[::-1]
         self.world.send(
-            packets.tcp(
-                self.to, self.left.source, ports, flags, seq=seq, ack=ack, payload=payload
-            )
+            packets.tcp(self.to, self.left.source, ports, flags, seq=seq, ack=ack, payload=payload)
         )
 
     def works(self) -> tuple[list[Packet], list[Packet]]:
@@ -323,8 +322,8 @@ def _some(version: int) -> list[str]:
 @MODES
 @FAMILIES
 def test_metadata_is_not_forwarded(settings: Settings, version: int) -> None:
-    """By any protocol and port; not port 53 either, for nothing is known to be a
-    name server there.
+    """By any protocol and port; not port 53 either, for nothing is known to be
+    a name server there.
     """
     apply(settings)
     refused = _some(version)
@@ -346,13 +345,13 @@ def test_metadata_is_not_forwarded(settings: Settings, version: int) -> None:
 def test_what_is_configured_is_forwarded(version: int) -> None:
     """And name servers that the node has there, on port 53 alone."""
     listed, server, *_ = _some(version)
-    forwarded = packets.ip_address(listed)
+    forwarded = ip_address(listed)
     networks = [one for one in metadata.NOT_FORWARDED if forwarded in one]
     apply(
         Settings(
             NETWORKS,
             forwarded=tuple(networks),
-            resolvers=(packets.ip_address(server), packets.ip_address(WORLD[version])),
+            resolvers=(ip_address(server), ip_address(WORLD[version])),
         )
     )
     for to in (listed, server):

@@ -8,8 +8,11 @@ the others, each by its provider's documentation.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import ip_network
 from typing import Final
+
+from metropolis.node.core.network.rules.settings import IPAddress
 
 LINK_LOCAL: Final = (ip_network("169.254.0.0/16"), ip_network("fe80::/10"))
 
@@ -25,3 +28,11 @@ CLOUDS: Final = (
 )
 
 NOT_FORWARDED: Final = LINK_LOCAL + CLOUDS
+
+
+def resolvers_among(servers: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
+    """Return the name servers that need an exception: the others are forwarded
+    to anyway.
+    """
+    found = {one for one in servers if any(one in network for network in NOT_FORWARDED)}
+    return tuple(sorted(found, key=str))

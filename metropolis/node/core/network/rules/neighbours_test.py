@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import socket
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def neighbours(name: str = "pod") -> dict[str, str]:
 
 def arp_reply(tap: Tap, sender: str) -> bytes:
     """Return the target of the next reply from an address."""
-    packed = packets.ip_address(sender).packed
+    packed = ip_address(sender).packed
     for ether, data in tap.frames():
         if ether == packets.ETHER_ARP and data[6:8] == b"\0\2" and data[14:18] == packed:
             return data[24:28]
@@ -59,7 +60,7 @@ def arp_reply(tap: Tap, sender: str) -> bytes:
 
 def advertised(tap: Tap, target: str) -> packets.Packet:
     """Return the next advertisement of an address."""
-    packed = packets.ip_address(target).packed
+    packed = ip_address(target).packed
     for ether, data in tap.frames():
         if ether == packets.ETHER_IPV6 and data[6] == packets.ICMPV6 and data[40] == 136:
             if data[48:64] == packed:
@@ -76,7 +77,9 @@ def test_invented_senders_of_arp_leave_no_entry(target: str, hardware: int) -> N
     invented = [f"10.192.9.{n}" for n in range(20)] + [POD_B[4], near(4, "up0"), "192.0.2.77"]
     with Tap("pod") as pod:
         for sender in invented:
-            pod.send_as(packets.ETHER_ARP, packets.arp(sender, target, hardware=hardware), BROADCAST)
+            pod.send_as(
+                packets.ETHER_ARP, packets.arp(sender, target, hardware=hardware), BROADCAST
+            )
         pod.send_as(packets.ETHER_ARP, packets.arp(POD[4], HOP4), BROADCAST)
         arp_reply(pod, HOP4)  # in order: what came before was handled
     assert not neighbours()
@@ -89,7 +92,9 @@ def test_a_workload_asks_for_the_first_hop_only(target: str) -> None:
     apply(SETTINGS)
     with Tap("pod") as pod:
         for hardware in (1, 6):
-            pod.send_as(packets.ETHER_ARP, packets.arp(POD[4], target, hardware=hardware), BROADCAST)
+            pod.send_as(
+                packets.ETHER_ARP, packets.arp(POD[4], target, hardware=hardware), BROADCAST
+            )
         pod.send_as(packets.ETHER_ARP, packets.arp(POD[4], HOP4), BROADCAST)
         for ether, data in pod.frames():
             if ether == packets.ETHER_ARP and data[6:8] == b"\0\2":
@@ -150,7 +155,7 @@ def test_neighbours_of_a_workload_are_found() -> None:
                 _is_asked(pod, mac)
             # Probes of what is stale: unicast, from whatever address it has.
             pod.send_as(packets.ETHER_ARP, packets.arp(POD[4], HOP4, mac=FAR_MAC))
-            assert arp_reply(pod, HOP4) == packets.ip_address(POD[4]).packed
+            assert arp_reply(pod, HOP4) == ip_address(POD[4]).packed
             for source in (POD[6], link_local("pod")):
                 pod.send(packets.neighbour(source, HOP6, HOP6, mac=FAR_MAC))
                 assert advertised(pod, HOP6).to == source
@@ -163,7 +168,7 @@ def test_neighbours_of_a_workload_are_found() -> None:
                     pod.send(packets.neighbour(POD[6], HOP6, HOP6, mac=None))
                     advertised(pod, HOP6)
                     assert neighbours()[address] == mac.hex(":")
-            # Duplicate address detection of its own is dropped: nothing answers.
+            # Its duplicate address detection is dropped: nothing answers.
             pod.send(packets.neighbour("::", packets.solicited(POD[6]), POD[6], mac=None))
             pod.send(packets.echo(link_local("pod"), HOP6, b"ping"))
             assert pod.until(b"ping")[-1].source == HOP6
@@ -176,7 +181,7 @@ def test_neighbours_of_a_workload_are_found() -> None:
 def _asks(pod: Tap, mac: bytes) -> None:
     """The pod's kernel, after its MAC changed, resolves the first hop."""
     pod.send_as(packets.ETHER_ARP, packets.arp(POD[4], HOP4, mac=mac), BROADCAST)
-    assert arp_reply(pod, HOP4) == packets.ip_address(POD[4]).packed
+    assert arp_reply(pod, HOP4) == ip_address(POD[4]).packed
     for source in (POD[6], link_local("pod")):
         pod.send(packets.neighbour(source, packets.solicited(HOP6), HOP6, mac=mac))
         assert advertised(pod, HOP6).to == source
@@ -192,11 +197,11 @@ def _is_asked(pod: Tap, mac: bytes) -> None:
         with node_socket(version) as node:
             scope = socket.if_nametoindex("pod") if address.startswith("fe80") else 0
             node.sendto(b"found", (address, 7) if version == 4 else (address, 7, 0, scope))
-            packed = packets.ip_address(address).packed
+            packed = ip_address(address).packed
             for ether, data in pod.frames():
                 if ether == packets.ETHER_ARP and data[24:28] == packed:
                     reply_to = allocs.FIRST_HOP_MAC
-                    sender = str(packets.ip_address(data[14:18]))
+                    sender = str(ip_address(data[14:18]))
                     answer = packets.arp(address, sender, mac=mac, reply_to=reply_to)
                     pod.send_as(packets.ETHER_ARP, answer)
                     break
@@ -238,7 +243,7 @@ def test_the_kernel_checks_who_asks_in_arp() -> None:
         with Tap("pod") as pod:
             pod.send_as(packets.ETHER_ARP, packets.arp("10.192.9.1", HOP4), BROADCAST)
             pod.send_as(packets.ETHER_ARP, packets.arp(POD[4], HOP4), BROADCAST)
-            while arp_reply(pod, HOP4) != packets.ip_address(POD[4]).packed:
+            while arp_reply(pod, HOP4) != ip_address(POD[4]).packed:
                 pass
         assert "10.192.9.1" in neighbours()
     finally:

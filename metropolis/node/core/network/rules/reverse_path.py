@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the reverse path may be strict: on the uplink, while all of the family's
-default routes are by it.
+"""Where the reverse path may be strict: on the uplink, while all of the
+family's default routes are by it.
 
 A node with several homes is answered by one link for what came by another, and
 a strict check would cut it off; so would one that came before the route did. So

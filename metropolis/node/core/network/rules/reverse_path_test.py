@@ -67,7 +67,7 @@ def test_each_family_for_itself(version: int) -> None:
 
 @FAMILIES
 def test_wireguard_may_come_another_way(version: int) -> None:
-    """Underlays are asymmetric at times; a source of the node's is none at all."""
+    """Underlays are asymmetric at times; the node's own address never is."""
     apply(strict(version))
     elsewhere, own = near(version, "lan", 5), near(version, "up0")
     with taps("up0") as (world,), node_socket(version, allocs.WIREGUARD_PORT) as node:

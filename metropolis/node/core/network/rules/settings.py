@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Final
 
 from metropolis.node.core.config import NEW_FLOWS_PER_SECOND, NodeAccess
 
 type IPAddress = IPv4Address | IPv6Address
 type IPNetwork = IPv4Network | IPv6Network
+
+_NOTHING: Final = NodeAccess()
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Settings:
 
     networks: tuple[IPNetwork, ...] = ()
     routed_pods: bool = False
-    node_access: NodeAccess = NodeAccess()
+    node_access: NodeAccess = _NOTHING
     forwarded: tuple[IPNetwork, ...] = ()
     new_flows_per_second: int = NEW_FLOWS_PER_SECOND
     resolvers: tuple[IPAddress, ...] = ()

@@ -14,31 +14,55 @@
     below the datapath, pure:   names     records on links
                                 recovery  what a restart makes of links
                                 checks    what differs from an attachment
+                                repairs   what of it is put back, and how
                     not pure:   observe   reads what checks compares
+    above the engine:           ward      has it look, for the reconciler
 
 An attachment is a veth pair: one end in the workload's network namespace with
 a /32 and a /128 address and its routes, the other on the host with the routes
 to them. Routed, no bridge, the same link-local first hop on every node.
 
 The kernel is the database. All that a restart must know is on the host-side
-link: workload id (alias), namespace identity, interface name, addresses, MAC
-and a digest of the request (alternative names), MTU and the peer's index. No
-state file: nothing can be stale, and a reboot starts clean. A host-side link
-that is down or has no record is an attach that never finished: a restart
-removes it. Links that only look like ours it leaves alone, and says so.
+link: workload id, owner, namespace identity, interface name, addresses, MAC,
+MTU and a digest of the request (alternative names; see names), and the peer's
+index. No state file: nothing can be stale, and a reboot starts clean. A link
+without its records is an attach that never finished: a restart removes it. One
+that has them is a running pod, and is put right. Links that only look like
+ours, or that a newer version made, are left alone, their addresses are not
+handed out, and Status says so.
+
+Others change links, too. What a pod's traffic depends on, on the host, is this,
+and it is compared and put back, by a start and by every look of the ward:
+
+    link      up, ARP on, in the workloads' group, in no bridge; MAC; MTU
+    ipv4      conf/LINK/forwarding 1, while the host forwards at all;
+              conf/LINK/arp_ignore 0, as the first hop is an address of lo
+    ipv6      conf/LINK/disable_ipv6 0; fe80::1 on the link; no addresses that
+              the kernel chose (addr_gen_mode)
+    routes    of protocol 77: the workload's addresses, its link-local one
+    records   name, alias, alternative names: for a removal, and a restart
+
+It does not depend on: rp_filter of the link, as every source has a route of
+its own through it; proxies, redirects, accept_ra; IPv6's conf/LINK/forwarding,
+since the kernel looks at `all`. What is not of one link, such as ip_forward,
+lo, the rule set, and arp_ignore of `all`, is looked after by whoever sets it.
+Inside the namespace nothing is put back. Links in a removal's group, and
+attachments that a call is busy with, are not touched.
 
 An attach is three sends: create the pair (host); configure the inside
 (namespace); name, up, first hop and routes (host, the commit).
 
 An attachment ends by Detach, by Collect (whatever is not said to be live), or
 with its namespace, which is noticed; Watch tells of each. Check says what is
-not as it was made, and mends nothing.
+not as it was made, and of the node's problems, and mends nothing.
 
 Limits: one IPv4 and one IPv6 address an interface. Of several interfaces in
 one namespace the first has the default route, the others have it with a
 greater metric: what is to leave through them must be bound to the interface.
-A namespace in which IPv6 is switched off (net.ipv6.conf.*.disable_ipv6) is
-refused on a node that has IPv6 prefixes, in the kernel's words.
+Where IPv6 is switched off, in the node's kernel or in a namespace
+(net.ipv6.conf.*.disable_ipv6), and there is an IPv6 prefix, an attach is
+refused; if the node's configuration says that IPv6 is optional, it gets IPv4
+alone. It is found out by the kernel's refusal, so others pay nothing for it.
 
 Why not CNI plugins: two processes and a file a pod and call, tens of
 milliseconds, and leaks when one of them dies in between.

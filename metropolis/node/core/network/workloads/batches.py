@@ -15,7 +15,7 @@ import hashlib
 import struct
 from collections.abc import Iterable
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads import checks, names
@@ -29,18 +29,10 @@ _LOOPBACK = 1  # its index in every namespace
 _RTPROT_STATIC = 4
 _U32 = struct.Struct("=I")
 _TEMPLATES = 256  # of each kind; names may be of any length
-# A shorter id could be found in other parts of the message.
+# A shorter id could be found in other parts of the message, and a longer one
+# is in several names.
 _ID_MIN = 12
-
-
-def key_of(record: Record) -> str:
-    """The alternative name that two attachments cannot share."""
-    return names.key_altname(record.netns_cookie, record.if_name)
-
-
-def record_of(record: Record) -> str:
-    """The alternative name that says all about the attachment."""
-    return names.record_altname(record.host_ifindex, record.mac, record.request, record.ips)
+_ID_MAX = names.PIECE_MAX
 
 
 # ---- What is asked for ------------------------------------------------------
@@ -92,7 +84,7 @@ def commit(record: Record, *, ipv6: bool) -> list[Request]:
     index, name = record.host_ifindex, record.host_interface
     requests = [
         rtnl.set_link_alias(index, name, record.workload_id, ipv6=ipv6, reverse_path=True),
-        rtnl.add_link_altnames(index, name, key_of(record), record_of(record)),
+        rtnl.add_link_altnames(index, name, *names.altnames_of(record)),
         rtnl.set_link_up(index, name),
     ]
     for ip in record.ips:
@@ -107,19 +99,44 @@ def host_address(record: Record, ip: IPAddress) -> Iterable[Request]:
     may have no other. In IPv6 it has fe80::1 on the link, and a route to the
     workload's link-local address; see checks.FIRST_HOP_BITS_6.
     """
-    index, name = record.host_ifindex, record.host_interface
-    protocol = allocs.ROUTE_PROTOCOL_WORKLOAD
-    if ip.version == 4:
-        hop, family = allocs.FIRST_HOP_IPV4, rtnl.AF_INET
-        yield rtnl.add_route(ip, index, name, family=family, protocol=protocol, source=hop)
-        return
-    hop6, bits = allocs.FIRST_HOP_IPV6, checks.FIRST_HOP_BITS_6
-    yield rtnl.add_address(index, name, hop6, bits, no_dad=True)
-    family = rtnl.AF_INET6
-    yield rtnl.add_route(ip, index, name, family=family, protocol=protocol)
-    # Workloads may have asked for the same MAC, so others may have it.
-    own = checks.link_local(record.mac)
-    yield rtnl.add_route(own, index, name, family=family, protocol=protocol, exclusive=False)
+    if ip.version == 6:
+        yield first_hop(record)
+    yield host_route(record, ip)
+    if ip.version == 6:
+        yield host_route(record, checks.link_local(record.mac))
+
+
+def first_hop(record: Record) -> Request:
+    """The IPv6 first hop on the link."""
+    hop, bits = allocs.FIRST_HOP_IPV6, checks.FIRST_HOP_BITS_6
+    return rtnl.add_address(record.host_ifindex, record.host_interface, hop, bits, no_dad=True)
+
+
+def host_route(record: Record, ip: IPAddress) -> Request:
+    """The route to one of checks.reached."""
+    return rtnl.add_route(
+        ip,
+        record.host_ifindex,
+        record.host_interface,
+        family=rtnl.family_of(ip),
+        protocol=allocs.ROUTE_PROTOCOL_WORKLOAD,
+        source=allocs.FIRST_HOP_IPV4 if ip.version == 4 else None,
+        # Workloads may have asked for the same MAC, so others may have it.
+        exclusive=not ip.is_link_local,
+    )
+
+
+def host_route_again(record: Record, ip: IPAddress) -> Request:
+    """As host_route, in place of one that somebody else made."""
+    if ip.is_link_local:
+        return host_route(record, ip)
+    route = rtnl.Route(
+        destination=ip_network(ip),
+        ifindex=record.host_ifindex,
+        protocol=allocs.ROUTE_PROTOCOL_WORKLOAD,
+        source=allocs.FIRST_HOP_IPV4 if ip.version == 4 else None,
+    )
+    return rtnl.replace_route(route, record.host_interface)
 
 
 # ---- The same, encoded ------------------------------------------------------
@@ -140,12 +157,20 @@ def encode_inside(record: Record, metric: int, *, loopback: bool) -> Encoded:
 
 def encode_commit(record: Record, *, ipv6: bool) -> Encoded:
     """See commit."""
-    if len(record.workload_id) < _ID_MIN:
+    if not _ID_MIN <= len(record.workload_id) <= _ID_MAX or record.version != names.VERSION:
         return encoded(commit(record, ipv6=ipv6))
-    values = _commit_values(record)
     versions = tuple([ip.version for ip in record.ips])
-    _, workload_id, key, kept, *_ = values
-    return _commit_template(len(workload_id), len(key), len(kept), versions, ipv6).fill(*values)
+    digits = len(f"{record.host_ifindex:x}")
+    template = _commit_template(
+        len(record.workload_id),
+        len(record.if_name.encode()),
+        digits,
+        len(f"{record.mtu:x}"),
+        record.owner,
+        versions,
+        ipv6,
+    )
+    return template.fill(*_commit_values(record))
 
 
 def _pair_values(record: Record, netns_fd: int) -> tuple[bytes, ...]:
@@ -158,13 +183,22 @@ def _pair_values(record: Record, netns_fd: int) -> tuple[bytes, ...]:
 
 
 def _commit_values(record: Record) -> tuple[bytes, ...]:
-    return (
-        _U32.pack(record.host_ifindex),
+    index = record.host_ifindex
+    values = [
+        _U32.pack(index),
         record.workload_id.encode(),
-        key_of(record).encode(),
-        record_of(record).encode(),
+        names.key_altname(record).encode(),
+        names.part_prefix(index, names.ID_PART).encode(),
+        names.record_altname(record).encode(),
         *[ip.packed for ip in checks.reached(record)],
-    )
+    ]
+    if record.owner:
+        count = names.pieces_of(record.owner)
+        values += [
+            names.part_prefix(index, names.OWNER_PART, number, count).encode()
+            for number in range(1, count + 1)
+        ]
+    return tuple(values)
 
 
 @functools.lru_cache(_TEMPLATES)
@@ -191,18 +225,24 @@ def _inside_template(
 
 @functools.lru_cache(_TEMPLATES)
 def _commit_template(
-    id_length: int, key_length: int, record_length: int, versions: tuple[int, ...], ipv6: bool
+    id_length: int,
+    if_name_length: int,
+    index_digits: int,
+    mtu_digits: int,
+    owner: str,
+    versions: tuple[int, ...],
+    ipv6: bool,
 ) -> Template:
     def sample(seed: int) -> Sample:
         record = _sample(seed, versions)
         record = replace(
             record,
             workload_id=_noise(seed, "workload_id", id_length).hex()[:id_length],
-            if_name="i" * (key_length - len(key_of(replace(record, if_name="")))),
+            if_name="i" * if_name_length,
+            host_ifindex=record.host_ifindex >> (32 - 4 * index_digits),
+            mtu=1 << 4 * (mtu_digits - 1),
+            owner=owner,
         )
-        # As many digits as the index has in the name.
-        digits = record_length - len(record_of(record)) + len(f"{record.host_ifindex:x}")
-        record = replace(record, host_ifindex=record.host_ifindex >> (32 - 4 * digits))
         return Sample(commit(record, ipv6=ipv6), _commit_values(record))
 
     return Template(sample(1), sample(2))

@@ -29,6 +29,8 @@ RECORDS = st.builds(
     mtu=st.integers(1280, 65535),
     ips=st.one_of(st.tuples(IPV4), st.tuples(IPV6), st.tuples(IPV4, IPV6)),
     request=st.binary(min_size=8, max_size=8),
+    owner=st.sampled_from(["", "api", "cni podman", "cni " + "n" * 250]),
+    version=st.sampled_from([1, 2]),
 )
 
 

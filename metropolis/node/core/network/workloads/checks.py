@@ -72,16 +72,14 @@ def compare_host(record: Record, host: HostSide) -> Iterator[Finding]:
         yield Finding(f"link {name}", f"index {record.host_ifindex}", NOTHING)
         return
     link = host.link
-    altnames = {
-        names.key_altname(record.netns_cookie, record.if_name),
-        names.record_altname(record.host_ifindex, record.mac, record.request, record.ips),
-    }
+    altnames = set(names.altnames_of(record))
     lacking = sorted(altnames - set(link.altnames))
     yield from _differ(
         (f"name of link {record.host_ifindex}", show(name), show(link.name)),
         (f"kind of {name}", "veth", show(link.kind.decode("ascii", "replace"))[1:-1] or NOTHING),
         (f"state of {name}", "up", _state(link)),
         (f"group of {name}", str(allocs.LINK_GROUP_WORKLOAD), str(link.group)),
+        (f"master of {name}", "none", "none" if link.master is None else f"index {link.master}"),
         (f"MAC of {name}", allocs.FIRST_HOP_MAC.hex(":"), link.mac.hex(":")),
         (f"MTU of {name}", str(record.mtu), str(link.mtu)),
         (f"peer of {name}", f"index {record.peer_ifindex}", f"index {link.peer}"),

@@ -10,12 +10,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.errors import KernelRefused
 from metropolis.node.core.network.workloads.model import Finding, IPAddress
 
 
 class IndexTaken(Exception):
     """One of the chosen interface indexes is taken: choose others."""
+
+
+class NoIPv6(KernelRefused):
+    """The workload's namespace, or the host, has IPv6 switched off; the attach
+    was undone.
+    """
 
 
 class UndoFailed(KernelRefused):
@@ -29,6 +36,7 @@ class Record:
     netns_cookie: identity of the workload's namespace. host_ifindex,
     peer_ifindex: indexes of the two ends, each in its namespace, chosen by the
     engine. ips: at least one, IPv4 first. request: digest of what was asked.
+    owner: who asked; "" is not known. version: of the names on the link.
     """
 
     workload_id: str
@@ -41,6 +49,8 @@ class Record:
     mtu: int
     ips: tuple[IPAddress, ...]
     request: bytes
+    owner: str = ""
+    version: int = 2
 
 
 class Netns(Protocol):
@@ -52,22 +62,45 @@ class Netns(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """A link that is left alone, and whose addresses are not to be handed out
+    while it is there.
+
+    newer: a newer version made it. record: of an attachment of ours that lost
+    its workload id, which is "" here; a call that names it, finds it by
+    host_interface.
+    """
+
+    name: str
+    ifindex: int
+    ips: tuple[IPAddress, ...]
+    newer: bool = False
+    record: Record | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Scan:
     """What is there.
 
-    complete: attachments; no two claim the same. repaired: how many of them
-    lacked something that was put back. half_made: names of links that attaches
-    which never finished left behind, and that are removed now. duplicates:
-    names of links that claimed what another one has, and that are removed
-    now. foreign: names of links that look like ours, are not, and were left
-    alone.
+    complete: attachments; no two claim the same. repairs: what of them was not
+    as it should be. half_made: names of links that attaches which never
+    finished left behind, and that are removed now. duplicates: names of links
+    that claimed what another one has, and that are removed now. held: see
+    Held. foreign: names of links that look like ours, are not, and were left
+    alone; those held are among them.
     """
 
     complete: tuple[Record, ...]
-    repaired: int = 0
+    repairs: tuple[Repair, ...] = ()
     half_made: tuple[str, ...] = ()
     duplicates: tuple[str, ...] = ()
+    held: tuple[Held, ...] = ()
     foreign: tuple[str, ...] = ()
+
+
+type Hold = Callable[[Record], AbstractContextManager[bool]]
+"""Keep calls away from an attachment; False: one is busy with it, or it is
+gone."""
 
 
 class Datapath(Protocol):
@@ -75,6 +108,10 @@ class Datapath(Protocol):
 
     Errors are of the WorkloadError family.
     """
+
+    @property
+    def ipv6(self) -> bool:
+        """Whether the host has IPv6 at all; known once it is open."""
 
     def open(self, on_removed: Callable[[int], None], on_overrun: Callable[[], None]) -> None:
         """Prepare the host, begin to note removals; see watch.
@@ -84,7 +121,8 @@ class Datapath(Protocol):
         """
 
     def scan(self) -> Scan:
-        """List attachments and clear up after unfinished ones.
+        """List attachments, put back what they lack, clear up after unfinished
+        ones.
 
         Running traffic is not touched.
         """
@@ -93,7 +131,7 @@ class Datapath(Protocol):
         """Begin to call the callbacks, also for what happened since `open`."""
 
     def present(self) -> frozenset[int]:
-        """The host indexes of all links of ours."""
+        """The host indexes of all links of ours, and of those held."""
 
     def open_netns(self, path: str) -> AbstractContextManager[Netns]:
         """Raise InvalidArgument or NotFound when it is not one."""
@@ -105,6 +143,7 @@ class Datapath(Protocol):
         """Make the attachment, wholly, or undo it and raise.
 
         metric: of its routes inside; 0 for the first interface of a namespace.
+        Raises NoIPv6 when that is why.
         """
 
     def check(self, record: Record, netns: Netns | None) -> tuple[Finding, ...]:
@@ -112,6 +151,13 @@ class Datapath(Protocol):
 
         netns: the attachment's namespace; None: what is inside is looked at
         only as far as it can be seen from the host.
+        """
+
+    def repair(self, records: Sequence[Record], allow: Allow, hold: Hold) -> Sequence[Repair]:
+        """Put back on the host what differs from the records.
+
+        What is gone is no difference. Looks at all at once, and then holds
+        each that differs for as long as it is put right.
         """
 
     def remove(self, records: Sequence[Record]) -> None:

@@ -42,13 +42,17 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Any
 
+from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads import names
 from metropolis.node.core.network.workloads.conditions import Conditions
 from metropolis.node.core.network.workloads.datapath import (
     Datapath,
+    Held,
     IndexTaken,
     Netns,
+    NoIPv6,
     Record,
     UndoFailed,
 )
@@ -101,6 +105,12 @@ _PEER_INDEX = 2  # the first after lo
 _FURTHER_METRIC = 2048
 
 _COLLECT_AT_ONCE = 256  # workloads
+
+_NOTE_HELD = "workloads"  # key of the note
+_NO_IPV6 = (
+    'switch IPv6 on, or set `ipv6: "optional"` in the node\'s network configuration, by which '
+    "such workloads have IPv4 alone"
+)
 
 _NOT_RUNNING = "the workload network service is not running yet"
 
@@ -196,6 +206,8 @@ class Engine:
         ] = ((), (), ())
         self._lacking = ""
         self._mtu = DEFAULT_MTU
+        self._ipv6_optional = False
+        self._held: dict[int, Held] = {}  # by host index
         self._indexes = _index_numbers()
         self._overruns = 0
         self._watchers = Watchers()
@@ -224,21 +236,57 @@ class Engine:
                         self._add(_Entry(record, _State.ATTACHED, known=True))
                         for ip in record.ips:
                             self._pool.adopt(ip, _owner(record))
+                    self._hold_back(scan.held)
                     self._pool.set_prefixes(*self._prefixes)
                     self._started = True
                 self._datapath.watch()
             except BaseException:
                 self._datapath.close()
                 raise
+        for repair in scan.repairs:
+            done = f"not put back: {repair.error}" if repair.error else "put back"
+            log.warning("%s; %s", repair.what, done)
         log.info(
-            "recovered %d attachments (%d repaired); removed %s that never finished, "
+            "recovered %d attachments (%d repairs); removed %s that never finished, "
             "%s that claimed what another has; left alone %s that look like ours",
             len(scan.complete),
-            scan.repaired,
+            len(scan.repairs),
             _count(scan.half_made),
             _count(scan.duplicates),
             _count(scan.foreign),
         )
+        self._note_held()
+
+    def _hold_back(self, held: Sequence[Held]) -> None:
+        """Hand out none of their addresses. Under the mutex."""
+        used = {ip for entry in self._by_index.values() for ip in entry.record.ips}
+        for one in held:
+            ips = tuple(ip for ip in one.ips if ip not in used)
+            used.update(ips)
+            for ip in ips:
+                self._pool.adopt(ip, f"link {show(one.name)}, which is left alone")
+            self._held[one.ifindex] = replace(one, ips=ips)
+
+    def _note_held(self) -> None:
+        """Say which links are left alone, and why: in Status and in the log."""
+        with self._mutex:
+            held = tuple(self._held.values())
+        newer = [one.name for one in held if one.newer]
+        lost = [one.name for one in held if one.record is not None]
+        others = [one.name for one in held if not one.newer and one.record is None]
+        texts = [
+            f"{_count(links)} {why}"
+            for links, why in (
+                (newer, "made by a newer version"),
+                (lost, "of workloads whose id was lost with the link's alias"),
+                (others, "of others, with routes of workloads"),
+            )
+            if links
+        ]
+        text = f"links left alone: {'; '.join(texts)}" if texts else ""
+        self._conditions.note(_NOTE_HELD, text)
+        if text:
+            log.warning("%s", text)
 
     def close(self) -> None:
         """End the service; attachments stay. Calls after this are refused."""
@@ -286,15 +334,30 @@ class Engine:
         with self._mutex:
             self._mtu = mtu
 
+    def set_ipv6_optional(self, optional: bool) -> None:
+        """Whether workloads get IPv4 alone where IPv6 is switched off, instead
+        of nothing.
+        """
+        with self._mutex:
+            self._ipv6_optional = optional
+
     # ---- Calls --------------------------------------------------------------
 
     def status(self) -> None:
         """Raise Unavailable, saying why, unless an attach could be served and
         the node's network is as it should be.
         """
-        if problems := self._conditions.problems():
-            raise Unavailable("; ".join(problems.values()))
-        self._can_attach()
+        problems = list(self._conditions.problems().values())
+        try:
+            self._can_attach()
+        except Unavailable as error:
+            problems.append(str(error))
+        if problems:
+            raise Unavailable("; ".join(problems))
+
+    def notes(self) -> dict[str, str]:
+        """What is worth knowing of the node's network, by name."""
+        return self._conditions.notes()
 
     def _can_attach(self) -> None:
         if not self._started:
@@ -302,8 +365,20 @@ class Engine:
         with self._mutex:
             if self._lacking:
                 raise Unavailable(self._lacking)
+            versions = self._versions()
             if not self._pool.versions:
                 raise Unavailable("the node has no address prefix for workloads yet")
+            if not versions or (versions != self._pool.versions and not self._ipv6_optional):
+                raise Unavailable(
+                    "the node has an IPv6 prefix for workloads, and its kernel has no IPv6: "
+                    + (_NO_IPV6 if versions else "switch it on, or give the node an IPv4 prefix")
+                )
+
+    def _versions(self) -> tuple[int, ...]:
+        """The IP versions that workloads can have. Under the mutex."""
+        return tuple(
+            [version for version in self._pool.versions if version == 4 or self._datapath.ipv6]
+        )
 
     def attach(self, intent: AttachIntent, *, left_s: Callable[[], float] = _forever) -> Attachment:
         """Make the attachment, or return the one that the same request made.
@@ -337,6 +412,7 @@ class Engine:
         if not self._started:
             self.start()
         with self._turn(workload_id, left_s):
+            self._claim_held(workload_id)
             with self._mutex:
                 entries = [
                     entry
@@ -366,6 +442,7 @@ class Engine:
         if not self._started:
             raise Unavailable(_NOT_RUNNING)
         with self._turn(workload_id, left_s), contextlib.ExitStack() as stack:
+            self._claim_held(workload_id)
             with self._mutex:
                 records = [
                     entry.record
@@ -378,13 +455,23 @@ class Engine:
             netns = None
             if netns_path:
                 netns = stack.enter_context(self._datapath.open_netns(netns_path))
-            return [self._check(record, netns, netns_path) for record in records]
+            problems = tuple(
+                Finding(key, "no problem of the node's network", problem)
+                for key, problem in self._conditions.problems().items()
+            )
+            found = [self._check(record, netns, netns_path) for record in records]
+        return [replace(one, findings=one.findings + problems) for one in found]
 
     def collect(
-        self, is_live: Callable[[str, str], bool], *, left_s: Callable[[], float] = _forever
+        self,
+        is_live: Callable[[str, str], bool],
+        *,
+        whose: Callable[[str], bool] = lambda _: True,
+        left_s: Callable[[], float] = _forever,
     ) -> Collected:
         """Remove what is not live, but never what an attach has to do with.
 
+        whose: of an owner, "" where it is not known; the others are left alone.
         is_live: of a workload id and an interface name; it is asked twice, when
         the collection begins and right before the removal, and by this thread.
         Spared are workloads that an attach is under way for, or was at any
@@ -399,7 +486,7 @@ class Engine:
                     entry
                     for entries in self._entries.values()
                     for entry in entries.values()
-                    if entry.state in (_State.ATTACHED, _State.BROKEN)
+                    if entry.state in (_State.ATTACHED, _State.BROKEN) and whose(entry.record.owner)
                 ]
             try:
                 stale: dict[str, list[_Entry]] = {}
@@ -411,6 +498,40 @@ class Engine:
             finally:
                 with self._mutex:
                     self._spared = None
+
+    def repair(self, allow: Allow) -> Sequence[Repair]:
+        """Put back what others changed of the attachments; see ward.Ward.
+
+        Of those that a call is busy with nothing is touched. Raises
+        KernelRefused when the kernel does not say what there is.
+        """
+        if not self._started:
+            return ()
+        with self._mutex:
+            records = [
+                entry.record
+                for entry in self._by_index.values()
+                if entry.state is _State.ATTACHED and entry.known
+            ]
+        return self._datapath.repair(records, allow, self._hold_idle)
+
+    @contextlib.contextmanager
+    def _hold_idle(self, record: Record) -> Iterator[bool]:
+        """Keep calls away from an attachment, if none is busy with it."""
+        try:
+            hold = self._workloads.hold(record.workload_id, left_s=0.0)
+            hold.__enter__()
+        except GivenUp, Unavailable:
+            yield False
+            return
+        try:
+            with self._mutex:
+                entry = self._by_index.get(record.host_ifindex)
+                idle = entry is not None and entry.state is _State.ATTACHED
+                idle = idle and entry is not None and entry.record is record
+            yield idle
+        finally:
+            hold.__exit__(None, None, None)
 
     def watch(self, backlog: int = BACKLOG) -> Watcher:
         """All attachments, and then every change; see watchers.
@@ -449,6 +570,27 @@ class Engine:
             else:
                 del self._attaching[workload_id]
 
+    def _claim_held(self, workload_id: str) -> None:
+        """Adopt the links that lost this id: their names are hashes of it."""
+        if not self._held:
+            return
+        claimed = False
+        with self._mutex:
+            for index, held in list(self._held.items()):
+                record = held.record
+                if record is None or held.ips != record.ips:
+                    continue
+                if held.name == names.host_interface(workload_id, record.if_name):
+                    del self._held[index]
+                    entry = _Entry(replace(record, workload_id=workload_id), _State.ATTACHED)
+                    entry.known = True
+                    self._add(entry)
+                    self._tell(Kind.ATTACHED, entry)
+                    claimed = True
+        if claimed:
+            log.info("workload %s has claimed what had lost its id", show(workload_id))
+            self._note_held()
+
     def _find(self, intent: AttachIntent) -> _Entry | None:
         with self._mutex:
             return self._entries.get(intent.workload_id, {}).get(intent.if_name)
@@ -472,6 +614,7 @@ class Engine:
         )
 
     def _attach_in_turn(self, intent: AttachIntent, left_s: Callable[[], float]) -> Attachment:
+        self._claim_held(intent.workload_id)
         known = self._find(intent)
         if known is None:
             self._can_attach()
@@ -493,7 +636,7 @@ class Engine:
             entry, metric = self._reserve(intent, netns.cookie)
             overruns = self._overruns
         try:
-            self._create(entry, netns, metric)
+            self._create(entry, netns, metric, intent.requested_ips)
             if overruns != self._overruns:
                 # Its removal may be among the events that were lost.
                 entry.gone = entry.record.host_ifindex not in self._datapath.present()
@@ -524,7 +667,7 @@ class Engine:
             for ip in intent.requested_ips:
                 self._pool.take_requested(ip, owner)
                 ips.append(ip)
-            for version in self._pool.versions:
+            for version in self._versions():
                 if all(ip.version != version for ip in ips):
                     ips.append(self._pool.take(version, owner))
         except WorkloadError:
@@ -544,31 +687,47 @@ class Engine:
             mtu=self._mtu,
             ips=tuple(sorted(ips, key=lambda ip: ip.version)),
             request=names.digest(intent),
+            owner=intent.owner,
         )
         entry = _Entry(record, _State.ATTACHING)
         self._add(entry)
         return entry, _FURTHER_METRIC + peer if len(there) > 1 else 0
 
-    def _create(self, entry: _Entry, netns: Netns, metric: int) -> None:
+    def _create(self, entry: _Entry, netns: Netns, metric: int, asked: Sequence[IPAddress]) -> None:
         for _ in range(_INDEX_ATTEMPTS):
             try:
                 self._datapath.create(netns, entry.record, metric=metric)
                 return
             except IndexTaken:
                 # By a link of somebody else, here or in the namespace.
-                with self._mutex:
-                    del self._by_index[entry.record.host_ifindex]
-                    entry.record = replace(
-                        entry.record,
-                        host_ifindex=self._free_index(),
-                        peer_ifindex=_random_index(),
-                    )
-                    entry.gone = False
-                    self._by_index[entry.record.host_ifindex] = entry
+                self._renew(entry, peer_ifindex=_random_index())
+            except NoIPv6 as error:
+                self._without_ipv6(entry, asked, error)
         raise KernelRefused(
             f"attach {show(entry.record.workload_id)}: found no free interface index in "
             f"{_INDEX_ATTEMPTS} attempts"
         )
+
+    def _renew(self, entry: _Entry, **changes: Any) -> None:
+        """For another attempt: also another index, since that of the last one
+        may still be told to be gone.
+        """
+        with self._mutex:
+            del self._by_index[entry.record.host_ifindex]
+            entry.record = replace(entry.record, host_ifindex=self._free_index(), **changes)
+            entry.gone = False
+            self._by_index[entry.record.host_ifindex] = entry
+
+    def _without_ipv6(self, entry: _Entry, asked: Sequence[IPAddress], error: NoIPv6) -> None:
+        """Make it one of IPv4 alone; or raise, when it must not be."""
+        ips = entry.record.ips
+        if not self._ipv6_optional:
+            raise KernelRefused(f"{error}; {_NO_IPV6}") from error
+        if ips[0].version == 6 or any(ip.version == 6 for ip in asked):
+            raise KernelRefused(f"{error}; and IPv6 is all there is, or was asked for") from error
+        with self._mutex:
+            self._pool.release(ips[1])
+        self._renew(entry, ips=ips[:1])
 
     def _remove(self, entries: Sequence[_Entry]) -> None:
         with self._mutex:
@@ -694,18 +853,23 @@ class Engine:
 
     def _on_removed(self, ifindex: int) -> None:
         with self._mutex:
+            held = self._held.pop(ifindex, None)
+            for ip in held.ips if held is not None else ():
+                self._pool.release(ip)
             entry = self._by_index.get(ifindex)
-            if entry is None:
-                return
-            if entry.state in (_State.ATTACHING, _State.LEAVING):
+            if entry is not None and entry.state in (_State.ATTACHING, _State.LEAVING):
                 entry.gone = True  # the call that is busy with it goes on
                 return
-            self._drop(entry)
-        log.info(
-            "%s of %s is gone with its network namespace",
-            show(entry.record.if_name),
-            _owner(entry.record),
-        )
+            if entry is not None:
+                self._drop(entry)
+        if held is not None:
+            self._note_held()
+        if entry is not None:
+            log.info(
+                "%s of %s is gone with its network namespace",
+                show(entry.record.if_name),
+                _owner(entry.record),
+            )
 
     def _on_overrun(self) -> None:
         """Removals were missed: find out which. What is being attached now is
@@ -714,6 +878,7 @@ class Engine:
         with self._mutex:
             self._overruns += 1
             before = [index for index, e in self._by_index.items() if e.state is _State.ATTACHED]
+            before += self._held
         present = self._datapath.present()
         missing = [index for index in before if index not in present]
         log.warning("link events were lost; %d attachments were gone", len(missing))
@@ -793,6 +958,7 @@ def _attachment(record: Record) -> Attachment:
         mtu=record.mtu,
         gateways=tuple([first_hop(version) for version in versions]),
         routes=routes_of(versions),
+        owner=record.owner,
     )
 
 

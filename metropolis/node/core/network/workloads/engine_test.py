@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from metropolis.node.core.network.reconcile.ward import Ward
 from metropolis.node.core.network.workloads.datapath import Record
 from metropolis.node.core.network.workloads.engine import Engine
 from metropolis.node.core.network.workloads.errors import (
@@ -30,6 +31,7 @@ from metropolis.node.core.network.workloads.model import (
     IPAddress,
 )
 from metropolis.node.core.network.workloads.testing.fake import HOME, FakeDatapath, FakeKernel
+from metropolis.node.core.network.workloads.ward import WorkloadsWard
 from metropolis.node.core.network.workloads.watchers import Event, Kind, Watcher
 
 PREFIXES = [ip_network("10.0.0.0/29"), ip_network("fd00::/125")]
@@ -813,3 +815,110 @@ def test_a_call_whose_time_ends_while_it_is_served_is_finished(world: World) -> 
     world.datapath.on_create = end
     made = world.engine.attach(intent(), left_s=left_s)
     assert world.engine.attach(intent()) == made
+
+
+# ---- Repair -----------------------------------------------------------------
+
+
+def damage(world: World) -> None:
+    """Of every link, the MTU."""
+    for index, record in world.kernel.links.items():
+        world.kernel.changed[index] = replace(record, mtu=9000)
+
+
+def always(_: str) -> bool:
+    return True
+
+
+def test_what_others_changed_is_put_back(world: World) -> None:
+    for letter in "abc":
+        world.engine.attach(intent(letter, f"/{letter}"))
+    assert not world.engine.repair(always)
+    damage(world)
+    assert world.engine.check("a")[0].findings != ()
+    repairs = world.engine.repair(always)
+    assert {repair.key for repair in repairs} == {
+        f"link {record.host_interface}: MTU" for record in world.kernel.links.values()
+    }
+    assert not world.kernel.changed
+    assert world.engine.check("a")[0].findings == ()
+
+
+def test_nothing_is_looked_at_before_the_start() -> None:
+    assert not Engine(FakeDatapath()).repair(always)
+
+
+def test_what_a_call_is_busy_with_is_not_touched(world: World) -> None:
+    """Neither by an attach, a detach, nor any other of the workload."""
+    world.engine.attach(intent("a", "/a"))
+    world.engine.attach(intent("b", "/b"))
+    busy, go_on = threading.Event(), threading.Event()
+
+    def wait(_: object) -> None:
+        busy.set()
+        assert go_on.wait(WAIT_S)
+
+    for call, hook in (
+        (lambda: world.engine.attach(intent("a", "/c", "eth1")), "on_create"),
+        (lambda: world.engine.detach("a"), "on_remove"),
+    ):
+        setattr(world.datapath, hook, wait)
+        busy.clear()
+        go_on.clear()
+        thread = threading.Thread(target=call)
+        thread.start()
+        assert busy.wait(WAIT_S)
+        damage(world)
+        repairs = world.engine.repair(always)
+        assert [repair.key for repair in repairs] == [
+            f"link {world.engine.list('b')[0].host_interface}: MTU"
+        ]
+        go_on.set()
+        thread.join()
+        setattr(world.datapath, hook, lambda _: None)
+    assert [one.workload_id for one in world.engine.list()] == ["b"]
+
+
+def test_a_pod_that_goes_during_a_look_is_no_error(world: World) -> None:
+    world.engine.attach(intent("a", "/a"))
+    world.engine.attach(intent("b", "/b"))
+    damage(world)
+    gone: list[str] = []
+
+    def allow(key: str) -> bool:
+        """Asked for the first: the other goes."""
+        if not gone:
+            gone.append("b")
+            world.engine.detach("b")
+        return True
+
+    assert len(world.engine.repair(allow)) == 1
+    assert [one.workload_id for one in world.engine.list()] == ["a"]
+
+
+def test_the_mutex_is_free_during_a_look(world: World) -> None:
+    world.engine.attach(intent("a", "/a"))
+    damage(world)
+
+    def allow(_: str) -> bool:
+        with ThreadPoolExecutor(1) as other:
+            assert len(other.submit(world.engine.list).result(WAIT_S)) == 1
+            other.submit(world.engine.attach, intent("b", "/b")).result(WAIT_S)
+        return True
+
+    assert len(world.engine.repair(allow)) == 1
+
+
+def test_a_look_that_fails_is_a_repair_with_an_error(world: World) -> None:
+    ward: Ward = WorkloadsWard(world.engine)
+    assert ward.name == "workloads"
+    world.engine.attach(intent("a", "/a"))
+    assert not ward.look(always)
+    damage(world)
+    (repair,) = ward.look(lambda _: False)
+    assert repair.left
+    (repair,) = ward.look(always)
+    assert (repair.left, repair.error) == (False, "")
+    world.datapath.repair_error = KernelRefused("look at attachments: EIO")
+    (repair,) = ward.look(always)
+    assert (repair.key, repair.error) == ("workloads", "look at attachments: EIO")

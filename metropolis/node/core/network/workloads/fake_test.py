@@ -41,7 +41,10 @@ class FakeBench:
         self.kernel.names_inside.add((self.kernel.namespaces[path], name))
 
     def set_mtu(self, record: Record, mtu: int) -> None:
-        self.kernel.links[record.host_ifindex] = replace(record, mtu=mtu)
+        self.kernel.changed[record.host_ifindex] = replace(record, mtu=mtu)
+
+    def take_host_route(self, record: Record) -> None:
+        self.kernel.changed[record.host_ifindex] = replace(record, ips=record.ips[1:])
 
     def take_route(self, path: str, record: Record) -> None:
         self.kernel.routes_lost.add(record.host_ifindex)

@@ -6,9 +6,9 @@ What is sent is in batches: pair (host), inside (namespace), commit (host).
 The pair is sent alone, because the kernel goes on after a request that failed:
 what follows names the link by its index, which is ours only if it was made.
 The commit is one send, thus whole or not at all when the process is
-killed. A link that is down or without its record is an attach that never
-finished; routes come after `up` since the kernel has no route through a link
-that is down, and a record tells which are missing.
+killed. A link without its record is an attach that never finished; routes come
+after `up` since the kernel has no route through a link that is down, and a
+record tells which are missing.
 """
 
 import contextlib
@@ -18,15 +18,26 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address
 from types import TracebackType
 from typing import Self
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads import batches, checks, observe, recovery
+from metropolis.node.core.network.reconcile.ward import Allow, Repair
+from metropolis.node.core.network.workloads import (
+    batches,
+    checks,
+    names,
+    observe,
+    recovery,
+    repairs,
+)
 from metropolis.node.core.network.workloads.datapath import (
+    Hold,
     IndexTaken,
     Netns,
+    NoIPv6,
     Record,
     Scan,
     UndoFailed,
@@ -49,6 +60,7 @@ from osbase.netlink.errors import (
     NetlinkError,
     NetnsMissing,
     NotNetns,
+    RequestError,
     errno_name,
 )
 from osbase.netlink.events import RECEIVE_BUFFER, LinkEvents
@@ -60,6 +72,11 @@ log = logging.getLogger(__name__)
 
 _LOOPBACK = 1  # its index in every namespace
 _PATIENCE_S = 0.05  # with another attach
+# What is put back may be back already; a route that exists is another's.
+_PUT_BACK_BEFORE = {
+    (rtnl.RTM_NEWADDR, errno.EEXIST),
+    (rtnl.RTM_DELADDR, errno.EADDRNOTAVAIL),
+}
 
 
 class KernelNetns:
@@ -115,6 +132,7 @@ class KernelDatapath:
         self._events: LinkEvents | None = None
         self._removals = Removals(self._remove_all, len(recovery.DOOMED_GROUPS))
         self._creating = threading.Lock()
+        self._contested: set[int] = set()  # host indexes; see _finish
 
     # ---- The host ---------------------------------------------------------
 
@@ -178,8 +196,8 @@ class KernelDatapath:
         with self._sockets.socket() as host:
             return [rtnl.parse_link(message) for message in host.dump(rtnl.dump_links())]
 
-    def _routes(self) -> set[tuple[IPAddress, int]]:
-        found: set[tuple[IPAddress, int]] = set()
+    def _routes(self) -> dict[tuple[IPAddress, int], rtnl.Route]:
+        found: dict[tuple[IPAddress, int], rtnl.Route] = {}
         protocol = allocs.ROUTE_PROTOCOL_WORKLOAD
         families = (rtnl.AF_INET, rtnl.AF_INET6) if self._ipv6 else (rtnl.AF_INET,)
         for family in families:
@@ -189,66 +207,123 @@ class KernelDatapath:
                 route = rtnl.parse_route(message)
                 if route is None or route.protocol != protocol or route.ifindex is None:
                     continue
-                if route.destination.num_addresses == 1:
-                    found.add((route.destination.network_address, route.ifindex))
+                if route.destination.prefixlen == route.destination.max_prefixlen:
+                    found[route.destination.network_address, route.ifindex] = route
         return found
 
-    def _first_hops(self) -> set[int]:
-        """Indexes of the links that have the IPv6 first hop."""
+    def _first_hops(self) -> dict[int, rtnl.Address]:
+        """The IPv6 first hops, by index of the link."""
         if not self._ipv6:
-            return set()
+            return {}
         with self._sockets.socket() as host:
             messages = host.dump(rtnl.dump_addresses(rtnl.AF_INET6, 0))
         found = (rtnl.parse_address(message) for message in messages)
-        return {one.ifindex for one in found if one and one.address == allocs.FIRST_HOP_IPV6}
+        return {one.ifindex: one for one in found if one and one.address == allocs.FIRST_HOP_IPV6}
 
     def _scan(self) -> Scan:
         routes = self._routes()
-        hops = self._first_hops()
         plan = recovery.plan(self._links(), routes)
         # First of all, so that what stays can have its routes.
         for name, index in [(link.name, link.ifindex) for link in plan.half_made] + [
             (record.host_interface, record.host_ifindex) for record in plan.duplicates
         ]:
             self._batch_tolerating({errno.ENODEV}, rtnl.del_link(index, name))
-        repaired = 0
-        for record in plan.complete:
-            index = record.host_ifindex
-            missing = {ip for ip in record.ips if (ip, index) not in routes}
-            for ip in record.ips:
-                linked = (checks.link_local(record.mac), index) in routes
-                if ip.version == 6 and not (index in hops and linked):
-                    missing.add(ip)
-            if missing:
-                repaired += 1
-                self._repair(record, missing)
         return Scan(
             complete=plan.complete,
-            repaired=repaired,
+            repairs=self._finish(plan.complete),
             half_made=tuple(link.name for link in plan.half_made),
             duplicates=tuple(record.host_interface for record in plan.duplicates),
+            held=plan.held,
             foreign=plan.foreign,
         )
-
-    def _repair(self, record: Record, missing: set[IPAddress]) -> None:
-        """Put back what was taken from a link that is in use. A failure is
-        told and does not end the recovery: the rest of it still works.
-        """
-        requests = [
-            request
-            for ip in record.ips
-            if ip in missing
-            for request in batches.host_address(record, ip)
-        ]
-        try:
-            self._batch_tolerating({errno.EEXIST}, *requests)
-        except NetlinkError as error:
-            log.error("repair attachment of %r: %s", record.workload_id, error)
 
     def present(self) -> frozenset[int]:
         """See Datapath."""
         with _refusals("list attachments"):
-            return frozenset(link.ifindex for link in self._links() if recovery.is_ours(link))
+            links = self._links()
+        return frozenset(link.ifindex for link in links if recovery.looks_like_ours(link))
+
+    def _finish(self, records: Sequence[Record]) -> tuple[Repair, ...]:
+        """At a start. Routes to these addresses that others have may have been
+        there before: an attach was refused, and its service killed before it
+        could undo it. Those are never taken.
+        """
+        self._contested = set()
+        return tuple(self._repair(records, lambda _: True, _free, replace=False))
+
+    # ---- Repair -----------------------------------------------------------
+
+    def repair(self, records: Sequence[Record], allow: Allow, hold: Hold) -> Sequence[Repair]:
+        """See Datapath. A look is four dumps and a file, however many."""
+        with _refusals("look at attachments"):
+            return self._repair(records, allow, hold, replace=True)
+
+    def _repair(
+        self, records: Sequence[Record], allow: Allow, hold: Hold, *, replace: bool
+    ) -> list[Repair]:
+        if not records:
+            return []
+        # The links last: what belongs to one that came meanwhile is not missed.
+        routes, hops = self._routes(), self._first_hops()
+        links = {link.ifindex: link for link in self._links()}
+        seen = repairs.Seen(links, routes, hops, _forwards())
+        done: list[Repair] = []
+        for record in records:
+            taking = replace and record.host_ifindex not in self._contested
+            if mends := repairs.mends(record, seen, replace=taking):
+                with hold(record) as held:
+                    if held:
+                        done += self._mend(record, mends, allow)
+        return done
+
+    def _mend(
+        self, record: Record, mends: Sequence[repairs.Mend], allow: Allow
+    ) -> Iterator[Repair]:
+        allowed = [mend for mend in mends if allow(mend.key)]
+        errors: dict[str, str] = {}
+        for mend in allowed:
+            if mend.enable_ipv6 and (error := _enable_ipv6(record)):
+                errors[mend.key] = error
+        requests = [(mend.key, request) for mend in allowed for request in mend.requests]
+        refused = self._put_back([request for _, request in requests])
+        if any(error.errno == errno.ENODEV for error in refused):
+            return  # it is gone
+        for one in refused:
+            key, request = requests[one.index]
+            errors.setdefault(key, str(one))
+            if request.kind == rtnl.RTM_NEWROUTE and one.errno == errno.EEXIST:
+                self._contested.add(record.host_ifindex)
+        for mend in mends:
+            yield Repair(mend.key, mend.what, errors.get(mend.key, ""), left=mend not in allowed)
+
+    def _put_back(self, requests: Sequence[Request]) -> Sequence[RequestError]:
+        """What the kernel refuses: of each request, by its index."""
+        refused = self._refused(requests)
+        if all(error.errno != errno.EINVAL for error in refused):
+            return refused
+        # An IPv4 route whose source address somebody took off lo, maybe.
+        try:
+            self._ensure_first_hop()
+        except NetlinkError as error:
+            log.warning("put back the first hop: %s", error)
+        again = self._refused([requests[error.index] for error in refused])
+        return [replace(error, index=refused[error.index].index) for error in again]
+
+    def _refused(self, requests: Sequence[Request]) -> Sequence[RequestError]:
+        try:
+            self._batch(*requests)
+        except BatchError as error:
+            return [
+                one
+                for one in error.errors
+                if (requests[one.index].kind, one.errno) not in _PUT_BACK_BEFORE
+            ]
+        except NetlinkError as error:
+            return [
+                RequestError(index, request.what, errno.EIO, str(error))
+                for index, request in enumerate(requests)
+            ]
+        return []
 
     # ---- Namespaces -------------------------------------------------------
 
@@ -282,6 +357,11 @@ class KernelDatapath:
                 ) from error
             raise
 
+    @property
+    def ipv6(self) -> bool:
+        """See Datapath."""
+        return self._ipv6
+
     def is_home(self, netns: Netns) -> bool:
         """See Datapath."""
         return netns.cookie == self._home_cookie
@@ -304,20 +384,24 @@ class KernelDatapath:
 
     def _create(self, netns: Netns, record: Record, metric: int) -> None:
         assert isinstance(netns, KernelNetns)
+        if record.ips[-1].version == 6 and not self._ipv6:
+            raise NoIPv6(f"{_attach(record)}: the node's kernel has no IPv6")
         self._create_pair(netns, record)
         loopback_was_up = True
         inner = NetlinkSocket(netns.inner)
+        where = "the network namespace"
         try:
             loopback_was_up = namespaces.loopback_is_up(netns.inner)
             inside = batches.encode_inside(record, metric, loopback=not loopback_was_up)
             inner.batch_encoded(
                 inside, lambda: batches.inside(record, metric, loopback=not loopback_was_up)
             )
+            where = "the host"
             self._commit(record)
         except BaseException as error:
             self._undo(record, None if loopback_was_up else inner, error)
             if isinstance(error, BatchError):
-                raise _attach_error(record, error) from error
+                raise _attach_error(record, error, where) from error
             if isinstance(error, (NetlinkError, OSError)):
                 raise KernelRefused(f"{_attach(record)}: {error}") from error
             raise
@@ -447,10 +531,10 @@ class KernelDatapath:
         index that has passed to another link can be hit.
         """
         if len(records) == 1:
-            requests = [rtnl.del_link_by_altname(batches.record_of(records[0]))]
+            requests = [rtnl.del_link_by_altname(names.record_altname(records[0]))]
         else:
             requests = [
-                rtnl.set_group_by_altname(batches.record_of(record), group) for record in records
+                rtnl.set_group_by_altname(names.record_altname(record), group) for record in records
             ]
             requests.append(rtnl.del_links_by_group(group))
         try:
@@ -499,6 +583,33 @@ def _batch_tolerating(sock: NetlinkSocket, tolerated: set[int], *requests: Reque
             raise BatchError(left) from error
 
 
+@contextlib.contextmanager
+def _free(_: Record) -> Iterator[bool]:
+    """At a start there are no calls yet."""
+    yield True
+
+
+def _forwards() -> bool:
+    with open("/proc/sys/net/ipv4/ip_forward", "rb") as file:
+        return file.read(1) == b"1"
+
+
+def _enable_ipv6(record: Record) -> str:
+    """Set what rtnetlink cannot. Returns why not; "": done. The thread is in
+    the namespace of the host, and so is its /proc/sys/net.
+    """
+    path = f"/proc/sys/net/ipv6/conf/{record.host_interface}/disable_ipv6"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"0")
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return f"write 0 to {path}: {_name(error)}"
+    return ""
+
+
 def _name(error: OSError) -> str:
     return errno_name(error.errno or 0)
 
@@ -508,10 +619,14 @@ def _attach(record: Record) -> str:
     return f"attach {show(record.workload_id)}"
 
 
-def _attach_error(record: Record, error: BatchError) -> WorkloadError:
+def _attach_error(record: Record, error: BatchError, where: str) -> WorkloadError:
     """The first refusal is the cause; later ones mostly follow from it."""
     operation = _attach(record)
     first = error.errors[0]
+    if first.errno == errno.EACCES and record.ips[-1].version == 6:
+        return NoIPv6(
+            f"{operation}: {first}: {where} has IPv6 switched off (net.ipv6.conf.*.disable_ipv6)"
+        )
     if first.errno == errno.ENODEV:
         return NotFound(f"{operation}: the network namespace was removed meanwhile ({first})")
     if first.errno == errno.EEXIST and "alternative names" in first.what:

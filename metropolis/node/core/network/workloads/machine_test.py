@@ -5,7 +5,7 @@ After every step the model must agree with what the service lists, what a
 watcher was told, and what pyroute2 finds on the host and in every pod. Steps:
 attach (also with chosen addresses and MAC), repeat, detach, collect, check,
 restart, death in the middle of a call, the end of a namespace, other prefixes,
-and calls that come at once.
+changes of links by others, and calls that come at once.
 
 $MACHINE_EXAMPLES histories of $MACHINE_STEPS steps; new ones each time with
 HYPOTHESIS_PROFILE=explore.
@@ -77,6 +77,21 @@ if_names = st.sampled_from(["eth0", "net1"])
 pod_numbers = st.integers(0, 2)
 requests = st.one_of(st.just(()), st.just(()), st.sampled_from(REQUESTS))
 macs = st.one_of(st.none(), st.sampled_from(MACS))
+
+type Damage = dict[str, str | int]
+# What others do to a link; the MTU is that of the attachment or another.
+DAMAGES: list[Damage] = [
+    {"group": 0},
+    {"group": 9},
+    {"ifalias": ""},
+    {"ifalias": "c"},
+    {"ifname": "renamed"},
+    {"mtu": 1400},
+    {"mtu": 1000},
+    {"address": "02:00:00:00:00:99"},
+    {"state": "down"},
+    {"ifalias": "", "group": 0, "ifname": "renamed", "state": "down"},
+]
 
 done: Counter[str] = Counter()
 states: set[object] = set()
@@ -336,6 +351,30 @@ class Api(RuleBasedStateMachine):
         for one in checked:
             assert one.findings == ()
             assert one.entered is bool(path)
+
+    @rule(
+        workload_id=workload_ids, if_name=if_names,
+        first=st.sampled_from(DAMAGES), second=st.sampled_from(DAMAGES), restart=st.booleans(),
+    )  # fmt: skip
+    def damage(
+        self, workload_id: str, if_name: str, first: Damage, second: Damage, restart: bool
+    ) -> None:
+        """Others change a link; a look, or a restart, puts it right."""
+        found = [one for one in self.engine.list(workload_id) if one.if_name == if_name]
+        if not found:
+            return
+        with IPRoute() as other:
+            for change in (first, second):
+                other.link("set", index=found[0].host_ifindex, **change)
+        if restart:
+            done["damage before a restart"] += 1
+            self.restart()
+        else:
+            done["damage before a look"] += 1
+            repairs = self.engine.repair(lambda _: True)
+            assert not any(repair.error for repair in repairs)
+        assert not self.engine.repair(lambda _: True)
+        assert all(one.findings == () for one in self.engine.check(workload_id))
 
     @rule()
     def restart(self) -> None:

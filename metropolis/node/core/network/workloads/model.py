@@ -4,11 +4,16 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Final
 
 from metropolis.node import allocs
 
 type IPAddress = IPv4Address | IPv6Address
 type IPNetwork = IPv4Network | IPv6Network
+
+
+OWNER_API: Final = "api"
+"""Who asks over the workload network API; others have names of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +22,8 @@ class AttachIntent:
 
     workload_id: 1 to 255 printable ASCII characters. netns_path: absolute.
     if_name: the name inside. requested_ips: at most one per family, empty:
-    chosen. requested_mac: 6 bytes, unicast; None: chosen.
+    chosen. requested_mac: 6 bytes, unicast; None: chosen. owner: who asks, 1
+    to 255 printable ASCII characters; it decides nothing.
     """
 
     workload_id: str
@@ -25,6 +31,7 @@ class AttachIntent:
     if_name: str
     requested_ips: tuple[IPAddress, ...] = ()
     requested_mac: bytes | None = None
+    owner: str = OWNER_API
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,8 @@ class Attachment:
 
     ips: IPv4 first. mac: 6 bytes, of the end inside. host_interface and
     host_ifindex: the end on the host. mtu: bytes, both ends. gateways: the
-    first hop of each address, in the order of `ips`.
+    first hop of each address, in the order of `ips`. owner: who asked for it
+    first; "" is not known, as version 1 of the records did not say.
     """
 
     workload_id: str
@@ -53,6 +61,7 @@ class Attachment:
     mtu: int
     gateways: tuple[IPAddress, ...]
     routes: tuple[Route, ...]
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)

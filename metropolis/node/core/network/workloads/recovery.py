@@ -1,15 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What to make of the links that a restart finds. Pure.
 
-    link ─> ours, whole ──> duplicates? ─ no ──> adopted
+    link ─> ours, whole ──> duplicates? ─ no ──> adopted, repaired
           │                     └─ yes: the one in use adopted, others removed
           ├ ours, half made ──> removed
-          ├ looks like ours ──> left alone, counted
+          ├ looks like ours ──> left alone, counted, its addresses held
           └ all others          not our business
 
-Ours is a veth that bears our records under its own index, or, before it was
-given them, our form of name with our MAC, in our group. A link is left alone
-if anything of that is not so: in doubt it is somebody else's.
+Ours is a veth that bears our records under its own index; or that has none of
+them, as before it was given them, but our form of name, our MAC and our group.
+With its records it is a running pod, whatever else became of it: down, in
+another group, renamed, without alias. That is put right; see `repairs`. Only
+what never got its records is removed, and what a removal had begun with.
+
+A link is left alone if anything of that is not so: in doubt it is somebody
+else's. So is one with names that a newer version made; and one of version 1
+whose alias, the only place of the workload id, was changed: the link's name
+is a hash of the id, which tells that, and by which a call that has the id finds
+it. What has routes of ours, or a record, holds their addresses.
 
 Duplicates are attachments that claim one address, one interface of one
 workload, or one name in one namespace. The kernel forbids most of it (names,
@@ -18,11 +26,11 @@ that has the routes stays: it is the one that has the traffic.
 """
 
 from collections.abc import Collection, Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads import names
-from metropolis.node.core.network.workloads.datapath import Record
+from metropolis.node.core.network.workloads.datapath import Held, Record
 from metropolis.node.core.network.workloads.model import IPAddress
 from osbase.netlink.rtnl import Link
 
@@ -33,14 +41,15 @@ _OUR_GROUPS = (allocs.LINK_GROUP_WORKLOAD, *DOOMED_GROUPS)
 
 
 def is_ours(link: Link) -> bool:
-    """Whether this service made the link, and in this version's format."""
-    if link.kind != b"veth" or names.is_other_version(link.altnames):
+    """Whether this service, or an older one, made the link."""
+    if link.kind != b"veth" or names.is_newer(link.altnames):
         return False
     found = names.parse_altnames(link.altnames)
     if found is not None:
         return found.ifindex == link.ifindex
     return (
-        names.is_host_interface(link.name)
+        not names.bears_record(link.altnames)
+        and names.is_host_interface(link.name)
         and link.mac == allocs.FIRST_HOP_MAC
         and link.group in _OUR_GROUPS
     )
@@ -51,63 +60,95 @@ def looks_like_ours(link: Link) -> bool:
     return (
         link.group in _OUR_GROUPS
         or names.is_host_interface(link.name)
-        or names.parse_altnames(link.altnames) is not None
-        or names.is_other_version(link.altnames)
+        or names.bears_record(link.altnames)
     )
 
 
 def record_of(link: Link) -> Record | None:
-    """The attachment of a link of ours; None when it is not a whole one."""
+    """The attachment of a link of ours; None when it never was one, or is about
+    to be none. It is as it should be, but for host_interface, which is the
+    name that the link has. workload_id "": it cannot be known.
+    """
     found = names.parse_altnames(link.altnames)
-    if (
-        found is None
-        or not link.up
-        or link.group != allocs.LINK_GROUP_WORKLOAD
-        or link.peer is None
-        or not link.alias
-    ):
+    if found is None or link.group in DOOMED_GROUPS or not link.peer:
         return None
     return Record(
-        workload_id=link.alias.decode("ascii", "backslashreplace"),
+        workload_id=found.workload_id or _id_of_alias(link, found.if_name),
         if_name=found.if_name,
         netns_cookie=found.netns_cookie,
         host_interface=link.name,
         host_ifindex=link.ifindex,
         peer_ifindex=link.peer,
         mac=found.mac,
-        mtu=link.mtu,
+        mtu=found.mtu or link.mtu,
         ips=found.ips,
         request=found.request,
+        owner=found.owner,
+        version=found.version,
     )
+
+
+def _id_of_alias(link: Link, if_name: str) -> str:
+    """The alias, unless the link's name says that it is another's."""
+    workload_id = link.alias.decode("ascii", "replace")
+    if not names.is_part_text(workload_id):
+        return ""
+    hashed = names.host_interface(workload_id, if_name)
+    if names.is_host_interface(link.name) and link.name != hashed:
+        return ""
+    return workload_id
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """complete: to adopt. half_made: to remove. duplicates: likewise.
-    foreign: names of links to leave alone that look like ours.
+    """complete: to adopt; they are named as they should be. half_made: to
+    remove. duplicates: likewise. held, foreign: see datapath.Scan.
     """
 
     complete: tuple[Record, ...]
-    half_made: tuple[Link, ...]
-    duplicates: tuple[Record, ...]
-    foreign: tuple[str, ...]
+    half_made: tuple[Link, ...] = ()
+    duplicates: tuple[Record, ...] = ()
+    held: tuple[Held, ...] = ()
+    foreign: tuple[str, ...] = ()
 
 
 def plan(links: Iterable[Link], routes: Collection[tuple[IPAddress, int]]) -> Plan:
     """routes: our host routes, as address and interface index."""
     whole: list[Record] = []
     half_made: list[Link] = []
-    foreign: list[str] = []
+    foreign: list[tuple[Link, Record | None]] = []
     for link in links:
         if not is_ours(link):
             if looks_like_ours(link):
-                foreign.append(link.name)
+                foreign.append((link, None))
         elif (record := record_of(link)) is None:
             half_made.append(link)
-        else:
+        elif record.workload_id:
             whole.append(record)
+        else:
+            foreign.append((link, record))
     complete, duplicates = resolve(whole, routes)
-    return Plan(complete, tuple(half_made), duplicates, tuple(foreign))
+    return Plan(
+        tuple(
+            replace(one, host_interface=names.host_interface(one.workload_id, one.if_name))
+            for one in complete
+        ),
+        tuple(half_made),
+        duplicates,
+        tuple(_held(foreign, routes)),
+        tuple(link.name for link, _ in foreign),
+    )
+
+
+def _held(
+    links: Iterable[tuple[Link, Record | None]], routes: Collection[tuple[IPAddress, int]]
+) -> Iterator[Held]:
+    for link, record in links:
+        routed = [ip for ip, index in routes if index == link.ifindex and not ip.is_link_local]
+        ips = tuple(dict.fromkeys([*names.addresses_in(link.altnames), *sorted(routed, key=str)]))
+        newer = names.is_newer(link.altnames)
+        if ips or newer:
+            yield Held(link.name, link.ifindex, ips, newer, record)
 
 
 def resolve(

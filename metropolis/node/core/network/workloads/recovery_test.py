@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads import names, recovery
-from metropolis.node.core.network.workloads.datapath import Record
+from metropolis.node.core.network.workloads.datapath import Held, Record
 from metropolis.node.core.network.workloads.model import IPAddress
-from osbase.netlink.rtnl import IFF_UP, Link
+from metropolis.node.core.network.workloads.testing import version1
+from osbase.netlink.rtnl import IFF_NOARP, IFF_UP, Link
 
 MAC = allocs.FIRST_HOP_MAC
 
@@ -30,6 +32,7 @@ def record(number: int, workload_id: str = "", if_name: str = "eth0") -> Record:
         mtu=1400,
         ips=(ip_address(f"10.0.0.{number}"), ip_address(f"fd00::{number:x}")),
         request=bytes(8),
+        owner="api",
     )
 
 
@@ -44,10 +47,7 @@ def link_of(one: Record) -> Link:
         alias=one.workload_id.encode(),
         group=allocs.LINK_GROUP_WORKLOAD,
         kind=b"veth",
-        altnames=(
-            names.key_altname(one.netns_cookie, one.if_name),
-            names.record_altname(one.host_ifindex, one.mac, one.request, one.ips),
-        ),
+        altnames=names.altnames_of(one),
         peer_netns=0,
     )
 
@@ -58,26 +58,109 @@ def routes_of(*records: Record) -> set[tuple[IPAddress, int]]:
 
 def test_a_whole_one_is_adopted_as_it_was() -> None:
     one = record(1)
-    assert recovery.plan([link_of(one)], routes_of(one)) == recovery.Plan((one,), (), (), ())
+    assert recovery.plan([link_of(one)], routes_of(one)) == recovery.Plan((one,))
 
 
 WHOLE = link_of(record(1))
+OLD = link_of(replace(record(1), version=1, owner=""))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"flags": 0},
+        {"flags": IFF_UP | IFF_NOARP},
+        {"alias": b""},
+        {"alias": b"w2"},
+        {"alias": b"\xff"},
+        {"group": 0},
+        {"group": 99},
+        {"group": allocs.LINK_GROUP_OVERLAY},
+        {"name": "renamed"},
+        {"name": "wl0123456789abc"},
+        {"mac": bytes(6)},
+        {"mtu": 9000},
+        {"master": 7},
+        {"altnames": (*WHOLE.altnames, "enp0s1")},
+        {"altnames": WHOLE.altnames[::-1]},
+        {"flags": 0, "alias": b"", "group": 0, "name": "renamed", "mac": bytes(6), "master": 7},
+    ],
+)
+def test_what_bears_its_records_is_a_running_pod(change: dict[str, Any]) -> None:
+    """Whatever others made of the link; and it is as the record says."""
+    link = replace(WHOLE, **change)
+    assert recovery.plan([link], set()) == recovery.Plan((record(1),))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"flags": 0},
+        {"group": 0},
+        {"name": "renamed"},
+        {"mac": bytes(6)},
+        {"master": 7},
+    ],
+)
+def test_so_is_one_of_version_1(change: dict[str, Any]) -> None:
+    link = replace(OLD, **change)
+    expected = replace(record(1), version=1, owner="")
+    assert recovery.plan([link], set()) == recovery.Plan((expected,))
+    # It does not know its MTU.
+    other = recovery.plan([replace(link, mtu=9000)], set())
+    assert other == recovery.Plan((replace(expected, mtu=9000),))
+
+
+@pytest.mark.parametrize("alias", [b"", b"w2", b"\xff"])
+def test_one_that_lost_its_id_is_held_until_it_is_named(alias: bytes) -> None:
+    without_id = tuple(name for name in WHOLE.altnames if ".i11." not in name)
+    for whole, version, owner in ((OLD, 1, ""), (replace(WHOLE, altnames=without_id), 2, "api")):
+        link = replace(whole, alias=alias)
+        one = replace(record(1), workload_id="", version=version, owner=owner)
+        held = Held(link.name, link.ifindex, one.ips, record=one)
+        assert recovery.plan([link], set()) == recovery.Plan((), held=(held,), foreign=(link.name,))
+
+
+def test_an_id_that_is_only_in_the_alias_is_taken_when_the_name_says_so() -> None:
+    link = replace(WHOLE, altnames=tuple(n for n in WHOLE.altnames if ".i11." not in n))
+    assert recovery.plan([link], set()) == recovery.Plan((record(1),))
 
 
 @pytest.mark.parametrize(
     "link",
     [
-        replace(WHOLE, flags=0),
-        replace(WHOLE, alias=b""),
+        replace(WHOLE, group=recovery.DOOMED_GROUPS[0]),
         replace(WHOLE, group=recovery.DOOMED_GROUPS[1]),
+        replace(OLD, group=recovery.DOOMED_GROUPS[1]),
         replace(WHOLE, peer=None),
+        replace(WHOLE, peer=0),
         replace(WHOLE, altnames=()),
-        replace(WHOLE, altnames=WHOLE.altnames[:1]),
         replace(WHOLE, altnames=(), alias=b"", flags=0),
+        replace(WHOLE, altnames=("enp0s1",)),
     ],
 )
-def test_half_made_ones_are_removed(link: Link) -> None:
-    assert recovery.plan([link], set()) == recovery.Plan((), (link,), (), ())
+def test_what_never_got_its_records_is_removed(link: Link) -> None:
+    assert recovery.plan([link], set()) == recovery.Plan((), (link,))
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        replace(WHOLE, altnames=(), mac=bytes(6)),
+        replace(WHOLE, altnames=(), group=0),
+        replace(WHOLE, altnames=(), name="wl0"),
+        replace(WHOLE, altnames=WHOLE.altnames[:1]),
+        replace(OLD, altnames=OLD.altnames[:1]),
+    ],
+)
+def test_links_that_only_look_like_ours_are_left_alone(link: Link) -> None:
+    assert recovery.plan([link], set()) == recovery.Plan((), foreign=(link.name,))
+    # If they have a route of ours, nobody else gets the address.
+    routes = {(record(9).ips[0], link.ifindex), (record(8).ips[0], 1)}
+    held = Held(link.name, link.ifindex, (record(9).ips[0],))
+    assert recovery.plan([link], routes) == recovery.Plan((), held=(held,), foreign=(link.name,))
 
 
 @pytest.mark.parametrize(
@@ -85,19 +168,47 @@ def test_half_made_ones_are_removed(link: Link) -> None:
     [
         replace(WHOLE, kind=b"dummy"),
         replace(WHOLE, ifindex=1),
-        replace(WHOLE, altnames=(), mac=bytes(6)),
-        replace(WHOLE, altnames=(), group=0),
-        replace(WHOLE, altnames=(), name="wl0"),
-        replace(WHOLE, altnames=tuple(name.replace("mw1", "mw2") for name in WHOLE.altnames)),
+        replace(WHOLE, altnames=WHOLE.altnames[1:]),
+        replace(WHOLE, altnames=OLD.altnames[:1] + WHOLE.altnames[-1:]),
     ],
 )
-def test_links_that_only_look_like_ours_are_left_alone(link: Link) -> None:
-    assert recovery.plan([link], set()) == recovery.Plan((), (), (), (link.name,))
+def test_addresses_of_records_that_are_not_ours_are_held(link: Link) -> None:
+    held = Held(link.name, link.ifindex, record(1).ips)
+    assert recovery.plan([link], set()) == recovery.Plan((), held=(held,), foreign=(link.name,))
+
+
+@pytest.mark.parametrize(
+    "altnames",
+    [
+        tuple(name.replace("mw2", "mw3") for name in WHOLE.altnames),
+        (*WHOLE.altnames, "mw2p.1389.h11.tcp80"),
+        (*OLD.altnames, "mw3r.1389"),
+    ],
+)
+@pytest.mark.parametrize("change", [{}, {"flags": 0}, {"group": recovery.DOOMED_GROUPS[0]}])
+def test_what_a_newer_version_made_is_left_alone(
+    altnames: tuple[str, ...], change: dict[str, Any]
+) -> None:
+    link = replace(WHOLE, altnames=altnames, **change)
+    ips = record(1).ips
+    routed = record(2).ips[0]
+    held = Held(link.name, link.ifindex, (*ips, routed), newer=True)
+    plan = recovery.plan([link], {(routed, link.ifindex), (ips[0], link.ifindex)})
+    assert plan == recovery.Plan((), held=(held,), foreign=(link.name,))
+
+
+def test_version_1_leaves_version_2_alone() -> None:
+    assert version1.is_ours(OLD)
+    for change in ({}, {"flags": 0}, {"alias": b""}, {"group": recovery.DOOMED_GROUPS[0]}):
+        link = replace(WHOLE, **change)
+        assert not version1.is_ours(link)
+        assert not version1.is_ours(replace(link, altnames=WHOLE.altnames[-1:]))
+        assert not version1.is_ours(replace(link, altnames=WHOLE.altnames[:1]))
 
 
 def test_other_links_are_not_even_counted() -> None:
     uplink = replace(WHOLE, name="eth0", group=0, altnames=("enp0s1",), kind=b"", peer=None)
-    assert recovery.plan([uplink], set()) == recovery.Plan((), (), (), ())
+    assert recovery.plan([uplink], set()) == recovery.Plan(())
 
 
 def test_the_one_that_has_the_routes_stays() -> None:

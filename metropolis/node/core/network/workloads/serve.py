@@ -29,6 +29,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--prefix", action="append", default=[], type=ip_network)
     parser.add_argument("--reserved", action="append", default=[], type=ip_address)
     parser.add_argument("--mtu", default=DEFAULT_MTU, type=int)
+    parser.add_argument(
+        "--ipv6-optional", action="store_true", help="IPv4 alone where IPv6 is switched off"
+    )
     parser.add_argument("--workers", default=WORKERS, type=int)
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -38,6 +41,7 @@ def main(arguments: list[str]) -> int:
     engine = Engine(KernelDatapath())
     try:
         engine.set_mtu(chosen.mtu)
+        engine.set_ipv6_optional(chosen.ipv6_optional)
         engine.set_prefixes(chosen.prefix, chosen.reserved)
         engine.start()
         server = WorkloadServer(engine, chosen.socket, workers=chosen.workers)

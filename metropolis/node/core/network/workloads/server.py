@@ -169,7 +169,7 @@ class _Methods:
         """Status."""
         wire.decode(pb.StatusRequest, data)
         self._engine.status()
-        return pb.StatusResponse().SerializeToString()
+        return wire.status_response(self._engine.notes()).SerializeToString()
 
     def list(self, data: bytes, _: Call) -> bytes:
         """List."""

@@ -68,6 +68,7 @@ def test_a_watch_has_the_set_and_every_change(world: World) -> None:
         host_interface=made.host_interface,
         host_ifindex=made.host_ifindex,
         mtu=1500,
+        owner="api",
     )
     assert watch.next() == [("COMPLETE", "")]
     world.attach(1)

@@ -2,7 +2,7 @@
 """Between protobuf messages and the engine's values. Pure."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -145,6 +145,11 @@ def _first_hops(versions: tuple[int, ...]) -> bytes:
     ).SerializeToString()
 
 
+def status_response(notes: Mapping[str, str]) -> pb.StatusResponse:
+    """The answer to a Status that is OK."""
+    return pb.StatusResponse(notes=[pb.Note(name=name, text=text) for name, text in notes.items()])
+
+
 def attachment(made: Attachment) -> pb.Attachment:
     """An entry of a List."""
     return pb.Attachment(
@@ -155,6 +160,7 @@ def attachment(made: Attachment) -> pb.Attachment:
         host_interface=made.host_interface,
         host_ifindex=made.host_ifindex,
         mtu=made.mtu,
+        owner=made.owner,
     )
 
 

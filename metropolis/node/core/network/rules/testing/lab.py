@@ -35,7 +35,7 @@ NETWORKS: Final[tuple[IPNetwork, ...]] = (
     ip_network("10.200.0.0/16"),
     ip_network("fd00:10:192::/64"),
 )
-"""A cluster's; of a single node they are its own prefixes, which is the same."""
+"""A cluster's; a single node's own prefixes are treated the same."""
 
 POD: Final = {4: "10.192.0.7", 6: "fd00:10:192::7"}
 POD_B: Final = {4: "10.192.0.8", 6: "fd00:10:192::8"}
@@ -105,7 +105,6 @@ def _build() -> None:
         Path("/proc/sys/net", path).write_text("1")
     for path in ("ipv4/conf/all/rp_filter", "ipv4/conf/default/rp_filter"):
         Path("/proc/sys/net", path).write_text("0")
-    # A test sends errors faster than a kernel would.
     Path("/proc/sys/net/ipv6/conf/default/accept_ra").write_text("0")
     for name, group in LINKS.items():
         sh(f"ip netns add n-{name}")
@@ -135,7 +134,8 @@ def _build() -> None:
 
 def _neighbour(version: int, address: str, name: str) -> None:
     """Nobody is asked who has it: packet sockets answer nothing."""
-    sh(f"ip -{version} neighbour replace {address} dev {name} lladdr {FAR_MAC.hex(':')} nud permanent")
+    ether = f"lladdr {FAR_MAC.hex(':')} nud permanent"
+    sh(f"ip -{version} neighbour replace {address} dev {name} {ether}")
 
 
 def route(version: int, to: str, by: str) -> None:
@@ -252,8 +252,8 @@ def node_socket(version: int, port: int = 0) -> Iterator[socket.socket]:
 
 
 def received(sock: socket.socket, last: bytes) -> list[bytes]:
-    """Return what a socket of the node gets, up to `last`, which has to come."""
-    found = []
+    """Return what a socket of the node gets, up to `last`, which must come."""
+    found: list[bytes] = []
     while not found or found[-1] != last:
         try:
             found.append(sock.recv(2000))

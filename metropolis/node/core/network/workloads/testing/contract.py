@@ -4,6 +4,7 @@
 A bench makes and kills namespaces, and says how many links of ours exist.
 """
 
+import contextlib
 import queue
 import threading
 from dataclasses import replace
@@ -29,6 +30,7 @@ from metropolis.node.core.network.workloads.errors import (
 from metropolis.node.core.network.workloads.model import AttachIntent, Finding
 
 WAIT_S = 10.0
+OTHER: dict[str, object] = {"workload_id": "other", "number": 7}
 
 
 class Bench(Protocol):
@@ -56,6 +58,9 @@ class Bench(Protocol):
 
     def set_mtu(self, record: Record, mtu: int) -> None:
         """Change the MTU of the host's end behind everybody's back."""
+
+    def take_host_route(self, record: Record) -> None:
+        """Remove the host's route to the IPv4 address likewise."""
 
     def take_route(self, path: str, record: Record) -> None:
         """Remove the IPv4 default route inside likewise."""
@@ -86,7 +91,18 @@ def record_for(
         mtu=1400,
         ips=(ip_address(f"10.9.0.{number}"), ip_address(f"fd00:9::{number:x}")),
         request=names.digest(intent),
+        owner="api",
     )
+
+
+def always(_: str) -> bool:
+    """Whatever it is, it may be put back."""
+    return True
+
+
+def idle(_: Record) -> contextlib.AbstractContextManager[bool]:
+    """No call is busy with any."""
+    return contextlib.nullcontext(True)
 
 
 class DatapathContract:
@@ -129,7 +145,8 @@ class DatapathContract:
             forged = record_for(netns, "w2", number=2, host_ifindex=4000)
         # An index below the other's: the routes decide, not the order.
         bench.forge(other, replace(forged, ips=(kept.ips[0], forged.ips[1])))
-        assert bench.again().scan() == Scan((kept,), duplicates=(forged.host_interface,))
+        scan = bench.again().scan()
+        assert scan == Scan((kept,), duplicates=(forged.host_interface,))
         assert bench.again().scan() == Scan((kept,))
         assert bench.datapath.present() == {kept.host_ifindex}
 
@@ -177,6 +194,78 @@ class DatapathContract:
             with bench.datapath.open_netns(path) as netns:
                 _, route = bench.datapath.check(record, netns)
             assert (route.what, route.found) == ("route to 0.0.0.0/0 inside", "nothing")
+
+    def test_what_others_change_is_put_back(self, bench: Bench) -> None:
+        path = bench.add_netns()
+        record, other = self.create(bench, path), self.create(bench, bench.add_netns(), **OTHER)
+        records = [record, other]
+        assert not bench.datapath.repair(records, always, idle)
+        bench.set_mtu(record, 1300)
+        key = f"link {record.host_interface}: MTU"
+        assert bench.datapath.check(record, None)
+        (repair,) = bench.datapath.repair(records, always, idle)
+        assert (repair.key, repair.error, repair.left) == (key, "", False)
+        bench.take_host_route(record)
+        (repair,) = bench.datapath.repair(records, always, idle)
+        assert (repair.key, repair.error, repair.left) == ("route 10.9.0.1/32", "", False)
+        with bench.datapath.open_netns(path) as netns:
+            assert bench.datapath.check(record, netns) == ()
+        assert not bench.datapath.repair(records, always, idle)
+
+    def test_what_may_not_be_put_back_is_said(self, bench: Bench) -> None:
+        record = self.create(bench, bench.add_netns())
+        bench.set_mtu(record, 1300)
+        for _ in range(2):
+            (repair,) = bench.datapath.repair([record], lambda _: False, idle)
+            assert (repair.left, repair.error) == (True, "")
+        assert bench.datapath.check(record, None)
+
+    def test_what_a_call_is_busy_with_is_left_alone(self, bench: Bench) -> None:
+        record = self.create(bench, bench.add_netns())
+        bench.set_mtu(record, 1300)
+        asked: list[Record] = []
+
+        def busy(one: Record) -> contextlib.AbstractContextManager[bool]:
+            asked.append(one)
+            return contextlib.nullcontext(False)
+
+        assert not bench.datapath.repair([record], always, busy)
+        assert asked == [record]
+        assert bench.datapath.check(record, None)
+
+    def test_what_is_gone_is_no_difference(self, bench: Bench) -> None:
+        path = bench.add_netns()
+        record = self.create(bench, path)
+        bench.datapath.remove([record])
+        assert not bench.datapath.repair([record], always, idle)
+        # Another has its index.
+        self.create(bench, path, workload_id="another", number=2, host_ifindex=5001)
+        assert not bench.datapath.repair([record], always, idle)
+        assert not bench.datapath.repair([], always, idle)
+
+    def test_a_removal_during_a_repair(self, bench: Bench) -> None:
+        """It is gone when the repair comes to it."""
+        record = self.create(bench, bench.add_netns())
+        other = self.create(bench, bench.add_netns(), **OTHER)
+        for one in (record, other):
+            bench.set_mtu(one, 1300)
+
+        def removing(one: Record) -> contextlib.AbstractContextManager[bool]:
+            if one == record:
+                bench.datapath.remove([record])
+            return contextlib.nullcontext(one == other)
+
+        (repair,) = bench.datapath.repair([record, other], always, removing)
+        assert (repair.key, repair.error) == (f"link {other.host_interface}: MTU", "")
+
+    def test_a_restart_puts_back_what_others_changed(self, bench: Bench) -> None:
+        record = self.create(bench, bench.add_netns())
+        bench.set_mtu(record, 1300)
+        scan = bench.again().scan()
+        assert scan.complete == (record,)
+        assert [one.key for one in scan.repairs] == [f"link {record.host_interface}: MTU"]
+        assert bench.datapath.check(record, None) == ()
+        assert bench.again().scan() == Scan((record,))
 
     def test_a_check_of_what_is_gone(self, bench: Bench) -> None:
         path = bench.add_netns()

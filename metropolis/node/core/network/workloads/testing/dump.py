@@ -72,7 +72,7 @@ def take(pods: dict[str, Pod]) -> State:
     def neutral(text: str) -> str:
         for index, word in words.items():
             text = re.sub(rf"\b{index}\b", f"<{word}>", text)
-            text = text.replace(f"mw1r.{index:x}.", f"mw1r.<{word}>.")
+            text = re.sub(rf"(mw2[pr])\.{index:x}\.", rf"\1.<{word}>.", text)
         return text
 
     inside = {

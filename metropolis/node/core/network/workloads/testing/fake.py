@@ -10,12 +10,16 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads import recovery
 from metropolis.node.core.network.workloads.datapath import (
+    Held,
+    Hold,
     IndexTaken,
     Netns,
+    NoIPv6,
     Record,
     Scan,
     UndoFailed,
@@ -45,6 +49,9 @@ class FakeKernel:
     """What is there. links: by host index; metrics likewise; names_inside:
     (cookie, name) of interfaces of others, as half_made are names of links.
     routes_lost: host indexes of links whose routes inside somebody took.
+    changed: what others made of links on the host, by index; `links` has what
+    their records say. held: links that are left alone. without_ipv6: cookies
+    of namespaces that have IPv6 switched off.
     """
 
     namespaces: dict[str, int] = field(default_factory=dict)
@@ -53,6 +60,9 @@ class FakeKernel:
     names_inside: set[tuple[int, str]] = field(default_factory=set)
     indexes: set[int] = field(default_factory=set)
     routes_lost: set[int] = field(default_factory=set)
+    changed: dict[int, Record] = field(default_factory=dict)
+    held: dict[int, Held] = field(default_factory=dict)
+    without_ipv6: set[int] = field(default_factory=set)
     half_made: list[str] = field(default_factory=list)
     cookies: Iterator[int] = field(default_factory=lambda: itertools.count(1000))
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -68,15 +78,18 @@ class FakeDatapath:
 
     on_create, on_remove: called within create (after the interface is made)
     and remove (before it is gone); raise from them to fail the call.
-    undo_fails: a create that fails leaves its link behind.
+    undo_fails: a create that fails leaves its link behind. ipv6: the host's.
+    repair_error: raised by repair.
     """
 
     def __init__(self, kernel: FakeKernel | None = None) -> None:
         self.kernel = kernel or FakeKernel()
         self.on_create: Callable[[Record], None] = lambda _: None
         self.on_remove: Callable[[Sequence[Record]], None] = lambda _: None
+        self.ipv6 = True
         self.undo_fails = False
         self.scan_error: WorkloadError | None = None
+        self.repair_error: WorkloadError | None = None
         self._on_removed: Callable[[int], None] | None = None
         self._on_overrun: Callable[[], None] | None = None
 
@@ -94,8 +107,11 @@ class FakeDatapath:
             self.take_link(record.host_ifindex)
         return Scan(
             complete,
+            repairs=self.repair(complete, lambda _: True, lambda _: contextlib.nullcontext(True)),
             half_made=tuple(half_made),
             duplicates=tuple(record.host_interface for record in duplicates),
+            held=tuple(self.kernel.held.values()),
+            foreign=tuple(held.name for held in self.kernel.held.values()),
         )
 
     def _routes(self) -> set[tuple[IPAddress, int]]:
@@ -111,7 +127,7 @@ class FakeDatapath:
 
     def present(self) -> frozenset[int]:
         """See Datapath."""
-        return frozenset(self.kernel.links)
+        return frozenset(self.kernel.links | self.kernel.held)
 
     @contextlib.contextmanager
     def open_netns(self, path: str) -> Iterator[Netns]:
@@ -149,6 +165,8 @@ class FakeDatapath:
             kernel.links[record.host_ifindex] = record
             kernel.metrics[record.host_ifindex] = metric
         try:
+            if record.ips[-1].version == 6 and record.netns_cookie in kernel.without_ipv6:
+                raise NoIPv6(f"attach {show(record.workload_id)}: IPv6 is switched off")
             self.on_create(record)
         except BaseException as error:
             if self.undo_fails:
@@ -160,7 +178,8 @@ class FakeDatapath:
 
     def check(self, record: Record, netns: Netns | None) -> tuple[Finding, ...]:
         """See Datapath."""
-        link = self.kernel.links.get(record.host_ifindex)
+        links = self.kernel.links | self.kernel.changed
+        link = links.get(record.host_ifindex)
         name = record.host_interface
         if link is None:
             return (Finding(f"link {name}", f"index {record.host_ifindex}", "nothing"),)
@@ -172,6 +191,38 @@ class FakeDatapath:
         if record.host_ifindex in self.kernel.routes_lost and netns is not None:
             findings.append(Finding("route to 0.0.0.0/0 inside", "one", "nothing"))
         return tuple(findings)
+
+    def repair(self, records: Sequence[Record], allow: Allow, hold: Hold) -> tuple[Repair, ...]:
+        """See Datapath."""
+        if self.repair_error is not None:
+            raise self.repair_error
+        done: list[Repair] = []
+        for record in records:
+            link = self.kernel.changed.get(record.host_ifindex)
+            if link is None or self.kernel.links.get(record.host_ifindex) != record:
+                continue
+            with hold(record) as held:
+                if held:
+                    done += self._mend(record, link, allow)
+        return tuple(done)
+
+    def _mend(self, record: Record, link: Record, allow: Allow) -> Iterator[Repair]:
+        name = record.host_interface
+        differing = []
+        if link.mtu != record.mtu:
+            differing.append((f"link {name}: MTU", "mtu"))
+        for ip in set(record.ips) - set(link.ips):
+            differing.append((f"route {ip}/{ip.max_prefixlen}", "ips"))
+        for key, field_name in differing:
+            if left := not allow(key):
+                yield Repair(key, key, left=left)
+                continue
+            link = replace(link, **{field_name: getattr(record, field_name)})
+            yield Repair(key, key)
+        if link == record:
+            del self.kernel.changed[record.host_ifindex]
+        else:
+            self.kernel.changed[record.host_ifindex] = link
 
     def remove(self, records: Sequence[Record]) -> None:
         """See Datapath."""
@@ -190,6 +241,8 @@ class FakeDatapath:
         """The link is gone; told: the event is delivered."""
         with self.kernel.lock:
             self.kernel.links.pop(ifindex, None)
+            self.kernel.changed.pop(ifindex, None)
+            self.kernel.held.pop(ifindex, None)
         if told and self._on_removed is not None:
             self._on_removed(ifindex)
 

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guard of the table of tracked flows: no workload fills it for all.
+
+    count, a few times a second ── below 75 % ──> nothing
+        └─ above ─> census, every 5 s or more ─> entries of each workload
+               ├─ above its fair share ─> new flows refused for 10 s, renewed
+               └─ nobody is, at 95 %   ─> the largest sources are named
+
+The rate of new flows that the rules allow a workload (base.render) makes
+filling the table slow; the guard ends it. A refusal is an element of a set of
+the rules with a timeout of its own, so that nothing stays refused when this
+service is away. Flows that exist go on; so do new ones *to* the workload.
+
+A fair share is the guarded part of the table by the number of workloads: when
+that part is full of workloads' flows, one at least is above it. What it cannot
+do: many workloads, none above its share and together near the limit; flows
+from outside, which only the uplink's firewall can refuse. Then it says so.
+
+Why not a limit of flows a workload in the rules: nftables counts a source's
+flows by walking them, milliseconds a packet at 10,000 (`ct count`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from metropolis.node import allocs
+from metropolis.node.core.network.workloads.conditions import Conditions
+from metropolis.node.core.network.workloads.model import Attachment, IPAddress
+from osbase import conntrack
+from osbase.conntrack import Census, ConntrackError
+from osbase.netlink.errors import NetlinkError
+from osbase.nftables import Nftables, NftablesError
+from osbase.supervisor import Context
+
+GUARDED: Final = 0.75
+"""The part of the table above which somebody is refused."""
+FULL: Final = 0.95
+"""The part above which it is said even if nobody can be blamed."""
+SHARE_MIN: Final = 64
+"""Flows that a workload may have in any case."""
+CENSUS_EVERY_S: Final = 5.0
+"""At least; and ten times as long as the last one took, for a million entries
+are seconds of a CPU."""
+
+_LOOK_S: Final = 1.0
+_LOOK_SOON_S: Final = 0.2  # above half of the guarded part
+_SAID_EVERY_S: Final = 60.0  # that the table is full, and nobody to blame
+_NAMED: Final = 10
+
+_PER_MIB: Final = 32  # entries; at 320 bytes each, a hundredth of the memory
+_LIMIT_MIN: Final = 65_536
+_LIMIT_MAX: Final = 1_048_576
+
+_KEY: Final = "conntrack"
+
+log = logging.getLogger(__name__)
+
+
+def limit_for(memory: int) -> int:
+    """How many flows a machine with so many bytes of memory should track."""
+    return min(max(memory // 2**20 * _PER_MIB, _LIMIT_MIN), _LIMIT_MAX)
+
+
+def prepare() -> None:
+    """Let the machine track enough flows. Where that is not ours to set, as in
+    a namespace, or cannot be, the limit stays, and the log has it.
+    """
+    wanted = limit_for(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    try:
+        if not conntrack.raise_limit(wanted):
+            log.info("%d tracked flows at most; %d are not ours to set", conntrack.limit(), wanted)
+    except ConntrackError as error:
+        log.warning("raise the limit of tracked flows to %d: %s", wanted, error)
+
+
+@dataclass(frozen=True)
+class Load:
+    """A workload, its links on the host, and how many entries it made."""
+
+    workload_id: str
+    ifindexes: tuple[int, ...]
+    entries: int
+
+
+def loads(census: Census, attachments: Iterable[Attachment]) -> list[Load]:
+    """The entries of each workload, of all its interfaces."""
+    found: dict[str, Load] = {}
+    for one in attachments:
+        known = found.get(one.workload_id, Load(one.workload_id, (), 0))
+        found[one.workload_id] = Load(
+            one.workload_id,
+            (*known.ifindexes, one.host_ifindex),
+            known.entries + sum(census.entries.get(ip, 0) for ip in one.ips),
+        )
+    return list(found.values())
+
+
+def offenders(found: Sequence[Load], limit: int) -> list[Load]:
+    """Those above their fair share of a table of `limit`, largest first."""
+    if not found:
+        return []
+    share = max(int(limit * GUARDED) // len(found), SHARE_MIN)
+    return sorted(
+        (load for load in found if load.entries > share),
+        key=lambda load: (-load.entries, load.workload_id),
+    )
+
+
+def largest(census: Census, owners: Mapping[IPAddress, str]) -> str:
+    """The sources with the most entries, in words, workloads by name."""
+    ordered = sorted(census.entries.items(), key=lambda item: (-item[1], str(item[0])))
+    return ", ".join(
+        f"{owners.get(source, source)} {number:,}" for source, number in ordered[:_NAMED]
+    )
+
+
+def _named(found: Sequence[Load]) -> str:
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return ", ".join(f"{one.workload_id} ({one.entries:,})" for one in found[:_NAMED]) + more
+
+
+def refuse(ifindexes: Sequence[int], seconds: int) -> str:
+    """The transaction that refuses new flows from links for a while.
+
+    An element that is there would keep its old end if it were only added.
+    """
+    where = f"element inet {allocs.NFTABLES_TABLE} {allocs.REFUSED_LINKS}"
+    plain = ", ".join(str(one) for one in ifindexes)
+    timed = ", ".join(f"{one} timeout {seconds}s" for one in ifindexes)
+    return f"destroy {where} {{ {plain} }}\nadd {where} {{ {timed} }}\n"
+
+
+class Guard:
+    """Looks at the table and refuses whom it must. `run` is the runnable."""
+
+    def __init__(
+        self,
+        attachments: Callable[[], list[Attachment]],
+        conditions: Conditions,
+        *,
+        limit: Callable[[], int] = conntrack.limit,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """attachments: those there are now. limit: of the table."""
+        self._attachments = attachments
+        self._conditions = conditions
+        self._limit = limit
+        self._clock = clock
+        self._next_census = 0.0
+        self._next_word = 0.0
+        self._refused: dict[str, Load] = {}
+        self._failure = ""
+        self.refusals = 0
+        """How many times a workload began to be refused."""
+
+    async def run(self, ctx: Context) -> None:
+        """Look until cancelled."""
+        ctx.signal_healthy()
+        while True:
+            wait_s = await asyncio.to_thread(self.look)
+            await asyncio.sleep(wait_s)
+
+    def look(self) -> float:
+        """Do once what is to be done; returns in how many seconds again."""
+        try:
+            count, limit = conntrack.count(), self._limit()
+            self._judge(count, limit)
+        except (ConntrackError, NetlinkError, NftablesError) as error:
+            # The table of rules may be away for a moment; a kernel without
+            # the census has the rate of new flows alone.
+            self._fail(str(error))
+            return _LOOK_S
+        self._fail("")
+        return _LOOK_SOON_S if count > limit * GUARDED / 2 else _LOOK_S
+
+    def _fail(self, why: str) -> None:
+        if why and why != self._failure:
+            log.warning("guarding the table of tracked flows: %s", why)
+        self._failure = why
+
+    def _judge(self, count: int, limit: int) -> None:
+        now = self._clock()
+        if count <= limit * GUARDED:
+            self._now_refused({})
+            self._conditions.note(_KEY, "")
+            return
+        if now < self._next_census:
+            return
+        census = conntrack.census()
+        pause_s = max(CENSUS_EVERY_S, 10 * (self._clock() - now))
+        self._next_census = now + pause_s
+        attachments = self._attachments()
+        blamed = offenders(loads(census, attachments), limit)
+        if blamed:
+            # Until the census after the next, if that never comes.
+            links = [index for load in blamed for index in load.ifindexes]
+            with Nftables() as nft:
+                nft.apply(refuse(links, round(2 * pause_s)))
+        self._now_refused({load.workload_id: load for load in blamed})
+        fill = f"{count:,} of {limit:,} flows are tracked"
+        if blamed:
+            self._conditions.note(_KEY, f"{fill}; new flows refused of {_named(blamed)}")
+        elif count > limit * FULL:
+            owners = {ip: one.workload_id for one in attachments for ip in one.ips}
+            text = f"{fill}; no workload is above its share; most have: {largest(census, owners)}"
+            self._conditions.note(_KEY, text)
+            if now >= self._next_word:
+                self._next_word = now + _SAID_EVERY_S
+                log.warning("%s", text)
+        else:
+            self._conditions.note(_KEY, "")
+
+    def _now_refused(self, refused: dict[str, Load]) -> None:
+        """Count and log what is new of it, and what is over."""
+        began = [load for key, load in refused.items() if key not in self._refused]
+        ended = [load for key, load in self._refused.items() if key not in refused]
+        self._refused = refused
+        self.refusals += len(began)
+        if began:
+            log.warning("new flows refused, too many tracked: %s", _named(began))
+        if ended:
+            log.info("new flows no longer refused: %s", ", ".join(one.workload_id for one in ended))

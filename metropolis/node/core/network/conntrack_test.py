@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pod floods; its neighbour and the node go on making connections.
+
+    flooder -- (group 8) this namespace up0 -- world
+    quiet   -- (group 8)
+
+The table's limit is the machine's, so the guard is given a smaller one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import struct
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from metropolis.node import allocs
+from metropolis.node.core.config import NEW_FLOWS_MAX
+from metropolis.node.core.network import conntrack as guarding
+from metropolis.node.core.network.conntrack import Guard, Load
+from metropolis.node.core.network.rules.base import render
+from metropolis.node.core.network.rules.settings import Settings
+from metropolis.node.core.network.workloads.conditions import Conditions
+from metropolis.node.core.network.workloads.model import Attachment
+from osbase import conntrack
+from osbase.conntrack import Census
+from osbase.netlink import netns
+from osbase.nftables import Nftables
+from osbase.supervisor import Context, Supervisor
+
+LIMIT = 2000
+NAMES = ("flooder", "quiet", "up0")
+HOPS = {4: allocs.FIRST_HOP_IPV4, 6: allocs.FIRST_HOP_IPV6}
+FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+TIMEOUT_S = 20.0
+
+# The guard is what is tried here: the rate of new flows is out of reach.
+RULES = render(Settings(new_flows_per_second=NEW_FLOWS_MAX))
+
+
+def sh(command: str) -> str:
+    """Run a command without a shell; returns its output."""
+    done = subprocess.run(
+        command.split(), check=False, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+def address(version: int, name: str, host: int = 2) -> str:
+    """Of a link's far end; this namespace's is 1."""
+    number = NAMES.index(name)
+    return f"10.1.{number}.{host}" if version == 4 else f"fd01:{number}::{host}"
+
+
+@contextlib.contextmanager
+def inside(name: str) -> Iterator[None]:
+    """Sockets made in the block are of the far end of a link."""
+    home, there = netns.open_current(), netns.open_path(f"/run/netns/n-{name}")
+    try:
+        with netns.Inside(there, home):
+            yield
+    finally:
+        os.close(home)
+        os.close(there)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def links() -> None:
+    """A namespace behind each link; this one forwards."""
+    sh("ip link set lo up")
+    sh(f"ip address add {allocs.FIRST_HOP_IPV4}/32 dev lo")
+    for name in NAMES:
+        sh(f"ip netns add n-{name}")
+        sh(f"ip link add {name} type veth peer name eth0 netns n-{name}")
+        sh(f"ip link set {name} up group {0 if name == 'up0' else allocs.LINK_GROUP_WORKLOAD}")
+        there = f"nsenter --net=/run/netns/n-{name} ip"
+        sh(f"{there} link set eth0 up")
+        for version, bits, net, more in ((4, 32, 24, ""), (6, 128, 64, " nodad")):
+            own, far_end = address(version, name, 1), address(version, name, 2)
+            if name == "up0":
+                sh(f"ip address add {own}/{net} dev {name}{more}")
+                sh(f"{there} address add {far_end}/{net} dev eth0{more}")
+                sh(f"{there} -{version} route add default via {own}")
+                continue
+            # A workload asks for the first hop alone.
+            hop = HOPS[version]
+            if version == 6:
+                sh(f"ip address add {hop}/64 dev {name} nodad")
+            sh(f"ip -{version} route add {far_end}/{bits} dev {name}")
+            sh(f"{there} address add {far_end}/{bits} dev eth0{more}")
+            sh(f"{there} -{version} route add {hop} dev eth0")
+            sh(f"{there} -{version} route add default via {hop} dev eth0")
+    # The world says nothing to what floods it: an RST would end the flow.
+    with inside("up0"), Nftables() as nft:
+        nft.apply("""
+            table inet t { chain c {
+                type filter hook input priority 0; tcp dport < 20000 drop
+            }; }
+        """)
+    for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        Path("/proc/sys/net", path).write_text("1")
+
+
+@pytest.fixture
+def rules() -> Iterator[None]:
+    """The node's rules; the table of flows is empty before."""
+    with Nftables() as nft:
+        nft.apply(RULES)
+        conntrack.flush()
+        yield
+        nft.apply("flush ruleset")
+
+
+def pod(name: str, workload_id: str = "") -> Attachment:
+    """As the engine lists it."""
+    return Attachment(
+        workload_id or name,
+        "eth0",
+        tuple(ip_address(address(version, name)) for version in (4, 6)),
+        bytes(6),
+        name,
+        socket.if_nametoindex(name),
+        1500,
+        (),
+        (),
+    )
+
+
+def pods() -> list[Attachment]:
+    return [pod("flooder"), pod("quiet")]
+
+
+def udp(name: str, version: int, count: int, first: int = 1) -> None:
+    """A packet to each of so many ports of the world."""
+    with inside(name):
+        sock = socket.socket(FAMILY[version], socket.SOCK_DGRAM)
+    with sock:
+        sock.bind(("", 5000))
+        for port in range(first, first + count):
+            sock.sendto(b"x", (address(version, "up0"), port))
+
+
+def checksum(data: bytes) -> int:
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def syn(name: str, version: int, count: int, first: int = 1) -> None:
+    """Half of a connection to each of so many ports of the world."""
+    with inside(name):
+        sock = socket.socket(FAMILY[version], socket.SOCK_RAW, socket.IPPROTO_TCP)
+    to = address(version, "up0")
+    ends = ip_address(address(version, name)).packed + ip_address(to).packed
+    with sock:
+        for port in range(first, first + count):
+            head = struct.pack("!HHIIBBHHH", 5000, port, 1, 0, 5 << 4, 2, 1024, 0, 0)
+            pseudo = ends + struct.pack("!II", len(head), socket.IPPROTO_TCP)
+            head = head[:16] + struct.pack("!H", checksum(pseudo + head)) + head[18:]
+            sock.sendto(head, (to, 0))
+
+
+def echo(source: str | None, version: int) -> bool:
+    """A connection from a far end, or from here, to the world: is it made?"""
+    with inside("up0"):
+        server = socket.create_server((address(version, "up0"), 0), family=FAMILY[version])
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(server)
+        if source is None:
+            client = socket.socket(FAMILY[version])
+        else:
+            with inside(source):
+                client = socket.socket(FAMILY[version])
+        stack.enter_context(client)
+        # The refused one is known by silence: a SYN each second.
+        client.settimeout(TIMEOUT_S if source != "flooder" else 1.0)
+        try:
+            client.connect(server.getsockname())
+        except TimeoutError:
+            return False
+        return True
+
+
+def refused() -> dict[int, float]:
+    """The links whose new flows are refused, and for how many seconds yet."""
+    listing = json.loads(sh(f"nft -j list set inet {allocs.NFTABLES_TABLE} {allocs.REFUSED_LINKS}"))
+    elements = listing["nftables"][1]["set"].get("elem", [])
+    names = {one["elem"]["val"]: one["elem"]["expires"] for one in elements}
+    return {
+        key if isinstance(key, int) else socket.if_nametoindex(key): value
+        for key, value in names.items()
+    }
+
+
+def guard(conditions: Conditions | None = None, **more: object) -> Guard:
+    given = {"limit": lambda: LIMIT, **more}
+    return Guard(pods, conditions or Conditions(), **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("flood", [udp, syn])
+def test_one_pod_floods(
+    rules: None,
+    flood: Callable[..., None],
+    version: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is refused by name; others, and its old flows, go on."""
+    caplog.set_level(logging.INFO)
+    conditions = Conditions()
+    watch = guard(conditions)
+    with inside("up0"):
+        old_server = socket.socket(FAMILY[version], socket.SOCK_DGRAM)
+        old_server.bind((address(version, "up0"), 0))
+    with inside("flooder"):
+        old = socket.socket(FAMILY[version], socket.SOCK_DGRAM)
+    with old_server, old:
+        old_server.settimeout(TIMEOUT_S)
+        old.connect(old_server.getsockname())
+        old.send(b"before")
+        assert old_server.recv(100) == b"before"
+        watch.look()
+        assert not refused()
+        flood("flooder", version, LIMIT)
+        assert conntrack.count() > LIMIT * guarding.GUARDED
+        watch.look()
+        assert refused().keys() == {socket.if_nametoindex("flooder")}
+        filled = conntrack.count()
+        flood("flooder", version, 1000, first=LIMIT + 1)
+        assert conntrack.count() <= filled
+        for other in ("quiet", None):
+            for family in (4, 6):
+                assert echo(other, family), (other, family)
+        assert not echo("flooder", version)
+        old.send(b"after")
+        assert old_server.recv(100) == b"after"
+    assert watch.refusals == 1
+    assert "new flows refused, too many tracked: flooder (2,0" in caplog.text
+    assert "new flows refused of flooder" in conditions.notes()["conntrack"]
+    assert not conditions.problems()
+
+
+def test_a_refusal_is_renewed_and_ends(rules: None, caplog: pytest.LogCaptureFixture) -> None:
+    """By each census while it lasts; after it by its timeout alone."""
+    caplog.set_level(logging.INFO)
+    now = [0.0]
+    conditions = Conditions()
+    watch = guard(conditions, clock=lambda: now[0])
+    udp("flooder", 4, LIMIT)
+    watch.look()
+    flooder = socket.if_nametoindex("flooder")
+    # As a census some seconds later finds it.
+    with Nftables() as nft:
+        nft.apply(
+            f"destroy element inet metropolis refused_links {{ {flooder} }}\n"
+            f"add element inet metropolis refused_links {{ {flooder} timeout 10s expires 3s }}"
+        )
+    watch.look()
+    assert refused()[flooder] <= 3  # no census yet
+    now[0] += guarding.CENSUS_EVERY_S
+    watch.look()
+    assert refused()[flooder] > 8
+    assert watch.refusals == 1
+    conntrack.flush()
+    watch.look()
+    assert "conntrack" not in conditions.notes()
+    assert caplog.text.count("new flows refused") == 1
+    assert "no longer refused: flooder" in caplog.text
+
+
+def test_full_by_nobody_in_particular(
+    rules: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Flows of an outsider and of the node: nobody to refuse; said once."""
+    now = [0.0]
+    conditions = Conditions()
+    watch = guard(conditions, clock=lambda: now[0])
+    udp("quiet", 4, 100)
+    with inside("up0"):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with sock:
+        for port in range(1, LIMIT):
+            sock.sendto(b"x", (address(4, "up0", 1), port))
+    for _ in range(3):
+        watch.look()
+        now[0] += guarding.CENSUS_EVERY_S
+    assert not refused()
+    note = conditions.notes()["conntrack"]
+    assert f"most have: {address(4, 'up0')} 1,999, quiet 100" in note
+    assert caplog.text.count("most have") == 1
+    assert not conditions.problems()
+
+
+def test_rules_that_are_away_are_waited_for(rules: None, caplog: pytest.LogCaptureFixture) -> None:
+    """Others flushed them: said once; the refusal follows."""
+    now = [0.0]
+    watch = guard(clock=lambda: now[0])
+    udp("flooder", 4, LIMIT)
+    with Nftables() as nft:
+        nft.apply("flush ruleset")
+        for _ in range(3):
+            watch.look()
+            now[0] += guarding.CENSUS_EVERY_S
+        assert caplog.text.count("guarding the table of tracked flows") == 1
+        nft.apply(RULES)
+    watch.look()
+    assert refused()
+
+
+def test_it_runs_and_stops(rules: None) -> None:
+    """Supervised: refuses by itself, and ends when asked to."""
+    udp("flooder", 4, LIMIT)
+    began = asyncio.Event()
+
+    async def whole() -> None:
+        loop = asyncio.get_running_loop()
+
+        def listed() -> list[Attachment]:
+            loop.call_soon_threadsafe(began.set)
+            return pods()
+
+        async def root(ctx: Context) -> None:
+            ctx.run("conntrack", Guard(listed, Conditions(), limit=lambda: LIMIT).run)
+            ctx.signal_healthy()
+            ctx.signal_done()
+
+        supervisor = Supervisor(root)
+        running = asyncio.create_task(supervisor.run(TIMEOUT_S))
+        await asyncio.wait_for(began.wait(), TIMEOUT_S)
+        supervisor.request_stop()
+        assert not await running
+
+    asyncio.run(whole())
+    assert refused()
+
+
+# ---- Pure -------------------------------------------------------------------
+
+
+def entries(**numbers: int) -> list[Load]:
+    return [Load(name, (place,), number) for place, (name, number) in enumerate(numbers.items())]
+
+
+@pytest.mark.parametrize(
+    ("found", "names"),
+    [
+        ([], []),
+        (entries(a=751, b=0), ["a"]),  # the only one that does anything
+        (entries(a=375, b=375), []),  # each has its share
+        (entries(a=376, b=400), ["b", "a"]),
+        (entries(a=76, **{f"b{n}": 0 for n in range(9)}), ["a"]),
+        (entries(**{f"a{n:02}": 60 for n in range(20)}), []),  # below the least
+        (entries(**{f"a{n:02}": 65 for n in range(20)}), [f"a{n:02}" for n in range(20)]),
+    ],
+)
+def test_offenders(found: Sequence[Load], names: list[str]) -> None:
+    """Of a table of 1,000: the guarded part, shared."""
+    assert [load.workload_id for load in guarding.offenders(found, 1000)] == names
+
+
+@pytest.mark.parametrize("workloads", [1, 2, 7, 100, 500])
+def test_a_table_filled_by_workloads_has_an_offender(workloads: int) -> None:
+    """However evenly they fill it beyond the guarded part."""
+    limit = 65_536
+    each = int(limit * guarding.GUARDED) // workloads + 1
+    found = [Load(str(n), (n,), each) for n in range(workloads)]
+    assert guarding.offenders(found, limit)
+
+
+def test_loads_are_of_all_interfaces() -> None:
+    """A workload's flows, of both families and all its links; no one else's."""
+    one = pod("flooder", "w")
+    two = replace(pod("quiet", "w"), if_name="eth1")
+    census = Census(
+        {one.ips[0]: 3, one.ips[1]: 4, two.ips[0]: 5, ip_address("192.0.2.1"): 100}, others=9
+    )
+    assert guarding.loads(census, [one, two]) == [
+        Load("w", (one.host_ifindex, two.host_ifindex), 12)
+    ]
+
+
+def test_limit_follows_memory() -> None:
+    """32 a MiB, within bounds: a hundredth of the memory at most."""
+    gib = 2**30
+    sizes = (gib // 4, gib, 4 * gib, 32 * gib, 512 * gib)
+    limits = [guarding.limit_for(size) for size in sizes]
+    assert limits == [65_536, 65_536, 131_072, 1_048_576, 1_048_576]
+
+
+def test_preparing_leaves_alone_what_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The machine's limit, from a namespace; a kernel without a limit."""
+    before = conntrack.limit()
+    monkeypatch.setattr(guarding, "_LIMIT_MIN", before + 1)
+    monkeypatch.setattr(guarding, "_LIMIT_MAX", before + 1)
+    caplog.set_level(logging.INFO)
+    guarding.prepare()
+    assert conntrack.limit() == before
+    assert f"{before} tracked flows at most" in caplog.text
+
+    def missing(wanted: int) -> bool:
+        raise conntrack.ConntrackError(f"set /nothing to {wanted}: ENOENT")
+
+    monkeypatch.setattr(conntrack, "raise_limit", missing)
+    guarding.prepare()
+    assert "/nothing to" in caplog.text

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counting the entries of a dump by their original source. Pure.
+
+    nfgenmsg | CTA_TUPLE_ORIG { CTA_TUPLE_IP { CTA_IP_V4_SRC, ... }, ... } | ...
+
+An entry has some twenty attributes, and a table 100,000 entries: what is read
+of each is the path to the one address. The kernel writes that path first
+(ctnetlink_fill_info in nf_conntrack_netlink.c), so one comparison finds it;
+what is in another order is walked.
+
+Source: linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h.
+"""
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final
+
+from osbase.netlink import attrs
+from osbase.netlink.errors import ProtocolError
+from osbase.netlink.message import Message, Request
+
+type IPAddress = IPv4Address | IPv6Address
+
+_SUBSYS_CTNETLINK: Final = 1
+_MSG_CT_NEW: Final = _SUBSYS_CTNETLINK << 8  # what a dump's messages are
+_MSG_CT_GET: Final = _SUBSYS_CTNETLINK << 8 | 1
+_MSG_CT_DELETE: Final = _SUBSYS_CTNETLINK << 8 | 2
+_TUPLE_ORIG: Final = 1
+_TUPLE_IP: Final = 1
+_IP_V4_SRC: Final = 1
+_IP_V6_SRC: Final = 3
+_GENMSG: Final = struct.Struct("=BBH")  # family, version, resource
+
+_HEAD: Final = 16  # bytes before the address, where it is first
+_PATH_V4: Final = struct.pack("=HHHHH", attrs.NESTED | 1, 20, attrs.NESTED | 1, 8, _IP_V4_SRC)
+_PATH_V6: Final = struct.pack("=HHHHH", attrs.NESTED | 1, 44, attrs.NESTED | 1, 20, _IP_V6_SRC)
+
+SOURCES_MAX: Final = 65536
+"""How many addresses a census tells apart: what outsiders invent is not."""
+
+
+def dump() -> Request:
+    """Ask for all entries, of both families."""
+    return Request(_MSG_CT_GET, 0, _GENMSG.pack(0, 0, 0), "list tracked flows")
+
+
+def delete_all() -> Request:
+    """Forget all entries: a deletion that names none."""
+    return Request(_MSG_CT_DELETE, 0, _GENMSG.pack(0, 0, 0), "forget tracked flows")
+
+
+def source_of(message: Message) -> bytes:
+    """The packed original source of an entry. Raises ProtocolError."""
+    body = message.body
+    if message.kind != _MSG_CT_NEW:
+        raise ProtocolError(f"message {message.kind} is not a tracked flow")
+    path = body[6:_HEAD]
+    if path == _PATH_V4 and len(body) >= _HEAD + 4:
+        return body[_HEAD : _HEAD + 4]
+    if path == _PATH_V6 and len(body) >= _HEAD + 16:
+        return body[_HEAD : _HEAD + 16]
+    return _walked(body)
+
+
+def _walked(body: bytes) -> bytes:
+    inner = body[_GENMSG.size :]
+    for kind in (_TUPLE_ORIG, _TUPLE_IP):
+        inner = _first(inner, kind)
+    found = attrs.parse(inner)
+    for kind, size in ((_IP_V4_SRC, 4), (_IP_V6_SRC, 16)):
+        if kind in found:
+            if len(found[kind]) != size:
+                raise ProtocolError(f"a source of {len(found[kind])} bytes, not {size}")
+            return found[kind]
+    raise ProtocolError("a tracked flow without a source")
+
+
+def _first(data: bytes, kind: int) -> bytes:
+    for found, payload in attrs.walk(data):
+        if found == kind:
+            return payload
+    raise ProtocolError(f"a tracked flow without attribute {kind}")
+
+
+@dataclass(frozen=True)
+class Census:
+    """Entries by original source. others: those of further sources."""
+
+    entries: dict[IPAddress, int]
+    others: int = 0
+
+    @property
+    def total(self) -> int:
+        """All entries that were seen."""
+        return sum(self.entries.values()) + self.others
+
+
+def take(messages: Iterable[Message], most: int = SOURCES_MAX) -> Census:
+    """Count the messages of a dump; at most so many sources are told apart.
+
+    Raises ProtocolError.
+    """
+    counts: dict[bytes, int] = {}
+    others = 0
+    for message in messages:
+        source = source_of(message)
+        if source in counts:
+            counts[source] += 1
+        elif len(counts) < most:
+            counts[source] = 1
+        else:
+            others += 1
+    return Census({ip_address(source): number for source, number in counts.items()}, others)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of the calling thread's network namespace."""
+
+import errno
+import os
+import socket
+from typing import Final
+
+from osbase.conntrack import sources
+from osbase.conntrack.sources import Census
+from osbase.netlink.errors import errno_name
+from osbase.netlink.transport import NetlinkSocket, open_raw
+
+NETLINK_NETFILTER: Final = 12
+
+_COUNT: Final = "/proc/sys/net/netfilter/nf_conntrack_count"
+_LIMIT: Final = "/proc/sys/net/netfilter/nf_conntrack_max"
+_BUCKETS: Final = "/sys/module/nf_conntrack/parameters/hashsize"
+
+
+class ConntrackError(Exception):
+    """What could not be read or set, with the errno."""
+
+
+def count() -> int:
+    """How many entries there are. Raises ConntrackError."""
+    return _read(_COUNT)
+
+
+def limit() -> int:
+    """How many there may be, in each namespace. Raises ConntrackError."""
+    return _read(_LIMIT)
+
+
+def raise_limit(wanted: int) -> bool:
+    """Let the machine track so many flows, if it may not track more already,
+    with as many buckets, so that a look-up stays one step.
+
+    False: this is not the machine's first network namespace, or its kernel's
+    settings are not ours to write. Raises ConntrackError.
+    """
+    return _at_least(_LIMIT, wanted) and _at_least(_BUCKETS, wanted)
+
+
+def census() -> Census:
+    """Dump the table and count. Blocks; memory does not grow with entries.
+
+    Raises NetlinkError.
+    """
+    with NetlinkSocket(_open()) as sock:
+        return sources.take(sock.stream(sources.dump()))
+
+
+def flush() -> None:
+    """Forget all flows, as tests and benches want. Raises NetlinkError."""
+    with NetlinkSocket(_open()) as sock:
+        sock.batch([sources.delete_all()])
+
+
+def _open() -> socket.socket:
+    return open_raw(NETLINK_NETFILTER)
+
+
+def _read(path: str) -> int:
+    try:
+        return _number(path)
+    except OSError as error:
+        raise ConntrackError(f"read {path}: {errno_name(error.errno or 0)}") from error
+
+
+def _number(path: str) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(fd, 64)
+    finally:
+        os.close(fd)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ConntrackError(f"read {path}: {text!r} is no number") from error
+
+
+def _at_least(path: str, wanted: int) -> bool:
+    try:
+        if _number(path) >= wanted:
+            return True
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, str(wanted).encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EOPNOTSUPP):
+            return False
+        name = errno_name(error.errno or 0)
+        raise ConntrackError(f"set {path} to {wanted}: {name}") from error
+    return True
