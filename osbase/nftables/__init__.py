@@ -5,10 +5,15 @@
     nft.check(text)                  parses and evaluates; changes nothing
     nft.apply(text)                  one transaction: all of it, or none
 
+    library   the above
+    digest    what a table is now, as hashes; an event at each commit
+    guard     whether a table is still as it was committed
+
 The text is nft(8)'s language, as in `nft -f`. Rules go one way: nothing here
-reads them back, since what nft prints is for people and changes shape from
-version to version. Who needs to know what is programmed renders the whole
-again and replaces it; who needs to find elements keeps them named.
+understands them, since what nft prints is for people and changes shape from
+version to version. Who needs to know whether what is programmed is still there
+compares digests; whoever finds it changed renders the whole again and replaces
+it; who needs to find elements keeps them named.
 
 Why not exec nft: 3.5 ms instead of 0.1, and services that host gRPC must not
 fork. Why not Debian's python3-nftables: it is a ctypes shell like this one, but

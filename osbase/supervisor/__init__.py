@@ -55,6 +55,7 @@ from __future__ import annotations
 
 from osbase.supervisor.backoff import Backoff
 from osbase.supervisor.states import State
+from osbase.supervisor.threads import in_thread
 from osbase.supervisor.tree import Clock, Context, Runnable, Supervisor
 
-__all__ = ["Backoff", "Clock", "Context", "Runnable", "State", "Supervisor"]
+__all__ = ["Backoff", "Clock", "Context", "Runnable", "State", "Supervisor", "in_thread"]

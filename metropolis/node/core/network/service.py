@@ -6,6 +6,8 @@
      +- gate          pod prefixes and networks, unless something has them
      +- names         Status waits for name servers
      +- overlay       of a node in a cluster
+     +- reconcile     events -> the wards, each of which puts its things back:
+     +- ward-rules, ward-sysctls, ward-host, ward-foreign, ward-uplink, ...
      +- strict        default routes -> rule set
      +- resolvers     the uplink's name servers -> rule set
      +- workloads     engine; waits for nobody, serves nobody before recovery
@@ -36,6 +38,10 @@ from metropolis.node.core.network import conntrack, gate, names, overlap, sysctl
 from metropolis.node.core.network.gate import Admitted, Gate
 from metropolis.node.core.network.overlay.mesh import Exchange, IPAddress, IPNetwork
 from metropolis.node.core.network.overlay.overlay import Overlay
+from metropolis.node.core.network.reconcile import wards
+from metropolis.node.core.network.reconcile.reconciler import Reconciler
+from metropolis.node.core.network.reconcile.ward import Ward
+from metropolis.node.core.network.reconcile.watch import Kind
 from metropolis.node.core.network.rules import metadata, reverse_path
 from metropolis.node.core.network.rules.ruleset import RuleSet
 from metropolis.node.core.network.rules.settings import Settings
@@ -46,13 +52,16 @@ from osbase.net import addressing
 from osbase.net.links import LinkState
 from osbase.netlink.rtnl import set_link_up
 from osbase.netlink.transport import NetlinkSocket
-from osbase.supervisor import Context
+from osbase.supervisor import Context, Runnable
 
 if TYPE_CHECKING:
     from metropolis.node.core.network.workloads.engine import Engine
 
 DEFAULT_MTU: Final = 1500
 """Of workloads on a node without an uplink, bytes."""
+
+LINKS_LOOKED_AT_S: Final = 20.0
+"""How often settings of single links are compared, besides at events."""
 
 CALLS_END_WITHIN_S: Final = 10.0
 """How long calls under way may take to end when the service stops."""
@@ -103,6 +112,8 @@ class NetworkService:
         self._config = config
         self._paths = paths or Paths()
         self._conditions = Conditions()
+        self._reconciler = Reconciler(self._conditions)
+        self._sysctls: tuple[sysctls.Sysctl, ...] = ()
         self._rules = RuleSet(
             Settings(
                 routed_pods=config.routed_pods,
@@ -155,15 +166,38 @@ class NetworkService:
             self.uplink_status.set(UplinkStatus())
         else:
             ctx.run("uplink", self._uplink.run)
+            ctx.run("ward-uplink", self._guard_link(self._uplink.ward()))
             ctx.run("strict", self._follow_reverse_path)
             ctx.run("resolvers", self._follow_resolvers)
         ctx.run("gate", self._gate.run)
         ctx.run("names", self._wait_for_names)
         if self._overlay is not None:
             ctx.run("overlay", self._overlay.run)
+            ctx.run("ward-overlay", self._guard_link(self._overlay))
+            settings = wards.Sysctls(sysctls.link(allocs.OVERLAY_LINK), "overlay-sysctls")
+            ctx.run("ward-overlay-sysctls", self._guard_link(settings))
         ctx.run("workloads", self._workloads)
+        self._guard_node(ctx)
         ctx.signal_healthy()
         ctx.signal_done()
+
+    def _guard_node(self, ctx: Context) -> None:
+        """Put back what others change of the node as a whole."""
+        ctx.run("reconcile", self._reconciler.run)
+        guarded: tuple[tuple[Ward, set[Kind], float], ...] = (
+            (wards.Rules(self._rules), {Kind.RULES}, 5.0),
+            (wards.Sysctls((*sysctls.NODE, *self._sysctls)), {Kind.SETTING}, 1.0),
+            (wards.Host(), {Kind.ADDRESS, Kind.LINK, Kind.POLICY}, 5.0),
+            (wards.Foreign(self._conditions, ctx.logger), set(), 10.0),
+        )
+        for ward, kinds, every_s in guarded:
+            ctx.run(f"ward-{ward.name}", self._reconciler.guard(ward, kinds=kinds, every_s=every_s))
+
+    def _guard_link(self, ward: Ward) -> Runnable:
+        """A ward of one link or of many."""
+        return self._reconciler.guard(
+            ward, kinds=set(Kind) - {Kind.RULES}, every_s=LINKS_LOOKED_AT_S
+        )
 
     async def _wait_for_names(self, ctx: Context) -> None:
         await self._names.wait(ctx, self._gate.considered)
@@ -186,6 +220,7 @@ class NetworkService:
         """
         self._rules.update(networks=self._gate.prepare())
         self._rules.apply()
+        self._sysctls = sysctls.found_enabled()
         conntrack.prepare()
         prepare_host()
         self._names.prepare()

@@ -65,17 +65,42 @@ NODE: Final = (
     Sysctl("ipv6/neigh/default/gc_thresh1", 4096, optional=True),
     Sysctl("ipv6/neigh/default/gc_thresh2", 32768, optional=True),
     Sysctl("ipv6/neigh/default/gc_thresh3", 65536, optional=True),
+    # Workloads ask for the first hop's MAC on their links, and its address is
+    # on lo: with 1 or more (as for direct server return) they get no answer.
+    Sysctl("ipv4/conf/all/arp_ignore", 0),
     # Connections of the node are at none of the ports that flows of workloads
     # are given: see allocs.MASQUERADE_PORTS.
     Sysctl("ipv4/ip_local_port_range", "{} {}".format(*allocs.EPHEMERAL_PORTS)),
     # Last: what is forwarded is forwarded under the settings above.
     Sysctl("ipv4/ip_forward", 1),
     Sysctl("ipv6/conf/all/forwarding", 1),
+    # Links that are made later inherit these; the two above set them as well.
+    Sysctl("ipv4/conf/default/forwarding", 1),
+    Sysctl("ipv6/conf/default/forwarding", 1),
 )
 
 
 FORWARDS: Final = True
-"""Whether the node is a router to its neighbours, by the last of NODE."""
+"""Whether the node is a router to its neighbours, by the end of NODE."""
+
+
+def found_enabled(root: str = "/proc/sys/net") -> tuple[Sysctl, ...]:
+    """Return the settings by which IPv6 is enabled, if it is: a node without
+    IPv6 is what its operator wants, one that loses it later is not.
+    """
+    paths = ("ipv6/conf/all/disable_ipv6", "ipv6/conf/default/disable_ipv6")
+    enabled = (Sysctl(path, 0) for path in paths)
+    return tuple(one for one in enabled if differs(one, root) is None)
+
+
+def link(name: str) -> tuple[Sysctl, ...]:
+    """Return the settings without which a link does not forward, if there is
+    such a link.
+    """
+    return (
+        Sysctl(f"ipv4/conf/{name}/forwarding", 1, optional=True),
+        Sysctl(f"ipv6/conf/{name}/disable_ipv6", 0, optional=True),
+    )
 
 
 def uplink(name: str, *, router_advertisements: bool, ipv6_on: bool = True) -> tuple[Sysctl, ...]:

@@ -5,6 +5,7 @@ mesh        what the overlay is told and tells
 overlay     the runnable that makes the kernel have it
 peers       peers by node: what a change means for the kernel      pure
 addressing  addresses and routes that the link should have         pure
+damage      what others changed of it
 rotation    the life of a key                                      pure
 keys        keys, and the file they are kept in
 device      what is asked of the kernel

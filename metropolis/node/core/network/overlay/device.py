@@ -54,6 +54,15 @@ class Device:
 
 
 @dataclass(frozen=True)
+class LinkFound:
+    """The link itself. mtu: bytes."""
+
+    up: bool
+    group: int
+    mtu: int
+
+
+@dataclass(frozen=True)
 class PeerChange:
     """What is to become of one peer.
 
@@ -92,6 +101,9 @@ class Kernel(Protocol):
 
         Raises OverlayError when something else has its name.
         """
+
+    def link(self) -> LinkFound | None:
+        """Return how the link is; None: there is none of this kind."""
 
     def set_mtu(self, mtu: int) -> None:
         """Of the link, bytes."""

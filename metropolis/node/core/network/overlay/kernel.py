@@ -16,7 +16,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from metropolis.node import allocs
 from metropolis.node.core.network.overlay import wireguard
-from metropolis.node.core.network.overlay.device import Device, Links, OverlayError, PeerChange
+from metropolis.node.core.network.overlay.device import (
+    Device,
+    LinkFound,
+    Links,
+    OverlayError,
+    PeerChange,
+)
 from metropolis.node.core.network.overlay.mesh import IPNetwork
 from osbase.net import addressing
 from osbase.netlink import genl, rtnl
@@ -109,6 +115,14 @@ class LinuxKernel:
                 ]
             )
         return None if found is None else found.mtu
+
+    def link(self) -> LinkFound | None:
+        """See Kernel."""
+        with self._route() as sock:
+            found = self._link(sock)
+        if found is None or found.kind != b"wireguard":
+            return None
+        return LinkFound(found.up, found.group, found.mtu)
 
     def set_mtu(self, mtu: int) -> None:
         """See Kernel."""

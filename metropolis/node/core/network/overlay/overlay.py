@@ -31,13 +31,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from metropolis.node import allocs
-from metropolis.node.core.network.overlay import addressing, keys, rotation
-from metropolis.node.core.network.overlay.device import Kernel, Links, PeerChange
+from metropolis.node.core.network.overlay import addressing, damage, keys, rotation
+from metropolis.node.core.network.overlay.device import (
+    Kernel,
+    Links,
+    OverlayError,
+    PeerChange,
+)
 from metropolis.node.core.network.overlay.kernel import LinuxKernel, own_routes
 from metropolis.node.core.network.overlay.mesh import (
     Exchange,
@@ -48,9 +53,11 @@ from metropolis.node.core.network.overlay.mesh import (
 )
 from metropolis.node.core.network.overlay.peers import Index, difference
 from metropolis.node.core.network.overlay.rotation import Stage, State, Surroundings
+from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from osbase import event
 from osbase.net.links import LinkState
-from osbase.supervisor import Context
+from osbase.netlink.errors import NetlinkError
+from osbase.supervisor import Context, in_thread
 
 MTU_MIN: Final = 1280
 """Bytes. What IPv6 needs (RFC 8200, section 5)."""
@@ -114,22 +121,36 @@ class Overlay:
         self._grace_s = grace_s
         self._kernel: Kernel = LinuxKernel() if kernel is None else kernel
         self._port = port
+        self._life: _Life | None = None
 
     async def run(self, ctx: Context) -> None:
         """Run until something fails, which another run makes good."""
         try:
-            state = await _in_thread(self._load, ctx)
-            found = await _in_thread(
+            state = await in_thread(self._load, ctx)
+            found = await in_thread(
                 self._kernel.ensure_link,
                 max(MTU_MIN, link_mtu(None, _uplink_mtu(self._uplink))),
                 state.pair.private,
                 self._port,
             )
             with self._peers.watch() as changes:
-                life = _Life(self, ctx, changes, state, found)
-                await life.run()
+                self._life = _Life(self, ctx, changes, state, found)
+                await self._life.run()
         finally:
-            await _in_thread(self._kernel.close)
+            self._life = None
+            await in_thread(self._kernel.close)
+
+    name = "overlay"
+
+    def look(self, allow: Allow) -> Sequence[Repair]:
+        """See Ward: compare with the kernel what it was told last. Without a
+        mesh there is nothing to compare. Blocks; not for the event loop.
+        """
+        life = self._life
+        if life is None:
+            return ()
+        asked = asyncio.run_coroutine_threadsafe(life.look(allow), life.loop)
+        return asked.result()
 
     def _load(self, ctx: Context) -> State:
         try:
@@ -172,6 +193,10 @@ class _Life:
         self._graced_at = 0.0  # monotonic
         self._doubts: dict[bytes, _Doubt] = {}  # public keys: of a session
         self._look_from = 0.0  # monotonic
+        self.loop = asyncio.get_running_loop()
+        self._asked: asyncio.Queue[_Look] = asyncio.Queue()
+        self._answers: set[asyncio.Future[Sequence[Repair]]] = set()
+        self._ended = False
 
     async def run(self) -> None:
         """See Overlay.run."""
@@ -182,6 +207,7 @@ class _Life:
             "mesh": (overlay._mesh.watch().get, self._on_mesh),
             "uplink": (overlay._uplink.watch().get, self._on_uplink),
             "published": (overlay._published.watch().get, self._on_published),
+            "look": (self._asked.get, self._on_look),
         }
         waiting: dict[str, asyncio.Task[Any]] = {}
         if self._found:
@@ -211,6 +237,10 @@ class _Life:
             for task in waiting.values():
                 task.cancel()
             await asyncio.gather(*waiting.values(), return_exceptions=True)
+            self._ended = True
+            for answer in self._answers:
+                if not answer.done():
+                    answer.set_result(())
 
     # --- Peers, addresses, routes ---------------------------------------------
 
@@ -221,7 +251,7 @@ class _Life:
             self._changes.take()
             index = Index()
             index.change(self._overlay._peers.copy())
-            device = await _in_thread(self._kernel.device)
+            device = await in_thread(self._kernel.device)
             self._index = index
             absent = frozenset(mesh.absent)
             self._strangers = {
@@ -233,7 +263,7 @@ class _Life:
             await self._apply(difference(known, index.entries))
         elif self._strangers:
             await self._part_with_strangers(frozenset(mesh.absent))
-        await _in_thread(self._reconcile_links, addressing.wanted(mesh))
+        await in_thread(self._reconcile_links, addressing.wanted(mesh))
         await self._resize()
 
     async def _part_with_strangers(self, absent: frozenset[IPNetwork]) -> None:
@@ -264,7 +294,7 @@ class _Life:
         assert self._index is not None, "made before"
         begun = time.monotonic()
         self._prompted |= {change.public_key: begun for change in changes if change.prompt}
-        await _in_thread(self._kernel.apply, changes)
+        await in_thread(self._kernel.apply, changes)
         removed = sum(change.remove for change in changes)
         self._log.info(
             "%s peers set, %s removed, %s in all, in %.0f ms",
@@ -278,6 +308,53 @@ class _Life:
         add, remove = addressing.difference(self._kernel.links(), wanted)
         if (add, remove) != (Links(), Links()):
             self._kernel.change_links(add, remove)
+
+    # --- Damage ---------------------------------------------------------------
+
+    async def look(self, allow: Allow) -> Sequence[Repair]:
+        """Have the task compare, between two of its other works."""
+        if self._ended:
+            return ()
+        answer: asyncio.Future[Sequence[Repair]] = self.loop.create_future()
+        self._answers.add(answer)
+        self._asked.put_nowait(_Look(allow, answer))
+        try:
+            return await answer
+        finally:
+            self._answers.discard(answer)
+
+    async def _on_look(self, look: _Look) -> None:
+        repairs = await in_thread(self._repair, look.allow) if self._index is not None else ()
+        if not look.answer.done():
+            look.answer.set_result(repairs)
+
+    def _repair(self, allow: Allow) -> Sequence[Repair]:
+        assert self._index is not None, "looked at before"
+        aim = damage.Aim(
+            max(self._size, MTU_MIN),
+            self._state.pair.public,
+            self._state.pair.private,
+            self._overlay._port,
+            self._index.entries,
+            frozenset(self._strangers),
+            addressing.wanted(self._mesh),
+        )
+        repairs: list[Repair] = []
+        try:
+            for key, what, put_back in damage.look(self._kernel, aim):
+                if not allow(key):
+                    repairs.append(Repair(key, what, left=True))
+                    continue
+                try:
+                    put_back()
+                except (NetlinkError, OverlayError) as error:
+                    repairs.append(Repair(key, what, error=str(error)))
+                else:
+                    repairs.append(Repair(key, what))
+        except OverlayError as error:
+            # The link went meanwhile; the next look finds it gone.
+            repairs.append(Repair("link overlay", "the overlay was gone", error=str(error)))
+        return repairs
 
     # --- Size -----------------------------------------------------------------
 
@@ -307,7 +384,7 @@ class _Life:
                 self._mesh.mtu,
                 MTU_MIN,
             )
-        await _in_thread(self._kernel.set_mtu, max(size, MTU_MIN))
+        await in_thread(self._kernel.set_mtu, max(size, MTU_MIN))
         self._size = size
         self._overlay.mtu.set(max(size, MTU_MIN))
 
@@ -359,14 +436,14 @@ class _Life:
                 wanted_epoch=around.wanted_epoch,
                 now_s=around.now_s,
             )
-            await _in_thread(self._overlay._file.store, new)
+            await in_thread(self._overlay._file.store, new)
             self._state = new
             self._log.info("key of epoch %d: %s", new.epoch, new.stage.value)
             if new.stage is Stage.GRACE:
                 self._graced_at = time.monotonic() + self._overlay._grace_s
             if new.stage is Stage.STEADY:
                 begun_ns = time.time_ns()
-                prompted = await _in_thread(self._switch, new.pair.private)
+                prompted = await in_thread(self._switch, new.pair.private)
                 self._doubt(prompted, begun_ns)
             self._overlay.identity.set(rotation.identity(new))
 
@@ -404,7 +481,7 @@ class _Life:
             return
         for key in due:
             del self._doubts[key]
-        peers = (await _in_thread(self._kernel.device)).peers
+        peers = (await in_thread(self._kernel.device)).peers
         listed = time.monotonic()
         self._look_from = listed + _LOOKS_REST * (listed - now)
         silent = {
@@ -416,8 +493,8 @@ class _Life:
         }
         if not silent:
             return
-        await _in_thread(self._kernel.apply, [PeerChange(key, remove=True) for key in silent])
-        await _in_thread(
+        await in_thread(self._kernel.apply, [PeerChange(key, remove=True) for key in silent])
+        await in_thread(
             self._kernel.apply,
             [
                 PeerChange(key, entry.endpoint, tuple(entry.allowed), prompt=True)
@@ -437,20 +514,16 @@ class _Doubt:
     since_ns: int
 
 
+@dataclass(frozen=True)
+class _Look:
+    """A ward's look, and where it waits."""
+
+    allow: Allow
+    answer: asyncio.Future[Sequence[Repair]]
+
+
 type _Get = Callable[[], Coroutine[None, None, Any]]
 type _Handle = Callable[[Any], Coroutine[None, None, None]]
-
-
-async def _in_thread[**P, T](call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """As asyncio.to_thread, but when cancelled returns only with the call: what
-    comes next would find the kernel half way.
-    """
-    running = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
 
 
 def link_mtu(asked: int | None, uplink: int | None) -> int:

@@ -14,7 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from metropolis.node.core.network.overlay.device import Device, DevicePeer, Links, OverlayError
+from metropolis.node.core.network.overlay.device import (
+    Device,
+    DevicePeer,
+    Endpoint,
+    Links,
+    OverlayError,
+)
 from metropolis.node.core.network.overlay.mesh import Exchange, Identity, Mesh, Peer
 from metropolis.node.core.network.overlay.overlay import MTU_MIN, Overlay, link_mtu
 from metropolis.node.core.network.overlay.peers import entries_of
@@ -184,6 +190,133 @@ async def test_what_fails_is_made_good(bench: Bench) -> None:
         await until(lambda: bench.kernel.exists and len(bench.kernel.peers) == 3)
         # The link is new: whoever had sessions with the old one has to know.
         await until(lambda: len(set(bench.kernel.prompted)) == 3)
+
+
+def _delete_link(kernel: FakeKernel) -> None:
+    kernel.delete_link()
+
+
+def _set_down(kernel: FakeKernel) -> None:
+    kernel.up = False
+
+
+def _set_group(kernel: FakeKernel) -> None:
+    kernel.group = 0
+
+
+def _set_mtu(kernel: FakeKernel) -> None:
+    kernel.mtu = 1300
+
+
+def _set_key(kernel: FakeKernel) -> None:
+    kernel.set_private_key(b"x" * 32)
+
+
+def _set_port(kernel: FakeKernel) -> None:
+    kernel.port = 7
+
+
+def _remove_peer(kernel: FakeKernel) -> None:
+    del kernel.peers[peer(1).public_key]
+
+
+def _add_peer(kernel: FakeKernel) -> None:
+    kernel.peers[b"s" * 32] = DevicePeer(None, frozenset(net("10.99.0.0/24")))
+
+
+def _take_prefix(kernel: FakeKernel) -> None:
+    kernel.peers[peer(1).public_key] = replace(
+        kernel.peers[peer(1).public_key], allowed=frozenset(net("0.0.0.0/0"))
+    )
+
+
+def _flush_addresses(kernel: FakeKernel) -> None:
+    kernel.present = replace(kernel.present, addresses=frozenset())
+
+
+def _flush_routes(kernel: FakeKernel) -> None:
+    kernel.present = replace(kernel.present, routes=frozenset())
+
+
+DAMAGES: list[tuple[Callable[[FakeKernel], None], set[str]]] = [
+    (_delete_link, {"link overlay", "link overlay: peers", "link overlay: addresses"}),
+    (_set_down, {"link overlay: up"}),
+    (_set_group, {"link overlay: group"}),
+    (_set_mtu, {"link overlay: MTU"}),
+    (_set_key, {"link overlay: key"}),
+    (_set_port, {"link overlay: port"}),
+    (_remove_peer, {"link overlay: peers"}),
+    (_add_peer, {"link overlay: peers"}),
+    (_take_prefix, {"link overlay: peers"}),
+    (_flush_addresses, {"link overlay: addresses"}),
+    (_flush_routes, {"link overlay: addresses"}),
+]
+
+
+@pytest.mark.parametrize(("damage", "keys"), DAMAGES)
+async def test_damage_is_put_back(
+    bench: Bench, damage: Callable[[FakeKernel], None], keys: set[str]
+) -> None:
+    """All as it was, once; unless it is to be left."""
+    bench.mesh.set(MESH)
+    bench.peers.update({"n1": peer(1), "n2": peer(2)})
+    async with bench.running():
+        await until(lambda: len(bench.kernel.peers) == 2 and bench.kernel.present != Links())
+
+        def state() -> tuple[object, ...]:
+            kernel = bench.kernel
+            return kernel.link(), kernel.device(), kernel.links()
+
+        before = state()
+        assert await asyncio.to_thread(bench.overlay.look, lambda _: True) == []
+        damage(bench.kernel)
+        left = await asyncio.to_thread(bench.overlay.look, lambda _: False)
+        assert {one.key for one in left} <= keys
+        assert left
+        assert all(one.left for one in left)
+        repairs = await asyncio.to_thread(bench.overlay.look, lambda _: True)
+        assert {one.key for one in repairs} == keys
+        assert not any(one.error or one.left for one in repairs)
+        assert state() == before
+        assert await asyncio.to_thread(bench.overlay.look, lambda _: True) == []
+
+
+async def test_a_peer_that_moved_is_no_damage(bench: Bench) -> None:
+    """It is answered where it was heard from."""
+    bench.mesh.set(MESH)
+    bench.peers.set("n1", peer(1))
+    async with bench.running():
+        await until(lambda: bool(bench.kernel.peers) and bench.kernel.present != Links())
+        key = peer(1).public_key
+        moved = replace(
+            bench.kernel.peers[key], endpoint=Endpoint(ip_address("198.51.100.7"), 4711)
+        )
+        bench.kernel.peers[key] = moved
+        assert await asyncio.to_thread(bench.overlay.look, lambda _: True) == []
+        assert bench.kernel.peers[key] == moved
+
+
+async def test_damage_that_cannot_be_put_back(bench: Bench) -> None:
+    bench.mesh.set(MESH)
+    async with bench.running():
+        await until(lambda: bench.kernel.present != Links())
+        bench.kernel.delete_link()
+        bench.kernel.taken = True
+        repairs = await asyncio.to_thread(bench.overlay.look, lambda _: True)
+        assert [one.key for one in repairs] == ["link overlay"]
+        assert "not of kind 'wireguard'" in repairs[0].error
+
+
+async def test_a_look_before_and_after(bench: Bench) -> None:
+    """Nothing runs, or nothing is known yet, or it ends meanwhile."""
+    assert bench.overlay.look(lambda _: True) == ()
+    async with bench.running():
+        await bench.overlay.identity.watch().get()
+        assert await asyncio.to_thread(bench.overlay.look, lambda _: True) == ()
+        looks = [asyncio.to_thread(bench.overlay.look, lambda _: True) for _ in range(3)]
+        gathered = asyncio.gather(*looks)
+    assert await gathered == [(), (), ()]
+    assert bench.overlay.look(lambda _: True) == ()
 
 
 async def test_the_key_is_kept(bench: Bench, tmp_path: Path) -> None:

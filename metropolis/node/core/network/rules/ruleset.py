@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from metropolis.node import allocs
 from metropolis.node.core.network.rules import base
 from metropolis.node.core.network.rules.settings import Settings
 from osbase.nftables import Nftables, NftablesError
+from osbase.nftables.guard import Guard
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 
@@ -18,13 +20,15 @@ _CGROUPS: Final = Path("/sys/fs/cgroup")
 class RuleSet:
     """Keeps the kernel's rules as the settings say. Thread-safe; calls block.
 
-    It knows what it applied last, and never reads rules back.
+    It knows what it applied last, and by digests whether that is still there;
+    it understands no rule that it reads.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._lock = threading.Lock()
         self._settings = settings
         self._applied: Settings | None = None
+        self._guard = Guard(allocs.NFTABLES_TABLE)
 
     @property
     def settings(self) -> Settings:
@@ -50,6 +54,14 @@ class RuleSet:
             if self._settings != self._applied:
                 self._apply()
 
+    def differences(self) -> list[str]:
+        """Return, in words, what is not as it was applied; []: nothing.
+
+        Raises NetlinkError or OSError.
+        """
+        with self._lock:
+            return self._guard.differences()
+
     def _apply(self, *, fresh: bool = False) -> None:
         self._applied = None
         settings = self._settings
@@ -57,13 +69,20 @@ class RuleSet:
         # not be the reason that there are no rules.
         if settings.cgroup is not None and not (_CGROUPS / settings.cgroup.strip("/")).is_dir():
             settings = replace(settings, cgroup=None)
+        # What others added must not pass for ours from now on.
+        fresh = fresh or (self._guard.known and bool(self._guard.differences()))
         with Nftables() as nft:
-            if not fresh:
-                try:
-                    nft.apply(base.render_update(settings))
-                except NftablesError:
-                    # Nothing is there, or not as this version makes it.
-                    fresh = True
-            if fresh:
+
+            def commit() -> None:
+                if not fresh:
+                    try:
+                        nft.apply(base.render_update(settings))
+                    except NftablesError:
+                        # Nothing is there, or not as this version makes it.
+                        pass
+                    else:
+                        return
                 nft.apply(base.render(settings))
+
+            self._guard.commit(commit)
         self._applied = self._settings

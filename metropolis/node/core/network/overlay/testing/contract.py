@@ -8,11 +8,13 @@ from typing import Protocol
 
 import pytest
 
+from metropolis.node import allocs
 from metropolis.node.core.network.overlay import addressing, keys
 from metropolis.node.core.network.overlay.device import (
     DevicePeer,
     Endpoint,
     Kernel,
+    LinkFound,
     Links,
     OverlayError,
     PeerChange,
@@ -58,7 +60,9 @@ class KernelContract:
     """The tests; `bench` is a fixture of the subclass."""
 
     def test_a_link_is_made_once(self, bench: Bench) -> None:
+        assert bench.kernel.link() is None
         assert bench.kernel.ensure_link(1400, KEY, PORT) is None
+        assert bench.kernel.link() == LinkFound(True, allocs.LINK_GROUP_OVERLAY, 1400)
         assert bench.again().ensure_link(1300, KEY, PORT) == 1400
         assert bench.mtu() == 1400
         bench.kernel.set_mtu(1300)
@@ -68,6 +72,7 @@ class KernelContract:
 
     def test_a_name_that_is_taken(self, bench: Bench) -> None:
         bench.take_name()
+        assert bench.kernel.link() is None
         with pytest.raises(OverlayError, match="'dummy', not of kind 'wireguard'"):
             bench.kernel.ensure_link(1400, KEY, PORT)
 

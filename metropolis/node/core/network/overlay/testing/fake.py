@@ -7,10 +7,12 @@ import errno
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from metropolis.node import allocs
 from metropolis.node.core.network.overlay import keys
 from metropolis.node.core.network.overlay.device import (
     Device,
     DevicePeer,
+    LinkFound,
     Links,
     OverlayError,
     PeerChange,
@@ -30,6 +32,8 @@ class FakeKernel:
     exists: bool = False
     taken: bool = False
     mtu: int = 0
+    up: bool = True
+    group: int = allocs.LINK_GROUP_OVERLAY
     port: int = 0
     private_key: bytes | None = None
     peers: dict[bytes, DevicePeer] = field(default_factory=dict)
@@ -55,6 +59,7 @@ class FakeKernel:
         found = self.mtu if self.exists else None
         if not self.exists:
             self.exists, self.mtu = True, mtu
+        self.up, self.group = True, allocs.LINK_GROUP_OVERLAY
         self._set_key(private_key)
         self.port = port
         return found
@@ -64,6 +69,13 @@ class FakeKernel:
         self.exists, self.private_key, self.peers = False, None, {}
         kept = frozenset(route for route in self.present.routes if not _through_link(route))
         self.present = Links(frozenset(), kept)
+
+    def link(self) -> LinkFound | None:
+        """See Kernel."""
+        self._begin()
+        if not self.exists or self.taken:
+            return None
+        return LinkFound(self.up, self.group, self.mtu)
 
     def set_mtu(self, mtu: int) -> None:
         """See Kernel."""

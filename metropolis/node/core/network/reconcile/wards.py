@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wards of what belongs to the node as a whole.
+
+Rules    the rule set, as it was committed
+Sysctls  settings of the whole node
+Host     lo and its addresses, and the kernel's own routing policy rules
+Foreign  base chains of others that see what is forwarded: only said
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Final, Protocol
+
+from metropolis.node import allocs
+from metropolis.node.core.network import sysctls
+from metropolis.node.core.network.reconcile.ward import Allow, Repair
+from metropolis.node.core.network.workloads.conditions import Conditions
+from osbase.netlink import fibrules, rtnl
+from osbase.netlink.errors import BatchError, NetlinkError
+from osbase.netlink.message import Request
+from osbase.netlink.transport import NetlinkSocket
+from osbase.nftables import NftablesError
+from osbase.nftables.digest import BaseChain, base_chains, open_socket
+
+type _IPAddress = IPv4Address | IPv6Address
+
+_LOOPBACK: Final = 1
+_NF_INET_FORWARD: Final = 2
+_NAMED: Final = 3
+
+
+def attempt(key: str, what: str, allow: Allow, put_back: Callable[[], object]) -> Repair:
+    """Put back what is wrong, if it is allowed."""
+    if not allow(key):
+        return Repair(key, what, left=True)
+    try:
+        put_back()
+    except (NetlinkError, NftablesError, sysctls.SysctlError, OSError) as error:
+        return Repair(key, what, error=str(error))
+    return Repair(key, what)
+
+
+class RuleSet(Protocol):
+    """What is needed of rules.RuleSet."""
+
+    def differences(self) -> list[str]:
+        """Return, in words, what is not as it was applied."""
+
+    def apply(self, *, fresh: bool = False) -> None:
+        """Program what is wanted; fresh: without what others added."""
+
+
+class Rules:
+    """The whole rule set is one thing: it is replaced as one."""
+
+    name = "rules"
+
+    def __init__(self, rules: RuleSet) -> None:
+        """rules: applied before."""
+        self._rules = rules
+
+    def look(self, allow: Allow) -> Sequence[Repair]:
+        """See Ward. Raises NetlinkError or OSError when they cannot be read."""
+        found = self._rules.differences()
+        if not found:
+            return ()
+        what = ", ".join(found[:_NAMED])
+        if len(found) > _NAMED:
+            what += f", and {len(found) - _NAMED} more"
+        put_back = functools.partial(self._rules.apply, fresh=True)
+        return (attempt("rules", f"nftables: {what}", allow, put_back),)
+
+
+class Sysctls:
+    """Settings, each by itself, in order."""
+
+    def __init__(
+        self,
+        settings: Iterable[sysctls.Sysctl],
+        name: str = "sysctls",
+        *,
+        root: str = "/proc/sys/net",
+    ) -> None:
+        """settings: as they are wanted."""
+        self.name = name
+        self._settings = tuple(settings)
+        self._root = root
+
+    def look(self, allow: Allow) -> Sequence[Repair]:
+        """See Ward."""
+        repairs = []
+        for setting in sysctls.relevant(self._settings, self._root):
+            found = sysctls.differs(setting, self._root)
+            if found is None:
+                continue
+            dotted = "net." + setting.path.replace("/", ".")
+            repairs.append(
+                attempt(
+                    f"sysctl {dotted}",
+                    f"{dotted} was {found or 'missing'}, not {setting.value}",
+                    allow,
+                    functools.partial(sysctls.apply, (setting,), self._root),
+                )
+            )
+        return repairs
+
+
+class Host:
+    """What the kernel makes by itself in a new namespace, when lo comes up, and
+    the first hop's address.
+    """
+
+    name = "host"
+
+    _RULES: Final = (
+        # Table and priority, as fib_default_rules_init and fib6_rules_net_init
+        # have them. Another priority is fine: others move them.
+        (rtnl.AF_INET, 255, 0),
+        (rtnl.AF_INET, 254, 32766),
+        (rtnl.AF_INET, 253, 32767),
+        (rtnl.AF_INET6, 255, 0),
+        (rtnl.AF_INET6, 254, 32766),
+    )
+    _TABLES: Final = {255: "local", 254: "main", 253: "default"}
+    _ADDRESSES: Final[tuple[tuple[_IPAddress, int, int], ...]] = (
+        # Address, prefix length, scope.
+        (IPv4Address("127.0.0.1"), 8, rtnl.RT_SCOPE_HOST),
+        (allocs.FIRST_HOP_IPV4, 32, rtnl.RT_SCOPE_UNIVERSE),
+        (IPv6Address("::1"), 128, rtnl.RT_SCOPE_HOST),
+    )
+
+    def look(self, allow: Allow) -> Sequence[Repair]:
+        """See Ward."""
+        repairs: list[Repair] = []
+        with NetlinkSocket() as sock:
+
+            def put_back(key: str, what: str, *requests: Request) -> None:
+                def carry_out() -> None:
+                    # Each may have come back by itself.
+                    for request in requests:
+                        _batch_tolerating(sock, request, {errno.EEXIST, errno.EADDRNOTAVAIL})
+
+                repairs.append(attempt(key, what, allow, carry_out))
+
+            self._look_at_rules(sock, put_back)
+            self._look_at_loopback(sock, put_back)
+        return repairs
+
+    def _look_at_rules(self, sock: NetlinkSocket, put_back: Callable[..., None]) -> None:
+        families = (rtnl.AF_INET, rtnl.AF_INET6) if _has_ipv6() else (rtnl.AF_INET,)
+        for family in families:
+            rules = map(fibrules.parse_rule, sock.dump(fibrules.dump_rules(family)))
+            present = {rule.table for rule in rules if rule.everything}
+            for of, table, priority in self._RULES:
+                if of == family and table not in present:
+                    version = 4 if family == rtnl.AF_INET else 6
+                    what = f"IPv{version} routing rule {priority}: lookup {self._TABLES[table]}"
+                    put_back(what, f"{what} was gone", fibrules.add_rule(family, table, priority))
+
+    def _look_at_loopback(self, sock: NetlinkSocket, put_back: Callable[..., None]) -> None:
+        if not rtnl.parse_link(sock.get(rtnl.get_link(_LOOPBACK))).up:
+            put_back("link lo: up", "lo was down", rtnl.set_link_up(_LOOPBACK, "lo"))
+        present = {
+            found.address
+            for family in ((rtnl.AF_INET, rtnl.AF_INET6) if _has_ipv6("lo") else (rtnl.AF_INET,))
+            for message in sock.dump(rtnl.dump_addresses(family, _LOOPBACK))
+            if (found := rtnl.parse_address(message)) is not None
+        }
+        for address, bits, scope in self._ADDRESSES:
+            if address.version == 6 and not _has_ipv6("lo"):
+                continue
+            key = f"address {address} of lo"
+            add = rtnl.add_address(_LOOPBACK, "lo", address, bits, scope=scope)
+            if address not in present:
+                put_back(key, f"{address}/{bits} was gone from lo", add)
+            elif address.version == 4 and not _is_local(sock, address):
+                # As after a flush of the table local: with the address, its
+                # route comes anew. In IPv6 it comes some time after the
+                # address, so that it is missing is no damage.
+                remove = rtnl.del_address(_LOOPBACK, "lo", address, bits)
+                put_back(key, f"{address} had no local route", remove, add)
+
+
+class Foreign:
+    """Filters of others, which decide on what is forwarded, too: not ours to
+    remove, and no problem by themselves, since they may accept elsewhere. But
+    whoever wonders why pods have no network wants to know.
+
+    Those of the old ip_tables are not seen.
+    """
+
+    name = "foreign"
+
+    def __init__(self, conditions: Conditions, log: logging.Logger) -> None:
+        """conditions: get a note."""
+        self._conditions = conditions
+        self._log = log
+        self._last = ""
+
+    def look(self, allow: Allow) -> Sequence[Repair]:
+        """See Ward; there is nothing to repair."""
+        del allow
+        with open_socket() as sock:
+            text = describe(base_chains(sock))
+        if text != self._last:
+            self._conditions.note("foreign_filters", text)
+            if "drops" in text:
+                self._log.warning("forwarded packets are filtered by others, too: %s", text)
+        self._last = text
+        return ()
+
+
+def describe(chains: Iterable[BaseChain]) -> str:
+    """Return which chains of others filter what is forwarded. Pure."""
+    texts = [
+        f"{chain.family} {chain.table} {chain.name}"
+        + ("" if chain.accepts else " (drops what it does not accept)")
+        for chain in chains
+        if chain.family in ("inet", "ip", "ip6")
+        and chain.kind == "filter"
+        and chain.hook == _NF_INET_FORWARD
+        and chain.table != allocs.NFTABLES_TABLE
+    ]
+    return ", ".join(sorted(texts))
+
+
+def _has_ipv6(link: str = "all") -> bool:
+    """Whether the kernel, or the link, has IPv6 and it is not disabled."""
+    path = Path("/proc/sys/net/ipv6/conf", link, "disable_ipv6")
+    if link == "all":
+        return path.exists()
+    try:
+        return path.read_text(encoding="ascii").strip() == "0"
+    except OSError:
+        return False
+
+
+def _is_local(sock: NetlinkSocket, address: _IPAddress) -> bool:
+    try:
+        route = rtnl.parse_route(sock.get(rtnl.get_route(address)))
+    except BatchError:
+        return False
+    return route is not None and route.kind == rtnl.RTN_LOCAL
+
+
+def _batch_tolerating(sock: NetlinkSocket, request: Request, tolerated: set[int]) -> None:
+    try:
+        sock.batch([request])
+    except BatchError as error:
+        if any(one.errno not in tolerated for one in error.errors):
+            raise

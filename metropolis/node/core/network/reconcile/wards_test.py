@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each ward finds and puts back what ip(8), nft(8) and files change."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from metropolis.node import allocs
+from metropolis.node.core.network import sysctls
+from metropolis.node.core.network.reconcile import wards
+from metropolis.node.core.network.reconcile.ward import Repair
+from metropolis.node.core.network.rules.ruleset import RuleSet
+from metropolis.node.core.network.rules.settings import Settings
+from metropolis.node.core.network.workloads.conditions import Conditions
+from osbase.nftables import NftablesError
+
+HOP = f"{allocs.FIRST_HOP_IPV4}/32"
+
+
+def sh(command: str) -> str:
+    return subprocess.run(command.split(), check=True, capture_output=True, text=True).stdout
+
+
+def always(_: str) -> bool:
+    return True
+
+
+def never(_: str) -> bool:
+    return False
+
+
+# --- Host ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def host() -> Iterator[wards.Host]:
+    """Of a namespace that is as it should be."""
+    ward = wards.Host()
+    ward.look(always)
+    assert ward.look(always) == []
+    yield ward
+    ward.look(always)
+
+
+def state() -> str:
+    """All that the ward is about."""
+    addresses = [
+        line.strip().removesuffix(" proto kernel_lo")
+        for line in sh("ip -oneline address show dev lo").splitlines()
+    ]
+    return "\n".join(
+        [
+            *sorted(" ".join(line.split()[:6]) for line in addresses),
+            *[sh(f"ip -{version} rule") for version in (4, 6)],
+            *[sh(f"ip -{version} route show table local dev lo") for version in (4, 6)],
+            sh("ip -oneline link show up"),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("commands", "keys"),
+    [
+        ([f"ip address del {HOP} dev lo"], {f"address {allocs.FIRST_HOP_IPV4} of lo"}),
+        (
+            ["ip address flush dev lo"],
+            {f"address {one} of lo" for one in (allocs.FIRST_HOP_IPV4, "127.0.0.1", "::1")},
+        ),
+        # It takes ::1 along, which the kernel brings back by itself.
+        (["ip link set lo down"], {"link lo: up"}),
+        (
+            ["ip rule flush"],
+            {"IPv4 routing rule 32766: lookup main", "IPv4 routing rule 32767: lookup default"},
+        ),
+        (["ip -6 rule flush"], {"IPv6 routing rule 32766: lookup main"}),
+        (["ip rule del pref 0"], {"IPv4 routing rule 0: lookup local"}),
+        (["ip -6 rule del pref 0"], {"IPv6 routing rule 0: lookup local"}),
+        (
+            ["ip rule flush", "ip rule add pref 100 to 10.0.0.0/8 lookup main"],
+            {"IPv4 routing rule 32766: lookup main", "IPv4 routing rule 32767: lookup default"},
+        ),
+    ],
+)
+def test_host_puts_back(host: wards.Host, commands: list[str], keys: set[str]) -> None:
+    before = state()
+    for command in commands:
+        sh(command)
+    left = host.look(never)
+    assert keys <= {one.key for one in left}
+    assert all(one.left and not one.error for one in left)
+    repairs = host.look(always)
+    assert keys <= {one.key for one in repairs}
+    assert all(not one.left and not one.error for one in repairs), repairs
+    assert host.look(always) == []
+    subprocess.run(["ip", "rule", "del", "pref", "100"], check=False, capture_output=True)
+    assert state() == before
+
+
+def test_local_routes_come_back(host: wards.Host) -> None:
+    """With their addresses, though these were there."""
+    sh("ip route flush table local")
+    assert f"address {allocs.FIRST_HOP_IPV4} of lo" in {one.key for one in host.look(always)}
+    assert host.look(always) == []
+    sh(f"ping -c 1 -W 5 {allocs.FIRST_HOP_IPV4}")
+
+
+@pytest.mark.parametrize(
+    ("make", "undo"),
+    [
+        # As Cilium does.
+        (["ip rule add pref 100 lookup local", "ip rule del pref 0"],
+         ["ip rule add pref 0 lookup local", "ip rule del pref 100"]),
+        (["ip rule add pref 5 from 10.0.0.0/8 lookup 100"], ["ip rule del pref 5"]),
+        (["ip address add 192.0.2.7/32 dev lo"], ["ip address del 192.0.2.7/32 dev lo"]),
+    ],
+)  # fmt: skip
+def test_host_leaves_what_others_add(host: wards.Host, make: list[str], undo: list[str]) -> None:
+    for command in make:
+        sh(command)
+    assert host.look(always) == []
+    for command in undo:
+        sh(command)
+
+
+def test_lo_without_ipv6(host: wards.Host) -> None:
+    path = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+    path.write_text("1")
+    assert host.look(always) == []
+    path.write_text("0")
+
+
+# --- Settings -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "wanted"),
+    [
+        ("ipv4/ip_forward", 0, 1),
+        ("ipv6/conf/all/forwarding", 0, 1),
+        ("ipv4/conf/all/rp_filter", 2, 0),
+        ("ipv4/conf/all/arp_ignore", 1, 0),
+        ("ipv4/conf/default/forwarding", 0, 1),
+        ("ipv6/conf/default/forwarding", 0, 1),
+        ("ipv6/conf/default/accept_ra", 1, 0),
+    ],
+)
+def test_sysctls_put_back(path: str, value: int, wanted: int) -> None:
+    """All are right after one look, though ip_forward changes others."""
+    ward = wards.Sysctls(sysctls.NODE)
+    ward.look(always)
+    assert ward.look(always) == []
+    Path("/proc/sys/net", path).write_text(str(value))
+    dotted = "net." + path.replace("/", ".")
+    assert Repair(f"sysctl {dotted}", f"{dotted} was {value}, not {wanted}", left=True) in list(
+        ward.look(never)
+    )
+    assert Repair(f"sysctl {dotted}", f"{dotted} was {value}, not {wanted}") in list(
+        ward.look(always)
+    )
+    assert ward.look(always) == []
+
+
+def test_sysctls_that_cannot_be_put_back(tmp_path: Path) -> None:
+    """A file that is not one of the kernel's, and one that is missing."""
+    (tmp_path / "fixed").mkdir()
+    ward = wards.Sysctls(
+        [sysctls.Sysctl("fixed", 1), sysctls.Sysctl("gone", 1)], root=str(tmp_path)
+    )
+    found = {one.key: one for one in ward.look(always)}
+    assert "ENOENT" in found["sysctl net.gone"].error
+    optional = wards.Sysctls([sysctls.Sysctl("gone", 1, optional=True)], root=str(tmp_path))
+    assert optional.look(always) == []
+
+
+def test_ipv6_stays_enabled_only_where_it_was() -> None:
+    path = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+    ward = wards.Sysctls(sysctls.found_enabled())
+    path.write_text("1")
+    assert "ipv6/conf/all/disable_ipv6" not in {one.path for one in sysctls.found_enabled()}
+    assert {one.key for one in ward.look(always)} >= {"sysctl net.ipv6.conf.all.disable_ipv6"}
+    assert path.read_text().strip() == "0"
+
+
+# --- Rules --------------------------------------------------------------------
+
+
+@pytest.fixture
+def rules() -> Iterator[RuleSet]:
+    """Applied."""
+    made = RuleSet(Settings())
+    made.apply()
+    yield made
+    sh("nft flush ruleset")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "flush ruleset",
+        "flush table inet metropolis",
+        "delete table inet metropolis",
+        "flush chain inet metropolis postrouting",
+        "add table inet metropolis { flags dormant ; }",
+        "chain inet metropolis postrouting { policy drop ; }",
+        "insert rule inet metropolis prerouting_raw accept",
+        "add table ip metropolis",
+    ],
+)
+def test_rules_put_back(rules: RuleSet, command: str) -> None:
+    before = sh("nft --stateless list table inet metropolis")
+    ward = wards.Rules(rules)
+    assert ward.look(always) == ()
+    subprocess.run(["nft", command], check=True)
+    (left,) = ward.look(never)
+    assert (left.key, left.left) == ("rules", True)
+    (repair,) = ward.look(always)
+    assert (repair.key, repair.left, repair.error) == ("rules", False, "")
+    assert ward.look(always) == ()
+    assert sh("nft --stateless list table inet metropolis") == before
+
+
+def test_own_changes_are_no_damage(rules: RuleSet) -> None:
+    ward = wards.Rules(rules)
+    for number in range(5):
+        rules.update(new_flows_per_second=100 + number)
+        assert ward.look(always) == ()
+
+
+class Refused:
+    """A rule set that the kernel does not take."""
+
+    def differences(self) -> list[str]:
+        return [f"inet chain metropolis c{number} is gone" for number in range(30)]
+
+    def apply(self, *, fresh: bool = False) -> None:
+        raise NftablesError("Operation not supported")
+
+
+def test_rules_that_cannot_be_put_back() -> None:
+    (repair,) = wards.Rules(Refused()).look(always)
+    assert repair == Repair(
+        "rules",
+        "nftables: inet chain metropolis c0 is gone, inet chain metropolis c1 is gone, "
+        "inet chain metropolis c2 is gone, and 27 more",
+        "Operation not supported",
+    )
+
+
+# --- Filters of others --------------------------------------------------------
+
+
+def test_filters_of_others_are_noted(rules: RuleSet, caplog: pytest.LogCaptureFixture) -> None:
+    """Once each; ours are not, nor what is on other hooks."""
+    conditions = Conditions()
+    ward = wards.Foreign(conditions, logging.getLogger())
+    ward.look(always)
+    assert conditions.notes() == {}
+    subprocess.run(
+        [
+            "nft",
+            "table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; };"
+            " chain INPUT { type filter hook input priority 0; policy drop; }; };"
+            "table inet firewalld { chain f { type filter hook forward priority 10; }; }",
+        ],
+        check=True,
+    )
+    for _ in range(3):
+        ward.look(always)
+    text = "inet firewalld f, ip filter FORWARD (drops what it does not accept)"
+    assert conditions.notes() == {"foreign_filters": text}
+    assert [record.getMessage().endswith(text) for record in caplog.records] == [True]
+    assert conditions.problems() == {}
+    subprocess.run(["nft", "delete table ip filter; delete table inet firewalld"], check=True)
+    ward.look(always)
+    assert conditions.notes() == {}

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routing policy rules: which table is looked up for which packets. Pure.
+
+Only what tells the kernel's default rules from others, which select some
+packets: by address, mark, interface, and so on. Source: linux/fib_rules.h.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from osbase.netlink import attrs
+from osbase.netlink.errors import ProtocolError
+from osbase.netlink.message import NLM_F_CREATE, NLM_F_EXCL, Message, Request
+
+RTM_NEWRULE: Final = 32
+RTM_DELRULE: Final = 33
+RTM_GETRULE: Final = 34
+RTNLGRP_IPV4_RULE: Final = 8
+RTNLGRP_IPV6_RULE: Final = 19
+
+_RTPROT_KERNEL: Final = 2
+_FR_ACT_TO_TBL: Final = 1
+_FIB_RULE_INVERT: Final = 2
+_FRA_PRIORITY: Final = 6
+_FRA_SUPPRESS_IFGROUP: Final = 13
+_FRA_SUPPRESS_PREFIXLEN: Final = 14
+_FRA_TABLE: Final = 15
+_FRA_PROTOCOL: Final = 21
+# Attributes that a rule for all packets has, too: priority, suppressors that
+# are off, table, padding, protocol.
+_UNSELECTIVE: Final = {
+    _FRA_PRIORITY,
+    _FRA_SUPPRESS_IFGROUP,
+    _FRA_SUPPRESS_PREFIXLEN,
+    _FRA_TABLE,
+    18,
+    _FRA_PROTOCOL,
+}
+_OFF: Final = 0xFFFFFFFF
+# family, dst len, src len, tos, table, reserved, reserved, action, flags
+_FIB_RULE = struct.Struct("=BBBBBBBBI")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """priority: lower comes first. everything: it selects all packets and
+    looks them up in the table.
+    """
+
+    priority: int
+    table: int
+    everything: bool
+
+
+def dump_rules(family: int) -> Request:
+    """EAFNOSUPPORT, EOPNOTSUPP: the kernel has no such family."""
+    return Request(RTM_GETRULE, 0, _FIB_RULE.pack(family, *[0] * 8), "list routing rules")
+
+
+def parse_rule(message: Message) -> Rule:
+    """Raises ProtocolError for what is not a rule."""
+    if message.kind != RTM_NEWRULE or len(message.body) < _FIB_RULE.size:
+        raise ProtocolError(f"message {message.kind} is not a routing rule")
+    _, to, source, tos, table, _, _, action, flags = _FIB_RULE.unpack_from(message.body)
+    found = attrs.parse(message.body[_FIB_RULE.size :])
+    everything = (
+        action == _FR_ACT_TO_TBL
+        and not (to or source or tos or flags & _FIB_RULE_INVERT)
+        and found.keys() <= _UNSELECTIVE
+        and all(
+            attrs.to_u32(found[kind]) == _OFF
+            for kind in (_FRA_SUPPRESS_IFGROUP, _FRA_SUPPRESS_PREFIXLEN)
+            if kind in found
+        )
+    )
+    priority = attrs.to_u32(found[_FRA_PRIORITY]) if _FRA_PRIORITY in found else 0
+    return Rule(
+        priority, attrs.to_u32(found[_FRA_TABLE]) if _FRA_TABLE in found else table, everything
+    )
+
+
+def add_rule(family: int, table: int, priority: int) -> Request:
+    """For all packets, as the kernel makes its own. EEXIST: there is one."""
+    body = (
+        _FIB_RULE.pack(family, 0, 0, 0, table, 0, 0, _FR_ACT_TO_TBL, 0)
+        + attrs.u32(_FRA_PRIORITY, priority)
+        + attrs.attr(_FRA_PROTOCOL, bytes([_RTPROT_KERNEL]))
+    )
+    words = "add routing rule {}: lookup {}"
+    return Request(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, body, words, (priority, table))

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Others' commits are told from one's own, whenever they come."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from osbase.nftables import Nftables, NftablesError
+from osbase.nftables.guard import Guard
+
+TABLE = "table inet t { chain c { ip saddr 192.0.2.1 drop; }; }"
+ANEW = f"table inet t; delete table inet t; {TABLE}"
+
+
+@pytest.fixture
+def nft() -> Iterator[Nftables]:
+    with Nftables() as context:
+        yield context
+        context.apply("flush ruleset")
+
+
+@pytest.fixture
+def guard(nft: Nftables) -> Guard:
+    """Of a table that is committed."""
+    made = Guard("t")
+    made.commit(lambda: nft.apply(ANEW))
+    return made
+
+
+def test_nothing_is_known_before_a_commit() -> None:
+    assert Guard("t").differences() == ["table t was not committed, or not alone"]
+
+
+def test_a_commit_that_fails(nft: Nftables, guard: Guard) -> None:
+    with pytest.raises(NftablesError):
+        guard.commit(lambda: nft.apply("add rule inet absent c drop"))
+    assert guard.differences() != []
+
+
+def test_changes_are_seen_and_put_back(nft: Nftables, guard: Guard) -> None:
+    for _ in range(3):
+        assert guard.differences() == []
+        subprocess.run(["nft", "flush ruleset"], check=True)
+        assert "inet table t is gone" in guard.differences()
+        assert "inet table t is gone" in guard.differences()
+        guard.commit(lambda: nft.apply(ANEW))
+    assert guard.differences() == []
+
+
+def test_others_may_commit_what_they_like(guard: Guard) -> None:
+    for _ in range(3):
+        subprocess.run(["nft", "add table ip other; delete table ip other"], check=True)
+        assert guard.differences() == []
+
+
+def test_what_others_commit_meanwhile_is_not_taken_for_ones_own(nft: Nftables) -> None:
+    """Between the commit and the look at it: it is committed again."""
+    times: list[int] = []
+
+    def commit() -> None:
+        nft.apply(ANEW)
+        times.append(1)
+        if len(times) < 3:
+            subprocess.run(["nft", "flush chain inet t c"], check=True)
+
+    guard = Guard("t")
+    guard.commit(commit)
+    assert len(times) == 3
+    assert guard.differences() == []
+    assert (
+        "192.0.2.1"
+        in subprocess.run(
+            ["nft", "list", "ruleset"], check=True, capture_output=True, text=True
+        ).stdout
+    )
+
+
+def test_never_alone(nft: Nftables) -> None:
+    """Then it is not known, and that is said."""
+    numbers = itertools.count()
+
+    def commit() -> None:
+        nft.apply(ANEW)
+        subprocess.run(["nft", f"add table ip other{next(numbers)}"], check=True)
+
+    guard = Guard("t")
+    guard.commit(commit)
+    assert guard.differences() == ["table t was not committed, or not alone"]
+
+
+def test_beside_a_busy_neighbour(nft: Nftables, guard: Guard) -> None:
+    """Who commits without a pause: no difference is seen but real ones."""
+    stop = threading.Event()
+
+    def busy() -> None:
+        with Nftables() as other:
+            while not stop.is_set():
+                other.apply("table ip other { chain c { drop; }; }; delete table ip other")
+
+    neighbour = threading.Thread(target=busy)
+    neighbour.start()
+    try:
+        for _ in range(20):
+            assert guard.differences() == []
+        subprocess.run(["nft", "flush chain inet t c"], check=True)
+        assert guard.differences() == ["inet chain t c differs"]
+    finally:
+        stop.set()
+        neighbour.join()

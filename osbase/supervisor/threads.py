@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocking work of a runnable, on a thread that it does not leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+async def in_thread[**P, T](call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As asyncio.to_thread, but when cancelled returns only with the call: what
+    comes next would find the kernel half way.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
