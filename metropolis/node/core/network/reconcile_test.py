@@ -8,6 +8,7 @@ reach the server, masqueraded, and the first hop answers the pod.
 from __future__ import annotations
 
 import contextlib
+import json
 import select
 import socket
 import subprocess
@@ -93,8 +94,15 @@ def repaired(node: NodeCore, ward: str) -> str:
     return node.wait_for(f".ward-{ward}: put back: ")
 
 
+def pod_link() -> str:
+    """The host's end of the only pod's link."""
+    (link,) = json.loads(sh("ip -json link show group 8"))
+    return str(link["ifname"])
+
+
 def change(command: str) -> None:
     """nft(8), ip(8), or a setting and its value."""
+    command = command.replace("LINK", pod_link()) if "LINK" in command else command
     program, _, rest = command.partition(" ")
     if program == "nft":
         nft(rest.replace("MASQUERADE", masquerade()) if "MASQUERADE" in rest else rest)
@@ -116,8 +124,17 @@ def change(command: str) -> None:
         ("sysctls", ["ipv6/conf/all/forwarding 0"]),
         ("sysctls", ["ipv4/conf/all/rp_filter 2"]),
         ("sysctls", ["ipv4/conf/all/arp_ignore 1"]),
+        # With it go routes; whoever puts these back needs it, and may be first.
+        ("workloads", [f"ip address del {allocs.FIRST_HOP_IPV4}/32 dev lo"]),
+        ("host", ["ip address flush dev lo"]),
         ("host", ["ip link set lo down"]),
         ("host", ["ip rule flush", "ip -6 rule flush"]),
+        ("workloads", ["ip route flush proto 77"]),
+        ("workloads", ["ip -6 route flush proto 77"]),
+        ("workloads", ["ip link set LINK down"]),
+        ("workloads", ["ipv4/conf/LINK/forwarding 0"]),
+        ("workloads", ["ip address flush dev LINK"]),
+        ("workloads", ["ipv6/conf/all/disable_ipv6 1"]),
         ("uplink", ["ip -4 address flush dev up0"]),
         ("uplink", ["ip route flush proto 76"]),
         ("uplink", ["ip link set up0 down"]),
@@ -134,6 +151,8 @@ def test_changes_are_put_back(node: NodeCore, ward: str, commands: list[str]) ->
     print(f"{commands}: put back in {time.monotonic() - began:.2f} s")
     assert_pod_reaches_world()
     assert node.problem() == ""
+    status = node.stub().Status(workload_pb2.StatusRequest(), timeout=LIMIT_S)
+    assert f"{ward} " in {note.name: note.text for note in status.notes}["repairs"]
 
 
 def fight(node: NodeCore, ward: str, command: str) -> None:
@@ -159,6 +178,8 @@ def test_a_fight_is_left_said_and_forgiven(node: NodeCore) -> None:
     problem = node.problem()
     assert "net.ipv4.ip_forward was 0, not 1; put back 5 times" in problem
     assert Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "0"
+    checked = node.stub().Check(workload_pb2.CheckRequest(workload_id="pod-a"), timeout=LIMIT_S)
+    assert "net.ipv4.ip_forward was 0, not 1" in str(checked)
     # The others are guarded as ever.
     nft("flush ruleset")
     repaired(node, "rules")

@@ -253,6 +253,7 @@ class NetworkService:
             ctx.run("conntrack", conntrack.Guard(engine.list, self._conditions).run)
             ctx.run("grpc", grpc)
             ctx.run("cni", cni)
+            ctx.run("ward-workloads", self._guard_link(wards.Workloads(engine.repair)))
             ctx.signal_healthy()
             await asyncio.Event().wait()
         finally:

@@ -187,6 +187,16 @@ class Host:
                 put_back(key, f"{address} had no local route", remove, add)
 
 
+class Workloads:
+    """Everything of attachments on the host; the engine knows it."""
+
+    name = "workloads"
+
+    def __init__(self, repair: Callable[[Allow], Sequence[Repair]]) -> None:
+        """repair: Engine.repair."""
+        self.look = repair
+
+
 class Foreign:
     """Filters of others, which decide on what is forwarded, too: not ours to
     remove, and no problem by themselves, since they may accept elsewhere. But
