@@ -371,8 +371,10 @@ def _addresses(texts: Iterable[str], field: str, problems: Problems) -> list[IPI
     for index, text in enumerate(texts):
         where = f"{field}[{index}]"
         try:
-            address = ip_interface(text)
+            address = None if "%" in text else ip_interface(text)  # a scope is none
         except ValueError:
+            address = None
+        if address is None:
             problems.add(where, f"{quoted(text)} is not an address with a prefix length")
             continue
         if "/" not in text:

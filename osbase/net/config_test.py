@@ -152,6 +152,7 @@ def test_accepted(text: str) -> None:
         ('name: "a\\nb"', 'uplink.name: "a\\nb" cannot'),
         ('dhcp4 { host_name: "a b" }', 'uplink.dhcp4.host_name: "a b"'),
         ('static { address: "192.0.2.1" }', 'address[0]: "192.0.2.1" has no prefix length'),
+        ('static { address: "fd00::1%a/64" }', '"fd00::1%a/64" is not an address with a prefix'),
         ('static { address: "192.0.2.1/33" }', 'address[0]: "192.0.2.1/33" is not an address'),
         ('static { address: "moon" }', 'address[0]: "moon" is not an address'),
         ('static { address: "192.0.2.0/24" }', "is the network itself"),
