@@ -10,7 +10,7 @@
 A route to more than the prefix is ordinary: 10.0.0.0/8 through a router, with
 pods in 10.192.0.0/24, sends elsewhere what is not a pod's.
 
-Of a conflict always the pod prefix gives way: without its address or underlay a
+In a conflict the pod prefix always gives way: without its address or underlay a
 node reaches nobody, the operator who could correct it included.
 """
 
