@@ -27,7 +27,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from typing import Final
 
 from metropolis.node import allocs
@@ -395,16 +395,11 @@ def without_ipv6(config: Interface) -> Interface:
 def wanted_addressing(config: Interface, lease: Lease | None, now: float) -> Addressing:
     """Return what the uplink should have. Pure. `now`: by the lease's clock."""
     addresses = [Address(interface) for interface in config.addresses]
-    routes = [Route(_EVERYWHERE[gateway.version], gateway) for gateway in config.gateways]
-    routes += [Route(route.destination, route.gateway) for route in config.routes]
-    # In IPv4 a route says which of our addresses it is used with, so that it
-    # goes when the address does.
-    for index, route in enumerate(routes):
-        for address in config.addresses:
-            via = route.gateway
-            if address.version == 4 and via is not None and via in address.network:
-                routes[index] = replace(route, source=address.ip)
-                break
+    routes = _gateways_elsewhere(config)
+    for via in config.gateways:
+        routes.append(Route(_EVERYWHERE[via.version], via, _source(config, via)))
+    for one in config.routes:
+        routes.append(Route(one.destination, one.gateway, _source(config, one.gateway)))
     if lease is not None:
         left = FOREVER if lease.end is None else max(1, round(lease.end - now))
         own = lease.address.ip
@@ -425,6 +420,32 @@ def wanted_addressing(config: Interface, lease: Lease | None, now: float) -> Add
             ):
                 routes.append(Route(alone, None, own))
     return Addressing(tuple(addresses), tuple(dict.fromkeys(routes)))
+
+
+def _gateways_elsewhere(config: Interface) -> list[Route]:
+    """Return routes to gateways that are no neighbours of any address."""
+    vias = dict.fromkeys((*config.gateways, *(route.gateway for route in config.routes)))
+    near = [address.network for address in config.addresses]
+    near += [route.destination for route in config.routes if route.gateway is None]
+    return [
+        Route(ip_network(via), None, _source(config, via))
+        for via in vias
+        if via is not None
+        and not (via.version == 6 and via.is_link_local)
+        and not any(via in network for network in near)
+    ]
+
+
+def _source(config: Interface, via: IPAddress | None) -> IPAddress | None:
+    """In IPv4 a route says which of our addresses it is used with, so that it
+    goes when the address does: that of the gateway's network, or a /32.
+    """
+    if via is None or via.version == 6:
+        return None
+    found = [one for one in config.addresses if one.version == 4]
+    found = [one for one in found if via in one.network or one.network.prefixlen == 32]
+    found.sort(key=lambda one: via not in one.network)
+    return found[0].ip if found else None
 
 
 def wanted_mtu(config: Interface, lease: Lease | None) -> int | None:

@@ -26,7 +26,10 @@ from metropolis.node.core.network import sysctls
 from metropolis.node.core.network.reconcile.ward import Repair
 from metropolis.node.core.network.uplink import Uplink, UplinkStatus
 from osbase import event
-from osbase.net.config import Dhcp4, Interface
+from google.protobuf import text_format
+
+from osbase.net.config import Dhcp4, Interface, Problems, interface
+from osbase.net.spec import net_pb2
 from osbase.net.dhcp4.packet import Option
 from osbase.net.dhcp4.testserver import Server
 from osbase.netlink import netns
@@ -63,6 +66,7 @@ def world() -> Iterator[None]:
     sh("ip netns add srv")
     add_link()
     sysctls.apply(sysctls.NODE)
+    sh("ip link set lo up")  # tables of routes come with it
     yield
     for link in json.loads(sh("ip -json link")):
         if link["ifname"].startswith("up"):
@@ -205,6 +209,25 @@ async def test_odd_leases_work(
             ours = f"{router} {allocs.ROUTE_PROTOCOL_UPLINK}"
             assert default_routes() == ([ours] if router is not None else [])
             assert await node.keys() == set()
+
+
+@pytest.mark.parametrize("gateway", ["172.31.1.1", "fd00:1::1"])
+async def test_a_gateway_beside_a_single_address(gateway: str, tmp_path: Path) -> None:
+    """By hand, as providers of single addresses have it."""
+    version = ip_address(gateway).version
+    own = {4: "203.0.113.5/32", 6: "2001:db8:5::1/128"}[version]
+    text = f'name: "up0" static {{ address: "{own}" gateway: "{gateway}" }}'
+    problems = Problems()
+    config = interface(text_format.Parse(text, net_pb2.Interface()), "uplink", problems)
+    assert not problems.found
+    async with running(config, tmp_path) as node:
+        await node.has(own)
+        ours = f"{gateway} {allocs.ROUTE_PROTOCOL_UPLINK}"
+        assert default_routes(version) == [ours]
+        assert await node.keys() == set()
+        sh(f"ip -{version} route flush dev up0 proto {allocs.ROUTE_PROTOCOL_UPLINK}")
+        assert len(await node.keys()) == 2
+        assert default_routes(version) == [ours]
 
 
 async def mtu_of(node: Node, mtu: int) -> None:
