@@ -484,7 +484,7 @@ OTHER = IPv4Address("192.0.2.66")
 
 @pytest.mark.parametrize("renewing", [False, True])
 def test_a_server_that_acknowledges_by_another_name(renewing: bool) -> None:
-    """As one of several addresses, or the second of a pair: renewals go there."""
+    """Renewals go to it: one of several addresses, or the second of a pair."""
     client = machine()
     request = only(client.receive(0, reply(only(client.start(0)), Type.OFFER)))
     now = 0

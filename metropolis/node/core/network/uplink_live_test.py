@@ -21,18 +21,17 @@ from ipaddress import IPv4Address, ip_address, ip_interface
 from pathlib import Path
 
 import pytest
+from google.protobuf import text_format
 
 from metropolis.node import allocs
 from metropolis.node.core.network import sysctls
 from metropolis.node.core.network.reconcile.ward import Repair
 from metropolis.node.core.network.uplink import Uplink, UplinkStatus
 from osbase import event
-from google.protobuf import text_format
-
 from osbase.net.config import Dhcp4, Interface, Problems, interface
-from osbase.net.spec import net_pb2
 from osbase.net.dhcp4.packet import Option
 from osbase.net.dhcp4.testserver import Server
+from osbase.net.spec import net_pb2
 from osbase.netlink import netns
 from osbase.supervisor import Supervisor
 
