@@ -162,6 +162,10 @@ def test_accepted(text: str) -> None:
         ('dhcp4 {} static { address: "192.0.2.1/24" }', "IPv4 is configured by dhcp4"),
         ('static { gateway: "192.0.2.1" }', "is not inside the prefix of any address"),
         (
+            'static { address: "192.0.2.1/32" gateway: "2001:db8::1" }',
+            "is not inside the prefix of any address",
+        ),
+        (
             'static { address: "192.0.2.1/24" gateway: "192.0.2.1" }',
             'gateway[0]: "192.0.2.1" is our own address',
         ),
