@@ -90,8 +90,8 @@ class Limit:
     """The limit of the table as a ward (see network.reconcile.ward): others
     lower it, as kube-proxy and sysctl files do. More than is wanted is fine.
 
-    Where it is not ours to set it is watched no further: no problem that anybody
-    could mend here, and the log of the start has it.
+    Where it is not ours to set it is watched no further: no problem that is to
+    be mended here, and the log of the start has it.
     """
 
     name = "conntrack-limit"

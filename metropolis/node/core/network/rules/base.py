@@ -113,8 +113,9 @@ _BY_LINK: Final = "typeof meta iif; size 65535; flags dynamic,timeout; timeout 1
 _SETS: Final = {
     "new_flows": _BY_LINK,
     "neighbours": _BY_LINK,
-    # Filled by the guard of conntrack, each for a while.
-    "refused_links": "typeof meta iif; size 65535; flags timeout;",
+    # Filled by the guard of conntrack, each for a while. What others add ends,
+    # too, for such elements are not compared with what was committed.
+    "refused_links": "typeof meta iif; size 65535; flags timeout; timeout 1m;",
 }
 _NETWORKS: Final = {
     f"pods_ipv{version}": f"type {kind}; flags interval;" for version, _, kind in _FAMILIES
@@ -298,7 +299,7 @@ def _from_workload() -> dict[str, list[str]]:
         ],
         "from_overlay": [
             _LOOPBACK_ENTERED,
-            f'fib saddr oifname != "{allocs.OVERLAY_LINK}" ' + drop(Reason.OVERLAY_SOURCE)
+            f'fib saddr oifname != "{allocs.OVERLAY_LINK}" ' + drop(Reason.OVERLAY_SOURCE),
         ],
     }
 
