@@ -126,11 +126,14 @@ def missing(
     """
     addresses = [one for one in _addresses(sock) if one[0] == ifindex]
     valid = {interface: valid_s for _, interface, owner, valid_s in addresses if owner == protocol}
+    lengths = {interface.network.prefixlen for _, interface, _, _ in addresses}
     there = [
         route
         for family in (AF_INET, AF_INET6)
-        for route in map(parse_route, sock.dump(dump_link_routes(family, ifindex)))
-        if route is not None and route.ifindex == ifindex and route.kind == _RTN_UNICAST
+        for message in sock.dump(dump_link_routes(family, ifindex))
+        if _matters(message, protocol, lengths)
+        for route in [parse_route(message)]
+        if route is not None and route.ifindex == ifindex
     ]
     routes = {
         (route.destination, route.gateway, route.source, route.metric)
@@ -168,6 +171,16 @@ def missing(
             key = f"route {route.destination}"
             found.append(Missing(key, f"{name} lacks {request.what.removeprefix('add ')}", request))
     return found
+
+
+def _matters(message: Message, protocol: int, lengths: Container[int]) -> bool:
+    """Whether a route may be ours, or that of an address's network, by its
+    header alone: a router's daemon may have a hundred thousand others.
+    """
+    family, length, owner, scope, kind = (message.body[at] for at in (0, 1, 5, 6, 7))
+    # In IPv6 all are of one scope.
+    near = length in lengths and (family == AF_INET6 or scope == RT_SCOPE_LINK)
+    return kind == _RTN_UNICAST and (owner == protocol or near)
 
 
 _RTPROT_KERNEL: Final = 2

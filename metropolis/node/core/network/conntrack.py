@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from metropolis.node import allocs
+from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.conditions import Conditions
 from metropolis.node.core.network.workloads.model import Attachment, IPAddress
 from osbase import conntrack
@@ -68,16 +69,62 @@ def limit_for(memory: int) -> int:
     return min(max(memory // 2**20 * _PER_MIB, _LIMIT_MIN), _LIMIT_MAX)
 
 
+def wanted_limit() -> int:
+    """How many flows this machine should track."""
+    return limit_for(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
 def prepare() -> None:
     """Let the machine track enough flows. Where that is not ours to set, as in
     a namespace, or cannot be, the limit stays, and the log has it.
     """
-    wanted = limit_for(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    wanted = wanted_limit()
     try:
         if not conntrack.raise_limit(wanted):
             log.info("%d tracked flows at most; %d are not ours to set", conntrack.limit(), wanted)
     except ConntrackError as error:
         log.warning("raise the limit of tracked flows to %d: %s", wanted, error)
+
+
+class Limit:
+    """The limit of the table as a ward (see network.reconcile.ward): others
+    lower it, as kube-proxy and sysctl files do. More than is wanted is fine.
+
+    Where it is not ours to set it is watched no further: no problem that is to
+    be mended here, and the log of the start has it.
+    """
+
+    name = "conntrack-limit"
+
+    def __init__(
+        self,
+        wanted: int | None = None,
+        *,
+        limit: Callable[[], int] = conntrack.limit,
+        raise_limit: Callable[[int], bool] = conntrack.raise_limit,
+    ) -> None:
+        """wanted: None for what suits the machine."""
+        self._wanted = wanted_limit() if wanted is None else wanted
+        self._limit = limit
+        self._raise = raise_limit
+        self._ours = True
+
+    def look(self, allow: Allow) -> Sequence[Repair]:
+        """See Ward."""
+        if not self._ours:
+            return ()
+        key = "sysctl net.netfilter.nf_conntrack_max"
+        try:
+            found = self._limit()
+            if found >= self._wanted:
+                return ()
+            what = f"net.netfilter.nf_conntrack_max was {found}, not {self._wanted}"
+            if not allow(key):
+                return (Repair(key, what, left=True),)
+            self._ours = self._raise(self._wanted)
+        except ConntrackError as error:
+            return (Repair(key, "the limit of tracked flows is unknown or low", str(error)),)
+        return (Repair(key, what),) if self._ours else ()
 
 
 @dataclass(frozen=True)

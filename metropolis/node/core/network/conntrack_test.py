@@ -417,3 +417,35 @@ def test_preparing_leaves_alone_what_is_not_ours(
     monkeypatch.setattr(conntrack, "raise_limit", missing)
     guarding.prepare()
     assert "/nothing to" in caplog.text
+
+
+def test_a_limit_that_others_lower_is_raised_again() -> None:
+    """One that is higher than ours stays; a fight is left."""
+    table = {"limit": 65_536, "allowed": 1}
+
+    def raise_limit(wanted: int) -> bool:
+        table["limit"] = wanted
+        return True
+
+    def allow(key: str) -> bool:
+        assert key == "sysctl net.netfilter.nf_conntrack_max"
+        return bool(table["allowed"])
+
+    ward = guarding.Limit(65_536, limit=lambda: table["limit"], raise_limit=raise_limit)
+    assert not ward.look(allow)
+    table["limit"] = 262_144
+    assert not ward.look(allow)
+    table["limit"] = 1_000
+    (repair,) = ward.look(allow)
+    assert repair.what == "net.netfilter.nf_conntrack_max was 1000, not 65536"
+    assert (repair.error, repair.left, table["limit"]) == ("", False, 65_536)
+    table.update(limit=1_000, allowed=0)
+    (repair,) = ward.look(allow)
+    assert (repair.left, table["limit"]) == (True, 1_000)
+
+
+def test_a_limit_that_is_not_ours_is_no_problem() -> None:
+    """As in a namespace, by the kernel's own words."""
+    ward = guarding.Limit(conntrack.limit() + 1)
+    for _ in range(2):
+        assert not ward.look(lambda _: True)

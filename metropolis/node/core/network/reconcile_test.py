@@ -124,6 +124,8 @@ def change(command: str) -> None:
         ("sysctls", ["ipv6/conf/all/forwarding 0"]),
         ("sysctls", ["ipv4/conf/all/rp_filter 2"]),
         ("sysctls", ["ipv4/conf/all/arp_ignore 1"]),
+        # Links of which it was never set take it over at once.
+        ("sysctls", ["ipv4/conf/default/arp_ignore 8"]),
         # With it go routes; whoever puts these back needs it, and may be first.
         ("workloads", [f"ip address del {allocs.FIRST_HOP_IPV4}/32 dev lo"]),
         ("host", ["ip address flush dev lo"]),
@@ -138,6 +140,9 @@ def change(command: str) -> None:
         ("uplink", ["ip -4 address flush dev up0"]),
         ("uplink", ["ip route flush proto 76"]),
         ("uplink", ["ip link set up0 down"]),
+        ("uplink", ["ip link set up0 arp off", "ip rule flush"]),
+        ("uplink", ["ipv4/conf/up0/forwarding 0"]),
+        ("uplink", ["ipv4/conf/up0/arp_ignore 8"]),
         # As a firewall that is reloaded, beside a sysctl file and a script.
         ("rules", ["nft flush ruleset", "ipv4/ip_forward 0", "ip rule flush"]),
     ],
@@ -286,6 +291,29 @@ def test_what_changes_while_the_service_is_away(node: NodeCore) -> None:
     node.start()
     node.wait_for("reachable by 192.0.2.50, 2001:db8:2:")
     assert_pod_reaches_world()
+
+
+def test_settings_that_are_read_only(uplink: None, core: NodeCore) -> None:
+    """As /proc/sys is in many containers: it is said and nothing else fails;
+    the node has its uplink, and pods that run their network.
+    """
+    core.start()
+    core.wait_for("up0 has 192.0.2.50/24")
+    core.attach("pod-a")
+    assert core.stop() == 0
+    setting("ipv4/conf/all/send_redirects", 1)
+    sh("mount --bind /proc/sys /proc/sys")
+    try:
+        sh("mount -o remount,bind,ro /proc/sys")
+        core.start()
+        core.wait_for("up0 has 192.0.2.50/24")
+        core.wait_for("reachable by 192.0.2.50, 2001:db8:2:")
+        assert "net.ipv4.conf.all.send_redirects = 0: EROFS" in core.problem()
+        assert_pod_reaches_world()
+    finally:
+        sh("umount /proc/sys")
+    core.wait_for("root.network.ward-sysctls: put back: ")
+    until(lambda: core.problem() == "")
 
 
 def test_a_quiet_node_puts_nothing_back(node: NodeCore) -> None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,8 @@ CALLS_END_WITHIN_S: Final = 10.0
 """How long calls under way may take to end when the service stops."""
 
 _LOOPBACK: Final = 1
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,7 @@ class NetworkService:
         guarded: tuple[tuple[Ward, set[Kind], float], ...] = (
             (wards.Rules(self._rules), {Kind.RULES}, 5.0),
             (wards.Sysctls((*sysctls.NODE, *self._sysctls)), {Kind.SETTING}, 1.0),
+            (conntrack.Limit(), set(), 1.0),
             (wards.Host(), {Kind.ADDRESS, Kind.LINK, Kind.POLICY}, 5.0),
             (wards.Foreign(self._conditions, ctx.logger), set(), 10.0),
         )
@@ -222,7 +226,8 @@ class NetworkService:
         self._rules.apply()
         self._sysctls = sysctls.found_enabled()
         conntrack.prepare()
-        prepare_host()
+        for refused in prepare_host():
+            log.warning("%s", refused)
         self._names.prepare()
 
     async def _workloads(self, ctx: Context) -> None:
@@ -347,12 +352,14 @@ def make_runtime_directory(socket_path: str) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def prepare_host() -> None:
+def prepare_host() -> tuple[sysctls.SysctlError, ...]:
     """Settings, loopback and first hop; the same again changes nothing.
 
-    Raises SysctlError or NetlinkError.
+    Returns what was refused, as where /proc/sys is mounted to be read only: the
+    ward of the settings says so in Status for as long as it matters, and what
+    runs has its network meanwhile. Raises NetlinkError.
     """
-    sysctls.apply(sysctls.NODE)
+    refused = sysctls.apply_each(sysctls.NODE)
     with NetlinkSocket() as sock:
         sock.batch(
             [
@@ -360,3 +367,4 @@ def prepare_host() -> None:
                 addressing.add_loopback_address(allocs.FIRST_HOP_IPV4),
             ]
         )
+    return refused

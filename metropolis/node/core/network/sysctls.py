@@ -67,7 +67,9 @@ NODE: Final = (
     Sysctl("ipv6/neigh/default/gc_thresh3", 65536, optional=True),
     # Workloads ask for the first hop's MAC on their links, and its address is
     # on lo: with 1 or more (as for direct server return) they get no answer.
+    # What is written to `default` reaches links of which it was never set, too.
     Sysctl("ipv4/conf/all/arp_ignore", 0),
+    Sysctl("ipv4/conf/default/arp_ignore", 0),
     # Connections of the node are at none of the ports that flows of workloads
     # are given: see allocs.MASQUERADE_PORTS.
     Sysctl("ipv4/ip_local_port_range", "{} {}".format(*allocs.EPHEMERAL_PORTS)),
@@ -103,6 +105,18 @@ def link(name: str) -> tuple[Sysctl, ...]:
     )
 
 
+def forwarding(name: str) -> Sysctl:
+    """Return the setting by which what comes by a link is forwarded. The node's
+    own, ip_forward, sets it for all links, but others set it for one.
+    """
+    return Sysctl(f"ipv4/conf/{name}/forwarding", 1)
+
+
+def forwards(root: str = "/proc/sys/net") -> bool:
+    """Whether the node as a whole forwards IPv4."""
+    return differs(Sysctl("ipv4/ip_forward", 1), root) is None
+
+
 def uplink(name: str, *, router_advertisements: bool, ipv6_on: bool = True) -> tuple[Sysctl, ...]:
     """Return the settings of the uplink, before it is set up: the kernel asks
     for router advertisements when a link comes up, and not again.
@@ -113,6 +127,9 @@ def uplink(name: str, *, router_advertisements: bool, ipv6_on: bool = True) -> t
         # 2: also on a node that forwards.
         Sysctl(f"ipv6/conf/{name}/accept_ra", 2 if router_advertisements else 0),
         *((Sysctl(f"ipv6/conf/{name}/disable_ipv6", 0),) if ipv6_on else ()),
+        # Answers to pods come by it, and neighbours ask for the node's address.
+        forwarding(name),
+        Sysctl(f"ipv4/conf/{name}/arp_ignore", 0),
         Sysctl(f"ipv4/conf/{name}/rp_filter", 0),
         Sysctl(f"ipv4/conf/{name}/send_redirects", 0),
         Sysctl(f"ipv4/conf/{name}/accept_redirects", 0),
@@ -128,6 +145,17 @@ def apply(settings: Iterable[Sysctl], root: str = "/proc/sys/net") -> None:
     """Write what differs. Raises SysctlError at the first that is refused."""
     for setting in relevant(settings, root):
         _write(setting, root)
+
+
+def apply_each(settings: Iterable[Sysctl], root: str = "/proc/sys/net") -> tuple[SysctlError, ...]:
+    """Write what differs, as far as possible; return what was refused."""
+    refused = []
+    for setting in settings:
+        try:
+            apply((setting,), root)
+        except SysctlError as error:
+            refused.append(error)
+    return tuple(refused)
 
 
 def differs(setting: Sysctl, root: str = "/proc/sys/net") -> str | None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -62,6 +63,8 @@ from osbase.netlink.transport import NetlinkSocket
 from osbase.supervisor import Context
 
 _EVERYWHERE: Final[dict[int, IPNetwork]] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
+
+log = logging.getLogger(__name__)
 
 
 _NOBODY: Final = IPv4Address(0)
@@ -341,7 +344,8 @@ class Uplink:
                 ipv6_on=by_hand or not sysctls.ipv6_is_off(),
             )
         )
-        sysctls.apply(settings)
+        for refused in sysctls.apply_each(settings):
+            log.warning("%s", refused)  # and its ward, in Status
         with NetlinkSocket() as sock:
             sock.batch([set_link_up(state.ifindex, state.name)])
             # A former uplink loses what it got, and has its MTU back.

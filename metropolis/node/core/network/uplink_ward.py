@@ -51,6 +51,8 @@ from osbase.netlink.rtnl import (
     parse_address,
     parse_link,
     parse_route,
+    set_link_arp,
+    set_link_master,
     set_link_up,
 )
 from osbase.netlink.transport import NetlinkSocket
@@ -115,14 +117,26 @@ class UplinkWard:
             link = _link(sock, aim.link.ifindex)
             if link is None or (link.name, link.mac) != (aim.link.name, aim.link.mac):
                 return  # gone, or another: the uplink notices by itself
-            for setting in aim.settings:
-                yield from _setting(setting, allow)
             name = link.name
+            for setting in aim.settings:
+                # Where the node as a whole does not, links need not, and who
+                # sets that right sets them all.
+                if setting != sysctls.forwarding(name) or sysctls.forwards():
+                    yield from _setting(setting, allow)
             if not link.up:
                 yield _put_back(
                     sock, f"link {name}", f"{name} was set down", [set_link_up(link.ifindex, name)],
                     allow,
                 )  # fmt: skip
+            if not link.arp:
+                what = f"ARP of {name} was switched off"
+                requests = [set_link_arp(link.ifindex, name)]
+                yield _put_back(sock, f"ARP of {name}", what, requests, allow)
+            if link.master is not None:
+                # A bridge or bond takes all that comes.
+                what = f"{name} was made a part of link {link.master}"
+                requests = [set_link_master(link.ifindex, name, 0)]
+                yield _put_back(sock, f"master of {name}", what, requests, allow)
             if aim.addressing is not None:
                 wanted = aim.addressing(time.monotonic())
                 yield from _configured(sock, link, aim, wanted, allow)

@@ -36,6 +36,10 @@ By the overlay come addresses whose route is by it: no pod of this node, for its
 host route is longer, nor the node itself. This lookup must not be confined to
 the link, by which the route of the whole cluster leads.
 
+To 127.0.0.0/8 comes nothing by a link. The kernel sees to that, unless others
+set route_localnet, as kube-proxy does: then whoever is next to the node, or in
+it, reaches what listens to the node alone.
+
 By any other link comes neither a pod's, the first hop's or the node's address
 as a source, nor a pod as a destination. Sources are judged before conntrack, or
 else a forged packet would be a part of somebody's flow. Prefixes may be
@@ -99,6 +103,7 @@ _SOLICITED: Final = f"ff02::1:ff{_HOP.packed[13]:02x}:{int.from_bytes(_HOP.packe
 _HOP_NETWORK: Final = ip_network(f"{allocs.FIRST_HOP_IPV4}/24", strict=False)
 _WIREGUARD: Final = allocs.WIREGUARD_PORT
 _MASQUERADE: Final = "{}-{}".format(*allocs.MASQUERADE_PORTS)
+_LOOPBACK_ENTERED: Final = "ip daddr 127.0.0.0/8 " + drop(Reason.LOOPBACK_ENTERED)
 _FAMILIES: Final = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
 
 # The members of a set by link: of a link that is gone they end by themselves.
@@ -108,8 +113,9 @@ _BY_LINK: Final = "typeof meta iif; size 65535; flags dynamic,timeout; timeout 1
 _SETS: Final = {
     "new_flows": _BY_LINK,
     "neighbours": _BY_LINK,
-    # Filled by the guard of conntrack, each for a while.
-    "refused_links": "typeof meta iif; size 65535; flags timeout;",
+    # Filled by the guard of conntrack, each for a while. What others add ends,
+    # too, for such elements are not compared with what was committed.
+    "refused_links": "typeof meta iif; size 65535; flags timeout; timeout 1m;",
 }
 _NETWORKS: Final = {
     f"pods_ipv{version}": f"type {kind}; flags interval;" for version, _, kind in _FAMILIES
@@ -266,6 +272,7 @@ def _from_workload() -> dict[str, list[str]]:
         ],
         "from_workload_ipv4": [
             "ip saddr { 0.0.0.0/8, 127.0.0.0/8, 224.0.0.0/3 } " + drop(Reason.IMPOSSIBLE_SOURCE),
+            _LOOPBACK_ENTERED,
             "fib saddr . iif oif missing " + drop(Reason.SPOOFED_IPV4),
         ],
         "from_workload_ipv6": [
@@ -291,7 +298,8 @@ def _from_workload() -> dict[str, list[str]]:
             f"{_limited('neighbours', NEIGHBOURS_PER_SECOND)} " + drop(Reason.NEIGHBOUR_RATE),
         ],
         "from_overlay": [
-            f'fib saddr oifname != "{allocs.OVERLAY_LINK}" ' + drop(Reason.OVERLAY_SOURCE)
+            _LOOPBACK_ENTERED,
+            f'fib saddr oifname != "{allocs.OVERLAY_LINK}" ' + drop(Reason.OVERLAY_SOURCE),
         ],
     }
 
@@ -308,6 +316,7 @@ def _from_outside(settings: Settings) -> dict[str, list[str]]:
                 )
             lines.append(f"{family} saddr @pods_ipv{version} {drop(Reason.POD_NETWORK_FORGED)}")
         if version == 4:
+            lines.append(_LOOPBACK_ENTERED)
             lines.append(f"ip saddr {_HOP_NETWORK} {drop(Reason.FIRST_HOP_FORGED)}")
             lines.append(f"ip daddr {_HOP_NETWORK} {drop(Reason.FIRST_HOP_FORGED)}")
         # What the node itself sends to many loops back, by the link it is sent

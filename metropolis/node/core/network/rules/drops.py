@@ -29,6 +29,8 @@ class Reason(enum.Enum):
     CONNTRACK_OFFENDER = ("conntrack_offender", "new flows of a workload that fills conntrack")
     NODE_ACCESS = ("node_access", "to the node, by the configuration not for workloads")
     NOT_FORWARDED = ("not_forwarded", "to a link-local or metadata address beyond the node")
+    # From any link.
+    LOOPBACK_ENTERED = ("loopback_entered", "to 127.0.0.0/8, by a link")
     # From the overlay.
     OVERLAY_SOURCE = ("overlay_source", "by the overlay, from an address that is not behind it")
     OVERLAY_TRANSIT = ("overlay_transit", "by the overlay, to no workload of this node")

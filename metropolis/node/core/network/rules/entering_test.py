@@ -14,6 +14,7 @@ import socket
 import struct
 import time
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -153,6 +154,28 @@ def test_what_the_node_translates_enters(version: int) -> None:
             assert (got.source, got.ports) == (own, (30080, port))
     finally:
         sh(f"nft delete table {family} other")
+
+
+@MODES
+@pytest.mark.parametrize("by", ["pod", "up0", "lan", "overlay"])
+def test_nothing_enters_to_the_loopback(settings: Settings, by: str) -> None:
+    """Though another program has the kernel route it, as kube-proxy does."""
+    localnet = Path("/proc/sys/net/ipv4/conf/all/route_localnet")
+    localnet.write_text("1")
+    try:
+        apply(settings)
+        source = {"pod": POD[4], "overlay": FAR_POD[4]}.get(by, near(4, by, 2))
+        own = str(allocs.FIRST_HOP_IPV4) if by == "pod" else near(4, by)
+        with taps(by) as (tap,), node_socket(4) as node:
+            port = node.getsockname()[1]
+            for to in ("127.0.0.1", "127.9.9.9"):
+                tap.send(packets.udp(source, to, (9, port), b"entered"))
+                tap.send(packets.tcp(source, to, (9, 9), SYN))
+            tap.send(packets.udp(source, own, (9, port), b"last"))
+            assert received(node, b"last") == [b"last"]
+        assert counters()["loopback_entered"] == 4
+    finally:
+        localnet.write_text("0")
 
 
 FORGED = {

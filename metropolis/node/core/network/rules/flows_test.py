@@ -100,6 +100,13 @@ def test_a_stream_that_is_not_answered_is_one_flow(version: int) -> None:
     assert "new_flow_rate" not in counters()
 
 
+def test_nobody_refuses_a_link_for_ever() -> None:
+    """Nor does another program, which gives no end."""
+    apply(Settings(NETWORKS))
+    sh("nft add element inet metropolis refused_links { lo }")
+    assert "lo expires " in sh("nft list set inet metropolis refused_links").replace('"', "")
+
+
 @FAMILIES
 def test_links_that_are_refused_begin_nothing(version: int) -> None:
     """As long as the guard of conntrack says, and no longer; also over an

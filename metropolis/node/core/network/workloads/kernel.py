@@ -17,6 +17,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -72,6 +73,7 @@ log = logging.getLogger(__name__)
 
 _LOOPBACK = 1  # its index in every namespace
 _PATIENCE_S = 0.05  # with another attach
+_ELSEWHERE_S = 5.0  # what goes another way for less is not worth a word
 # What is put back may be back already; a route that exists is another's.
 _PUT_BACK_BEFORE = {
     (rtnl.RTM_NEWADDR, errno.EEXIST),
@@ -133,6 +135,7 @@ class KernelDatapath:
         self._removals = Removals(self._remove_all, len(recovery.DOOMED_GROUPS))
         self._creating = threading.Lock()
         self._contested: set[int] = set()  # host indexes; see _finish
+        self._elsewhere_since: dict[tuple[IPAddress, int], float] = {}  # see _diverted
 
     # ---- The host ---------------------------------------------------------
 
@@ -254,9 +257,42 @@ class KernelDatapath:
     # ---- Repair -----------------------------------------------------------
 
     def repair(self, records: Sequence[Record], allow: Allow, hold: Hold) -> Sequence[Repair]:
-        """See Datapath. A look is four dumps and a file, however many."""
+        """See Datapath. A look is four dumps and a file, however many, and a
+        lookup an address.
+        """
         with _refusals("look at attachments"):
-            return self._repair(records, allow, hold, replace=True)
+            done = self._repair(records, allow, hold, replace=True)
+            return [*done, *self._diverted(records, hold)]
+
+    def _diverted(self, records: Sequence[Record], hold: Hold) -> Iterator[Repair]:
+        """Attachments whose routes are there, and not the first: a route of a
+        smaller metric, a rule, a local address of others. Not ours to remove;
+        but it is what people have to know, unless it is over at once, as when
+        the host's own rules are put back.
+        """
+        before, self._elsewhere_since = self._elsewhere_since, {}
+        now = time.monotonic()
+        for record in records:
+            for ip in record.ips:
+                if not self._elsewhere(record, ip):
+                    continue
+                with hold(record) as held:
+                    # What went meanwhile, with its route, is no matter of this.
+                    if not held or (ip, record.host_ifindex) not in self._routes():
+                        continue
+                    key = (ip, record.host_ifindex)
+                    since = self._elsewhere_since[key] = before.get(key, now)
+                    found = self._elsewhere(record, ip)
+                    if found and now - since >= _ELSEWHERE_S:
+                        yield Repair(
+                            f"way to {ip}",
+                            f"what is for {ip} goes {found}, not by {record.host_interface}",
+                            "a route, rule or address of another program comes first",
+                        )
+
+    def _elsewhere(self, record: Record, ip: IPAddress) -> str:
+        with self._sockets.socket() as host:
+            return observe.elsewhere(host, ip, record.host_ifindex)
 
     def _repair(
         self, records: Sequence[Record], allow: Allow, hold: Hold, *, replace: bool

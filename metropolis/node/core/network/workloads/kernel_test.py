@@ -9,10 +9,11 @@ import os
 import queue
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads import batches, checks, names, recovery
+from metropolis.node.core.network.workloads import batches, checks, kernel, names, recovery
 from metropolis.node.core.network.workloads.datapath import Datapath, Record, Scan
 from metropolis.node.core.network.workloads.engine import Engine
 from metropolis.node.core.network.workloads.errors import KernelRefused, Unavailable
@@ -205,8 +206,9 @@ DAMAGES = [
     ),
     Damage("addresses", without_addresses, IPV6_ROUTES[:1]),
     Damage("routes", without_routes, (IPV4_ROUTE, *IPV6_ROUTES[1:])),
-    Damage("rp_filter", written("ipv4/conf/{}/rp_filter", 2), ("link {N}: ipv4 rp_filter",)),
-    # What traffic does not depend on is not touched.
+    Damage("rp_filter 0", written("ipv4/conf/{}/rp_filter", 0), ("link {N}: ipv4 rp_filter",)),
+    Damage("rp_filter 2", written("ipv4/conf/{}/rp_filter", 2), ("link {N}: ipv4 rp_filter",)),
+    # What neither traffic nor isolation depends on is not touched.
     Damage("proxy_arp", written("ipv4/conf/{}/proxy_arp", 1), ()),
 ]
 
@@ -539,6 +541,41 @@ class TestKernelDatapath(DatapathContract):
         assert (repair.key, repair.error) == (IPV4_ROUTE, "")
         assert bench.datapath.check(record, None) == ()
 
+    @pytest.mark.parametrize(
+        ("command", "ip"),
+        [
+            ("ip route {} blackhole 10.9.0.1 table main", "10.9.0.1"),
+            ("ip -6 route {} blackhole fd00:9::1 metric 1", "fd00:9::1"),
+            ("ip -6 route {} prohibit fd00:9::1 metric 1", "fd00:9::1"),
+            ("ip rule {} prio 0 to 10.9.0.1 blackhole", "10.9.0.1"),
+            ("ip -6 rule {} prio 0 to fd00:9::1 unreachable", "fd00:9::1"),
+            ("ip address {} 10.9.0.1/32 dev lo", "10.9.0.1"),
+            ("ip address {} fd00:9::1/128 dev lo", "fd00:9::1"),
+        ],
+    )
+    def test_what_comes_before_our_routes_is_said(
+        self, bench: KernelBench, monkeypatch: pytest.MonkeyPatch, command: str, ip: str
+    ) -> None:
+        """For as long as it does, of that attachment alone; it is not ours to
+        remove. Not at once: it may be over with the next ward's look.
+        """
+        record = self.create(bench, bench.add_netns())
+        other = self.create(bench, bench.add_netns(), **OTHER)
+        assert str(record.ips[ip_address(ip).version == 6]) == ip
+        before = "prepend" if "10.9.0.1 table" in command else "add"
+        subprocess.run(command.format(before).split(), check=True)
+        try:
+            assert not bench.datapath.repair([other, record], always, idle)
+            monkeypatch.setattr(kernel, "_ELSEWHERE_S", 0.0)
+            for _ in range(2):
+                (repair,) = bench.datapath.repair([other, record], always, idle)
+                assert repair.key == f"way to {ip}"
+                assert "of another program comes first" in repair.error
+                assert not repair.left
+        finally:
+            subprocess.run(command.format("del").split(), check=True)
+        assert not bench.datapath.repair([other, record], always, idle)
+
     def test_a_route_that_another_had_first_is_not_taken(self, bench: KernelBench) -> None:
         """But one that another put in the place of ours is; see by_another."""
         record = self.create(bench, bench.add_netns())
@@ -583,7 +620,7 @@ class TestKernelDatapath(DatapathContract):
         inner.close()
         scan = bench.again().scan()
         assert set(scan.complete) == {old, new}
-        # It had no host routes, nor a filter of ARP's senders.
+        # It had no host routes, and no reverse path.
         assert [one.error for one in scan.repairs] == [""] * 5
         assert bench.again().scan() == Scan(scan.complete)
         with IPRoute() as witness:

@@ -13,7 +13,7 @@ from metropolis.node.core.network.workloads.checks import HostSide, Inside, reac
 from metropolis.node.core.network.workloads.datapath import Record
 from metropolis.node.core.network.workloads.model import IPAddress
 from osbase.netlink import rtnl
-from osbase.netlink.errors import BatchError
+from osbase.netlink.errors import BatchError, errno_name
 from osbase.netlink.message import Message, Request
 from osbase.netlink.transport import NetlinkSocket
 
@@ -54,6 +54,17 @@ def inside(sock: NetlinkSocket, record: Record, netnsid: int | None) -> Inside:
         ),
         routes=routes,
     )
+
+
+def elsewhere(host: NetlinkSocket, ip: IPAddress, ifindex: int) -> str:
+    """Where what is for an address goes, in words; "": by the link."""
+    try:
+        route = rtnl.parse_route(host.get(rtnl.get_route(ip)))
+    except BatchError as error:
+        return f"nowhere ({errno_name(error.errors[0].errno)})"
+    if route is None:
+        return "by several ways"
+    return "" if route.ifindex == ifindex else f"to {route.destination} by link {route.ifindex}"
 
 
 def _families(record: Record) -> tuple[int, ...]:

@@ -23,13 +23,11 @@ from osbase.netlink.rtnl import Address, Link, Route
 
 # Without it, what the pod sends goes no further than the host.
 _FORWARDING = {"forwarding": (rtnl.IPV4_DEVCONF_FORWARDING, 1)}
-_ARP = {
-    # The first hop is an address of lo: with more than 0 nobody answers for it.
-    "arp_ignore": (rtnl.IPV4_DEVCONF_ARP_IGNORE, 0),
-    # Whoever asks must be who the pod is: else each invented sender becomes a
-    # neighbour. An attachment of the version before has 0.
-    "rp_filter": (rtnl.IPV4_DEVCONF_RP_FILTER, 1),
-}
+# By it the kernel judges who asks for the first hop (see rules.base): with 0 or
+# 2, as sysctl files set all links, invented askers get neighbour entries.
+_RP_FILTER = {"rp_filter": (rtnl.IPV4_DEVCONF_RP_FILTER, 1)}
+# The first hop is an address of lo: with more than 0 nobody answers for it.
+_ARP_IGNORE = {"arp_ignore": (rtnl.IPV4_DEVCONF_ARP_IGNORE, 0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +112,7 @@ def _link(record: Record, link: Link, forwards: bool) -> Iterator[Mend]:
         yield mend("alternative names", ", ".join(map(show, lost)), "none of these", request)
     if not link.arp:
         yield mend("ARP", "on", "off", rtnl.set_link_arp(index, name))
-    settings = _ARP | _FORWARDING if forwards else _ARP
+    settings = _ARP_IGNORE | _RP_FILTER | (_FORWARDING if forwards else {})
     for what, (number, value) in settings.items() if record.ips[0].version == 4 else ():
         is_now = link.ipv4_setting(number)
         if is_now not in (None, value):
