@@ -458,8 +458,8 @@ def _forward(settings: Settings) -> dict[str, list[str]]:
         to_workload.append("accept")
     else:
         to_workload += [
-            # A flow that was not masqueraded is between pods: its answers come
-            # by their links, whatever source a packet has that comes by another.
+            # A flow that was not masqueraded is between pods: its answers
+            # come by their links, whatever source is on what comes by others.
             "ct direction reply ct status snat accept",
             "ct status dnat accept",
             drop(Reason.UNSOLICITED),

@@ -205,7 +205,7 @@ def test_forged_sources_do_not_enter(
 def test_nobody_outside_answers_in_a_flow_between_pods(
     settings: Settings, version: int, by: str, peer: dict[int, str]
 ) -> None:
-    """Also while the rules know no prefix: pods go on, and so do their flows."""
+    """Also while the rules know no prefix: pods and their flows go on."""
     apply(settings)
     ports = (next(PORTS), next(PORTS))
     mine, other = POD[version], peer[version]

@@ -7,7 +7,8 @@ a strict check would cut it off; so would one that came before the route did. A
 VPN for all traffic is such a home: by a rule and a table of its own, or by the
 halves of the address space in the main one. So that and the rules are looked
 at: at the events of both, when the uplink changes, and now and then, for a link
-that goes down takes its IPv4 routes along and nobody is told. Routes of workloads are no events here: the kernel filters.
+that goes down takes its IPv4 routes along and nobody is told. Routes of
+workloads are no events here: the kernel filters.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _FAMILIES: Final = {4: AF_INET, 6: AF_INET6}
 _SO_ATTACH_FILTER: Final = 26
 _DESTINATION_BITS: Final = 17  # where rtm_dst_len is: after header and family
 _SHORTEST: Final = 3
-"""Prefixes up to this are default routes by another name: 0.0.0.0/1, 2000::/3."""
+"""Prefixes up to this are default routes, too: 0.0.0.0/1, 2000::/3."""
 
 # Local, main and default: what each family's rules look up without policy.
 _TABLES: Final = (255, RT_TABLE_MAIN, 253)
@@ -89,7 +90,9 @@ def look(link: LinkState | None) -> dict[int, tuple[bool, str]]:
         return {version: judge(None, ()) for version in _FAMILIES}
     with NetlinkSocket() as sock:
         return {
-            version: judge(link, _defaults(sock.dump(dump_main_routes(family))), _rules(sock, family))
+            version: judge(
+                link, _defaults(sock.dump(dump_main_routes(family))), _rules(sock, family)
+            )
             for version, family in _FAMILIES.items()
         }
 
@@ -98,10 +101,7 @@ def _defaults(messages: Iterable[Message]) -> list[Route]:
     """Parse default routes alone: there are as many others as workloads."""
     found = [parse_route(one) for one in messages if one.body[1:2] <= bytes([_SHORTEST])]
     return [
-        route
-        for route in found
-        if route is not None
-        and route.destination.prefixlen <= _SHORTEST
+        route for route in found if route is not None and route.destination.prefixlen <= _SHORTEST
     ]
 
 
