@@ -242,6 +242,24 @@ def current_addresses(sock: NetlinkSocket, ifindex: int, protocol: int) -> set[I
     }
 
 
+def current(sock: NetlinkSocket, ifindex: int, protocol: int) -> Addressing:
+    """Return all that the link has with the protocol number; routes without
+    their sources.
+    """
+    routes = [
+        Route(found[1], found[2])
+        for family in (AF_INET, AF_INET6)
+        for message in sock.dump(dump_routes(family, protocol))
+        if (found := _parse_route(message)) is not None and found[0] == ifindex
+    ]
+    addresses = [
+        Address(interface, valid_s)
+        for index, interface, owner, valid_s in _addresses(sock)
+        if index == ifindex and owner == protocol
+    ]
+    return Addressing(tuple(addresses), tuple(routes))
+
+
 def links_of(sock: NetlinkSocket, protocol: int) -> frozenset[int]:
     """Return the indexes of links with addresses that bear the number."""
     return frozenset(index for index, _, owner, _ in _addresses(sock) if owner == protocol)

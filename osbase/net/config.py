@@ -371,8 +371,10 @@ def _addresses(texts: Iterable[str], field: str, problems: Problems) -> list[IPI
     for index, text in enumerate(texts):
         where = f"{field}[{index}]"
         try:
-            address = ip_interface(text)
+            address = None if "%" in text else ip_interface(text)  # a scope is none
         except ValueError:
+            address = None
+        if address is None:
             problems.add(where, f"{quoted(text)} is not an address with a prefix length")
             continue
         if "/" not in text:
@@ -420,12 +422,17 @@ def _gateway(
     if any(gateway == address.ip for address in addresses):
         problems.add(field, f'"{gateway}" is our own address')
     elif not (gateway.version == 6 and gateway.is_link_local) and not any(
-        gateway in address.network for address in addresses
+        gateway in address.network or _is_alone(address, gateway.version) for address in addresses
     ):
         problems.add(field, f'"{gateway}" is not inside the prefix of any address')
     else:
         return gateway
     return None
+
+
+def _is_alone(address: IPInterface, version: int) -> bool:
+    """Whether it has no neighbours, so that a gateway is always elsewhere."""
+    return address.version == version and address.network.prefixlen == address.max_prefixlen
 
 
 def _routes(

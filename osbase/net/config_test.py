@@ -152,6 +152,7 @@ def test_accepted(text: str) -> None:
         ('name: "a\\nb"', 'uplink.name: "a\\nb" cannot'),
         ('dhcp4 { host_name: "a b" }', 'uplink.dhcp4.host_name: "a b"'),
         ('static { address: "192.0.2.1" }', 'address[0]: "192.0.2.1" has no prefix length'),
+        ('static { address: "fd00::1%a/64" }', '"fd00::1%a/64" is not an address with a prefix'),
         ('static { address: "192.0.2.1/33" }', 'address[0]: "192.0.2.1/33" is not an address'),
         ('static { address: "moon" }', 'address[0]: "moon" is not an address'),
         ('static { address: "192.0.2.0/24" }', "is the network itself"),
@@ -160,6 +161,10 @@ def test_accepted(text: str) -> None:
         ('static { address: "192.0.2.1/24" address: "192.0.2.1/25" }', "address[1]"),
         ('dhcp4 {} static { address: "192.0.2.1/24" }', "IPv4 is configured by dhcp4"),
         ('static { gateway: "192.0.2.1" }', "is not inside the prefix of any address"),
+        (
+            'static { address: "192.0.2.1/32" gateway: "2001:db8::1" }',
+            "is not inside the prefix of any address",
+        ),
         (
             'static { address: "192.0.2.1/24" gateway: "192.0.2.1" }',
             'gateway[0]: "192.0.2.1" is our own address',

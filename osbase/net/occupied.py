@@ -5,6 +5,8 @@ and router advertisements alike.
     addresses                 the address itself, and the network on its link
     routes of the main table  on a link: a network; through gateways, or a
                               tunnel: where to; each gateway
+    routes of tables that     as such: what is in them goes by them, whatever
+    are looked up before it   the main table says (as some VPNs have it)
 
 Left out is what says nothing of where others are: default routes, link-local
 and multicast networks, routes that are not unicast; also the links and route
@@ -26,6 +28,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final
 
+from osbase.netlink import attrs, fibrules
 from osbase.netlink.errors import BatchError
 from osbase.netlink.message import Message
 from osbase.netlink.rtnl import (
@@ -60,9 +63,14 @@ type IPNetwork = IPv4Network | IPv6Network
 
 _IFF_POINTOPOINT: Final = 0x10
 _RTPROT_KERNEL: Final = 2
+_RT_TABLE_LOCAL: Final = 255
+_MAIN_PRIORITY: Final = 32766  # as fib_default_rules_init has it
+_RTA_TABLE: Final = 15
+_RTMSG_SIZE: Final = 12
 _SO_ATTACH_FILTER: Final = 26
 _GROUPS: Final = (
     RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE,
+    fibrules.RTNLGRP_IPV4_RULE, fibrules.RTNLGRP_IPV6_RULE,
 )  # fmt: skip
 
 
@@ -76,6 +84,8 @@ class Kind(enum.Enum):
     ROUTE = "route"
     """Its addresses are behind a gateway, or at the other end of a tunnel."""
     GATEWAY = "gateway"
+    PREFERRED = "preferred route"
+    """Its addresses go by this route, whatever others there are."""
 
 
 @dataclass(frozen=True)
@@ -198,21 +208,53 @@ def _by_routes(
     sock: NetlinkSocket, links: _Links, own_protocols: Collection[int]
 ) -> Iterator[Occupied]:
     for family in (AF_INET, AF_INET6):
+        first = _first_tables(sock, family)
         for message in sock.dump(dump_routes(family, 0)):
-            if _is_foreign(message, own_protocols) and (route := parse_route(message)) is not None:
-                yield from _of_route(route, links)
+            table, protocol, kind = message.body[4], message.body[5], message.body[7]
+            if kind != RTN_UNICAST or table == _RT_TABLE_LOCAL:
+                continue
+            if table == RT_TABLE_MAIN:
+                if protocol not in own_protocols and (route := parse_route(message)) is not None:
+                    yield from _of_route(route, links)
+            elif first and _table_of(message) in first and (route := parse_route(message)):
+                yield from _preferred(route, links)
 
 
-def _is_foreign(message: Message, own_protocols: Collection[int]) -> bool:
-    table, protocol, kind = message.body[4], message.body[5], message.body[7]
-    return table == RT_TABLE_MAIN and kind == RTN_UNICAST and protocol not in own_protocols
+def _first_tables(sock: NetlinkSocket, family: int) -> frozenset[int]:
+    """Return the tables that are looked up for all packets before the main."""
+    try:
+        rules = list(map(fibrules.parse_rule, sock.dump(fibrules.dump_rules(family))))
+    except BatchError as error:
+        if all(one.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP) for one in error.errors):
+            return frozenset()
+        raise
+    rules = [rule for rule in rules if rule.everything]
+    main = [rule.priority for rule in rules if rule.table == RT_TABLE_MAIN]
+    before = min(main, default=_MAIN_PRIORITY)
+    tables = frozenset(rule.table for rule in rules if rule.priority < before)
+    return tables - {_RT_TABLE_LOCAL, RT_TABLE_MAIN}
+
+
+def _table_of(message: Message) -> int:
+    """Of more than a byte it is in an attribute."""
+    found = attrs.parse(message.body[_RTMSG_SIZE:])
+    return attrs.to_u32(found[_RTA_TABLE]) if _RTA_TABLE in found else message.body[4]
+
+
+def _preferred(route: Route, links: _Links) -> Iterator[Occupied]:
+    for ifindex, gateway in _hops(route):
+        link = links.get(ifindex) if _tells(route.destination) else None
+        if link is not None:
+            kind = Kind.PREFERRED
+            yield Occupied(kind, route.destination, link.name, route.protocol, False, gateway)
+
+
+def _hops(route: Route) -> Iterable[tuple[int, IPAddress | None]]:
+    return route.hops if route.ifindex is None else ((route.ifindex, route.gateway),)
 
 
 def _of_route(route: Route, links: _Links) -> Iterator[Occupied]:
-    hops: Iterable[tuple[int, IPAddress | None]] = route.hops
-    if route.ifindex is not None:
-        hops = ((route.ifindex, route.gateway),)
-    for ifindex, gateway in hops:
+    for ifindex, gateway in _hops(route):
         # Every link of a workload has a route to fe80::1.
         worth = _tells(route.destination) or gateway is not None
         link = links.get(ifindex) if worth else None
@@ -228,7 +270,7 @@ def _of_route(route: Route, links: _Links) -> Iterator[Occupied]:
 
 def _attach_filter(events: socket.socket, own_protocols: Collection[int]) -> None:
     """Drop in the kernel what an attach of a workload makes: link-local IPv6
-    addresses and routes, and routes of the protocols; also other tables'.
+    addresses and routes, and routes of the protocols; also the table local's.
 
     Classic BPF loads big-endian: what is in host order is compared swapped. It
     sees a struct nlmsghdr of 16 bytes, and behind it a struct ifaddrmsg or a
@@ -252,7 +294,7 @@ def _attach_filter(events: socket.socket, own_protocols: Collection[int]) -> Non
 
     program.label("route")
     program.load_byte(20)  # rtm_table
-    program.jump_unless_equal(RT_TABLE_MAIN, "drop")
+    program.jump_if_equal(_RT_TABLE_LOCAL, "drop")
     program.load_byte(21)  # rtm_protocol
     for protocol in own_protocols:
         program.jump_if_equal(protocol, "drop")

@@ -25,6 +25,9 @@ def sh(command: str) -> None:
     assert done.returncode == 0, f"{command}: {done.stderr}"
 
 
+RULES = ("priority 5270 lookup 52", "priority 5271 lookup 5200", "priority 5272 fwmark 1 lookup 53")
+
+
 @pytest.fixture(autouse=True)
 def links() -> Iterator[None]:
     """An uplink, a bridge without a port, a tunnel, and a workload's link."""
@@ -43,6 +46,9 @@ def links() -> Iterator[None]:
     finally:
         for link in ("up0", "br0", "wl0", "tun0"):
             sh(f"ip link del {link}")
+        for version in (4, 6):
+            for rule in RULES:
+                subprocess.run(["ip", f"-{version}", *f"rule del {rule}".split()], check=False)
         for command in (
             "ip nexthop flush",
             "ip address flush dev lo scope global",
@@ -112,6 +118,25 @@ def test_what_is_in_use(commands: list[str], expected: set[str]) -> None:
     assert found() == expected
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_tables_that_come_before_the_main(version: int) -> None:
+    """As VPNs have them; more than the caller's network is meant, too."""
+    to = {4: ("10.7.0.0/16", "10.0.0.0/8"), 6: ("2001:db8:7::/48", "2001:db8::/32")}[version]
+    sh(f"ip -{version} route add {to[0]} dev tun0 table 52")
+    sh(f"ip -{version} route add default dev tun0 table 52")
+    sh(f"ip -{version} route add {to[1]} dev up0 proto 77 table 5200")
+    sh(f"ip -{version} route add {to[1]} dev tun0 table 53")
+    assert found() == set()
+    for rule in RULES:
+        sh(f"ip -{version} rule add {rule}")
+    assert found() == {f"preferred route {to[0]} tun0", f"preferred route {to[1]} up0"}
+    sh(f"ip -{version} rule add priority 5000 lookup main")
+    try:
+        assert found() == set()
+    finally:
+        sh(f"ip -{version} rule del priority 5000")
+
+
 def test_addresses_come_first() -> None:
     """For what both the address and the kernel's own route tell."""
     sh("ip address add 192.0.2.7/24 dev up0")
@@ -137,6 +162,10 @@ async def following() -> AsyncIterator[AsyncGenerator[None]]:
         "route add 10.7.0.0/16 dev up0",
         "-6 route add default via fe80::7 dev up0",
         "-6 route add 2001:db8:7::/48 dev up0 proto 76",
+        "route add 10.8.0.0/16 dev up0 table 52",
+        "-6 route add 2001:db8:7::/48 dev up0 table 5200",
+        "rule add priority 5270 lookup 52",
+        "-6 rule add priority 5270 lookup 52",
     ],
 )
 async def test_every_change_is_told(command: str) -> None:
@@ -154,14 +183,14 @@ async def test_every_change_is_told(command: str) -> None:
 
 
 async def test_workloads_wake_nobody() -> None:
-    """What an attach and a detach do on the host, and other tables."""
+    """What an attach and a detach do on the host."""
     async with following() as changes:
         for command in (
             "address add fe80::1/64 dev wl0 nodad",
             "route add 10.7.0.1 dev wl0 proto 77",
             "-6 route add 2001:db8:7::7 dev wl0 proto 77",
             "-6 route add 2001:db8:7::/64 dev up0 proto 78",
-            "route add 10.8.0.0/16 dev up0 table 100",
+            "route add local 10.8.0.0/16 dev lo table local",
             "link set wl0 down",
             "link set wl0 up",
         ):

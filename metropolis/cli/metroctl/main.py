@@ -81,7 +81,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             "--pod-network", action="append", required=True, type=_pod_network,
             metavar="PREFIX:LENGTH",
             help="addresses of all pods, and the length of each node's prefix of them; at least "
-            "one. Of several of a family, the first is used up first",
+            "one. The first of a family is used up before the next",
         )  # fmt: skip
     init.add_argument(
         "--mtu", type=_mtu, metavar="BYTES",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface, ip_network
 
 from google.protobuf import text_format
 
@@ -216,14 +216,28 @@ def _node_access(message: config_pb2.NodeAccess, problems: Problems) -> NodeAcce
 def _forwarded(network: config_pb2.Network, problems: Problems) -> tuple[IPNetwork, ...]:
     found: list[IPNetwork] = []
     for index, text in enumerate(network.forwarded_destination):
+        field = f"network.forwarded_destination[{index}]"
         try:
-            found.append(ip_network(text))
+            prefix = _prefix(text)
         except ValueError:
             problems.add(
-                f"network.forwarded_destination[{index}]",
-                f'{quoted(text)} is no address or prefix, such as "169.254.169.254"',
+                field, f'{quoted(text)} is no address or prefix, such as "169.254.169.254"'
             )
+            continue
+        if str(prefix.network_address) != str(ip_interface(text).ip):
+            problems.add(field, f'{quoted(text)} has host bits set; the prefix is "{prefix}"')
+        else:
+            found.append(prefix)
     return tuple(dict.fromkeys(found))
+
+
+def _prefix(text: str) -> IPNetwork:
+    """Parse a prefix, host bits or not. ValueError; also for one with a scope
+    ("fe80::%eth0/64"), which Python takes, and nftables does not.
+    """
+    if "%" in text:
+        raise ValueError("has a scope")
+    return ip_network(text, strict=False)
 
 
 def is_node_id(text: str) -> bool:
@@ -294,7 +308,7 @@ def _prefixes(network: config_pb2.Network, problems: Problems) -> list[IPNetwork
     for index, text in enumerate(network.pod_prefix):
         field = f"network.pod_prefix[{index}]"
         try:
-            prefix = ip_network(text, strict=False)
+            prefix = _prefix(text)
         except ValueError:
             problems.add(field, f'{quoted(text)} is not a prefix, such as "10.192.0.0/24"')
             continue

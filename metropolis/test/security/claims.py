@@ -3,7 +3,7 @@
 
     ./bazelw run //metropolis/test/security:claims
     ./bazelw run //metropolis/test/security:claims -- --json
-    ./bazelw run //metropolis/test/security:claims -- --claim no-metadata
+    ./bazelw run //metropolis/test/security:claims -- --claim pod-metadata
 
 The table, or with --json one line {"ok": ..., "claims": [{"claim", "test",
 "ok"}]}, is all there is on stdout; progress, and what failing tests said, is on
@@ -66,6 +66,16 @@ def read_claims(page: Path, wanted: Sequence[str]) -> list[Claim]:
     if unknown := [ident for ident in wanted if ident not in known]:
         raise ClaimsError(f"{PAGE} has no claim {', '.join(unknown)}; --list shows them")
     return [claim for claim in claims if not wanted or claim.ident in wanted]
+
+
+def make_directory(path: Path) -> None:
+    """Make it, if it is not there, and see that files can be made in it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ClaimsError(f"--output {path}: {error.strerror}") from error
 
 
 def program(root: Path, path: str) -> Path:
@@ -198,6 +208,14 @@ async def until_signalled(work: asyncio.Task[int]) -> int:
         return 128 + caught[0]
 
 
+def seconds(text: str) -> float:
+    """Return a time that can be waited for. argparse names the argument."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError(text)
+    return number
+
+
 def arguments(given: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
@@ -214,7 +232,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
         "(default: none are kept)",
     )  # fmt: skip
     parser.add_argument(
-        "--timeout", type=float, default=_TIMEOUT_S, metavar="S",
+        "--timeout", type=seconds, default=_TIMEOUT_S, metavar="S",
         help="seconds for one file's tests (default: %(default)g)",
     )  # fmt: skip
     return parser.parse_args(given)
@@ -254,6 +272,8 @@ def main(given: Sequence[str], root: Path) -> int:
         options.output = Path(asked_in, options.output).absolute()
     try:
         claims = read_claims(root / PAGE, options.claim)
+        if options.output is not None and not options.list:
+            make_directory(options.output)
     except ClaimsError as error:
         say(f"claims: {error}")
         return 2

@@ -112,6 +112,7 @@ def test_some_and_the_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (row("x", A), ["--claim", "z"], "no claim z"),
         (row("x"), [], "names no test"),
         ("", [], "has no claim"),
+        (row("x", A), ["--output", "/dev/null/x"], "--output /dev/null/x: Not a directory"),
     ],
 )
 def test_wrong_pages_and_arguments(
@@ -122,6 +123,14 @@ def test_wrong_pages_and_arguments(
     said = capsys.readouterr()
     assert said.out == ""
     assert why in said.err
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1", "soon", ""])
+def test_wrong_times(capsys: pytest.CaptureFixture[str], seconds: str) -> None:
+    with pytest.raises(SystemExit) as exited:
+        claims.main([f"--timeout={seconds}"], Path())
+    assert exited.value.code == 2
+    assert "--timeout: invalid" in capsys.readouterr().err
 
 
 def test_output_is_kept(tmp_path: Path) -> None:
@@ -160,6 +169,14 @@ def test_help_says_it_all(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     for word in ("--claim", "--list", "--json", "--output", "--timeout", "Status:"):
         assert word in said
+
+
+def test_help_names_a_claim_of_the_page() -> None:
+    """Who copies the example gets a verdict."""
+    page, _ = parse(Path(PAGE).read_text())
+    example = re.findall(r"--claim ([a-z-]+)", claims.__doc__ or "")
+    assert example
+    assert set(example) <= {claim.ident for claim in page}
 
 
 def test_the_command_has_the_tests_of_the_page() -> None:

@@ -16,6 +16,10 @@ ends, or is refused, or another is given, it is ours.
 A server that offered, and then refused or fell silent, is asked again only when
 no other has offered by the time of the next message.
 
+Whoever grants what was asked for is the server from then on: servers behind a
+relay, or of several addresses, name themselves as they please. A refusal counts
+only from the one that was asked, since servers of other networks refuse, too.
+
     messages = machine.start(now) | receive(now, ...) | tick(now)   to be sent
     machine.deadline                    when tick is due; machine.lease
 """
@@ -265,7 +269,7 @@ class Machine:
         granted = leases.parse(message, self._requested, self._asked() or sender)
         current = self._offer if self._state is State.REQUESTING else self.lease
         wanted = self._hint if self._state is State.REBOOTING else current and current.address.ip
-        if not self._believes(granted.server) or granted.address.ip != wanted:
+        if granted.address.ip != wanted:
             asked = current.server if current is not None else "anyone"
             raise PacketError(
                 f"{granted.server} acknowledges {granted.address.ip}; asked was "

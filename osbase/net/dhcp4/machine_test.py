@@ -469,16 +469,35 @@ def test_nonsense_is_refused_and_changes_nothing(changes: dict[str, object], rea
 
 
 def test_acknowledgement_of_something_else_is_refused() -> None:
-    """Another address, or by a server that was not asked."""
+    """Of another address; and another server's refusal is none."""
     client = machine()
     request = only(client.receive(0, reply(only(client.start(0)), Type.OFFER)))
     with pytest.raises(PacketError, match="acknowledges"):
         client.receive(0, reply(request, Type.ACK, yours=IPv4Address("192.0.2.51")))
-    other = OPTIONS | {Option.SERVER_ID: IPv4Address("192.0.2.66").packed}
-    with pytest.raises(PacketError, match="acknowledges"):
-        client.receive(0, reply(request, Type.ACK, options=other))
+    other = OPTIONS | {Option.SERVER_ID: OTHER.packed}
     assert client.receive(0, reply(request, Type.NAK, options=other)) == []
     assert client.state is State.REQUESTING
+
+
+OTHER = IPv4Address("192.0.2.66")
+
+
+@pytest.mark.parametrize("renewing", [False, True])
+def test_a_server_that_acknowledges_by_another_name(renewing: bool) -> None:
+    """Renewals go to it: one of several addresses, or the second of a pair."""
+    client = machine()
+    request = only(client.receive(0, reply(only(client.start(0)), Type.OFFER)))
+    now = 0
+    if renewing:
+        client.receive(now, reply(request, Type.ACK))
+        now = 500
+        request = only(client.tick(now))
+    other = OPTIONS | {Option.SERVER_ID: OTHER.packed}
+    assert client.receive(now, reply(request, Type.ACK, options=other)) == []
+    lease = leased(client)
+    assert lease is not None
+    assert (client.state, lease.server) == (State.BOUND, OTHER)
+    assert only(client.tick(now + 500)).destination == OTHER
 
 
 @pytest.mark.parametrize("sender", [SERVER, IPv4Address("192.0.2.66")])

@@ -3,12 +3,15 @@
 
     service    the runnable that owns all of it
     sysctls    kernel settings
-    rules      the static rule set: masquerade, anti-spoofing
+    rules/     what may go where: nftables, rendered from settings
+    reconcile/ puts back what others change
+    conntrack  no workload fills the table of tracked flows
     uplink     how the node reaches the world; uplink_ward puts back what
                others take from it
     gate       pod prefixes and networks, unless they overlap what is in use
     overlap    which do, and with what                      pure
     names      Status waits for name servers
+    overlay/   WireGuard between the nodes of a cluster
     workloads/ interfaces of workloads: engine, kernel, gRPC
     cni/       the same for runtimes that speak CNI
 

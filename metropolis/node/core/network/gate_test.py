@@ -140,6 +140,29 @@ def test_every_origin_refuses_and_gives_back(other_link: None, core: NodeCore) -
     assert set(core.attach("pod-b")) == {4, 6}
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_table_that_is_looked_up_first(other_link: None, core: NodeCore, version: int) -> None:
+    """As VPNs have: by it pods' addresses would go elsewhere, though it is more
+    than theirs. Before the rule is there, and after, it is nothing.
+    """
+    wide, via = {4: ("10.0.0.0/8", "192.0.2.1"), 6: ("fd00::/8", "fe80::7")}[version]
+    mine, other = PODS[version == 6], PODS[version == 4]
+    core.config = config(*PODS)
+    core.start()
+    try:
+        sh(f"ip -{version} route add {wide} via {via} dev x0 onlink table 52")
+        assert core.problem() == ""
+        sh(f"ip -{version} rule add priority 5270 lookup 52")
+        line = again(core, "root.network.gate: refused: ")
+        assert f"pod prefix {mine} overlaps preferred route {wide} via {via} on x0" in line
+        core.wait_for(f"root.network.workloads.prefixes: pod prefixes: {other}")
+        assert line.strip().endswith(core.problem())
+    finally:
+        sh(f"ip -{version} rule del priority 5270")
+    again(core, "root.network.workloads.prefixes: pod prefixes: " + ", ".join(PODS))
+    assert core.problem() == ""
+
+
 def test_the_link_of_the_overlap_goes(other_link: None, core: NodeCore) -> None:
     core.config = config(*PODS)
     sh("ip address add 10.192.0.9/24 dev x0")

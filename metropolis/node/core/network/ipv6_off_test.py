@@ -104,7 +104,9 @@ class NodeCore:
     def start(self) -> None:
         """Start it, and wait until it serves and has its address."""
         config = self.directory / "node.textproto"
-        config.write_text(f'network {{ uplink {{ {self.uplink} }} pod_prefix: "10.192.0.0/24" }}')
+        # The server names no name servers: Status is not to wait for any.
+        prefix = 'pod_prefix: "10.192.0.0/24" names_wait_s: 0'
+        config.write_text(f"network {{ uplink {{ {self.uplink} }} {prefix} }}")
         self.process = process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "metropolis.node.core.main"),

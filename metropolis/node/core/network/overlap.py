@@ -6,11 +6,13 @@
     a network behind a gateway               is it, or contains it
     one address (host, gateway, name         contains it
     server, etcd, another node's underlay)
+    a network whose route is preferred       has any address of it
+    to the main table's, as some VPNs' are
 
 A route to more than the prefix is ordinary: 10.0.0.0/8 through a router, with
 pods in 10.192.0.0/24, sends elsewhere what is not a pod's.
 
-Of a conflict always the pod prefix gives way: without its address or underlay a
+In a conflict the pod prefix always gives way: without its address or underlay a
 node reaches nobody, the operator who could correct it included.
 """
 
@@ -76,9 +78,9 @@ def _text(one: Occupied, by_hand: Collection[IPNetwork]) -> str:
     match one.kind:
         case Kind.NETWORK:
             return f"{one.network}{where}"
-        case Kind.ROUTE:
+        case Kind.ROUTE | Kind.PREFERRED:
             via = f" via {one.gateway}" if one.gateway is not None else ""
-            return f"route {one.network}{via}{where}"
+            return f"{one.kind.value} {one.network}{via}{where}"
         case Kind.ADDRESS | Kind.GATEWAY:
             return f"{one.kind.value} {one.network.network_address}{where}"
 

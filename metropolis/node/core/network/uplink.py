@@ -27,7 +27,15 @@ import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_network,
+)
+from pathlib import Path
 from typing import Final
 
 from metropolis.node import allocs
@@ -54,6 +62,9 @@ from osbase.netlink.transport import NetlinkSocket
 from osbase.supervisor import Context
 
 _EVERYWHERE: Final[dict[int, IPNetwork]] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
+
+
+_NOBODY: Final = IPv4Address(0)
 
 
 @dataclass(frozen=True)
@@ -147,20 +158,22 @@ class Uplink:
         advertised = self._config.router_advertisements
         await asyncio.to_thread(self._aim, Aim(state, settings, advertised))
 
+        ended = contextlib.ExitStack()
         leases = event.Value[Lease | None]("lease of the uplink")
         client = None
         if self._config.dhcp4 is None:
             leases.set(None)
         else:
-            # Until there is a lease, what a former run left stays: the
-            # kernel removes it in time.
-            hint = await asyncio.to_thread(_left_behind, state.ifindex)
+            # Until a server answers, what a former run left is the lease.
+            left = await asyncio.to_thread(self._left_behind, state.ifindex)
+            # What is by hand does not wait for a server, either.
+            leases.set(left)
             client = Client(
                 state.name,
                 state.mac,
                 leases,
                 host_name=self._config.dhcp4.host_name,
-                hint=hint,
+                hint=None if left is None else left.address.ip,
                 logger=ctx.logger,
             )
             dhcp = client
@@ -170,9 +183,9 @@ class Uplink:
                 await dhcp.run()
 
             ctx.run("dhcp4", run_client)
-            if hint is None:
-                # Static addresses do not wait for a server.
-                leases.set(None)
+            if left is not None and left.end is not None:
+                later = asyncio.get_running_loop().call_at(left.end, _end, leases, left)
+                ended.callback(later.cancel)
         ctx.signal_healthy()
         reach = event.Value[tuple[IPAddress, ...]]("the uplink's external addresses")
         changed = event.Value[None]("a reason to announce them")
@@ -193,6 +206,7 @@ class Uplink:
                 if task.done():
                     task.result()
         finally:
+            ended.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -348,6 +362,18 @@ class Uplink:
                         )
         return settings
 
+    def _left_behind(self, ifindex: int) -> Lease | None:
+        """Return the lease that a former run had of the link, if it had any."""
+        with NetlinkSocket() as sock:
+            left = addressing.current(sock, ifindex, allocs.ROUTE_PROTOCOL_UPLINK)
+            link = parse_link(sock.get(get_link(ifindex)))
+        smaller = mtu.recorded(link, allocs.UPLINK_MTU_MARK) is not None
+        try:
+            names = Path(self._resolv_conf).read_text("utf-8", "replace")
+        except OSError:
+            names = ""
+        return left_lease(left, link.mtu if smaller else None, names, time.monotonic())
+
     def _program(self, aim: Aim, wanted: Addressing) -> str:
         """Make it so; return what was refused that can be done without."""
         link = aim.link
@@ -395,17 +421,12 @@ def without_ipv6(config: Interface) -> Interface:
 def wanted_addressing(config: Interface, lease: Lease | None, now: float) -> Addressing:
     """Return what the uplink should have. Pure. `now`: by the lease's clock."""
     addresses = [Address(interface) for interface in config.addresses]
-    routes = [Route(_EVERYWHERE[gateway.version], gateway) for gateway in config.gateways]
-    routes += [Route(route.destination, route.gateway) for route in config.routes]
-    # In IPv4 a route says which of our addresses it is used with, so that it
-    # goes when the address does.
-    for index, route in enumerate(routes):
-        for address in config.addresses:
-            via = route.gateway
-            if address.version == 4 and via is not None and via in address.network:
-                routes[index] = replace(route, source=address.ip)
-                break
-    if lease is not None:
+    routes = _gateways_elsewhere(config)
+    for via in config.gateways:
+        routes.append(Route(_EVERYWHERE[via.version], via, _source(config, via)))
+    for one in config.routes:
+        routes.append(Route(one.destination, one.gateway, _source(config, one.gateway)))
+    if lease is not None and (lease.end is None or now < lease.end):
         left = FOREVER if lease.end is None else max(1, round(lease.end - now))
         own = lease.address.ip
         addresses.append(Address(lease.address, left))
@@ -425,6 +446,32 @@ def wanted_addressing(config: Interface, lease: Lease | None, now: float) -> Add
             ):
                 routes.append(Route(alone, None, own))
     return Addressing(tuple(addresses), tuple(dict.fromkeys(routes)))
+
+
+def _gateways_elsewhere(config: Interface) -> list[Route]:
+    """Return routes to gateways that are no neighbours of any address."""
+    vias = dict.fromkeys((*config.gateways, *(route.gateway for route in config.routes)))
+    near = [address.network for address in config.addresses]
+    near += [route.destination for route in config.routes if route.gateway is None]
+    return [
+        Route(ip_network(via), None, _source(config, via))
+        for via in vias
+        if via is not None
+        and not (via.version == 6 and via.is_link_local)
+        and not any(via in network for network in near)
+    ]
+
+
+def _source(config: Interface, via: IPAddress | None) -> IPAddress | None:
+    """In IPv4 a route says which of our addresses it is used with, so that it
+    goes when the address does: that of the gateway's network, or a /32.
+    """
+    if via is None or via.version == 6:
+        return None
+    found = [one for one in config.addresses if one.version == 4]
+    found = [one for one in found if via in one.network or one.network.prefixlen == 32]
+    found.sort(key=lambda one: via not in one.network)
+    return found[0].ip if found else None
 
 
 def wanted_mtu(config: Interface, lease: Lease | None) -> int | None:
@@ -463,8 +510,50 @@ def _with_addresses() -> frozenset[int]:
         return addressing.links_of(sock, allocs.ROUTE_PROTOCOL_UPLINK)
 
 
-def _left_behind(ifindex: int) -> IPv4Address | None:
-    """Return the IPv4 address that a former run put on the link."""
-    with NetlinkSocket() as sock:
-        found = addressing.current_addresses(sock, ifindex, allocs.ROUTE_PROTOCOL_UPLINK)
-    return next((one.ip for one in found if isinstance(one.ip, IPv4Address)), None)
+def _end(leases: event.Value[Lease | None], left: Lease) -> None:
+    """Give up what a former run left, unless there is something newer."""
+    if leases.peek() is left:
+        leases.set(None)
+
+
+def left_lease(left: Addressing, mtu: int | None, names: str, now: float) -> Lease | None:
+    """Return the lease of a former run, as far as it can be seen; None: there
+    was none. Pure. names: what its resolv.conf says.
+    """
+    routes = [(one.destination, one.gateway) for one in left.routes]
+    for address in left.addresses:
+        if isinstance(address.interface, IPv4Interface):
+            length = None if address.valid_s == FOREVER else address.valid_s
+            end = float("inf") if length is None else float(length)
+            dns, search = _read_names(names)
+            return Lease(
+                address=address.interface,
+                server=_NOBODY,
+                routes=tuple(
+                    (to, via)
+                    for to, via in routes
+                    if isinstance(to, IPv4Network) and not isinstance(via, IPv6Address)
+                ),
+                dns=dns,
+                search=search,
+                mtu=mtu,
+                start=now,
+                length_s=length,
+                renew_s=end,
+                rebind_s=end,
+            )
+    return None
+
+
+def _read_names(text: str) -> tuple[tuple[IPv4Address, ...], tuple[str, ...]]:
+    """Undo render_resolv_conf, for what DHCP can give."""
+    dns: list[IPv4Address] = []
+    search: tuple[str, ...] = ()
+    for line in text.splitlines():
+        match line.split():
+            case ["nameserver", server]:
+                with contextlib.suppress(ValueError):
+                    dns.append(IPv4Address(server))
+            case ["search", *domains]:
+                search = tuple(domains)
+    return tuple(dns), search

@@ -16,19 +16,22 @@ import json
 import os
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_interface
 from pathlib import Path
 
 import pytest
+from google.protobuf import text_format
 
 from metropolis.node import allocs
 from metropolis.node.core.network import sysctls
 from metropolis.node.core.network.reconcile.ward import Repair
 from metropolis.node.core.network.uplink import Uplink, UplinkStatus
 from osbase import event
-from osbase.net.config import Dhcp4, Interface
+from osbase.net.config import Dhcp4, Interface, Problems, interface
 from osbase.net.dhcp4.packet import Option
 from osbase.net.dhcp4.testserver import Server
+from osbase.net.spec import net_pb2
 from osbase.netlink import netns
 from osbase.supervisor import Supervisor
 
@@ -63,6 +66,7 @@ def world() -> Iterator[None]:
     sh("ip netns add srv")
     add_link()
     sysctls.apply(sysctls.NODE)
+    sh("ip link set lo up")  # tables of routes come with it
     yield
     for link in json.loads(sh("ip -json link")):
         if link["ifname"].startswith("up"):
@@ -207,6 +211,25 @@ async def test_odd_leases_work(
             assert await node.keys() == set()
 
 
+@pytest.mark.parametrize("gateway", ["172.31.1.1", "fd00:1::1"])
+async def test_a_gateway_beside_a_single_address(gateway: str, tmp_path: Path) -> None:
+    """By hand, as providers of single addresses have it."""
+    version = ip_address(gateway).version
+    own = {4: "203.0.113.5/32", 6: "2001:db8:5::1/128"}[version]
+    text = f'name: "up0" static {{ address: "{own}" gateway: "{gateway}" }}'
+    problems = Problems()
+    config = interface(text_format.Parse(text, net_pb2.Interface()), "uplink", problems)
+    assert not problems.found
+    async with running(config, tmp_path) as node:
+        await node.has(own)
+        ours = f"{gateway} {allocs.ROUTE_PROTOCOL_UPLINK}"
+        assert default_routes(version) == [ours]
+        assert await node.keys() == set()
+        sh(f"ip -{version} route flush dev up0 proto {allocs.ROUTE_PROTOCOL_UPLINK}")
+        assert len(await node.keys()) == 2
+        assert default_routes(version) == [ours]
+
+
 async def mtu_of(node: Node, mtu: int) -> None:
     await node.status.watch().get(lambda now: now.link is not None and now.link.mtu == mtu)
 
@@ -349,14 +372,61 @@ async def test_a_restart_without_a_server(tmp_path: Path) -> None:
         async with running(BY_DHCP, tmp_path) as node:
             asked = await asyncio.to_thread(server.seen.get, True, LIMIT_S)
             assert asked.requested == server.address
+            await node.has("192.0.2.50/24")
             assert await node.keys() == set()
             assert addresses() == {"192.0.2.50/24"}
             sh("ip link set up0 down")
             await asyncio.to_thread(Path("/proc/sys/net/ipv4/conf/up0/rp_filter").write_text, "1")
-            assert await node.keys() == {"link up0", "sysctl net.ipv4.conf.up0.rp_filter"}
+            setting = "sysctl net.ipv4.conf.up0.rp_filter"
+            assert await node.keys() == {"link up0", setting, "route 0.0.0.0/0"}
             server.silent = False
-            await node.has("192.0.2.50/24")
+            await until(lambda: server.seen.qsize() > 1)
             assert await node.keys() == set()
+
+
+async def test_what_a_former_run_had_and_a_server_that_is_away(tmp_path: Path) -> None:
+    """Its lease is put back for the rest of its time, with MTU and names; what
+    is by hand is as it is configured now, and does not wait.
+    """
+    options: dict[int, bytes | None] = {
+        Option.DNS: bytes([192, 0, 2, 53]),
+        Option.DOMAIN_NAME: b"example.org",
+        Option.INTERFACE_MTU: (1400).to_bytes(2),
+    }
+    with leases(options):
+        async with running(BY_DHCP, tmp_path) as node:
+            await node.has("192.0.2.50/24")
+            await mtu_of(node, 1400)
+    config = replace(
+        BY_DHCP,
+        addresses=(ip_interface("2001:db8::8/64"),),
+        dns=(ip_address("2001:db8::53"),),
+    )
+    async with running(config, tmp_path) as node:
+        status = await node.has("2001:db8::8/64")
+        assert ip_interface("192.0.2.50/24") in status.addresses
+        assert list(map(str, status.dns)) == ["2001:db8::53", "192.0.2.53"]
+        assert "search example.org" in node.resolv_conf.read_text()
+        assert await node.keys() == set()
+        sh("ip address flush dev up0 scope global")
+        sh("ip link set up0 mtu 1500")
+        repaired = await node.keys()
+        assert {"address 192.0.2.50/24", "route 0.0.0.0/0", "MTU of up0"} <= repaired
+        assert addresses() == {"192.0.2.50/24"}
+        assert addresses(6) == {"2001:db8::8/64"}
+        assert default_routes() == [_OURS]
+        assert link()["mtu"] == 1400
+        (found,) = json.loads(sh("ip -json -4 address show dev up0"))
+        assert 0 < found["addr_info"][0]["valid_life_time"] <= 60
+        ours = f"proto {allocs.ROUTE_PROTOCOL_UPLINK}"
+        sh(f"ip address change 192.0.2.50/24 dev up0 {ours} valid_lft 4 preferred_lft 4")
+    async with running(config, tmp_path) as node:
+        await node.has("2001:db8::8/64")
+        await node.status.watch().get(lambda now: len(now.addresses) == 1)
+        await until(lambda: not addresses())
+        await mtu_of(node, 1500)
+        assert await node.keys() == set()
+        assert "example.org" not in node.resolv_conf.read_text()
 
 
 async def test_what_is_not_allowed_is_left(tmp_path: Path) -> None:

@@ -70,8 +70,8 @@ _ASKED_AT_MOST: Final = 3
 @dataclass(frozen=True)
 class Aim:
     """What was applied last. addressing: by the time, since leases end; None
-    while it is not known, as until a server has answered after a restart. mtu:
-    the server's, bytes. names: what resolv.conf says.
+    before anything was applied. mtu: the server's, bytes. names: what
+    resolv.conf says.
     """
 
     link: LinkState

@@ -181,7 +181,7 @@ class Host:
                 put_back(key, f"{address}/{bits} was gone from lo", add)
             elif address.version == 4 and not _is_local(sock, address):
                 # As after a flush of the table local: with the address, its
-                # route comes anew. In IPv6 it comes some time after the
+                # route comes again. In IPv6 it comes some time after the
                 # address, so that it is missing is no damage.
                 remove = rtnl.del_address(_LOOPBACK, "lo", address, bits)
                 put_back(key, f"{address} had no local route", remove, add)

@@ -51,7 +51,7 @@ forwarded from a workload has, after it was masqueraded, an address of the node.
 While the uplink has a route and no address yet (IPv6: a second of duplicate
 address detection), masquerading takes what it finds, and the flow would keep
 that for its life. Such packets are dropped after it and before conntrack
-confirms the flow, so the next packet is masqueraded anew.
+confirms the flow, so the next packet is masqueraded again.
 
 Masquerading is `fully-random`: many workloads' resolvers use the same
 source port at once, and conntrack entries that collide are lost packets. Its
@@ -175,7 +175,7 @@ _LAYOUT: Final = (
 
 
 def render(settings: Settings) -> str:
-    """Return the transaction that makes the tables, or makes them anew, with
+    """Return the transaction that makes the tables, or makes them again, with
     counters at 0, whatever there is.
     """
     return f"""

@@ -35,7 +35,7 @@ from metropolis.node.core.network.rules.testing.lab import (
     sh,
     taps,
 )
-from metropolis.node.core.network.rules.testing.packets import ACK, PSH, RST, SYN, Packet
+from metropolis.node.core.network.rules.testing.packets import ACK, FIN, PSH, RST, SYN, Packet
 
 pytestmark = pytest.mark.usefixtures("links")
 
@@ -139,7 +139,9 @@ class Connection:
 
 @FAMILIES
 @FOREIGN
-@pytest.mark.parametrize("flags", [PSH | ACK, ACK, RST, RST | ACK, SYN | ACK, SYN, SYN | RST])
+@pytest.mark.parametrize(
+    "flags", [PSH | ACK, ACK, RST, RST | ACK, SYN | ACK, SYN, SYN | RST, FIN, FIN | ACK]
+)
 def test_a_segment_far_outside_the_window_ends_nothing(version: int, by: str, flags: int) -> None:
     """The node is not its receiver, so it does not answer with a RST; the pod's
     connection lives.
@@ -155,6 +157,29 @@ def test_a_segment_far_outside_the_window_ends_nothing(version: int, by: str, fl
         inside, outside = connection.works()
     assert not any(one.flags & RST for one in outside), outside
     assert all(one.source == near(version, by) for one in outside)
+    assert inside[-1].source == to
+
+
+@FAMILIES
+@pytest.mark.parametrize("flags", [PSH | ACK, RST, RST | ACK, FIN | ACK, SYN | ACK, SYN])
+def test_the_pods_segments_outside_the_window_end_nothing(version: int, flags: int) -> None:
+    """Nor do they leave otherwise than the flow does."""
+    apply(Settings(NETWORKS, overlay=True))
+    to = near(version, "up0", 9)
+    route(version, to, "up0")
+    with taps("pod", "up0") as (pod, world):
+        connection = Connection(pod, world, version, to)
+        payload = b"x" * 20 if flags & PSH else b""
+        for seq in (1001 + (1 << 30), (1001 - (1 << 30)) % (1 << 32)):
+            pod.send(
+                packets.tcp(
+                    POD[version], to, connection.ports, flags, seq=seq, ack=5001, payload=payload
+                )
+            )
+        inside, outside = connection.works()
+    assert {(one.source, one.ports) for one in outside} == {
+        (near(version, "up0"), connection.left.ports)
+    }
     assert inside[-1].source == to
 
 

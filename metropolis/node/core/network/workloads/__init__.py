@@ -36,18 +36,19 @@ and it is compared and put back, by a start and by every look of the ward:
 
     link      up, ARP on, in the workloads' group, in no bridge; MAC; MTU
     ipv4      conf/LINK/forwarding 1, while the host forwards at all;
-              conf/LINK/arp_ignore 0, as the first hop is an address of lo
+              conf/LINK/arp_ignore 0, as the first hop is an address of lo;
+              conf/LINK/rp_filter 1, so that invented senders of ARP requests
+              do not become neighbours
     ipv6      conf/LINK/disable_ipv6 0; fe80::1 on the link; no addresses that
               the kernel chose (addr_gen_mode)
     routes    of protocol 77: the workload's addresses, its link-local one
     records   name, alias, alternative names: for a removal, and a restart
 
-It does not depend on: rp_filter of the link, as every source has a route of
-its own through it; proxies, redirects, accept_ra; IPv6's conf/LINK/forwarding,
-since the kernel looks at `all`. What is not of one link, such as ip_forward,
-lo, the rule set, and arp_ignore of `all`, is looked after by whoever sets it.
-Inside the namespace nothing is put back. Links in a removal's group, and
-attachments that a call is busy with, are not touched.
+It does not depend on: proxies, redirects, accept_ra; IPv6's
+conf/LINK/forwarding, since the kernel looks at `all`. What is not of one link,
+such as ip_forward, lo, the rule set, and arp_ignore of `all`, is looked after by
+whoever sets it. Inside the namespace nothing is put back. Links in a removal's
+group, and attachments that a call is busy with, are not touched.
 
 An attach is three sends: create the pair (host); configure the inside
 (namespace); name, up, first hop and routes (host, the commit).

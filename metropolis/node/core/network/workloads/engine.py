@@ -347,14 +347,19 @@ class Engine:
         """Raise Unavailable, saying why, unless an attach could be served and
         the node's network is as it should be.
         """
-        problems = list(self._conditions.problems().values())
+        if problems := self.problems():
+            raise Unavailable("; ".join(dict.fromkeys(problems.values())))
+
+    def problems(self) -> dict[str, str]:
+        """Why the status is not OK, by name; none: it is."""
+        problems = self._conditions.problems()
         try:
             self._can_attach()
         except Unavailable as error:
-            problems.append(str(error))
-        if problems:
             # The same may be why there is no prefix, and a problem of the node.
-            raise Unavailable("; ".join(dict.fromkeys(problems)))
+            if str(error) not in problems.values():
+                problems["attach"] = str(error)
+        return problems
 
     def notes(self) -> dict[str, str]:
         """What is worth knowing of the node's network, by name."""

@@ -205,8 +205,9 @@ DAMAGES = [
     ),
     Damage("addresses", without_addresses, IPV6_ROUTES[:1]),
     Damage("routes", without_routes, (IPV4_ROUTE, *IPV6_ROUTES[1:])),
+    Damage("rp_filter", written("ipv4/conf/{}/rp_filter", 2), ("link {N}: ipv4 rp_filter",)),
     # What traffic does not depend on is not touched.
-    Damage("rp_filter", written("ipv4/conf/{}/rp_filter", 2), ()),
+    Damage("proxy_arp", written("ipv4/conf/{}/proxy_arp", 1), ()),
 ]
 
 
@@ -582,7 +583,8 @@ class TestKernelDatapath(DatapathContract):
         inner.close()
         scan = bench.again().scan()
         assert set(scan.complete) == {old, new}
-        assert [one.error for one in scan.repairs] == [""] * 4  # it had no host routes
+        # It had no host routes, nor a filter of ARP's senders.
+        assert [one.error for one in scan.repairs] == [""] * 5
         assert bench.again().scan() == Scan(scan.complete)
         with IPRoute() as witness:
             (link,) = witness.get_links(old.host_ifindex)

@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,10 +43,11 @@ class Doomed:
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=(log := tempfile.TemporaryFile("w+")),  # noqa: SIM115
             text=True,
             env=os.environ | {"DOOM": plan},
         )
+        self.log = log
         self.ready = self._line() == "ready\n"
         self.client = Client(socket_path)
 
@@ -71,7 +73,12 @@ class Doomed:
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()
-        return self.process.wait(DEADLINE_S)
+        status = self.process.wait(DEADLINE_S)
+        with self.log:
+            if status not in (0, -signal.SIGKILL):
+                self.log.seek(0)
+                print(f"the service ended with {status}:\n{self.log.read()}")
+        return status
 
     def end(self) -> None:
         """SIGTERM."""
@@ -380,7 +387,12 @@ def test_recovery(world: World, cut: int, expected: set[str]) -> None:
     assert sum("NEWROUTE" in call for call in calls) == 1 + len(expected)
     assert world.state() == expected
     world.detach()
+    # Before it writes, both are the same to it: once is enough.
+    written = (n for n, call in enumerate(calls) if any("GET" not in kind for kind in call[1:]))
+    first = next(written) if expected else 0
     for plan, what in plans(calls):
+        if int(plan.split()[1]) <= first:
+            continue
         wreck()
         world.restart(plan)
         assert not world.served.ready, what

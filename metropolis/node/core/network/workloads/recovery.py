@@ -102,7 +102,7 @@ def _id_of_alias(link: Link, if_name: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """complete: to adopt; they are named as they should be. half_made: to
-    remove. duplicates: likewise. held, foreign: see datapath.Scan.
+    remove. duplicates: also. held, foreign: see datapath.Scan.
     """
 
     complete: tuple[Record, ...]

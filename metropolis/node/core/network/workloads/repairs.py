@@ -23,8 +23,13 @@ from osbase.netlink.rtnl import Address, Link, Route
 
 # Without it, what the pod sends goes no further than the host.
 _FORWARDING = {"forwarding": (rtnl.IPV4_DEVCONF_FORWARDING, 1)}
-# The first hop is an address of lo: with more than 0 nobody answers for it.
-_ARP_IGNORE = {"arp_ignore": (rtnl.IPV4_DEVCONF_ARP_IGNORE, 0)}
+_ARP = {
+    # The first hop is an address of lo: with more than 0 nobody answers for it.
+    "arp_ignore": (rtnl.IPV4_DEVCONF_ARP_IGNORE, 0),
+    # Whoever asks must be who the pod is: else each invented sender becomes a
+    # neighbour. An attachment of the version before has 0.
+    "rp_filter": (rtnl.IPV4_DEVCONF_RP_FILTER, 1),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +114,7 @@ def _link(record: Record, link: Link, forwards: bool) -> Iterator[Mend]:
         yield mend("alternative names", ", ".join(map(show, lost)), "none of these", request)
     if not link.arp:
         yield mend("ARP", "on", "off", rtnl.set_link_arp(index, name))
-    settings = _ARP_IGNORE | _FORWARDING if forwards else _ARP_IGNORE
+    settings = _ARP | _FORWARDING if forwards else _ARP
     for what, (number, value) in settings.items() if record.ips[0].version == 4 else ():
         is_now = link.ipv4_setting(number)
         if is_now not in (None, value):

@@ -167,9 +167,12 @@ class _Methods:
 
     def status(self, data: bytes, _: Call) -> bytes:
         """Status."""
-        wire.decode(pb.StatusRequest, data)
-        self._engine.status()
-        return wire.status_response(self._engine.notes()).SerializeToString()
+        problems: dict[str, str] = {}
+        if wire.decode(pb.StatusRequest, data).report:
+            problems = self._engine.problems()
+        else:
+            self._engine.status()
+        return wire.status_response(self._engine.notes(), problems).SerializeToString()
 
     def list(self, data: bytes, _: Call) -> bytes:
         """List."""

@@ -145,9 +145,13 @@ def _first_hops(versions: tuple[int, ...]) -> bytes:
     ).SerializeToString()
 
 
-def status_response(notes: Mapping[str, str]) -> pb.StatusResponse:
-    """The answer to a Status that is OK."""
-    return pb.StatusResponse(notes=[pb.Note(name=name, text=text) for name, text in notes.items()])
+def status_response(notes: Mapping[str, str], problems: Mapping[str, str]) -> pb.StatusResponse:
+    """The answer to a Status that is OK, or is to report problems."""
+    return pb.StatusResponse(notes=_notes(notes), problems=_notes(problems))
+
+
+def _notes(texts: Mapping[str, str]) -> list[pb.Note]:
+    return [pb.Note(name=name, text=text) for name, text in texts.items()]
 
 
 def attachment(made: Attachment) -> pb.Attachment:
