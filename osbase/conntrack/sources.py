@@ -13,7 +13,7 @@ Source: linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h.
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
@@ -36,6 +36,18 @@ _GENMSG: Final = struct.Struct("=BBH")  # family, version, resource
 _HEAD: Final = 16  # bytes before the address, where it is first
 _PATH_V4: Final = struct.pack("=HHHHH", attrs.NESTED | 1, 20, attrs.NESTED | 1, 8, _IP_V4_SRC)
 _PATH_V6: Final = struct.pack("=HHHHH", attrs.NESTED | 1, 44, attrs.NESTED | 1, 20, _IP_V6_SRC)
+
+# Where the rest is, in the order that the kernel writes: destination, protocol,
+# destination port, the reply's tuple and its destination. Only of TCP, UDP and
+# their like, which have two ports.
+_PLACES: Final = {
+    _PATH_V4: (4, 24, 36, 52, 56, 76),
+    _PATH_V6: (16, 36, 60, 76, 80, 112),
+}
+_REPLY: Final = struct.pack("=H", attrs.NESTED | 2)
+
+CROWDS_MAX: Final = 262_144
+"""How many destinations of sources a census tells apart."""
 
 SOURCES_MAX: Final = 65536
 """How many addresses a census tells apart: what outsiders invent is not."""
@@ -64,6 +76,25 @@ def source_of(message: Message) -> bytes:
     return _walked(body)
 
 
+def crowd_of(message: Message) -> bytes | None:
+    """Source, destination, protocol and port of an entry whose source is
+    translated: all that have these share a translator's ports. None: it is not,
+    or has no ports.
+    """
+    body = message.body
+    places = _PLACES.get(body[6:_HEAD])
+    if places is None:
+        return None
+    size, to, protocol, port, reply, answered = places
+    if body[reply + 2 : reply + 4] != _REPLY or len(body) < answered + size:
+        return None
+    source = body[_HEAD : _HEAD + size]
+    if body[answered : answered + size] == source:
+        return None
+    there = body[to : to + size], body[protocol : protocol + 1], body[port : port + 2]
+    return source + b"".join(there)
+
+
 def _walked(body: bytes) -> bytes:
     inner = body[_GENMSG.size :]
     for kind in (_TUPLE_ORIG, _TUPLE_IP):
@@ -86,10 +117,13 @@ def _first(data: bytes, kind: int) -> bytes:
 
 @dataclass(frozen=True)
 class Census:
-    """Entries by original source. others: those of further sources."""
+    """Entries by original source. others: those of further sources. crowds: by
+    source, the most that are translated and have one destination and port.
+    """
 
     entries: dict[IPAddress, int]
     others: int = 0
+    crowds: dict[IPAddress, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -103,13 +137,26 @@ def take(messages: Iterable[Message], most: int = SOURCES_MAX) -> Census:
     Raises ProtocolError.
     """
     counts: dict[bytes, int] = {}
+    crowds: dict[bytes, int] = {}
     others = 0
     for message in messages:
         source = source_of(message)
+        crowd = crowd_of(message)
+        if crowd is not None and (crowd in crowds or len(crowds) < CROWDS_MAX):
+            crowds[crowd] = crowds.get(crowd, 0) + 1
         if source in counts:
             counts[source] += 1
         elif len(counts) < most:
             counts[source] = 1
         else:
             others += 1
-    return Census({ip_address(source): number for source, number in counts.items()}, others)
+    largest: dict[bytes, int] = {}
+    for crowd, number in crowds.items():
+        # Two addresses, a protocol and a port.
+        source = crowd[: (len(crowd) - 3) // 2]
+        largest[source] = max(number, largest.get(source, 0))
+    return Census(_by_address(counts), others, _by_address(largest))
+
+
+def _by_address(counts: dict[bytes, int]) -> dict[IPAddress, int]:
+    return {ip_address(source): number for source, number in counts.items()}

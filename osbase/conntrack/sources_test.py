@@ -87,3 +87,34 @@ def test_a_census_is_bounded() -> None:
     census = sources.take((message(entry(one)) for one in found), most=2)
     assert census.entries == {IPv4Address("192.0.2.1"): 3, IPv4Address("192.0.2.2"): 2}
     assert (census.others, census.total) == (2, 7)
+
+
+def translated(source: str, to: str, port: int, by: str, protocol: int = 6) -> Message:
+    """An entry as the kernel writes it; answers go to `by`."""
+    a, b, c = (ip_address(one).packed for one in (source, to, by))
+    kind = 1 if len(a) == 4 else 3
+
+    def ends(first: bytes, second: bytes, *ports: int) -> bytes:
+        proto = [attrs.attr(1, bytes([protocol]))]
+        proto += [attrs.attr(2 + n, one.to_bytes(2)) for n, one in enumerate(ports)]
+        addresses = attrs.nested(1, attrs.attr(kind, first), attrs.attr(kind + 1, second))
+        return addresses + attrs.nested(2, *proto)
+
+    return message(
+        bytes(4) + attrs.nested(1, ends(a, b, 4000, port)) + attrs.nested(2, ends(b, c, port, 1024))
+    )
+
+
+@pytest.mark.parametrize(
+    ("pod", "to", "node"),
+    [("10.0.0.7", "192.0.2.1", "192.0.2.9"), ("fd00::7", "2001:db8::1", "2001:db8::9")],
+)
+def test_crowds_at_a_destination(pod: str, to: str, node: str) -> None:
+    """Translated flows alone, each port and protocol for itself."""
+    found = [translated(pod, to, 443, node)] * 3 + [translated(pod, to, 80, node)] * 2
+    found += [translated(pod, to, 443, node, protocol=17)] * 2 + [translated(pod, to, 53, pod)] * 9
+    census = sources.take(found)
+    assert census.crowds == {ip_address(pod): 3}
+    assert census.entries == {ip_address(pod): 16}
+    real = sources.take([message(REAL)])
+    assert real.crowds == {}

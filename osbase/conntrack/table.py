@@ -43,7 +43,7 @@ def raise_limit(wanted: int) -> bool:
 
 
 def census() -> Census:
-    """Dump the table and count. Blocks; memory does not grow with entries.
+    """Dump the table and count. Blocks; memory is bounded.
 
     Raises NetlinkError.
     """

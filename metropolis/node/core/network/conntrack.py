@@ -11,6 +11,11 @@ filling the table slow; the guard ends it. A refusal is an element of a set of
 the rules with a timeout of its own, so that nothing stays refused when this
 service is away. Flows that exist go on; so do new ones *to* the workload.
 
+Masquerading has as many ports as allocs.MASQUERADE_PORTS for each destination,
+all workloads together, and they may be few where the table is large. So from
+half as many flows on there is a census, too: who has more than that to one
+destination is refused.
+
 A fair share is the guarded part of the table by the number of workloads: when
 that part is full of workloads' flows, one at least is above it. What it cannot
 do: many workloads, none above its share and together near the limit; flows
@@ -44,6 +49,8 @@ GUARDED: Final = 0.75
 """The part of the table above which somebody is refused."""
 FULL: Final = 0.95
 """The part above which it is said even if nobody can be blamed."""
+CROWD: Final = (allocs.MASQUERADE_PORTS[1] + 1 - allocs.MASQUERADE_PORTS[0]) // 2
+"""Masqueraded flows that a workload may have to one destination and port."""
 SHARE_MIN: Final = 64
 """Flows that a workload may have in any case."""
 CENSUS_EVERY_S: Final = 5.0
@@ -129,11 +136,14 @@ class Limit:
 
 @dataclass(frozen=True)
 class Load:
-    """A workload, its links on the host, and how many entries it made."""
+    """A workload, its links on the host, and how many entries it made; crowd:
+    the most that are masqueraded and have one destination.
+    """
 
     workload_id: str
     ifindexes: tuple[int, ...]
     entries: int
+    crowd: int = 0
 
 
 def loads(census: Census, attachments: Iterable[Attachment]) -> list[Load]:
@@ -145,6 +155,7 @@ def loads(census: Census, attachments: Iterable[Attachment]) -> list[Load]:
             one.workload_id,
             (*known.ifindexes, one.host_ifindex),
             known.entries + sum(census.entries.get(ip, 0) for ip in one.ips),
+            max(known.crowd, *(census.crowds.get(ip, 0) for ip in one.ips), 0),
         )
     return list(found.values())
 
@@ -193,12 +204,16 @@ class Guard:
         conditions: Conditions,
         *,
         limit: Callable[[], int] = conntrack.limit,
+        crowd: int = CROWD,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """attachments: those there are now. limit: of the table."""
+        """attachments: those there are now. limit: of the table. crowd:
+        of one workload to one destination.
+        """
         self._attachments = attachments
         self._conditions = conditions
         self._limit = limit
+        self._crowd = crowd
         self._clock = clock
         self._next_census = 0.0
         self._next_word = 0.0
@@ -234,7 +249,7 @@ class Guard:
 
     def _judge(self, count: int, limit: int) -> None:
         now = self._clock()
-        if count <= limit * GUARDED:
+        if count <= min(limit * GUARDED, self._crowd):
             self._now_refused({})
             self._conditions.note(_KEY, "")
             return
@@ -244,7 +259,9 @@ class Guard:
         pause_s = max(CENSUS_EVERY_S, 10 * (self._clock() - now))
         self._next_census = now + pause_s
         attachments = self._attachments()
-        blamed = offenders(loads(census, attachments), limit)
+        found = loads(census, attachments)
+        blamed = offenders(found, limit) if count > limit * GUARDED else []
+        blamed += [load for load in found if load.crowd > self._crowd and load not in blamed]
         if blamed:
             # Until the census after the next, if that never comes.
             links = [index for load in blamed for index in load.ifindexes]

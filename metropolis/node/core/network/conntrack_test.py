@@ -252,6 +252,29 @@ def test_one_pod_floods(
     assert not conditions.problems()
 
 
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_one_pod_takes_the_ports_of_a_destination(rules: None, version: int, kind: int) -> None:
+    """Masquerading has few, though the table is far from full. As many flows
+    to many destinations are no offence.
+    """
+    most = 100
+    watch = guard(crowd=most, limit=lambda: 1_000_000)
+    udp("quiet", version, 2 * most)
+    watch.look()
+    assert not refused()
+    with inside("flooder"), contextlib.ExitStack() as stack:
+        for _ in range(most + 1):
+            one = stack.enter_context(socket.socket(FAMILY[version], kind))
+            one.setblocking(False)
+            one.connect_ex((address(version, "up0"), 7))
+            if kind == socket.SOCK_DGRAM:
+                one.send(b"x")
+    guard(crowd=most, limit=lambda: 1_000_000).look()
+    assert refused().keys() == {socket.if_nametoindex("flooder")}
+    assert echo("quiet", version)
+
+
 def test_a_refusal_is_renewed_and_ends(rules: None, caplog: pytest.LogCaptureFixture) -> None:
     """By each census while it lasts; after it by its timeout alone."""
     caplog.set_level(logging.INFO)

@@ -33,7 +33,21 @@ class Sysctl:
     optional: bool = False
 
 
+FRAGMENT_S: Final = 2
+"""How long a packet of which fragments are missing is kept: they come one after
+another, and one that was lost does not come."""
+
+_FRAGMENT_MEMORY: Final = 64 * 2**20
+
 NODE: Final = (
+    # What is not whole yet has 4 MiB for 30 s by default, less than two
+    # thousand packets, for all pods, the node and WireGuard together. This is
+    # three times what one pod may have there, see rules.FRAGMENTS_PER_SECOND.
+    # IPv6's own are not used: packets are put together before, for conntrack.
+    Sysctl("ipv4/ipfrag_time", FRAGMENT_S),
+    Sysctl("ipv4/ipfrag_high_thresh", _FRAGMENT_MEMORY),
+    Sysctl("netfilter/nf_conntrack_frag6_timeout", FRAGMENT_S, optional=True),
+    Sysctl("netfilter/nf_conntrack_frag6_high_thresh", _FRAGMENT_MEMORY, optional=True),
     # Addresses that survive the removal of an older one of the same subnet,
     # as when a new lease follows an old one.
     Sysctl("ipv4/conf/all/promote_secondaries", 1),

@@ -62,6 +62,10 @@ source port at once, and conntrack entries that collide are lost packets. Its
 ports are never the node's own (allocs.MASQUERADE_PORTS): flows of the node that
 are not tracked cannot be taken for a workload's.
 
+Fragments are limited by link before all else. What is not whole yet waits in
+memory that all links have in common, and when it is full nobody's fragments
+become whole, WireGuard's included.
+
 A TCP packet that conntrack calls invalid is not translated back. It would be
 the node's then, which answers with a RST, and the peer ends the workload's
 connection. ICMP errors that are invalid concern flows that are not tracked: the
@@ -92,6 +96,10 @@ NEIGHBOURS_PER_SECOND: Final = 50
 """Of ARP, and of neighbour discovery, by one workload. It asks for one address,
 the first hop's, and is asked for its own."""
 
+FRAGMENTS_PER_SECOND: Final = 2000
+"""By one workload, and by the overlay. The kernel keeps what is not whole yet
+for sysctls.FRAGMENT_S, in memory that all links have in common."""
+
 _TABLE: Final = f"inet {allocs.NFTABLES_TABLE}"
 _ARP_TABLE: Final = f"arp {allocs.NFTABLES_TABLE}"
 _WORKLOAD: Final = allocs.LINK_GROUP_WORKLOAD
@@ -113,6 +121,7 @@ _BY_LINK: Final = "typeof meta iif; size 65535; flags dynamic,timeout; timeout 1
 _SETS: Final = {
     "new_flows": _BY_LINK,
     "neighbours": _BY_LINK,
+    "fragments": _BY_LINK,
     # Filled by the guard of conntrack, each for a while. What others add ends,
     # too, for such elements are not compared with what was committed.
     "refused_links": "typeof meta iif; size 65535; flags timeout; timeout 1m;",
@@ -123,6 +132,10 @@ _NETWORKS: Final = {
 
 _FILTER: Final = "type filter hook {}; policy accept;"
 _CHAINS: Final = {
+    # Before the kernel puts fragments together, which it does for conntrack at
+    # -400: all other chains see whole packets.
+    "fragments": _FILTER.format("prerouting priority -450"),
+    "fragment": "",
     "prerouting_raw": _FILTER.format("prerouting priority raw"),
     "from_workload": "",
     "from_workload_ipv4": "",
@@ -143,6 +156,7 @@ _CHAINS: Final = {
     "new_flow": "",
     "invalid": "",
     "input": _FILTER.format("input priority filter"),
+    "errors_to_node": "",
     "to_node": "",
     "forward": _FILTER.format("forward priority filter"),
     "to_workload": "",
@@ -262,6 +276,13 @@ def _limited(name: str, per_second: int) -> str:
 
 def _from_workload() -> dict[str, list[str]]:
     return {
+        "fragments": [
+            f"meta iifgroup {_OURS} ip frag-off & 0x3fff != 0 goto fragment",
+            f"meta iifgroup {_OURS} exthdr frag exists goto fragment",
+        ],
+        "fragment": [
+            f"{_limited('fragments', FRAGMENTS_PER_SECOND)} " + drop(Reason.FRAGMENT_RATE)
+        ],
         "prerouting_raw": [
             f"meta iifgroup vmap {{ {_WORKLOAD} : goto from_workload, "
             f"{_OVERLAY} : goto from_overlay }}",
@@ -403,22 +424,41 @@ def _flows(settings: Settings) -> dict[str, list[str]]:
 
 
 def _to_node(settings: Settings) -> dict[str, list[str]]:
+    # An error tells the node that a path is narrow or a host away, and is
+    # believed by what it quotes: whoever sends it. So workloads and other nodes
+    # speak of flows with pods only, and the overlay never of WireGuard's own.
+    errors = "icmp type { destination-unreachable, source-quench, redirect, time-exceeded, "
+    errors += "parameter-problem } "
+    errors6 = "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, "
+    errors6 += "parameter-problem } "
+    rules = {
+        "input": [
+            f"meta iifgroup {_OURS} meta l4proto {{ icmp, icmpv6 }} jump errors_to_node",
+        ],
+        "errors_to_node": [
+            f"{kind}ct state related ct {end} {family} saddr @pods_ipv{version} return"
+            for version, family, kind in ((4, "ip", errors), (6, "ip6", errors6))
+            for end in ("original", "reply")
+        ]
+        + [kind + drop(Reason.FORGED_ERROR) for kind in (errors, errors6)],
+    }
     access = settings.node_access
     if access.mode is AccessMode.ALL:
-        return {}
-    rules = [
+        return rules
+    rules["input"].append(f"meta iifgroup {_OURS} goto to_node")
+    rules["to_node"] = [
         # What the node asked for, such as a health check.
         "ct state established,related accept",
         "meta l4proto { icmp, icmpv6 } accept",
+        *(
+            f"{one.protocol} dport {one.first}-{one.last} accept"
+            if one.first != one.last
+            else f"{one.protocol} dport {one.first} accept"
+            for one in access.ports
+        ),
+        drop(Reason.NODE_ACCESS),
     ]
-    rules += [
-        f"{one.protocol} dport {one.first}-{one.last} accept"
-        if one.first != one.last
-        else f"{one.protocol} dport {one.first} accept"
-        for one in access.ports
-    ]
-    rules.append(drop(Reason.NODE_ACCESS))
-    return {"input": [f"meta iifgroup {_OURS} goto to_node"], "to_node": rules}
+    return rules
 
 
 def _forward(settings: Settings) -> dict[str, list[str]]:
@@ -427,7 +467,9 @@ def _forward(settings: Settings) -> dict[str, list[str]]:
         to_workload.append("accept")
     else:
         to_workload += [
-            "ct direction reply accept",
+            # A flow that was not masqueraded is between pods: its answers
+            # come by their links, whatever source is on what comes by others.
+            "ct direction reply ct status snat accept",
             "ct status dnat accept",
             drop(Reason.UNSOLICITED),
         ]

@@ -221,6 +221,27 @@ def test_forged_sources_do_not_enter(
     assert seen[counter] + entered == len(forged), seen
 
 
+@MODES
+@FAMILIES
+@FOREIGN
+@pytest.mark.parametrize("peer", [POD_B, FAR_POD], ids=["pod-b", "far-pod"])
+def test_nobody_outside_answers_in_a_flow_between_pods(
+    settings: Settings, version: int, by: str, peer: dict[int, str]
+) -> None:
+    """Also while the rules know no prefix: pods and their flows go on."""
+    apply(settings)
+    ports = (next(PORTS), next(PORTS))
+    mine, other = POD[version], peer[version]
+    name = "pod-b" if peer is POD_B else "overlay"
+    with taps("pod", name, by) as (pod, far, world):
+        pod.send(packets.udp(mine, other, ports, b"begun"))
+        far.until(b"begun")
+        forged = packets.udp(other, mine, ports[::-1], b"forged")
+        world.send(forged, packets.port_unreachable(other, packets.udp(mine, other, ports, b"")))
+        far.send(packets.udp(other, mine, ports[::-1], b"honest"))
+        assert [one.data[-6:] for one in pod.until(b"honest")] == [b"honest"]
+
+
 @pytest.mark.parametrize("to", ["pod", "node"])
 @FAMILIES
 def test_the_overlay_brings_only_what_is_behind_it(version: int, to: str) -> None:

@@ -138,3 +138,30 @@ async def test_it_follows_routes_and_the_uplink(followed: Followed, homes: LinkS
     sh("ip route replace default via 192.0.0.1 dev up0 table 100")  # none of ours
     sh("ip route del default")
     await followed.until(none, strict)
+
+
+@pytest.mark.asyncio
+async def test_a_vpn_for_all_traffic_is_another_home(followed: Followed) -> None:
+    """By a rule and a table of its own, or by parts that together are all."""
+    strict, none = "strict on up0", "off: no default route"
+    await followed.until(none, none)
+    sh("ip route add default via 192.0.0.1 dev up0")
+    sh("ip -6 route add default via 2001:db8:0::1 dev up0")
+    await followed.until(strict, strict)
+    for version, halves in ((4, ("0.0.0.0/1", "128.0.0.0/1")), (6, ("2000::/3",))):
+        sh(f"ip -{version} rule add not fwmark 51820 table 51820")
+        policy, split = "off: 1 routing rules", "off: "
+        await followed.until(*((policy, strict) if version == 4 else (strict, policy)))
+        sh(f"ip -{version} rule del not fwmark 51820 table 51820")
+        await followed.until(strict, strict)
+        for half in halves:
+            sh(f"ip -{version} route add {half} dev lan")
+        await followed.until(*((split, strict) if version == 4 else (strict, split)))
+        for half in halves:
+            sh(f"ip -{version} route del {half} dev lan")
+        await followed.until(strict, strict)
+    # A half alone is no default route.
+    sh("ip route del default")
+    sh("ip route add 0.0.0.0/1 dev up0")
+    await followed.until(none, strict)
+    sh("ip route del 0.0.0.0/1 dev up0")

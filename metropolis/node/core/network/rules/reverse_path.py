@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the reverse path may be strict: on the uplink, while all of the
-family's default routes are by it.
+family's default routes are by it and no routing rule leads past them.
 
 A node with several homes is answered by one link for what came by another, and
-a strict check would cut it off; so would one that came before the route did. So
-the main table is looked at: at the events of default routes, when the uplink
-changes, and now and then, for a link that goes down takes its IPv4 routes along
-and nobody is told. Routes of workloads are no events here: the kernel filters.
+a strict check would cut it off; so would one that came before the route did. A
+VPN for all traffic is such a home: by a rule and a table of its own, or by the
+halves of the address space in the main one. So that and the rules are looked
+at: at the events of both, when the uplink changes, and now and then, for a link
+that goes down takes its IPv4 routes along and nobody is told. Routes of
+workloads are no events here: the kernel filters.
 """
 
 from __future__ import annotations
@@ -24,10 +26,13 @@ from typing import Final
 from metropolis.node.core.network.rules.ruleset import RuleSet
 from osbase import event
 from osbase.net.links import LinkState
+from osbase.netlink import fibrules
+from osbase.netlink.errors import BatchError
 from osbase.netlink.message import Message
 from osbase.netlink.rtnl import (
     AF_INET,
     AF_INET6,
+    RT_TABLE_MAIN,
     RTN_UNICAST,
     RTNLGRP_IPV4_ROUTE,
     RTNLGRP_IPV6_ROUTE,
@@ -45,14 +50,22 @@ type Note = Callable[[str, str], None]
 _FAMILIES: Final = {4: AF_INET, 6: AF_INET6}
 _SO_ATTACH_FILTER: Final = 26
 _DESTINATION_BITS: Final = 17  # where rtm_dst_len is: after header and family
+_SHORTEST: Final = 3
+"""Prefixes up to this are default routes, too: 0.0.0.0/1, 2000::/3."""
+
+# Local, main and default: what each family's rules look up without policy.
+_TABLES: Final = (255, RT_TABLE_MAIN, 253)
 # In the rules a name is quoted, and an asterisk at its end would match more.
 _NAME: Final = re.compile(r"[\w.:@+-]+", re.ASCII)
 
 
-def judge(link: LinkState | None, defaults: Iterable[Route]) -> tuple[bool, str]:
+def judge(
+    link: LinkState | None, defaults: Iterable[Route], policy: Iterable[fibrules.Rule] = ()
+) -> tuple[bool, str]:
     """Return whether to be strict, and why in words. Pure.
 
-    defaults: of one family. Routes of several next hops are by no one link.
+    defaults: of one family, and the halves. Routes of several next hops are by
+    no one link. policy: its routing rules.
     """
     if link is None:
         return False, "off: no uplink"
@@ -64,6 +77,10 @@ def judge(link: LinkState | None, defaults: Iterable[Route]) -> tuple[bool, str]
     others = [route for route in routes if route.ifindex != link.ifindex]
     if others:
         return False, f"off: {len(routes)} default routes, {len(others)} not by {link.name}"
+    if not any(route.destination.prefixlen == 0 for route in routes):
+        return False, "off: no default route"
+    if others_rules := [one for one in policy if not (one.everything and one.table in _TABLES)]:
+        return False, f"off: {len(others_rules)} routing rules of others"
     return True, f"strict on {link.name}"
 
 
@@ -73,15 +90,29 @@ def look(link: LinkState | None) -> dict[int, tuple[bool, str]]:
         return {version: judge(None, ()) for version in _FAMILIES}
     with NetlinkSocket() as sock:
         return {
-            version: judge(link, _defaults(sock.dump(dump_main_routes(family))))
+            version: judge(
+                link, _defaults(sock.dump(dump_main_routes(family))), _rules(sock, family)
+            )
             for version, family in _FAMILIES.items()
         }
 
 
 def _defaults(messages: Iterable[Message]) -> list[Route]:
     """Parse default routes alone: there are as many others as workloads."""
-    found = [parse_route(message) for message in messages if message.body[1:2] == b"\0"]
-    return [route for route in found if route is not None and route.destination.prefixlen == 0]
+    found = [parse_route(one) for one in messages if one.body[1:2] <= bytes([_SHORTEST])]
+    return [
+        route for route in found if route is not None and route.destination.prefixlen <= _SHORTEST
+    ]
+
+
+def _rules(sock: NetlinkSocket, family: int) -> list[fibrules.Rule]:
+    """None without IPv6, or in a kernel that has no such rules."""
+    try:
+        return [fibrules.parse_rule(one) for one in sock.dump(fibrules.dump_rules(family))]
+    except BatchError as error:
+        if error.errors[0].errno not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+            raise
+        return []
 
 
 async def follow(
@@ -96,7 +127,13 @@ async def follow(
     ) as events:
         _only_defaults(events)
         events.bind((0, 0))
-        for group in (RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE):
+        for group in (
+            RTNLGRP_IPV4_ROUTE,
+            RTNLGRP_IPV6_ROUTE,
+            # Their header is a route's; most rules have no destination.
+            fibrules.RTNLGRP_IPV4_RULE,
+            fibrules.RTNLGRP_IPV6_RULE,
+        ):
             events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         tasks = [
             asyncio.create_task(part)
@@ -156,11 +193,11 @@ async def _program(
 
 
 def _only_defaults(events: socket.socket) -> None:
-    """Pass only datagrams that begin with a default route, in classic BPF."""
+    """Pass only datagrams that begin with such a route, in classic BPF."""
     code = struct.pack(
         "=" + "HBBI" * 4,
         *(0x30, 0, 0, _DESTINATION_BITS),  # load a byte
-        *(0x15, 0, 1, 0),  # not 0: skip one
+        *(0x25, 1, 0, _SHORTEST),  # longer: skip one
         *(0x06, 0, 0, 0xFFFFFFFF),  # accept
         *(0x06, 0, 0, 0),  # drop
     )

@@ -47,8 +47,8 @@ and it is compared and put back, by a start and by every look of the ward:
 It does not depend on: proxies, redirects, accept_ra; IPv6's
 conf/LINK/forwarding, since the kernel looks at `all`. What is not of one link,
 such as ip_forward, lo, the rule set, and arp_ignore of `all`, is looked after
-by whoever sets it. Inside the namespace nothing is put back. Links in a removal's
-group, and attachments that a call is busy with, are not touched.
+by whoever sets it. Inside the namespace nothing is put back. Links in the group
+of a removal, and attachments that a call is busy with, are not touched.
 
 An attach is three sends: create the pair (host); configure the inside
 (namespace); name, up, first hop and routes (host, the commit).

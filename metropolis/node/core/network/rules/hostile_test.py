@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks that need no forged source: with what a pod, or a hostile node, may
+send as itself, against what all of the node share.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from metropolis.node import allocs
+from metropolis.node.core.config import AccessMode, NodeAccess
+from metropolis.node.core.network import sysctls
+from metropolis.node.core.network.rules.settings import Settings
+from metropolis.node.core.network.rules.testing import packets
+from metropolis.node.core.network.rules.testing.lab import (
+    FAR_POD,
+    NETWORKS,
+    POD,
+    POD_B,
+    WORLD,
+    apply,
+    counters,
+    node_socket,
+    sh,
+    taps,
+)
+
+pytestmark = pytest.mark.usefixtures("links")
+
+FAMILIES = pytest.mark.parametrize("version", [4, 6])
+ACCESS = pytest.mark.parametrize(
+    "access", [NodeAccess(), NodeAccess(AccessMode.ALL)], ids=["nothing", "all"]
+)
+BY = pytest.mark.parametrize("by", ["pod", "overlay"])
+FRAGMENTS = 12_000
+PORTS = iter(range(20_000, 30_000))
+
+
+def far_end(version: int, by: str) -> str:
+    """The attacker's own address."""
+    return POD[version] if by == "pod" else FAR_POD[version]
+
+
+@FAMILIES
+@ACCESS
+@BY
+@pytest.mark.parametrize("port", [0, allocs.WIREGUARD_PORT], ids=["tracked", "wireguard"])
+def test_errors_about_the_nodes_own_flows_are_not_believed(
+    version: int, access: NodeAccess, by: str, port: int
+) -> None:
+    """That nobody is there, or that the path is narrow."""
+    apply(Settings(NETWORKS, node_access=access, overlay=True))
+    peer, liar = WORLD[version], far_end(version, by)
+    with taps(by, "up0") as (attacker, world), node_socket(version, port) as node:
+        node.connect((peer, 7))
+        node.send(b"to-the-world")
+        sent = world.until(b"to-the-world")[-1]
+        attacker.send(
+            packets.port_unreachable(liar, sent.data),
+            packets.too_big(liar, sent.data),
+            packets.with_extension(packets.port_unreachable(liar, sent.data)),
+        )
+        try:
+            assert "mtu" not in sh(f"ip -{version} route get {peer}")
+            world.send(packets.udp(peer, sent.source, sent.ports[::-1], b"then"))
+            assert node.recv(100) == b"then"
+        finally:
+            sh(f"ip -{version} route flush cache")
+    dropped = counters()
+    assert dropped.get("forged_error", 0) + dropped.get("invalid", 0) == 3, dropped
+
+
+@FAMILIES
+@ACCESS
+@BY
+def test_errors_about_flows_with_pods_arrive(version: int, access: NodeAccess, by: str) -> None:
+    """A health check of what does not listen, by a path that is narrow."""
+    apply(Settings(NETWORKS, node_access=access, overlay=True))
+    pod_ip = far_end(version, by)
+    with taps(by) as (pod,), node_socket(version) as node:
+        node.connect((pod_ip, 7))
+        node.send(b"check")
+        sent = pod.until(b"check")[-1]
+        try:
+            pod.send(packets.too_big(pod_ip, sent.data))
+            assert "mtu 1300" in sh(f"ip -{version} route get {pod_ip}")
+            with pytest.raises(OSError, match="too long"):
+                node.recv(100)
+            pod.send(packets.port_unreachable(pod_ip, sent.data))
+            with pytest.raises(ConnectionRefusedError):
+                node.recv(100)
+        finally:
+            sh(f"ip -{version} route flush cache")
+    assert "forged_error" not in counters()
+
+
+@FAMILIES
+@BY
+def test_fragments_that_stay_so_leave_room_for_others(version: int, by: str) -> None:
+    """First ones without a last, as many as they like: another pod's, and the
+    world's answer to it, arrive in two parts.
+    """
+    sysctls.apply(one for one in sysctls.NODE if "frag" in one.path)
+    apply(Settings(NETWORKS, overlay=True))
+    source, ports = far_end(version, by), (next(PORTS), 7)
+    to = WORLD[version] if by == "pod" else POD[version]
+    with taps(by, "pod-b", "up0") as (attacker, other, world):
+        other.send(packets.udp(POD_B[version], WORLD[version], ports, b"begun"))
+        asked = world.until(b"begun")[-1]
+        for number in range(FRAGMENTS):
+            body = bytes(1024)
+            if version == 4:
+                attacker.send(packets.ip(source, to, 17, body, fragment=0x2000, number=number))
+            else:
+                head = struct.pack("!BBHI", packets.UDP, 0, 1, number)
+                attacker.send(packets.ip(source, to, packets.FRAGMENT, head + body))
+        question = packets.udp(POD_B[version], asked.to, ports, bytes(40) + b"question")
+        other.send(*packets.fragments(question))
+        world.until(b"question")
+        answer = packets.udp(asked.to, asked.source, asked.ports[::-1], bytes(40) + b"answer")
+        world.send(*packets.fragments(answer))
+        other.until(b"answer")
+    assert counters()["fragment_rate"] > 0
