@@ -59,6 +59,7 @@ _TABLE: Final = 1  # NFTA_..._TABLE, NFTA_TABLE_NAME: the same in all messages
 _CHAIN_HOOK: Final = 4
 _CHAIN_NAME: Final = 3
 _CHAIN_POLICY: Final = 5
+_CHAIN_USE: Final = 6
 _CHAIN_TYPE: Final = 7
 _HOOK_NUMBER: Final = 1
 _RULE_CHAIN: Final = 2
@@ -148,7 +149,7 @@ def differences(before: Digest, now: Digest) -> list[str]:
 @dataclass(frozen=True)
 class BaseChain:
     """A chain on a hook. hook: NF_INET_ (of arp: NF_ARP_). accepts: what no
-    rule decides on goes on.
+    rule decides on goes on. rules: how many it has.
     """
 
     family: str
@@ -157,6 +158,7 @@ class BaseChain:
     kind: str
     hook: int
     accepts: bool
+    rules: int
 
 
 def base_chains(sock: NetlinkSocket) -> list[BaseChain]:
@@ -175,6 +177,7 @@ def base_chains(sock: NetlinkSocket) -> list[BaseChain]:
                 _text(parsed.get(_CHAIN_TYPE, b"")),
                 int.from_bytes(hook.get(_HOOK_NUMBER, b"")),
                 int.from_bytes(parsed.get(_CHAIN_POLICY, b"\1")) == 1,
+                int.from_bytes(parsed.get(_CHAIN_USE, b"")),
             )
         )
     return found

@@ -200,7 +200,8 @@ class Workloads:
 class Foreign:
     """Filters of others, which decide on what is forwarded, too: not ours to
     remove, and no problem by themselves, since they may accept elsewhere. But
-    whoever wonders why pods have no network wants to know.
+    whoever wonders why pods have no network wants to know. One that has no rule
+    and drops is a problem: it drops everything.
 
     Those of the old ip_tables are not seen.
     """
@@ -217,7 +218,17 @@ class Foreign:
         """See Ward; there is nothing to repair."""
         del allow
         with open_socket() as sock:
-            text = describe(base_chains(sock))
+            chains = base_chains(sock)
+        text = describe(chains)
+        closed = describe(one for one in chains if not one.accepts and not one.rules)
+        if closed:
+            self._conditions.set(
+                "foreign_filters",
+                f"all forwarded packets are dropped by a chain without rules: {closed}; `nft "
+                "delete chain` removes it",
+            )
+        else:
+            self._conditions.clear("foreign_filters")
         if text != self._last:
             self._conditions.note("foreign_filters", text)
             if "drops" in text:

@@ -263,7 +263,8 @@ def test_filters_of_others_are_noted(rules: RuleSet, caplog: pytest.LogCaptureFi
     subprocess.run(
         [
             "nft",
-            "table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; };"
+            "table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop;"
+            " oifname docker0 accept; };"
             " chain INPUT { type filter hook input priority 0; policy drop; }; };"
             "table inet firewalld { chain f { type filter hook forward priority 10; }; }",
         ],
@@ -275,6 +276,14 @@ def test_filters_of_others_are_noted(rules: RuleSet, caplog: pytest.LogCaptureFi
     assert conditions.notes() == {"foreign_filters": text}
     assert [record.getMessage().endswith(text) for record in caplog.records] == [True]
     assert conditions.problems() == {}
+    # Nothing accepts any more: no pod has a network.
+    subprocess.run(["nft", "flush chain ip filter FORWARD"], check=True)
+    ward.look(always)
+    problem = conditions.problems()["foreign_filters"]
+    assert "all forwarded packets are dropped" in problem
+    assert "ip filter FORWARD" in problem
+    assert "firewalld" not in problem
     subprocess.run(["nft", "delete table ip filter; delete table inet firewalld"], check=True)
     ward.look(always)
     assert conditions.notes() == {}
+    assert conditions.problems() == {}
