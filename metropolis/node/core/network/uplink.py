@@ -288,8 +288,15 @@ class Uplink:
         addresses = tuple(address.interface for address in now.addresses)
         if self._now().addresses != addresses:
             ctx.logger.info("%s has %s", state.name, ", ".join(map(str, addresses)) or "no address")
+        link = self.link.peek()
+        if link is None or (link.ifindex, link.name, link.mac) != (
+            state.ifindex,
+            state.name,
+            state.mac,
+        ):
+            return  # these are not its addresses; its own life says them
         self._status.set(
-            replace(self._now(), link=self.link.peek(), addresses=addresses, dns=dns, search=search)
+            replace(self._now(), link=link, addresses=addresses, dns=dns, search=search)
         )
 
     async def _tell_external(
