@@ -48,7 +48,7 @@ from metropolis.node.core.network.workloads.watchers import Kind, Watcher
 from osbase.netlink.message import Request
 from osbase.netlink.transport import NetlinkSocket
 
-EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "12"))
 STEPS = int(os.environ.get("MACHINE_STEPS", "40"))
 OUTPUTS = Path(os.environ.get("TEST_UNDECLARED_OUTPUTS_DIR", "/tmp"))
 WAIT_S = 10.0
