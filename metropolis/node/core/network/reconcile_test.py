@@ -112,52 +112,64 @@ def change(command: str) -> None:
         setting(program, int(rest))
 
 
-@pytest.mark.parametrize(
-    ("ward", "commands"),
-    [
-        ("rules", ["nft flush ruleset"]),
-        ("rules", [f"nft delete table {TABLE}"]),
-        ("rules", [f"nft flush table {TABLE}"]),
-        ("rules", [f"nft add table {TABLE} {{ flags dormant ; }}"]),
-        ("rules", ["nft delete rule MASQUERADE"]),
-        ("sysctls", ["ipv4/ip_forward 0"]),
-        ("sysctls", ["ipv6/conf/all/forwarding 0"]),
-        ("sysctls", ["ipv4/conf/all/rp_filter 2"]),
-        ("sysctls", ["ipv4/conf/all/arp_ignore 1"]),
-        # Links of which it was never set take it over at once.
-        ("sysctls", ["ipv4/conf/default/arp_ignore 8"]),
-        # With it go routes; whoever puts these back needs it, and may be first.
-        ("workloads", [f"ip address del {allocs.FIRST_HOP_IPV4}/32 dev lo"]),
-        ("host", ["ip address flush dev lo"]),
-        ("host", ["ip link set lo down"]),
-        ("host", ["ip rule flush", "ip -6 rule flush"]),
-        ("workloads", ["ip route flush proto 77"]),
-        ("workloads", ["ip -6 route flush proto 77"]),
-        ("workloads", ["ip link set LINK down"]),
-        ("workloads", ["ipv4/conf/LINK/forwarding 0"]),
-        ("workloads", ["ip address flush dev LINK"]),
-        ("workloads", ["ipv6/conf/all/disable_ipv6 1"]),
-        ("uplink", ["ip -4 address flush dev up0"]),
-        ("uplink", ["ip route flush proto 76"]),
-        ("uplink", ["ip link set up0 down"]),
-        ("uplink", ["ip link set up0 arp off", "ip rule flush"]),
-        ("uplink", ["ipv4/conf/up0/forwarding 0"]),
-        ("uplink", ["ipv4/conf/up0/arp_ignore 8"]),
-        # As a firewall that is reloaded, beside a sysctl file and a script.
-        ("rules", ["nft flush ruleset", "ipv4/ip_forward 0", "ip rule flush"]),
-    ],
-)
-def test_changes_are_put_back(node: NodeCore, ward: str, commands: list[str]) -> None:
+CHANGES: list[tuple[str, list[str]]] = [
+    ("rules", ["nft flush ruleset"]),
+    ("rules", [f"nft delete table {TABLE}"]),
+    ("rules", [f"nft flush table {TABLE}"]),
+    ("rules", [f"nft add table {TABLE} {{ flags dormant ; }}"]),
+    ("rules", ["nft delete rule MASQUERADE"]),
+    ("sysctls", ["ipv4/ip_forward 0"]),
+    ("sysctls", ["ipv6/conf/all/forwarding 0"]),
+    ("sysctls", ["ipv4/conf/all/rp_filter 2"]),
+    ("sysctls", ["ipv4/conf/all/arp_ignore 1"]),
+    # Links of which it was never set take it over at once.
+    ("sysctls", ["ipv4/conf/default/arp_ignore 8"]),
+    # With it go routes; whoever puts these back needs it, and may be first.
+    ("workloads", [f"ip address del {allocs.FIRST_HOP_IPV4}/32 dev lo"]),
+    ("host", ["ip address flush dev lo"]),
+    ("host", ["ip link set lo down"]),
+    ("host", ["ip rule flush", "ip -6 rule flush"]),
+    ("workloads", ["ip route flush proto 77"]),
+    ("workloads", ["ip -6 route flush proto 77"]),
+    ("workloads", ["ip link set LINK down"]),
+    ("workloads", ["ipv4/conf/LINK/forwarding 0"]),
+    ("workloads", ["ip address flush dev LINK"]),
+    ("workloads", ["ipv6/conf/all/disable_ipv6 1"]),
+    ("uplink", ["ip -4 address flush dev up0"]),
+    ("uplink", ["ip route flush proto 76"]),
+    ("uplink", ["ip link set up0 down"]),
+    ("uplink", ["ip link set up0 arp off", "ip rule flush"]),
+    ("uplink", ["ipv4/conf/up0/forwarding 0"]),
+    ("uplink", ["ipv4/conf/up0/arp_ignore 8"]),
+    # As a firewall that is reloaded, beside a sysctl file and a script.
+    ("rules", ["nft flush ruleset", "ipv4/ip_forward 0", "ip rule flush"]),
+]
+AT_ONCE = 5  # changes that one node core puts back, one after the other
+
+
+def dealt(count: int) -> list[list[tuple[str, list[str]]]]:
+    """The changes, some for each node core, of as many wards as can be: none
+    puts so much back that it is taken for a fight.
+    """
+    groups = -(-len(CHANGES) // count)
+    return [CHANGES[first::groups] for first in range(groups)]
+
+
+@pytest.mark.parametrize("changes", dealt(AT_ONCE))
+def test_changes_are_put_back(node: NodeCore, changes: list[tuple[str, list[str]]]) -> None:
     """Logged, with traffic as before, and Status is OK."""
-    began = time.monotonic()
-    for command in commands:
-        change(command)
-    repaired(node, ward)
-    print(f"{commands}: put back in {time.monotonic() - began:.2f} s")
-    assert_pod_reaches_world()
-    assert node.problem() == ""
-    status = node.stub().Status(workload_pb2.StatusRequest(), timeout=LIMIT_S)
-    assert f"{ward} " in {note.name: note.text for note in status.notes}["repairs"]
+    for ward, commands in changes:
+        # What the change before had for consequences is over.
+        node.drain()
+        began = time.monotonic()
+        for command in commands:
+            change(command)
+        repaired(node, ward)
+        print(f"{commands}: put back in {time.monotonic() - began:.2f} s")
+        assert_pod_reaches_world()
+        assert node.problem() == "", commands
+        status = node.stub().Status(workload_pb2.StatusRequest(), timeout=LIMIT_S)
+        assert f"{ward} " in {note.name: note.text for note in status.notes}["repairs"]
 
 
 def fight(node: NodeCore, ward: str, command: str) -> None:

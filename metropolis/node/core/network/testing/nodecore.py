@@ -165,6 +165,13 @@ class NodeCore:
             if text in line:
                 return line
 
+    def drain(self) -> None:
+        """Forget what it has said so far."""
+        self.seen.clear()
+        with contextlib.suppress(queue.Empty):
+            while self.lines.get_nowait():
+                pass
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Stop it and return its exit status."""
         assert self.process is not None
