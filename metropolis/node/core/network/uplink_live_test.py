@@ -542,8 +542,12 @@ async def test_a_link_that_is_renamed(tmp_path: Path) -> None:
                 lambda now: now.link is not None and now.link.name == "up7" and bool(now.addresses)
             )
             assert [str(one) for one in status.addresses] == ["192.0.2.50/24"]
-            sh("ip -4 address flush dev up7")
-            assert "address 192.0.2.50/24" in await node.keys()
+            # The server's answer to the new client may put it back first, once.
+            found: list[set[str]] = []
+            for _ in range(3):
+                sh("ip -4 address flush dev up7")
+                found.append(await node.keys())
+            assert any("address 192.0.2.50/24" in keys for keys in found), found
 
 
 async def test_a_link_that_comes_back(tmp_path: Path) -> None:
