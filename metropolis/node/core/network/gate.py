@@ -131,7 +131,7 @@ class Gate:
         if self._cluster is not None:
             self._held = held_networks()
         self._kernel = self._look()
-        self._verdict = self._judge(None)
+        self._verdict = self._judge(None, _peek(self._pods))
         withdraw(self._verdict.refusals)
         self._tell_status(self._verdict)
         return self._verdict.networks
@@ -223,7 +223,9 @@ class Gate:
             begun = loop.time()
             self._kernel = await asyncio.to_thread(self._look)
             self._rested_at = loop.time() + _LOOKS_REST * (loop.time() - begun)
-        before, verdict = self._verdict, self._judge(mesh)
+        # One set of prefixes for all that follows: others may come meanwhile.
+        pods = _peek(self._pods)
+        before, verdict = self._verdict, self._judge(mesh, pods)
         self._verdict = verdict
         self._say_new(before, verdict)
         await asyncio.to_thread(self._rules.update, networks=verdict.networks)
@@ -231,17 +233,17 @@ class Gate:
             self._pass_on(mesh, verdict)
         elif outer is not None and verdict.refusals != before.refusals:
             await asyncio.to_thread(withdraw, verdict.refusals)
-        if (pods := _peek(self._pods)) is not None:
+        if pods is not None:
             self._admit(pods, verdict)
         self._say_over(before, verdict)
         if status is not None and _peek(self.considered) != status:
             self.considered.set(status)
 
-    def _judge(self, mesh: Mesh | None) -> Verdict:
-        pods = _peek(self._pods) or PodPrefixes()
+    def _judge(self, mesh: Mesh | None, pods: PodPrefixes | None) -> Verdict:
+        prefixes = () if pods is None else pods.prefixes
         networks = self._held if mesh is None else mesh.networks
-        in_use = [*self._kernel, *self._named(), *self._peers.inside((*networks, *pods.prefixes))]
-        return overlap.judge(pods.prefixes, networks, in_use, self._verdict.refusals)
+        in_use = [*self._kernel, *self._named(), *self._peers.inside((*networks, *prefixes))]
+        return overlap.judge(prefixes, networks, in_use, self._verdict.refusals)
 
     def _look(self) -> list[Used]:
         found = occupied.look(own_groups=_OWN_GROUPS, own_protocols=_OWN_PROTOCOLS)
