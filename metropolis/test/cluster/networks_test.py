@@ -16,7 +16,7 @@ from metropolis.test.launch.node import Node
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NODES = 2
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 # The lab's underlay is 198.51.100.0/24 and 2001:db8:51::/64.
 WRONG = (pod_network("198.51.0.0/16", 24), pod_network("2001:db8:51::/48", 64))
 RIGHT = (pod_network("10.201.0.0/16", 24), pod_network("fd00:10:201::/48", 64))
