@@ -222,8 +222,7 @@ class NetworkService:
         After a restart, those of the overlay as it was left hold until its
         cluster is known.
         """
-        self._rules.update(networks=self._gate.prepare())
-        self._rules.apply()
+        self._rules.apply(networks=self._gate.prepare())
         self._sysctls = sysctls.found_enabled()
         conntrack.prepare()
         for refused in prepare_host():

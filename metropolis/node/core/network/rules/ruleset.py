@@ -35,13 +35,14 @@ class RuleSet:
         """What is wanted now."""
         return self._settings
 
-    def apply(self, *, fresh: bool = False) -> None:
+    def apply(self, *, fresh: bool = False, **changes: Any) -> None:
         """Program what is wanted, whatever is there. Raises NftablesError.
 
         fresh: also remove what others added to the tables, for the price of the
-        counters and of what is limited at the moment.
+        counters and of what is limited at the moment. changes: see update.
         """
         with self._lock:
+            self._settings = replace(self._settings, **changes)
             self._apply(fresh=fresh)
 
     def update(self, **changes: Any) -> None:
