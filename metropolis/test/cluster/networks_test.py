@@ -6,6 +6,7 @@ import asyncio
 import grpc
 import pytest
 
+from metropolis.node import allocs
 from metropolis.node.core.curator import administration, keys, records
 from metropolis.node.core.curator.records import ClusterConfig, pod_network
 from metropolis.node.core.curator.transaction import Put, Transaction
@@ -51,8 +52,10 @@ async def test_the_underlay_wins_and_a_correction_is_taken(cluster: Cluster) -> 
         assert await store.commit(Transaction({}, (put,))) is not None
     for node in nodes:
         await refuses_both(node)
-    rules = await nodes[0].shell("nft list ruleset")
-    assert "198.51." not in rules
+    table = f"inet {allocs.NFTABLES_TABLE}"
+    assert "198.51." not in await nodes[0].shell(f"nft list set {table} pods_ipv4")
+    assert "198.51.0.0/16" in await nodes[0].shell(f"nft list set {table} withheld_ipv4")
+    assert "198.51.100.0/24" in await nodes[0].shell(f"nft list set {table} in_use_ipv4")
     routes = await nodes[0].shell("ip route show dev overlay; ip -6 route show dev overlay")
     assert "198.51." not in routes
     assert "2001:db8:51:" not in routes

@@ -228,7 +228,12 @@ class Gate:
         before, verdict = self._verdict, self._judge(mesh, pods)
         self._verdict = verdict
         self._say_new(before, verdict)
-        await asyncio.to_thread(self._rules.update, networks=verdict.networks)
+        await asyncio.to_thread(
+            self._rules.update,
+            networks=verdict.networks,
+            withheld=verdict.withheld,
+            in_use=verdict.in_use,
+        )
         if mesh is not None:
             self._pass_on(mesh, verdict)
         elif outer is not None and verdict.refusals != before.refusals:

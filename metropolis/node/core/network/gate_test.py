@@ -380,6 +380,8 @@ async def test_the_overlay_sees_no_network_that_is_refused(other_link: None) -> 
         assert node.inner.peers.copy() == {"b": peer("b", prefixes=FAR[1:])}
         await node.serves(*OWN[1:])
         assert node.rules.settings.networks == NETWORKS[1:]
+        assert node.rules.settings.withheld == NETWORKS[:1]
+        assert ip_network("198.51.100.0/24") in node.rules.settings.in_use
         (problem,) = node.conditions.problems().values()
         assert problem == "pod prefix 198.51.0.0/16 overlaps 198.51.100.0/24 on x0"
 
@@ -397,6 +399,7 @@ async def test_the_overlay_sees_no_network_that_is_refused(other_link: None) -> 
         assert node.inner.peers.get("b") == peer("b")
         await node.serves(*OWN)
         assert node.rules.settings.networks == NETWORKS
+        assert node.rules.settings.withheld == node.rules.settings.in_use == ()
         assert node.conditions.problems() == {}
 
 

@@ -134,12 +134,16 @@ def _within(one: IPNetwork, other: IPNetwork) -> bool:
 class Verdict:
     """What may be used. networks: what is the pods', for the rules. prefixes:
     addresses of workloads. refusals: by prefix or network that is refused, and
-    by prefix of such a network.
+    by prefix of such a network. withheld: the cluster's networks that are
+    refused, where pods of other nodes still are. in_use: what is somebody
+    else's in these.
     """
 
     networks: tuple[IPNetwork, ...] = ()
     prefixes: tuple[IPNetwork, ...] = ()
     refusals: Mapping[IPNetwork, Refusal] = field(default_factory=dict)
+    withheld: tuple[IPNetwork, ...] = ()
+    in_use: tuple[IPNetwork, ...] = ()
 
     @property
     def causes(self) -> tuple[Refusal, ...]:
@@ -166,10 +170,19 @@ def judge(
     for prefix, network in of_network.items():
         if network is not None and network in refused:
             refusals[prefix] = refused[network]
+    withheld = tuple(network for network in networks if network in refused)
     return Verdict(
         tuple(one for one in whole if one not in refused),
         tuple(prefix for prefix in prefixes if prefix not in refusals),
         refusals,
+        withheld,
+        tuple(
+            dict.fromkeys(
+                one.network
+                for one in in_use
+                if any(share(one.network, network) for network in withheld)
+            )
+        ),
     )
 
 

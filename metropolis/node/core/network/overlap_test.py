@@ -116,6 +116,8 @@ def test_prefixes_of_a_refused_network_are_refused_with_it() -> None:
     verdict = judge(own, networks, [underlay])
     assert verdict.networks == networks[1:]
     assert verdict.prefixes == own[1:]
+    assert verdict.withheld == networks[:1]
+    assert verdict.in_use == (underlay.network,)
     assert verdict.causes == (Refusal(networks[0], underlay),)
     assert verdict.refusals[own[0]] == verdict.refusals[networks[0]]
     assert lacking(own, verdict, ()) == str(verdict.causes[0])
@@ -164,4 +166,8 @@ def test_against_a_model(own: list[IPNetwork], networks: list[IPNetwork], used: 
         assert bad(network) or bad(refusal.prefix)
         assert refusal.cause in used
     assert set(verdict.prefixes) | set(verdict.refusals) >= set(own)
+    assert set(verdict.withheld) == set(networks) & set(verdict.refusals)
+    withheld = _addresses(verdict.withheld)
+    touching = {one.network for one in used if _addresses([one.network]) & withheld}
+    assert set(verdict.in_use) == touching
     assert set(verdict.networks) | set(verdict.refusals) >= set(networks)

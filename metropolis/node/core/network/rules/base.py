@@ -52,6 +52,10 @@ on other links it is an ordinary router's.
 
 Nothing leaves with a pod's address, whatever conntrack thinks of it: what is
 forwarded from a workload has, after it was masqueraded, an address of the node.
+A network of the cluster that the node refuses, for it overlaps addresses in
+use, still has pods on other nodes. What a workload sends to it would leave
+masqueraded and in clear, so only what is for the addresses in use does. The
+node's own packets leave: an operator may be where pods should not be.
 While the uplink has a route and no address yet (IPv6: a second of duplicate
 address detection), masquerading takes what it finds, and the flow would keep
 that for its life. Such packets are dropped after it and before conntrack
@@ -127,7 +131,9 @@ _SETS: Final = {
     "refused_links": "typeof meta iif; size 65535; flags timeout; timeout 1m;",
 }
 _NETWORKS: Final = {
-    f"pods_ipv{version}": f"type {kind}; flags interval;" for version, _, kind in _FAMILIES
+    f"{name}_ipv{version}": f"type {kind}; flags interval;"
+    for version, _, kind in _FAMILIES
+    for name in ("pods", "withheld", "in_use")
 }
 
 _FILTER: Final = "type filter hook {}; policy accept;"
@@ -215,8 +221,15 @@ def _tables(settings: Settings) -> str:
         **_forward(settings),
         **_leaving(settings),
     }
+    networks = {
+        "pods": settings.networks,
+        "withheld": settings.withheld,
+        "in_use": settings.in_use,
+    }
     elements = {
-        f"pods_ipv{version}": _of(settings.networks, version) for version, _, _ in _FAMILIES
+        f"{name}_ipv{version}": _of(found, version)
+        for name, found in networks.items()
+        for version, _, _ in _FAMILIES
     }
     return (
         f"table {_TABLE} {{\n"
@@ -500,12 +513,17 @@ def _forward(settings: Settings) -> dict[str, list[str]]:
 
 
 def _leaving(settings: Settings) -> dict[str, list[str]]:
-    into, of = [], []
+    into, of, withheld = [], [], []
     for version, family, _ in _FAMILIES:
         if _of(settings.networks, version):
             match = f"@pods_ipv{version}"
             into.append(f"{family} daddr {match} {drop(Reason.POD_NETWORK_UNENCRYPTED)}")
             of.append(f"{family} saddr {match} {drop(Reason.POD_ADDRESS_LEFT)}")
+        if _of(settings.withheld, version):
+            withheld.append(
+                f"{family} daddr @withheld_ipv{version} {family} daddr != @in_use_ipv{version} "
+                + drop(Reason.POD_NETWORK_UNENCRYPTED)
+            )
     return {
         "postrouting": [
             f"meta iifgroup {_WORKLOAD} meta oifgroup != {_OURS} goto masquerade_workload"
@@ -521,6 +539,7 @@ def _leaving(settings: Settings) -> dict[str, list[str]]:
         # The node's own packets have no link that they came by.
         "to_outside": [*into, f"meta iifgroup {_OURS} goto pod_leaves", *of],
         "pod_leaves": [
+            *withheld,
             f"ip saddr {allocs.FIRST_HOP_IPV4} " + drop(Reason.UPLINK_NOT_READY),
             "ip6 saddr fe80::/10 " + drop(Reason.UPLINK_NOT_READY),
             "fib saddr type local accept",

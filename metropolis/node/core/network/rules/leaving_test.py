@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -26,6 +26,7 @@ from metropolis.node.core.network.rules.testing.lab import (
     METADATA,
     NETWORKS,
     POD,
+    POD_B,
     WORLD,
     Tap,
     apply,
@@ -266,6 +267,44 @@ def test_what_is_for_a_pod_leaves_by_the_overlay_only(
         route(version, far, "overlay")
     assert got == ([far, beyond] if by == "overlay" else [beyond])
     assert counters().get("pod_network_unencrypted", 0) == (by != "overlay")
+
+
+@FAMILIES
+@FOREIGN
+def test_what_is_for_a_refused_network_does_not_leave(version: int, by: str) -> None:
+    """But for the addresses in use, by which the node is reached: a pod of
+    another node may be there still. The node itself, and the family that is
+    not refused, go on; a pod of this node is reached as ever.
+    """
+    refused = {4: "203.0.113.0/24", 6: "2001:db8:77::/64"}
+    away = {4: "203.0.113.200", 6: "2001:db8:77::200"}
+    used = {4: "203.0.113.64/26", 6: "2001:db8:77::40/122"}
+    inside = {4: "203.0.113.70", 6: "2001:db8:77::47"}
+    other = 10 - version
+    apply(
+        Settings(
+            tuple(one for one in NETWORKS if one.version == other),
+            withheld=(ip_network(refused[version]),),
+            in_use=(ip_network(used[version]),),
+            node_access=ALL,
+            overlay=True,
+        )
+    )
+    for family, network in ((version, refused[version]), (other, refused[other])):
+        route(family, network, by)
+    with taps("pod", "pod-b", by) as (pod, pod_b, world):
+        pod.send(packets.udp(POD[version], away[version], (next(PORTS), 53), b"secret"))
+        pod.send(packets.echo(POD[version], away[version], b"secret"))
+        pod.send(packets.tcp(POD[version], away[version], (next(PORTS), 80), SYN))
+        with socket.socket(FAMILY[version], socket.SOCK_DGRAM) as own:
+            own.sendto(b"operator", (away[version], 9))
+        pod.send(packets.udp(POD[other], away[other], (next(PORTS), 53), b"other family"))
+        pod.send(packets.udp(POD[version], inside[version], (next(PORTS), 53), b"in use"))
+        got = world.until(b"in use")
+        pod.send(packets.udp(POD[version], POD_B[version], (next(PORTS), 53), b"home"))
+        assert pod_b.until(b"home")
+    assert [one.to for one in got] == [away[version], away[other], inside[version]]
+    assert counters()["pod_network_unencrypted"] == 3
 
 
 def test_within_the_node_nothing_is_dropped() -> None:

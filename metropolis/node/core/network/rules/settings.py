@@ -20,6 +20,8 @@ class Settings:
     """All that decides what the rules are.
 
     networks: the pod networks, the node's own prefixes and its cluster's.
+    withheld: the cluster's networks that this node refuses, for they overlap
+    addresses in use; in_use: those addresses.
     routed_pods, node_access, forwarded, new_flows_per_second: as configured.
     resolvers: the node's name servers. strict: the uplink's name, for each IP
     version of which it has the only default route. overlay: there is one, so
@@ -28,6 +30,8 @@ class Settings:
     """
 
     networks: tuple[IPNetwork, ...] = ()
+    withheld: tuple[IPNetwork, ...] = ()
+    in_use: tuple[IPNetwork, ...] = ()
     routed_pods: bool = False
     node_access: NodeAccess = _NOTHING
     forwarded: tuple[IPNetwork, ...] = ()
