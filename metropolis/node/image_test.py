@@ -51,6 +51,9 @@ def test_sizes() -> None:
         ("development files", r".*\.(a|h|pyi|pyx|pxd)|/usr/include/.*"),
         ("tests", r"/usr/lib/.*/(tests?|conftest\.py|[^/]*_test\.py)(/.*)?"),
         ("systemd units", r".*/systemd(/.*)?"),
+        ("ways in of the development image", r"/tools(/.*)?|/etc/sv/(agent|console)(/.*)?"),
+        ("anything named after it", r"/usr/lib(exec)?/.*(development|osbase/test/).*"),
+        ("servers of logins", r".*/(sshd|dropbear|telnetd|[am]?getty|login|su|httpd)"),
         ("set-uid programs", None),
     ],
 )
@@ -92,10 +95,32 @@ def test_is_there(path: str) -> None:
     assert path in nodes()
 
 
-@pytest.mark.parametrize("path", ["/dev", "/proc", "/run", "/sys", "/tmp", "/tools", "/var"])
+@pytest.mark.parametrize("path", ["/dev", "/proc", "/run", "/sys", "/tmp", "/var"])
 def test_mount_points_are_empty(path: str) -> None:
     assert nodes()[path].is_dir
     assert not [other for other in nodes() if other.startswith(path + "/")]
+
+
+def test_services_are_those_that_a_node_needs(root: Path) -> None:
+    """A new one is a decision: whatever runs can be attacked."""
+    found = {path.split("/")[3] for path in nodes() if path.startswith("/etc/sv/")}
+    assert found == {"acpi", "containerd", "node-core", "preload"}
+    started = [
+        line.split(":")[3].split()[0]
+        for line in (root / "etc/inittab").read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    assert all(one.startswith(("/usr/libexec/metropolis/", "/usr/bin/runsvdir", "/usr/sbin/power"))
+               for one in started), started  # fmt: skip
+    assert "VARIANT" not in (root / "etc/os-release").read_text()
+
+
+def test_a_development_image_says_so(tmp_path: Path) -> None:
+    image = Image(Path(os.environ["DEV_IMAGE"]))
+    assert {"/tools", "/etc/sv/agent/run"} <= {node.path for node in image.walk()}
+    command = ["fsck.erofs", "--no-preserve", f"--extract={tmp_path}/dev", os.environ["DEV_IMAGE"]]
+    subprocess.run(command, check=True, capture_output=True)
+    assert "\nVARIANT_ID=development\n" in (tmp_path / "dev/etc/os-release").read_text()
 
 
 def test_libraries_are_complete(root: Path) -> None:
@@ -143,7 +168,7 @@ def test_scripts_have_their_interpreter_and_parse(root: Path) -> None:
         if re.match(r"/(etc/sv/[^/]+/run|usr/libexec/metropolis/|etc/acpi/.*/)", path)
         and stat.S_ISREG(node.mode)
     ]
-    assert len(scripts) >= 10
+    assert len(scripts) >= 9
     for path in scripts:
         assert nodes()[path].mode & 0o111, f"{path} cannot be executed"
         file = Path(str(root) + path)

@@ -46,7 +46,7 @@ async def node(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[Node]:
     directory = Path(tempfile.mkdtemp(prefix="m-e2e-"))
     failed = request.session.testsfailed
     try:
-        images = find_images(getattr(request.module, "IMAGE", "image"))
+        images = find_images(getattr(request.module, "IMAGE", "dev_image"))
         config = getattr(request.module, "CONFIG", None)
         async with Node(images, lab, directory, config, say) as running:
             await running.wait_ready()

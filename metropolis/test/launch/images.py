@@ -19,7 +19,7 @@ class Images:
     tools: Path
 
 
-def find_images(root: str = "image") -> Images:
+def find_images(root: str = "dev_image") -> Images:
     """Return the images beside this program; ImagesError if one is missing.
 
     root: a target of //metropolis/node.
