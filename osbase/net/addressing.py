@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
@@ -31,7 +31,7 @@ from ipaddress import (
 from typing import Final
 
 from osbase.netlink import attrs
-from osbase.netlink.errors import BatchError, ProtocolError
+from osbase.netlink.errors import ProtocolError
 from osbase.netlink.message import NLM_F_CREATE, NLM_F_REPLACE, Message, Request
 from osbase.netlink.rtnl import (
     AF_INET,
@@ -228,21 +228,19 @@ def apply(
 
     sock.batch([_replace_address(ifindex, name, address, protocol) for address in wanted.addresses])
     # Gone already is as good as removed; the kernel does so by itself, too.
-    _batch_tolerating(
-        sock,
+    sock.batch_tolerating(
         {errno.EADDRNOTAVAIL},
-        [_del_address(ifindex, name, interface) for interface in sorted(stale, key=str)],
+        *(_del_address(ifindex, name, interface) for interface in sorted(stale, key=str)),
     )
     sock.batch(
         [_replace_route(ifindex, name, route, protocol, metric) for route in _in_order(wanted)]
     )
-    _batch_tolerating(
-        sock,
+    sock.batch_tolerating(
         {errno.ESRCH},
-        [
+        *(
             _route_request(_RTM_DELROUTE, 0, ifindex, name, Route(*route), protocol, metric)
             for route in sorted(stale_routes, key=str)
-        ],
+        ),
     )
 
 
@@ -292,28 +290,11 @@ def add_loopback_address(address: IPAddress) -> Request:
     return _replace_address(1, "lo", Address(interface), 0)
 
 
-def set_mtu(ifindex: int, name: str, mtu: int) -> Request:
-    """Build the request that sets a link's MTU, bytes."""
-    body = struct.pack("=BxHiII", 0, 0, ifindex, 0, 0) + attrs.u32(4, mtu)
-    return Request(16, 0, body, f"set MTU of {name} to {mtu}")
-
-
 def _in_order(wanted: Addressing) -> list[Route]:
     """Return routes on the link before those through gateways, which may need
     them.
     """
     return sorted(wanted.routes, key=lambda route: route.gateway is not None)
-
-
-def _batch_tolerating(
-    sock: NetlinkSocket, tolerated: set[int], requests: Sequence[Request]
-) -> None:
-    try:
-        sock.batch(requests)
-    except BatchError as error:
-        rest = [one for one in error.errors if one.errno not in tolerated]
-        if rest:
-            raise BatchError(rest) from error
 
 
 def _family(version: int) -> int:

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from osbase.net.addressing import set_mtu
 from osbase.netlink.message import Request
-from osbase.netlink.rtnl import Link, add_link_altnames, del_link_altnames
+from osbase.netlink.rtnl import Link, add_link_altnames, del_link_altnames, set_link_mtu
 
 _MAX: Final = 2**31
 
@@ -48,9 +47,9 @@ def steps(link: Link, wanted: int | None, mark: str, *, by_hand: bool = False) -
     name = f"{mark}{before if before is not None else link.mtu}.{link.ifindex}"
     if wanted is not None and wanted < (link.mtu if before is None else before) and not by_hand:
         remember = [add_link_altnames(link.ifindex, link.name, name)] if before is None else []
-        change = [set_mtu(link.ifindex, link.name, wanted)] if link.mtu != wanted else []
+        change = [set_link_mtu(link.ifindex, link.name, wanted)] if link.mtu != wanted else []
         return remember + change
     if before is None:
         return []
-    change = [set_mtu(link.ifindex, link.name, before)] if link.mtu != before else []
+    change = [set_link_mtu(link.ifindex, link.name, before)] if link.mtu != before else []
     return [*([] if by_hand else change), del_link_altnames(link.ifindex, link.name, name)]

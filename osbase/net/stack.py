@@ -35,7 +35,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from osbase import event
-from osbase.net.addressing import set_mtu
 from osbase.net.config import Bond, BondMode, Interface, LacpRate, TransmitHash, Vlan
 from osbase.net.links import appeared, choose, is_port, without_groups
 from osbase.netlink import attrs
@@ -59,6 +58,7 @@ from osbase.netlink.rtnl import (
     set_link_down,
     set_link_group,
     set_link_mac,
+    set_link_mtu,
     set_link_up,
 )
 from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
@@ -197,7 +197,7 @@ def _numbers(link: Link) -> dict[int, int]:
 
 def _sized(link: Link, mtu: int | None) -> Iterator[Request]:
     if mtu is not None and link.mtu != mtu:
-        yield set_mtu(link.ifindex, link.name, mtu)
+        yield set_link_mtu(link.ifindex, link.name, mtu)
 
 
 def _settings(bond: Bond) -> dict[int, tuple[int, int]]:

@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -127,6 +127,15 @@ class NetlinkSocket:
         first = self._take_sequence(len(requests))
         self._send(encode(requests, first), requests[0])
         self._await(first, requests)
+
+    def batch_tolerating(self, tolerated: Container[int], *requests: Request) -> None:
+        """As `batch`, with errnos that are as good as success."""
+        try:
+            self.batch(requests)
+        except BatchError as error:
+            left = [one for one in error.errors if one.errno not in tolerated]
+            if left:
+                raise BatchError(left) from error
 
     def batch_encoded(self, batch: Encoded, requests: Callable[[], Sequence[Request]]) -> None:
         """As `batch`. requests: what the batch was encoded of, for errors."""

@@ -155,6 +155,19 @@ def test_a_batch_goes_on_after_a_failure_and_tells_each(here: int, sock: Netlink
     assert "set nothing up: ENODEV" in str(caught.value)
 
 
+def test_errnos_that_are_as_good_as_success(sock: NetlinkSocket) -> None:
+    """The rest of the batch is carried out, other errnos are told."""
+    gone = rtnl.del_link(4711, "nothing")
+    sock.batch_tolerating({errno.ENODEV}, gone, rtnl.set_link_up(1, "lo"))
+    sock.batch_tolerating({errno.ENODEV})
+    assert rtnl.parse_link(sock.get(rtnl.get_link(1))).up
+    address = rtnl.add_address(1, "lo", ip_address("192.0.2.1"), 32)
+    sock.batch([address])
+    with pytest.raises(BatchError) as caught:
+        sock.batch_tolerating({errno.ENODEV}, gone, address)
+    assert [(e.index, e.errno) for e in caught.value.errors] == [(1, errno.EEXIST)]
+
+
 def test_the_last_request_may_fail_too(sock: NetlinkSocket) -> None:
     with pytest.raises(BatchError) as caught:
         sock.batch([rtnl.set_link_up(1, "lo"), rtnl.del_link(4711, "nothing")])

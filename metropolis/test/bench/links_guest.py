@@ -135,13 +135,14 @@ class Guest:
 
 def prepare(plan: Plan) -> None:
     """Make the guest what a node is to packets."""
-    for path, value in plan.sysctls:
-        Path("/proc/sys/net", path).write_text(str(value))
+    # Rules first: settings of conntrack are there when it is.
     done = subprocess.run(
         ["nft", "-f", "-"], input=plan.rules, check=False, capture_output=True, text=True
     )
     if done.returncode:
         raise LinksError(f"nft: {done.stderr.strip()}")
+    for path, value in plan.sysctls:
+        Path("/proc/sys/net", path).write_text(str(value))
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from metropolis.node import allocs
-from metropolis.node.core.network.testing.nodecore import NodeCore, add_uplink, dnsmasq, sh
+from metropolis.node.core.network.testing.nodecore import NodeCore, add_uplink, dnsmasq
+from osbase.test.namespaces import sh
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ is known to be full.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -25,74 +24,18 @@ from metropolis.node.core import cgroup
 from metropolis.node.core.network import conntrack as guarding
 from metropolis.node.core.network.rules.base import render
 from metropolis.node.core.network.rules.settings import Settings
+from metropolis.node.core.network.testing.farends import FAMILY, address, connect, far
 from osbase import conntrack
-from osbase.netlink import netns
 from osbase.nftables import Nftables
+from osbase.test.namespaces import LIMIT_S, sh
 
-LIMIT = 500
-TIMEOUT_S = 30.0
+LIMIT = 200
 LIMIT_FILE = Path("/proc/sys/net/netfilter/nf_conntrack_max")
-# The third byte, and its like, of a link's addresses.
-NUMBERS = {"pod": 1, "up0": 2}
-HOPS = {4: allocs.FIRST_HOP_IPV4, 6: allocs.FIRST_HOP_IPV6}
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 TUNNEL = {4: "10.9.0.", 6: "fd09::"}
 
 
-def sh(command: str, stdin: str = "") -> str:
-    """Run a command without a shell; returns its output."""
-    done = subprocess.run(
-        command.split(), input=stdin, check=False, capture_output=True, text=True, timeout=TIMEOUT_S
-    )
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
-
-
-def far(name: str) -> str:
-    """Run the rest of the command at the far end of a link."""
-    return f"ip netns exec n-{name}"
-
-
-def address(version: int, name: str, host: int) -> str:
-    """1: this machine; 2: the far end."""
-    number = NUMBERS[name]
-    return f"10.1.{number}.{host}" if version == 4 else f"fd01:{number}::{host}"
-
-
-@contextlib.contextmanager
-def inside(name: str) -> Iterator[None]:
-    """Sockets made in the block are of the far end of a link."""
-    home, there = netns.open_current(), netns.open_path(f"/run/netns/n-{name}")
-    try:
-        with netns.Inside(there, home):
-            yield
-    finally:
-        os.close(home)
-        os.close(there)
-
-
-def connect(name: str) -> None:
-    """A link, of a workload's group or of none, and its far end."""
-    group = allocs.LINK_GROUP_WORKLOAD if name == "pod" else 0
-    sh(f"ip netns add n-{name}")
-    sh(f"ip link add {name} type veth peer name eth0 netns n-{name}")
-    sh(f"ip link set {name} up group {group}")
-    sh(f"{far(name)} ip link set eth0 up")
-    for version, bits, net, more in ((4, 32, 24, ""), (6, 128, 64, " nodad")):
-        own, far_end = address(version, name, 1), address(version, name, 2)
-        if name == "up0":
-            sh(f"ip address add {own}/{net} dev {name}{more}")
-            sh(f"{far(name)} ip address add {far_end}/{net} dev eth0{more}")
-            sh(f"{far(name)} ip -{version} route add default via {own}")
-            continue
-        # A workload asks for the first hop alone.
-        hop = HOPS[version]
-        if version == 6:
-            sh(f"ip address add {hop}/64 dev {name} nodad")
-        sh(f"ip -{version} route add {far_end}/{bits} dev {name}")
-        sh(f"{far(name)} ip address add {far_end}/{bits} dev eth0{more}")
-        sh(f"{far(name)} ip -{version} route add {hop} dev eth0")
-        sh(f"{far(name)} ip -{version} route add default via {hop} dev eth0")
+# Before a command: it is run at the far end of the uplink.
+AT_FAR_END = "ip netns exec n-up0"
 
 
 def wireguard(before: str, number: int, key: str, peer: str, endpoint: str) -> None:
@@ -114,40 +57,51 @@ def world() -> Iterator[None]:
     path = cgroup.own()
     assert path == cgroup.NAME
     assert cgroup.own() == path
-    sh(f"ip address add {allocs.FIRST_HOP_IPV4}/32 dev lo")
-    for name in NUMBERS:
-        connect(name)
-    for setting in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
-        Path("/proc/sys/net", setting).write_text("1")
+    connect(("pod", "up0"))
     keys = [sh("wg genkey").strip() for _ in range(2)]
     public = [sh("wg pubkey", stdin=key).strip() for key in keys]
     port = allocs.WIREGUARD_PORT
     wireguard("env", 1, keys[0], public[1], f"{address(4, 'up0', 2)}:{port}")
-    wireguard(far("up0"), 2, keys[1], public[0], f"{address(4, 'up0', 1)}:{port}")
+    wireguard(AT_FAR_END, 2, keys[1], public[0], f"{address(4, 'up0', 1)}:{port}")
     with Nftables() as nft:
         nft.apply(render(Settings(overlay=True, cgroup=path, new_flows_per_second=1_000_000)))
         yield
 
 
-def fill(version: int) -> None:
-    """The pod sends to ports until there is no more room."""
-    with inside("pod"):
-        sock = socket.socket(FAMILY[version], socket.SOCK_DGRAM)
-    with sock:
-        for port in range(1, 4 * LIMIT):
-            sock.sendto(b"x", (address(version, "up0", 2), port))
+@contextlib.contextmanager
+def full_table(version: int) -> Iterator[None]:
+    """The pod makes connections until there is no more room.
+
+    They are established: of other flows a full table drops one, now and then,
+    to make room for a new one (early_drop, and gc_worker above 95 %).
+    """
+    before = LIMIT_FILE.read_text()
+    conntrack.flush()
+    with contextlib.ExitStack() as stack:
+        stack.callback(LIMIT_FILE.write_text, before)
+        LIMIT_FILE.write_text(str(LIMIT))
+        with far("up0"):
+            server = socket.create_server(("", 7), family=FAMILY[version])
+        stack.enter_context(server)
+        while conntrack.count() < LIMIT:
+            with far("pod"):
+                client = stack.enter_context(socket.socket(FAMILY[version]))
+            client.settimeout(LIMIT_S)
+            client.connect((address(version, "up0"), 7))
+            stack.enter_context(server.accept()[0])
+        yield
 
 
 def listen(version: int) -> socket.socket:
     """Where etcd would be."""
-    with inside("up0"):
+    with far("up0"):
         return socket.create_server(("", allocs.CURATOR_PORT), family=FAMILY[version])
 
 
 def reaches(version: int, to: str) -> None:
     """This process connects to etcd's port there, and has an answer."""
     with listen(version) as server, socket.socket(FAMILY[version]) as client:
-        client.settimeout(TIMEOUT_S)
+        client.settimeout(LIMIT_S)
         client.connect((to, allocs.CURATOR_PORT))
         served, _ = server.accept()
         with served:
@@ -157,8 +111,8 @@ def reaches(version: int, to: str) -> None:
 
 def shake_hands(version: int) -> None:
     """Forget the peer's session: the next packet has to make a new one."""
-    peer = sh(f"{far('up0')} wg show wg0 public-key").strip()
-    to = address(version, "up0", 2)
+    peer = sh(f"{AT_FAR_END} wg show wg0 public-key").strip()
+    to = address(version, "up0")
     sh(f"wg set wg0 peer {peer} remove")
     sh(
         f"wg set wg0 peer {peer} allowed-ips 0.0.0.0/0,::/0 "
@@ -192,11 +146,11 @@ def test_the_machine_tracks_enough(world: None) -> None:
 def test_a_pod_may_have_an_etcd(world: None, version: int) -> None:
     """Its connection to that port is tracked and masqueraded like any other."""
     with listen(version) as server:
-        with inside("pod"):
+        with far("pod"):
             client = socket.socket(FAMILY[version])
         with client:
-            client.settimeout(TIMEOUT_S)
-            client.connect((address(version, "up0", 2), allocs.CURATOR_PORT))
+            client.settimeout(LIMIT_S)
+            client.connect((address(version, "up0"), allocs.CURATOR_PORT))
             _, peer = server.accept()
             assert peer[0] == address(version, "up0", 1)
 
@@ -204,20 +158,18 @@ def test_a_pod_may_have_an_etcd(world: None, version: int) -> None:
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_full_table(world: None, version: int) -> None:
     """Node core reaches etcd, WireGuard its peer; another process nobody."""
-    LIMIT_FILE.write_text(str(LIMIT))
-    fill(version)
-    assert conntrack.count() >= LIMIT - 10
-    with listen(version):
-        command = [sys.executable, "-c", STRANGER, str(int(FAMILY[version]))]
-        done = subprocess.run(
-            [*command, address(version, "up0", 2), str(allocs.CURATOR_PORT)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert "TimeoutError" in done.stderr
-    reaches(version, address(version, "up0", 2))
-    shake_hands(version)
-    # What goes through the tunnel is of this process, so not tracked either.
-    reaches(version, f"{TUNNEL[version]}2")
-    assert conntrack.count() >= LIMIT - 10
+    with full_table(version):
+        with listen(version):
+            command = [sys.executable, "-c", STRANGER, str(int(FAMILY[version]))]
+            done = subprocess.run(
+                [*command, address(version, "up0"), str(allocs.CURATOR_PORT)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        assert "TimeoutError" in done.stderr
+        reaches(version, address(version, "up0"))
+        shake_hands(version)
+        # What goes through the tunnel is of this process: not tracked either.
+        reaches(version, f"{TUNNEL[version]}2")
+        assert conntrack.count() >= LIMIT

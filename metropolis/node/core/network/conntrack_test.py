@@ -13,14 +13,11 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import socket
 import struct
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
-from pathlib import Path
 
 import pytest
 
@@ -30,86 +27,33 @@ from metropolis.node.core.network import conntrack as guarding
 from metropolis.node.core.network.conntrack import Guard, Load
 from metropolis.node.core.network.rules.base import render
 from metropolis.node.core.network.rules.settings import Settings
+from metropolis.node.core.network.testing.farends import FAMILY, address, connect, far
 from metropolis.node.core.network.workloads.conditions import Conditions
 from metropolis.node.core.network.workloads.model import Attachment
 from osbase import conntrack
 from osbase.conntrack import Census
-from osbase.netlink import netns
 from osbase.nftables import Nftables
 from osbase.supervisor import Context, Supervisor
+from osbase.test.namespaces import LIMIT_S, sh
 
 LIMIT = 2000
 NAMES = ("flooder", "quiet", "up0")
-HOPS = {4: allocs.FIRST_HOP_IPV4, 6: allocs.FIRST_HOP_IPV6}
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-TIMEOUT_S = 20.0
 
 # The guard is what is tried here: the rate of new flows is out of reach.
 RULES = render(Settings(new_flows_per_second=NEW_FLOWS_MAX))
 
 
-def sh(command: str) -> str:
-    """Run a command without a shell; returns its output."""
-    done = subprocess.run(
-        command.split(), check=False, capture_output=True, text=True, timeout=TIMEOUT_S
-    )
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
-
-
-def address(version: int, name: str, host: int = 2) -> str:
-    """Of a link's far end; this namespace's is 1."""
-    number = NAMES.index(name)
-    return f"10.1.{number}.{host}" if version == 4 else f"fd01:{number}::{host}"
-
-
-@contextlib.contextmanager
-def inside(name: str) -> Iterator[None]:
-    """Sockets made in the block are of the far end of a link."""
-    home, there = netns.open_current(), netns.open_path(f"/run/netns/n-{name}")
-    try:
-        with netns.Inside(there, home):
-            yield
-    finally:
-        os.close(home)
-        os.close(there)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def links() -> None:
     """A namespace behind each link; this one forwards."""
-    sh("ip link set lo up")
-    sh(f"ip address add {allocs.FIRST_HOP_IPV4}/32 dev lo")
-    for name in NAMES:
-        sh(f"ip netns add n-{name}")
-        sh(f"ip link add {name} type veth peer name eth0 netns n-{name}")
-        sh(f"ip link set {name} up group {0 if name == 'up0' else allocs.LINK_GROUP_WORKLOAD}")
-        there = f"nsenter --net=/run/netns/n-{name} ip"
-        sh(f"{there} link set eth0 up")
-        for version, bits, net, more in ((4, 32, 24, ""), (6, 128, 64, " nodad")):
-            own, far_end = address(version, name, 1), address(version, name, 2)
-            if name == "up0":
-                sh(f"ip address add {own}/{net} dev {name}{more}")
-                sh(f"{there} address add {far_end}/{net} dev eth0{more}")
-                sh(f"{there} -{version} route add default via {own}")
-                continue
-            # A workload asks for the first hop alone.
-            hop = HOPS[version]
-            if version == 6:
-                sh(f"ip address add {hop}/64 dev {name} nodad")
-            sh(f"ip -{version} route add {far_end}/{bits} dev {name}")
-            sh(f"{there} address add {far_end}/{bits} dev eth0{more}")
-            sh(f"{there} -{version} route add {hop} dev eth0")
-            sh(f"{there} -{version} route add default via {hop} dev eth0")
+    connect(NAMES)
     # The world says nothing to what floods it: an RST would end the flow.
-    with inside("up0"), Nftables() as nft:
+    with far("up0"), Nftables() as nft:
         nft.apply("""
             table inet t { chain c {
                 type filter hook input priority 0; tcp dport < 20000 drop
             }; }
         """)
-    for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
-        Path("/proc/sys/net", path).write_text("1")
 
 
 @pytest.fixture
@@ -143,7 +87,7 @@ def pods() -> list[Attachment]:
 
 def udp(name: str, version: int, count: int, first: int = 1) -> None:
     """A packet to each of so many ports of the world."""
-    with inside(name):
+    with far(name):
         sock = socket.socket(FAMILY[version], socket.SOCK_DGRAM)
     with sock:
         sock.bind(("", 5000))
@@ -160,7 +104,7 @@ def checksum(data: bytes) -> int:
 
 def syn(name: str, version: int, count: int, first: int = 1) -> None:
     """Half of a connection to each of so many ports of the world."""
-    with inside(name):
+    with far(name):
         sock = socket.socket(FAMILY[version], socket.SOCK_RAW, socket.IPPROTO_TCP)
     to = address(version, "up0")
     ends = ip_address(address(version, name)).packed + ip_address(to).packed
@@ -174,18 +118,18 @@ def syn(name: str, version: int, count: int, first: int = 1) -> None:
 
 def echo(source: str | None, version: int) -> bool:
     """A connection from a far end, or from here, to the world: is it made?"""
-    with inside("up0"):
+    with far("up0"):
         server = socket.create_server((address(version, "up0"), 0), family=FAMILY[version])
     with contextlib.ExitStack() as stack:
         stack.enter_context(server)
         if source is None:
             client = socket.socket(FAMILY[version])
         else:
-            with inside(source):
+            with far(source):
                 client = socket.socket(FAMILY[version])
         stack.enter_context(client)
         # The refused one is known by silence: a SYN each second.
-        client.settimeout(TIMEOUT_S if source != "flooder" else 1.0)
+        client.settimeout(LIMIT_S if source != "flooder" else 1.0)
         try:
             client.connect(server.getsockname())
         except TimeoutError:
@@ -221,13 +165,13 @@ def test_one_pod_floods(
     caplog.set_level(logging.INFO)
     conditions = Conditions()
     watch = guard(conditions)
-    with inside("up0"):
+    with far("up0"):
         old_server = socket.socket(FAMILY[version], socket.SOCK_DGRAM)
         old_server.bind((address(version, "up0"), 0))
-    with inside("flooder"):
+    with far("flooder"):
         old = socket.socket(FAMILY[version], socket.SOCK_DGRAM)
     with old_server, old:
-        old_server.settimeout(TIMEOUT_S)
+        old_server.settimeout(LIMIT_S)
         old.connect(old_server.getsockname())
         old.send(b"before")
         assert old_server.recv(100) == b"before"
@@ -263,7 +207,7 @@ def test_one_pod_takes_the_ports_of_a_destination(rules: None, version: int, kin
     udp("quiet", version, 2 * most)
     watch.look()
     assert not refused()
-    with inside("flooder"), contextlib.ExitStack() as stack:
+    with far("flooder"), contextlib.ExitStack() as stack:
         for _ in range(most + 1):
             one = stack.enter_context(socket.socket(FAMILY[version], kind))
             one.setblocking(False)
@@ -311,7 +255,7 @@ def test_full_by_nobody_in_particular(
     conditions = Conditions()
     watch = guard(conditions, clock=lambda: now[0])
     udp("quiet", 4, 100)
-    with inside("up0"):
+    with far("up0"):
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with sock:
         for port in range(1, LIMIT):
@@ -360,8 +304,8 @@ def test_it_runs_and_stops(rules: None) -> None:
             ctx.signal_done()
 
         supervisor = Supervisor(root)
-        running = asyncio.create_task(supervisor.run(TIMEOUT_S))
-        await asyncio.wait_for(began.wait(), TIMEOUT_S)
+        running = asyncio.create_task(supervisor.run(LIMIT_S))
+        await asyncio.wait_for(began.wait(), LIMIT_S)
         supervisor.request_stop()
         assert not await running
 

@@ -25,14 +25,7 @@ from metropolis.node.core.network.gate import Cluster, Gate
 from metropolis.node.core.network.overlay.mesh import Exchange, Mesh, Peer
 from metropolis.node.core.network.rules.ruleset import RuleSet
 from metropolis.node.core.network.rules.settings import Settings
-from metropolis.node.core.network.testing.nodecore import (
-    LIMIT_S,
-    NodeCore,
-    add_uplink,
-    dnsmasq,
-    inside,
-    sh,
-)
+from metropolis.node.core.network.testing.nodecore import NodeCore, add_uplink, dnsmasq
 from metropolis.node.core.network.uplink import UplinkStatus
 from metropolis.node.core.network.workloads.conditions import Conditions
 from metropolis.node.core.network.workloads.spec import workload_pb2
@@ -40,6 +33,7 @@ from osbase import event
 from osbase.net import occupied
 from osbase.net.dhcp4.testserver import Server
 from osbase.supervisor import Context, Supervisor
+from osbase.test.namespaces import LIMIT_S, inside, sh
 
 type IPNetwork = IPv4Network | IPv6Network
 

@@ -9,36 +9,27 @@ machine whose kernel was booted with ipv6.disable=1.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import queue
 import select
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 
-import grpc
 import pytest
 
 from metropolis.node import allocs
 from metropolis.node.core.network.overlay.device import Links
 from metropolis.node.core.network.overlay.kernel import LinuxKernel, own_routes
-from metropolis.node.core.network.workloads.spec import workload_pb2, workload_pb2_grpc
+from metropolis.node.core.network.testing.nodecore import NodeCore
+from metropolis.node.core.network.workloads.spec import workload_pb2
 from osbase.net import addressing, external
 from osbase.net.dhcp4.testserver import Server
-from osbase.netlink import netns
 from osbase.netlink.rtnl import Route
 from osbase.netlink.transport import NetlinkSocket
+from osbase.test.namespaces import LIMIT_S, inside, sh
 
-LIMIT_S = 60
 PORT = 7777
 SERVER = IPv4Address("192.0.2.1")
 NODE = IPv4Address("192.0.2.50")
@@ -50,122 +41,36 @@ BY_HAND = """name: "up0" static {
 }"""
 
 
-def sh(command: str) -> str:
-    """Run a command; returns its output."""
-    done = subprocess.run(
-        command.split(), check=False, capture_output=True, text=True, timeout=LIMIT_S
-    )
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
-
-
-@contextlib.contextmanager
-def inside(name: str) -> Iterator[None]:
-    """Run the block in a namespace; sockets opened in it stay in it."""
-    home, there = netns.open_current(), netns.open_path(f"/run/netns/{name}")
-    try:
-        with netns.Inside(there, home):
-            yield
-    finally:
-        os.close(home)
-        os.close(there)
-
-
 @pytest.fixture(autouse=True)
-def world() -> Iterator[None]:
-    """The server's namespace and a pod's; IPv6 is off if it is not yet."""
+def no_ipv6(world: None) -> Iterator[None]:
+    """IPv6 is off if it is not yet; the uplink's link and its far end."""
     if ALL.exists():
         ALL.write_text("1")
-    for name in ("srv", "pod-a"):
-        sh(f"ip netns add {name}")
     sh("ip link add up0 type veth peer name srv0 netns srv")
-    with inside("srv"):
-        sh("ip address add 192.0.2.1/24 dev srv0")
-        sh("ip link set srv0 up")
+    sh("ip -n srv address add 192.0.2.1/24 dev srv0")
+    sh("ip -n srv link set srv0 up")
     yield
-    for link in json.loads(sh("ip -json link")):
-        if link["ifname"] == "up0" or link["group"] == str(allocs.LINK_GROUP_WORKLOAD):
-            subprocess.run(["ip", "link", "del", link["ifname"]], check=False)
-    for name in ("srv", "pod-a"):
-        sh(f"ip netns del {name}")
     if ALL.exists():
         ALL.write_text("0")
 
 
-@dataclass
-class NodeCore:
-    """Node core as a process, with an uplink and one IPv4 prefix."""
-
-    directory: Path
-    uplink: str
-    process: subprocess.Popen[str] | None = None
-    seen: list[str] = field(default_factory=list)
-
-    def start(self) -> None:
-        """Start it, and wait until it serves and has its address."""
-        config = self.directory / "node.textproto"
-        # The server names no name servers: Status is not to wait for any.
-        prefix = 'pod_prefix: "10.192.0.0/24" names_wait_s: 0'
-        config.write_text(f"network {{ uplink {{ {self.uplink} }} {prefix} }}")
-        self.process = process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "metropolis.node.core.main"),
-                *("--config", str(config), "--runtime-dir", str(self.directory / "run/network")),
-            ],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        stderr, lines = process.stderr, queue.Queue[str]()
-        assert stderr is not None
-
-        def read() -> None:
-            for line in stderr:
-                lines.put(line)
-            lines.put("")
-            stderr.close()
-
-        threading.Thread(target=read, daemon=True).start()
-        self.seen = []
-        missing = {"grpc: serving on", "prefixes: pod prefixes", f"up0 has {NODE}/24"}
-        while missing:
-            line = lines.get(timeout=LIMIT_S)
-            assert line, f"node core ended:\n{''.join(self.seen)}"
-            self.seen.append(line)
-            missing -= {text for text in missing if text in line}
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Stop it and return its exit status."""
-        assert self.process is not None
-        self.process.send_signal(number)
-        status = self.process.wait(LIMIT_S)
-        self.process = None
-        return status
-
-    def attach(self) -> tuple[IPv4Address, ...]:
-        """Attach the pod when the service says it can; return its addresses."""
-        channel = grpc.insecure_channel(
-            f"unix:{self.directory / 'run/network/workload.sock'}",
-            options=[("grpc.use_local_subchannel_pool", 1)],
-        )
-        with channel:
-            stub = workload_pb2_grpc.WorkloadNetworkingStub(channel)
-            stub.Status(workload_pb2.StatusRequest(), timeout=LIMIT_S)
-            target = workload_pb2.NetNSAttachment(netns_path="/run/netns/pod-a", if_name="eth0")
-            request = workload_pb2.AttachRequest(workload_id="a", netns=target)
-            response = stub.Attach(request, timeout=LIMIT_S)
-            check = stub.Check(workload_pb2.CheckRequest(workload_id="a"), timeout=LIMIT_S)
-        (checked,) = check.attachments
-        assert not checked.findings, checked.findings
-        return tuple(IPv4Address(packed) for packed in response.ip)
+def start(core: NodeCore, uplink: str = BY_DHCP) -> None:
+    """Start it with one IPv4 prefix, and wait until it has its address."""
+    # The server names no name servers: Status is not to wait for any.
+    prefix = 'pod_prefix: "10.192.0.0/24" names_wait_s: 0'
+    core.config = f"network {{ uplink {{ {uplink} }} {prefix} }}"
+    core.start()
+    core.wait_for(f"up0 has {NODE}/24")
+    assert core.problem() == ""
 
 
-@pytest.fixture
-def core(tmp_path: Path) -> Iterator[NodeCore]:
-    node = NodeCore(tmp_path, BY_DHCP)
-    yield node
-    if node.process is not None:
-        assert node.stop() == 0
+def attach(core: NodeCore) -> list[str]:
+    """Attach the pod, and return its addresses; nothing is amiss."""
+    addresses = core.attach("pod-a")
+    checked = core.stub().Check(workload_pb2.CheckRequest(workload_id="pod-a"), timeout=LIMIT_S)
+    (one,) = checked.attachments
+    assert not one.findings, one.findings
+    return [str(address) for address in addresses.values()]
 
 
 def source_seen_outside() -> IPv4Address:
@@ -192,13 +97,12 @@ def test_a_pod_reaches_the_world(core: NodeCore) -> None:
     with inside("srv"):
         server.open()
     with server:
-        core.start()
-        first = core.attach()
-        assert [str(one) for one in first] == ["10.192.0.1"]
+        start(core)
+        assert attach(core) == ["10.192.0.1"]
         assert source_seen_outside() == NODE
         assert core.stop(signal.SIGKILL) == -signal.SIGKILL
-        core.start()
-        assert core.attach() == first
+        start(core)
+        assert attach(core) == ["10.192.0.1"]
         assert source_seen_outside() == NODE
 
 
@@ -240,9 +144,8 @@ def test_ipv6_by_hand_does_not_keep_ipv4_away(core: NodeCore) -> None:
     """Without IPv6 in the kernel it is left out, and that is said; where it was
     only switched off, what is configured by hand is meant.
     """
-    core.uplink = BY_HAND
-    core.start()
-    core.attach()
+    start(core, BY_HAND)
+    attach(core)
     assert source_seen_outside() == NODE
     if ALL.exists():
         assert "2001:db8::7/64" in sh("ip -6 address show dev up0")

@@ -22,8 +22,9 @@ import grpc
 import pytest
 
 from metropolis.node import allocs
-from metropolis.node.core.network.testing.nodecore import LIMIT_S, NodeCore, inside, sh
+from metropolis.node.core.network.testing.nodecore import NodeCore
 from metropolis.node.core.network.workloads.spec import workload_pb2
+from osbase.test.namespaces import LIMIT_S, inside, sh
 
 type IPAddress = IPv4Address | IPv6Address
 

@@ -26,17 +26,10 @@ from pathlib import Path
 import pytest
 
 from metropolis.node import allocs
-from metropolis.node.core.network.testing.nodecore import (
-    CONFIG,
-    LIMIT_S,
-    NodeCore,
-    add_uplink,
-    dnsmasq,
-    inside,
-    sh,
-)
+from metropolis.node.core.network.testing.nodecore import CONFIG, NodeCore, add_uplink, dnsmasq
 from metropolis.node.core.network.workloads.spec import workload_pb2
 from osbase.net.dhcp4.testserver import Server
+from osbase.test.namespaces import LIMIT_S, inside, sh
 
 type IPAddress = IPv4Address | IPv6Address
 

@@ -3,9 +3,6 @@
 take things away.
 
 this namespace: up0 ----- veth ----- srv0: namespace "srv", 192.0.2.1
-
-The reconciler is not here: its looks are called by hand, as often as a test
-needs, so what is put back is put back by exactly one of them.
 """
 
 from __future__ import annotations
@@ -13,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_interface
 from pathlib import Path
@@ -25,17 +21,13 @@ from google.protobuf import text_format
 
 from metropolis.node import allocs
 from metropolis.node.core.network import sysctls
-from metropolis.node.core.network.reconcile.ward import Repair
-from metropolis.node.core.network.uplink import Uplink, UplinkStatus
-from osbase import event
+from metropolis.node.core.network.testing.uplinks import Node, running, until
 from osbase.net.config import Dhcp4, Interface, Problems, interface
 from osbase.net.dhcp4.packet import Option
 from osbase.net.dhcp4.testserver import Server
 from osbase.net.spec import net_pb2
-from osbase.netlink import netns
-from osbase.supervisor import Supervisor
+from osbase.test.namespaces import LIMIT_S, inside, sh
 
-LIMIT_S = 60
 ROUTER = IPv4Address("192.0.2.1")
 BY_DHCP = Interface("up0", dhcp4=Dhcp4())
 BY_HAND = Interface(
@@ -44,15 +36,6 @@ BY_HAND = Interface(
     gateways=(ROUTER, ip_address("2001:db8::1")),
     dns=(ip_address("192.0.2.53"),),
 )
-
-
-def sh(command: str) -> str:
-    """Run a command; returns its output."""
-    done = subprocess.run(
-        command.split(), check=False, capture_output=True, text=True, timeout=LIMIT_S
-    )
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
 
 
 def srv(command: str) -> str:
@@ -82,69 +65,13 @@ def add_link() -> None:
 
 
 @contextlib.contextmanager
-def in_srv() -> Iterator[None]:
-    """Run the block in the server's namespace; sockets stay in it."""
-    home, there = netns.open_current(), netns.open_path("/run/netns/srv")
-    try:
-        with netns.Inside(there, home):
-            yield
-    finally:
-        os.close(home)
-        os.close(there)
-
-
-@contextlib.contextmanager
 def leases(options: dict[int, bytes | None]) -> Iterator[Server]:
     """A server of 192.0.2.50, renewed each 2 s."""
     server = Server("srv0", ROUTER, IPv4Address("192.0.2.50"), 60, 2, 50, options=options)
-    with in_srv():
+    with inside("srv"):
         server.open()
     with server:
         yield server
-
-
-class Node:
-    """A running uplink."""
-
-    def __init__(self, config: Interface, resolv_conf: Path) -> None:
-        self.resolv_conf = resolv_conf
-        self.status = event.Value[UplinkStatus]("status")
-        self.uplink = Uplink(config, self.status, resolv_conf=str(resolv_conf))
-
-    async def has(self, address: str) -> UplinkStatus:
-        wanted = ip_interface(address)
-        return await self.status.watch().get(lambda now: wanted in now.addresses)
-
-    async def look(self, *refused: str) -> Sequence[Repair]:
-        """One look, in which those keys are left alone."""
-        ward = self.uplink.ward()
-        return await asyncio.to_thread(ward.look, lambda key: key not in refused)
-
-    async def keys(self) -> set[str]:
-        """What one look puts back; nothing is refused."""
-        repairs = await self.look()
-        assert not any(one.error or one.left for one in repairs), repairs
-        return {one.key for one in repairs}
-
-
-@contextlib.asynccontextmanager
-async def running(config: Interface, tmp_path: Path) -> AsyncIterator[Node]:
-    """The uplink, supervised, stopped at the end, which must be clean."""
-    node = Node(config, tmp_path / "resolv.conf")
-    supervisor = Supervisor(node.uplink.run)
-    task = asyncio.create_task(supervisor.run(10))
-    try:
-        async with asyncio.timeout(LIMIT_S):
-            yield node
-    finally:
-        supervisor.request_stop()
-        assert await task == []
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Look again and again."""
-    while not await asyncio.to_thread(holds):  # noqa: ASYNC110
-        await asyncio.sleep(0.05)
 
 
 def link(name: str = "up0") -> dict[str, object]:
@@ -231,7 +158,7 @@ async def test_a_gateway_beside_a_single_address(gateway: str, tmp_path: Path) -
 
 
 async def mtu_of(node: Node, mtu: int) -> None:
-    await node.status.watch().get(lambda now: now.link is not None and now.link.mtu == mtu)
+    await node.when(lambda now: now.link is not None and now.link.mtu == mtu)
 
 
 def marks() -> list[str]:
@@ -422,7 +349,7 @@ async def test_what_a_former_run_had_and_a_server_that_is_away(tmp_path: Path) -
         sh(f"ip address change 192.0.2.50/24 dev up0 {ours} valid_lft 4 preferred_lft 4")
     async with running(config, tmp_path) as node:
         await node.has("2001:db8::8/64")
-        await node.status.watch().get(lambda now: len(now.addresses) == 1)
+        await node.when(lambda now: len(now.addresses) == 1)
         await until(lambda: not addresses())
         await mtu_of(node, 1500)
         assert await node.keys() == set()
@@ -470,7 +397,7 @@ async def test_name_servers_are_put_back(tmp_path: Path) -> None:
 @contextlib.contextmanager
 def router(tmp_path: Path) -> Iterator[None]:
     """Advertises; by itself once in ten minutes."""
-    with in_srv():
+    with inside("srv"):
         Path("/proc/sys/net/ipv6/conf/srv0/forwarding").write_text("1")
     command = [
         *("nsenter", "--net=/run/netns/srv", "dnsmasq", "--keep-in-foreground"),
@@ -538,7 +465,7 @@ async def test_a_link_that_is_renamed(tmp_path: Path) -> None:
         async with running(config, tmp_path) as node:
             await node.has("192.0.2.50/24")
             sh("ip link set up0 name up7")
-            status = await node.status.watch().get(
+            status = await node.when(
                 lambda now: now.link is not None and now.link.name == "up7" and bool(now.addresses)
             )
             assert [str(one) for one in status.addresses] == ["192.0.2.50/24"]
@@ -556,7 +483,7 @@ async def test_a_link_that_comes_back(tmp_path: Path) -> None:
         async with running(BY_DHCP, tmp_path) as node:
             await node.has("192.0.2.50/24")
             sh("ip link del up0")
-            await node.status.watch().get(lambda now: now.link is None)
+            await node.when(lambda now: now.link is None)
             assert await node.look() == ()
     add_link()
     with leases({}):

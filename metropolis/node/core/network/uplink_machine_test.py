@@ -16,12 +16,11 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 from pathlib import Path
@@ -30,15 +29,12 @@ import pytest
 
 from metropolis.node import allocs
 from metropolis.node.core.network import sysctls
-from metropolis.node.core.network.uplink import Uplink, UplinkStatus
-from osbase import event
+from metropolis.node.core.network.testing.uplinks import running, until
 from osbase.net.config import Bond, BondMode, Dhcp4, Interface, Vlan
 from osbase.net.dhcp4.packet import Option, Type
 from osbase.net.dhcp4.testserver import Server
-from osbase.netlink import netns
-from osbase.supervisor import Supervisor
+from osbase.test.namespaces import LIMIT_S, inside, sh
 
-LIMIT_S = 60
 NODE = {4: IPv4Address("192.0.2.7"), 6: IPv6Address("2001:db8::7")}
 ROUTER = IPv4Address("192.0.2.1")
 PORT = 7777
@@ -54,30 +50,9 @@ CONFIG = Interface(
 )
 
 
-def sh(command: str) -> str:
-    """Run a command; returns its output."""
-    done = subprocess.run(
-        command.split(), check=False, capture_output=True, text=True, timeout=LIMIT_S
-    )
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
-
-
 def net(command: str) -> str:
     """Run a command in the network's namespace."""
     return sh(f"ip netns exec net {command}")
-
-
-@contextlib.contextmanager
-def inside() -> Iterator[None]:
-    """Run the block in the network's namespace; sockets stay in it."""
-    home, there = netns.open_current(), netns.open_path("/run/netns/net")
-    try:
-        with netns.Inside(there, home):
-            yield
-    finally:
-        os.close(home)
-        os.close(there)
 
 
 @pytest.fixture(autouse=True)
@@ -110,26 +85,11 @@ def network() -> Iterator[None]:
     sh("ip netns del net")
 
 
-@contextlib.asynccontextmanager
-async def running(config: Interface, tmp_path: Path) -> AsyncIterator[event.Watcher[UplinkStatus]]:
-    """The uplink, supervised; a watcher of its status."""
-    status = event.Value[UplinkStatus]("status")
-    uplink = Uplink(config, status, resolv_conf=str(tmp_path / "resolv.conf"))
-    supervisor = Supervisor(uplink.run)
-    task = asyncio.create_task(supervisor.run(10))
-    try:
-        async with asyncio.timeout(LIMIT_S):
-            yield status.watch()
-    finally:
-        supervisor.request_stop()
-        assert await task == []
-
-
 class Heard:
     """What is announced on a link of the network, and when."""
 
     def __init__(self, link: str) -> None:
-        with inside():
+        with inside("net"):
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
             self._socket.bind((link, 3))
         self._socket.settimeout(LIMIT_S)
@@ -155,13 +115,6 @@ class Heard:
         self._socket.close()
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    """Look again and again."""
-    async with asyncio.timeout(LIMIT_S):
-        while not await asyncio.to_thread(holds):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-
-
 class Stream:
     """Numbered datagrams from the router to the node, 5 ms apart; nothing goes
     back. How many were lost says more than when they came: the machine may be
@@ -172,7 +125,7 @@ class Stream:
         self._in = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._in.bind(("", PORT))
         self._in.settimeout(0.5)
-        with inside():
+        with inside("net"):
             self._out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._ended = threading.Event()
         self.arrivals: list[int] = []
@@ -242,8 +195,8 @@ async def test_failover_and_restart(tmp_path: Path) -> None:
         heard = Heard("core.7")
         closing.callback(heard.close)
         begin = time.monotonic()
-        async with running(CONFIG, tmp_path) as statuses:
-            status = await statuses.get(
+        async with running(CONFIG, tmp_path) as node:
+            status = await node.when(
                 lambda found: len(found.external) == 2 and bool(found.addresses)
             )
             assert status.external == (NODE[4], NODE[6])
@@ -264,8 +217,8 @@ async def test_failover_and_restart(tmp_path: Path) -> None:
 
         before = carrier_changes()
         seen = len(stream.arrivals)
-        async with running(CONFIG, tmp_path) as statuses:
-            await statuses.get(lambda found: len(found.external) == 2)
+        async with running(CONFIG, tmp_path) as node:
+            await node.when(lambda found: len(found.external) == 2)
             await until(lambda: len(stream.arrivals) > seen + 200)
             assert stream.lost(seen) == 0
         assert carrier_changes() == before
@@ -276,12 +229,12 @@ async def test_late_member_and_another_configuration(tmp_path: Path) -> None:
     sh("ip link del m0")
     sh("ip link set m1 name x1")
     config = replace(CONFIG, vlan=None, bond=replace(BOND, members=("m1", "m2"), primary=""))
-    async with running(CONFIG, tmp_path) as statuses:
-        assert (await statuses.get()).link is None
+    async with running(CONFIG, tmp_path) as node:
+        assert (await node.when(lambda _: True)).link is None
         sh("ip link set x1 name m1")
-        await statuses.get(lambda found: found.external == (NODE[4], NODE[6]))
-    async with running(config, tmp_path) as statuses:
-        status = await statuses.get(lambda found: found.external == (NODE[4], NODE[6]))
+        await node.when(lambda found: found.external == (NODE[4], NODE[6]))
+    async with running(config, tmp_path) as node:
+        status = await node.when(lambda found: found.external == (NODE[4], NODE[6]))
         assert status.link is not None
         assert status.link.name == "bond0"
         assert "vlan7" not in sh("ip link")
@@ -295,12 +248,12 @@ async def test_dhcp_over_it(tmp_path: Path) -> None:
     address = IPv4Address("192.0.2.50")
     mtu: dict[int, bytes] = {Option.INTERFACE_MTU: (1300).to_bytes(2)}
     server = Server("core.7", ROUTER, address, 600, 300, 500, options=mtu)
-    with inside():
+    with inside("net"):
         server.open()
     config = Interface(bond=BOND, vlan=CONFIG.vlan, dhcp4=Dhcp4("node-1"))
     with server:
-        async with running(config, tmp_path) as statuses:
-            await statuses.get(
+        async with running(config, tmp_path) as node:
+            await node.when(
                 lambda found: (
                     found.external == (address,)
                     and found.link is not None
@@ -311,19 +264,19 @@ async def test_dhcp_over_it(tmp_path: Path) -> None:
             begin = time.monotonic()
             for port in ("p0", "p1"):
                 net(f"ip link set {port} down")
-            await statuses.get(lambda found: found.link is not None and not found.link.carrier)
+            await node.when(lambda found: found.link is not None and not found.link.carrier)
             while not server.seen.empty():
                 server.seen.get()
             heard = Heard("core.7")
             net("ip link set p1 up")
-            await statuses.get(lambda found: found.link is not None and found.link.carrier)
+            await node.when(lambda found: found.link is not None and found.link.carrier)
             seen = await asyncio.to_thread(server.seen.get, True, LIMIT_S)
             assert (seen.message.kind, seen.requested) == (Type.REQUEST, address)
             await until(lambda: [one for _, one in heard.times].count(address) >= 2)
             heard.close()
             print(f"all ports lost and back: {time.monotonic() - begin:.1f} s with announcements")
-        async with running(replace(config, mtu=1400), tmp_path) as statuses:
-            await statuses.get(
+        async with running(replace(config, mtu=1400), tmp_path) as node:
+            await node.when(
                 lambda found: (
                     found.external == (address,)
                     and found.link is not None

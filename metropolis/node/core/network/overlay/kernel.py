@@ -24,7 +24,6 @@ from metropolis.node.core.network.overlay.device import (
     PeerChange,
 )
 from metropolis.node.core.network.overlay.mesh import IPNetwork
-from osbase.net import addressing
 from osbase.netlink import genl, rtnl
 from osbase.netlink.errors import BatchError
 from osbase.netlink.message import Request
@@ -127,7 +126,7 @@ class LinuxKernel:
     def set_mtu(self, mtu: int) -> None:
         """See Kernel."""
         with self._route() as sock:
-            sock.batch([addressing.set_mtu(self._index(sock), _NAME, mtu)])
+            sock.batch([rtnl.set_link_mtu(self._index(sock), _NAME, mtu)])
 
     def set_private_key(self, private_key: bytes) -> None:
         """See Kernel."""

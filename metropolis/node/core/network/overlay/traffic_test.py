@@ -35,10 +35,11 @@ from metropolis.node.core.network.overlay.mesh import (
 )
 from metropolis.node.core.network.overlay.overlay import Overlay
 from metropolis.node.core.network.overlay.testing.contract import net
-from metropolis.node.core.network.overlay.testing.lab import LIMIT_S, Space, spaces
+from metropolis.node.core.network.overlay.testing.lab import Space, spaces
 from osbase import event
 from osbase.net.links import LinkState
 from osbase.supervisor import Backoff, Context, Supervisor
+from osbase.test.namespaces import LIMIT_S
 
 NETWORKS = net("10.192.0.0/12", "fd00:10:192::/64")
 PORT = 51820

@@ -144,7 +144,7 @@ class Host:
                 def carry_out() -> None:
                     # Each may have come back by itself.
                     for request in requests:
-                        _batch_tolerating(sock, request, {errno.EEXIST, errno.EADDRNOTAVAIL})
+                        sock.batch_tolerating({errno.EEXIST, errno.EADDRNOTAVAIL}, request)
 
                 repairs.append(attempt(key, what, allow, carry_out))
 
@@ -268,11 +268,3 @@ def _is_local(sock: NetlinkSocket, address: _IPAddress) -> bool:
     except BatchError:
         return False
     return route is not None and route.kind == rtnl.RTN_LOCAL
-
-
-def _batch_tolerating(sock: NetlinkSocket, request: Request, tolerated: set[int]) -> None:
-    try:
-        sock.batch([request])
-    except BatchError as error:
-        if any(one.errno not in tolerated for one in error.errors):
-            raise

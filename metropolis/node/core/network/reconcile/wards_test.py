@@ -18,12 +18,9 @@ from metropolis.node.core.network.rules.ruleset import RuleSet
 from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.workloads.conditions import Conditions
 from osbase.nftables import NftablesError
+from osbase.test.namespaces import sh
 
 HOP = f"{allocs.FIRST_HOP_IPV4}/32"
-
-
-def sh(command: str) -> str:
-    return subprocess.run(command.split(), check=True, capture_output=True, text=True).stdout
 
 
 def always(_: str) -> bool:

@@ -20,7 +20,6 @@ from metropolis.node.core.network.rules.testing import packets
 from metropolis.node.core.network.rules.testing.lab import (
     FAMILY,
     FAR_POD,
-    LIMIT_S,
     NETWORKS,
     POD,
     apply,
@@ -31,6 +30,7 @@ from metropolis.node.core.network.rules.testing.lab import (
     taps,
 )
 from metropolis.node.core.network.rules.testing.packets import ACK, SYN
+from osbase.test.namespaces import LIMIT_S
 
 pytestmark = pytest.mark.usefixtures("links")
 

@@ -24,7 +24,6 @@ from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.rules.testing import packets
 from metropolis.node.core.network.rules.testing.lab import (
     FAR_POD,
-    LIMIT_S,
     NETWORKS,
     POD,
     POD_B,
@@ -36,10 +35,10 @@ from metropolis.node.core.network.rules.testing.lab import (
     node_socket,
     received,
     route,
-    sh,
     taps,
 )
 from metropolis.node.core.network.rules.testing.packets import ACK, RST, SYN, Packet
+from osbase.test.namespaces import LIMIT_S, sh
 
 pytestmark = pytest.mark.usefixtures("links")
 

@@ -27,7 +27,6 @@ from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.rules.testing import packets
 from metropolis.node.core.network.rules.testing.lab import (
     FAMILY,
-    LIMIT_S,
     NETWORKS,
     POD,
     POD_B,
@@ -37,11 +36,11 @@ from metropolis.node.core.network.rules.testing.lab import (
     near,
     node_socket,
     received,
-    sh,
     taps,
 )
 from metropolis.node.core.network.rules.testing.packets import ACK, SYN
 from osbase.netlink import netns
+from osbase.test.namespaces import LIMIT_S, sh
 
 pytestmark = pytest.mark.usefixtures("links")
 

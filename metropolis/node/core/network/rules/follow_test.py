@@ -18,8 +18,8 @@ from metropolis.node.core.network.rules.settings import Settings
 from osbase import event
 from osbase.net.links import LinkState
 from osbase.netlink.rtnl import RTN_UNREACHABLE, Route
+from osbase.test.namespaces import LIMIT_S, sh
 
-LIMIT_S = 20.0
 UPLINK = LinkState(10, "up0", b"\2" * 6, 1500, True, True)
 
 
@@ -49,12 +49,6 @@ def test_judgement(link: LinkState | None, routes: list[Route], strict: bool, wh
     on, text = reverse_path.judge(link, routes)
     assert on is strict
     assert text.startswith(why)
-
-
-def sh(command: str) -> str:
-    """Run a command without a shell; returns its output."""
-    done = subprocess.run(command.split(), check=True, capture_output=True, text=True)
-    return done.stdout
 
 
 @pytest.fixture

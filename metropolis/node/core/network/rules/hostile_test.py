@@ -23,9 +23,9 @@ from metropolis.node.core.network.rules.testing.lab import (
     apply,
     counters,
     node_socket,
-    sh,
     taps,
 )
+from osbase.test.namespaces import sh
 
 pytestmark = pytest.mark.usefixtures("links")
 

@@ -22,7 +22,6 @@ from metropolis.node.core.network.rules.testing import packets
 from metropolis.node.core.network.rules.testing.lab import (
     FAMILY,
     FAR_POD,
-    LIMIT_S,
     METADATA,
     NETWORKS,
     POD,
@@ -33,10 +32,10 @@ from metropolis.node.core.network.rules.testing.lab import (
     counters,
     near,
     route,
-    sh,
     taps,
 )
 from metropolis.node.core.network.rules.testing.packets import ACK, FIN, PSH, RST, SYN, Packet
+from osbase.test.namespaces import LIMIT_S, sh
 
 pytestmark = pytest.mark.usefixtures("links")
 

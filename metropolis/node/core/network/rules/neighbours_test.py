@@ -29,9 +29,9 @@ from metropolis.node.core.network.rules.testing.lab import (
     link_local,
     near,
     node_socket,
-    sh,
     taps,
 )
+from osbase.test.namespaces import sh
 
 pytestmark = pytest.mark.usefixtures("links")
 

@@ -25,11 +25,10 @@ import grpc
 import pytest
 
 from metropolis.node.core.network.workloads.spec import workload_pb2, workload_pb2_grpc
-from osbase.netlink import netns
+from osbase.test.namespaces import LIMIT_S, inside, sh
 
 type IPAddress = IPv4Address | IPv6Address
 
-LIMIT_S = 60.0
 CONFIG = """
 network {
   uplink { name: "up0" dhcp4 { host_name: "node-1" } static { dns: "2001:db8:2::53" } }
@@ -37,28 +36,6 @@ network {
   pod_prefix: "fd00:10:192::/112"
 }
 """
-
-
-def sh(command: str) -> str:
-    """Run a command without a shell; returns its output."""
-    done = subprocess.run(
-        command.split(), check=False, capture_output=True, text=True, timeout=LIMIT_S
-    )
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
-
-
-@contextlib.contextmanager
-def inside(name: str) -> Iterator[None]:
-    """Run the block in a namespace; sockets opened in it stay in it."""
-    home = netns.open_current()
-    there = os.open(f"/run/netns/{name}", os.O_RDONLY)
-    try:
-        with netns.Inside(there, home):
-            yield
-    finally:
-        os.close(home)
-        os.close(there)
 
 
 def add_uplink(mtu: int = 1500) -> None:

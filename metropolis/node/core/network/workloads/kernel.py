@@ -186,7 +186,7 @@ class KernelDatapath:
 
     def _batch_tolerating(self, tolerated: set[int], *requests: Request) -> None:
         with self._sockets.socket() as host:
-            _batch_tolerating(host, tolerated, *requests)
+            host.batch_tolerating(tolerated, *requests)
 
     # ---- Recovery ---------------------------------------------------------
 
@@ -517,8 +517,7 @@ class KernelDatapath:
                 self._batch_tolerating({errno.ENODEV}, request)
             if loopback is not None:
                 # Its IPv4 address stays when it goes down, the IPv6 one goes.
-                _batch_tolerating(
-                    loopback,
+                loopback.batch_tolerating(
                     {errno.EADDRNOTAVAIL},
                     rtnl.set_link_down(_LOOPBACK, "lo"),
                     rtnl.del_address(_LOOPBACK, "lo", IPv4Address("127.0.0.1"), 8),
@@ -607,16 +606,6 @@ def _refusals(operation: str) -> Iterator[None]:
         yield
     except (NetlinkError, OSError) as error:
         raise KernelRefused(f"{operation}: {error}") from error
-
-
-def _batch_tolerating(sock: NetlinkSocket, tolerated: set[int], *requests: Request) -> None:
-    """A batch in which some errnos are as good as success."""
-    try:
-        sock.batch(requests)
-    except BatchError as error:
-        left = [one for one in error.errors if one.errno not in tolerated]
-        if left:
-            raise BatchError(left) from error
 
 
 @contextlib.contextmanager

@@ -4,25 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 
 from metropolis.node.core.network.overlay.kernel import LinuxKernel
-from osbase.netlink import netns
 from osbase.netlink.transport import open_raw
-
-LIMIT_S = 60.0
-
-
-def sh(command: str) -> str:
-    """Run a command without a shell; returns its output."""
-    done = subprocess.run(
-        command.split(), check=False, capture_output=True, text=True, timeout=LIMIT_S
-    )
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
+from osbase.test.namespaces import inside, sh
 
 
 class Space:
@@ -38,14 +25,8 @@ class Space:
 
     def inside[T](self, make: Callable[[], T]) -> T:
         """What `make` returns when it is called in there."""
-        home = netns.open_current()
-        there = os.open(f"/run/netns/{self.name}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with netns.Inside(there, home):
-                return make()
-        finally:
-            os.close(home)
-            os.close(there)
+        with inside(self.name):
+            return make()
 
     def kernel(self) -> LinuxKernel:
         """The kernel in there."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import select
 import socket
 import subprocess
@@ -27,8 +26,8 @@ from metropolis.node import allocs
 from metropolis.node.core.network.rules.base import render
 from metropolis.node.core.network.rules.settings import IPNetwork, Settings
 from metropolis.node.core.network.rules.testing import packets
-from osbase.netlink import netns
 from osbase.nftables import Nftables
+from osbase.test.namespaces import LIMIT_S, inside, sh
 
 NETWORKS: Final[tuple[IPNetwork, ...]] = (
     ip_network("10.192.0.0/16"),
@@ -55,16 +54,6 @@ LINKS: Final = {
 }
 FAMILY: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 FAR_MAC: Final = bytes.fromhex("020000000099")
-LIMIT_S: Final = 20.0
-
-
-def sh(command: str) -> str:
-    """Run a command without a shell; returns its output."""
-    done = subprocess.run(
-        command.split(), check=False, capture_output=True, text=True, timeout=LIMIT_S
-    )
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
 
 
 def mac(name: str) -> bytes:
@@ -165,15 +154,9 @@ class Tap:
     def __init__(self, name: str) -> None:
         """name: of the link."""
         self._name = name
-        home = netns.open_current()
-        there = os.open(f"/run/netns/n-{name}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with netns.Inside(there, home):
-                self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
-                self._socket.bind(("eth0", 3))
-        finally:
-            os.close(home)
-            os.close(there)
+        with inside(f"n-{name}"):
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
+            self._socket.bind(("eth0", 3))
 
     def __enter__(self) -> Self:
         """Close it at the end."""
