@@ -302,7 +302,7 @@ class KernelDatapath:
         # The links last: what belongs to one that came meanwhile is not missed.
         routes, hops = self._routes(), self._first_hops()
         links = {link.ifindex: link for link in self._links()}
-        seen = repairs.Seen(links, routes, hops, _forwards())
+        seen = repairs.Seen(links, routes, hops, _forwards(), self._ipv6)
         done: list[Repair] = []
         for record in records:
             taking = replace and record.host_ifindex not in self._contested

@@ -190,6 +190,8 @@ DAMAGES = [
     Damage("name", changed(ifname="renamed"), ("link {N}: name",)),
     Damage("MAC", changed(address="02:00:00:00:00:99"), ("link {N}: MAC",)),
     Damage("MTU", changed(mtu=9000), ("link {N}: MTU",)),
+    # The kernel takes IPv6 off the link.
+    Damage("MTU 1000", changed(mtu=1000), ("link {N}: MTU", *IPV6_ROUTES)),
     Damage("bridge", enslaved, ("link {N}: master",)),
     Damage("no ARP", without_arp, ("link {N}: ARP",)),
     Damage("forwarding", written("ipv4/conf/{}/forwarding", 0), ("link {N}: ipv4 forwarding",)),

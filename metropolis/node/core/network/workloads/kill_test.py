@@ -8,13 +8,10 @@ caller's retry must succeed, and nothing else may change. strace shows that
 there are no other points. The table is in the test's outputs.
 """
 
-import json
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,61 +20,62 @@ import pytest
 from pyroute2 import IPRoute
 
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
-from metropolis.node.core.network.workloads.testing import dump
+from metropolis.node.core.network.workloads.testing import doomed, dump
+from metropolis.node.core.network.workloads.testing.doomed import Call, Plan
 from metropolis.node.core.network.workloads.testing.lab import Pod
 from metropolis.node.core.network.workloads.testing.served import DEADLINE_S, PREFIXES, Client
 from metropolis.node.core.network.workloads.testing.trace import calls, traced
 
+NEVER = Plan()
 OUTPUTS = Path(os.environ.get("TEST_UNDECLARED_OUTPUTS_DIR", "/tmp"))
 MAC = bytes.fromhex("020000000000")
+
+
+# A new interpreter, and what it imports, would be most of what a point costs:
+# each service is forked of a process that has imported all of it, and has no
+# thread. (This process has gRPC's, and may not fork.)
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload([doomed.__name__])
 
 
 class Doomed:
     """A service that ends where a plan says; see testing.doomed."""
 
-    def __init__(self, socket_path: Path, plan: str = "before 0") -> None:
-        module = "metropolis.node.core.network.workloads.testing.doomed"
-        command = [sys.executable, "-m", module, "--socket", str(socket_path), "--workers=1"]
-        command += [f"--prefix={prefix}" for prefix in PREFIXES]
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(log := tempfile.TemporaryFile("w+")),  # noqa: SIM115
-            text=True,
-            env=os.environ | {"DOOM": plan},
+    def __init__(self, socket_path: Path, plan: Plan = NEVER) -> None:
+        self.log = socket_path.parent.parent / "log"
+        arguments = ["--socket", str(socket_path), "--workers=1"]
+        arguments += [f"--prefix={prefix}" for prefix in PREFIXES]
+        self._orders, orders = _FORKS.Pipe()
+        self._output, output = _FORKS.Pipe(duplex=False)
+        self.process = _FORKS.Process(
+            target=doomed.run, args=(orders, output, str(self.log), plan, arguments)
         )
-        self.log = log
-        self.ready = self._line() == "ready\n"
+        self.process.start()
+        orders.close()
+        output.close()
+        self.ready = os.read(self._output.fileno(), 6) == b"ready\n"
         self.client = Client(socket_path)
 
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
+    def arm(self, plan: Plan = NEVER) -> None:
+        """Follow this plan, and count from 1 again."""
+        self._orders.send(plan)
+        assert self._orders.recv() is None
 
-    def ask(self, line: str) -> str:
-        """A plan, or `report`."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        return self._line()
-
-    def calls(self) -> list[list[str]]:
+    def calls(self) -> list[Call]:
         """What was counted since the last plan."""
-        found: list[list[str]] = json.loads(self.ask("report"))
+        self._orders.send(None)
+        found: list[Call] = self._orders.recv()
         return found
 
-    def wait(self) -> int:
+    def wait(self) -> int | None:
         """Its exit status, once it has ended."""
         self.client.close()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
-        status = self.process.wait(DEADLINE_S)
-        with self.log:
-            if status not in (0, -signal.SIGKILL):
-                self.log.seek(0)
-                print(f"the service ended with {status}:\n{self.log.read()}")
+        self._orders.close()
+        self._output.close()
+        self.process.join(DEADLINE_S)
+        status = self.process.exitcode
+        if status not in (0, -signal.SIGKILL):
+            print(f"the service ended with {status}:\n{self.log.read_text()}")
         return status
 
     def end(self) -> None:
@@ -170,14 +168,14 @@ class World:
                 return word
         return "part"
 
-    def restart(self, plan: str = "before 0") -> None:
+    def restart(self, plan: Plan = NEVER) -> None:
         self.served = Doomed(self.path, plan)
 
     def row(self, *row: str) -> None:
         self.rows.append(row)
 
     def close(self) -> None:
-        if self.served.process.poll() is None:
+        if self.served.process.is_alive():
             for workload_id in ("w", "other"):
                 self.served.client.detach(workload_id)
             self.served.end()
@@ -192,16 +190,16 @@ def world(tmp_path: Path) -> Iterator[World]:
     made.close()
 
 
-def plans(calls: list[list[str]]) -> Iterator[tuple[str, str]]:
+def plans(calls: list[Call]) -> Iterator[tuple[Plan, str]]:
     """Every plan there is for these calls, and what it is in words."""
-    for number, (name, *messages) in enumerate(calls, 1):
-        what = f"{name} {'+'.join(messages)}".strip()
-        yield f"before {number}", f"before {what}"
-        for cut in range(1, len(messages)):
-            yield f"cut {number} {cut}", f"{what}, after message {cut}"
-        for spoilt in range(1, len(messages) + 1):
-            yield f"spoil {number} {spoilt}", f"{what}, message {spoilt} refused"
-        yield f"after {number}", f"after {what}"
+    for number, call in enumerate(calls, 1):
+        count = len(call.messages)
+        yield Plan("before", number, what=call), f"before {call}"
+        for cut in range(1, count):
+            yield Plan("cut", number, cut, call), f"{call}, after message {cut}"
+        for spoilt in range(1, count + 1):
+            yield Plan("spoil", number, spoilt, call), f"{call}, message {spoilt} refused"
+        yield Plan("after", number, what=call), f"after {call}"
 
 
 def tell(name: str, rows: list[tuple[str, ...]]) -> None:
@@ -229,7 +227,7 @@ def everywhere(
     makes to `whole`.
     """
     prepare()
-    world.served.ask("before 0")
+    world.served.arm()
     act()
     calls = world.served.calls()
     assert world.state() == whole
@@ -237,7 +235,7 @@ def everywhere(
         world.detach()
         prepare()
         start = world.state()
-        assert world.served.ask(plan) == "armed\n"
+        world.served.arm(plan)
         with pytest.raises(grpc.RpcError) as refused:
             act()
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE, what
@@ -289,13 +287,13 @@ def test_attach_that_fails(world: World) -> None:
     def act() -> None:
         world.attach("eth0")
 
-    world.served.ask("before 0")
+    world.served.arm()
     with pytest.raises(grpc.RpcError, match="EEXIST"):
         act()
     calls = world.served.calls()
-    assert ["send", "DELLINK"] in calls
+    assert Call("send", ("DELLINK",)) in calls
     for plan, what in plans(calls):
-        world.served.ask(plan)
+        world.served.arm(plan)
         with pytest.raises(grpc.RpcError) as refused:
             act()
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE, what
@@ -356,12 +354,12 @@ def test_recovery(world: World, cut: int, expected: set[str]) -> None:
 
     def wreck() -> None:
         """With a running service; without one at the end."""
-        world.served.ask("before 0")
+        world.served.arm()
         world.attach("eth0")
         calls = world.served.calls()
         world.detach()
-        commit = max(number for number, call in enumerate(calls, 1) if call[0] == "send")
-        world.served.ask(f"cut {commit} {cut}")
+        commit = max(number for number, call in enumerate(calls, 1) if call.name == "send")
+        world.served.arm(Plan("cut", commit, cut, calls[commit - 1]))
         with pytest.raises(grpc.RpcError):
             world.attach("eth0")
         assert world.served.wait() == -signal.SIGKILL
@@ -383,15 +381,17 @@ def test_recovery(world: World, cut: int, expected: set[str]) -> None:
     wreck()
     world.restart()
     calls = world.served.calls()
-    assert sum("DELLINK" in call for call in calls) == (0 if expected else 1)
-    assert sum("NEWROUTE" in call for call in calls) == 1 + len(expected)
+    assert sum("DELLINK" in call.messages for call in calls) == (0 if expected else 1)
+    assert sum("NEWROUTE" in call.messages for call in calls) == 1 + len(expected)
     assert world.state() == expected
     world.detach()
     # Before it writes, both are the same to it: once is enough.
-    written = (n for n, call in enumerate(calls) if any("GET" not in kind for kind in call[1:]))
+    written = (
+        n for n, call in enumerate(calls) if any("GET" not in kind for kind in call.messages)
+    )
     first = next(written) if expected else 0
     for plan, what in plans(calls):
-        if int(plan.split()[1]) <= first:
+        if plan.call <= first:
             continue
         wreck()
         world.restart(plan)
@@ -461,9 +461,9 @@ def test_there_are_no_other_points(world: World) -> None:
         world.detach,
     ]
     for step in steps:
-        world.served.ask("before 0")
+        world.served.arm()
         log = world.traced(step)
-        assert acts(log) == [call[0] for call in world.served.calls()]
+        assert acts(log) == [call.name for call in world.served.calls()]
 
 
 @pytest.mark.parametrize("name", ["setns", "socket", "sendto"])
@@ -474,7 +474,7 @@ def test_killed_by_the_kernel_at_every_call(world: World, name: str) -> None:
     world.learn("eth0")
     kills = 0
     while True:
-        world.served.ask("before 0")
+        world.served.arm()
         inject = f"--inject={name}:signal=KILL:when={kills + 1}"
         try:
             world.traced(lambda: world.attach("eth0"), f"--trace={name}", inject)
@@ -492,6 +492,6 @@ def test_killed_by_the_kernel_at_every_call(world: World, name: str) -> None:
         assert world.state() == {"eth0"}
         world.row(f"strace: entering {name} {kills}", left, words(found), "eth0")
         world.detach()
-    counted = [call[0] for call in world.served.calls()]
+    counted = [call.name for call in world.served.calls()]
     assert kills == counted.count({"sendto": "send"}.get(name, name))
     tell(f"Attach, killed by strace at {name}", world.rows)

@@ -26,6 +26,7 @@ _FORWARDING = {"forwarding": (rtnl.IPV4_DEVCONF_FORWARDING, 1)}
 # By it the kernel judges who asks for the first hop (see rules.base): with 0 or
 # 2, as sysctl files set all links, invented askers get neighbour entries.
 _RP_FILTER = {"rp_filter": (rtnl.IPV4_DEVCONF_RP_FILTER, 1)}
+_IPV6_MTU = 1280
 # The first hop is an address of lo: with more than 0 nobody answers for it.
 _ARP_IGNORE = {"arp_ignore": (rtnl.IPV4_DEVCONF_ARP_IGNORE, 0)}
 
@@ -35,13 +36,15 @@ class Seen:
     """What the host has. links: by index. routes: our host routes, by address
     and index. first_hops: the IPv6 first hop, by index of the link. forwards:
     the host as a whole does, in IPv4; else its links need not, and setting
-    that right, which sets all of them, is for who looks after the host.
+    that right, which sets all of them, is for who looks after the host. ipv6:
+    its kernel has it.
     """
 
     links: Mapping[int, Link]
     routes: Mapping[tuple[IPAddress, int], Route]
     first_hops: Mapping[int, Address]
     forwards: bool
+    ipv6: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ def mends(record: Record, seen: Seen, *, replace: bool) -> list[Mend]:
     link = seen.links.get(record.host_ifindex)
     if link is None or not belongs(record, link):
         return []
-    return [*_link(record, link, seen.forwards), *_addresses(record, seen, replace)]
+    return [*_link(record, link, seen), *_addresses(record, seen, replace)]
 
 
 def belongs(record: Record, link: Link) -> bool:
@@ -81,7 +84,7 @@ def belongs(record: Record, link: Link) -> bool:
     )
 
 
-def _link(record: Record, link: Link, forwards: bool) -> Iterator[Mend]:
+def _link(record: Record, link: Link, seen: Seen) -> Iterator[Mend]:
     index, name = record.host_ifindex, record.host_interface
 
     def mend(what: str, expected: object, found: object, *requests: Request) -> Mend:
@@ -100,9 +103,17 @@ def _link(record: Record, link: Link, forwards: bool) -> Iterator[Mend]:
     if link.mac != mac:
         request = rtnl.set_link_mac(index, name, mac)
         yield mend("MAC", mac.hex(":"), link.mac.hex(":"), request)
+    # Each would bring a route to fe80::/64; see checks.FIRST_HOP_BITS_6.
+    no_addresses = (
+        rtnl.set_link_no_ipv6_address(index, name),
+        rtnl.del_address(index, name, checks.link_local(mac), 64),
+    )
     if link.mtu != record.mtu:
+        # With less, the kernel took IPv6 off the link; it comes back with the
+        # kernel's own settings.
+        again = no_addresses if seen.ipv6 and link.mtu < _IPV6_MTU else ()
         request = rtnl.set_link_mtu(index, name, record.mtu)
-        yield mend("MTU", record.mtu, link.mtu, request)
+        yield mend("MTU", record.mtu, link.mtu, request, *again)
     if link.alias != record.workload_id.encode():
         request = rtnl.set_link_alias(index, name, record.workload_id, ipv6=False)
         found = show(link.alias.decode("ascii", "replace"))
@@ -112,7 +123,7 @@ def _link(record: Record, link: Link, forwards: bool) -> Iterator[Mend]:
         yield mend("alternative names", ", ".join(map(show, lost)), "none of these", request)
     if not link.arp:
         yield mend("ARP", "on", "off", rtnl.set_link_arp(index, name))
-    settings = _ARP_IGNORE | _RP_FILTER | (_FORWARDING if forwards else {})
+    settings = _ARP_IGNORE | _RP_FILTER | (_FORWARDING if seen.forwards else {})
     for what, (number, value) in settings.items() if record.ips[0].version == 4 else ():
         is_now = link.ipv4_setting(number)
         if is_now not in (None, value):
@@ -122,15 +133,7 @@ def _link(record: Record, link: Link, forwards: bool) -> Iterator[Mend]:
         key = f"link {name}: ipv6 disable_ipv6"
         yield Mend(key, f"disable_ipv6 of {name}: expected 0, found 1", enable_ipv6=True)
     if link.ipv6_addresses:
-        # Each would bring a route to fe80::/64; see checks.FIRST_HOP_BITS_6.
-        given = checks.link_local(mac)
-        yield mend(
-            "ipv6 addr_gen_mode",
-            "none",
-            "another",
-            rtnl.set_link_no_ipv6_address(index, name),
-            rtnl.del_address(index, name, given, 64),
-        )
+        yield mend("ipv6 addr_gen_mode", "none", "another", *no_addresses)
     if not link.up:
         yield mend("state", "up", "down", rtnl.set_link_up(index, name))
 

@@ -1,34 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`serve`, ended by SIGKILL at a chosen system call: run as a program.
+"""`serve`, ended by SIGKILL at a chosen system call: run in a process of its own.
 
 Counted are the system calls by which this service acts: entering a network
 namespace, opening a netlink socket, sending on one. The calls are the real
 ones; only at the chosen one a SIGKILL to ourselves comes first or follows:
 
-    before N, after N   the N-th call
-    cut N M             the N-th call, a send, only sends its first M messages:
-                        as if the kernel had stopped there
-    spoil N M           message M of that send is one that the kernel refuses
+    before N     the N-th call
+    after N
+    cut N M      the N-th call, a send, only sends its first M messages: as if
+                 the kernel had stopped there
+    spoil N M    message M of that send is one that the kernel refuses
 
-A plan is a line on standard input, or $DOOM for the time before `ready`; its
-answer is `armed`. From then on calls are counted, from 1. `report` is answered
-with a line of JSON: what each counted call was, with its messages.
+What a plan means must be the same in each process. So links have the same
+indexes in each, by which the kernel sorts what it lists; a dump that is repeated
+because something changed meanwhile is one call; and a plan says what its call
+is: where that is another, the process ends otherwise.
+
+Plans come before the start, and later by `orders`: calls are counted from 1
+again, and the answer is None. The order None is answered by the calls that were
+counted.
 
 Why not strace's injection: it knows no messages, and it stops every thread at
 every call. It is used to show that this counts all there is; see kill_test.
 """
 
-import json
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, NoReturn
 
-from metropolis.node.core.network.workloads import serve
+from metropolis.node.core.network.workloads import engine, serve
 from metropolis.node.core.network.workloads.testing.trace import split
-from osbase.netlink.message import HEADER
+from osbase.netlink.message import HEADER, NLM_F_DUMP
 
 _KINDS = {
     16: "NEWLINK",
@@ -45,41 +52,62 @@ _KINDS = {
 }
 
 
+# Of the first link of each service: like no other number in a listing.
+_FIRST_INDEX = 0x1A5A5A5
+
+
+class Call(NamedTuple):
+    """A call that acts. messages: of a send, their kinds."""
+
+    name: str
+    messages: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} {'+'.join(self.messages)}".strip()
+
+
 class Plan(NamedTuple):
-    """See the module; call 0 is never reached."""
+    """See the module; call 0 is never reached. what: the call it is about."""
 
     when: str = "before"
     call: int = 0
     message: int = 0
+    what: Call | None = None
 
 
 class Doom:
     """Counts, and ends the process when the plan says so."""
 
-    def __init__(self) -> None:
+    def __init__(self, plan: Plan) -> None:
         self._lock = threading.Lock()
-        self._plan = Plan()
-        self._calls: list[list[str]] = []
+        self._plan = plan
+        self._calls: list[Call] = []
 
     def arm(self, plan: Plan) -> None:
         """Count from 1 again."""
         with self._lock:
             self._plan, self._calls = plan, []
 
-    def report(self) -> list[list[str]]:
-        """Of each call: its name, and of a send the kinds of its messages."""
+    def report(self) -> list[Call]:
+        """The calls that were counted."""
         with self._lock:
             return list(self._calls)
 
     def begin(self, name: str, messages: list[bytes]) -> Plan | None:
         """A call is about to be made; return the plan if it is the one."""
+        kinds = [HEADER.unpack_from(message)[1] for message in messages]
+        call = Call(name, tuple(_KINDS.get(kind, str(kind)) for kind in kinds))
         with self._lock:
-            kinds = [HEADER.unpack_from(message)[1] for message in messages]
-            self._calls.append([name, *(_KINDS.get(kind, str(kind)) for kind in kinds)])
-            hit = self._plan.call == len(self._calls)
-        if hit and self._plan.when == "before":
+            self._calls.append(call)
+            plan = self._plan
+            if plan.call != len(self._calls):
+                return None
+        if plan.what != call:
+            print(f"call {plan.call} is {call}, not {plan.what}", file=sys.stderr, flush=True)
+            os._exit(2)
+        if plan.when == "before":
             die()
-        return self._plan if hit else None
+        return plan
 
 
 def die() -> NoReturn:
@@ -94,12 +122,23 @@ def _spoilt(message: bytes) -> bytes:
     return HEADER.pack(20, kind, flags, sequence, port) + message[16:20]
 
 
+def _dump(messages: list[bytes]) -> bytes:
+    """A dump without its sequence number; b"": it is none."""
+    _, kind, flags, _, _ = HEADER.unpack_from(messages[0])
+    dumps = flags & NLM_F_DUMP == NLM_F_DUMP
+    return HEADER.pack(0, kind, flags, 0, 0) + messages[0][16:] if dumps else b""
+
+
 def install(doom: Doom) -> None:
     """Put the counting before the real calls."""
     real_setns = os.setns
 
     class Counted(socket.socket):
-        """A socket whose life begins with being counted."""
+        """A socket whose life begins with being counted. dump: what it sent
+        last, if that was a dump.
+        """
+
+        dump = b""
 
         def __init__(self, family: int = -1, *rest: Any, **more: Any) -> None:
             plan = None
@@ -113,6 +152,10 @@ def install(doom: Doom) -> None:
             if self.family != socket.AF_NETLINK:
                 return super().send(data, flags)
             messages = split(data)
+            dump = _dump(messages)
+            if dump and dump == self.dump:
+                return super().send(data, flags)
+            self.dump = dump
             plan = doom.begin("send", messages)
             if plan is None:
                 return super().send(data, flags)
@@ -133,29 +176,28 @@ def install(doom: Doom) -> None:
     os.setns = setns  # type: ignore[assignment]
 
 
-def parse(line: str) -> Plan:
-    """A plan as it is written: `cut 3 2`, `before 1`."""
-    when, call, *message = line.split()
-    return Plan(when, int(call), int(message[0]) if message else 0)
-
-
-def _listen(doom: Doom) -> None:
-    for line in sys.stdin:
-        if line == "report\n":
-            print(json.dumps(doom.report()), flush=True)
-        else:
-            doom.arm(parse(line))
-            print("armed", flush=True)
-
-
-def main() -> int:
-    """`serve` with its own arguments."""
-    doom = Doom()
+def run(
+    orders: Connection[list[Call] | None, Plan | None],
+    output: Connection[None, None],
+    log: str,
+    plan: Plan,
+    arguments: list[str],
+) -> NoReturn:
+    """`serve` with its own arguments, its output and log to these."""
+    os.dup2(output.fileno(), 1)
+    output.close()
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC), 2)
+    doom = Doom(plan)
     install(doom)
-    doom.arm(parse(os.environ.get("DOOM", "before 0")))
-    threading.Thread(target=_listen, args=(doom,), daemon=True).start()
-    return serve.main(sys.argv[1:])
+    engine._random_index = lambda: _FIRST_INDEX
 
+    def listen() -> None:
+        with contextlib.suppress(EOFError):
+            while True:
+                order = orders.recv()
+                if order is not None:
+                    doom.arm(order)
+                orders.send(doom.report() if order is None else None)
 
-if __name__ == "__main__":
-    sys.exit(main())
+    threading.Thread(target=listen, daemon=True).start()
+    sys.exit(serve.main(arguments))
