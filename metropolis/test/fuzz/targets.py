@@ -55,7 +55,7 @@ def netlink_messages(data: bytes) -> None:
         if record is not None and record.workload_id:
             again = dataclasses.replace(link, altnames=names.altnames_of(record))
             assert recovery.record_of(again) == record
-            seen = repairs.Seen({record.host_ifindex: link}, {}, {}, forwards=True)
+            seen = repairs.Seen({record.host_ifindex: link}, {}, {}, forwards=True, ipv6=True)
             with contextlib.suppress(ProtocolError):
                 repairs.mends(record, seen, replace=True)
     recovery.plan(links, set())

@@ -132,6 +132,7 @@ class World:
     def traced(self, act: Callable[[], None], *options: str) -> str:
         """What strace says of the service while `act` runs."""
         log = self.path.parent.parent / "strace"
+        assert self.served.process.pid is not None, "it was started"
         return traced(self.served.process.pid, log, act, "-s", "0", *options)
 
     def listed(self) -> set[str]:
@@ -190,16 +191,21 @@ def world(tmp_path: Path) -> Iterator[World]:
     made.close()
 
 
-def plans(calls: list[Call]) -> Iterator[tuple[Plan, str]]:
-    """Every plan there is for these calls, and what it is in words."""
-    for number, call in enumerate(calls, 1):
+def plans(calls: list[Call], first: int = 0) -> Iterator[tuple[Plan, str]]:
+    """Every plan there is for these calls, without the first, and what it is in
+    words.
+    """
+    for number, call in enumerate(calls):
+        if number < first:
+            continue
         count = len(call.messages)
-        yield Plan("before", number, what=call), f"before {call}"
+        nth = calls[: number + 1].count(call)
+        yield Plan("before", call, nth), f"before {call}"
         for cut in range(1, count):
-            yield Plan("cut", number, cut, call), f"{call}, after message {cut}"
+            yield Plan("cut", call, nth, cut), f"{call}, after message {cut}"
         for spoilt in range(1, count + 1):
-            yield Plan("spoil", number, spoilt, call), f"{call}, message {spoilt} refused"
-        yield Plan("after", number, what=call), f"after {call}"
+            yield Plan("spoil", call, nth, spoilt), f"{call}, message {spoilt} refused"
+        yield Plan("after", call, nth), f"after {call}"
 
 
 def tell(name: str, rows: list[tuple[str, ...]]) -> None:
@@ -358,8 +364,8 @@ def test_recovery(world: World, cut: int, expected: set[str]) -> None:
         world.attach("eth0")
         calls = world.served.calls()
         world.detach()
-        commit = max(number for number, call in enumerate(calls, 1) if call.name == "send")
-        world.served.arm(Plan("cut", commit, cut, calls[commit - 1]))
+        (commit,) = (call for call in calls if "NEWLINKPROP" in call.messages)
+        world.served.arm(Plan("cut", commit, 1, cut))
         with pytest.raises(grpc.RpcError):
             world.attach("eth0")
         assert world.served.wait() == -signal.SIGKILL
@@ -390,9 +396,7 @@ def test_recovery(world: World, cut: int, expected: set[str]) -> None:
         n for n, call in enumerate(calls) if any("GET" not in kind for kind in call.messages)
     )
     first = next(written) if expected else 0
-    for plan, what in plans(calls):
-        if plan.call <= first:
-            continue
+    for plan, what in plans(calls, first):
         wreck()
         world.restart(plan)
         assert not world.served.ready, what

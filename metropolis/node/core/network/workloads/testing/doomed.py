@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`serve`, ended by SIGKILL at a chosen system call: run in a process of its own.
+"""`serve`, ended by SIGKILL at a chosen system call, in a process of its own.
 
 Counted are the system calls by which this service acts: entering a network
 namespace, opening a netlink socket, sending on one. The calls are the real
 ones; only at the chosen one a SIGKILL to ourselves comes first or follows:
 
-    before N     the N-th call
+    before N     the N-th call like it
     after N
-    cut N M      the N-th call, a send, only sends its first M messages: as if
+    cut N M      the N-th, a send, only sends its first M messages: as if
                  the kernel had stopped there
     spoil N M    message M of that send is one that the kernel refuses
 
 What a plan means must be the same in each process. So links have the same
-indexes in each, by which the kernel sorts what it lists; a dump that is repeated
-because something changed meanwhile is one call; and a plan says what its call
-is: where that is another, the process ends otherwise.
+indexes in each, by which the kernel sorts what it lists; a dump that is
+repeated because something changed meanwhile is one call; and a plan says what
+its call is, and the how many-th of these: what another thread does meanwhile,
+as for a link of which an event told, does not count.
 
 Plans come before the start, and later by `orders`: calls are counted from 1
 again, and the answer is None. The order None is answered by the calls that were
@@ -67,12 +68,14 @@ class Call(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """See the module; call 0 is never reached. what: the call it is about."""
+    """See the module. what: the call it is about; None: it is never reached.
+    nth: from 1. message: of a send, from 1.
+    """
 
     when: str = "before"
-    call: int = 0
-    message: int = 0
     what: Call | None = None
+    nth: int = 0
+    message: int = 0
 
 
 class Doom:
@@ -100,11 +103,8 @@ class Doom:
         with self._lock:
             self._calls.append(call)
             plan = self._plan
-            if plan.call != len(self._calls):
+            if plan.what != call or plan.nth != self._calls.count(call):
                 return None
-        if plan.what != call:
-            print(f"call {plan.call} is {call}, not {plan.what}", file=sys.stderr, flush=True)
-            os._exit(2)
         if plan.when == "before":
             die()
         return plan
