@@ -52,10 +52,14 @@ async def test_the_underlay_wins_and_a_correction_is_taken(cluster: Cluster) -> 
         assert await store.commit(Transaction({}, (put,))) is not None
     for node in nodes:
         await refuses_both(node)
+    # Status says it first, then the rules know.
     table = f"inet {allocs.NFTABLES_TABLE}"
+    async with asyncio.timeout(LIMIT_S):
+        for name, network in (("withheld", "198.51.0.0/16"), ("in_use", "198.51.100.0/24")):
+            await nodes[0].shell(
+                f"until nft list set {table} {name}_ipv4 | grep -qF {network}; do sleep 0.2; done"
+            )
     assert "198.51." not in await nodes[0].shell(f"nft list set {table} pods_ipv4")
-    assert "198.51.0.0/16" in await nodes[0].shell(f"nft list set {table} withheld_ipv4")
-    assert "198.51.100.0/24" in await nodes[0].shell(f"nft list set {table} in_use_ipv4")
     routes = await nodes[0].shell("ip route show dev overlay; ip -6 route show dev overlay")
     assert "198.51." not in routes
     assert "2001:db8:51:" not in routes
