@@ -26,10 +26,15 @@ def nodes() -> dict[str, Node]:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The image's files, extracted."""
-    folder = tmp_path_factory.mktemp("image") / "root"
-    command = ["fsck.erofs", "--no-preserve", f"--extract={folder}", str(IMAGE)]
+    return extract(IMAGE, tmp_path_factory.mktemp("image"))
+
+
+def extract(image: Path, folder: Path) -> Path:
+    """Extract an image's files below the folder; return their root."""
+    root = folder / "root"
+    command = ["fsck.erofs", "--no-preserve", f"--extract={root}", str(image)]
     subprocess.run(command, check=True, capture_output=True)
-    return folder
+    return root
 
 
 def test_sizes() -> None:
@@ -116,11 +121,10 @@ def test_services_are_those_that_a_node_needs(root: Path) -> None:
 
 
 def test_a_development_image_says_so(tmp_path: Path) -> None:
-    image = Image(Path(os.environ["DEV_IMAGE"]))
-    assert {"/tools", "/etc/sv/agent/run"} <= {node.path for node in image.walk()}
-    command = ["fsck.erofs", "--no-preserve", f"--extract={tmp_path}/dev", os.environ["DEV_IMAGE"]]
-    subprocess.run(command, check=True, capture_output=True)
-    assert "\nVARIANT_ID=development\n" in (tmp_path / "dev/etc/os-release").read_text()
+    image = Path(os.environ["DEV_IMAGE"])
+    assert {"/tools", "/etc/sv/agent/run"} <= {node.path for node in Image(image).walk()}
+    root = extract(image, tmp_path)
+    assert "\nVARIANT_ID=development\n" in (root / "etc/os-release").read_text()
 
 
 def test_libraries_are_complete(root: Path) -> None:

@@ -32,6 +32,9 @@ ROOT_DIRS = {
     "/var": "0755",
 }
 
+# Of an image that a test or a launcher drives: also where its tools disk goes.
+DRIVEN_DIRS = ROOT_DIRS | {"/tools": "0755"}
+
 # The least an image has. What comes after may shadow busybox's tools.
 BASE_LAYERS = BUSYBOX_LAYERS + ["@debian//:libc6"]
 

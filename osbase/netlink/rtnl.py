@@ -224,6 +224,12 @@ def set_link_alias(
     return Request(RTM_NEWLINK, 0, body, "set alias of {}", (name,))
 
 
+def link_local(mac: bytes) -> IPv6Address:
+    """Return the address that a link gives itself (RFC 4291, appendix A)."""
+    interface = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+    return IPv6Address(b"\xfe\x80" + bytes(6) + interface)
+
+
 def set_link_no_ipv6_address(ifindex: int, name: str) -> Request:
     """The kernel makes no link-local address of its own any more."""
     body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0)

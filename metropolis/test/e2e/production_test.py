@@ -11,7 +11,6 @@ import contextlib
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -22,6 +21,7 @@ import pytest_asyncio
 from metropolis.test.launch.images import find_images
 from metropolis.test.launch.lab import ROUTER_IPV6, Lab
 from metropolis.test.launch.node import AGENT_CHANNEL
+from osbase.netlink import rtnl
 from osbase.test.qemu.accel import find_accel
 from osbase.test.qemu.config import Drive, Machine, Tap
 from osbase.test.qemu.vm import Vm
@@ -46,10 +46,9 @@ class Ended:
 
 
 def _ipv6(mac: str) -> IPv6Address:
-    """The address that SLAAC makes of a MAC (RFC 4291, appendix A)."""
-    one = bytes.fromhex(mac.replace(":", ""))
-    ident = bytes([one[0] ^ 2]) + one[1:3] + b"\xff\xfe" + one[3:]
-    return IPv6Address(ROUTER_IPV6.network.network_address.packed[:8] + ident)
+    """The address that a link with this MAC gives itself by advertisements."""
+    own = rtnl.link_local(bytes.fromhex(mac.replace(":", "")))
+    return IPv6Address(ROUTER_IPV6.network.network_address.packed[:8] + own.packed[8:])
 
 
 async def _knock(to: IPv4Address | IPv6Address, port: int) -> bool | None:
@@ -65,11 +64,19 @@ async def _knock(to: IPv4Address | IPv6Address, port: int) -> bool | None:
     return True
 
 
-async def _answers(to: IPv4Address | IPv6Address) -> None:
-    """Until the node is there: it refuses, or accepts."""
+async def _scan(to: IPv4Address | IPv6Address) -> dict[tuple[str, int], bool | None]:
+    """What each port answers, as soon as there is a node to answer."""
     # DHCP and advertisements come at a time of their own.
     while await _knock(to, 9) is None:  # noqa: ASYNC110
         await asyncio.sleep(0.2)
+    limit = asyncio.Semaphore(TOGETHER)
+
+    async def ask(port: int) -> bool | None:
+        async with limit:
+            return await _knock(to, port)
+
+    answers = await asyncio.gather(*map(ask, PORTS))
+    return {(str(to), port): answer for port, answer in zip(PORTS, answers, strict=True)}
 
 
 async def _listen(path: Path) -> bytes:
@@ -95,12 +102,12 @@ async def _type(path: Path, text: bytes) -> None:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def ended() -> AsyncIterator[Ended]:
+async def ended(lab: Lab) -> Ended:
     """A node that booted, was knocked at, and shut down by its power button."""
     directory = Path(tempfile.mkdtemp(prefix="m-prod-"))
     images = find_images("image")
     try:
-        async with asyncio.timeout(LIMIT_S), Lab(directory) as lab:
+        async with asyncio.timeout(LIMIT_S):
             port = lab.ports[0]
             machine = Machine(
                 kernel=images.kernel,
@@ -114,29 +121,16 @@ async def ended() -> AsyncIterator[Ended]:
             async with Vm(machine, accel, directory / "vm") as vm:
                 channel = asyncio.create_task(_listen(vm.layout.channel(AGENT_CHANNEL)))
                 await vm.console_match(rb"preload: images are ready", LIMIT_S)
-                found = []
-                for to in (port.ipv4, _ipv6(port.mac)):
-                    await _answers(to)
-                    limit = asyncio.Semaphore(TOGETHER)
-
-                    async def ask(
-                        number: int,
-                        to: IPv4Address | IPv6Address = to,
-                        limit: asyncio.Semaphore = limit,
-                    ) -> tuple[str, int, bool | None]:
-                        async with limit:
-                            return str(to), number, await _knock(to, number)
-
-                    found += await asyncio.gather(*map(ask, PORTS))
+                found = await _scan(port.ipv4) | await _scan(_ipv6(port.mac))
                 await _type(vm.layout.console_socket, b"\n\nroot\n\necho way-$((20 + 3))-in\n")
                 await vm.stop(powerdown_s=LIMIT_S)
                 reason = await vm.wait()
-                yield Ended(
+                return Ended(
                     reason,
                     vm.layout.console_log.read_bytes(),
                     await channel,
-                    [(to, number) for to, number, answer in found if answer],
-                    sum(answer is False for *_, answer in found),
+                    [asked for asked, answer in found.items() if answer],
+                    sum(answer is False for answer in found.values()),
                 )
     finally:
         shutil.rmtree(directory, ignore_errors=True)

@@ -27,7 +27,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final
 
@@ -48,6 +47,7 @@ from osbase.netlink.rtnl import (
     dump_addresses,
     dump_routes,
     get_link,
+    link_local,
     parse_address,
     parse_link,
     parse_route,
@@ -189,13 +189,6 @@ class UplinkWard:
                 yield Repair(key, what, f"ask the routers: {_errno(error)}")
         if not lost or self._asked >= _ASKED_AT_MOST:
             self._seen, self._asked = there, 0
-
-
-def link_local(mac: bytes) -> IPv6Address:
-    """Return the address the kernel makes of a MAC (RFC 4291, appendix A)."""
-    return IPv6Address(
-        b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
-    )
 
 
 def _link(sock: NetlinkSocket, ifindex: int) -> Link | None:

@@ -103,7 +103,7 @@ def host_address(record: Record, ip: IPAddress) -> Iterable[Request]:
         yield first_hop(record)
     yield host_route(record, ip)
     if ip.version == 6:
-        yield host_route(record, checks.link_local(record.mac))
+        yield host_route(record, rtnl.link_local(record.mac))
 
 
 def first_hop(record: Record) -> Request:

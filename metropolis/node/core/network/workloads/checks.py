@@ -11,13 +11,13 @@ by the link's group alone.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv6Address
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads import names
 from metropolis.node.core.network.workloads.datapath import Record
 from metropolis.node.core.network.workloads.model import Finding, IPAddress, routes_of
 from metropolis.node.core.network.workloads.validate import show
+from osbase.netlink import rtnl
 from osbase.netlink.rtnl import Address, Link, Route
 
 NOTHING = "nothing"
@@ -55,14 +55,8 @@ def reached(record: Record) -> tuple[IPAddress, ...]:
     the link-local one, too, so that the first hop can be pinged.
     """
     if any(ip.version == 6 for ip in record.ips):
-        return (*record.ips, link_local(record.mac))
+        return (*record.ips, rtnl.link_local(record.mac))
     return record.ips
-
-
-def link_local(mac: bytes) -> IPv6Address:
-    """The address that a link gives itself (RFC 4291, appendix A)."""
-    interface = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
-    return IPv6Address(b"\xfe\x80" + bytes(6) + interface)
 
 
 def compare_host(record: Record, host: HostSide) -> Iterator[Finding]:

@@ -68,6 +68,7 @@ from metropolis.node.core.network.workloads.errors import (
 )
 from metropolis.node.core.network.workloads.locks import Hold, KeyedLocks
 from metropolis.node.core.network.workloads.model import (
+    MTU_MIN,
     AttachIntent,
     Attachment,
     Checked,
@@ -91,7 +92,6 @@ from metropolis.node.core.network.workloads.watchers import (
 log = logging.getLogger(__name__)
 
 DEFAULT_MTU = 1500  # bytes
-MTU_MIN = 1280  # IPv6's, RFC 8200 section 5
 MTU_MAX = 65535  # what a veth takes
 
 # Interface indexes are chosen here, since one that the kernel chooses would

@@ -21,7 +21,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads import batches, checks, kernel, names, recovery
+from metropolis.node.core.network.workloads import batches, kernel, names, recovery
 from metropolis.node.core.network.workloads.datapath import Datapath, Record, Scan
 from metropolis.node.core.network.workloads.engine import Engine
 from metropolis.node.core.network.workloads.errors import KernelRefused, Unavailable
@@ -275,7 +275,7 @@ class TestKernelDatapath(DatapathContract):
                 for r in witness.get_routes()
                 if r["proto"] == allocs.ROUTE_PROTOCOL_WORKLOAD
             }
-            own = str(checks.link_local(record.mac))
+            own = str(rtnl.link_local(record.mac))
             assert ours.keys() == {"10.9.0.1", "fd00:9::1", own}
             assert ours["10.9.0.1"].get("prefsrc") == "169.254.77.1"
 
@@ -361,7 +361,7 @@ class TestKernelDatapath(DatapathContract):
         record = self.create(bench, path)
         index, peer = record.host_ifindex, record.peer_ifindex
         key = names.key_altname(record)
-        own = checks.link_local(record.mac)
+        own = rtnl.link_local(record.mac)
         steps: dict[str, list[tuple[str, dict[str, Any], set[str]]]] = {
             "outside": [
                 ("link", {"group": 9, "index": index}, {"group"}),
@@ -510,7 +510,7 @@ class TestKernelDatapath(DatapathContract):
         with IPRoute() as witness:
             for bridge in witness.link_lookup(ifname="br0"):
                 witness.link("del", index=bridge)
-        words = {"N": record.host_interface, "OWN": str(checks.link_local(record.mac))}
+        words = {"N": record.host_interface, "OWN": str(rtnl.link_local(record.mac))}
         expected = [key.format_map(words) for key in damage.keys]
         assert [(one.key, one.error) for one in repairs] == [(key, "") for key in expected]
         assert settled(2) == before

@@ -31,7 +31,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from pyroute2 import IPRoute
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads import checks
 from metropolis.node.core.network.workloads.engine import Engine
 from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
@@ -45,6 +44,7 @@ from metropolis.node.core.network.workloads.kernel import KernelDatapath
 from metropolis.node.core.network.workloads.model import AttachIntent, IPAddress
 from metropolis.node.core.network.workloads.testing.lab import Pod, objects
 from metropolis.node.core.network.workloads.watchers import Kind, Watcher
+from osbase.netlink import rtnl
 from osbase.netlink.message import Request
 from osbase.netlink.transport import NetlinkSocket
 
@@ -573,7 +573,7 @@ class Api(RuleBasedStateMachine):
         reached = {a.host_ifindex: list(a.ips) for a in listed.values()}
         for a in listed.values():
             if any(ip.version == 6 for ip in a.ips):
-                reached[a.host_ifindex].append(checks.link_local(a.mac))
+                reached[a.host_ifindex].append(rtnl.link_local(a.mac))
         assert routes == {(str(ip), index) for index, ips in reached.items() for ip in ips}
         assert hops == {
             a.host_ifindex for a in listed.values() if any(ip.version == 6 for ip in a.ips)

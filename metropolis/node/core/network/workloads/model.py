@@ -12,6 +12,9 @@ type IPAddress = IPv4Address | IPv6Address
 type IPNetwork = IPv4Network | IPv6Network
 
 
+MTU_MIN: Final = 1280
+"""With less, the kernel takes IPv6 off a link (RFC 8200, section 5)."""
+
 OWNER_API: Final = "api"
 """Who asks over the workload network API; others have names of their own."""
 

@@ -15,7 +15,7 @@ from ipaddress import IPv6Address
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads import batches, checks, names, recovery
 from metropolis.node.core.network.workloads.datapath import Record
-from metropolis.node.core.network.workloads.model import IPAddress
+from metropolis.node.core.network.workloads.model import MTU_MIN, IPAddress
 from metropolis.node.core.network.workloads.validate import show
 from osbase.netlink import rtnl
 from osbase.netlink.message import Request
@@ -26,7 +26,6 @@ _FORWARDING = {"forwarding": (rtnl.IPV4_DEVCONF_FORWARDING, 1)}
 # By it the kernel judges who asks for the first hop (see rules.base): with 0 or
 # 2, as sysctl files set all links, invented askers get neighbour entries.
 _RP_FILTER = {"rp_filter": (rtnl.IPV4_DEVCONF_RP_FILTER, 1)}
-_IPV6_MTU = 1280
 # The first hop is an address of lo: with more than 0 nobody answers for it.
 _ARP_IGNORE = {"arp_ignore": (rtnl.IPV4_DEVCONF_ARP_IGNORE, 0)}
 
@@ -103,15 +102,9 @@ def _link(record: Record, link: Link, seen: Seen) -> Iterator[Mend]:
     if link.mac != mac:
         request = rtnl.set_link_mac(index, name, mac)
         yield mend("MAC", mac.hex(":"), link.mac.hex(":"), request)
-    # Each would bring a route to fe80::/64; see checks.FIRST_HOP_BITS_6.
-    no_addresses = (
-        rtnl.set_link_no_ipv6_address(index, name),
-        rtnl.del_address(index, name, checks.link_local(mac), 64),
-    )
     if link.mtu != record.mtu:
-        # With less, the kernel took IPv6 off the link; it comes back with the
-        # kernel's own settings.
-        again = no_addresses if seen.ipv6 and link.mtu < _IPV6_MTU else ()
+        # IPv6 that the kernel took off comes back with the kernel's settings.
+        again = _no_addresses(index, name) if seen.ipv6 and link.mtu < MTU_MIN else ()
         request = rtnl.set_link_mtu(index, name, record.mtu)
         yield mend("MTU", record.mtu, link.mtu, request, *again)
     if link.alias != record.workload_id.encode():
@@ -133,9 +126,17 @@ def _link(record: Record, link: Link, seen: Seen) -> Iterator[Mend]:
         key = f"link {name}: ipv6 disable_ipv6"
         yield Mend(key, f"disable_ipv6 of {name}: expected 0, found 1", enable_ipv6=True)
     if link.ipv6_addresses:
-        yield mend("ipv6 addr_gen_mode", "none", "another", *no_addresses)
+        yield mend("ipv6 addr_gen_mode", "none", "another", *_no_addresses(index, name))
     if not link.up:
         yield mend("state", "up", "down", rtnl.set_link_up(index, name))
+
+
+def _no_addresses(index: int, name: str) -> tuple[Request, Request]:
+    """Each would bring a route to fe80::/64; see checks.FIRST_HOP_BITS_6."""
+    return (
+        rtnl.set_link_no_ipv6_address(index, name),
+        rtnl.del_address(index, name, rtnl.link_local(allocs.FIRST_HOP_MAC), 64),
+    )
 
 
 def _addresses(record: Record, seen: Seen, replace: bool) -> Iterator[Mend]:
