@@ -556,6 +556,8 @@ def parse_link(message: Message) -> Link:
     if message.kind not in (RTM_NEWLINK, RTM_DELLINK) or len(message.body) < _IFINFO.size:
         raise ProtocolError(f"message {message.kind} of {len(message.body)} bytes is not a link")
     _, _, ifindex, flags, _ = _IFINFO.unpack_from(message.body)
+    if ifindex < 0:
+        raise ProtocolError(f"link of index {ifindex}")
     found = attrs.parse(message.body[_IFINFO.size :])
     altnames = tuple(
         _names(payload)
