@@ -221,6 +221,18 @@ def test_rules_put_back(rules: RuleSet, command: str) -> None:
     assert sh("nft --stateless list table inet metropolis") == before
 
 
+@pytest.mark.parametrize("command", ["flush ruleset", "add table ip metropolis"])
+def test_what_an_update_put_back_is_said_and_counted(rules: RuleSet, command: str) -> None:
+    """It came between the damage and the look."""
+    ward = wards.Rules(rules)
+    subprocess.run(["nft", command], check=True)
+    rules.update(new_flows_per_second=77)
+    assert "77/second" in sh("nft list chain inet metropolis new_flow")
+    (repair,) = ward.look(always)
+    assert (repair.key, repair.left, repair.error) == ("rules", False, "")
+    assert ward.look(always) == ()
+
+
 def test_own_changes_are_no_damage(rules: RuleSet) -> None:
     ward = wards.Rules(rules)
     for number in range(5):

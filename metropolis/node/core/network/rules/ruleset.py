@@ -29,6 +29,7 @@ class RuleSet:
         self._settings = settings
         self._applied: Settings | None = None
         self._guard = Guard(allocs.NFTABLES_TABLE)
+        self._replaced: dict[str, None] = {}
 
     @property
     def settings(self) -> Settings:
@@ -44,6 +45,8 @@ class RuleSet:
         with self._lock:
             self._settings = replace(self._settings, **changes)
             self._apply(fresh=fresh)
+            if fresh:
+                self._replaced.clear()
 
     def update(self, **changes: Any) -> None:
         """Replace fields of the settings; program them if that changes any.
@@ -58,10 +61,12 @@ class RuleSet:
     def differences(self) -> list[str]:
         """Return, in words, what is not as it was applied; []: nothing.
 
-        Raises NetlinkError or OSError.
+        So is what an update found and replaced, until the next fresh apply: who
+        puts back and counts would not hear of it otherwise. Raises NetlinkError
+        or OSError.
         """
         with self._lock:
-            return self._guard.differences()
+            return [*(self._replaced | dict.fromkeys(self._guard.differences()))]
 
     def _apply(self, *, fresh: bool = False) -> None:
         self._applied = None
@@ -71,7 +76,10 @@ class RuleSet:
         if settings.cgroup is not None and not (_CGROUPS / settings.cgroup.strip("/")).is_dir():
             settings = replace(settings, cgroup=None)
         # What others added must not pass for ours from now on.
-        fresh = fresh or (self._guard.known and bool(self._guard.differences()))
+        if not fresh and self._guard.known:
+            found = self._guard.differences()
+            self._replaced |= dict.fromkeys(found)
+            fresh = bool(found)
         with Nftables() as nft:
 
             def commit() -> None:
