@@ -2,6 +2,7 @@
 """Commands, and network namespaces with names, for tests.
 
 sh("ip netns add srv")     fails the test with what the command said
+sh(f"{at('srv')} ip link")  the same, in that namespace
 with inside("srv"): ...    sockets made in the block are of that namespace
 
 For tests that have a world of their own (py_pytest(netns = True), vm_pytest).
@@ -28,6 +29,15 @@ def sh(command: str, stdin: str = "") -> str:
     )
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
+
+
+def at(name: str) -> str:
+    """Return what comes before a command that is to run in a namespace.
+
+    Not `ip -n` or `ip netns exec`: they mount /sys, which not every sandbox
+    lets them.
+    """
+    return f"nsenter --net=/run/netns/{name}"
 
 
 @contextlib.contextmanager

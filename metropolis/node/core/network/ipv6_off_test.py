@@ -28,7 +28,7 @@ from osbase.net import addressing, external
 from osbase.net.dhcp4.testserver import Server
 from osbase.netlink.rtnl import Route
 from osbase.netlink.transport import NetlinkSocket
-from osbase.test.namespaces import LIMIT_S, inside, sh
+from osbase.test.namespaces import LIMIT_S, at, inside, sh
 
 PORT = 7777
 SERVER = IPv4Address("192.0.2.1")
@@ -47,8 +47,8 @@ def no_ipv6(world: None) -> Iterator[None]:
     if ALL.exists():
         ALL.write_text("1")
     sh("ip link add up0 type veth peer name srv0 netns srv")
-    sh("ip -n srv address add 192.0.2.1/24 dev srv0")
-    sh("ip -n srv link set srv0 up")
+    sh(f"{at('srv')} ip address add 192.0.2.1/24 dev srv0")
+    sh(f"{at('srv')} ip link set srv0 up")
     yield
     if ALL.exists():
         ALL.write_text("0")

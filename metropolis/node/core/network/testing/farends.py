@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from metropolis.node import allocs
-from osbase.test.namespaces import inside, sh
+from osbase.test.namespaces import at, inside, sh
 
 FAMILY: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _NAMES: Final = ("up0", "pod", "flooder", "quiet")
@@ -43,7 +43,7 @@ def connect(names: Iterable[str]) -> None:
         sh(f"ip netns add n-{name}")
         sh(f"ip link add {name} type veth peer name eth0 netns n-{name}")
         sh(f"ip link set {name} up group {0 if name == 'up0' else allocs.LINK_GROUP_WORKLOAD}")
-        sh(f"ip -n n-{name} link set eth0 up")
+        sh(f"{at(f'n-{name}')} ip link set eth0 up")
         for version in (4, 6):
             if name == "up0":
                 _as_the_world(version, name)
@@ -55,8 +55,8 @@ def _as_the_world(version: int, name: str) -> None:
     bits, more = (24, "") if version == 4 else (64, " nodad")
     own = address(version, name, 1)
     sh(f"ip address add {own}/{bits} dev {name}{more}")
-    sh(f"ip -n n-{name} address add {address(version, name)}/{bits} dev eth0{more}")
-    sh(f"ip -n n-{name} -{version} route add default via {own}")
+    sh(f"{at(f'n-{name}')} ip address add {address(version, name)}/{bits} dev eth0{more}")
+    sh(f"{at(f'n-{name}')} ip -{version} route add default via {own}")
 
 
 def _as_a_workload(version: int, name: str) -> None:
@@ -66,6 +66,6 @@ def _as_a_workload(version: int, name: str) -> None:
     if version == 6:
         sh(f"ip address add {hop}/64 dev {name} nodad")
     sh(f"ip -{version} route add {there}/{bits} dev {name}")
-    sh(f"ip -n n-{name} address add {there}/{bits} dev eth0{more}")
-    sh(f"ip -n n-{name} -{version} route add {hop} dev eth0")
-    sh(f"ip -n n-{name} -{version} route add default via {hop} dev eth0")
+    sh(f"{at(f'n-{name}')} ip address add {there}/{bits} dev eth0{more}")
+    sh(f"{at(f'n-{name}')} ip -{version} route add {hop} dev eth0")
+    sh(f"{at(f'n-{name}')} ip -{version} route add default via {hop} dev eth0")
