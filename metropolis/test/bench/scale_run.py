@@ -175,9 +175,9 @@ class Experiment:
         changes = [await self._one_change() for _ in range(plan.samples)]
         change_cpu = await self._cpu() - before - idle.times(time.monotonic() - began)
         trace, unrelated_cpu = await self._unrelated(idle)
-        if trace.wireguard:
+        if trace.settings:
             self._failures.append(
-                f"at {nodes} nodes: {len(trace.wireguard)} messages to WireGuard for changes "
+                f"at {nodes} nodes: {len(trace.settings)} messages to WireGuard for changes "
                 "that concern nobody"
             )
         await self._settle(f"changes at {nodes} nodes")
@@ -185,7 +185,7 @@ class Experiment:
             nodes,
             tuple(changes),
             change_cpu.times(1 / plan.samples),
-            len(trace.wireguard),
+            len(trace.settings),
             trace.received / plan.unrelated,
             unrelated_cpu,
             idle,
@@ -209,18 +209,18 @@ class Experiment:
         await probe.events()
         node_id = self._random.choice(list(self._fleet.sims))
         write = await self._fleet.move(node_id)
-        trace = await self._until(lambda seen: seen.wireguard)
+        trace = await self._until(lambda seen: seen.settings)
         await asyncio.sleep(2 * _POLL_S)
         trace += await probe.events()
-        done, first = trace.done_s, trace.wireguard[0].begin_s
+        done, first = trace.settings[-1].end_s, trace.settings[0].begin_s
         # Answers to keepalives may have come before.
         asked = probe.node_clock(write.asked_s) - probe.offset.error_s
         arrived = min(one.at_s for one in trace.arrivals if asked <= one.at_s <= first)
         return Change(
             done - probe.node_clock(write.asked_s),
             done - arrived,
-            len(trace.wireguard),
-            sum(send.bytes for send in trace.wireguard),
+            len(trace.settings),
+            sum(send.bytes for send in trace.settings),
             sum(one.bytes for one in trace.arrivals if arrived <= one.at_s <= first),
         )
 

@@ -22,6 +22,10 @@ _WITH_PEER: Final = 84
 nests of 4, a key of 36, flags of 8. Requests without a peer have at most 76.
 """
 
+_LISTING: Final = 32
+"""Bytes of a request, at most, that asks what there is: headers of 20, the
+link's name of 12. What sets something names it besides."""
+
 _LINE: Final = re.compile(
     r".*-(?P<thread>\d+)\s+\(\s*(?P<process>\d+|-+)\)\s+\[\d+\]\s.*?"
     r"(?P<at>\d+\.\d+): (?P<event>\w+): (?P<rest>.*)"
@@ -70,6 +74,13 @@ class Trace:
     def wireguard(self) -> tuple[Send, ...]:
         """The requests to WireGuard."""
         return tuple(send for send in self.sends if send.protocol == GENERIC)
+
+    @property
+    def settings(self) -> tuple[Send, ...]:
+        """Those of them that set something. The others ask what there is, which
+        the reconciler does by the clock, whatever etcd says.
+        """
+        return tuple(send for send in self.wireguard if send.bytes > _LISTING)
 
     @property
     def with_peers(self) -> tuple[Send, ...]:

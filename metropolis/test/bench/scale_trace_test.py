@@ -39,6 +39,14 @@ def test_what_others_send_does_not_count() -> None:
     assert Parser().feed(_send(7, 7, "1.000000", "2.000000"), 412) == Trace()
 
 
+def test_asking_what_there_is_sets_nothing() -> None:
+    """A listing has 32 bytes; a private key of the link alone makes it 68."""
+    listing, key = Send(1.0, 1.1, 32, 16), Send(2.0, 2.1, 68, 16)
+    trace = Trace((), (listing, key, Send(3.0, 3.1, 96, 0)))
+    assert trace.wireguard == (listing, key)
+    assert trace.settings == (key,)
+
+
 def test_requests_of_threads_at_once() -> None:
     one, other = _send(1, 9, "1.000000", "4.000000"), _send(2, 9, "2.000000", "3.000000")
     sends = Parser().feed([one[0], *other, one[1]], 9).sends
