@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from osbase.netlink.transport import NetlinkSocket
 from osbase.nftables.digest import Digest, differences, digest, generation, open_socket
 
 _ATTEMPTS = 5
@@ -13,9 +14,9 @@ _ATTEMPTS = 5
 class Guard:
     """Remembers the digest of the tables of a name, right after a commit.
 
-    Not thread-safe. What others commit between ours and the digest must not
-    pass for ours: the namespace's generation says whether they did, and then
-    it is committed again.
+    Not thread-safe. What others commit at the same time must not pass for ours,
+    nor be replaced without a word: the namespace's generation says whether they
+    did, and then it is committed again, whole.
     """
 
     def __init__(self, name: str) -> None:
@@ -24,27 +25,35 @@ class Guard:
         self._digest: Digest | None = None
         self._generation = 0
 
-    def commit(self, commit: Callable[[], None]) -> None:
-        """Call `commit`, which is one transaction, and remember what is there.
+    def commit(
+        self, whole: Callable[[], None], update: Callable[[], bool] | None = None
+    ) -> list[str]:
+        """Commit, and remember what is there; return, in words, what others had
+        changed and this replaced.
 
-        Raises what it raises, and NetlinkError or OSError; then nothing is
+        whole: one transaction that makes the table anew. update: one that takes
+        less, for a table that nobody else has touched; false: it was refused.
+        Raises what they raise, and NetlinkError or OSError; then nothing is
         remembered.
         """
-        self._digest = None
+        known, self._digest = self._digest, None
         with open_socket() as sock:
+            # First: whoever commits between the look and ours is noticed.
+            before = generation(sock)
+            found = self._others(sock, known)
+            if update is None or found or not update():
+                # Refused: what was there a moment ago is gone.
+                found = found or self._others(sock, known)
+                whole()
+            mixed: Digest | None = None
             for _ in range(_ATTEMPTS):
-                before = generation(sock)
-                commit()
-                found = digest(sock, self._name)
-                after = generation(sock)
+                now, after = digest(sock, self._name), generation(sock)
                 if after == before + 1:
-                    self._digest, self._generation = found, after
-                    return
-
-    @property
-    def known(self) -> bool:
-        """Whether there was a commit, alone."""
-        return self._digest is not None
+                    self._digest, self._generation = now, after
+                    return found or ([] if mixed is None else differences(now, mixed))
+                mixed, before = now, after
+                whole()
+        return found
 
     def differences(self) -> list[str]:
         """Return, in words, what others changed since; []: nothing.
@@ -56,9 +65,13 @@ class Guard:
             return [f"table {self._name} was not committed, or not alone"]
         with open_socket() as sock:
             now = generation(sock)
-            if now == self._generation:
-                return []
-            found = differences(self._digest, digest(sock, self._name))
+            found = self._others(sock, self._digest)
         if not found:
             self._generation = now
         return found
+
+    def _others(self, sock: NetlinkSocket, known: Digest | None) -> list[str]:
+        """What is not as it was known; [] if nothing was."""
+        if known is None or generation(sock) == self._generation:
+            return []
+        return differences(known, digest(sock, self._name))

@@ -112,3 +112,46 @@ def test_beside_a_busy_neighbour(nft: Nftables, guard: Guard) -> None:
     finally:
         stop.set()
         neighbour.join()
+
+
+UPDATE = "add chain inet t c; flush chain inet t c; add rule inet t c ip saddr 192.0.2.2 drop"
+AFTER = ANEW.replace("192.0.2.1", "192.0.2.2")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["flush ruleset", "flush chain inet t c", "add chain inet t more", "add table ip t", ""],
+)
+@pytest.mark.parametrize("when", ["before", "between", "after"])
+def test_what_an_update_replaces_is_said(
+    nft: Nftables, guard: Guard, command: str, when: str
+) -> None:
+    """Others come before the look, between it and the update, or after that."""
+    others = [command] if command else []
+
+    def they() -> None:
+        while others:
+            subprocess.run(["nft", others.pop()], check=True)
+
+    def update() -> bool:
+        if when == "between":
+            they()
+        try:
+            nft.apply(UPDATE)
+        except NftablesError:
+            return False
+        if when == "after":
+            they()
+        return True
+
+    if when == "before":
+        they()
+    replaced = guard.commit(lambda: nft.apply(f"table ip t; delete table ip t; {AFTER}"), update)
+    # What an update does away with anyway is not seen if it comes right before.
+    if (command, when) != ("flush chain inet t c", "between"):
+        assert bool(replaced) == bool(command)
+    assert guard.differences() == []
+    listed = subprocess.run(["nft", "list ruleset"], check=True, capture_output=True, text=True)
+    assert "192.0.2.2" in listed.stdout
+    assert "more" not in listed.stdout
+    assert "table ip t" not in listed.stdout

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Final
@@ -25,10 +26,21 @@ LIMIT_S: Final = 60.0
 def sh(command: str, stdin: str = "") -> str:
     """Run a command without a shell; returns its output."""
     done = subprocess.run(
-        command.split(), input=stdin, check=False, capture_output=True, text=True, timeout=LIMIT_S
+        _argv(command), input=stdin, check=False, capture_output=True, text=True, timeout=LIMIT_S
     )
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
+
+
+def _argv(command: str) -> list[str]:
+    """Its words; what nsenter is to run by its path: busybox's prefers its own
+    ip to the one that is installed.
+    """
+    words = command.split()
+    if words[0] == "nsenter":
+        program = next(i for i, word in enumerate(words) if i and not word.startswith("-"))
+        words[program] = shutil.which(words[program]) or words[program]
+    return words
 
 
 def at(name: str) -> str:

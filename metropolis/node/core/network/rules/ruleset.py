@@ -75,23 +75,19 @@ class RuleSet:
         # not be the reason that there are no rules.
         if settings.cgroup is not None and not (_CGROUPS / settings.cgroup.strip("/")).is_dir():
             settings = replace(settings, cgroup=None)
-        # What others added must not pass for ours from now on.
-        if not fresh and self._guard.known:
-            found = self._guard.differences()
-            self._replaced |= dict.fromkeys(found)
-            fresh = bool(found)
         with Nftables() as nft:
 
-            def commit() -> None:
-                if not fresh:
-                    try:
-                        nft.apply(base.render_update(settings))
-                    except NftablesError:
-                        # Nothing is there, or not as this version makes it.
-                        pass
-                    else:
-                        return
+            def whole() -> None:
                 nft.apply(base.render(settings))
 
-            self._guard.commit(commit)
+            def update() -> bool:
+                try:
+                    nft.apply(base.render_update(settings))
+                except NftablesError:
+                    # Nothing is there, or not as this version makes it.
+                    return False
+                return True
+
+            found = self._guard.commit(whole, None if fresh else update)
+            self._replaced |= dict.fromkeys(found)
         self._applied = self._settings
