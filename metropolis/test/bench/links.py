@@ -59,7 +59,7 @@ _MODULE = "metropolis.test.bench.links_guest"
 _SINGLES = 10  # links deleted one by one; a grace period each
 
 _FILES = {
-    "kernel": "osbase/boot/bzImage",
+    "kernel": "osbase/boot/vmlinux",
     "initramfs": "osbase/boot/initramfs.cpio.zst",
     "root": "osbase/test/vm/root.erofs",
     "tools": "metropolis/test/bench/links_disk.erofs",

@@ -87,7 +87,7 @@ _CODE = "/usr/lib/metropolis"
 _MODULE = "metropolis.test.bench.runtimes_guest"
 
 _FILES = {
-    "kernel": "osbase/boot/bzImage",
+    "kernel": "osbase/boot/vmlinux",
     "initramfs": "osbase/boot/initramfs.cpio.zst",
     "root": "metropolis/test/bench/runtimes_image.erofs",
     "tools": "osbase/test/agent/tools.erofs",

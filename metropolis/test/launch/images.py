@@ -34,7 +34,7 @@ def find_images(root: str = "dev_image") -> Images:
         raise ImagesError(f"{name} is neither in {workspace} nor its bazel-bin; build it first")
 
     return Images(
-        kernel=find("osbase/boot/bzImage"),
+        kernel=find("osbase/boot/vmlinux"),
         initramfs=find("osbase/boot/initramfs.cpio.zst"),
         root=find(f"metropolis/node/{root}.erofs"),
         tools=find("osbase/test/agent/tools.erofs"),

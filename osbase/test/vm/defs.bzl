@@ -80,7 +80,7 @@ def vm_pytest(
         args = [],
         memory_mib = 1024,
         cmdline = "",
-        kernel = "//osbase/boot:kernel",
+        kernel = "//osbase/boot:vmlinux",
         initramfs = "//osbase/boot:initramfs",
         root = "//osbase/test/vm:root",
         size = "medium",
@@ -97,7 +97,7 @@ def vm_pytest(
       args: further pytest arguments
       memory_mib: the machine's memory
       cmdline: further parameters of the kernel
-      kernel: a bzImage
+      kernel: a bzImage or a vmlinux
       initramfs: finds the disks by their serials, runs /tools/run; see init
       root: an erofs with Python and what the test calls
       size: as for any test; an emulated machine takes about ten times as long
