@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of clusters: nodes in machines, the real etcd, a network that fails.
 
-Each file has one cluster for all its tests, which run in their order: one test
-leaves the cluster whole for the next. Logs, captures and consoles are among the
+Files that want the same cluster have one after the other, and their tests run
+in their order: each leaves the cluster whole for the next. After a test that
+failed, there is another cluster. Logs, captures and consoles are among the
 test's outputs (bazel-testlogs/.../test.outputs).
+
+Together they run as //metropolis/test:two_nodes_test and :three_nodes_test; the
+target of one file is for whoever works on it.
 """

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One cluster for each file of tests, with a pod on every node.
+"""One cluster for all files of tests of its shape, with a pod on every node.
 
-A file may say which: NODES, how many; MTU, of the underlay.
+A file may say which: NODES, how many; MTU, of the underlay; SPENT: of no use
+after it.
 """
 
+import contextlib
 import os
 import shutil
 import sys
@@ -15,39 +17,99 @@ import pytest
 import pytest_asyncio
 
 from metropolis.test.launch import lab
-from metropolis.test.launch.cluster import Cluster
+from metropolis.test.launch.checks import Check
+from metropolis.test.launch.cluster import BODIES, Cluster
 from metropolis.test.launch.images import find_images
 from metropolis.test.launch.prober import Prober
+from metropolis.test.launch.shared import Shared, shared
+
+__all__ = ["cluster", "found", "prober", "shared"]
 
 
 def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
+@contextlib.asynccontextmanager
+async def running(nodes: int, mtu: int, number: int) -> AsyncIterator[Cluster]:
+    """Run a cluster until the block is left. number: of the session's."""
     # Bazel's own directories are too deep for unix sockets.
     directory = Path(tempfile.mkdtemp(prefix="m-cl-"))
-    nodes = getattr(request.module, "NODES", 3)
-    mtu = getattr(request.module, "MTU", lab.MTU)
     outputs = os.environ.get("TEST_UNDECLARED_OUTPUTS_DIR")
-    keep = Path(outputs) if outputs else None
-    failed = request.session.testsfailed
+    keep = Path(outputs) / f"cluster-{number}" if outputs else None
     try:
         async with Cluster(
             find_images(), directory, nodes, mtu=mtu, keep=keep, progress=say
-        ) as running:
-            await running.run_pods()
-            yield running
-            if request.session.testsfailed > failed:
-                print(f"--- the nodes' logs\n{await running.logs()}", flush=True)
+        ) as cluster:
+            await cluster.run_pods()
+            yield cluster
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def prober(cluster: Cluster) -> AsyncIterator[Prober]:
-    """Pings between all pods, which were all answered once."""
+@contextlib.asynccontextmanager
+async def pings(cluster: Cluster) -> AsyncIterator[Prober]:
+    """Ping between all pods, which have all answered once."""
     async with Prober(cluster) as running:
         await running.whole()
         yield running
+
+
+async def is_whole(cluster: Cluster, nodes: int) -> None:
+    """Raise if it is not the cluster that a file of tests begins with."""
+    assert [place.node for place in cluster.places] == [f"node-{n + 1}" for n in range(nodes)]
+    async with pings(cluster):
+        pass
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def left_whole(
+    request: pytest.FixtureRequest, shared: Shared
+) -> AsyncIterator[list[Cluster]]:
+    """See that a file of tests leaves the cluster whole. Gets the cluster."""
+    used: list[Cluster] = []
+    yield used
+    await shared.end_parts()
+    if getattr(request.module, "SPENT", False):
+        await shared.close()
+    elif used:
+        try:
+            await is_whole(used[-1], getattr(request.module, "NODES", 3))
+        except BaseException:
+            await shared.close()
+            raise
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def cluster(
+    request: pytest.FixtureRequest, shared: Shared, left_whole: list[Cluster]
+) -> AsyncIterator[Cluster]:
+    """Whole at the beginning of a file, and never after a test that failed."""
+    nodes = getattr(request.module, "NODES", 3)
+    mtu = getattr(request.module, "MTU", lab.MTU)
+    failed = request.session.testsfailed
+    here = await shared.get(("cluster", nodes, mtu), lambda: running(nodes, mtu, shared.made))
+    left_whole[:] = [here]
+    yield here
+    if request.session.testsfailed > failed:
+        left_whole.clear()
+        print(f"--- the nodes' logs\n{await here.logs()}", flush=True)
+        await shared.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def prober(cluster: Cluster, shared: Shared) -> Prober:
+    """Pings between all pods, for as long as the file's tests run."""
+    return await shared.part(pings, cluster)
+
+
+@contextlib.asynccontextmanager
+async def matrix(cluster: Cluster) -> AsyncIterator[list[Check]]:
+    """Try everything, with large bodies."""
+    yield await cluster.reach(max(BODIES))
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def found(cluster: Cluster, shared: Shared) -> list[Check]:
+    """What reached what, found once for the file's tests."""
+    return await shared.part(matrix, cluster)

@@ -11,16 +11,17 @@ from metropolis.node.core.curator import administration, keys, records
 from metropolis.node.core.curator.records import ClusterConfig, pod_network
 from metropolis.node.core.curator.transaction import Put, Transaction
 from metropolis.node.core.network.workloads.spec import workload_pb2
-from metropolis.test.launch.cluster import BODIES, Cluster
+from metropolis.test.launch.cluster import BODIES, POD_NETWORKS, Cluster
 from metropolis.test.launch.node import Node
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 NODES = 2
-LIMIT_S = 300.0
+LIMIT_S = 600.0
 # The lab's underlay is 198.51.100.0/24 and 2001:db8:51::/64.
 WRONG = (pod_network("198.51.0.0/16", 24), pod_network("2001:db8:51::/48", 64))
-RIGHT = (pod_network("10.201.0.0/16", 24), pod_network("fd00:10:201::/48", 64))
+# Those that the cluster began with, so that the next tests have them.
+RIGHT = tuple(pod_network(prefix, length) for prefix, length in POD_NETWORKS)
 
 
 async def problem(node: Node) -> str:

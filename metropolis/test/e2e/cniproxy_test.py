@@ -20,7 +20,7 @@ from metropolis.test.launch.cri import IMAGE as BUSYBOX
 from metropolis.test.launch.cri import CriError, Pod, sandbox_config
 from metropolis.test.launch.node import Node
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 type RunPod = Callable[[str], Awaitable[Pod]]
 

@@ -1,63 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One node for each file of tests, and pods that do not outlive their test.
+"""One node for all files of tests, and pods that do not outlive their test.
 
-A file may say which: IMAGE, a target of //metropolis/node; CONFIG, of the node.
+A file may say which: IMAGE, a target of //metropolis/node; CONFIG, of the node,
+None: what is in the image. Files that want the same image share the node, and
+between two that want another configuration it boots.
 """
 
 import asyncio
 import contextlib
-import shutil
-import sys
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from metropolis.test.e2e import observe
+from metropolis.test.e2e.world import CONFIG, World, running
 from metropolis.test.launch import checks
 from metropolis.test.launch.cri import CriError, Pod
-from metropolis.test.launch.images import find_images
 from metropolis.test.launch.lab import Lab
 from metropolis.test.launch.node import Node
+from metropolis.test.launch.shared import Shared, shared
 from osbase.test.agent.client import AgentError
+
+__all__ = ["lab", "node", "run_pod", "shared", "world"]
 
 type RunPod = Callable[[str], Awaitable[Pod]]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def lab() -> AsyncIterator[Lab]:
-    # Bazel's own directories are too deep for unix sockets.
-    directory = Path(tempfile.mkdtemp(prefix="m-lab-"))
-    try:
-        async with Lab(directory) as world:
-            yield world
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def left_clean(shared: Shared) -> AsyncIterator[list[World]]:
+    """See that a file of tests leaves nothing on the node. Gets the world."""
+    used: list[World] = []
+    yield used
+    await shared.end_parts()
+    if used:
+        try:
+            await observe.nothing_is_left(used[-1].node)
+        except BaseException:
+            await shared.close()
+            raise
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def node(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[Node]:
-    """A node on which pods can be started."""
-
-    def say(message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
-
-    directory = Path(tempfile.mkdtemp(prefix="m-e2e-"))
+@pytest_asyncio.fixture(loop_scope="session")
+async def world(
+    request: pytest.FixtureRequest, shared: Shared, left_clean: list[World]
+) -> AsyncIterator[World]:
+    """The node and what is around it; not after a test that failed."""
+    image = getattr(request.module, "IMAGE", "dev_image")
+    config = getattr(request.module, "CONFIG", CONFIG)
+    here = await shared.get(("node", image), lambda: running(image, config))
     failed = request.session.testsfailed
-    try:
-        images = find_images(getattr(request.module, "IMAGE", "dev_image"))
-        config = getattr(request.module, "CONFIG", None)
-        async with Node(images, lab, directory, config, say) as running:
-            await running.wait_ready()
-            yield running
-            if request.session.testsfailed > failed:
-                print(f"--- the node's logs\n{await running.logs()}", flush=True)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    if here.config != config:
+        try:
+            await here.boot(config)
+        except BaseException:
+            await shared.close()
+            raise
+    left_clean[:] = [here]
+    yield here
+    if request.session.testsfailed > failed:
+        left_clean.clear()
+        print(f"--- the node's logs\n{await here.node.logs()}", flush=True)
+        await shared.close()
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest.fixture
+def lab(world: World) -> Lab:
+    return world.lab
+
+
+@pytest.fixture
+def node(world: World) -> Node:
+    """A node on which pods can be started."""
+    return world.node
+
+
+@pytest_asyncio.fixture(loop_scope="session")
 async def run_pod(node: Node) -> AsyncIterator[RunPod]:
     """Start pods that serve their name; what is left of them is removed."""
     started: list[Pod] = []

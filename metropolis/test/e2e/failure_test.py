@@ -6,19 +6,13 @@ import asyncio
 import pytest
 
 from metropolis.test.e2e.observe import attachments, nothing_is_left
+from metropolis.test.e2e.world import SMALL
 from metropolis.test.launch.cri import CriError, sandbox_config
 from metropolis.test.launch.node import Node
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-# Two IPv4 addresses, and enough IPv6 ones.
-CONFIG = """
-network {
-  uplink { dhcp4 {} }
-  pod_prefix: "10.192.0.0/30"
-  pod_prefix: "fd00:10:192::/112"
-}
-"""
+CONFIG = SMALL
 
 
 async def test_no_address_is_left(node: Node) -> None:

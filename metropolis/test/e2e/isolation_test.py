@@ -9,7 +9,8 @@ own identity first, so a check that could not fail would fail there.
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import shlex
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,35 +24,52 @@ from metropolis.test.launch.checks import Plan
 from metropolis.test.launch.cri import CriError, Pod
 from metropolis.test.launch.lab import OUTSIDE_IPV4, OUTSIDE_IPV6, OUTSIDE_PORT, Lab
 from metropolis.test.launch.node import Node
+from metropolis.test.launch.shared import Shared
 from osbase.test.agent.client import AgentError
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-type RunPod = Callable[[str], Awaitable[Pod]]
-type RunAttacker = Callable[[int], Awaitable[Pod]]
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 # Seconds to wait for an answer that has to come, and for one that must not.
 # The second proves nothing alone: packets are counted where they would arrive.
 _ANSWER_S = 15
-_SILENCE_S = 3
+_SILENCE_S = 1
 _ROOT_UID = 1 << 20
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def run_attacker(node: Node) -> AsyncIterator[RunAttacker]:
-    """Start a pod that may change its network. Argument: its root's uid."""
-    started: list[Pod] = []
+@dataclass(frozen=True)
+class Scene:
+    """Pods of a node. mapped: an attacker too, whose user namespace owns its
+    network namespace. Each test leaves them with their own addresses.
+    """
 
-    async def run(root_uid: int) -> Pod:
-        capabilities = ("NET_ADMIN", "NET_RAW")
-        command = checks.pod_command("attacker")
-        pod = await node.cri.run_pod("attacker", command, capabilities, root_uid)
-        started.append(pod)
-        return pod
+    node: Node
+    attacker: Pod
+    mapped: Pod
+    victim: Pod
+    other: Pod
 
-    yield run
+
+@contextlib.asynccontextmanager
+async def four_pods(node: Node) -> AsyncIterator[Scene]:
+    """Start the pods at once; in the end, remove them."""
+    capabilities = ("NET_ADMIN", "NET_RAW")
+
+    def run(name: str, root_uid: int | None) -> Awaitable[Pod]:
+        command = checks.pod_command(name)
+        if root_uid is None:
+            return node.cri.run_pod(name, command)
+        return node.cri.run_pod(name, command, capabilities, root_uid)
+
+    wanted = {"attacker": 0, "mapped": _ROOT_UID, "victim": None, "other": None}
+    pods = await asyncio.gather(*(run(name, uid) for name, uid in wanted.items()))
+    yield Scene(node, *pods)
     with contextlib.suppress(CriError, AgentError):
-        await asyncio.gather(*(node.cri.remove_pod(pod.id) for pod in started))
+        await asyncio.gather(*(node.cri.remove_pod(pod.id) for pod in pods))
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def scene(node: Node, shared: Shared) -> Scene:
+    return await shared.part(four_pods, node)
 
 
 @dataclass(frozen=True)
@@ -159,7 +177,10 @@ def probes(sender: Pod, source: Pod, other: Pod, wait_s: int) -> list[Plan]:
         targets = (("first hop", hop), ("pod", peer), ("outside", outside))
         for target, ip in targets:
             scoped = f"{ip}%eth0" if ip.is_link_local and ip.version == 6 else str(ip)
-            ping = ("ping", f"-{ip.version}", "-c", "2", "-W", str(wait_s), "-I", str(own), scoped)
+            ping = (
+                *("ping", f"-{ip.version}", "-c", "2", "-i", "0.2", "-W", str(wait_s)),
+                *("-I", str(own), scoped),
+            )
             plans.append(Plan(sender.name, f"ping {target}", ip.version, ip, ping, None))
         for target, ip, port, path in (
             ("pod", peer, checks.PORT, "name"),
@@ -172,9 +193,15 @@ def probes(sender: Pod, source: Pod, other: Pod, wait_s: int) -> list[Plan]:
     return plans
 
 
-async def answered(node: Node, sender: Pod, plans: Sequence[Plan]) -> list[str]:
-    """Run the plans; the names of those that had an answer."""
-    outcome = await checks.run(node.cri, [sender], plans)
+async def answered(
+    node: Node, sender: Pod, plans: Sequence[Plan], first: Sequence[str] = ()
+) -> list[str]:
+    """Run the plans, and before them lines of a script that have to succeed;
+    the names of the plans that had an answer.
+    """
+    # One command: to start one in a container is what takes long.
+    lines = ["set -e", *first, "set +e", checks.script(plans)]
+    outcome = checks.judge(plans, await inside(node, sender, "sh", "-c", "\n".join(lines)))
     assert len(outcome) == len(plans)
     # A plan that did not even run says nothing.
     assert [check for check in outcome if check.detail.endswith("(status -)")] == []
@@ -186,31 +213,20 @@ def names(plans: Sequence[Plan]) -> list[str]:
     return [planned.name for planned in plans]
 
 
-async def all_answered(node: Node, sender: Pod, other: Pod) -> None:
+async def all_answered(node: Node, sender: Pod, other: Pod, first: Sequence[str] = ()) -> None:
     """Everything works with the sender's own addresses."""
     plans = probes(sender, sender, other, _ANSWER_S)
     before = await arrived(node, other)
-    assert await answered(node, sender, plans) == names(plans)
+    assert await answered(node, sender, plans, first) == names(plans)
     got = (await arrived(node, other)).since(before)
     assert (got.ipv4_echoes, got.ipv6_echoes) == (2, 2)
     assert got.tcp_segments > 0
 
 
-async def three(
-    run_pod: RunPod, run_attacker: RunAttacker, root_uid: int = 0
-) -> tuple[Pod, Pod, Pod]:
-    """Start attacker, victim and a third pod at once."""
-    attacker, victim, other = await asyncio.gather(
-        run_attacker(root_uid), run_pod("victim"), run_pod("other")
-    )
-    return attacker, victim, other
-
-
 @pytest.mark.parametrize("root_uid", [0, _ROOT_UID], ids=["node-userns", "own-userns"])
-async def test_nothing_is_sent_as_another(
-    node: Node, lab: Lab, run_pod: RunPod, run_attacker: RunAttacker, root_uid: int
-) -> None:
-    attacker, victim, other = await three(run_pod, run_attacker, root_uid)
+async def test_nothing_is_sent_as_another(scene: Scene, lab: Lab, root_uid: int) -> None:
+    node, victim, other = scene.node, scene.victim, scene.other
+    attacker = scene.attacker if root_uid == 0 else scene.mapped
     mapped = (await inside(node, attacker, "cat", "/proc/self/uid_map")).split()
     assert mapped[:2] == ["0", str(root_uid)]
     pid, _ = await node.cri.sandbox_process(attacker.id)
@@ -219,10 +235,10 @@ async def test_nothing_is_sent_as_another(
     await all_answered(node, attacker, other)
 
     # Its address is the victim's, and no other.
-    await script(node, attacker, *become(victim, attacker))
     lab.seen.clear()
     before = await asyncio.gather(arrived(node, other), arrived(node), spoofed(node))
-    assert await answered(node, attacker, probes(attacker, victim, other, _SILENCE_S)) == []
+    plans = probes(attacker, victim, other, _SILENCE_S)
+    assert await answered(node, attacker, plans, become(victim, attacker)) == []
     after = await asyncio.gather(arrived(node, other), arrived(node), spoofed(node))
     assert after[0].since(before[0]) == Arrived(0, 0, 0)
     on_node = after[1].since(before[1])
@@ -236,28 +252,33 @@ async def test_nothing_is_sent_as_another(
     assert dropped[0] >= 8
     assert dropped[1] >= 3
 
-    await script(node, attacker, *become(attacker, victim))
-    await all_answered(node, attacker, other)
+    await all_answered(node, attacker, other, become(attacker, victim))
 
 
-async def test_traffic_to_a_taken_address_has_its_rightful_owner(
-    node: Node, run_pod: RunPod, run_attacker: RunAttacker
-) -> None:
-    attacker, victim, other = await three(run_pod, run_attacker)
-    await script(node, attacker, *add(victim))
+async def test_traffic_to_a_taken_address_has_its_rightful_owner(scene: Scene) -> None:
+    node, attacker, victim, other = scene.node, scene.attacker, scene.victim, scene.other
     # "It is me now": what makes a neighbour on an Ethernet believe it.
-    await script(node, attacker, f"arping -U -c 2 -I eth0 -s {victim.ipv4} {victim.ipv4} || true")
+    claim = f"arping -U -c 2 -I eth0 -s {victim.ipv4} {victim.ipv4} || true"
+    await script(node, attacker, *add(victim), claim)
     before = await asyncio.gather(arrived(node, attacker), arrived(node, victim))
     for _ in range(2):
-        plans = checks.plan([other, victim], [], [OUTSIDE_IPV4, OUTSIDE_IPV6], OUTSIDE_PORT)
-        reach = [planned for planned in plans if planned.target == "pod"]
-        outcome = await checks.run(node.cri, [other, victim], reach)
-        assert len(outcome) == 4
+        # From other pods and from the node.
+        plans = [
+            one
+            for one in checks.plan([other, victim], [], [OUTSIDE_IPV4, OUTSIDE_IPV6], OUTSIDE_PORT)
+            if one.target == "pod"
+        ]
+        pings = [("ping", "-c", "1", "-W", str(_ANSWER_S), str(ip)) for ip in victim.ips]
+        plans += [
+            Plan(other.name, "victim", ip.version, ip, ping, None)
+            for ip, ping in zip(victim.ips, pings, strict=True)
+        ]
+        outcome, *_ = await asyncio.gather(
+            checks.run(node.cri, [other, victim], plans),
+            node.shell(" && ".join(map(shlex.join, pings))),
+        )
+        assert len(outcome) == 6
         assert [check for check in outcome if not check.ok] == []
-        for ip in victim.ips:
-            # From another pod and from the node.
-            await inside(node, other, "ping", "-c", "1", "-W", str(_ANSWER_S), str(ip))
-            await node.shell(f"ping -c 1 -W {_ANSWER_S} {ip}")
     after = await asyncio.gather(arrived(node, attacker), arrived(node, victim))
     assert after[0].since(before[0]) == Arrived(0, 0, 0)
     got = after[1].since(before[1])
@@ -265,12 +286,11 @@ async def test_traffic_to_a_taken_address_has_its_rightful_owner(
     # And the attacker would have been counted: its own address is.
     await inside(node, other, "ping", "-c", "1", "-W", str(_ANSWER_S), str(attacker.ipv4))
     assert (await arrived(node, attacker)).since(after[0]).ipv4_echoes == 1
+    await script(node, attacker, *drop(victim))
 
 
-async def test_another_mac_brings_nothing(
-    node: Node, run_pod: RunPod, run_attacker: RunAttacker
-) -> None:
-    attacker, victim, other = await three(run_pod, run_attacker)
+async def test_another_mac_brings_nothing(scene: Scene) -> None:
+    node, attacker, victim, other = scene.node, scene.attacker, scene.victim, scene.other
     own = (await inside(node, attacker, "cat", "/sys/class/net/eth0/address")).strip()
     theirs = (await inside(node, victim, "cat", "/sys/class/net/eth0/address")).strip()
     assert own != theirs
@@ -279,32 +299,33 @@ async def test_another_mac_brings_nothing(
     for mac in (theirs, allocs.FIRST_HOP_MAC.hex(":")):
         before = await asyncio.gather(arrived(node, attacker), arrived(node, victim))
         # While the victim is talked to, the address changes and speaks up.
-        talk = (f"ping -q -c 15 -i 0.2 -W {_ANSWER_S} {ip}" for ip in victim.ips)
+        talk = [f"ping -q -c 10 -i 0.2 -W {_ANSWER_S} {ip} &" for ip in victim.ips]
         change = [
             f"ip link set dev eth0 address {mac}",
-            f"ping -c 2 -W {_SILENCE_S} -I {victim.ipv4} {other.ipv4} || true",
-            f"ping -6 -c 2 -W {_SILENCE_S} -I {victim.ipv6} {other.ipv6} || true",
+            f"ping -c 2 -i 0.2 -W {_SILENCE_S} -I {victim.ipv4} {other.ipv4} &",
+            f"ping -6 -c 2 -i 0.2 -W {_SILENCE_S} -I {victim.ipv6} {other.ipv6} &",
+            "wait",
             "cat /sys/class/net/eth0/address",
         ]
-        changed, *talks = await asyncio.gather(
-            script(node, attacker, *change),
-            *(script(node, other, line) for line in talk),
+        changed, talked = await asyncio.gather(
+            script(node, attacker, *change), script(node, other, *talk, "wait")
         )
         assert changed.split()[-1] == mac
         # And once more when all of that is over.
-        talks += [await script(node, other, f"ping -q -c 3 -i 0.2 {ip}") for ip in victim.ips]
-        assert [ping_counts(text) for text in talks] == [(15, 15)] * 2 + [(3, 3)] * 2
+        more = [f"ping -q -c 3 -i 0.2 -W {_ANSWER_S} {ip} &" for ip in victim.ips]
+        talked_after = await script(node, other, *more, "wait")
+        assert [ping_counts(talked), ping_counts(talked_after)] == [[(10, 10)] * 2, [(3, 3)] * 2]
         after = await asyncio.gather(arrived(node, attacker), arrived(node, victim))
         assert after[0].since(before[0]) == Arrived(0, 0, 0)
         got = after[1].since(before[1])
-        assert (got.ipv4_echoes, got.ipv6_echoes) == (18, 18)
+        assert (got.ipv4_echoes, got.ipv6_echoes) == (13, 13)
     # Back to what it was given, everything is as before.
-    await script(node, attacker, f"ip link set dev eth0 address {own}", *drop(victim))
-    await all_answered(node, attacker, other)
+    back = [f"ip link set dev eth0 address {own}", *drop(victim)]
+    await all_answered(node, attacker, other, back)
 
 
-async def test_the_service_is_out_of_reach(node: Node, run_attacker: RunAttacker) -> None:
-    attacker = await run_attacker(0)
+async def test_the_service_is_out_of_reach(scene: Scene) -> None:
+    node, attacker = scene.node, scene.attacker
     sockets = (allocs.WORKLOAD_SOCKET, allocs.CNI_SOCKET)
     stat = ["stat", "-c", "%n %F %a %u:%g", allocs.RUNTIME_DIR, *sockets]
     assert (await node.agent.run(stat)).text.splitlines() == [

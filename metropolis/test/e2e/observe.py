@@ -40,11 +40,10 @@ async def attachments(node: Node) -> dict[str, workload_pb2.Attachment]:
     return {item.workload_id: item for item in listed.attachments}
 
 
-def ping_counts(output: str) -> tuple[int, int]:
-    """Return packets sent and answered, of ping's output."""
-    found = re.search(r"(\d+) packets transmitted, (\d+) (?:packets )?received", output)
-    assert found is not None, output
-    return int(found[1]), int(found[2])
+def ping_counts(output: str) -> list[tuple[int, int]]:
+    """Return packets sent and answered, of the output of each ping."""
+    found = re.findall(r"(\d+) packets transmitted, (\d+) (?:packets )?received", output)
+    return [(int(sent), int(answered)) for sent, answered in found]
 
 
 async def nothing_is_left(node: Node) -> None:

@@ -14,7 +14,7 @@ from metropolis.test.launch.cri import Pod
 from metropolis.test.launch.lab import OUTSIDE_IPV4, OUTSIDE_IPV6, OUTSIDE_PORT, Lab
 from metropolis.test.launch.node import Node
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 type RunPod = Callable[[str], Awaitable[Pod]]
 
@@ -85,13 +85,13 @@ async def test_a_pod_whose_namespace_is_gone(node: Node, run_pod: RunPod) -> Non
     assert str(pid) in users
     await node.shell(f"kill -9 {' '.join(users)}; umount -l {netns} && rm {netns}")
     # The service notices by itself, and frees the addresses.
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while pod.id in await attachments(node):  # noqa: ASYNC110 - no Watch yet
             await asyncio.sleep(0.2)
     assert (await kernel(node)).links == ()
     # Containerd hears of the processes; before, a request for the pod may meet
     # a shim that is just ending.
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         await ended(node, pod)
     # And the runtime, which knows nothing of the network, can delete the pod.
     await node.cri.remove_pod(pod.id)

@@ -13,7 +13,7 @@ from metropolis.test.launch.cri import Pod
 from metropolis.test.launch.lab import OUTSIDE_IPV4
 from metropolis.test.launch.node import Node
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 type RunPod = Callable[[str], Awaitable[Pod]]
 
@@ -31,7 +31,7 @@ async def core_pid(node: Node) -> int:
 
 async def service_is_back(node: Node) -> None:
     """Wait until the workload service answers."""
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(300):
         while True:
             try:
                 await node.workloads.Status(workload_pb2.StatusRequest(), timeout=10)
@@ -60,7 +60,7 @@ async def talk(node: Node, speaker: Pod, listener: Pod) -> int:
     )
     assert results[0].status == 0, results[0]
     for pings in results[1:]:
-        sent, answered = ping_counts(pings.stdout)
+        ((sent, answered),) = ping_counts(pings.stdout)
         # The last one may be on its way when ping is stopped.
         assert sent > 10, pings.stdout
         assert sent - answered <= 1, pings.stdout

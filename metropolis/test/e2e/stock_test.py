@@ -12,11 +12,12 @@ from metropolis.test.launch.cri import Pod, sandbox_config
 from metropolis.test.launch.lab import OUTSIDE_IPV4, OUTSIDE_IPV6, OUTSIDE_PORT
 from metropolis.test.launch.node import Node
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 type RunPod = Callable[[str], Awaitable[Pod]]
 
 IMAGE = "stock_image"
+CONFIG = None
 
 
 async def test_it_is_stock(node: Node) -> None:

@@ -62,9 +62,9 @@ BODIES = (reach.BODY_BYTES, 1_000_000)
 POD_NETWORKS = (("10.200.0.0/16", 24), ("fd00:10:200::/48", 64))
 _DISK_BYTES = 1 << 29
 _MEMORY_MIB = 1024
-_BOOT_S = 300.0
+_BOOT_S = 600.0
 # Seconds for all that one pod or node is asked.
-_ASK_S = 240.0
+_ASK_S = 600.0
 _KEPT = (".log",)
 
 

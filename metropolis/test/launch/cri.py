@@ -247,7 +247,9 @@ class Cri:
         )
         return created.container_id
 
-    async def exec(self, container: str, command: Sequence[str], timeout_s: float = 60.0) -> Output:
+    async def exec(
+        self, container: str, command: Sequence[str], timeout_s: float = 180.0
+    ) -> Output:
         """Run a command in a container to its end."""
         try:
             done = await self._runtime.ExecSync(

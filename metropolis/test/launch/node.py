@@ -152,7 +152,7 @@ class Node:
         channel = await enter(unix_channel(self.workload_socket))
         self.workloads = workload_pb2_grpc.WorkloadNetworkingStub(channel)
 
-    async def wait_ready(self, timeout_s: float = 300.0) -> None:
+    async def wait_ready(self, timeout_s: float = 600.0) -> None:
         """Wait until pods can be started and the uplink has both addresses.
 
         NodeError with what is still missing, and the node's logs.

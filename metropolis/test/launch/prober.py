@@ -175,7 +175,7 @@ class Prober:
         async with self._news:
             self._news.notify_all()
 
-    async def whole(self, limit_s: float = 180.0) -> float:
+    async def whole(self, limit_s: float = 400.0) -> float:
         """Wait until every pair has answered from now on; the seconds it took.
 
         Two answers are wanted: the second is to a ping sent from now on.

@@ -45,7 +45,7 @@ END = "the-end"
 # Where the outside answers, and what of the node's own is tried.
 ANSWER_PORT, SERVICE_PORT = 7000, 7001
 # Seconds, on an emulated machine that is busy.
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 
 _GUEST = Path(__file__).with_name("guest.py")
 _GUEST_THERE = "/run/guest.py"

@@ -35,7 +35,7 @@ from build.lint.claims import PAGE, Claim, parse
 from metropolis.test.security import verdicts
 from metropolis.test.security.verdicts import Verdict
 
-_TIMEOUT_S = 900.0
+_TIMEOUT_S = 1800.0
 # Seconds that tests have to clean up in, once they are to end.
 _GRACE_S = 60.0
 

@@ -6,6 +6,7 @@ included. It is its root who attacks, with the node's own services ended.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -21,6 +22,7 @@ from metropolis.test.launch.cluster import POD_NETWORKS, Cluster
 from metropolis.test.launch.cri import Pod
 from metropolis.test.launch.lab import OUTSIDE_PORT, ROUTER_IPV4, ROUTER_IPV6
 from metropolis.test.launch.node import Node
+from metropolis.test.launch.shared import Shared
 from metropolis.test.security import frames, trials
 from metropolis.test.security.attacks import (
     END,
@@ -34,9 +36,10 @@ from metropolis.test.security.attacks import (
     arm,
 )
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 NODES = 2
+SPENT = True
 _PORT = 6666
 _ROUTER = {4: str(ROUTER_IPV4.ip), 6: str(ROUTER_IPV6.ip)}
 
@@ -58,8 +61,9 @@ class Scene:
         await self.hostile.agent.run(command)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def scene(cluster: Cluster) -> AsyncIterator[Scene]:
+@contextlib.asynccontextmanager
+async def two_nodes(cluster: Cluster) -> AsyncIterator[Scene]:
+    """Put on both nodes what attackers and victims run."""
     ours, theirs = cluster.members["node-1"], cluster.members["node-2"]
     assert ours.pod is not None
     assert theirs.pod is not None
@@ -68,6 +72,11 @@ async def scene(cluster: Cluster) -> AsyncIterator[Scene]:
             await arm(node)
         site = Site(cluster.lab, ours.running, sniffer)
         yield Scene(site, ours.pod, theirs.running, theirs.pod)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def scene(cluster: Cluster, shared: Shared) -> Scene:
+    return await shared.part(two_nodes, cluster)
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -127,16 +136,22 @@ async def overlay_address(node: Node, version: int) -> str:
     return words[words.index("inet6" if version == 6 else "inet") + 1].partition("/")[0]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def hostile(scene: Scene) -> Scene:
-    """The other node has no rules any more, and sends us whatever it likes."""
+@contextlib.asynccontextmanager
+async def no_rules(scene: Scene) -> AsyncIterator[Scene]:
+    """Take the other node's rules away, for good."""
     node = scene.hostile
     await node.shell("SVDIR=/run/sv sv force-stop node-core || true")
     await node.shell("nft flush ruleset")
     peer = (await node.agent.run(["wg", "show", allocs.OVERLAY_LINK, "peers"])).text.strip()
     everything = ["allowed-ips", "0.0.0.0/0,::/0"]
     await node.agent.run(["wg", "set", allocs.OVERLAY_LINK, "peer", peer, *everything])
-    return scene
+    yield scene
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def hostile(scene: Scene, shared: Shared) -> Scene:
+    """The other node has no rules any more, and sends us whatever it likes."""
+    return await shared.part(no_rules, scene)
 
 
 @pytest.mark.parametrize("version", [4, 6])

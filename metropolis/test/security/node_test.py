@@ -12,27 +12,19 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from metropolis.test.e2e.world import POD_NETWORKS
 from metropolis.test.launch import capture, checks
 from metropolis.test.launch.capture import Capture
-from metropolis.test.launch.cri import Pod
+from metropolis.test.launch.cri import CriError, Pod
 from metropolis.test.launch.lab import OUTSIDE_PORT, Lab
 from metropolis.test.launch.node import Node
+from metropolis.test.launch.shared import Shared
 from metropolis.test.security import trials
 from metropolis.test.security.attacks import OUTSIDE, Site, Sniffer, arm
+from osbase.test.agent.client import AgentError
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-# As in the image, but for the rate: an emulated machine floods slowly.
-_FLOWS_PER_SECOND = 50
-POD_NETWORKS = ("10.192.0.0/24", "fd00:10:192::/112")
-CONFIG = f"""
-network {{
-  uplink {{ dhcp4 {{}} }}
-  pod_prefix: "{POD_NETWORKS[0]}"
-  pod_prefix: "{POD_NETWORKS[1]}"
-  new_flows_per_second: {_FLOWS_PER_SECOND}
-}}
-"""
 _FLOOD = 20_000
 _CONNECTIONS = 10
 
@@ -47,17 +39,24 @@ class Scene:
     victim: Pod
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def scene(
-    node: Node, lab: Lab, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Scene]:
-    directory: Path = tmp_path_factory.mktemp("capture")
+@contextlib.asynccontextmanager
+async def two_pods(node: Node, lab: Lab, directory: Path) -> AsyncIterator[Scene]:
+    """Start attacker and victim on the node, and capture what goes outside."""
     async with Sniffer() as sniffer, Capture(directory) as running:
         attacker, victim = await asyncio.gather(
             *(node.cri.run_pod(name, checks.pod_command(name)) for name in ("attacker", "victim"))
         )
         await arm(node)
         yield Scene(Site(lab, node, sniffer), running, attacker, victim)
+        with contextlib.suppress(CriError, AgentError):
+            await asyncio.gather(*(node.cri.remove_pod(pod.id) for pod in (attacker, victim)))
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def scene(
+    node: Node, lab: Lab, shared: Shared, tmp_path_factory: pytest.TempPathFactory
+) -> Scene:
+    return await shared.part(two_pods, node, lab, tmp_path_factory.mktemp("capture"))
 
 
 @pytest.mark.parametrize("version", [4, 6])
