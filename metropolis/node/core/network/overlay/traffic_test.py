@@ -314,7 +314,7 @@ class Stream:
         self._first = self.sent
         return self
 
-    async def settle(self, seconds: float = 2.0) -> None:
+    async def settle(self, seconds: float = 1.5) -> None:
         """Go on for a while: what was lost shows."""
         before = len(self.back)
         await asyncio.sleep(seconds)
@@ -462,7 +462,7 @@ async def test_a_rotation_loses_no_connection(tmp_path: Path, version: int) -> N
         ):
             async with Stream(a, b, version) as stream:
                 await rotated(which, epoch)
-                await stream.settle(3.0)
+                await stream.settle()
             assert stream.report(f"rotation of {what}, IPv{version}") <= ONE_SECOND
             for node in which:
                 identity = node.overlay.identity.peek()
@@ -487,6 +487,6 @@ async def test_a_rotation_of_both_whoever_hears_first(tmp_path: Path, delay_ms: 
             cluster.echo_s = echo_s
             async with Stream(a, b, 4) as stream:
                 await rotated([a, b], epoch)
-                await stream.settle(3.0)
+                await stream.settle()
             what = f"rotation of both, {delay_ms} ms away, echo {echo_s} s"
             assert stream.report(what) <= ONE_SECOND
