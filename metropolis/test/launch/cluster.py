@@ -62,6 +62,7 @@ BODIES = (reach.BODY_BYTES, 1_000_000)
 POD_NETWORKS = (("10.200.0.0/16", 24), ("fd00:10:200::/48", 64))
 _DISK_BYTES = 1 << 29
 _MEMORY_MIB = 1024
+_CPUS = 2  # of a node, where the host has as many for each
 _BOOT_S = 600.0
 # Seconds for all that one pod or node is asked.
 _ASK_S = 600.0
@@ -119,6 +120,9 @@ class Cluster:
         self._images = images
         self._directory = directory
         self._first = nodes
+        # A guest whose CPUs wait for each other's turn on the host's gets less
+        # done on two than on one.
+        self._cpus = max(1, min(_CPUS, (os.process_cpu_count() or 1) // max(1, nodes)))
         self._keep = keep
         self._progress = progress
         self._stack = contextlib.AsyncExitStack()
@@ -226,7 +230,8 @@ cluster {{ node_id: "{name}" etcd_endpoint: "{self.etcd.endpoint}" }}
 
         node = Node(
             self._images, self.lab, member.directory, self._config(name), say, member.disk,
-            name=name, port=member.port, pki=member.pki, memory_mib=_MEMORY_MIB, clock=clock,
+            name=name, port=member.port, pki=member.pki, memory_mib=_MEMORY_MIB, cpus=self._cpus,
+            clock=clock,
         )  # fmt: skip
         member.node = await member.stack.enter_async_context(node)
         await node.wait_ready(_BOOT_S)

@@ -66,6 +66,7 @@ class Node:
         port: Port | None = None,
         pki: Mapping[str, bytes] | None = None,
         memory_mib: int = 1024,
+        cpus: int = 2,
         clock: str = "utc",
     ) -> None:
         """config: NodeConfig as text; None: the one in the image. data: an
@@ -86,6 +87,7 @@ class Node:
         self._fw_cfg = {} if config is None else {_CONFIG: config.encode()}
         self._fw_cfg |= {f"opt/metropolis/{item}.pem": pem for item, pem in (pki or {}).items()}
         self._memory_mib = memory_mib
+        self._cpus = cpus
         self._clock = clock
         self._stack = contextlib.AsyncExitStack()
         self._begin = 0.0
@@ -138,6 +140,7 @@ class Node:
             fw_cfg=self._fw_cfg,
             nets=(Tap(self.port.fd, self.port.mac),),
             memory_mib=self._memory_mib,
+            cpus=self._cpus,
             clock=self._clock,
         )
         enter = self._stack.enter_async_context
