@@ -24,7 +24,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 type RunPod = Callable[[str], Awaitable[Pod]]
 
-CHURN_PODS = int(os.environ.get("CHURN_PODS", "24"))
+CHURN_PODS = int(os.environ.get("CHURN_PODS", "12"))
 _AT_ONCE = 8
 _ROOT_UID = 1 << 20
 
