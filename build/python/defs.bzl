@@ -27,6 +27,10 @@ def py_binary(name, visibility = _PUBLIC, env = {}, **kwargs):
         **kwargs
     )
 
+# What a test is that boots virtual machines, of any rule.
+VM_TAGS = ["exclusive", "vm"]
+VM_ENV = {"TEST_BOOTS_VMS": "1"}
+
 def py_pytest(
         name,
         srcs,
@@ -35,6 +39,7 @@ def py_pytest(
         args = [],
         env = {},
         netns = False,
+        vm = False,
         tags = [],
         visibility = _PUBLIC,
         **kwargs):
@@ -50,6 +55,8 @@ def py_pytest(
       netns: run in a new user, network and mount namespace, as its root, with
         an empty /run and a /sys that shows the new network; all interfaces
         are new and down, as after `unshare -Urnm`
+      vm: boots virtual machines. They take all CPUs, so it runs alone, and is no
+        part of --config=quick; without this, no machine starts (osbase/test/qemu)
       tags: as for any test
       visibility: public, as //metropolis/test/security:claims runs some
       **kwargs: size, timeout, flaky, shard_count ... as for any test
@@ -68,8 +75,8 @@ def py_pytest(
         ],
         data = data + ["//:pyproject.toml"],
         args = (["--netns"] if netns else []) + ["$(rootpath %s)" % module for module in modules] + args,
-        env = env,
-        tags = tags,
+        env = env | (VM_ENV if vm else {}),
+        tags = tags + (VM_TAGS if vm else []),
         visibility = visibility,
         **kwargs
     )

@@ -4,8 +4,9 @@
 Bazel's protocol: JUnit XML to $XML_OUTPUT_FILE; --test_filter (a -k expression
 or, with ::, a node id); shards; scratch below $TEST_TMPDIR. Hypothesis runs the
 same examples every time, so that a cached result means something; to look for
-new ones: --test_env=HYPOTHESIS_PROFILE=explore. A target in which pytest finds
-no test fails.
+new ones: --test_env=HYPOTHESIS_PROFILE=explore. With $TEST_RANDOM_SEED, which
+Bazel sets to K in the K-th of several runs (--runs_per_test; not in the first),
+they are those of that seed. A target in which pytest finds no test fails.
 
 With --netns, everything runs in new namespaces (see py_pytest).
 """
@@ -57,7 +58,8 @@ def use_hypothesis_profile() -> None:
 
     set_hypothesis_home_dir(os.environ["TEST_TMPDIR"])
     same = hypothesis.settings(deadline=None, database=None, print_blob=True)
-    hypothesis.settings.register_profile("bazel", same, derandomize=True)
+    seeded = "TEST_RANDOM_SEED" in os.environ
+    hypothesis.settings.register_profile("bazel", same, derandomize=not seeded)
     hypothesis.settings.register_profile("explore", same, max_examples=2000)
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "bazel"))
 
@@ -79,6 +81,8 @@ def arguments(given: list[str], basetemp: str) -> tuple[list[str], bool]:
     if (xml := os.environ.get("XML_OUTPUT_FILE")) is not None:
         options.append(f"--junitxml={xml}")
     options.append(f"--basetemp={basetemp}")
+    if (seed := os.environ.get("TEST_RANDOM_SEED")) is not None:
+        options.append(f"--hypothesis-seed={seed}")
     wanted = os.environ.get("TESTBRIDGE_TEST_ONLY")
     if wanted and "::" in wanted:
         file, _, rest = wanted.partition("::")

@@ -170,6 +170,10 @@ def test_print():
     examples = [next(x for x in run.splitlines() if "seen [" in x) for run in runs]
     assert examples[0] == examples[1]
     assert examples[0].count(",") > 50
+    seeded = [target.run(text, "-s", TEST_RANDOM_SEED=seed)[0].stdout for seed in "232"]
+    others = [next(x for x in run.splitlines() if "seen [" in x) for run in seeded]
+    assert others[0] == others[2]
+    assert len({examples[0], *others}) == 3
     assert not (target.folder / ".hypothesis").exists()
 
 

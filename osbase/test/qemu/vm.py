@@ -32,6 +32,11 @@ from qemu.qmp import ConnectError, EventListener, QMPClient, QMPError, Runstate
 
 QEMU = "qemu-system-x86_64"
 
+# Bazel sets the first in any test; the second has what //build/python:defs.bzl
+# marks as booting machines. The mark keeps the quick subset of tests quick.
+_TARGET = "TEST_TARGET"
+_MAY_BOOT = "TEST_BOOTS_VMS"
+
 # Seconds. QEMU answers QMP at once, unless the host is very busy.
 _QMP_TIMEOUT_S = 60.0
 _QUIT_TIMEOUT_S = 10.0
@@ -123,6 +128,9 @@ class Vm:
         """
         if self._state is not State.NEW:
             raise VmError(f"vm: start: is {self._state.value}, not new")
+        if _TARGET in os.environ and _MAY_BOOT not in os.environ:
+            self._to(State.STOPPED)
+            raise VmError(f"vm: {os.environ[_TARGET]} needs vm = True in its BUILD file")
         binary = shutil.which(QEMU)
         if binary is None:
             raise VmError(f"vm: {QEMU} not found in PATH; run inside the devroot (./bazelw)")

@@ -11,7 +11,7 @@
 """
 
 load("@rules_python//python:defs.bzl", "PyInfo", _py_test = "py_test")
-load("//build/python:defs.bzl", "py_library")
+load("//build/python:defs.bzl", "VM_ENV", "VM_TAGS", "py_library")
 load("//osbase/build:defs.bzl", "erofs_image")
 
 _RUNFILES = "/runfiles"
@@ -85,6 +85,7 @@ def vm_pytest(
         root = "//osbase/test/vm:root",
         size = "medium",
         tags = [],
+        env = {},
         expect_failure = False,
         **kwargs):
     """Runs srcs by pytest, as root, in a machine of their own.
@@ -101,9 +102,10 @@ def vm_pytest(
       initramfs: finds the disks by their serials, runs /tools/run; see init
       root: an erofs with Python and what the test calls
       size: as for any test; an emulated machine takes about ten times as long
-      tags: as for any test; "exclusive" is added, as a machine takes all CPUs
+      tags: as for any test; those of a test with machines are added
+      env: further environment of the host's side
       expect_failure: the test passes when pytest fails, and its report says so
-      **kwargs: timeout, flaky, env ... as for any test
+      **kwargs: timeout, flaky ... as for any test
     """
     runner = "//build/python:pytest_main.py"
     modules = [src for src in srcs if not src.endswith("conftest.py")]
@@ -156,7 +158,8 @@ def vm_pytest(
         ] + args,
         # The modules are inputs only to be named in the arguments.
         data = srcs + [disk, initramfs, kernel, root],
-        tags = tags + ["exclusive"],
+        tags = tags + VM_TAGS,
+        env = env | VM_ENV,
         deps = ["//osbase/test/vm:runner"],
         **kwargs
     )
