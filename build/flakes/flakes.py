@@ -113,7 +113,7 @@ def keep(found: Sequence[Result], output: Path) -> dict[str, list[str]]:
 
 
 class Flakes:
-    """The work of one command."""
+    """The work of one command. ended: results, known with result()."""
 
     def __init__(self, bazel: Bazel, runs: int, output: Path) -> None:
         self._bazel = bazel
@@ -121,6 +121,7 @@ class Flakes:
         self._output = output
         self._labels: list[str] = []
         self._events = output / "events.json"
+        self.ended = 0
 
     async def run(self, patterns: Sequence[str], machines: bool) -> None:
         """Find, build and run the tests. FlakesError."""
@@ -156,6 +157,7 @@ class Flakes:
         found: list[Result] = []
         with contextlib.suppress(FileNotFoundError), self._events.open(errors="replace") as lines:
             found += results(lines)
+        self.ended = len(found)
         cases = keep(found, self._output)
         tallies = tally(self._labels, self._runs, found, cases, interrupted)
         (self._output / "table").write_text(to_table(tallies, self._runs) + "\n")
@@ -196,7 +198,8 @@ async def work(options: argparse.Namespace, bazel: Bazel, output: Path) -> int:
         say(f"logs, reports and the table are in {output}")
     if number is not None:
         print(table, file=sys.stderr)
-        say("ended by a signal; no verdict")
+        planned = len(tallies) * options.runs
+        say(f"ended by a signal; no verdict: {flakes.ended} of {planned} runs had ended")
         return 128 + number
     if options.json:
         print(table, file=sys.stderr, flush=True)
