@@ -14,7 +14,7 @@ Logs and reports of the runs that failed, and the table, are kept in the
 directory of --output. Run 1 has the examples of any ordinary test run. Run K,
 from 2 on, draws those of property tests with the seed K. This repeats run 4:
 
-    ./bazelw test //x:y_test --nocache_test_results --test_env=TEST_RANDOM_SEED=4
+    ./bazelw test //x:y --nocache_test_results --test_env=TEST_RANDOM_SEED=4
 
 Status: 0 when every run passed; 1 when some failed; 2 for wrong arguments,
 targets that are not there or do not build, or when Bazel itself fails; 128 and
