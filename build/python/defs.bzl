@@ -28,7 +28,7 @@ def py_binary(name, visibility = _PUBLIC, env = {}, **kwargs):
     )
 
 # What a test is that boots virtual machines, of any rule.
-VM_TAGS = ["exclusive", "vm"]
+VM_TAGS = ["vm"]
 VM_ENV = {"TEST_BOOTS_VMS": "1"}
 
 def py_pytest(
@@ -55,8 +55,9 @@ def py_pytest(
       netns: run in a new user, network and mount namespace, as its root, with
         an empty /run and a /sys that shows the new network; all interfaces
         are new and down, as after `unshare -Urnm`
-      vm: boots virtual machines. They take all CPUs, so it runs alone, and is no
-        part of --config=quick; without this, no machine starts (osbase/test/qemu)
+      vm: boots virtual machines, so it is no part of --config=quick; without this,
+        no machine starts (osbase/test/qemu). Tests of several machines at once
+        take all CPUs and have the tag "exclusive"
       tags: as for any test
       visibility: public, as //metropolis/test/security:claims runs some
       **kwargs: size, timeout, flaky, shard_count ... as for any test
