@@ -28,6 +28,7 @@ MTU = 1400  # as in mesh_test, which has the cluster before
 # Seconds. Longer than the lease of a node's record (curator.Timing).
 OUTAGE_S = 60.0
 LIMIT_S = 300.0
+EXCHANGE_S = 5.0
 
 
 async def until(cluster: Cluster, ready: Callable[[Directory], bool]) -> Directory:
@@ -111,8 +112,11 @@ async def test_etcd_is_away(cluster: Cluster, prober: Prober) -> None:
         f"etcd away for {OUTAGE_S:.0f} s: a new key is in use after {time.monotonic() - back:.1f} s"
     )
     await prober.whole()
-    # What an exchange of keys may cost: no connection a second.
-    assert {pair: n for pair, n in lost(prober, begin).items() if n * EVERY_S > 1} == {}
+    # Two nodes know each other's new key within moments of each other: one or two
+    # pings, and more of them where machines wait for their turn.
+    missed = lost(prober, begin)
+    print(f"the exchange of keys: {max(missed.values(), default=0)} pings of {EVERY_S} s lost")
+    assert {pair: n for pair, n in missed.items() if n * EVERY_S > EXCHANGE_S} == {}
 
 
 async def test_etcd_is_restored(cluster: Cluster, prober: Prober) -> None:
