@@ -5,13 +5,23 @@
                    behind     in use    not looked at yet
                    the cursor           <- cursor
 
-A cursor walks each prefix once, from behind the highest address in use when
-the prefix was added (what lies beyond was most likely not used lately), round
-to where it began. What it passes is handed out, or was in use, or is
-reserved. Freed addresses queue up, and are handed out only when the cursors of
-the family have walked everything, the longest free first: reuse is as late as
-it can be. Nothing is stored for an address that was never used: a /64 costs
-what a /24 costs, and both steps take constant time, the cursor's on average.
+A cursor walks each prefix, from the beginning of the longest stretch that was
+free when the prefix was added (most likely it was not used lately), round to
+where it began. What it passes is handed out, or was in use, or is reserved.
+Freed addresses queue up. When the cursors of the family have walked everything
+the queue is handed out, the longest free first: reuse is as late as it can be.
+
+The queue keeps the REMEMBERED addresses that were freed last, per family. Of
+longer queues the oldest addresses are forgotten, and their cursor makes another
+lap, past all that is remembered, before anything of the queue is handed out. So
+a prefix of no more than REMEMBERED addresses has the exact order. In a larger
+one an address that was freed comes again after the rest of the lap, and
+never before REMEMBERED / 2 others were freed, as long as there are others.
+
+So nothing is stored for an address that was never used, and nothing for one
+that was used long ago: a /64 costs what a /24 costs, for ever. All steps take
+constant time, the cursor's on average: when it passes more than _STEPS that
+cannot be had, a queue that is half full or more gives its oldest instead.
 
 Usable is every address but the first (network; in IPv6 subnet-router anycast,
 RFC 4291 2.6.1) and, in IPv4, the last (broadcast). Prefixes of two addresses
@@ -23,7 +33,8 @@ that returns from draining knows what was used lately, one that was taken away
 does not. Addresses in use stay so whatever becomes of their prefix.
 
 Why not a bitmap: it knows nothing of the order of freeing, and 16 million
-addresses are 2 MB for ten pods.
+addresses are 2 MB for ten pods. Why not remember all that was freed: that is
+180 bytes for each address that was ever used, 3 GB of a 10.0.0.0/8.
 """
 
 import itertools
@@ -39,6 +50,9 @@ from metropolis.node.core.network.workloads.errors import (
 )
 from metropolis.node.core.network.workloads.model import IPAddress, IPNetwork
 
+REMEMBERED = 4096  # addresses of a family that were freed last; under 1 MB
+_STEPS = 1024  # of a cursor for one address
+
 
 def usable_range(prefix: IPNetwork) -> tuple[int, int]:
     """First and last usable address of the prefix, as numbers."""
@@ -50,16 +64,19 @@ def usable_range(prefix: IPNetwork) -> tuple[int, int]:
 
 @dataclass(slots=True)
 class _Cursor:
-    """A walk over a prefix's usable addresses, starting at `start`.
+    """Laps over a prefix's usable addresses, starting at `start`.
 
-    draining: nothing is handed out.
+    walked: addresses passed in this lap. forgotten: whether some that are
+    behind the cursor are free and not in the queue. draining: nothing is handed
+    out.
     """
 
     prefix: IPNetwork
     first: int
     size: int
     start: int  # offset from first
-    walked: int = 0  # addresses passed
+    walked: int = 0
+    forgotten: bool = False
     draining: bool = False
 
     def contains(self, number: int) -> bool:
@@ -72,6 +89,13 @@ class _Cursor:
         offset = (self.start + self.walked) % self.size
         self.walked += 1
         return self.first + offset
+
+    def begin_lap(self) -> bool:
+        """False when it would find nothing."""
+        begins, self.forgotten = self.forgotten, False
+        if begins:
+            self.walked = 0
+        return begins
 
 
 class _Family:
@@ -96,13 +120,14 @@ class _Family:
         self.cursors = [known.get(prefix) or self._cursor(prefix) for prefix in prefixes]
         for cursor in self.cursors:
             cursor.draining = cursor.prefix in draining
+        returned: dict[int, int] = {}
         for number in self.reserved - reserved:
             if number not in self.used and any(
                 cursor.contains(number) and cursor.passed(number) for cursor in self.cursors
             ):
-                self.freed[number] = next(self._clock)
+                returned[number] = next(self._clock)
         self.reserved = reserved
-        free = sorted((self.freed | self.parked).items(), key=lambda item: item[1])
+        free = sorted((self.freed | self.parked | returned).items(), key=lambda item: item[1])
         self.freed.clear()
         self.parked.clear()
         for number, when in free:
@@ -111,14 +136,27 @@ class _Family:
     def _queue(self, number: int, when: int) -> None:
         """Where a free address belongs; nowhere if it cannot be handed out."""
         cursor = self.cursor_of(number)
-        if cursor is not None and number not in self.reserved:
-            (self.parked if cursor.draining else self.freed)[number] = when
+        if cursor is None or number in self.reserved:
+            return
+        queue = self.parked if cursor.draining else self.freed
+        queue[number] = when
+        if len(queue) > REMEMBERED:
+            oldest, _ = queue.popitem(last=False)
+            of_oldest = self.cursor_of(oldest)
+            # Not passed, it is what the cursor comes to anyway.
+            if of_oldest is not None and of_oldest.passed(oldest):
+                of_oldest.forgotten = True
 
     def _cursor(self, prefix: IPNetwork) -> _Cursor:
         first, last = usable_range(prefix)
-        highest = max((n for n in self.used if first <= n <= last), default=first - 1)
         size = last - first + 1
-        return _Cursor(prefix, first, size, (highest + 1 - first) % size)
+        used = sorted(number for number in self.used if first <= number <= last)
+        if not used:
+            return _Cursor(prefix, first, size, 0)
+        # Not behind the highest, which somebody may have asked for.
+        following = [*used[1:], used[0] + size]
+        _, start = max((after - one, one + 1) for one, after in zip(used, following, strict=True))
+        return _Cursor(prefix, first, size, (start - first) % size)
 
     def cursor_of(self, number: int) -> _Cursor | None:
         return next((cursor for cursor in self.cursors if cursor.contains(number)), None)
@@ -129,19 +167,39 @@ class _Family:
         self.used[number] = owner
 
     def take(self, owner: str) -> int | None:
+        number = self._step()
+        if number is None and self._begin_laps():
+            number = self._step()
+        if number is None:
+            if not self.freed:
+                return None
+            number, _ = self.freed.popitem(last=False)
+        self.used[number] = owner
+        return number
+
+    def _begin_laps(self) -> bool:
+        """When all has been walked: what was forgotten since is older than what
+        is in the queue.
+        """
+        cursors = [cursor for cursor in self.cursors if not cursor.draining]
+        if any(cursor.walked < cursor.size for cursor in cursors):
+            return False
+        return any([cursor.begin_lap() for cursor in cursors])
+
+    def _step(self) -> int | None:
+        """What a cursor comes to first; None also when that is too far away
+        and the queue is long enough to be the better choice.
+        """
+        steps = _STEPS if 2 * len(self.freed) >= REMEMBERED else -1
         for cursor in self.cursors:
-            while not cursor.draining and cursor.walked < cursor.size:
+            while not cursor.draining and cursor.walked < cursor.size and steps:
+                steps -= 1
                 number = cursor.step()
                 # A requested address that was freed before the cursor came by
                 # waits in the queue like the others.
                 if not (number in self.used or number in self.reserved or number in self.freed):
-                    self.used[number] = owner
                     return number
-        if not self.freed:
-            return None
-        number, _ = self.freed.popitem(last=False)
-        self.used[number] = owner
-        return number
+        return None
 
     def release(self, number: int) -> None:
         if self.used.pop(number, None) is None:

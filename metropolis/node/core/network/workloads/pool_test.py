@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pool against a model of it, and at size."""
 
+import random
 import time
+import tracemalloc
+from collections import deque
 from collections.abc import Iterator
 from ipaddress import IPv4Address, ip_address, ip_network
 
@@ -10,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from metropolis.node.core.network.workloads import pool as pools
 from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
     Exhausted,
@@ -75,6 +79,15 @@ def test_a_new_pool_goes_on_behind_what_is_in_use() -> None:
         pool.adopt(ip_address(text), "old")
     pool.set_prefixes([ip_network("10.0.0.0/29")])
     assert [str(ip) for ip in drain(pool, 4)] == ["10.0.0.5", "10.0.0.6", "10.0.0.1", "10.0.0.3"]
+
+
+def test_a_new_pool_goes_where_the_most_is_free() -> None:
+    """Not behind the highest address, which somebody may have asked for."""
+    pool = AddressPool()
+    for text in ("fd00::1", "fd00::2", "fd00::ffff:ffff:ffff:ffff"):
+        pool.adopt(ip_address(text), "old")
+    pool.set_prefixes([ip_network("fd00::/64")])
+    assert str(pool.take(6, "w")) == "fd00::3"
 
 
 def test_exhaustion_names_prefix_and_size() -> None:
@@ -172,6 +185,106 @@ def test_a_million_addresses_cost_what_ten_do() -> None:
     assert time.process_time() - started < 0.5
 
 
+# ---- Memory -----------------------------------------------------------------
+
+
+SMALL, LARGE = "10.0.0.0/24", "10.0.0.0/16"
+
+
+@pytest.mark.parametrize(
+    "prefix", [SMALL, "10.0.0.0/20", LARGE, "10.0.0.0/8", "fd00::/112", "fd00::/64", "fd00::/48"]
+)
+def test_memory_does_not_grow_with_what_was_used(prefix: str) -> None:
+    pool, version = pool_of(prefix), ip_network(prefix).version
+    held = deque(pool.take(version, "w") for _ in range(100))
+
+    def churn(times: int) -> int:
+        for _ in range(times):
+            pool.release(held.popleft())
+            held.append(pool.take(version, "w"))
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = churn(2 * pools.REMEMBERED)
+        assert before < 1 << 20
+        assert churn(20_000) - before < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_nor_with_what_was_asked_for() -> None:
+    """At random, and in prefixes that come, drain and go."""
+    old, new = ip_network("fd00::/64"), ip_network("fd01::/64")
+    pool = pool_of(str(old))
+
+    def churn(seed: int) -> int:
+        for number in range(10_000):
+            ip = old[(seed + number) * 0x9E3779B97F4A7C15 % (1 << 64) or 1]
+            pool.take_requested(ip, "w")
+            pool.release(ip)
+        taken = [pool.take(6, "w") for _ in range(10_000)]
+        pool.set_prefixes([new], draining=[old])
+        for ip in taken:
+            pool.release(ip)
+        pool.set_prefixes([old], draining=[new])
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = churn(0)
+        assert churn(1_000_000) - before < 200_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("prefix", "in_use"), [("10.0.0.0/18", 0), (LARGE, 50_000)])
+def test_a_large_prefix_is_used_whole_before_anything_of_it_is_used_again(
+    prefix: str, in_use: int
+) -> None:
+    """Short lives: each address once a lap. `in_use` stay, in a row: while the
+    cursor comes past them, what was remembered for long is handed out.
+    """
+    pool = pool_of(prefix)
+    stay = {pool.take(4, "w") for _ in range(in_use)}
+    lap = (1 << 32 - ip_network(prefix).prefixlen) - 2 - in_use
+    freed_at: dict[IPAddress, int] = {}
+    early = 0
+    for now in range(5 * lap // 2):
+        ip = pool.take(4, "w")
+        assert ip not in stay
+        waited = now - freed_at.get(ip, -lap)
+        assert waited >= pools.REMEMBERED // 2
+        # At the seam of two laps what is remembered is left to the next.
+        early += waited < lap - pools.REMEMBERED
+        freed_at[ip] = now
+        pool.release(ip)
+    assert early <= 2 * (in_use // pools._STEPS)
+
+
+@pytest.mark.parametrize("free", [1, 3000, 10_000])
+def test_reuse_in_a_large_prefix_that_is_nearly_full(free: int) -> None:
+    """Whatever the order of removals, half of REMEMBERED others come before."""
+    pool = pool_of(LARGE)
+    used = list(drain(pool, 4))
+    assert len(used) == 65534
+    rng = random.Random(free)
+    rng.shuffle(used)
+    freed_at: dict[IPAddress, int] = {}
+    started = time.process_time()
+    for now in range(25_000):
+        if now >= free:
+            ip = pool.take(4, "w")
+            assert now - freed_at.pop(ip) >= min(free, pools.REMEMBERED // 2)
+            used.append(ip)
+        # Long and short lives.
+        gone = used.pop(rng.randrange(len(used) - 1, len(used)) if now % 2 else 0)
+        pool.release(gone)
+        freed_at[gone] = now
+    # Walking over all that is in use for each would be a hundred times longer.
+    assert time.process_time() - started < 30
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(20, 32))
 def test_usable_ranges_are_in_the_prefix(number: int, bits: int) -> None:
     prefix = ip_network((number >> (32 - bits) << (32 - bits), bits))
@@ -190,8 +303,12 @@ ADDRESSES = [ip for prefix in PREFIXES for ip in prefix]
 class PoolMachine(RuleBasedStateMachine):
     """The pool against the plainest model: sets, and the order of freeing."""
 
+    remembered = pools.REMEMBERED
+
     def __init__(self) -> None:
         super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(pools, "REMEMBERED", self.remembered)
         self.pool = AddressPool()
         self.used: set[IPAddress] = set()
         self.freed_at: dict[IPAddress, int] = {}
@@ -219,6 +336,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.set_prefixes(prefixes, reserved, draining)
         kept = set(self.prefixes) | self.draining
         self.unordered |= reserved
+        self.clock += len(self.reserved - reserved)  # they are freed now
         # What was freed before is only known of prefixes that stayed.
         self.prefixes, self.reserved, self.draining = prefixes, reserved, draining
         stayed = kept & (set(prefixes) | draining)
@@ -238,7 +356,8 @@ class PoolMachine(RuleBasedStateMachine):
             return
         assert taken in free
         ordered = free - self.unordered
-        if taken in self.freed_at and taken in ordered:
+        lately = self.clock - self.freed_at.get(taken, 0) < self.remembered
+        if lately and taken in self.freed_at and taken in ordered:
             assert ordered <= self.freed_at.keys()
             assert self.freed_at[taken] == min(self.freed_at[ip] for ip in ordered)
         self.used.add(taken)
@@ -280,6 +399,17 @@ class PoolMachine(RuleBasedStateMachine):
         for prefix in PREFIXES:
             assert self.pool.in_use(prefix) == sum(ip in prefix for ip in self.used)
 
+    def teardown(self) -> None:
+        self.patch.undo()
+
+
+class ForgetfulPoolMachine(PoolMachine):
+    """What was freed long ago may come again at any time after the rest."""
+
+    remembered = 3
+
 
 TestPoolMachine = PoolMachine.TestCase
+TestForgetfulPoolMachine = ForgetfulPoolMachine.TestCase
 TestPoolMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestForgetfulPoolMachine.settings = TestPoolMachine.settings
