@@ -25,6 +25,12 @@ class NoIPv6(KernelRefused):
     """
 
 
+class RouteTaken(KernelRefused):
+    """The workload's namespace has such a route of this metric, by another
+    interface; the attach was undone.
+    """
+
+
 class UndoFailed(KernelRefused):
     """An attach failed, and so did undoing it: something is left behind."""
 

@@ -54,10 +54,12 @@ from metropolis.node.core.network.workloads.datapath import (
     Netns,
     NoIPv6,
     Record,
+    RouteTaken,
     UndoFailed,
 )
 from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
+    Exhausted,
     GivenUp,
     InvalidArgument,
     KernelRefused,
@@ -100,8 +102,8 @@ _INDEX_MIN = 1 << 20
 _INDEX_MAX = 1 << 30
 _INDEX_ATTEMPTS = 8
 _PEER_INDEX = 2  # the first after lo
-# Metric of routes of a namespace's further interfaces: behind the first one's
-# (0, in IPv6 1024), and different for each.
+# Metric of routes of a namespace's further interfaces: behind those of the
+# first one (0, in IPv6 1024), ours or another plugin's, and different for each.
 _FURTHER_METRIC = 2048
 
 _COLLECT_AT_ONCE = 256  # workloads
@@ -363,7 +365,20 @@ class Engine:
 
     def notes(self) -> dict[str, str]:
         """What is worth knowing of the node's network, by name."""
-        return self._conditions.notes()
+        notes = self._conditions.notes()
+        try:
+            self.check_room()
+        except Exhausted as error:
+            notes["addresses"] = str(error)
+        return notes
+
+    def check_room(self) -> None:
+        """Raise Exhausted when an attach would get no address of a family that
+        there are prefixes of.
+        """
+        with self._mutex:
+            for version in self._versions():
+                self._pool.check_room(version)
 
     def _can_attach(self) -> None:
         if not self._started:
@@ -709,6 +724,12 @@ class Engine:
                 self._renew(entry, peer_ifindex=_random_index())
             except NoIPv6 as error:
                 self._without_ipv6(entry, asked, error)
+            except RouteTaken:
+                # By an interface of another plugin: its route is the first.
+                if metric:
+                    raise
+                metric = _FURTHER_METRIC + entry.record.peer_ifindex
+                self._renew(entry)
         raise KernelRefused(
             f"attach {show(entry.record.workload_id)}: found no free interface index in "
             f"{_INDEX_ATTEMPTS} attempts"

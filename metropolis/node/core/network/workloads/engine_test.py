@@ -212,6 +212,19 @@ def test_the_address_is_not_reused_before_the_link_is_gone(world: World) -> None
     world.engine.attach(intent("w2", "/b"))
 
 
+def test_behind_another_plugins_default_route(world: World) -> None:
+    """As for Multus, whose first network may be another's."""
+    world.kernel.default_routes.add((world.kernel.namespaces["/a"], 0))
+    made = [world.engine.attach(intent(if_name=f"net{n}")) for n in range(2)]
+    metrics = [world.kernel.metrics[one.host_ifindex] for one in made]
+    assert min(metrics) >= 2048
+    assert len(set(metrics)) == 2
+    world.kernel.default_routes.add((world.kernel.namespaces["/b"], 0))
+    world.datapath.on_create = lambda _: world.engine.detach("w1")
+    world.engine.attach(intent("w2", "/b"))
+    assert [one.workload_id for one in world.engine.list()] == ["w2"]
+
+
 def test_detach_is_idempotent_and_needs_no_readiness(world: World) -> None:
     world.engine.attach(intent())
     world.engine.set_prefixes([])

@@ -40,6 +40,7 @@ from metropolis.node.core.network.workloads.datapath import (
     Netns,
     NoIPv6,
     Record,
+    RouteTaken,
     Scan,
     UndoFailed,
 )
@@ -72,6 +73,7 @@ from osbase.netlink.transport import NetlinkSocket, SocketPool, make_strict, ope
 log = logging.getLogger(__name__)
 
 _LOOPBACK = 1  # its index in every namespace
+_INSIDE = "the network namespace"
 _PATIENCE_S = 0.05  # with another attach
 _ELSEWHERE_S = 5.0  # what goes another way for less is not worth a word
 # What is put back may be back already; a route that exists is another's.
@@ -425,7 +427,7 @@ class KernelDatapath:
         self._create_pair(netns, record)
         loopback_was_up = True
         inner = NetlinkSocket(netns.inner)
-        where = "the network namespace"
+        where = _INSIDE
         try:
             loopback_was_up = namespaces.loopback_is_up(netns.inner)
             inside = batches.encode_inside(record, metric, loopback=not loopback_was_up)
@@ -654,6 +656,8 @@ def _attach_error(record: Record, error: BatchError, where: str) -> WorkloadErro
         )
     if first.errno == errno.ENODEV:
         return NotFound(f"{operation}: the network namespace was removed meanwhile ({first})")
+    if first.errno == errno.EEXIST and where == _INSIDE and first.what.startswith("add route"):
+        return RouteTaken(f"{operation}: {first}")
     if first.errno == errno.EEXIST and "alternative names" in first.what:
         return AlreadyExists(
             f"if_name {show(record.if_name)}: another attachment was made under this name in the "

@@ -184,7 +184,8 @@ class _Family:
         cursors = [cursor for cursor in self.cursors if not cursor.draining]
         if any(cursor.walked < cursor.size for cursor in cursors):
             return False
-        return any([cursor.begin_lap() for cursor in cursors])
+        begun = [cursor.begin_lap() for cursor in cursors]  # every one
+        return any(begun)
 
     def _step(self) -> int | None:
         """What a cursor comes to first; None also when that is too far away
@@ -205,6 +206,15 @@ class _Family:
         if self.used.pop(number, None) is None:
             return
         self._queue(number, next(self._clock))
+
+    def has_room(self) -> bool:
+        """Whether `take` finds an address. It counts only when it must."""
+        cursors = [cursor for cursor in self.cursors if not cursor.draining]
+        size = sum(cursor.size for cursor in cursors)
+        if self.freed or size > len(self.used) + len(self.reserved):
+            return True
+        taken = self.used.keys() | self.reserved
+        return size > sum(1 for n in taken if any(cursor.contains(n) for cursor in cursors))
 
     def describe(self) -> str:
         """The prefixes, their sizes and what became of their addresses."""
@@ -272,8 +282,17 @@ class AddressPool:
         family = self._families[version]
         number = family.take(owner)
         if number is None:
-            raise Exhausted(f"no free IPv{version} address left in {family.describe()}")
+            raise self._exhausted(version)
         return IPv4Address(number) if version == 4 else IPv6Address(number)
+
+    def check_room(self, version: int) -> None:
+        """Raise Exhausted, as `take` would."""
+        if not self._families[version].has_room():
+            raise self._exhausted(version)
+
+    def _exhausted(self, version: int) -> Exhausted:
+        have = self._families[version].describe()
+        return Exhausted(f"no free IPv{version} address left in {have}")
 
     def take_requested(self, ip: IPAddress, owner: str) -> None:
         """This address.

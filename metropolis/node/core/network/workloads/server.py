@@ -192,8 +192,9 @@ class _Methods:
 
     def collect(self, data: bytes, call: Call) -> bytes:
         """Collect."""
-        is_live = wire.live(wire.decode(pb.CollectRequest, data))
-        collected = self._engine.collect(is_live, left_s=call.left_s)
+        request = wire.decode(pb.CollectRequest, data)
+        is_live, owner = wire.live(request), wire.owner(request)
+        collected = self._engine.collect(is_live, whose=owner.__eq__, left_s=call.left_s)
         return wire.collect_response(collected).SerializeToString()
 
     def watch(self, data: bytes, stream: Stream) -> Generator[bytes]:

@@ -483,6 +483,7 @@ def test_collect(world: World) -> None:
             pb.CollectRequest(live_workload_id=[""]),
             pb.CollectRequest(live_interface=[pb.LiveInterface(workload_id="p1")]),
             pb.CollectRequest(live_interface=[pb.LiveInterface(if_name="eth0")]),
+            pb.CollectRequest(owner="a\nb"),
         ):
             code, _ = world.refused("Collect", bad.SerializeToString())
             assert code == Code.INVALID_ARGUMENT

@@ -12,6 +12,7 @@ from metropolis.node.core.network.workloads.errors import InvalidArgument
 from metropolis.node.core.network.workloads.model import AttachIntent, IPAddress
 
 WORKLOAD_ID_MAX = 255  # IFALIASZ less the NUL: it is the link's alias
+OWNER_MAX = 255  # characters
 IF_NAME_MAX = 15  # bytes; IFNAMSIZ less the NUL
 PATH_MAX = 4095  # bytes; PATH_MAX less the NUL
 _SHOWN = 64
@@ -35,12 +36,21 @@ def _fail(field: str, value: str | bytes, why: str) -> InvalidArgument:
 
 def check_workload_id(value: str) -> None:
     """Raise InvalidArgument unless it is 1 to 255 printable ASCII."""
+    _check_ascii("workload_id", value, WORKLOAD_ID_MAX)
+
+
+def check_owner(value: str) -> None:
+    """Raise InvalidArgument unless it is 1 to 255 printable ASCII."""
+    _check_ascii("owner", value, OWNER_MAX)
+
+
+def _check_ascii(field: str, value: str, longest: int) -> None:
     if not value:
-        raise _fail("workload_id", value, "must not be empty")
-    if len(value) > WORKLOAD_ID_MAX:
-        raise _fail("workload_id", value, f"must have at most {WORKLOAD_ID_MAX} characters")
+        raise _fail(field, value, "must not be empty")
+    if len(value) > longest:
+        raise _fail(field, value, f"must have at most {longest} characters")
     if not (value.isascii() and value.isprintable()):
-        raise _fail("workload_id", value, "must be printable ASCII")
+        raise _fail(field, value, "must be printable ASCII")
 
 
 def check_if_name(value: str) -> None:

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 
 from metropolis.node.core.network.workloads.errors import InvalidArgument, Unimplemented
 from metropolis.node.core.network.workloads.model import (
+    OWNER_API,
     AttachIntent,
     Attachment,
     Checked,
@@ -20,6 +21,7 @@ from metropolis.node.core.network.workloads.model import (
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.node.core.network.workloads.validate import (
     check_if_name,
+    check_owner,
     check_workload_id,
     parse_ips,
     show,
@@ -198,6 +200,15 @@ _KINDS = {
     Kind.DETACHED: pb.WatchEvent.DETACHED,
     Kind.LOST: pb.WatchEvent.LOST,
 }
+
+
+def owner(request: pb.CollectRequest) -> str:
+    """Whose attachments to collect. Raises InvalidArgument for what cannot be
+    an owner.
+    """
+    chosen = request.owner or OWNER_API
+    check_owner(chosen)
+    return chosen
 
 
 def live(request: pb.CollectRequest) -> Callable[[str, str], bool]:

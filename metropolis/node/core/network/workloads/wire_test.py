@@ -43,6 +43,15 @@ def test_fields_of_the_future_are_passed_over() -> None:
     assert wire.decode(pb.AttachRequest, data).workload_id == "w"
 
 
+def test_the_owner_of_a_collection_is_the_api_or_named() -> None:
+    assert wire.owner(pb.CollectRequest()) == "api"
+    for owner in ("cni podman", "x" * 255):
+        assert wire.owner(pb.CollectRequest(owner=owner)) == owner
+    for owner in ("x" * 256, "a\nb", "\u00e4"):
+        with pytest.raises(InvalidArgument, match=r"^owner '"):
+            wire.owner(pb.CollectRequest(owner=owner))
+
+
 def test_absent_fields_are_empty() -> None:
     intent = wire.attach_intent(pb.AttachRequest())
     assert (intent.workload_id, intent.netns_path, intent.if_name) == ("", "", "")

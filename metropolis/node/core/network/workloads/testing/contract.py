@@ -19,6 +19,7 @@ from metropolis.node.core.network.workloads.datapath import (
     IndexTaken,
     Netns,
     Record,
+    RouteTaken,
     Scan,
 )
 from metropolis.node.core.network.workloads.errors import (
@@ -337,6 +338,15 @@ class DatapathContract:
         with pytest.raises(IndexTaken):
             self.create(bench, one, workload_id="w2", if_name="eth1", number=2, peer=2)
         assert bench.datapath.present() == {5001}
+
+    def test_a_route_inside_that_is_taken(self, bench: Bench) -> None:
+        path = bench.add_netns()
+        first = self.create(bench, path)
+        with pytest.raises(RouteTaken):
+            self.create(bench, path, if_name="eth1", number=2, peer=3)
+        assert bench.datapath.present() == {5001}
+        with bench.datapath.open_netns(path) as netns:
+            assert bench.datapath.check(first, netns) == ()
 
     def test_an_address_that_is_taken(self, bench: Bench) -> None:
         one, other = bench.add_netns(), bench.add_netns()

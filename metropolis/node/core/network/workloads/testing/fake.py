@@ -21,6 +21,7 @@ from metropolis.node.core.network.workloads.datapath import (
     Netns,
     NoIPv6,
     Record,
+    RouteTaken,
     Scan,
     UndoFailed,
 )
@@ -51,7 +52,8 @@ class FakeKernel:
     routes_lost: host indexes of links whose routes inside somebody took.
     changed: what others made of links on the host, by index; `links` has what
     their records say. held: links that are left alone. without_ipv6: cookies
-    of namespaces that have IPv6 switched off.
+    of namespaces that have IPv6 switched off. default_routes: cookie and metric
+    of others' in namespaces.
     """
 
     namespaces: dict[str, int] = field(default_factory=dict)
@@ -63,6 +65,7 @@ class FakeKernel:
     changed: dict[int, Record] = field(default_factory=dict)
     held: dict[int, Held] = field(default_factory=dict)
     without_ipv6: set[int] = field(default_factory=set)
+    default_routes: set[tuple[int, int]] = field(default_factory=set)
     half_made: list[str] = field(default_factory=list)
     cookies: Iterator[int] = field(default_factory=lambda: itertools.count(1000))
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -162,11 +165,17 @@ class FakeDatapath:
                 raise AlreadyExists(f"a link {record.host_interface} exists on the host")
             if {ip for link in kernel.links.values() for ip in link.ips} & set(record.ips):
                 raise KernelRefused("add route: EEXIST")
+            routes = kernel.default_routes | {
+                (link.netns_cookie, kernel.metrics.get(index, 0))
+                for index, link in kernel.links.items()
+            }
             kernel.links[record.host_ifindex] = record
             kernel.metrics[record.host_ifindex] = metric
         try:
             if record.ips[-1].version == 6 and record.netns_cookie in kernel.without_ipv6:
                 raise NoIPv6(f"attach {show(record.workload_id)}: IPv6 is switched off")
+            if (record.netns_cookie, metric) in routes:
+                raise RouteTaken(f"attach {show(record.workload_id)}: EEXIST")
             self.on_create(record)
         except BaseException as error:
             if self.undo_fails:

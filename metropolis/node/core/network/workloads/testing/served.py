@@ -47,9 +47,10 @@ class Client:
         request = pb.CheckRequest(workload_id=workload_id, netns=netns)
         return list(self.stub.Check(request, timeout=DEADLINE_S).attachments)
 
-    def collect(self, *live: str) -> set[str]:
+    def collect(self, *live: str, owner: str = "") -> set[str]:
         """Collect; the workloads of what was removed. Nothing may remain."""
-        answer = self.stub.Collect(pb.CollectRequest(live_workload_id=live), timeout=DEADLINE_S)
+        request = pb.CollectRequest(live_workload_id=live, owner=owner)
+        answer = self.stub.Collect(request, timeout=DEADLINE_S)
         assert not answer.remaining
         return {one.workload_id for one in answer.removed}
 
