@@ -16,13 +16,19 @@
 //
 // Nothing reaches stdout before the whole answer is here. When there is none,
 // the CNI error printed is this program's own: code 11 (try again later) if the
-// service is away or died, 5 (I/O failure) if our own side is at fault.
+// service is away or died, for STATUS 50 (not available), 5 (I/O failure) if our
+// own side is at fault.
+//
+// Two operations are known here. STATUS, for that code; and DEL, which needs no
+// configuration, so whatever becomes of stdin is no reason not to delete: it is
+// closed, never ends, is too large.
 //
 // Static and without malloc, because a start is all it costs: a runtime runs it
 // once per operation. The buffer is in .bss; untouched pages are free.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdint.h>
@@ -39,12 +45,13 @@
 #define CNIPROXY_SOCKET "/run/metropolis/network/cni.sock"
 #endif
 #define TIMEOUT_MS 60000  // of everything together; runtimes allow 2 to 4 minutes
+#define DEL_STDIN_MS 1000 // for what DEL does not need
 #define MAGIC 0x4d434e49u // "MCNI"
 #define VERSION 1u
 #define HEAD_MAX (1u << 20)   // argv and environment together
 #define STDIN_MAX (8u << 20)  // a GC with 30,000 valid attachments
 #define ANSWER_MAX (1u << 20)
-enum { CNI_IO_FAILURE = 5, CNI_TRY_AGAIN_LATER = 11 };
+enum { CNI_IO_FAILURE = 5, CNI_TRY_AGAIN_LATER = 11, CNI_NOT_AVAILABLE = 50 };
 
 static union {
     uint32_t word[5];
@@ -59,9 +66,17 @@ static int64_t now_ms(void)
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
+static int is_command(const char *name)
+{
+    const char *command = getenv("CNI_COMMAND");
+    return command && strcmp(command, name) == 0;
+}
+
 // The texts are literals and strerror()'s: nothing in them needs escaping.
 static _Noreturn void fail(int code, const char *msg, int err)
 {
+    if (code == CNI_TRY_AGAIN_LATER && is_command("STATUS"))
+        code = CNI_NOT_AVAILABLE;
     printf("{\"cniVersion\": \"1.1.0\", \"code\": %d, \"msg\": \"cniproxy: %s\", "
            "\"details\": \"%s\"}\n", code, msg, err ? strerror(err) : "");
     fflush(stdout);
@@ -104,6 +119,24 @@ static size_t read_all(int fd, char *to, size_t size, int code, const char *msg)
     return have;
 }
 
+// Reads stdin as read_all does; returns 0, nothing, when that cannot be done.
+static size_t read_leniently(char *to, size_t size)
+{
+    int64_t end = deadline;
+    size_t have = 0;
+    ssize_t n = 1;
+    if (deadline > now_ms() + DEL_STDIN_MS)
+        deadline = now_ms() + DEL_STDIN_MS;
+    while (n && have < size && !ready(0, POLLIN)) {
+        n = read(0, to + have, size - have);
+        if (n < 0 && errno != EINTR && errno != EAGAIN)
+            break;
+        have += n > 0 ? (size_t)n : 0;
+    }
+    deadline = end;
+    return n == 0 ? have : 0;
+}
+
 // Copies NUL-terminated strings that begin with `prefix`; returns their bytes.
 static uint32_t pack(char *const *strings, const char *prefix, char *to, size_t room)
 {
@@ -134,6 +167,11 @@ static int dial(void)
         fail(CNI_IO_FAILURE, "CNIPROXY_SOCKET", ENAMETOOLONG);
     strcpy(to.sun_path, path);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0 && fd < 3) { // a closed stdin or stdout must not become this one
+        int low = fd;
+        fd = fcntl(low, F_DUPFD_CLOEXEC, 3);
+        close(low);
+    }
     if (fd < 0)
         fail(CNI_IO_FAILURE, "socket", errno);
     // Or a full backlog would hold connect() for ever.
@@ -158,7 +196,9 @@ int main(int argc, char **argv)
     uint32_t args = pack(argv, "", head, HEAD_MAX);
     uint32_t env = pack(environ, "CNI_", head + args, HEAD_MAX - args);
     size_t in = 0; // a person at a terminal has no configuration to type
-    if (!isatty(0))
+    if (!isatty(0) && is_command("DEL"))
+        in = read_leniently(head + args + env, STDIN_MAX - 1);
+    else if (!isatty(0))
         in = read_all(0, head + args + env, STDIN_MAX, CNI_IO_FAILURE, "reading stdin");
     if (in == STDIN_MAX)
         fail(CNI_IO_FAILURE, "stdin is too large", EFBIG);

@@ -263,6 +263,66 @@ def test_a_runtime_that_never_closes_stdin(path: Path) -> None:
     assert_error(subprocess.CompletedProcess([], code, stdout, b""), 5, "reading stdin: ")
 
 
+@pytest.mark.parametrize("how", ["closed", "not for reading", "a directory", "never ends"])
+def test_del_goes_on_whatever_stdin_is(path: Path, how: str, tmp_path: Path) -> None:
+    exchange = Exchange(wire.encode_answer(Answer(b"")))
+    never, writer = os.pipe()
+    stdin = {
+        "never ends": never,
+        "a directory": os.open(tmp_path, os.O_RDONLY),
+    }.get(how, os.open("/dev/null", os.O_WRONLY))
+    closing = "exec 0<&-; exec " if how == "closed" else "exec "
+    with serving(path, exchange):
+        run = subprocess.run(
+            ["/bin/sh", "-c", closing + PROGRAM],
+            stdin=stdin,
+            env=environment(path, CNI_COMMAND="DEL"),
+            capture_output=True,
+            timeout=GENEROUS_S,
+            check=False,
+        )
+    for descriptor in {never, writer, stdin}:
+        os.close(descriptor)
+    assert (run.returncode, run.stdout, run.stderr) == (0, b"", b"")
+    assert exchange.request == Request((PROGRAM,), {"CNI_COMMAND": "DEL"}, b"")
+    assert exchange.receipt == b"\0"
+
+
+@pytest.mark.parametrize(
+    ("size", "sent"), [(1000, 1000), (wire.STDIN_MAX - 1, 0), (wire.STDIN_MAX + 100_000, 0)]
+)
+def test_del_passes_on_what_has_a_size(path: Path, size: int, sent: int) -> None:
+    exchange = Exchange(wire.encode_answer(Answer(b"")))
+    with serving(path, exchange):
+        run = execute(path, bytes(size), CNI_COMMAND="DEL")
+    assert (run.returncode, run.stdout) == (0, b"")
+    assert exchange.request is not None
+    assert len(exchange.request.stdin) == sent
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("ADD", 11), ("DEL", 11), ("GC", 11), ("STATUS", 50)]
+)
+def test_without_the_service_each_command_has_its_code(path: Path, command: str, code: int) -> None:
+    assert_error(execute(path, CNI_COMMAND=command), code, "No such file or directory")
+
+
+@pytest.mark.parametrize("closing", ["exec 1>&-; exec ", "exec 0<&- 1>&-; exec "])
+def test_an_answer_is_not_received_without_a_stdout(path: Path, closing: str) -> None:
+    """Not even by the socket, which would have the number that is free."""
+    exchange = Exchange(wire.encode_answer(Answer(b"for nobody")))
+    with serving(path, exchange):
+        run = subprocess.run(
+            ["/bin/sh", "-c", closing + PROGRAM],
+            stdin=subprocess.DEVNULL,
+            env=environment(path, CNI_COMMAND="DEL"),
+            timeout=GENEROUS_S,
+            check=False,
+        )
+    assert run.returncode == 1
+    assert exchange.receipt == b""
+
+
 def test_a_runtime_that_never_reads_stdout(path: Path) -> None:
     exchange = Exchange(wire.encode_answer(Answer(bytes(wire.ANSWER_MAX), 0)))
     env = environment(path, CNIPROXY_TIMEOUT_MS="500")

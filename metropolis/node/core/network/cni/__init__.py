@@ -11,16 +11,17 @@
         | result or error object                      -> result, protocol
     stdout and exit code, back through cniproxy
 
-`wire`, `protocol` and `result` are pure; `adapter` calls the engine and owns
-what must hold between calls; `server` moves bytes. CNI 0.3.1, 0.4.0, 1.0.0 and
-1.1.0 are spoken, and one network exists, whatever a configuration calls it.
+`wire`, `capabilities`, `protocol` and `result` are pure; `adapter` calls the
+engine and owns what must hold between calls; `server` moves bytes. CNI 0.3.1,
+0.4.0, 1.0.0 and 1.1.0 are spoken. One network exists, whatever a configuration
+calls it; the name decides only what a garbage collection looks at.
 
 Access: the socket is 0600 in a 0700 directory, so its caller is root, as the
 runtime that executes plugins is. No peer credentials are looked at.
 
-Limits: port mappings, bandwidth and address ranges are refused, not ignored;
-DNS is passed through to the result. Garbage collection means all attachments of
-the node, so a node has one runtime.
+Limits: see the table in `capabilities`. A configuration's name is its owner's
+in the records, so a network that is renamed leaves what it attached before to
+DEL, or to the end of the namespace.
 
 Why not a plugin that does the work itself: it would start an interpreter per
 operation, and keep what it knows in files. Why not gRPC from C: this frame is

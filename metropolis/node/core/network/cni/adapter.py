@@ -6,12 +6,15 @@
   is removed, and ADD and DEL of one container wait for each other, so a retry
   sees either the attachment or nothing.
 - An ADD whose caller has gone before its turn came is not begun.
-- GC is the engine's Collect, for which every ADD counts as live from its
+- GC is the engine's Collect, of what the network of this name has attached: a
+  runtime's list is of one network, so what is not in it may be another's, or of
+  callers that do not speak CNI. What has no owner, since it was made before
+  owners were recorded, is left alone, too. Every ADD counts as live from its
   arrival here until its answer was received. Runtimes must not run GC beside an
   ADD at all; this holds even if one does. What cannot be seen from here: an ADD
-  that was answered after the runtime wrote its list and before GC came. It
-  leaves alone what has no owner: made before owners were recorded, for CNI or
-  for others.
+  that was answered after the runtime wrote its list and before GC came.
+- STATUS says whether an ADD would be served, also when no address is left for
+  one. The API's Status does not go so far: a node that is full is not broken.
 - CHECK is the engine's Check, from inside the container's namespace, and a
   comparison of prevResult with what the engine knows.
 - Repeating an ADD returns the attachment that is there, as over gRPC.
@@ -71,8 +74,11 @@ class Engine(Protocol):
         that an attach is busy with.
         """
 
-    def status(self) -> None:
-        """Raise Unavailable unless an attach would have a prefix."""
+    def problems(self) -> dict[str, str]:
+        """Say why no attach is served, as "attach", and what else is wrong."""
+
+    def check_room(self) -> None:
+        """Raise Exhausted when an attach would get no address."""
 
 
 class Adapter:
@@ -123,10 +129,7 @@ class Adapter:
             case Gc():
                 await self._gc(command)
             case protocol.Status():
-                try:
-                    await asyncio.to_thread(self._engine.status)
-                except errors.Unavailable as error:
-                    raise CniError(Code.NOT_AVAILABLE, "no ADD is possible", str(error)) from error
+                await asyncio.to_thread(self._status)
             case protocol.Version():
                 return Answer(protocol.encode(result.versions(command.version)))
             case Add():
@@ -208,10 +211,23 @@ class Adapter:
         (checked,) = await self._call(
             self._engine.check, check.container_id, check.if_name, check.netns
         )
-        found = result.differences(check, checked.attachment)
-        found += [str(finding) for finding in checked.findings]
+        found = result.differences(check, checked)
         if found:
             raise CniError(Code.CHECK_FAILED, "not as it was added", "; ".join(found)[:2000])
+
+    def _status(self) -> None:
+        """Not in the executor, where it might wait for attaches."""
+        problems = self._engine.problems()
+        if not problems:
+            try:
+                self._engine.check_room()
+            except errors.Exhausted as error:
+                raise CniError(Code.NOT_AVAILABLE, "no ADD is possible", str(error)) from error
+            return
+        details = "; ".join(dict.fromkeys(problems.values()))
+        if problems.keys() == {"attach"}:
+            raise CniError(Code.NOT_AVAILABLE, "no ADD is possible", details)
+        raise CniError(Code.LIMITED, "the node's network is not as it should be", details)
 
     async def _gc(self, gc: Gc) -> None:
         touched = set(self._adding)
@@ -221,8 +237,9 @@ class Adapter:
             key = container_id, if_name
             return key in gc.valid or key in touched
 
+        owner = protocol.owner_of(gc.network)
         try:
-            collected = await self._call(self._engine.collect, is_live, whose=_is_known)
+            collected = await self._call(self._engine.collect, is_live, whose=owner.__eq__)
         finally:
             self._touched = [other for other in self._touched if other is not touched]
         for gone in collected.removed:
@@ -251,11 +268,6 @@ class Adapter:
             yield
         finally:
             lock.release()
-
-
-def _is_known(owner: str) -> bool:
-    """What nobody is known to have asked for, no runtime has in its list."""
-    return owner != ""
 
 
 def _find(attachments: Sequence[Attachment], if_name: str) -> Attachment | None:

@@ -5,10 +5,11 @@ Follows the CNI specification 1.1.0, sections 2 (parameters, operations) and 5
 (errors). What differs between versions: CHECK exists from 0.4.0 on, GC and
 STATUS from 1.1.0 on. Results are in `result`.
 
-Stricter than some plugins: a capability that is not implemented is an error, so
-that nobody waits for a port mapping that was dropped. More lenient in DEL,
-which looks at nothing but the id, the interface and the namespace: what was
-once added can always be deleted, whatever has become of its configuration.
+Stricter than some plugins: a capability that is not implemented is an error,
+see `capabilities`. More lenient in DEL, which looks at nothing but the id, the
+interface and the namespace in the environment: what was once added can always
+be deleted, whatever has become of its configuration, or of the runtime that
+should send it.
 """
 
 import enum
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_interface
 from typing import Any, NoReturn, cast
 
+from metropolis.node.core.network.cni import capabilities
 from metropolis.node.core.network.cni.wire import Answer, Request
 
 # A JSON value; objects are what callers mostly want.
@@ -55,6 +57,7 @@ class Code(enum.IntEnum):
     INVALID_CONFIG = 7
     TRY_AGAIN_LATER = 11
     NOT_AVAILABLE = 50  # STATUS: an ADD would fail
+    LIMITED = 51  # STATUS: and what is attached may have less than it should
     ALREADY_EXISTS = 100
     EXHAUSTED = 101
     KERNEL_REFUSED = 102
@@ -140,10 +143,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Gc:
-    """GC. `valid` is what stays."""
+    """GC of a network. `valid` is what stays."""
 
     version: str
     valid: frozenset[Key]
+    network: str
 
 
 @dataclass(frozen=True)
@@ -170,12 +174,14 @@ def encode(value: Json) -> bytes:
 
 def parse(request: Request) -> Command:
     """Understand one execution; raise CniError, and nothing else."""
+    command = request.env.get("CNI_COMMAND", "")
+    if command == "DEL":
+        return _parse_del(request)
     if len(request.argv) > 1:
         _fail(Code.INVALID_ENVIRONMENT, "a plugin takes no arguments", repr(request.argv[1:])[:200])
-    command = request.env.get("CNI_COMMAND", "")
     if command == "VERSION":
         return Version(_stated_version(request.stdin))
-    if command not in ("ADD", "DEL", "CHECK", "GC", "STATUS"):
+    if command not in _PARSERS:
         what = f"CNI_COMMAND is {command[:80]!r}" if command else "CNI_COMMAND is not set"
         _fail(Code.INVALID_ENVIRONMENT, what, "ADD, DEL, CHECK, GC, STATUS or VERSION is expected")
     config = _config(request.stdin)
@@ -345,6 +351,13 @@ def _object(config: Json, name: str) -> Json:
     return value
 
 
+def _args_of_config(config: Json) -> Json:
+    """`args.cni`; what is no object is no args of CNI, and ignored."""
+    args = config.get("args")
+    own = args.get("cni") if isinstance(args, dict) else None
+    return own if isinstance(own, dict) else {}
+
+
 def _dns(config: Json, runtime: Json) -> Json:
     """Merge the configuration's own dns with what the runtime asks for.
 
@@ -382,33 +395,49 @@ def _prev_result(config: Json) -> Json | None:
 def _parse_add(version: str, env: Mapping[str, str], config: Json) -> Add:
     container_id, netns, if_name = _container_id(env), _netns(env), _if_name(env)
     args = _args(env)
-    runtime = _object(config, "runtimeConfig")
+    runtime = {
+        name: value
+        for name, value in _object(config, "runtimeConfig").items()
+        if not capabilities.asks_for_nothing(value)
+    }
     for name, value in runtime.items():
-        if name not in ("ips", "mac", "dns") and value not in (None, [], {}, "", False):
+        if why := capabilities.refusal(name):
             _fail(
                 Code.UNSUPPORTED_FIELD,
                 f"unsupported runtimeConfig {name[:80]!r}",
-                f"{name[:80]} is {value!r:.200}; remove it from the plugin's capabilities",
+                f"{name[:80]} is {value!r:.200}; {why}",
             )
+    own = _args_of_config(config)
     ips: tuple[Address, ...] = ()
     if runtime.get("ips"):
         ips = _addresses(runtime["ips"], "runtimeConfig ips")
+    elif own.get("ips"):
+        ips = _addresses(own["ips"], "args.cni ips")
     elif args.get("IP"):
         ips = _addresses(args["IP"].split(","), "CNI_ARGS IP")
     mac = None
     if runtime.get("mac"):
         mac = _mac(runtime["mac"], "runtimeConfig mac")
+    elif own.get("mac"):
+        mac = _mac(own["mac"], "args.cni mac")
     elif args.get("MAC"):
         mac = _mac(args["MAC"], "CNI_ARGS MAC")
     dns, prev = _dns(config, runtime), _prev_result(config)
     return Add(version, container_id, if_name, netns, ips, mac, dns, prev, str(config["name"]))
 
 
-def _parse_del(version: str, env: Mapping[str, str], config: Json) -> Del:
-    netns = env.get("CNI_NETNS", "")
+def _parse_del(request: Request) -> Del:
+    """Of the configuration only the version is looked for, to answer in it."""
+    stated = _stated_version(request.stdin)
+    version = stated if stated in VERSIONS else LATEST
+    netns = request.env.get("CNI_NETNS", "")
     if not _is_path(netns):
         netns = ""
-    return Del(version, _container_id(env), _if_name(env), netns)
+    try:
+        return Del(version, _container_id(request.env), _if_name(request.env), netns)
+    except CniError as error:
+        error.version = version
+        raise
 
 
 def _parse_check(version: str, env: Mapping[str, str], config: Json) -> Check:
@@ -437,7 +466,7 @@ def _parse_gc(version: str, env: Mapping[str, str], config: Json) -> Gc:
         if not all(isinstance(part, str) and part for part in key):
             _fail(Code.INVALID_CONFIG, f"{name} has {entry!r:.80}", "two strings are expected")
         valid.add(cast(Key, key))
-    return Gc(version, frozenset(valid))
+    return Gc(version, frozenset(valid), str(config["name"]))
 
 
 def _parse_status(version: str, env: Mapping[str, str], config: Json) -> Status:
@@ -446,7 +475,6 @@ def _parse_status(version: str, env: Mapping[str, str], config: Json) -> Status:
 
 _PARSERS: dict[str, Callable[[str, Mapping[str, str], Json], Command]] = {
     "ADD": _parse_add,
-    "DEL": _parse_del,
     "CHECK": _parse_check,
     "GC": _parse_gc,
     "STATUS": _parse_status,

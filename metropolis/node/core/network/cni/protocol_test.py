@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metropolis.node.core.network.cni import protocol
+from metropolis.node.core.network.cni.capabilities import CAPABILITIES, Fate
 from metropolis.node.core.network.cni.protocol import (
     VERSIONS,
     Add,
@@ -205,8 +206,8 @@ def test_requested_addresses_and_mac_by_arguments() -> None:
         {"mac": "02:ab-00:00:00:01"},
         {"mac": 7},
         {"dns": {"servers": "10.0.0.1"}},
-        {"dns": []},
         {"dns": 7},
+        {"dns": ["10.0.0.1"]},
         "x",
     ],
 )
@@ -214,25 +215,96 @@ def test_wrong_capabilities_are_invalid(runtime: Any) -> None:
     assert refusal(execution("ADD", runtimeConfig=runtime)).code == Code.INVALID_CONFIG
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("portMappings", [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]),
-        ("bandwidth", {"ingressRate": 1000}),
-        ("ipRanges", [[{"subnet": "10.0.0.0/8"}]]),
-        ("aliases", ["web"]),
-    ],
-)
-def test_other_capabilities_are_refused_by_name_and_value(name: str, value: Any) -> None:
+REFUSED: dict[str, Any] = {
+    "portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}],
+    "bandwidth": {"ingressRate": 1000},
+    "ipRanges": [[{"subnet": "10.0.0.0/8"}]],
+    "aliases": ["web"],
+    "deviceID": "0000:03:02.3",
+    "infinibandGUID": "c2:11:22:33:44:55:66:77",
+    "of.the.future": True,
+}
+IGNORED: dict[str, Any] = {
+    "io.kubernetes.cri.pod-annotations": {"a": "b"},
+    "cgroupPath": "/kubepods/pod1",
+}
+DONE: dict[str, Any] = {
+    "ips": ["10.192.0.7/24"],
+    "mac": "02:ab:00:00:00:01",
+    "dns": {"servers": ["10.0.0.1"]},
+}
+
+
+def test_the_table_has_the_capabilities_of_the_conventions() -> None:
+    of = {fate: {name for name, one in CAPABILITIES.items() if one.fate is fate} for fate in Fate}
+    assert of == {
+        Fate.DONE: set(DONE),
+        Fate.IGNORED: set(IGNORED),
+        Fate.REFUSED: set(REFUSED) - {"of.the.future"},
+    }
+    assert all(one.why for one in CAPABILITIES.values())
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED.items())
+def test_a_refused_capability_is_refused_by_name_and_value(name: str, value: Any) -> None:
     error = refusal(execution("ADD", runtimeConfig={name: value}))
     assert error.code == Code.UNSUPPORTED_FIELD
     assert name in error.msg
     assert repr(value) in error.details
 
 
-@pytest.mark.parametrize("value", [None, [], {}, ""])
-def test_capabilities_that_ask_for_nothing_are_not_refused(value: Any) -> None:
-    protocol.parse(execution("ADD", runtimeConfig={"portMappings": value, "ips": value}))
+@pytest.mark.parametrize("name", [*REFUSED, *IGNORED, *DONE])
+@pytest.mark.parametrize("value", [None, [], {}, "", 0, False, [[]], {"ingressRate": 0, "x": ""}])
+def test_capabilities_that_ask_for_nothing_are_not_refused(name: str, value: Any) -> None:
+    plain = protocol.parse(execution("ADD"))
+    assert protocol.parse(execution("ADD", runtimeConfig={name: value})) == plain
+
+
+def test_an_ignored_capability_changes_nothing() -> None:
+    plain = protocol.parse(execution("ADD"))
+    assert protocol.parse(execution("ADD", runtimeConfig=IGNORED)) == plain
+
+
+def test_a_capability_that_is_done_is_in_the_command() -> None:
+    assert protocol.parse(execution("ADD", runtimeConfig=DONE)) == Add(
+        version="1.1.0",
+        container_id="c0ffee",
+        if_name="eth0",
+        netns="/run/netns/blue",
+        requested_ips=(IPv4Address("10.192.0.7"),),
+        requested_mac=bytes.fromhex("02ab00000001"),
+        dns={"nameservers": ["10.0.0.1"]},
+        network="metropolis",
+    )
+
+
+def test_the_ways_to_ask_for_an_address_have_an_order() -> None:
+    """As in the CNI project's `static`."""
+    ways: list[dict[str, Any]] = [
+        {"ARGS": "IP=10.192.0.1;MAC=02:00:00:00:00:01"},
+        {"args": {"cni": {"ips": ["10.192.0.2"], "mac": "02:00:00:00:00:02", "labels": ["x"]}}},
+        {"runtimeConfig": {"ips": ["10.192.0.3"], "mac": "02:00:00:00:00:03"}},
+    ]
+    for last in range(1, 4):
+        chosen: dict[str, Any] = {}
+        for way in ways[:last]:
+            chosen |= way
+        add = protocol.parse(execution("ADD", **chosen))
+        assert isinstance(add, Add)
+        assert add.requested_ips == (IPv4Address(f"10.192.0.{last}"),)
+        assert add.requested_mac == bytes([2, 0, 0, 0, 0, last])
+
+
+@pytest.mark.parametrize("args", [None, 7, [], {}, {"cni": 7}, {"cni": []}, {"other": {"ips": 7}}])
+def test_args_that_are_not_for_us_are_ignored(args: Any) -> None:
+    assert protocol.parse(execution("ADD", args=args)) == protocol.parse(execution("ADD"))
+
+
+def test_wrong_args_are_invalid() -> None:
+    for wrong in ({"ips": "10.192.0.7"}, {"mac": 7}):
+        error = refusal(execution("ADD", args={"cni": wrong}))
+        assert error.code == Code.INVALID_CONFIG
+        assert "args.cni" in error.msg
 
 
 def test_dns_is_configured_and_overridden() -> None:
@@ -265,22 +337,44 @@ def test_del_takes_any_namespace_and_any_configuration(netns: str) -> None:
     assert command == Del("1.1.0", "c0ffee", "eth0", "")
 
 
+@pytest.mark.parametrize(
+    ("stdin", "answered"),
+    [
+        (b"", "1.1.0"),
+        (b"{", "1.1.0"),
+        (b"null", "1.1.0"),
+        (b"\xff", "1.1.0"),
+        (b"[" * 200_000, "1.1.0"),
+        (b'{"cniVersion": "0.4.0"}', "0.4.0"),
+        (b'{"cniVersion": "0.2.0"}', "1.1.0"),
+        (b'{"cniVersion": "9.0.0", "name": "n"}', "1.1.0"),
+        (b'{"cniVersion": 7, "name": 7}', "1.1.0"),
+    ],
+)
+def test_del_goes_by_the_environment_alone(stdin: bytes, answered: str) -> None:
+    env = ENV | {"CNI_COMMAND": "DEL"}
+    expected = Del(answered, "c0ffee", "eth0", "/run/netns/blue")
+    assert protocol.parse(Request(("cniproxy", "--odd"), env, stdin)) == expected
+    error = refusal(Request((), env | {"CNI_CONTAINERID": ""}, stdin))
+    assert (error.code, error.version) == (Code.INVALID_ENVIRONMENT, answered)
+
+
 def test_gc_by_either_name() -> None:
     one = {"containerID": "a", "ifname": "eth0"}
     two = {"containerID": "b", "ifname": "eth0"}
     new, old = "cni.dev/valid-attachments", "cni.dev/attachments"
     assert protocol.parse(execution("GC", **{new: [one, two], old: [one]})) == Gc(
-        "1.1.0", frozenset({("a", "eth0"), ("b", "eth0")})
+        "1.1.0", frozenset({("a", "eth0"), ("b", "eth0")}), "metropolis"
     )
     assert protocol.parse(execution("GC", **{old: [one]})) == Gc(
-        "1.1.0", frozenset({("a", "eth0")})
+        "1.1.0", frozenset({("a", "eth0")}), "metropolis"
     )
 
 
 @pytest.mark.parametrize("value", [[], None])
 def test_gc_of_everything_is_said_explicitly(value: Any) -> None:
     extra = {"cni.dev/valid-attachments": value}
-    assert protocol.parse(execution("GC", **extra)) == Gc("1.1.0", frozenset())
+    assert protocol.parse(execution("GC", **extra)) == Gc("1.1.0", frozenset(), "metropolis")
     assert refusal(execution("GC")).code == Code.INVALID_CONFIG
 
 

@@ -17,7 +17,13 @@ from typing import Any
 
 from metropolis.node import allocs
 from metropolis.node.core.network.cni.protocol import VERSIONS, Add, Check, Json
-from metropolis.node.core.network.workloads.model import Attachment
+from metropolis.node.core.network.workloads.model import (
+    Attachment,
+    Checked,
+    Finding,
+    Route,
+)
+from metropolis.node.core.network.workloads.validate import show
 
 _SCOPE_LINK = 253  # RT_SCOPE_LINK, linux/rtnetlink.h
 
@@ -57,12 +63,19 @@ def success(add: Add, attachment: Attachment) -> Json:
     return result | ({"dns": dns} if dns else {})
 
 
-def differences(check: Check, attachment: Attachment) -> list[str]:
-    """List what of CHECK's prevResult does not hold for the attachment.
+def differences(check: Check, checked: Checked) -> list[str]:
+    """List what is neither as the attachment has it, nor as plugins that came
+    later in the chain have legally changed it: their changes are in CHECK's
+    prevResult.
 
-    Other plugins' interfaces, addresses and routes may be in there, too; ours
-    are the interface of CNI_IFNAME with its addresses, and its host side.
+    So another MAC (`tuning`), another MTU and a route that was taken away are
+    all right when prevResult has them; and the MTU always before 1.1.0, whose
+    results have none. Other plugins' interfaces, addresses and routes may be in
+    there, too, also addresses of our interface; ours are the interface of
+    CNI_IFNAME, our addresses of it, and its host side. An address without
+    `interface`, which is optional, may be of any.
     """
+    attachment = checked.attachment
     found: list[str] = []
     interfaces: list[Json] = check.prev_result.get("interfaces") or []
     names = [interface.get("name") for interface in interfaces]
@@ -75,20 +88,51 @@ def differences(check: Check, attachment: Attachment) -> list[str]:
         found.append(f"host interface is {attachment.host_interface}, prevResult has it not")
     if not ours:
         found.append(f"prevResult has no interface {check.if_name} in a sandbox")
+    changed = {finding.what: finding.found for finding in checked.findings}
+    mac_inside = changed.get(_inside("MAC", check), attachment.mac.hex(":"))
     for i in ours:
         mac = interfaces[i].get("mac")
-        if mac and str(mac).lower() != attachment.mac.hex(":"):
-            found.append(f"MAC of {check.if_name} is {attachment.mac.hex(':')}, not {mac!r:.40}")
-    expected = set()
+        if mac and str(mac).lower() != mac_inside:
+            found.append(f"MAC of {check.if_name} is {mac_inside}, not {mac!r:.40}")
+    listed = set()
     for ip in check.prev_result.get("ips") or []:
-        if ip.get("interface") in ours:
+        if ip.get("interface") is None or ip.get("interface") in ours:
             try:
-                expected.add(ip_interface(str(ip.get("address"))).ip)
+                listed.add(ip_interface(str(ip.get("address"))).ip)
             except ValueError:
                 found.append(f"prevResult has address {ip.get('address')!r:.80}")
-    for address in sorted(expected - set(attachment.ips), key=str):
-        found.append(f"{check.if_name} has no address {address}")
-    return found
+    for address in attachment.ips:
+        if address not in listed:
+            found.append(f"{check.if_name} has address {address}, prevResult has it not")
+    mine = [interfaces[i] for i in ours]
+    unexpected = [one for one in checked.findings if not _is_legal(one, check, mine, attachment)]
+    return found + [str(one) for one in unexpected]
+
+
+def _inside(what: str, check: Check) -> str:
+    """As findings of workloads.checks call it."""
+    return f"{what} of {show(check.if_name)} inside"
+
+
+def _is_legal(finding: Finding, check: Check, ours: list[Json], attachment: Attachment) -> bool:
+    """Whether prevResult says that a later plugin made it so."""
+    if finding.what == _inside("MAC", check):
+        return any(str(one.get("mac")).lower() == finding.found for one in ours)
+    if finding.what == _inside("MTU", check):
+        return any(one.get("mtu") is None or str(one["mtu"]) == finding.found for one in ours)
+    for route in attachment.routes:
+        if finding.what == f"route to {route.destination} inside":
+            return not _is_promised(route, check)
+    return False
+
+
+def _is_promised(route: Route, check: Check) -> bool:
+    """Whether the result still has our route."""
+    if route.gateway is None and check.version != "1.1.0":
+        return True  # results had no such routes
+    wanted = str(route.destination), str(route.gateway or "")
+    routes: list[Json] = check.prev_result.get("routes") or []
+    return wanted in [(one.get("dst"), one.get("gw") or "") for one in routes]
 
 
 def versions(asked: str) -> Json:

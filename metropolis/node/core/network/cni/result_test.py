@@ -8,7 +8,7 @@ import pytest
 
 from metropolis.node.core.network.cni import result
 from metropolis.node.core.network.cni.protocol import VERSIONS, Add, Check
-from metropolis.node.core.network.workloads.model import Attachment, Route
+from metropolis.node.core.network.workloads.model import Attachment, Checked, Finding, Route
 
 ATTACHMENT = Attachment(
     workload_id="c0ffee",
@@ -97,22 +97,69 @@ def test_dns_is_in_the_result() -> None:
     assert result.success(add(dns=dns), ATTACHMENT)["dns"] == dns
 
 
-def check(prev: dict[str, Any], version: str = "1.1.0") -> Check:
-    return Check(version, "c0ffee", "eth0", "/run/netns/blue", prev)
+def differences(
+    prev: dict[str, Any], *findings: tuple[str, str, str], version: str = "1.1.0"
+) -> list[str]:
+    """What CHECK says with this prevResult, when the engine finds this."""
+    check = Check(version, "c0ffee", "eth0", "/run/netns/blue", prev)
+    checked = Checked(ATTACHMENT, tuple(Finding(*one) for one in findings), entered=True)
+    return result.differences(check, checked)
 
 
 @pytest.mark.parametrize("version", VERSIONS[1:])
 def test_check_holds_for_what_add_returned(version: str) -> None:
     prev = result.success(add(version), ATTACHMENT)
-    assert result.differences(check(prev, version), ATTACHMENT) == []
+    assert differences(prev, version=version) == []
 
 
 def test_check_leaves_other_plugins_alone() -> None:
     prev = result.success(add(), ATTACHMENT)
     prev["interfaces"].append({"name": "net1", "mac": "x", "sandbox": "/run/netns/blue"})
     prev["ips"].append({"address": "192.0.2.1/24", "interface": 2})
+    prev["ips"].append({"address": "192.0.2.2/24", "interface": 1})
     prev["routes"].clear()
-    assert result.differences(check(prev), ATTACHMENT) == []
+    assert differences(prev) == []
+
+
+@pytest.mark.parametrize("interface", [None, "absent"])
+def test_an_address_need_not_say_of_which_interface_it_is(interface: Any) -> None:
+    prev = result.success(add(), ATTACHMENT)
+    for ip in prev["ips"]:
+        del ip["interface"]
+        if interface is None:
+            ip["interface"] = None
+    assert differences(prev) == []
+    del prev["ips"][0]
+    assert differences(prev) == ["eth0 has address 10.192.0.7, prevResult has it not"]
+
+
+MAC = ("MAC of 'eth0' inside", "02:ab:00:00:00:01", "02:ab:00:00:00:02")
+MTU = ("MTU of 'eth0' inside", "1420", "1300")
+ROUTE = ("route to ::/0 inside", "via fe80::1 src fd00:10:192::7", "nothing")
+ON_LINK = ("route to fe80::1/128 inside", "dev 'eth0'", "nothing")
+
+
+@pytest.mark.parametrize("version", VERSIONS[1:])
+@pytest.mark.parametrize("finding", [MAC, MTU, ROUTE, ON_LINK])
+def test_a_change_that_no_result_has_is_found(version: str, finding: tuple[str, str, str]) -> None:
+    prev = result.success(add(version), ATTACHMENT)
+    has_no_mtu = finding == MTU and version != "1.1.0"
+    assert bool(differences(prev, finding, version=version)) is not has_no_mtu
+
+
+@pytest.mark.parametrize("version", VERSIONS[1:])
+def test_what_a_later_plugin_changed_is_right(version: str) -> None:
+    """And wrong again when it is not as that plugin left it."""
+    prev = result.success(add(version), ATTACHMENT)
+    prev["interfaces"][1] |= {"mac": "02:AB:00:00:00:02", "mtu": 1300}
+    prev["routes"] = [one for one in prev["routes"] if one["dst"] != "::/0"]
+    assert differences(prev, MAC, MTU, ROUTE, version=version) == []
+    assert differences(prev, MTU, version=version) == [
+        "MAC of eth0 is 02:ab:00:00:00:01, not '02:AB:00:00:00:02'"
+    ]
+    assert "found 1299" in differences(prev, MAC, (*MTU[:2], "1299"), version=version)[0]
+    state = ("state of 'eth0' inside", "up", "down")
+    assert "found down" in differences(prev, MAC, state, version=version)[0]
 
 
 @pytest.mark.parametrize(
@@ -122,14 +169,15 @@ def test_check_leaves_other_plugins_alone() -> None:
         ("interfaces", 1, "name", "eth1", "no interface eth0"),
         ("interfaces", 1, "sandbox", "", "no interface eth0"),
         ("interfaces", 1, "mac", "02:ab:00:00:00:02", "MAC of eth0 is 02:ab:00:00:00:01"),
-        ("ips", 0, "address", "10.192.0.8/32", "eth0 has no address 10.192.0.8"),
+        ("ips", 0, "address", "10.192.0.8/32", "eth0 has address 10.192.0.7, prevResult has"),
+        ("ips", 0, "interface", 0, "eth0 has address 10.192.0.7, prevResult has it not"),
         ("ips", 0, "address", 7.5, "prevResult has address 7.5"),
     ],
 )
 def test_check_says_what_differs(what: str, index: int, key: str, value: Any, said: str) -> None:
     prev = result.success(add(), ATTACHMENT)
     prev[what][index][key] = value
-    assert said in "; ".join(result.differences(check(prev), ATTACHMENT))
+    assert said in "; ".join(differences(prev))
 
 
 def test_version() -> None:

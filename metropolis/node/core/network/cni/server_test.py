@@ -10,199 +10,37 @@ import json
 import os
 import socket
 import stat
-import subprocess
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Sequence
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from metropolis.node import allocs
 from metropolis.node.core.network.cni import wire
 from metropolis.node.core.network.cni.adapter import Adapter
 from metropolis.node.core.network.cni.protocol import Code
 from metropolis.node.core.network.cni.server import CniServer
+from metropolis.node.core.network.cni.testing import (
+    PREFIXES,
+    Failure,
+    GatedEngine,
+    Netns,
+    cni,
+    execution,
+    refused,
+    run,
+    start,
+    until,
+)
 from metropolis.node.core.network.cni.wire import Answer, Request
 from metropolis.node.core.network.workloads.datapath import Record
-from metropolis.node.core.network.workloads.engine import Engine
-from metropolis.node.core.network.workloads.errors import KernelRefused, Unavailable
+from metropolis.node.core.network.workloads.errors import KernelRefused
 from metropolis.node.core.network.workloads.kernel import KernelDatapath
 from metropolis.node.core.network.workloads.model import (
     AttachIntent,
     Attachment,
-    Collected,
 )
-
-PROGRAM = str(Path(os.environ["CNIPROXY"]).absolute())
-PREFIXES = [ip_network("10.192.0.0/24"), ip_network("fd00:10:192::/112")]
-GENEROUS_S = 60.0
-
-
-class GatedEngine(Engine):
-    """The engine, with gates that calls wait at when they are closed.
-
-    gate: before an attach. made: after one. seen: after a collection saw what
-    there is, for each that it does.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(KernelDatapath())
-        self.gate, self.made, self.seen = (threading.Event() for _ in range(3))
-        for gate in (self.gate, self.made, self.seen):
-            gate.set()
-        self.arrived = threading.Semaphore(0)
-        self.collecting = threading.Semaphore(0)
-
-    def attach(
-        self, intent: AttachIntent, *, left_s: Callable[[], float] = lambda: GENEROUS_S
-    ) -> Attachment:
-        self.arrived.release()
-        assert self.gate.wait(GENEROUS_S)
-        attachment = super().attach(intent, left_s=left_s)
-        assert self.made.wait(GENEROUS_S)
-        return attachment
-
-    def collect(
-        self,
-        is_live: Callable[[str, str], bool],
-        *,
-        whose: Callable[[str], bool] = lambda _: True,
-        left_s: Callable[[], float] = lambda: GENEROUS_S,
-    ) -> Collected:
-        def gated(container_id: str, if_name: str) -> bool:
-            live = is_live(container_id, if_name)
-            self.collecting.release()
-            assert self.seen.wait(GENEROUS_S)
-            return live
-
-        return super().collect(gated, whose=whose, left_s=left_s)
-
-
-def run(*command: str) -> str:
-    """Run a program here, and return what it prints."""
-    return subprocess.check_output(command, text=True)
-
-
-class Netns:
-    """A network namespace that lives as long as its file is open."""
-
-    def __init__(self) -> None:
-        def make() -> None:
-            os.unshare(os.CLONE_NEWNET)
-            self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-
-        thread = threading.Thread(target=make)
-        thread.start()
-        thread.join()
-        self.path = f"/proc/{os.getpid()}/fd/{self.fd}"
-
-    def run(self, *command: str) -> str:
-        """Run a program in it."""
-        return run("nsenter", f"--net={self.path}", *command)
-
-    def links(self) -> set[str]:
-        return {link["ifname"] for link in json.loads(self.run("ip", "-j", "link"))}
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-
-@pytest.fixture
-def netns() -> Iterator[Netns]:
-    made = Netns()
-    yield made
-    with contextlib.suppress(OSError):
-        made.close()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def host() -> None:
-    """What the network service prepares."""
-    run("ip", "link", "set", "lo", "up")
-    run("ip", "address", "add", f"{allocs.FIRST_HOP_IPV4}/32", "dev", "lo")
-
-
-@pytest.fixture
-def engine() -> Iterator[GatedEngine]:
-    engine = GatedEngine()
-    engine.start()
-    engine.set_prefixes(PREFIXES)
-    yield engine
-    for attachment in engine.list():
-        engine.detach(attachment.workload_id)
-    engine.close()
-
-
-@pytest.fixture
-async def service(engine: GatedEngine, tmp_path: Path) -> AsyncIterator[Path]:
-    """The socket of a server that serves."""
-    path = tmp_path / "run" / "cni.sock"
-    task = asyncio.create_task(CniServer(engine, path).run())
-    await until(path.exists)
-    yield path
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-    assert not path.exists()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(GENEROUS_S):
-        while not condition():  # noqa: ASYNC110 - the kernel sets no events
-            await asyncio.sleep(0.002)
-
-
-class Failure(Exception):
-    """The error object that the shim printed."""
-
-    def __init__(self, error: dict[str, Any]) -> None:
-        super().__init__(json.dumps(error))
-        self.code = error["code"]
-
-
-def execution(
-    command: str, container: str = "", netns: str = "", version: str = "1.1.0", /, **config: Any
-) -> Request:
-    env = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin"}
-    if container:
-        env |= {"CNI_CONTAINERID": container, "CNI_NETNS": netns, "CNI_IFNAME": "eth0"}
-    env |= {f"CNI_{k}": v for k, v in config.items() if k.isupper()}
-    body = {"cniVersion": version, "name": "metropolis", "type": "cniproxy"}
-    body |= {k: v for k, v in config.items() if not k.isupper()}
-    return Request(("cniproxy",), env, json.dumps(body).encode())
-
-
-async def start(service: Path, request: Request) -> asyncio.subprocess.Process:
-    process = await asyncio.create_subprocess_exec(
-        PROGRAM,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=request.env | {"CNIPROXY_SOCKET": str(service)},
-    )
-    assert process.stdin is not None
-    process.stdin.write(request.stdin)
-    process.stdin.close()
-    return process
-
-
-async def cni(service: Path, *args: Any, **kwargs: Any) -> Any:
-    """Execute the shim as a runtime does; return the result, if any."""
-    process = await start(service, execution(*args, **kwargs))
-    assert process.stdout is not None
-    stdout = await asyncio.wait_for(process.stdout.read(), GENEROUS_S)
-    code = await process.wait()
-    if code:
-        raise Failure(json.loads(stdout))
-    return json.loads(stdout) if stdout else None
-
-
-async def refused(code: Code, service: Path, *args: Any, **kwargs: Any) -> str:
-    with pytest.raises(Failure) as info:
-        await cni(service, *args, **kwargs)
-    assert info.value.code == code, info.value
-    return str(info.value)
 
 
 @pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0", "1.1.0"])
@@ -318,15 +156,38 @@ async def test_status_follows_the_prefixes(service: Path, engine: GatedEngine) -
     await refused(Code.NOT_AVAILABLE, service, "STATUS")
 
 
-async def test_status_says_all_that_is_wrong(
-    service: Path, engine: GatedEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def problems() -> None:
-        raise Unavailable("the rule set is gone; ip_forward is 0")
-
-    monkeypatch.setattr(engine, "status", problems)
-    error = await refused(Code.NOT_AVAILABLE, service, "STATUS")
+async def test_status_says_all_that_is_wrong(service: Path, engine: GatedEngine) -> None:
+    engine.conditions.set("rules", "the rule set is gone")
+    engine.conditions.set("sysctls", "ip_forward is 0")
+    error = await refused(Code.LIMITED, service, "STATUS")
     assert "the rule set is gone; ip_forward is 0" in error
+    engine.set_prefixes([])
+    assert "no address prefix" in await refused(Code.LIMITED, service, "STATUS")
+
+
+@pytest.mark.parametrize("full", ["10.192.0.0/30", "fd00:10:192::/126"])
+async def test_status_of_a_node_that_is_full(service: Path, engine: GatedEngine, full: str) -> None:
+    """Of one family: an ADD must have both. The API's own Status is about the
+    node, and stays OK.
+    """
+    other = PREFIXES[1] if "." in full else PREFIXES[0]
+    engine.set_prefixes([ip_network(full), other])
+    spaces = [Netns() for _ in range(ip_network(full).num_addresses - 2)]
+    for i, netns in enumerate(spaces):
+        assert await cni(service, "STATUS") is None
+        await cni(service, "ADD", f"c{i}", netns.path)
+    if ":" in full:  # it has no broadcast address
+        spaces.append(Netns())
+        await cni(service, "ADD", "last", spaces[-1].path)
+    error = await refused(Code.NOT_AVAILABLE, service, "STATUS")
+    assert f"no free IPv{ip_network(full).version} address left in {full}" in error
+    engine.status()
+    assert full in engine.notes()["addresses"]
+    await cni(service, "DEL", "c0", spaces[0].path)
+    assert await cni(service, "STATUS") is None
+    assert "addresses" not in engine.notes()
+    for netns in spaces:
+        netns.close()
 
 
 async def test_version(service: Path) -> None:
@@ -422,7 +283,8 @@ async def test_gc_spares_what_is_not_what_it_saw(
     await cni(service, "ADD", "c1", netns.path)
     collecting = await start_gc_and_stop_it(service, engine)
     engine.detach("c1")
-    again = await asyncio.to_thread(engine.attach, AttachIntent("c1", netns.path, "eth0"))
+    intent = AttachIntent("c1", netns.path, "eth0", owner="cni metropolis")
+    again = await asyncio.to_thread(engine.attach, intent)
     engine.seen.set()
     await collecting
     assert engine.list() == [again]
@@ -633,7 +495,7 @@ async def test_stopping_finishes_calls_in_flight(
     assert (await adding)["interfaces"]
     with pytest.raises(asyncio.CancelledError):
         await server
-    await refused(Code.TRY_AGAIN_LATER, path, "STATUS")
+    await refused(Code.NOT_AVAILABLE, path, "STATUS")
 
 
 async def test_the_socket_is_private_and_replaces_one_that_is_left(

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests with the real shim share."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from metropolis.node import allocs
+from metropolis.node.core.network.cni.server import CniServer
+from metropolis.node.core.network.cni.testing import PREFIXES, GatedEngine, Netns, run, until
+
+
+@pytest.fixture
+def netns() -> Iterator[Netns]:
+    made = Netns()
+    yield made
+    with contextlib.suppress(OSError):
+        made.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def host() -> None:
+    """What the network service prepares."""
+    run("ip", "link", "set", "lo", "up")
+    run("ip", "address", "replace", f"{allocs.FIRST_HOP_IPV4}/32", "dev", "lo")
+
+
+@pytest.fixture
+def engine() -> Iterator[GatedEngine]:
+    engine = GatedEngine()
+    engine.start()
+    engine.set_prefixes(PREFIXES)
+    yield engine
+    for attachment in engine.list():
+        engine.detach(attachment.workload_id)
+    engine.close()
+
+
+@pytest.fixture
+async def service(engine: GatedEngine, tmp_path: Path) -> AsyncIterator[Path]:
+    """The socket of a server that serves."""
+    path = tmp_path / "run" / "cni.sock"
+    task = asyncio.create_task(CniServer(engine, path).run())
+    await until(path.exists)
+    yield path
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert not path.exists()

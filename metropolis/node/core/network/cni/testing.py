@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real shim, the real server, the real engine and the kernel, for tests.
+
+They run in a network namespace of their own; CNIPROXY names the shim. The
+fixtures are conftest's.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Callable
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metropolis.node.core.network.cni.protocol import Code
+from metropolis.node.core.network.cni.wire import Request
+from metropolis.node.core.network.workloads.conditions import Conditions
+from metropolis.node.core.network.workloads.engine import Engine
+from metropolis.node.core.network.workloads.kernel import KernelDatapath
+from metropolis.node.core.network.workloads.model import (
+    AttachIntent,
+    Attachment,
+    Collected,
+)
+
+PROGRAM = str(Path(os.environ["CNIPROXY"]).absolute())
+PREFIXES = [ip_network("10.192.0.0/24"), ip_network("fd00:10:192::/112")]
+GENEROUS_S = 60.0
+
+
+class GatedEngine(Engine):
+    """The engine, with gates that calls wait at when they are closed.
+
+    gate: before an attach. made: after one. seen: after a collection saw what
+    there is, for each that it does.
+    """
+
+    def __init__(self) -> None:
+        self.conditions = Conditions()
+        super().__init__(KernelDatapath(), self.conditions)
+        self.gate, self.made, self.seen = (threading.Event() for _ in range(3))
+        for gate in (self.gate, self.made, self.seen):
+            gate.set()
+        self.arrived = threading.Semaphore(0)
+        self.collecting = threading.Semaphore(0)
+
+    def attach(
+        self, intent: AttachIntent, *, left_s: Callable[[], float] = lambda: GENEROUS_S
+    ) -> Attachment:
+        self.arrived.release()
+        assert self.gate.wait(GENEROUS_S)
+        attachment = super().attach(intent, left_s=left_s)
+        assert self.made.wait(GENEROUS_S)
+        return attachment
+
+    def collect(
+        self,
+        is_live: Callable[[str, str], bool],
+        *,
+        whose: Callable[[str], bool] = lambda _: True,
+        left_s: Callable[[], float] = lambda: GENEROUS_S,
+    ) -> Collected:
+        def gated(container_id: str, if_name: str) -> bool:
+            live = is_live(container_id, if_name)
+            self.collecting.release()
+            assert self.seen.wait(GENEROUS_S)
+            return live
+
+        return super().collect(gated, whose=whose, left_s=left_s)
+
+
+def run(*command: str) -> str:
+    """Run a program here, and return what it prints."""
+    return subprocess.check_output(command, text=True)
+
+
+class Netns:
+    """A network namespace that lives as long as its file is open."""
+
+    def __init__(self) -> None:
+        def make() -> None:
+            os.unshare(os.CLONE_NEWNET)
+            self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join()
+        self.path = f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def run(self, *command: str) -> str:
+        """Run a program in it."""
+        return run("nsenter", f"--net={self.path}", *command)
+
+    def links(self) -> set[str]:
+        return {link["ifname"] for link in json.loads(self.run("ip", "-j", "link"))}
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(GENEROUS_S):
+        while not condition():  # noqa: ASYNC110 - the kernel sets no events
+            await asyncio.sleep(0.002)
+
+
+class Failure(Exception):
+    """The error object that the shim printed."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(json.dumps(error))
+        self.code = error["code"]
+
+
+def execution(
+    command: str, container: str = "", netns: str = "", version: str = "1.1.0", /, **config: Any
+) -> Request:
+    env = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin"}
+    if container:
+        env |= {"CNI_CONTAINERID": container, "CNI_NETNS": netns, "CNI_IFNAME": "eth0"}
+    env |= {f"CNI_{k}": v for k, v in config.items() if k.isupper()}
+    body = {"cniVersion": version, "name": "metropolis", "type": "cniproxy"}
+    body |= {k: v for k, v in config.items() if not k.isupper()}
+    return Request(("cniproxy",), env, json.dumps(body).encode())
+
+
+async def start(service: Path, request: Request) -> asyncio.subprocess.Process:
+    process = await asyncio.create_subprocess_exec(
+        PROGRAM,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=request.env | {"CNIPROXY_SOCKET": str(service)},
+    )
+    assert process.stdin is not None
+    process.stdin.write(request.stdin)
+    process.stdin.close()
+    return process
+
+
+async def cni(service: Path, *args: Any, **kwargs: Any) -> Any:
+    """Execute the shim as a runtime does; return the result, if any."""
+    process = await start(service, execution(*args, **kwargs))
+    assert process.stdout is not None
+    stdout = await asyncio.wait_for(process.stdout.read(), GENEROUS_S)
+    code = await process.wait()
+    if code:
+        raise Failure(json.loads(stdout))
+    return json.loads(stdout) if stdout else None
+
+
+async def refused(code: Code, service: Path, *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(Failure) as info:
+        await cni(service, *args, **kwargs)
+    assert info.value.code == code, info.value
+    return str(info.value)
