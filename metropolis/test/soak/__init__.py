@@ -10,7 +10,9 @@
           addresses, bind-mounted as container runtimes do
 
 `world` makes these, `churn` is what the threads do to them and what must hold
-at every stop, `census` counts what is there, `soak` is the program.
+at every stop, `belief` what a caller may believe after an answer, `census`
+counts what is there, `soak` is the program. `turnover` is an engine without a
+kernel, for what only shows after a million attachments.
 
 Two hosts, since a service that is killed every few seconds cannot show that it
 does not grow, and one that lives cannot show that it survives kills.

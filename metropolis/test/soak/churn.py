@@ -2,11 +2,10 @@
 """What the threads do to a host, and what must hold whenever they pause.
 
 A slot is a workload with its pod. One thread at a time has it, and so knows
-what the service must answer; after a call whose outcome is unknown (the
-service died, the caller gave up) it knows nothing until a Detach has succeeded.
+what the service may answer, see `belief`; after a call whose outcome is unknown
+(the service died, the caller gave up) it knows nothing until a call tells.
 """
 
-import enum
 import random
 import threading
 import time
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
-from metropolis.test.soak import census
+from metropolis.test.soak import belief, census
+from metropolis.test.soak.belief import Answer, Broken, Known
 from metropolis.test.soak.world import Host
 from metropolis.test.world.namespaces import Netns
 
@@ -36,23 +36,24 @@ class Violation(Exception):
     """A promise was broken; says which, of whom, and what was seen."""
 
 
-class Known(enum.Enum):
-    """What is known of a workload."""
-
-    DETACHED = enum.auto()
-    ATTACHED = enum.auto()
-    UNKNOWN = enum.auto()
-
-
 class Slot:
     """A workload."""
 
     def __init__(self, workload_id: str) -> None:
         self.workload_id = workload_id
         self.pod = Netns()
-        self.known = Known.DETACHED
-        self.ips: tuple[str, ...] = ()
+        self.belief = belief.DETACHED
         self.busy = threading.Lock()
+
+    @property
+    def known(self) -> Known:
+        """What is known of it."""
+        return self.belief.known
+
+    @property
+    def ips(self) -> tuple[str, ...]:
+        """Its addresses, when it is known to be attached."""
+        return self.belief.ips
 
 
 class Gate:
@@ -217,35 +218,30 @@ class Churn:
         return self._detach(slot)
 
     def _attach(self, slot: Slot) -> None:
-        self._learn(slot, self._attach_later(slot))
-
-    def _learn(self, slot: Slot, call: Any) -> None:
-        """Take the answer to an Attach with everything as the slot says."""
-        code, answer = self._outcome(call)
-        if code is _Code.OK:
-            ips = tuple(str(ip_address(ip)) for ip in answer.ip)
-            if slot.known is Known.ATTACHED and ips != slot.ips:
-                raise Violation(f"{slot.workload_id} had {slot.ips}, a retry got {ips}")
-            slot.known, slot.ips = Known.ATTACHED, ips
-        elif code is _Code.RESOURCE_EXHAUSTED and slot.known is not Known.ATTACHED:
-            self._forget(slot)
-        elif code is _Code.ALREADY_EXISTS and slot.known is Known.UNKNOWN:
-            pass  # of before, in a namespace that is gone
-        elif self._may_be_lost(code):
-            slot.known = Known.UNKNOWN
-        else:
-            raise Violation(
-                f"Attach of {slot.workload_id}, {slot.known.name}: {code.name}: {call.details()}"
-            )
+        self._learn(slot, ("Attach", self._attach_later(slot)))
 
     def _detach(self, slot: Slot) -> None:
-        code, _ = self._outcome(self._detach_later(slot))
-        if code is _Code.OK:
-            self._forget(slot)
-        elif self._may_be_lost(code):
-            slot.known = Known.UNKNOWN
-        else:
-            raise Violation(f"Detach of {slot.workload_id}: {code.name}")
+        self._learn(slot, ("Detach", self._detach_later(slot)))
+
+    def _learn(self, slot: Slot, *calls: tuple[str, Any]) -> None:
+        """Take the answers to calls of this time, by method, that say what the
+        slot has.
+        """
+        answers = [self._answer(method, call) for method, call in calls]
+        try:
+            slot.belief = belief.after_all(slot.belief, answers)
+        except Broken as error:
+            raise Violation(f"{slot.workload_id}: {error}; all at once: {answers}") from error
+
+    def _answer(self, method: str, call: Any) -> Answer:
+        code, message = self._outcome(call)
+        ips = (
+            tuple(str(ip_address(ip)) for ip in message.ip)
+            if method == "Attach" and message
+            else ()
+        )
+        details = "" if code is _Code.OK else str(call.details())
+        return Answer(method, code, ips, lost=self._may_be_lost(code), details=details)
 
     def _die(self, slot: Slot, rng: random.Random) -> None:
         """The pod's namespace ends, and the next one has the same id."""
@@ -253,7 +249,7 @@ class Churn:
         slot.pod.close()
         slot.pod = Netns()
         if slot.known is Known.ATTACHED:
-            slot.known = Known.UNKNOWN
+            slot.belief = belief.UNKNOWN
 
     def _die_during_call(self, slot: Slot, rng: random.Random) -> None:
         self._count("deaths")
@@ -262,7 +258,7 @@ class Churn:
         slot.pod.close()
         self._outcome(call)  # any: it may have been too early or too late
         slot.pod = Netns()
-        slot.known = Known.UNKNOWN
+        slot.belief = belief.UNKNOWN
 
     def _cancel(self, slot: Slot, rng: random.Random) -> None:
         """The caller gives up while the service works."""
@@ -271,31 +267,23 @@ class Churn:
         time.sleep(rng.random() * 0.004)
         call.cancel()
         self._outcome(call)
-        slot.known = Known.UNKNOWN
+        slot.belief = belief.UNKNOWN
 
     def _late(self, slot: Slot, rng: random.Random) -> None:
         """The call's deadline passes while the service works."""
         self._count("deadlines")
         self._outcome(self._attach_later(slot, timeout=0.0005 + rng.random() * 0.004))
-        slot.known = Known.UNKNOWN
+        slot.belief = belief.UNKNOWN
 
     def _twice_at_once(self, slot: Slot, rng: random.Random) -> None:
-        """Two equal Attaches at a time: one attachment, two equal answers."""
+        """Two equal Attaches at a time."""
         calls = [self._attach_later(slot), self._attach_later(slot)]
-        # Whichever was served first may have found the pool full.
-        full = _Code.RESOURCE_EXHAUSTED
-        for call in sorted(calls, key=lambda call: self._outcome(call)[0] is not full):
-            self._learn(slot, call)
+        self._learn(slot, *[("Attach", call) for call in calls])
 
     def _both_at_once(self, slot: Slot, rng: random.Random) -> None:
-        """Attach and Detach at a time, in any order."""
-        calls = [self._attach_later(slot), self._detach_later(slot)]
-        for call in calls:
-            code, _ = self._outcome(call)
-            legal = (_Code.OK, _Code.RESOURCE_EXHAUSTED, _Code.ALREADY_EXISTS)
-            if code not in legal and not self._may_be_lost(code):
-                raise Violation(f"{slot.workload_id}: Attach with Detach: {code.name}")
-        slot.known = Known.UNKNOWN
+        """Attach and Detach at a time."""
+        attach, detach = self._attach_later(slot), self._detach_later(slot)
+        self._learn(slot, ("Attach", attach), ("Detach", detach))
 
     def _elsewhere(self, slot: Slot, rng: random.Random) -> None:
         """A Detach that names another namespace leaves the attachment alone."""
@@ -371,7 +359,7 @@ class Churn:
             self.counts[name] += 1
 
     def _forget(self, slot: Slot) -> None:
-        slot.known, slot.ips = Known.DETACHED, ()
+        slot.belief = belief.DETACHED
 
     # ---- What must hold -----------------------------------------------------
 
@@ -424,14 +412,15 @@ class Churn:
             return f"routes and addresses differ: {sorted(routes ^ set(ips))[:5]}"
         return ""
 
-    def _try_pool(self, attached: int) -> None:
+    def _try_pool(self, before: int) -> None:
         """One more fits if and only if the pool is not full: no address is
         lost, and none too many is given.
         """
         code, _ = self._outcome(self._attach_later(self._spare))
-        expected = _Code.OK if attached < self._usable else _Code.RESOURCE_EXHAUSTED
-        if code is not expected:
-            raise Violation(f"{attached} of {self._usable} attached; one more: {code.name}")
         self._detach_later(self._spare).result()
-        if attached == self._usable:
+        listed = self.host.stub.List(pb.ListRequest(), timeout=_CALL_S, wait_for_ready=True)
+        left = len(listed.attachments)
+        if not belief.one_more_is_right(code, before, left, self._usable):
+            raise Violation(f"{before} of {self._usable} attached; one more: {code.name}")
+        if left == self._usable:
             self._count("pool full")

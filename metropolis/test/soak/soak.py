@@ -2,10 +2,16 @@
 """Random churn for some minutes, then count what is left: `run :soak -- ...`.
 
     --minutes N   how long; fractions are all right
+    --prefix P    of both hosts' pools, any number; by default one host has
+                  such as fill up, the other such as people use
     --json        as the last line of standard output:
                   {"ok", "operations", "kills", "leaked": {"links", "routes",
                   "rules", "addresses", "netns", "fds", "threads"},
                   "rss_kib_early", "rss_kib_end"}
+
+Memory must not grow: neither the steady host's service, from the first look on,
+nor `turnover`, which meanwhile attaches and detaches without a kernel, with the
+same prefixes, and so comes much further.
 
 Progress goes to standard error, the services' own log to --log. Exit status 1
 when a promise was broken or something is left, 130 after Ctrl-C, after which
@@ -17,25 +23,33 @@ import contextlib
 import json
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from metropolis.node.core.network.workloads.model import IPNetwork
+from metropolis.node.core.network.workloads.pool import usable_range
 from metropolis.test.soak import census
 from metropolis.test.soak.census import Census
 from metropolis.test.soak.churn import Churn, Violation
 from metropolis.test.soak.world import Host
 from metropolis.test.world.namespaces import WorldError, enter_namespaces
 
-# A pool of 126 and 255; the smaller one fills up.
-_PREFIXES = ("10.192.0.0/25", "fd00:10:192::/120")
-_USABLE = 126
+# By host. A pool of 126 and 255: the smaller one fills up. And what people use.
+_PREFIXES: dict[str, Sequence[str]] = {
+    "killed": ("10.192.0.0/25", "fd00:10:192::/120"),
+    "steady": ("10.193.0.0/24", "10.194.0.0/16", "fd00:10:193::/112", "fd00:10:194::/64"),
+}
 _SLOTS = 200
 _EARLY = 1000  # operations until memory is looked at first
 _GROWTH = 1.05  # of memory from then on
+_CYCLES_EARLY, _CYCLES_MIN = 10_000, 30_000  # of turnover
 _PROGRESS_S = 5.0
 _FILL_S = 12.0
 _VERIFY_S = 10.0
@@ -48,11 +62,68 @@ class _Ended(BaseException):
     """SIGTERM."""
 
 
+def usable(prefixes: Sequence[IPNetwork]) -> int:
+    """How many attachments have addresses of each family that there is."""
+    sizes: Counter[int] = Counter()
+    for prefix in prefixes:
+        first, last = usable_range(prefix)
+        sizes[prefix.version] += last - first + 1
+    return min(sizes.values())
+
+
+class Memory:
+    """A turnover process, while a `with` block lasts, and what it says."""
+
+    def __init__(self, prefixes: Sequence[IPNetwork], seed: int) -> None:
+        module = "metropolis.test.soak.turnover"
+        self._command = [sys.executable, "-m", module, f"--seed={seed}"]
+        self._command += [f"--prefix={prefix}" for prefix in prefixes]
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *self._command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def grown(self) -> str:
+        """End it, when it has come far enough; how it has grown, if it has.
+        Raises Violation when it failed.
+        """
+        looks: dict[int, int] = {}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        ending = False
+        for line in self._process.stdout:
+            cycles, rss = map(int, line.split())
+            looks[cycles] = rss
+            if cycles >= _CYCLES_MIN and not ending:
+                self._process.stdin.close()
+                ending = True
+        if self._process.wait() or not ending:
+            raise Violation(f"turnover ended with {self._process.returncode} after {looks}")
+        early, end = looks[_CYCLES_EARLY], looks[max(looks)]
+        text = f"{max(looks):,} cycles without a kernel: RSS {early:,} to {end:,} KiB"
+        print(f"soak: {text}", file=sys.stderr, flush=True)
+        return text if end > early * _GROWTH else ""
+
+
 class Soak:
     """One run. `run` returns what --json prints."""
 
-    def __init__(self, seconds: float, seed: int, log: Path) -> None:
+    def __init__(
+        self, seconds: float, seed: int, log: Path, prefixes: Mapping[str, Sequence[IPNetwork]]
+    ) -> None:
+        """prefixes: by host."""
         self._seconds = seconds
+        self._prefixes = prefixes
         self._random = random.Random(seed)
         self._room = census.room_for_namespaces(_NETNS_LIMIT)
         self._hosts: list[Host] = []
@@ -60,6 +131,7 @@ class Soak:
         self._kills = 0
         self._restarts = 0
         self._early_rss = 0
+        self._grown = ""
         self._totals: Counter[str] = Counter()
         self._log = log
         self._seed = seed
@@ -69,7 +141,7 @@ class Soak:
         """All of it. Raises Violation and WorldError."""
         try:
             for name in ("killed", "steady"):
-                host = Host(name, _PREFIXES, self._log)
+                host = Host(name, tuple(map(str, self._prefixes[name])), self._log)
                 self._hosts.append(host)
                 host.start()
             before = [census.take(host) for host in self._hosts]
@@ -79,7 +151,7 @@ class Soak:
                         host,
                         mortal=host.name == "killed",
                         slots=_SLOTS,
-                        usable=_USABLE,
+                        usable=usable(self._prefixes[host.name]),
                         threads=4,
                         seed=self._seed,
                     )
@@ -89,10 +161,12 @@ class Soak:
             idle = census.take(steady.host)
             for churn in self._churns:
                 churn.start()
-            self._churn()
-            for churn in self._churns:
-                churn.stop()
-            self._raise_violations()
+            with Memory(self._prefixes[steady.host.name], self._seed) as memory:
+                self._churn()
+                for churn in self._churns:
+                    churn.stop()
+                self._raise_violations()
+                self._grown = memory.grown()
             steady.burst()
             rss = census.rss_kib(steady.host.pid)
             for churn in self._churns:
@@ -147,7 +221,7 @@ class Soak:
 
     def _result(self, leaked: Counter[str], rss: int) -> dict[str, Any]:
         names = (*_KINDS, "netns", "fds", "threads")
-        grown = rss > self._early_rss * _GROWTH
+        grown = rss > self._early_rss * _GROWTH or bool(self._grown)
         return {
             "ok": not any(leaked[name] for name in names) and not grown,
             "operations": self._totals["operations"],
@@ -234,6 +308,7 @@ def main(arguments: list[str]) -> int:
     """Run; returns the exit status."""
     parser = argparse.ArgumentParser(description="Soak the workload service; see --json.")
     parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--prefix", action="append", type=ip_network)
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
     parser.add_argument("--seed", type=int, default=None, help="of the random choices")
     parser.add_argument("--log", type=Path, default=None, help="of the services; kept")
@@ -250,7 +325,11 @@ def main(arguments: list[str]) -> int:
     print(f"soak: seed {seed}, services' log {log}", file=sys.stderr)
     try:
         enter_namespaces()
-        result = Soak(chosen.minutes * 60, seed, log.absolute()).run()
+        prefixes = {
+            host: chosen.prefix or [ip_network(prefix) for prefix in usual]
+            for host, usual in _PREFIXES.items()
+        }
+        result = Soak(chosen.minutes * 60, seed, log.absolute(), prefixes).run()
     except Violation as error:
         print(f"soak: seed {seed}: {error}; see {log}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from pyroute2 import IPRoute
 
 from metropolis.test.soak import census
 from metropolis.test.soak.churn import Churn, Violation
+from metropolis.test.soak.soak import Memory, usable
 from metropolis.test.soak.world import Host
 
-MINUTES = os.environ.get("SOAK_MINUTES", "0.75")
+MINUTES = os.environ.get("SOAK_MINUTES", "0.2")
 
 
 def soak(*arguments: str) -> subprocess.Popen[str]:
@@ -41,6 +43,27 @@ def test_nothing_is_left(tmp_path: Path) -> None:
     assert result["leaked"] == dict.fromkeys(kinds, 0)
 
 
+def test_what_fits() -> None:
+    prefixes = ["10.192.0.0/28", "10.193.0.0/31", "fd00::/64"]
+    assert usable([ip_network(prefix) for prefix in prefixes]) == 16
+    assert usable([ip_network("fd00::/126")]) == 3
+
+
+def test_memory_that_grows_is_noticed() -> None:
+    """As when the pool remembers all that was ever used."""
+    program = (
+        "import sys\n"
+        "from metropolis.node.core.network.workloads import pool\n"
+        "from metropolis.test.soak import turnover\n"
+        "pool.REMEMBERED = 1 << 32\n"
+        "turnover.main(sys.argv[1:])\n"
+    )
+    remembering = Memory([ip_network("10.0.0.0/16"), ip_network("fd00::/64")], seed=1)
+    remembering._command[1:3] = ["-c", program]
+    with remembering as memory:
+        assert "cycles without a kernel: RSS" in memory.grown()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_soak_leaves_no_process(number: signal.Signals) -> None:
     with soak("--minutes", "5") as run:
@@ -48,7 +71,7 @@ def test_an_interrupted_soak_leaves_no_process(number: signal.Signals) -> None:
         while "operations" not in (line := run.stderr.readline()):
             assert line, "it ended"
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-        assert len(children) == 2
+        assert len(children) == 3  # two services, and turnover
         # Their descriptors tell when they have ended, whoever is their parent.
         descriptors = [os.pidfd_open(int(child)) for child in children]
         run.send_signal(number)
@@ -127,7 +150,7 @@ def test_namespaces_are_counted() -> None:
         "from metropolis.test.world import namespaces\n"
         "namespaces.enter_namespaces()\n"
         "def highest():\n"
-        "    end = time.monotonic() + 3\n"
+        "    end = time.monotonic() + 1.5\n"
         "    found = [census.room_for_namespaces(30)]\n"
         "    while time.monotonic() < end:\n"
         "        time.sleep(0.3)\n"

@@ -250,6 +250,7 @@ class FakeDatapath:
         """The link is gone; told: the event is delivered."""
         with self.kernel.lock:
             self.kernel.links.pop(ifindex, None)
+            self.kernel.metrics.pop(ifindex, None)
             self.kernel.changed.pop(ifindex, None)
             self.kernel.held.pop(ifindex, None)
         if told and self._on_removed is not None:
