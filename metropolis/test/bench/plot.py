@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture: what one operation costs, and how rates grow. By matplotlib.
+"""Pictures, by matplotlib: of the attach bench, and of memory.
 
-Left, ADD and DEL of each subject, p50 as a bar and p95 as a whisker, on a
-logarithmic scale, in the order of ADD. Right, operations a second by how many
-are done at once.
+`draw`: what one operation costs, and how rates grow. Left, ADD and DEL of each
+subject, p50 as a bar and p95 as a whisker, on a logarithmic scale, in the order
+of ADD. Right, operations a second by how many are done at once.
+
+`draw_memory`: what the soak's turnover measures.
 """
 
 import os
@@ -49,6 +51,25 @@ def draw(figures: Sequence[Figure], machine: Mapping[str, Any], path: Path) -> N
         f"Linux {machine['kernel']}",
         fontsize=13,
     )
+    picture.savefig(path)
+
+
+def draw_memory(curves: Mapping[str, Sequence[tuple[int, int]]], path: Path) -> None:
+    """Write resident memory, KiB by attachments, of each curve by its label."""
+    os.environ.setdefault("MPLCONFIGDIR", tempfile.mkdtemp(prefix="mpl-"))
+    from matplotlib.figure import Figure as Picture
+
+    picture = Picture(figsize=(8, 4.5), dpi=100, layout="constrained")
+    axes = picture.add_subplot()
+    for shade, (label, points) in zip((_BLUE, _RED, _GREY), curves.items(), strict=False):
+        cycles, rss = zip(*points, strict=True)
+        axes.plot(cycles, [kib / 1024 for kib in rss], color=shade, label=label)
+    axes.set_ylim(0)
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.set_xlabel("attached and detached")
+    axes.set_title("Resident memory, MiB", fontsize=11)
+    axes.legend(fontsize=9, frameon=False)
+    _tidy(axes, "y")
     picture.savefig(path)
 
 

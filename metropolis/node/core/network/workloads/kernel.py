@@ -262,6 +262,7 @@ class KernelDatapath:
         """See Datapath. A look is four dumps and a file, however many, and a
         lookup an address.
         """
+        self._contested.intersection_update(record.host_ifindex for record in records)
         with _refusals("look at attachments"):
             done = self._repair(records, allow, hold, replace=True)
             return [*done, *self._diverted(records, hold)]
