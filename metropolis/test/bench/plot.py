@@ -65,7 +65,7 @@ def draw_memory(curves: Mapping[str, Sequence[tuple[int, int]]], path: Path) -> 
         cycles, rss = zip(*points, strict=True)
         axes.plot(cycles, [kib / 1024 for kib in rss], color=shade, label=label)
     axes.set_ylim(0)
-    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("attached and detached")
     axes.set_title("Resident memory, MiB", fontsize=11)
     axes.legend(fontsize=9, frameon=False)

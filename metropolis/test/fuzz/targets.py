@@ -18,9 +18,10 @@ from metropolis.node.core.network.overlay.mesh import Identity, Peer
 from metropolis.node.core.network.workloads import names, recovery, repairs, wire
 from metropolis.node.core.network.workloads.engine import Engine
 from metropolis.node.core.network.workloads.errors import InvalidArgument, WorkloadError
-from metropolis.node.core.network.workloads.model import Attachment, routes_of
+from metropolis.node.core.network.workloads.model import Attachment, Checked, Finding, routes_of
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.node.core.network.workloads.testing.fake import FakeDatapath, FakeKernel
+from metropolis.node.core.network.workloads.validate import show
 from osbase.conntrack import sources
 from osbase.net.dhcp4 import lease, packet
 from osbase.net.dhcp4.machine import Machine
@@ -139,7 +140,12 @@ def _cni(request: cni_wire.Request) -> None:
         assert json.loads(encoded)["cniVersion"] == command.version
     elif isinstance(command, protocol.Check):
         add = Add(command.version, command.container_id, command.if_name, command.netns)
-        result.differences(command, _attachment(add))
+        made = _attachment(add)
+        whats = [f"{one} of {show(made.if_name)} inside" for one in ("MAC", "MTU")]
+        whats += [f"route to {route.destination} inside" for route in made.routes]
+        findings = tuple(Finding(what, "one", "another") for what in whats)
+        for found in ((), findings):
+            result.differences(command, Checked(made, found, entered=True))
 
 
 def cni_frame(data: bytes) -> None:

@@ -26,7 +26,7 @@ from ipaddress import ip_address, ip_network
 
 from metropolis.node.core.network.workloads.engine import Engine
 from metropolis.node.core.network.workloads.errors import WorkloadError
-from metropolis.node.core.network.workloads.model import AttachIntent, IPNetwork
+from metropolis.node.core.network.workloads.model import AttachIntent, IPAddress, IPNetwork
 from metropolis.node.core.network.workloads.testing.fake import FakeDatapath
 from metropolis.test.soak.census import rss_kib
 
@@ -57,7 +57,7 @@ class Turnover:
         dice = self._random.random()
         path = f"/{workload_id}"
         self._datapath.kernel.add_netns(path)
-        asked = ()
+        asked: tuple[IPAddress, ...] = ()
         if dice < 0.02:
             prefix = self._random.choice(self._prefixes)
             host = self._random.randrange(1, prefix.num_addresses)

@@ -86,8 +86,9 @@ async def test_a_collection_is_of_its_owner_alone(
         assert {one.workload_id for one in engine.list()} == everybody - {"api"}
         await everything()
         # An owner by name, over gRPC.
-        for owner, gone in [("cni podman", {"a"}), ("api", {"api"}), ("cni nobody", set())]:
-            assert await asyncio.to_thread(client.collect, owner=owner) == gone
+        owned = {"cni podman": {"a"}, "api": {"api"}, "cni nobody": set()}
+        for owner, theirs in owned.items():
+            assert await asyncio.to_thread(client.collect, owner=owner) == theirs
             await everything()
         assert await asyncio.to_thread(client.collect, "api") == set()
         for name in ("podman", "metropolis", "n" * 300, "pod"):
@@ -215,7 +216,7 @@ async def test_what_containerd_and_crio_send(
         "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;"
         "K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=7f2c;K8S_POD_NEW=x"
     )
-    runtime = {
+    runtime: dict[str, Any] = {
         "io.kubernetes.cri.pod-annotations": {"kubernetes.io/config.seen": "2026"},
         "cgroupPath": "/kubepods.slice/pod7f2c.slice",
         "portMappings": [],
