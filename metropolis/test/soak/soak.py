@@ -33,8 +33,8 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Self
 
+from metropolis.node.core.network.workloads import pool
 from metropolis.node.core.network.workloads.model import IPNetwork
-from metropolis.node.core.network.workloads.pool import usable_range
 from metropolis.test.soak import census
 from metropolis.test.soak.census import Census
 from metropolis.test.soak.churn import Churn, Violation
@@ -47,7 +47,9 @@ _PREFIXES: dict[str, Sequence[str]] = {
     "steady": ("10.193.0.0/24", "10.194.0.0/16", "fd00:10:193::/112", "fd00:10:194::/64"),
 }
 _SLOTS = 200
-_EARLY = 1000  # operations until memory is looked at first
+# Operations until memory is looked at first, and again when a run gets so far:
+# the pool has as many freed addresses then as it ever remembers.
+_EARLY = (1_000, 8 * pool.REMEMBERED)
 _GROWTH = 1.05  # of memory from then on
 _CYCLES_EARLY, _CYCLES_MIN = 10_000, 30_000  # of turnover
 _PROGRESS_S = 5.0
@@ -66,7 +68,7 @@ def usable(prefixes: Sequence[IPNetwork]) -> int:
     """How many attachments have addresses of each family that there is."""
     sizes: Counter[int] = Counter()
     for prefix in prefixes:
-        first, last = usable_range(prefix)
+        first, last = pool.usable_range(prefix)
         sizes[prefix.version] += last - first + 1
     return min(sizes.values())
 
@@ -235,11 +237,13 @@ class Soak:
         """Until the time is over: kills, restarts, looks. The main thread's."""
         killed, steady = self._churns
         end = self._began + self._seconds
+        looks = list(_EARLY)
         now = time.monotonic()
         due = {"kill": now + 2, "look": now + _VERIFY_S, "fill": now + _FILL_S, "tell": now}
         while (now := time.monotonic()) < end or not self._early_rss:
             self._raise_violations()
-            if not self._early_rss and steady.counts["operations"] >= _EARLY:
+            if looks and steady.counts["operations"] >= looks[0]:
+                del looks[0]
                 steady.burst()
                 self._early_rss = census.rss_kib(steady.host.pid)
             if now >= due["tell"]:
