@@ -112,7 +112,7 @@ async def test_etcd_is_away(cluster: Cluster, prober: Prober) -> None:
         f"etcd away for {OUTAGE_S:.0f} s: a new key is in use after {time.monotonic() - back:.1f} s"
     )
     await prober.whole()
-    # Two nodes know each other's new key within moments of each other: one or two
+    # Nodes know each other's new key within moments of each other: one or two
     # pings, and more of them where machines wait for their turn.
     missed = lost(prober, begin)
     print(f"the exchange of keys: {max(missed.values(), default=0)} pings of {EVERY_S} s lost")
