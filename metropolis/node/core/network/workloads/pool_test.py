@@ -191,9 +191,7 @@ def test_a_million_addresses_cost_what_ten_do() -> None:
 SMALL, LARGE = "10.0.0.0/24", "10.0.0.0/16"
 
 
-@pytest.mark.parametrize(
-    "prefix", [SMALL, "10.0.0.0/20", LARGE, "10.0.0.0/8", "fd00::/112", "fd00::/64", "fd00::/48"]
-)
+@pytest.mark.parametrize("prefix", [SMALL, LARGE, "fd00::/112", "fd00::/64"])
 def test_memory_does_not_grow_with_what_was_used(prefix: str) -> None:
     pool, version = pool_of(prefix), ip_network(prefix).version
     held = deque(pool.take(version, "w") for _ in range(100))
@@ -411,5 +409,5 @@ class ForgetfulPoolMachine(PoolMachine):
 
 TestPoolMachine = PoolMachine.TestCase
 TestForgetfulPoolMachine = ForgetfulPoolMachine.TestCase
-TestPoolMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPoolMachine.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
 TestForgetfulPoolMachine.settings = TestPoolMachine.settings
