@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A DHCPv4 client (RFC 2131, 2132, 3396, 3442) that obtains and keeps a lease.
+"""A DHCPv4 client (RFC 2131, 2132, 3396, 3442, 6842): gets and keeps a lease.
 
     packet    messages and their IP/UDP frames                  pure
     lease     what an acknowledgement grants, checked           pure
     machine   the client's states, with time passed in          pure
+    clock     the time of leases, also while the machine is suspended
     client    packet socket and clock around the machine
 
 The client says what is leased; who runs it puts the address on the link and
@@ -23,7 +24,8 @@ its retransmissions are not the RFC's, and importing it takes 176 ms.
 
 from __future__ import annotations
 
+from osbase.net.dhcp4 import clock
 from osbase.net.dhcp4.client import Client
 from osbase.net.dhcp4.lease import Lease
 
-__all__ = ["Client", "Lease"]
+__all__ = ["Client", "Lease", "clock"]

@@ -12,19 +12,17 @@ unicast with an ICMP port unreachable; servers ignore it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import errno
 import logging
 import socket
 import struct
-import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from typing import Final
 
 from osbase import event
-from osbase.net.dhcp4 import packet
+from osbase.net.dhcp4 import clock, packet
 from osbase.net.dhcp4.lease import Lease
 from osbase.net.dhcp4.machine import Machine, Outgoing
 
@@ -115,26 +113,26 @@ class Client:
         loop = asyncio.get_running_loop()
         loop.add_reader(sock, self._wake.set)
         machine = self._machine
+        timer = clock.Timer(self._wake.set)
         try:
-            self._send(sock, machine.start(time.monotonic()))
+            self._send(sock, machine.start(clock.now()))
             while True:
-                with contextlib.suppress(TimeoutError):
-                    # The loop's clock is time.monotonic's.
-                    async with asyncio.timeout_at(machine.deadline):
-                        await self._wake.wait()
+                timer.set(machine.deadline)
+                await self._wake.wait()
                 self._wake.clear()
                 before = machine.lease
                 if self._relink:
                     self._relink = False
-                    self._send(sock, machine.start(time.monotonic()))
+                    self._send(sock, machine.start(clock.now()))
                 for message, sender, source in self._received(sock):
                     self._take(sock, message, sender, source)
                 # Whatever woke it: a flood of packets does not stop the time.
-                self._send(sock, machine.tick(time.monotonic()))
+                self._send(sock, machine.tick(clock.now()))
                 if machine.lease != before:
                     self._lease.set(machine.lease)
                 await asyncio.sleep(0)
         finally:
+            timer.close()
             loop.remove_reader(sock)
 
     def _take(
@@ -142,7 +140,7 @@ class Client:
     ) -> None:
         before = self._machine.lease
         try:
-            answers = self._machine.receive(time.monotonic(), message, sender)
+            answers = self._machine.receive(clock.now(), message, sender)
         except packet.PacketError as error:
             self._log.warning("%s: ignored a message: %s", self._interface, error)
             return

@@ -37,7 +37,7 @@ _MTU_RANGE: Final = range(1280, 65536)
 @dataclass(frozen=True)
 class Lease:
     """A lease. Times in seconds after `start`, which is the machine's clock at
-    the sending of the request that was granted.
+    the sending of the request that was granted; that of `clock.now`.
 
     routes: destinations and gateways, the default route among them; a gateway
     of None is on the link itself. length_s None: for ever.

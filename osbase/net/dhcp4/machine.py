@@ -44,6 +44,7 @@ _LAST_RETRY_S: Final = 64.0
 _REQUEST_TRIES: Final = 4
 _REBOOT_TRIES: Final = 2  # a server that does not know us is silent
 _RENEW_RETRY_MIN_S: Final = 60.0
+_SPREAD: Final = 0.1
 _MAX_MESSAGE: Final = 1472  # bytes, without fragments on Ethernet
 
 _PARAMETERS: Final = bytes(
@@ -111,6 +112,7 @@ class Machine:
     ) -> None:
         """mac: 6 bytes. hint: the address to ask for. rand: in [0, 1)."""
         self._mac = mac
+        self._client_id = b"\x01" + mac
         self._host_name = host_name.encode("ascii", "ignore")[:63]
         self._hint = hint
         self._rand = rand
@@ -174,6 +176,10 @@ class Machine:
         for us and makes no sense.
         """
         if message.request or message.xid != self._xid or message.mac != self._mac:
+            return []
+        # Servers of before RFC 6842 return no identifier; one that is not ours
+        # is that of another client with our MAC (section 3).
+        if message.options.get(Option.CLIENT_ID, self._client_id) != self._client_id:
             return []
         if self._state is State.SELECTING and message.kind is Type.OFFER:
             offer = leases.parse(message, now, sender)
@@ -277,7 +283,21 @@ class Machine:
             )
         self._to(State.BOUND)
         self._refusals, self._shunned = 0, None
-        self.lease, self._offer = granted, None
+        self.lease, self._offer = self._spread(granted), None
+
+    def _spread(self, granted: Lease) -> Lease:
+        """Renew and rebind up to a tenth earlier, by chance: clients that got
+        their leases together, as after a power cut, would ask together for ever
+        (RFC 2131, section 4.4.5). Never later: the server chose the times.
+        """
+        if granted.length_s is None:
+            return granted
+        renew, rebind = granted.renew_s, granted.rebind_s
+        return replace(
+            granted,
+            renew_s=renew * (1 - _SPREAD * self._rand()),
+            rebind_s=rebind - (rebind - renew) * _SPREAD * self._rand(),
+        )
 
     def _discover(self, now: float) -> Outgoing:
         self._back_off(now)
@@ -321,7 +341,7 @@ class Machine:
 
     def _message(self, now: float, kind: Type, options: dict[int, bytes]) -> Message:
         options = options | {
-            Option.CLIENT_ID: b"\x01" + self._mac,
+            Option.CLIENT_ID: self._client_id,
             Option.PARAMETERS: _PARAMETERS,
             Option.MAX_SIZE: _MAX_MESSAGE.to_bytes(2),
         }

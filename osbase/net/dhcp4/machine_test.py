@@ -48,6 +48,9 @@ def machine(hint: IPv4Address | None = None) -> Machine:
             asked.append(False)
             super()._back_off(now)
 
+        def _spread(self, granted: Lease) -> Lease:
+            return granted
+
     return Exact(MAC, "node-1", hint, rand)
 
 
@@ -212,6 +215,65 @@ def test_renews_by_unicast_and_keeps_the_address() -> None:
     assert client.state is State.BOUND
     assert client.lease is not None
     assert client.lease.end == 1500
+
+
+@given(
+    st.lists(st.floats(0, 1, exclude_max=True), min_size=2, max_size=2),
+    st.integers(4, 2**32 - 2),
+    st.none() | st.integers(0, 2**32 - 1),
+    st.none() | st.integers(0, 2**32 - 1),
+)
+def test_renewals_are_spread(
+    chances: list[float], length_s: int, renew_s: int | None, rebind_s: int | None
+) -> None:
+    """Up to a tenth earlier than the server says, in order, never later."""
+    options = OPTIONS | {Option.LEASE_TIME: length_s.to_bytes(4)}
+    for option, value in ((Option.RENEWAL_TIME, renew_s), (Option.REBINDING_TIME, rebind_s)):
+        if value is not None:
+            options[option] = value.to_bytes(4)
+    numbers = iter([0.1, 0.5, 0.5, *chances])
+    client = Machine(MAC, "node-1", None, lambda: next(numbers))
+    discover = only(client.start(0))
+    request = only(client.receive(0, reply(discover, Type.OFFER, options=options)))
+    client.receive(0, acknowledgement := reply(request, Type.ACK, options=options))
+    said, lease = leases.parse(acknowledgement, 0), leased(client)
+    assert lease is not None
+    assert said.renew_s * 0.9 <= lease.renew_s <= said.renew_s
+    assert said.rebind_s - (said.rebind_s - said.renew_s) * 0.1 <= lease.rebind_s <= said.rebind_s
+    assert lease.renew_s < lease.rebind_s < length_s
+    assert client.deadline == lease.renew_s
+
+
+def test_renewals_of_machines_that_began_together_differ() -> None:
+    """Without anything being said about chance."""
+    times = set()
+    for _ in range(10):
+        client = Machine(MAC)
+        discover = only(client.start(0))
+        request = only(client.receive(0, reply(discover, Type.OFFER)))
+        client.receive(0, reply(request, Type.ACK))
+        times.add(client.deadline)
+    assert len(times) > 1
+
+
+@pytest.mark.parametrize("kind", [Type.OFFER, Type.ACK, Type.NAK])
+@pytest.mark.parametrize("identifier", [b"\x01\x02\x00\x00\x00\x00\x08", b"\xff" + MAC, b""])
+def test_messages_for_another_identifier_are_ignored(kind: Type, identifier: bytes) -> None:
+    """RFC 6842, section 3: another client may have this MAC, and draw the same
+    transaction number. Ours, and none at all, are taken.
+    """
+    for own in (None, b"\x01" + MAC):
+        client = machine()
+        asked = only(client.start(0))
+        if kind is not Type.OFFER:
+            asked = only(client.receive(0, reply(asked, Type.OFFER)))
+        before = client.state
+        foreign = reply(asked, kind, options=OPTIONS | {Option.CLIENT_ID: identifier})
+        assert client.receive(0, foreign) == []
+        assert (client.state, leased(client)) == (before, None)
+        ours = OPTIONS if own is None else OPTIONS | {Option.CLIENT_ID: own}
+        client.receive(0, reply(asked, kind, options=ours))
+        assert client.state is not before
 
 
 def test_rebinds_by_broadcast_with_any_server() -> None:

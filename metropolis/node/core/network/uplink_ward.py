@@ -23,7 +23,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.sysctls import Sysctl, SysctlError
 from osbase.net import addressing, mtu, solicit
 from osbase.net.addressing import Addressing
+from osbase.net.dhcp4 import clock
 from osbase.net.links import LinkState, state_of
 from osbase.netlink.errors import NetlinkError
 from osbase.netlink.message import Request
@@ -138,7 +138,7 @@ class UplinkWard:
                 requests = [set_link_master(link.ifindex, name, 0)]
                 yield _put_back(sock, f"master of {name}", what, requests, allow)
             if aim.addressing is not None:
-                wanted = aim.addressing(time.monotonic())
+                wanted = aim.addressing(clock.now())
                 yield from _configured(sock, link, aim, wanted, allow)
             link = _link(sock, link.ifindex)
             if link is not None and state_of(link).carrier and _has_ipv6(name):
