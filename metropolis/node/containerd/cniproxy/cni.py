@@ -24,9 +24,9 @@ import grpc
 from metropolis.node import allocs
 from metropolis.node.containerd.cniproxy import errors, result
 from metropolis.node.containerd.cniproxy.errors import (
+    CheckError,
     CNINotInitializedError,
     InvalidResultError,
-    NotFoundError,
 )
 from metropolis.node.containerd.cniproxy.namespace import Namespace, NamespaceOpt
 from metropolis.node.containerd.cniproxy.options import (
@@ -47,6 +47,7 @@ _LO = result.Config(
     ),
     mac="00:00:00:00:00:00",
 )
+_STATUS_S = 5.0  # for the status that tells why a call was refused
 # A restarted service is found again soon, and not after minutes. Not
 # min_reconnect_backoff_ms: that is how long a connection may take at least.
 _CHANNEL_OPTIONS = [
@@ -138,7 +139,8 @@ class CNI:
     def status(self, timeout_s: float | None = None) -> None:
         """Raise CNINotInitializedError unless setup() would have an address."""
         self._ready()
-        self._call("status", lambda stub: stub.Status, pb.StatusRequest(), timeout_s)
+        request = pb.StatusRequest()
+        self._call("status", lambda stub: stub.Status, request, timeout_s, is_status=True)
 
     def setup(
         self, id: str, path: str, *opts: NamespaceOpt, timeout_s: float | None = None
@@ -174,7 +176,10 @@ class CNI:
         """Take the sandbox's network away; none is no error.
 
         `path` may be empty or gone; one that is another namespace than the
-        sandbox's leaves everything as it is. Options mean nothing.
+        sandbox's leaves everything as it is. Options mean nothing. Raises
+        CNINotInitializedError when the service is away: repeat it later. It is
+        not repeated here, as by the Go package: that is for a process which
+        lives as long as pods do.
         """
         request = pb.DetachRequest(
             workload_id=_workload_id(id), netns=pb.NetNSAttachment(netns_path=path)
@@ -184,18 +189,28 @@ class CNI:
     def check(
         self, id: str, path: str, *opts: NamespaceOpt, timeout_s: float | None = None
     ) -> None:
-        """Raise NotFoundError unless the sandbox has its interface.
+        """Compare the sandbox's interface with the kernel.
 
-        What `path` says is not compared, nor what happened inside of it.
+        Raises NotFoundError when it has none, or `path` is no namespace, and
+        CheckError when anything differs: at the host, in the namespace at
+        `path` (empty: as far as it is seen from the host), or with the node's
+        network as a whole.
         """
         settings = self._ready()
         _namespace(opts)
-        request = pb.ListRequest(workload_id=_workload_id(id))
-        found = self._call(f"check {id!r:.80}", lambda stub: stub.List, request, timeout_s)
-        if all(one.if_name != settings.default_interface for one in found.attachments):
-            raise NotFoundError(
-                f"check {id!r:.80}: it has no interface {settings.default_interface}"
-            )
+        request = pb.CheckRequest(
+            workload_id=_workload_id(id),
+            netns=pb.NetNSAttachment(netns_path=path, if_name=settings.default_interface),
+        )
+        operation = f"check {id!r:.80}"
+        checked = self._call(operation, lambda stub: stub.Check, request, timeout_s)
+        wrong = [
+            f"{finding.what}: expected {finding.expected}, found {finding.found}"
+            for one in checked.attachments
+            for finding in one.findings
+        ]
+        if wrong:
+            raise CheckError(f"{operation}: {'; '.join(wrong)}")
 
     def get_config(self) -> ConfigResult:
         """Tell the settings and the networks."""
@@ -226,6 +241,8 @@ class CNI:
         method: Callable[[workload_pb2_grpc.WorkloadNetworkingStub], Callable[..., A]],
         request: Q,
         timeout_s: float | None,
+        *,
+        is_status: bool = False,
     ) -> A:
         with self._lock:
             settings = self._settings
@@ -241,7 +258,8 @@ class CNI:
         try:
             return method(stub)(request, timeout=timeout)
         except grpc.RpcError as error:
-            raise errors.from_rpc(operation, error) from error
+            ready = not is_status and errors.is_unavailable(error) and _is_ready(stub, timeout)
+            raise errors.from_rpc(operation, error, ready=ready) from error
 
 
 def new(*opts: Opt) -> CNI:
@@ -250,6 +268,15 @@ def new(*opts: Opt) -> CNI:
     for opt in opts:
         opt(settings)
     return CNI(settings)
+
+
+def _is_ready(stub: workload_pb2_grpc.WorkloadNetworkingStub, timeout_s: float) -> bool:
+    """Whether the service answers, and has a network to give."""
+    try:
+        stub.Status(pb.StatusRequest(), timeout=min(timeout_s, _STATUS_S))
+    except grpc.RpcError:
+        return False
+    return True
 
 
 def _workload_id(id: str) -> str:

@@ -4,12 +4,14 @@
 import json
 import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -154,6 +156,32 @@ def test_remove_and_check(cni: cniproxy.CNI, netns: str, engine: Engine) -> None
         cni.check("sandbox-1", netns)
 
 
+def test_check_compares_with_the_kernel(cni: cniproxy.CNI, netns: str) -> None:
+    """What differs at the host, and in the namespace if that is named."""
+    host = next(
+        name
+        for name, config in cni.setup("sandbox-1", netns).interfaces.items()
+        if name != "lo" and not config.sandbox
+    )
+    for path in (netns, ""):
+        cni.check("sandbox-1", path)
+    inside = ["nsenter", f"--net={netns}"]
+    subprocess.run([*inside, "ip", "route", "del", "default"], check=True)
+    cni.check("sandbox-1", "")
+    with pytest.raises(errors.CheckError, match=r"0\.0\.0\.0/0"):
+        cni.check("sandbox-1", netns)
+    subprocess.run(["ip", "link", "set", host, "mtu", "1400"], check=True)
+    for path in (netns, ""):
+        with pytest.raises(errors.CheckError, match="1400"):
+            cni.check("sandbox-1", path)
+    with pytest.raises(errors.NotFoundError, match="missing"):
+        cni.check("sandbox-1", "/run/netns/missing")
+    descriptor, other = make_netns()
+    with pytest.raises(errors.CheckError, match="network namespace"):
+        cni.check("sandbox-1", other)
+    os.close(descriptor)
+
+
 def test_remove_needs_no_namespace_and_no_network(socket_path: str, engine: Engine) -> None:
     descriptor, path = make_netns()
     with cniproxy.new(options.with_socket(socket_path), options.with_default_conf) as client:
@@ -218,6 +246,36 @@ def test_errors_of_the_service_keep_their_cause(
     engine.set_prefixes([])
     with pytest.raises(errors.CNINotInitializedError, match="prefix"):
         cni.status()
+
+
+def test_unavailable_is_not_always_uninitialized(
+    cni: cniproxy.CNI, netns: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a service that has too much to do with one sandbox the words stay."""
+    started, go_on = threading.Semaphore(0), threading.Event()
+    real = engine._datapath.open_netns
+
+    def slow(path: str) -> Any:
+        started.release()
+        assert go_on.wait(GENEROUS_S)
+        return real(path)
+
+    monkeypatch.setattr(engine._datapath, "open_netns", slow)
+    with ThreadPoolExecutor(5) as pool:
+        first = pool.submit(cni.setup, "sandbox-1", netns)
+        assert started.acquire(timeout=GENEROUS_S)
+        others = [pool.submit(cni.setup, "sandbox-1", netns) for _ in range(4)]
+        deadline = time.monotonic() + GENEROUS_S
+        while engine._attaching["sandbox-1"] < 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        try:
+            for call in (cni.setup, cni.remove):
+                with pytest.raises(errors.ServiceError, match="UNAVAILABLE: 5 other calls"):
+                    call("sandbox-1", netns)
+        finally:
+            go_on.set()
+        assert {one.result() == first.result() for one in others} == {True}
 
 
 def test_status_and_a_service_that_comes_and_goes(tmp_path: Path, engine: Engine) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the client raises: one family, go-cni's members and two of ours."""
+"""What the client raises: one family, go-cni's members and three of ours."""
 
 from typing import cast
 
@@ -11,7 +11,7 @@ class CNIError(Exception):
 
 
 class CNINotInitializedError(CNIError):
-    """No network is loaded, or the service is away or has no prefix yet.
+    """No network is loaded, or the service is away or not ready.
 
     go-cni: ErrCNINotInitialized. Trying again later may help.
     """
@@ -37,8 +37,14 @@ class DeadlineExceededError(CNIError):
     """No answer in time; what was asked may be done or not. Call remove()."""
 
 
+class CheckError(CNIError):
+    """Something is not as setup() made it; the text has all that differs."""
+
+
 class ServiceError(CNIError):
-    """The service refused: no address left, exists already, kernel error."""
+    """The service refused: no address left, exists already, kernel error, too
+    many calls for one sandbox.
+    """
 
 
 _BY_CODE: dict[grpc.StatusCode, type[CNIError]] = {
@@ -49,9 +55,20 @@ _BY_CODE: dict[grpc.StatusCode, type[CNIError]] = {
 }
 
 
-def from_rpc(operation: str, error: grpc.RpcError) -> CNIError:
-    """Wrap an RPC's error; raise the result `from` it."""
+def is_unavailable(error: grpc.RpcError) -> bool:
+    """Whether the service is away, not ready, or too busy."""
+    return _call(error).code() is grpc.StatusCode.UNAVAILABLE
+
+
+def from_rpc(operation: str, error: grpc.RpcError, *, ready: bool = False) -> CNIError:
+    """Wrap an RPC's error; raise the result `from` it. ready: the service has
+    a network to give, so that is not why it is unavailable.
+    """
+    code = _call(error).code()
+    kind = ServiceError if ready else _BY_CODE.get(code, ServiceError)
+    return kind(f"{operation}: {code.name}: {_call(error).details()}")
+
+
+def _call(error: grpc.RpcError) -> grpc.Call:
     # What a stub raises is a grpc.Call as well, which grpc's types cannot say.
-    call = cast(grpc.Call, error)
-    code = call.code()
-    return _BY_CODE.get(code, ServiceError)(f"{operation}: {code.name}: {call.details()}")
+    return cast(grpc.Call, error)

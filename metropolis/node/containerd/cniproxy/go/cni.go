@@ -22,6 +22,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	pb "metropolis/node/core/network/workloads/spec"
@@ -42,25 +43,26 @@ const (
 	socketVariable = "CNIPROXY_SOCKET"
 
 	setupTimeout  = 60 * time.Second
-	removeTimeout = 15 * time.Second
+	removeTimeout = 60 * time.Second
 	statusTimeout = 5 * time.Second
-	// Between two attempts of Remove, at most.
-	retryPause = 200 * time.Millisecond
 )
 
 // CNI gives namespaces their network. It is for any number of goroutines.
 type CNI interface {
 	// Setup gives the sandbox id its network, in the namespace at path.
 	// Repeating it returns the same. ErrCNINotInitialized: the service is
-	// away, or has no prefix to allocate from.
+	// away, or not ready, as Status says it.
 	Setup(ctx context.Context, id string, path string, opts ...NamespaceOpts) (*Result, error)
 	// SetupSerially does as Setup: there is one network.
 	SetupSerially(ctx context.Context, id string, path string, opts ...NamespaceOpts) (*Result, error)
 	// Remove takes the sandbox's network away; none is no error. path may be
 	// empty or gone; one that is another namespace than the sandbox's leaves
-	// everything as it is. While the service is away it is tried again.
+	// everything as it is. With the service away it is a success as well,
+	// and carried out when the service is back, or before a Setup of the id.
+	// What the service or the kernel refuses is an error.
 	Remove(ctx context.Context, id string, path string, opts ...NamespaceOpts) error
-	// Load does nothing: there is no configuration.
+	// Load changes what GetConfig tells, by all the options or, on an error,
+	// none.
 	Load(opts ...Opt) error
 	// Status is nil when Setup would have an address to give, else
 	// ErrCNINotInitialized and why.
@@ -70,9 +72,12 @@ type CNI interface {
 }
 
 type client struct {
-	settings settings
 	conn     *grpc.ClientConn
 	service  pb.WorkloadNetworkingClient
+	removals *removals
+
+	mu       sync.Mutex
+	settings settings
 }
 
 // New makes a CNI; it connects with the first call.
@@ -88,11 +93,14 @@ func New(opts ...Opt) (CNI, error) {
 	conn, err := grpc.NewClient("unix:"+socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithNoProxy(),
-		// A service that is back is found at once, and not after minutes.
+		// A service that is back is found at once, and not after minutes. Not
+		// by ResetConnectBackoff: that iterates over a map which the channel
+		// may be writing to (grpc 1.81, clientconn.go), and Go ends a process
+		// for that.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{
 				BaseDelay: 20 * time.Millisecond, Multiplier: 1.6,
-				Jitter: 0.2, MaxDelay: time.Second,
+				Jitter: 0.2, MaxDelay: 100 * time.Millisecond,
 			},
 			// Of one attempt that is answered slowly; a socket that is
 			// not there, or refuses, says so at once.
@@ -104,24 +112,33 @@ func New(opts ...Opt) (CNI, error) {
 	}
 	c.conn = conn
 	c.service = pb.NewWorkloadNetworkingClient(conn)
+	c.removals = newRemovals(conn)
 	return c, nil
 }
 
 func (c *client) Load(opts ...Opt) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	wanted := c.settings
 	for _, opt := range opts {
-		if err := opt(&c.settings); err != nil {
+		if err := opt(&wanted); err != nil {
 			return err
 		}
 	}
+	c.settings = wanted
 	return nil
 }
 
 func (c *client) Status() error {
-	ctx, cancel := context.WithTimeout(context.Background(), statusTimeout)
+	err := c.status(statusTimeout)
+	return explain("status", err, isAway(err))
+}
+
+func (c *client) status(timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	c.conn.ResetConnectBackoff()
 	_, err := c.service.Status(ctx, &pb.StatusRequest{})
-	return explain("status", err)
+	return err
 }
 
 func (c *client) Setup(ctx context.Context, id string, path string, opts ...NamespaceOpts) (*Result, error) {
@@ -132,11 +149,13 @@ func (c *client) Setup(ctx context.Context, id string, path string, opts ...Name
 	}
 	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
-	c.conn.ResetConnectBackoff()
+	if err := c.removals.settle(ctx, id); err != nil {
+		return nil, c.unready(operation, err)
+	}
 	begin := time.Now()
 	response, err := c.service.Attach(ctx, request)
 	if err != nil {
-		return nil, explain(operation, err)
+		return nil, c.unready(operation, err)
 	}
 	// //metropolis:launch shows this figure.
 	log.G(ctx).Infof("cniproxy %s %s: attached in %.2f ms", id, interfaceName,
@@ -153,37 +172,25 @@ func (c *client) SetupSerially(ctx context.Context, id string, path string, opts
 }
 
 func (c *client) Remove(ctx context.Context, id string, path string, _ ...NamespaceOpts) error {
-	request := &pb.DetachRequest{WorkloadId: id}
-	if path != "" {
-		request.Netns = &pb.NetNSAttachment{NetnsPath: path}
-	}
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
-	for {
-		c.conn.ResetConnectBackoff()
-		_, err := c.service.Detach(ctx, request)
-		if err == nil {
-			return nil
-		}
-		// Away, or it went away meanwhile; any other answer is an answer.
-		if status.Code(err) != codes.Unavailable {
-			return explain(fmt.Sprintf("remove %q", id), err)
-		}
-		select {
-		case <-ctx.Done():
-			return explain(fmt.Sprintf("remove %q", id), err)
-		case <-time.After(retryPause):
-		}
-	}
+	return explain(fmt.Sprintf("remove %q", id), c.removals.remove(ctx, target{id, path}), false)
 }
 
-// explain names the operation and makes go-cni's error of "away" and "not yet".
-// The gRPC status stays inside, so that containerd passes its code on.
-func explain(operation string, err error) error {
+// unready explains why a Setup failed. An unavailable service is away, or not
+// ready, or has too much to do with this sandbox: its status tells which.
+func (c *client) unready(operation string, err error) error {
+	return explain(operation, err, status.Code(err) == codes.Unavailable && isAway(c.status(statusTimeout)))
+}
+
+// explain names the operation and, if there is no network to be had at all,
+// makes it go-cni's error. The service's words stay, and the gRPC status of all
+// other errors, so that containerd passes its code on.
+func explain(operation string, err error, uninitialized bool) error {
 	if err == nil {
 		return nil
 	}
-	if status.Code(err) == codes.Unavailable {
+	if uninitialized {
 		return fmt.Errorf("cniproxy: %s: %w: %s", operation, ErrCNINotInitialized, status.Convert(err).Message())
 	}
 	return fmt.Errorf("cniproxy: %s: %w", operation, err)

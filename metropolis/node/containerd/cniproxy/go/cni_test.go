@@ -24,6 +24,9 @@ import (
 	"google.golang.org/grpc/status"
 )
 
+// generous is longer than anything takes.
+const generous = time.Minute
+
 // double is a service that answers as it is told.
 type double struct {
 	pb.UnimplementedWorkloadNetworkingServer
@@ -31,8 +34,49 @@ type double struct {
 	attached []*pb.AttachRequest
 	detached []*pb.DetachRequest
 	answer   *pb.AttachResponse
-	fail     error
-	hang     chan struct{}
+	fail     error         // what Attach and Detach answer
+	unready  error         // what Status answers
+	hang     chan struct{} // Attach and Detach answer when it is closed
+	silent   bool          // and Status as well
+	asked    chan string   // names of methods, if it is not full
+}
+
+// was notes a call.
+func (d *double) was(method string) {
+	select {
+	case d.asked <- method:
+	default:
+	}
+}
+
+// await returns when all these methods have been called, in this order. Status
+// may be called in between.
+func (d *double) await(t *testing.T, methods ...string) {
+	t.Helper()
+	for len(methods) > 0 {
+		select {
+		case got := <-d.asked:
+			if got == methods[0] {
+				methods = methods[1:]
+			} else if got != "Status" {
+				t.Fatalf("%s is called, not %s", got, methods[0])
+			}
+		case <-time.After(generous):
+			t.Fatalf("%s is never called", methods[0])
+		}
+	}
+}
+
+func (d *double) set(change func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	change()
+}
+
+func (d *double) removed() []*pb.DetachRequest {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.detached
 }
 
 func (d *double) outcome(ctx context.Context) error {
@@ -53,6 +97,7 @@ func (d *double) Attach(ctx context.Context, r *pb.AttachRequest) (*pb.AttachRes
 	d.mu.Lock()
 	d.attached = append(d.attached, r)
 	d.mu.Unlock()
+	d.was("Attach")
 	return d.answer, d.outcome(ctx)
 }
 
@@ -60,13 +105,23 @@ func (d *double) Detach(ctx context.Context, r *pb.DetachRequest) (*pb.DetachRes
 	d.mu.Lock()
 	d.detached = append(d.detached, r)
 	d.mu.Unlock()
+	d.was("Detach")
 	return &pb.DetachResponse{}, d.outcome(ctx)
 }
 
-func (d *double) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
+func (d *double) Status(ctx context.Context, r *pb.StatusRequest) (*pb.StatusResponse, error) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	return &pb.StatusResponse{}, d.fail
+	silent, unready := d.silent, d.unready
+	d.mu.Unlock()
+	d.was("Status")
+	if silent {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	if r.Report {
+		return &pb.StatusResponse{}, nil
+	}
+	return &pb.StatusResponse{}, unready
 }
 
 func good() *pb.AttachResponse {
@@ -138,15 +193,16 @@ func TestClientAway(t *testing.T) {
 	if !errors.Is(err, ErrCNINotInitialized) || !strings.Contains(err.Error(), "cni plugin not initialized") {
 		t.Errorf("Setup: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	if err := c.Remove(ctx, "a", ""); err == nil {
-		t.Error("Remove succeeded without a service")
+	for range 2 {
+		if err := c.Remove(context.Background(), "a", ""); err != nil {
+			t.Errorf("Remove: %v", err)
+		}
 	}
 }
 
 func TestClientNotReady(t *testing.T) {
-	d := &double{answer: good(), fail: status.Error(codes.Unavailable, "no prefix yet")}
+	unready := status.Error(codes.Unavailable, "no prefix yet")
+	d := &double{answer: good(), fail: unready, unready: unready}
 	path := socket(t)
 	defer serve(t, path, d)()
 	c := at(t, path)
@@ -160,23 +216,193 @@ func TestClientNotReady(t *testing.T) {
 	}
 }
 
-func TestClientRemoveWaitsForTheService(t *testing.T) {
-	d := &double{}
+// Unavailable for another reason than that there is no network.
+func TestClientBusy(t *testing.T) {
+	busy := status.Error(codes.Unavailable, "5 other calls for this workload are under way; try again")
+	path := socket(t)
+	defer serve(t, path, &double{fail: busy})()
+	_, err := at(t, path).Setup(context.Background(), "a", "/n")
+	if errors.Is(err, ErrCNINotInitialized) || strings.Contains(err.Error(), "not initialized") ||
+		!strings.Contains(err.Error(), "5 other calls") || status.Code(err) != codes.Unavailable {
+		t.Errorf("Setup: %v", err)
+	}
+}
+
+// Removed at once for whoever asks, and in fact when there is a service.
+func TestClientRemoveWithoutAService(t *testing.T) {
+	d := &double{asked: make(chan string, 10)}
 	path := socket(t)
 	c := at(t, path)
-	removed := make(chan error)
-	go func() { removed <- c.Remove(context.Background(), "a", "") }()
-	select {
-	case err := <-removed:
-		t.Fatalf("Remove returned %v without a service", err)
-	case <-time.After(3 * retryPause):
+	ctx, cancel := context.WithCancel(context.Background())
+	for range 3 {
+		if err := c.Remove(ctx, "a", "/n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel() // that of one who has gone
+	if err := c.Remove(context.Background(), "b", ""); err != nil {
+		t.Fatal(err)
 	}
 	defer serve(t, path, d)()
-	if err := <-removed; err != nil {
-		t.Error(err)
+	d.await(t, "Detach", "Detach")
+	got := map[string]string{}
+	for _, one := range d.removed() {
+		got[one.WorkloadId] = one.GetNetns().GetNetnsPath()
 	}
-	if len(d.detached) != 1 || d.detached[0].WorkloadId != "a" || d.detached[0].Netns != nil {
-		t.Errorf("asked: %v", d.detached)
+	if len(got) != 2 || got["a"] != "/n" {
+		t.Errorf("asked: %v", d.removed())
+	}
+}
+
+// What is refused later goes on, and is an error for whoever asks again.
+func TestClientRemoveThatIsRefusedLater(t *testing.T) {
+	d := &double{
+		fail:  status.Error(codes.Internal, "detach \"a\": EBUSY"),
+		asked: make(chan string, 100),
+	}
+	path := socket(t)
+	c := at(t, path)
+	if err := c.Remove(context.Background(), "a", ""); err != nil {
+		t.Fatal(err)
+	}
+	defer serve(t, path, d)()
+	d.await(t, "Detach", "Detach")
+	if err := c.Remove(context.Background(), "a", ""); status.Code(err) != codes.Internal {
+		t.Errorf("again: %v", err)
+	}
+	d.set(func() { d.fail = nil })
+	pending := c.(*client).removals
+	for begun := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		pending.mu.Lock()
+		left := len(pending.pending)
+		pending.mu.Unlock()
+		if left == 0 {
+			break
+		}
+		if time.Since(begun) > generous {
+			t.Fatal("it is never done")
+		}
+	}
+}
+
+// A service that takes calls and answers none is as good as away.
+func TestClientRemoveFromASilentService(t *testing.T) {
+	d := &double{hang: make(chan struct{}), silent: true, asked: make(chan string, 10)}
+	path := socket(t)
+	defer serve(t, path, d)()
+	if err := at(t, path).Remove(context.Background(), "a", ""); err != nil {
+		t.Errorf("Remove: %v", err)
+	}
+	d.await(t, "Detach", "Status")
+}
+
+// A socket that nobody reads, as of a service that is stopped.
+func TestClientRemoveFromAStoppedService(t *testing.T) {
+	path := socket(t)
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	if err := at(t, path).Remove(context.Background(), "a", ""); err != nil {
+		t.Errorf("Remove: %v", err)
+	}
+}
+
+// One that is busy, and says so, is waited for.
+func TestClientRemoveFromABusyService(t *testing.T) {
+	d := &double{
+		fail:  status.Error(codes.Internal, "detach \"a\": EBUSY"),
+		hang:  make(chan struct{}),
+		asked: make(chan string, 10),
+	}
+	path := socket(t)
+	defer serve(t, path, d)()
+	c := at(t, path)
+	c.(*client).removals.patience = generous // on a busy machine, too
+	removed := make(chan error, 1)
+	go func() { removed <- c.Remove(context.Background(), "a", "") }()
+	d.await(t, "Detach", "Status", "Status")
+	select {
+	case err := <-removed:
+		t.Fatalf("Remove returned %v before the answer", err)
+	default:
+	}
+	close(d.hang)
+	if err := <-removed; status.Code(err) != codes.Internal {
+		t.Errorf("Remove: %v", err)
+	}
+}
+
+// What was removed before is not removed after.
+func TestClientSetupAfterARemoval(t *testing.T) {
+	d := &double{answer: good(), asked: make(chan string, 10)}
+	path := socket(t)
+	c := at(t, path)
+	if err := c.Remove(context.Background(), "a", ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Setup(context.Background(), "a", "/n"); !errors.Is(err, ErrCNINotInitialized) {
+		t.Errorf("Setup: %v", err)
+	}
+	defer serve(t, path, d)()
+	for begun := time.Now(); ; {
+		// It may take a moment to connect.
+		_, err := c.Setup(context.Background(), "a", "/n")
+		if err == nil {
+			break
+		}
+		if !strings.Contains(err.Error(), "connect") || time.Since(begun) > generous {
+			t.Fatal(err)
+		}
+	}
+	d.await(t, "Detach", "Attach")
+	if _, err := c.Setup(context.Background(), "b", "/n"); err != nil {
+		t.Fatal(err)
+	}
+	d.await(t, "Attach")
+}
+
+// For any number of goroutines; the race detector looks on.
+func TestClientAtOnce(t *testing.T) {
+	path := socket(t)
+	defer serve(t, path, &double{answer: good()})()
+	c := at(t, path)
+	ctx := context.Background()
+	var all sync.WaitGroup
+	for i := range 8 {
+		id := string(rune('a' + i%3))
+		for _, call := range []func() error{
+			func() error { return c.Load(WithPluginDir([]string{id}), WithPluginConfDir(id)) },
+			func() error { _, err := json.Marshal(c.GetConfig()); return err },
+			func() error { _, err := c.Setup(ctx, id, "/n"); return err },
+			func() error { return c.Remove(ctx, id, "") },
+			c.Status,
+		} {
+			all.Add(1)
+			go func() {
+				defer all.Done()
+				for range 20 {
+					if err := call(); err != nil {
+						t.Error(err)
+					}
+				}
+			}()
+		}
+	}
+	all.Wait()
+	if config := c.GetConfig(); config.PluginDirs[0] != config.PluginConfDir {
+		t.Errorf("half of a Load: %+v", config)
+	}
+}
+
+// All options or none.
+func TestClientLoadThatFails(t *testing.T) {
+	c := at(t, socket(t))
+	wrong := errors.New("wrong")
+	err := c.Load(WithPluginConfDir("/else"), func(*settings) error { return wrong })
+	if !errors.Is(err, wrong) || c.GetConfig().PluginConfDir != "" {
+		t.Errorf("%v, %+v", err, c.GetConfig())
 	}
 }
 
@@ -211,8 +437,8 @@ func TestClientRefusals(t *testing.T) {
 	if err := c.Remove(context.Background(), "a", "/n"); status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("Remove: %v", err)
 	}
-	if len(d.detached) != 1 || d.detached[0].Netns.NetnsPath != "/n" {
-		t.Errorf("asked: %v", d.detached)
+	if asked := d.removed(); len(asked) != 1 || asked[0].Netns.NetnsPath != "/n" {
+		t.Errorf("asked: %v", asked)
 	}
 }
 

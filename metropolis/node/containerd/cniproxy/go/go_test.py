@@ -89,6 +89,14 @@ def test_every_test_is_run() -> None:
     assert len(names()) > 8
 
 
+def test_races_are_detected() -> None:
+    """By what Go says of how the program was built."""
+    done = subprocess.run(
+        ["go", "version", "-m", PROGRAM], capture_output=True, text=True, check=True
+    )
+    assert "-race=true" in done.stdout
+
+
 def test_constants_are_the_node_s() -> None:
     """What Go cannot import: the socket, and the first hop's MAC address."""
     program = Path(PROGRAM).read_bytes()

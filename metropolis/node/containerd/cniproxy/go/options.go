@@ -2,6 +2,8 @@
 
 package cni
 
+import "slices"
+
 // What New takes. Nothing of it changes what is done; it is what
 // GetConfig tells, and thus what `crictl info` shows.
 
@@ -22,6 +24,7 @@ func WithMinNetworkCount(int) Opt { return WithDefaultConf }
 
 // WithPluginDir is told by GetConfig.
 func WithPluginDir(dirs []string) Opt {
+	dirs = slices.Clone(dirs)
 	return func(s *settings) error {
 		s.pluginDirs = dirs
 		return nil
@@ -70,10 +73,13 @@ type networkConfList struct {
 }
 
 func (c *client) GetConfig() *ConfigResult {
+	c.mu.Lock()
+	told := c.settings
+	c.mu.Unlock()
 	return &ConfigResult{
-		PluginDirs:       c.settings.pluginDirs,
-		PluginConfDir:    c.settings.pluginConfDir,
-		PluginMaxConfNum: c.settings.pluginMaxConfNum,
+		PluginDirs:       slices.Clone(told.pluginDirs),
+		PluginConfDir:    told.pluginConfDir,
+		PluginMaxConfNum: told.pluginMaxConfNum,
 		Prefix:           "eth",
 		Networks: []*confNetwork{{
 			Config: &networkConfList{Name: "metropolis", CNIVersion: "1.1.0"},
