@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import platform
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from metropolis.node.core.network.overlay.mesh import Exchange, IPAddress
 from metropolis.node.core.network.overlay.overlay import held_prefixes
@@ -23,8 +23,12 @@ from osbase import event
 
 if TYPE_CHECKING:
     from metropolis.node.core.config import Cluster, PodPrefixes
+    from metropolis.node.core.curator.curator import Curator
     from metropolis.node.core.network.uplink import UplinkStatus
+    from metropolis.node.core.network.workloads.conditions import Conditions
     from osbase.supervisor import Context
+
+_CONDITION: Final = "cluster"
 
 
 class Membership:
@@ -43,8 +47,10 @@ class Membership:
             config.underlay_address,
         )
 
-    def start(self, ctx: Context, status: event.Value[UplinkStatus]) -> None:
-        """Run the parts as children."""
+    def start(
+        self, ctx: Context, status: event.Value[UplinkStatus], conditions: Conditions
+    ) -> None:
+        """Run the parts as children. conditions: get why there is no prefix."""
 
         async def underlay(ctx: Context) -> None:
             ctx.signal_healthy()
@@ -53,10 +59,13 @@ class Membership:
                 if now.external:
                     self._underlay.set(now.external[0])
 
-        ctx.run("underlay", underlay)
-        ctx.run("curator", self._curator)
+        async def curator(ctx: Context) -> None:
+            await self._curator(ctx, conditions)
 
-    async def _curator(self, ctx: Context) -> None:
+        ctx.run("underlay", underlay)
+        ctx.run("curator", curator)
+
+    async def _curator(self, ctx: Context, conditions: Conditions) -> None:
         # It takes seconds to import on a slow machine; meanwhile others start.
         module = await asyncio.to_thread(
             importlib.import_module, "metropolis.node.core.curator.curator"
@@ -70,7 +79,41 @@ class Membership:
             version=await asyncio.to_thread(software_version),
             held=held,
         )
+
+        async def trouble(ctx: Context) -> None:
+            ctx.signal_healthy()
+            await self._tell_trouble(client, conditions)
+
+        ctx.run("trouble", trouble)
         await client.run(ctx)
+
+    async def _tell_trouble(self, client: Curator, conditions: Conditions) -> None:
+        """While the node has no prefix, say why not. One that has keeps it, and
+        pods have their network, with etcd or without: no problem then.
+        """
+        changed = asyncio.Event()
+
+        async def follow(watcher: event.Watcher[Any]) -> None:
+            async for _ in watcher:
+                changed.set()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(follow(client.trouble.watch()))
+            group.create_task(follow(self._pod_prefixes.watch()))
+            while True:
+                await changed.wait()
+                changed.clear()
+                if (why := client.trouble.peek()) and not _has_prefixes(self._pod_prefixes):
+                    conditions.set(_CONDITION, why)
+                else:
+                    conditions.clear(_CONDITION)
+
+
+def _has_prefixes(pods: event.Value[PodPrefixes]) -> bool:
+    try:
+        return bool(pods.peek().prefixes)
+    except LookupError:
+        return False
 
 
 def software_version() -> str:

@@ -78,8 +78,8 @@ def _arguments() -> argparse.ArgumentParser:
         "--runtime-dir",
         metavar="DIR",
         default=allocs.RUNTIME_DIR,
-        help="directory of the sockets workload.sock and cni.sock, made with mode 0700; "
-        "default: %(default)s",
+        help="directory of the sockets workload.sock and cni.sock, made with mode 0700 if it is "
+        "not there, and never changed; default: %(default)s",
     )
     parser.add_argument(
         "--state-dir",
@@ -151,7 +151,7 @@ async def _serve(config: NodeConfig, runtime_dir: str, state_dir: str) -> int:
     async def root(ctx: Context) -> None:
         ctx.run("network", network.run)
         if membership is not None:
-            membership.start(ctx, network.uplink_status)
+            membership.start(ctx, network.uplink_status, network.conditions)
         ctx.signal_healthy()
         ctx.signal_done()
 

@@ -120,6 +120,8 @@ class Curator:
     pod_prefixes  this node's own. `held` until etcd has answered; empty while
                   it has no place in the cluster
     published     the identity that others read in etcd, once it is there
+    trouble       why the node may have no prefix: etcd is away, or the node has
+                  no place in the cluster; "": there is none
     """
 
     def __init__(
@@ -147,6 +149,8 @@ class Curator:
         self._log = logging.getLogger(__name__)
         self._phase = Phase.AWAY
         self._trouble = ""
+        self.trouble = event.Value[str]("the curator's trouble")
+        self.trouble.set(f"waiting for etcd at {', '.join(config.etcd_endpoints)}")
         self._directory = Directory(config.node_id)
         self._cluster_id = 0
         self._revision = 0  # all up to it is in the directory
@@ -198,6 +202,7 @@ class Curator:
         if self._phase is not Phase.AWAY or trouble != self._trouble:
             self._log.warning("etcd is away: %s", trouble)
         self._trouble = trouble
+        self._tell_trouble()
         self._to(Phase.AWAY)
 
     def _to(self, new: Phase) -> None:
@@ -263,6 +268,7 @@ class Curator:
                 if not in_step.is_set():
                     self._log.info("etcd at %s, revision %d", connection.endpoint, self._revision)
                     self._trouble = ""
+                    self._tell_trouble()
                     in_step.set()
                 self._to(Phase.WATCHING)
                 async with asyncio.timeout_at(self._next_list):
@@ -333,6 +339,7 @@ class Curator:
         before, directory = self._decision, self._directory
         decision = decide(directory, self._me)
         self._decision = decision
+        self._tell_trouble()
         said = None if before is None else (before.standing, before.reason)
         if decision.standing not in TRANSIENT and (decision.standing, decision.reason) != said:
             level = logging.INFO if decision.standing is Standing.JOINED else logging.WARNING
@@ -341,6 +348,15 @@ class Curator:
         if decision.standing is Standing.JOINED:
             self._joined()
         self._due.set()
+
+    def _tell_trouble(self) -> None:
+        decision, trouble = self._decision, ""
+        if self._trouble:
+            trouble = f"etcd is away: {self._trouble}"
+        elif decision is not None and decision.standing is not Standing.JOINED:
+            trouble = f"cluster: {decision.reason}"
+        if _peek(self.trouble) != trouble:
+            self.trouble.set(trouble)
 
     def _use(self, own: tuple[IPNetwork, ...]) -> None:
         for prefix in self._me.using:

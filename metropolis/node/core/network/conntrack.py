@@ -38,6 +38,7 @@ from typing import Final
 from metropolis.node import allocs
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.conditions import Conditions
+from metropolis.node.core.network.workloads.errors import WorkloadError
 from metropolis.node.core.network.workloads.model import Attachment, IPAddress
 from osbase import conntrack
 from osbase.conntrack import Census, ConntrackError
@@ -234,9 +235,10 @@ class Guard:
         try:
             count, limit = conntrack.count(), self._limit()
             self._judge(count, limit)
-        except (ConntrackError, NetlinkError, NftablesError) as error:
-            # The table of rules may be away for a moment; a kernel without
-            # the census has the rate of new flows alone.
+        except (ConntrackError, NetlinkError, NftablesError, WorkloadError) as error:
+            # The table of rules may be away for a moment, or attachments not
+            # be recovered yet; a kernel without the census has the rate of new
+            # flows alone.
             self._fail(str(error))
             return _LOOK_S
         self._fail("")

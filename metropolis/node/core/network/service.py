@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network service: a runnable, the parts it runs, and what it tells.
 
-    network           settings, loopback, first hop, rule set: then healthy
+    network           rule set, settings, loopback, first hop: then healthy
+     +- workloads     the first to start: engine, then sockets
+     |   +- recovery  only if the engine could not start: until it does
+     |   +- prefixes  admitted pod prefixes -> engine, when the MTU is known
+     |   +- mtu       uplink's or overlay's MTU -> engine
+     |   +- conntrack tracked flows -> links that are refused new ones
+     |   +- grpc      workload.sock
+     |   +- cni       cni.sock
      +- uplink        if one is configured
      +- gate          pod prefixes and networks, unless something has them
      +- names         Status waits for name servers
@@ -10,12 +17,14 @@
      +- ward-rules, ward-sysctls, ward-host, ward-foreign, ward-uplink, ...
      +- strict        default routes -> rule set
      +- resolvers     the uplink's name servers -> rule set
-     +- workloads     engine; waits for nobody, serves nobody before recovery
-         +- prefixes  admitted pod prefixes -> engine
-         +- mtu       uplink's or overlay's MTU -> engine
-         +- conntrack tracked flows -> links that are refused new ones
-         +- grpc      workload.sock
-         +- cni       cni.sock
+     +- uplink-note   what the uplink lacks -> Status
+
+Taking away depends on the kernel alone: `workloads` waits for no other part, so
+Detach, Collect, List, Check and Status are served while the rule set is
+refused, the overlay cannot be made, or there is no uplink. What gives waits: no
+prefix reaches the engine before the rules hold and the size of packets is
+known, and until then Attach is refused with the reason. A part that fails says
+why in Status at once (see `_told`), and is tried again.
 
 Workloads have their network with or without an uplink. A restart of any part
 touches no workload's traffic: what is programmed is replaced by the same, and
@@ -28,6 +37,7 @@ import asyncio
 import importlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -48,12 +58,15 @@ from metropolis.node.core.network.rules.ruleset import RuleSet
 from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.uplink import Uplink, UplinkStatus
 from metropolis.node.core.network.workloads.conditions import Conditions
+from metropolis.node.core.network.workloads.errors import WorkloadError
 from osbase import event
 from osbase.net import addressing
 from osbase.net.links import LinkState
+from osbase.netlink.errors import NetlinkError
 from osbase.netlink.rtnl import set_link_up
 from osbase.netlink.transport import NetlinkSocket
-from osbase.supervisor import Context, Runnable
+from osbase.nftables import NftablesError
+from osbase.supervisor import Backoff, Context, Runnable, in_thread
 
 if TYPE_CHECKING:
     from metropolis.node.core.network.workloads.engine import Engine
@@ -67,7 +80,16 @@ LINKS_LOOKED_AT_S: Final = 20.0
 CALLS_END_WITHIN_S: Final = 10.0
 """How long calls under way may take to end when the service stops."""
 
+LIVES_AFTER_S: Final = 5.0
+"""A part that failed, and has run again for so long, is no problem any more."""
+
+_RETRY_FIRST_S: Final = 0.5
+_RETRY_MAX_S: Final = 5.0
+
 _LOOPBACK: Final = 1
+
+# Whose texts say enough.
+_EXPECTED: Final = (NetlinkError, NftablesError, OSError, WorkloadError)
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +121,8 @@ class NetworkService:
 
     uplink_status  what the uplink has
     pod_prefixes   set by whoever knows: the configuration, or a control plane
+
+    conditions: what Status says; for parts outside that fail, too.
     """
 
     def __init__(
@@ -114,7 +138,7 @@ class NetworkService:
         """
         self._config = config
         self._paths = paths or Paths()
-        self._conditions = Conditions()
+        self.conditions = self._conditions = Conditions()
         self._reconciler = Reconciler(self._conditions)
         self._sysctls: tuple[sysctls.Sysctl, ...] = ()
         self._rules = RuleSet(
@@ -132,7 +156,10 @@ class NetworkService:
         self._uplink: Uplink | None = None
         if config.uplink is not None:
             self._uplink = Uplink(
-                config.uplink, self.uplink_status, resolv_conf=self._paths.resolv_conf
+                config.uplink,
+                self.uplink_status,
+                resolv_conf=self._paths.resolv_conf,
+                told=self._told,
             )
         self._names = names.Names(
             config.uplink,
@@ -163,8 +190,9 @@ class NetworkService:
             )
 
     async def run(self, ctx: Context) -> None:
-        """Prepare the host, then run the parts."""
-        await asyncio.to_thread(self._prepare_host)
+        """Serve the workloads; prepare the host, then run the other parts."""
+        ctx.run("workloads", self._workloads)
+        await self._until_done("host", self._prepare_host, "prepare the node's network")
         if self._uplink is None:
             self.uplink_status.set(UplinkStatus())
         else:
@@ -172,17 +200,55 @@ class NetworkService:
             ctx.run("ward-uplink", self._guard_link(self._uplink.ward()))
             ctx.run("strict", self._follow_reverse_path)
             ctx.run("resolvers", self._follow_resolvers)
-        ctx.run("gate", self._gate.run)
+            ctx.run("uplink-note", self._note_uplink)
+        ctx.run("gate", self._told("gate", self._gate.run))
         ctx.run("names", self._wait_for_names)
         if self._overlay is not None:
-            ctx.run("overlay", self._overlay.run)
+            ctx.run("overlay", self._told("overlay", self._overlay.run))
             ctx.run("ward-overlay", self._guard_link(self._overlay))
             settings = wards.Sysctls(sysctls.link(allocs.OVERLAY_LINK), "overlay-sysctls")
             ctx.run("ward-overlay-sysctls", self._guard_link(settings))
-        ctx.run("workloads", self._workloads)
         self._guard_node(ctx)
         ctx.signal_healthy()
         ctx.signal_done()
+
+    async def _until_done(self, key: str, step: Callable[[], None], what: str) -> None:
+        """Take a step, in a thread, again and again until it does not fail; why
+        it does is in Status meanwhile. Not by dying: that would take the parts
+        with it that do not need the step.
+        """
+        backoff = Backoff(_RETRY_FIRST_S, _RETRY_MAX_S, _RETRY_MAX_S)
+        while True:
+            try:
+                await in_thread(step)
+            except Exception as error:
+                expected = isinstance(error, _EXPECTED)
+                if self._conditions.set(key, f"{what}: {_cause(error)}"):
+                    log.error("%s: %s", what, _cause(error), exc_info=not expected)
+                await asyncio.sleep(backoff.died(0.0))
+            else:
+                self._conditions.clear(key)
+                return
+
+    def _told(self, name: str, runnable: Runnable) -> Runnable:
+        """Return the runnable such that its death is a problem of the node,
+        until it has lived on for a while.
+        """
+
+        async def run(ctx: Context) -> None:
+            loop = asyncio.get_running_loop()
+            later = loop.call_later(LIVES_AFTER_S, self._conditions.clear, name)
+            try:
+                await runnable(ctx)
+            except Exception as error:
+                self._conditions.set(name, f"{name}: {_cause(error)}")
+                raise
+            else:
+                self._conditions.clear(name)
+            finally:
+                later.cancel()
+
+        return run
 
     def _guard_node(self, ctx: Context) -> None:
         """Put back what others change of the node as a whole."""
@@ -217,6 +283,17 @@ class NetworkService:
             resolvers = metadata.resolvers_among(status.dns)
             await asyncio.to_thread(self._rules.update, resolvers=resolvers)
 
+    async def _note_uplink(self, ctx: Context) -> None:
+        assert self._config.uplink is not None, "only run with an uplink"
+        ctx.signal_healthy()
+        async for status in self.uplink_status.watch():
+            text = ""
+            if status.link is None:
+                text = f"waiting for {self._config.uplink.described} to appear"
+            elif not status.addresses and not status.external:
+                text = f"{status.link.name} has no address yet"
+            self._conditions.note("uplink", text)
+
     def _prepare_host(self) -> None:
         """The rules come first: from the moment the node forwards, they hold.
         After a restart, those of the overlay as it was left hold until its
@@ -227,19 +304,36 @@ class NetworkService:
         conntrack.prepare()
         for refused in prepare_host():
             log.warning("%s", refused)
-        self._names.prepare()
+        try:
+            self._names.prepare()
+        except OSError as error:
+            log.warning("name servers of the configuration: %s", error)
 
     async def _workloads(self, ctx: Context) -> None:
         # Imports take seconds on a slow machine; meanwhile the uplink comes up.
         engine_module, kernel = await _imported("engine", "kernel")
         engine: Engine = engine_module.Engine(kernel.KernelDatapath(), self._conditions)
         try:
-            await asyncio.to_thread(engine.start)
-            # The size is known before the first attach.
-            engine.set_mtu(self._config.mtu or await self._first_mtu())
             engine.set_ipv6_optional(self._config.ipv6_optional)
 
+            async def recovery(ctx: Context) -> None:
+                ctx.signal_healthy()
+                await self._until_done("recovery", engine.start, "recover attachments")
+                ctx.signal_done()
+
+            try:
+                await in_thread(engine.start)
+            except Exception:
+                # Whatever it is, it must not be what nobody can be asked about.
+                ctx.run("recovery", recovery)
+
+            sized = asyncio.Event()
+
             async def prefixes(ctx: Context) -> None:
+                ctx.signal_healthy()
+                if not sized.is_set():
+                    await self._know_mtu(engine)
+                    sized.set()
                 await self._follow_prefixes(ctx, engine)
 
             async def mtu(ctx: Context) -> None:
@@ -262,6 +356,14 @@ class NetworkService:
             await asyncio.Event().wait()
         finally:
             await asyncio.to_thread(engine.close)
+
+    async def _know_mtu(self, engine: Engine) -> None:
+        """The size of packets is known before the first attach."""
+        if self._config.mtu is None:
+            of = "the overlay" if self._overlay is not None else "the uplink"
+            engine.set_prefixes((), lacking=f"the MTU of workloads is not known yet: {of}'s is not")
+        engine.set_mtu(self._config.mtu or await self._first_mtu())
+        engine.set_prefixes(())
 
     async def _first_mtu(self) -> int:
         if self._overlay is not None:
@@ -289,7 +391,6 @@ class NetworkService:
                 last = size
 
     async def _follow_prefixes(self, ctx: Context, engine: Engine) -> None:
-        ctx.signal_healthy()
         before: tuple[IPNetwork, ...] = ()
         async for now in self._gate.admitted.watch():
             before = await asyncio.to_thread(_set_prefixes, engine, now, before)
@@ -315,6 +416,15 @@ class NetworkService:
         make_runtime_directory(self._paths.cni_socket)
         ctx.signal_healthy()
         await module.CniServer(engine, self._paths.cni_socket).run()
+
+
+def _cause(error: BaseException) -> str:
+    """Return the words of the first error of a group, or the error's own; of
+    many lines the first, since nft(8) adds all that it was to program.
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _set_prefixes(

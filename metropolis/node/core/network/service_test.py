@@ -490,8 +490,15 @@ def test_external_addresses_are_told(uplink: None, core: NodeCore) -> None:
     core.wait_for("reachable by 192.0.2.50, 2001:db8:2:")
 
 
-def test_a_lease_that_ends(world: None, core: NodeCore) -> None:
-    """The address goes in time, and nothing is masqueraded any more."""
+@pytest.mark.parametrize(
+    "suspended_s", [0, 1_000_000], ids=["never suspended", "was suspended before"]
+)
+def test_a_lease_that_ends(world: None, core: NodeCore, suspended_s: int) -> None:
+    """The address goes in time, and nothing is masqueraded any more. Leases go
+    by a clock that counts suspension, and by no other.
+    """
+    if suspended_s:
+        core.prefix = ("unshare", "--time", "--boottime", str(suspended_s))
     add_uplink()
     lease = Server("srv0", IPv4Address("192.0.2.1"), IPv4Address("192.0.2.50"), 8, 2, 5)
     with inside("srv"):

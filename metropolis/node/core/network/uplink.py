@@ -24,9 +24,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import (
     IPv4Address,
@@ -55,12 +55,12 @@ from osbase.net.addressing import (
     Route,
 )
 from osbase.net.config import Interface
-from osbase.net.dhcp4 import Client, Lease
+from osbase.net.dhcp4 import Client, Lease, clock
 from osbase.net.links import LinkState
 from osbase.netlink.errors import NetlinkError
 from osbase.netlink.rtnl import dump_links, get_link, parse_link, set_link_up
 from osbase.netlink.transport import NetlinkSocket
-from osbase.supervisor import Context
+from osbase.supervisor import Context, Runnable
 
 _EVERYWHERE: Final[dict[int, IPNetwork]] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 
@@ -98,11 +98,15 @@ class Uplink:
         status: event.Value[UplinkStatus],
         *,
         resolv_conf: str = allocs.RESOLV_CONF,
+        told: Callable[[str, Runnable], Runnable] = lambda _, runnable: runnable,
     ) -> None:
-        """status: set at every change."""
+        """status: set at every change. told: makes the failures of a runnable
+        known under a name.
+        """
         self._config = config
         self._status = status
         self._resolv_conf = resolv_conf
+        self._told = told
         self._built = event.Value[bool]("whether the uplink's links are made")
         self._ward = UplinkWard()
         self.link = event.Value[LinkState | None]("uplink's link")
@@ -113,7 +117,7 @@ class Uplink:
 
     async def run(self, ctx: Context) -> None:
         """Run the parts."""
-        ctx.run("links", self._links)
+        ctx.run("links", self._told("uplink", self._links))
         ctx.run("link", self._follow)
         ctx.run("addresses", self._addresses)
         ctx.signal_healthy()
@@ -187,8 +191,9 @@ class Uplink:
 
             ctx.run("dhcp4", run_client)
             if left is not None and left.end is not None:
-                later = asyncio.get_running_loop().call_at(left.end, _end, leases, left)
-                ended.callback(later.cancel)
+                later = clock.Timer(functools.partial(_end, leases, left))
+                ended.callback(later.close)
+                later.set(left.end)
         ctx.signal_healthy()
         reach = event.Value[tuple[IPAddress, ...]]("the uplink's external addresses")
         changed = event.Value[None]("a reason to announce them")
@@ -281,7 +286,7 @@ class Uplink:
             self._resolv_conf,
             render_resolv_conf(dns, search),
         )
-        now = wanted(time.monotonic())
+        now = wanted(clock.now())
         refused = await asyncio.to_thread(self._program, aim, now)
         if refused:
             ctx.logger.warning("%s", refused)
@@ -383,7 +388,7 @@ class Uplink:
             names = Path(self._resolv_conf).read_text("utf-8", "replace")
         except OSError:
             names = ""
-        return left_lease(left, link.mtu if smaller else None, names, time.monotonic())
+        return left_lease(left, link.mtu if smaller else None, names, clock.now())
 
     def _program(self, aim: Aim, wanted: Addressing) -> str:
         """Make it so; return what was refused that can be done without."""

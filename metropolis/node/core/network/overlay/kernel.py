@@ -93,7 +93,7 @@ class LinuxKernel:
 
     def ensure_link(self, mtu: int, private_key: bytes, port: int) -> int | None:
         """See Kernel."""
-        with self._route() as sock:
+        with _with_hints(port), self._route() as sock:
             link = found = self._link(sock)
             if link is None:
                 new = rtnl.new_link(_NAME, "wireguard", mtu=mtu, group=allocs.LINK_GROUP_OVERLAY)
@@ -197,6 +197,22 @@ class LinuxKernel:
                 for address in remove.addresses
             ]
             sock.batch(requests)
+
+
+@contextlib.contextmanager
+def _with_hints(port: int) -> Iterator[None]:
+    """Say of a refusal what people can do about it."""
+    hints = {
+        errno.EADDRINUSE: f"another program has UDP port {port}; stop it",
+        errno.EOPNOTSUPP: "the kernel has no WireGuard; load its module, wireguard",
+    }
+    try:
+        yield
+    except BatchError as error:
+        hint = hints.get(error.errors[0].errno)
+        if hint is None:
+            raise
+        raise OverlayError(f"{error} ({hint})") from error
 
 
 def _on(route: Route, ifindex: int | None) -> Route:

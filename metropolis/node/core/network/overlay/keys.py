@@ -189,8 +189,8 @@ class KeyFile:
         """Replace the file: after a crash there is the old or the new one."""
         new = self.path.with_name(f".{FILE_NAME}.new")
         try:
+            # One that is there stays as it is: it may be the whole machine's.
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._directory.chmod(0o700)
             with contextlib.suppress(FileNotFoundError):
                 new.unlink()
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

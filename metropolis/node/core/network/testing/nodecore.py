@@ -90,6 +90,7 @@ class NodeCore:
 
     directory: Path
     config: str = CONFIG
+    prefix: tuple[str, ...] = ()  # of the command
     process: subprocess.Popen[str] | None = None
     lines: queue.Queue[str] = field(default_factory=queue.Queue)
     seen: list[str] = field(default_factory=list)
@@ -98,15 +99,17 @@ class NodeCore:
     def runtime(self) -> Path:
         return self.directory / "run" / "network"
 
-    def start(self) -> None:
-        """Start it, and wait until it serves."""
+    def start(self, *, ready: bool = True) -> None:
+        """Start it, and wait until it serves; ready: and gives addresses."""
         config = self.directory / "node.textproto"
         config.write_text(self.config)
         self.lines, self.seen = queue.Queue(), []
         process = subprocess.Popen(
             [
+                *self.prefix,
                 *(sys.executable, "-m", "metropolis.node.core.main"),
                 *("--config", str(config), "--runtime-dir", str(self.runtime)),
+                *("--state-dir", str(self.directory / "state")),
             ],
             stderr=subprocess.PIPE,
             text=True,
@@ -124,7 +127,8 @@ class NodeCore:
 
         threading.Thread(target=read, daemon=True).start()
         self.wait_for("root.network.workloads.grpc: serving on")
-        self.wait_for("root.network.workloads.prefixes: pod prefixes:")
+        if ready:
+            self.wait_for("root.network.workloads.prefixes: pod prefixes:")
 
     def wait_for(self, text: str) -> str:
         """Return the line of its log that has the text, at last."""
@@ -173,6 +177,24 @@ class NodeCore:
             assert error.code() is grpc.StatusCode.UNAVAILABLE, error
             return str(error.details())
         return ""
+
+    def said(self) -> str:
+        """All that Status says, problems and notes."""
+        request = workload_pb2.StatusRequest(report=True)
+        status = self.stub().Status(request, timeout=LIMIT_S)
+        return "\n".join(one.text for one in (*status.problems, *status.notes))
+
+    def wait_until_said(self, text: str) -> None:
+        """Return when Status says it."""
+        deadline = time.monotonic() + LIMIT_S
+        while text not in (found := self.said()):
+            assert time.monotonic() < deadline, f"Status never says {text!r}: {found}"
+            time.sleep(0.02)
+
+    def listed(self) -> set[str]:
+        """Workloads that have attachments."""
+        answer = self.stub().List(workload_pb2.ListRequest(), timeout=LIMIT_S)
+        return {one.workload_id for one in answer.attachments}
 
     def attach(self, pod: str) -> dict[int, IPAddress]:
         """Attach a namespace; returns its addresses by family."""

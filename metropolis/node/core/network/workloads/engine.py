@@ -395,6 +395,16 @@ class Engine:
                     + (_NO_IPV6 if versions else "switch it on, or give the node an IPv4 prefix")
                 )
 
+    def _refuse_unless_ready(self) -> None:
+        """Raise Unavailable when no attach can be served. What is wrong with
+        the node's network is in it, as it may be the reason.
+        """
+        try:
+            self._can_attach()
+        except Unavailable as error:
+            problems = self._conditions.problems().values()
+            raise Unavailable("; ".join(dict.fromkeys((str(error), *problems)))) from error
+
     def _versions(self) -> tuple[int, ...]:
         """The IP versions that workloads can have. Under the mutex."""
         return tuple(
@@ -408,7 +418,7 @@ class Engine:
         """
         check_attach(intent)
         if not self._started:
-            raise Unavailable(_NOT_RUNNING)
+            self._refuse_unless_ready()
         self._begin_attach(intent.workload_id)
         try:
             with self._turn(intent.workload_id, left_s):
@@ -638,7 +648,7 @@ class Engine:
         self._claim_held(intent.workload_id)
         known = self._find(intent)
         if known is None:
-            self._can_attach()
+            self._refuse_unless_ready()
         with self._datapath.open_netns(intent.netns_path) as netns:
             if self._datapath.is_home(netns):
                 raise InvalidArgument(
@@ -915,7 +925,11 @@ class Engine:
     # Last, since within the class its name hides the type's.
 
     def list(self, workload_id: str = "") -> list[Attachment]:
-        """The attachments, of one workload or all."""
+        """The attachments, of one workload or all. Raises Unavailable before
+        they are recovered: none would not be true.
+        """
+        if not self._started and not self._closed:
+            raise Unavailable(_NOT_RUNNING)
         with self._mutex:
             chosen = [self._entries.get(workload_id, {})] if workload_id else self._entries.values()
             records = [

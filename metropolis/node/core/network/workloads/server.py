@@ -3,10 +3,11 @@
 
 Served by osbase.rpc: netlink blocks its thread, so a call has one, and keeps
 it to its end. Who may connect is who may open the socket: 0600, in a directory
-of 0700. It is bound in a directory of its own, 0700, made private there, and
-then renamed to its place, so there is no moment at which it is more open, nor
-one at which the name is absent after a restart: a dead server's socket is
-replaced, a live one's is an error.
+in which nobody else may write, made with 0700 if it is missing. It is bound in
+a directory of its own, 0700, made private there, and then renamed to its place,
+so there is no moment at which it is more open, nor one at which the name is
+absent after a restart: a dead server's socket is replaced, a live one's is an
+error.
 
 Threads: calls that wait for the kernel, or for each other, have `workers`,
 which are made when they are wanted. Status and List, which wait for nobody,
@@ -41,6 +42,7 @@ _SUN_PATH = 107  # bytes of a unix socket's path
 _STOPPING = "watch: the workload network service stops"
 
 WATCHERS_MAX = 32
+TEXT_MAX = 2000  # characters of an error
 WORKERS = 96
 
 
@@ -112,15 +114,19 @@ class WorkloadServer:
 def make_private_directory(path: Path) -> None:
     """The directory, mode 0700, made if it is not there.
 
-    One that exists is made private, too, unless others' files may be in it
-    (sticky, as /tmp) or it is not ours: PermissionError.
+    One that exists stays as it is: it may be the whole machine's, as /run. The
+    socket's own mode says who may connect. But nobody else may be able to put
+    another socket in its place, or others' files be there (sticky, as /tmp):
+    PermissionError.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     there = path.stat()
-    if there.st_uid != os.geteuid() or there.st_mode & stat.S_ISVTX:
-        raise PermissionError(f"{path}: must be a directory of our own for the socket")
-    if stat.S_IMODE(there.st_mode) != 0o700:
-        path.chmod(0o700)
+    others_write = stat.S_IMODE(there.st_mode) & (stat.S_IWGRP | stat.S_IWOTH | stat.S_ISVTX)
+    if there.st_uid != os.geteuid() or others_write:
+        raise PermissionError(
+            f"{path}: must be a directory of our own for the socket, in which nobody else may "
+            f"write (owner {there.st_uid}, mode {stat.S_IMODE(there.st_mode):o})"
+        )
 
 
 def refuse_if_served(path: Path) -> None:
@@ -255,7 +261,7 @@ def _coded(method: Unary) -> Unary:
             if call.left_s() > 0:  # it may have waited for a thread
                 return method(data, call)
         except WorkloadError as error:
-            raise RpcError(error.code, str(error)) from error
+            raise RpcError(error.code, _bounded(str(error))) from error
         return b""
 
     return serve
@@ -268,6 +274,13 @@ def _coded_stream(method: Streaming) -> Streaming:
         try:
             yield from method(data, stream)
         except WorkloadError as error:
-            raise RpcError(error.code, str(error)) from error
+            raise RpcError(error.code, _bounded(str(error))) from error
 
     return serve
+
+
+def _bounded(text: str) -> str:
+    """Return the text, or its beginning: it is a header of the answer, percent-
+    encoded, and a client takes 8 KiB of headers or hears nothing but that.
+    """
+    return text if len(text) <= TEXT_MAX else text[: TEXT_MAX - 4] + " ..."
