@@ -23,6 +23,7 @@ Source: linux/netfilter/nf_tables.h, nfnetlink.h.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,7 +31,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from osbase.netlink import attrs, bpf
-from osbase.netlink.errors import ProtocolError
+from osbase.netlink.errors import BatchError, ProtocolError
 from osbase.netlink.events import Events
 from osbase.netlink.message import Message, Request
 from osbase.netlink.transport import NetlinkSocket, open_raw
@@ -96,8 +97,19 @@ def open_socket() -> NetlinkSocket:
 def digest(sock: NetlinkSocket, name: str) -> Digest:
     """Digest the tables of that name, of every family; {}: there is none.
 
-    Raises NetlinkError.
+    What is changed meanwhile may be in it by half, as `generation` says; but
+    what is gone meanwhile is no error. Raises NetlinkError.
     """
+    while True:
+        try:
+            return _digest(sock, name)
+        except BatchError as error:
+            # Something listed has been removed. It is not in the next listing.
+            if error.errors[0].errno != errno.ENOENT:
+                raise
+
+
+def _digest(sock: NetlinkSocket, name: str) -> Digest:
     own = attrs.text(_TABLE, name.encode())
     found: dict[str, hashlib.blake2b] = {}
 

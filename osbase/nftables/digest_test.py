@@ -6,7 +6,9 @@ from __future__ import annotations
 import queue
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,26 @@ def test_a_commit_is_told_with_who_made_it(sock: NetlinkSocket) -> None:
     assert digest.generation(sock) == number + 2
     assert told.empty()
     events.close()
+
+
+def test_a_table_that_comes_and_goes(sock: NetlinkSocket) -> None:
+    """Whatever is removed while it is listed."""
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        with Nftables() as nft:
+            while not over.is_set():
+                nft.apply("flush ruleset")
+                nft.apply(TABLE)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(come_and_go)
+        try:
+            for _ in range(2000):
+                digest.digest(sock, "t")
+        finally:
+            over.set()
+        other.result()
 
 
 def test_base_chains(sock: NetlinkSocket) -> None:
