@@ -1,35 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server: which thread waits for which calls. See the package."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import grpc
 from grpc._cython import cygrpc
 
-from osbase.rpc.call import Call, RpcError, Unary, refuse, unexpected
-from osbase.rpc.stream import Stream, Streaming
+from osbase.rpc.call import RpcError, Unary, short
+from osbase.rpc.limits import STREAMS, with_limits
+from osbase.rpc.queued import QuickCall, StreamCall, abandon, asking_failed, run
+from osbase.rpc.stream import Streaming
+from osbase.rpc.unread import LIMIT, MESSAGE_S, PRESSED_S, QUICK_S, Ticker, Unread
+from osbase.rpc.workers import NEW, Workers
 
-_NEW = object()  # the tag of a call's arrival
+log = logging.getLogger(__name__)
+
 _STOPPED = object()
 _SHUTDOWN = cygrpc.CompletionType.queue_shutdown
 QUICK = 2  # threads of each quick method
-# Workers that wait for a call, at least and at most; the others are parked. A
-# waiting one wakes up five times a second (cygrpc looks for signals).
-_WAITING_MIN = 1
-_WAITING_MAX = 2
 
 
 class Server:
-    """`start` serves, `stop` ends; an object is good for one of each.
+    """`start` serves, `stop` ends; an object is good for one of each, and each
+    may come first: a server that was stopped does not start.
 
     blocking, quick, streams: handlers by full method name, `/package.Service/
     Method`. workers: calls of blocking methods at a time, and so their threads;
-    further ones wait in C-core, up to 1,000 of them. A handler's RpcError is
-    the call's status, any other exception INTERNAL, and logged.
+    further ones wait in C-core, up to 1,000 of them. own_workers: of blocking
+    methods that do not share those. streams_at_once: calls of all streams;
+    further ones are RESOURCE_EXHAUSTED. A handler's RpcError is the call's
+    status, any other exception INTERNAL, and logged.
     """
 
     def __init__(
@@ -39,27 +43,45 @@ class Server:
         quick: Mapping[str, Unary],
         streams: Mapping[str, Streaming],
         workers: int,
+        own_workers: Mapping[str, int] | None = None,
+        streams_at_once: int = STREAMS,
         options: Sequence[tuple[str, int]] = (),
     ) -> None:
         self._blocking = dict(blocking)
         self._quick = dict(quick)
         self._streams = dict(streams)
-        arguments = [(name.encode(), value) for name, value in options]
+        self._streams_at_once = streams_at_once
+        arguments = [(name.encode(), value) for name, value in with_limits(options)]
         self._server = cygrpc.Server(arguments, False)
         self._queues: list[Any] = []
         self._control = self._add_queue()
-        self._started = False
         self._streams_queue = self._add_queue()
+        self._quick_queues = [
+            (method, self._add_queue()) for method in self._quick for _ in range(QUICK)
+        ]
+        self._own = {
+            method: self._workers(
+                count, {method: self._blocking[method]}, self._ask_of(method, NEW)
+            )
+            for method, count in (own_workers or {}).items()
+        }
+        self._shared = self._workers(workers, self._blocking, self._ask)
+        self._unread = {
+            method: Unread(QUICK_S if method in self._quick else MESSAGE_S, LIMIT)
+            for method in (*self._quick, *self._streams)
+        }
+        self._ticker = Ticker(self._tick)
+        self._life = threading.Lock()  # held by start and stop
+        self._listening = self._core_started = self._ended = False
+        self._stopping = threading.Event()
+        self._cancel_at = 0.0  # once it is stopping
         self._threads: list[threading.Thread] = []
         self._acceptor: threading.Thread | None = None
         self._accepted_all = threading.Event()  # there is no stream to come
         # Below: guarded by the mutex.
         self._mutex = threading.Lock()
-        self._waiting = 0  # workers that wait for a call, or are about to
-        self._parked: list[threading.Semaphore] = []
-        self._for_workers = [self._add_queue() for _ in range(workers)]
         self._streaming: list[threading.Thread] = []
-        self._stopping = False
+        self._streams_now = 0
 
     def _add_queue(self) -> Any:
         made = cygrpc.CompletionQueue()
@@ -71,182 +93,285 @@ class Server:
         """As gRPC names addresses, e.g. `unix:/run/x`. Raises OSError."""
         if not self._server.add_http2_port(address.encode()):
             raise OSError(f"cannot listen at {address}")
+        self._listening = True
 
     def start(self) -> None:
-        """Take calls."""
-        for method in (*self._quick, *self._streams):
+        """Take calls. When it fails, as with RuntimeError when a thread cannot
+        be started, nothing is left: no thread, no socket.
+        """
+        with self._life:
+            if self._ended or self._core_started:
+                raise RuntimeError("a server starts once, and not after its end")
+            try:
+                self._start()
+            except BaseException:
+                self._end(0)
+                raise
+
+    def _start(self) -> None:
+        for method in (*self._quick, *self._streams, *self._own):
             self._server.register_method(method)
-        quick = [(method, self._add_queue()) for method in self._quick for _ in range(QUICK)]
         # The control queue tells when it has ended.
         self._server.start(backup_queue=False)
-        self._started = True
-        for method, own in quick:
-            self._spawn("rpc-quick", partial(self._serve_quick, method), own)
+        self._core_started = True
+        self._ticker.start()
+        for method, own in self._quick_queues:
+            quick = _Quick(
+                self._quick[method],
+                method,
+                self._ask_of(method, method),
+                self._unread[method],
+                self._stopping,
+            )
+            self._spawn("rpc-quick", quick.run, own)
         self._acceptor = _thread("rpc-accept-streams", self._accept_streams, self._streams_queue)
-        with self._mutex:
-            for _ in range(min(_WAITING_MAX, len(self._for_workers))):
-                self._add_worker()
+        for pool in self._pools():
+            pool.start()
 
     def stop(self, grace_s: float) -> None:
         """Take no more calls, let those under way end; after grace_s cancel
         them. Returns when their handlers have returned, too.
         """
-        started, self._started = self._started, False
-        if not started:
-            return
-        with self._mutex:
-            self._stopping = True
-            for parked in self._parked:
-                parked.release()
-        self._server.shutdown(self._control, _STOPPED)
-        if self._control.poll(time.time() + grace_s).tag is not _STOPPED:
-            self._server.cancel_all_calls()
-            self._control.poll()
+        with self._life:
+            if not self._ended:
+                self._end(grace_s)
+
+    def _end(self, grace_s: float) -> None:
+        self._ended = True
+        self._cancel_at = time.monotonic() + grace_s
+        self._stopping.set()
+        for pool in self._pools():
+            pool.stop()
+        if self._listening and not self._core_started:
+            # C-core closes no socket of a server that was not started.
+            self._server.start(backup_queue=False)
+            self._core_started = True
+        if self._core_started:
+            self._server.shutdown(self._control, _STOPPED)
+            if grace_s > 0 and self._ticker.runs:
+                self._ticker.hurry()
+            else:
+                self._server.cancel_all_calls()
+            while self._control.poll().tag is not _STOPPED:
+                pass
         # A queue must not be shut down under a call that may still use it.
-        self._accepted_all.wait()
-        for thread in (*self._threads, *self._streaming):
+        if self._acceptor is not None:
+            self._accepted_all.wait()
+        with self._mutex:
+            streaming = list(self._streaming)
+        for thread in (*self._threads, *streaming):
             thread.join()
+        self._ticker.end()
         for own in self._queues:
             own.shutdown()
         if self._acceptor is not None:
             self._acceptor.join()  # it reads its queue to the end
         for own in self._queues:
-            if own is not self._streams_queue:
+            if own is not self._streams_queue or self._acceptor is None:
                 _drain(own)
         self._server.destroy()
 
-    def _spawn(self, name: str, run: Callable[[Any], None], own: Any) -> None:
-        self._threads.append(_thread(name, run, own))
+    def _pools(self) -> Sequence[Workers]:
+        return (*self._own.values(), self._shared)
 
-    # ---- Blocking methods ----------------------------------------------------
+    def _tick(self) -> None:
+        """See Ticker."""
+        stopping = self._stopping.is_set()
+        if stopping and time.monotonic() >= self._cancel_at:
+            self._server.cancel_all_calls()
+        for unread in self._unread.values():
+            unread.expire(PRESSED_S if stopping else MESSAGE_S)
+        for pool in self._pools():
+            pool.tend()
 
-    def _add_worker(self) -> None:
-        """Under the mutex."""
-        self._waiting += 1
-        self._spawn("rpc-worker", self._work, self._for_workers.pop())
+    def _spawn(self, name: str, run_: Callable[[Any], None], own: Any) -> None:
+        self._threads.append(_thread(name, run_, own))
 
-    def _work(self, own: Any) -> None:
-        place = threading.Semaphore(0)
-        while True:
-            try:
-                self._server.request_call(own, own, _NEW)
-            except ValueError:  # it is shutting down
-                return
-            event = _next(own, _NEW)
-            if not event.success:
-                return
-            self._take()
-            self._serve(event, own)
-            event = None  # or the call would live until the next one
-            self._rest(place)
+    def _workers(
+        self, count: int, handlers: Mapping[str, Unary], ask: Callable[[Any], object]
+    ) -> Workers:
+        return Workers(
+            [self._add_queue() for _ in range(count)],
+            handlers,
+            ask=ask,
+            spawn=self._spawn,
+        )
 
-    def _take(self) -> None:
-        """A worker has a call: see to it that another one waits."""
-        with self._mutex:
-            self._waiting -= 1
-            if self._waiting >= _WAITING_MIN or self._stopping:
-                return
-            if self._parked:
-                self._waiting += 1
-                self._parked.pop().release()
-            elif self._for_workers:
-                self._add_worker()
-
-    def _rest(self, place: threading.Semaphore) -> None:
-        """A worker is done: it waits for a call, or is parked."""
-        with self._mutex:
-            if self._waiting < _WAITING_MAX or self._stopping:
-                self._waiting += 1
-                return
-            self._parked.append(place)
-        place.acquire()
-
-    def _serve(self, event: Any, own: Any) -> None:
-        method = event.call_details.method.decode("ascii", "backslashreplace")
-        handler = self._blocking.get(method)
-        if handler is None:
-            unknown = f"there is no method {method[:200]}"
-            refuse(event.call, RpcError(grpc.StatusCode.UNIMPLEMENTED, unknown), None)
-            return
-        _run(handler, method, Call(event, own))
-
-    # ---- The other kinds -----------------------------------------------------
-
-    def _request(self, own: Any, method: str) -> bool:
-        """Be told of its next call; False: it is shutting down."""
-        try:
-            self._server.request_registered_call(own, own, method, method)
-        except ValueError:
-            return False
-        return True
-
-    def _serve_quick(self, method: str, own: Any) -> None:
-        """One method, one call at a time: while a call is read nothing else
-        may arrive in the queue.
+    def _ask(self, own: Any) -> None:
+        """Have the next call of a method without threads of its own arrive at
+        the queue. Raises ValueError when it is shutting down.
         """
-        while self._request(own, method):
-            event = _next(own, method)
-            if not event.success:
-                return
-            _run(self._quick[method], method, Call(event, own))
-            event = None
+        self._server.request_call(own, own, NEW)
+
+    def _ask_of(self, method: str, tag: object) -> Callable[[Any], None]:
+        """As _ask, of one method."""
+        ask = self._server.request_registered_call
+        return lambda own: ask(own, own, method, tag)
+
+    # ---- Streams -------------------------------------------------------------
 
     def _accept_streams(self, own: Any) -> None:
-        for method in self._streams:
-            self._request(own, method)
-        accepting = set(self._streams)
+        asks = {method: self._ask_of(method, method) for method in self._streams}
+        due = set(asks)  # whose next call is to be asked for
+        accepting = set(asks)
+        reading: set[StreamCall] = set()
         while True:
-            if not accepting:
+            for method in list(due):
+                try:
+                    asks[method](own)
+                    due.discard(method)
+                except ValueError:
+                    due.discard(method)
+                    accepting.discard(method)
+                except BaseException:
+                    asking_failed(self._stopping)
+            if not accepting and not reading:
                 self._accepted_all.set()
-            event = own.poll()
+            event = own.poll(0 if due else None)
             if event.completion_type == _SHUTDOWN:
                 return
-            if not isinstance(event.tag, str):
-                event.tag(event)
-            elif event.success:
-                self._begin_stream(Stream(event, event.tag), self._streams[event.tag])
-                if not self._request(own, event.tag):
+            try:
+                if not isinstance(event.tag, str):
+                    if callable(event.tag):
+                        event.tag(event)
+                elif event.success:
+                    due.add(event.tag)
+                    self._begin_reading(event, event.tag, reading)
+                else:
                     accepting.discard(event.tag)
-            else:
-                accepting.discard(event.tag)
+            except BaseException:
+                log.exception("an event of a stream could not be handled")
             event = None
 
-    def _begin_stream(self, stream: Stream, handler: Streaming) -> None:
-        thread = _thread("rpc-stream", stream.serve, handler)
+    def _begin_reading(self, event: Any, method: str, reading: set[StreamCall]) -> None:
+        def begin(stream: StreamCall, request: bytes | None) -> None:
+            reading.discard(stream)
+            self._unread[method].discard(stream)
+            if request is None:
+                return
+            try:
+                self._begin_stream(stream, request)
+            except BaseException:
+                stream.abandon()
+                raise
+
+        stream = StreamCall(event, method, begin)
+        reading.add(stream)
+        try:
+            stream.begin()
+        except BaseException:
+            reading.discard(stream)
+            stream.abandon()
+            raise
+        self._unread[method].add(stream)
+
+    def _begin_stream(self, stream: StreamCall, request: bytes) -> None:
+        """Give a stream a thread, if it may have one."""
+        name = short(stream.method)
+        with self._mutex:
+            full = self._streams_now >= self._streams_at_once
+            self._streams_now += not full
+        if full:
+            _exhausted(stream, f"{name}: there are {self._streams_at_once} already; end one")
+            return
+        try:
+            thread = _thread("rpc-stream", self._stream, (stream, request))
+        except Exception as error:
+            self._end_stream()
+            log.warning("%s: no thread can be started: %s", name, error)
+            _exhausted(stream, f"{name}: no thread can be started: {error}")
+            return
         with self._mutex:
             self._streaming = [one for one in self._streaming if one.is_alive()]
             self._streaming.append(thread)
 
+    def _stream(self, given: tuple[StreamCall, bytes]) -> None:
+        stream, request = given
+        try:
+            stream.serve(self._streams[stream.method], request)
+        except BaseException:
+            log.exception("%s: no answer could be sent", stream.method)
+            stream.abandon()
+        finally:
+            self._end_stream()
 
-def _thread(name: str, run: Callable[[Any], None], argument: Any) -> threading.Thread:
-    thread = threading.Thread(target=run, args=(argument,), name=name, daemon=True)
+    def _end_stream(self) -> None:
+        with self._mutex:
+            self._streams_now -= 1
+
+
+class _Quick:
+    """What a thread of a quick method does: one call at a time, but however
+    many that have no message yet.
+    """
+
+    def __init__(
+        self,
+        handler: Unary,
+        method: str,
+        ask: Callable[[Any], object],
+        unread: Unread,
+        stopping: threading.Event,
+    ) -> None:
+        self._handler = handler
+        self._method = method
+        self._ask = ask
+        self._unread = unread
+        self._stopping = stopping
+        self._reading = 0  # calls whose message, or the want of it, is to come
+
+    def run(self, own: Any) -> None:
+        """Serve until the server stops."""
+        asked, accepting = False, True
+        while accepting or self._reading:
+            try:
+                if accepting and not asked:
+                    self._ask(own)
+                    asked = True
+            except ValueError:
+                accepting = False
+                continue
+            except BaseException:
+                asking_failed(self._stopping)
+                continue
+            event = own.poll()
+            try:
+                if event.tag is self._method:
+                    asked, accepting = False, event.success
+                    if accepting:
+                        call = QuickCall(event, self._method)
+                        call.begin()
+                        self._reading += 1
+                        self._unread.add(call)
+                        event = own.poll(0)  # mostly the message is there already
+                if isinstance(event.tag, QuickCall):
+                    self._reading -= 1
+                    self._unread.since.pop(event.tag, None)
+                    request = event.batch_operations[0].message()
+                    if request is not None:
+                        run(self._handler, self._method, event.tag, request)
+            except BaseException:
+                log.exception("a call of %s could not be answered", self._method)
+                if isinstance(event.tag, QuickCall):
+                    event.tag.abandon()
+                else:
+                    abandon(event.call)
+            event = call = None
+
+
+def _exhausted(stream: StreamCall, text: str) -> None:
+    stream.refuse(RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, text))
+
+
+def _thread[Argument](
+    name: str, run_: Callable[[Argument], None], argument: Argument
+) -> threading.Thread:
+    thread = threading.Thread(target=run_, args=(argument,), name=name, daemon=True)
     thread.start()
     return thread
-
-
-def _next(own: Any, tag: object) -> Any:
-    """The next call's arrival; what is left of calls before it is dropped."""
-    while True:
-        event = own.poll()
-        if event.tag is tag:
-            return event
 
 
 def _drain(own: Any) -> None:
     """Read a queue that was shut down to its end."""
     while own.poll().completion_type != _SHUTDOWN:
         pass
-
-
-def _run(handler: Unary, method: str, call: Call) -> None:
-    request = call.read()
-    if request is None:
-        return
-    try:
-        answer = handler(request, call)
-    except RpcError as error:
-        call.refuse(error)
-    except Exception as error:
-        call.refuse(unexpected(method, error))
-    else:
-        call.answer(answer)

@@ -1,125 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server, as unmodified gRPC clients meet it, and as others do."""
+"""Both servers, as unmodified gRPC clients meet them, and as others do."""
 
 import contextlib
 import socket
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 
-from osbase.rpc.call import Call, RpcError
-from osbase.rpc.server import Server
-from osbase.rpc.stream import Stream
+from osbase.rpc.choose import server_class
+from osbase.rpc.testing import (
+    PREFACE,
+    SETTINGS,
+    WAIT_S,
+    Code,
+    Service,
+    connect,
+    frame,
+    headers,
+    refusal,
+)
 
-WAIT_S = 20.0
-Code = grpc.StatusCode
-
-
-def connect(path: Path) -> Any:
-    """A client with a connection of its own."""
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    return grpc.insecure_channel(f"unix:{path}", options=options)
-
-
-class Service:
-    """Handlers that do what a test wants, and their server."""
-
-    def __init__(self, directory: Path, workers: int = 4) -> None:
-        self.path = directory / "s"
-        self.arrived, self.opened = threading.Semaphore(0), threading.Event()
-        self.left: list[float] = []
-        self.ended = threading.Event()
-        self.most, self._inside, self._mutex = 0, 0, threading.Lock()
-        self.server = Server(
-            blocking={
-                "/t/Echo": self.echo,
-                "/t/Fail": self.fail,
-                "/t/Gate": self.gate,
-                "/t/Linger": self.linger,
-            },
-            quick={"/t/Quick": self.echo, "/t/Fast": self.echo},
-            streams={"/t/Count": self.count, "/t/Wait": self.wait},
-            workers=workers,
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1000)],
-        )
-        self.server.listen(f"unix:{self.path}")
-        self.server.start()
-        self.channel = connect(self.path)
-
-    def echo(self, request: bytes, _: Call) -> bytes:
-        return request
-
-    def fail(self, request: bytes, _: Call) -> bytes:
-        if request == b"own":
-            raise RpcError(Code.NOT_FOUND, "there is no ü")
-        raise ZeroDivisionError
-
-    def gate(self, _: bytes, call: Call) -> bytes:
-        with self._mutex:
-            self._inside += 1
-            self.most = max(self.most, self._inside)
-        self.arrived.release()
-        assert self.opened.wait(WAIT_S)
-        self.left.append(call.left_s())
-        with self._mutex:
-            self._inside -= 1
-        return b"done"
-
-    def linger(self, _: bytes, call: Call) -> bytes:
-        self.arrived.release()
-        until = time.monotonic() + WAIT_S
-        while call.left_s() > 0:
-            assert time.monotonic() < until
-        self.ended.set()
-        return b""
-
-    def count(self, request: bytes, _: Stream) -> Generator[bytes]:
-        for number in range(int(request)):
-            yield b"%d" % number
-        if request == b"3":
-            raise RpcError(Code.ABORTED, "three is enough")
-        if request == b"4":
-            raise ZeroDivisionError
-
-    def wait(self, _: bytes, stream: Stream) -> Generator[bytes]:
-        gone = threading.Event()
-        assert stream.on_end(gone.set)
-        yield b"begun"
-        self.arrived.release()
-        assert gone.wait(WAIT_S)
-        assert not stream.on_end(gone.set)
-        self.ended.set()
-
-    def call(self, method: str) -> Any:
-        return self.channel.unary_unary(f"/t/{method}")
-
-    def stream(self, method: str, request: bytes) -> Any:
-        return self.channel.unary_stream(f"/t/{method}")(request, timeout=WAIT_S)
-
-    def close(self) -> None:
-        self.opened.set()
-        self.channel.close()
-        self.server.stop(WAIT_S)
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    made = Service(tmp_path)
-    yield made
-    made.close()
-
-
-def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    error: Any = caught.value
-    return error.code(), error.details()
+OPENED = headers("/t/Echo")
 
 
 @pytest.mark.parametrize("method", ["Echo", "Quick"])
@@ -239,8 +143,10 @@ def refusal_or_none(service: Service) -> grpc.StatusCode | None:
     return None
 
 
-def test_after_the_grace_calls_are_cancelled_and_handlers_waited_for(tmp_path: Path) -> None:
-    service = Service(tmp_path)
+def test_after_the_grace_calls_are_cancelled_and_handlers_waited_for(
+    tmp_path: Path, kind: str
+) -> None:
+    service = Service(tmp_path, kind)
     calls = [service.call("Gate").future(b""), service.stream("Wait", b"")]
     assert next(calls[1]) == b"begun"
     for _ in range(2):
@@ -256,40 +162,23 @@ def test_after_the_grace_calls_are_cancelled_and_handlers_waited_for(tmp_path: P
     service.channel.close()
 
 
-def test_a_server_that_never_started_stops(tmp_path: Path) -> None:
-    server = Server(blocking={}, quick={}, streams={}, workers=1)
+def test_a_server_that_never_started_stops(kind: str) -> None:
+    server = server_class(kind)(blocking={}, quick={}, streams={}, workers=1)
     with pytest.raises(OSError, match="cannot listen at unix:/nowhere/s"):
         server.listen("unix:/nowhere/s")
     server.stop(0)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 96])
-def test_servers_come_and_go(tmp_path: Path, workers: int) -> None:
+def test_servers_come_and_go(tmp_path: Path, kind: str, workers: int) -> None:
     threads = threading.active_count()
     for number in range(3):
         directory = tmp_path / str(number)
         directory.mkdir()
-        service = Service(directory, workers)
+        service = Service(directory, kind, workers)
         assert service.call("Echo")(b"x", timeout=WAIT_S) == b"x"
         service.close()
     assert threading.active_count() <= threads + 1  # gRPC's own, of the client
-
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS = b"\0\0\0\4\0\0\0\0\0"
-# HEADERS of stream 1, END_HEADERS: POST /t/Echo, and no message after it.
-FIELDS = b"".join(
-    b"\x10" + bytes([len(name)]) + name + bytes([len(value)]) + value
-    for name, value in (
-        (b":method", b"POST"),
-        (b":scheme", b"http"),
-        (b":path", b"/t/Echo"),
-        (b":authority", b"x"),
-        (b"te", b"trailers"),
-        (b"content-type", b"application/grpc"),
-    )
-)
-OPENED = len(FIELDS).to_bytes(3) + b"\1\4\0\0\0\1" + FIELDS
 
 
 @pytest.mark.parametrize(
@@ -298,9 +187,9 @@ OPENED = len(FIELDS).to_bytes(3) + b"\1\4\0\0\0\1" + FIELDS
         b"GET / HTTP/1.1\r\n\r\n",
         PREFACE + b"\xff" * 100,
         PREFACE + SETTINGS + OPENED,
-        PREFACE + SETTINGS + OPENED + b"\0\0\0\0\1\0\0\0\1",  # an end, no message
-        PREFACE + SETTINGS + OPENED + b"\0\0\5\0\1\0\0\0\1\1\0\0\0\0",  # compressed how?
-        PREFACE + SETTINGS + OPENED + b"\0\0\3\0\1\0\0\0\1\0\0\0",  # half a message
+        PREFACE + SETTINGS + OPENED + frame(0, 1, 1),  # an end, no message
+        PREFACE + SETTINGS + OPENED + frame(0, 1, 1, b"\1\0\0\0\0"),  # compressed how?
+        PREFACE + SETTINGS + OPENED + frame(0, 1, 1, bytes(3)),  # half a message
     ],
     ids=["HTTP/1", "garbage", "no message", "empty", "bad compression", "cut"],
 )
@@ -313,11 +202,8 @@ def test_other_peers_harm_nobody(service: Service, sent: bytes) -> None:
         assert service.call("Echo")(b"x", timeout=WAIT_S) == b"x"
 
 
-def test_a_call_without_a_message_does_not_keep_its_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("osbase.rpc.call._MESSAGE_S", 0.2)
-    service = Service(tmp_path, workers=1)
+def test_a_call_without_a_message_does_not_keep_its_worker(tmp_path: Path, kind: str) -> None:
+    service = Service(tmp_path, kind, workers=1)
     with socket.socket(socket.AF_UNIX) as raw:
         raw.connect(str(service.path))
         raw.sendall(PREFACE + SETTINGS + OPENED)

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same server on grpc.server, that is on what grpcio promises.
+
+Twice as slow (see the package), for when grpcio's private parts have changed.
+All methods are served as if requests were streams, of which one message is
+read: only so does a handler's thread have its call before the message is there,
+and can be freed when it does not come. Each kind of method has a pool of
+threads: calls beyond that wait in the pool's queue.
+"""
+
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+from osbase.rpc.call import Call, RpcError, Unary, short, status, unexpected
+from osbase.rpc.limits import STREAMS, with_limits
+from osbase.rpc.stream import Stream, Streaming
+from osbase.rpc.unread import MESSAGE_S, PRESSED_S, QUICK_S, Ticker, Unread
+
+log = logging.getLogger(__name__)
+
+_QUICK_THREADS = 16  # of each quick method, for those without a message, too
+_READING = 8  # threads more than streams at once, for those without a message
+
+
+class StockServer:
+    """See server.Server; of a call that is given up the caller hears CANCELLED,
+    and no reason.
+    """
+
+    def __init__(
+        self,
+        *,
+        blocking: Mapping[str, Unary],
+        quick: Mapping[str, Unary],
+        streams: Mapping[str, Streaming],
+        workers: int,
+        own_workers: Mapping[str, int] | None = None,
+        streams_at_once: int = STREAMS,
+        options: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        own = own_workers or {}
+        shared = _Pool("rpc-worker", workers, MESSAGE_S)
+        handlers: dict[str, grpc.RpcMethodHandler] = {}
+        self._pools = [shared]
+        for method, handler in blocking.items():
+            pool = shared
+            if method in own:
+                pool = self._add_pool("rpc-worker", own[method], MESSAGE_S)
+            handlers[method] = _unary(handler, method, pool)
+        for method, handler in quick.items():
+            pool = self._add_pool("rpc-quick", _QUICK_THREADS, QUICK_S)
+            handlers[method] = _unary(handler, method, pool)
+        places = threading.Semaphore(streams_at_once)
+        full = f"there are {streams_at_once} already; end one"
+        pool = self._add_pool("rpc-stream", streams_at_once + _READING, MESSAGE_S)
+        for method, streaming in streams.items():
+            handlers[method] = _streaming(streaming, method, pool, places, full)
+        self._server = grpc.server(shared, [_Handlers(handlers)], options=with_limits(options))
+        self._ticker = Ticker(self._tick)
+        self._life = threading.Lock()  # held by start and stop
+        self._started = self._ended = False
+
+    def _add_pool(self, name: str, threads: int, patience_s: float) -> _Pool:
+        pool = _Pool(name, threads, patience_s)
+        self._pools.append(pool)
+        return pool
+
+    def listen(self, address: str) -> None:
+        """See Server."""
+        try:
+            self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen at {address}") from error
+
+    def start(self) -> None:
+        """See Server."""
+        with self._life:
+            if self._ended or self._started:
+                raise RuntimeError("a server starts once, and not after its end")
+            try:
+                self._ticker.start()
+                for pool in self._pools:
+                    pool.begin()
+                # grpc.server cannot be stopped when its thread does not start.
+                spare = threading.Thread(target=lambda: None)
+                spare.start()
+                spare.join()
+                self._started = True
+                self._server.start()
+            except BaseException:
+                self._end(0)
+                raise
+
+    def stop(self, grace_s: float) -> None:
+        """See Server."""
+        with self._life:
+            if not self._ended:
+                self._end(grace_s)
+
+    def _end(self, grace_s: float) -> None:
+        self._ended = True
+        if not self._started:
+            # It closes no socket of a server that was not started.
+            with contextlib.suppress(RuntimeError):
+                self._server.start()
+        for pool in self._pools:
+            pool.stopping = True
+        try:
+            self._server.stop(grace_s if grace_s > 0 else None).wait()
+        except RuntimeError:  # no thread for the grace
+            self._server.stop(None).wait()
+        for pool in self._pools:
+            pool.shutdown()
+        self._ticker.end()
+
+    def _tick(self) -> None:
+        """See Ticker."""
+        for pool in self._pools:
+            pool.tend()
+
+
+class _Pool(ThreadPoolExecutor):
+    """Threads for some methods, and their calls without a message. One thread
+    is there from `begin` on, so where no more can start, calls wait for it.
+    """
+
+    def __init__(self, name: str, threads: int, patience_s: float) -> None:
+        super().__init__(threads, name)
+        self.unread = Unread(patience_s)
+        self.stopping = False
+        self._patience_s = patience_s
+        self._mutex = threading.Lock()
+        self._queued = 0
+
+    def begin(self) -> None:
+        """Raises RuntimeError when no thread can be started."""
+        super().submit(lambda: None).result()
+
+    def submit[**P, T](
+        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]:
+        """Never fails: a failure would end grpc.server's only thread."""
+
+        def begun() -> T:
+            self._count(-1)
+            return fn(*args, **kwargs)
+
+        self._count(1)
+        try:
+            made = super().submit(begun)
+        except RuntimeError as error:
+            # It is in the queue of the threads that there are.
+            log.warning("no thread can be started, so calls wait: %s", error)
+            made = Future()
+            made.cancel()
+        return made
+
+    def _count(self, change: int) -> None:
+        with self._mutex:
+            self._queued += change
+
+    def tend(self) -> None:
+        """To be called from time to time."""
+        wanted = self._queued > 0 or self.stopping
+        self.unread.expire(PRESSED_S if wanted else self._patience_s)
+
+
+class _Handlers(grpc.GenericRpcHandler):
+    def __init__(self, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
+        self._handlers = handlers
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        return self._handlers.get(details.method)
+
+
+class _StockCall(Call):
+    __slots__ = ("_context", "_deadline")
+
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        self._context = context
+        # By the monotonic clock from here on.
+        left = context.time_remaining()
+        self._deadline = math.inf if left is None else time.monotonic() + left
+
+    def left_s(self) -> float:
+        return self._deadline - time.monotonic() if self._context.is_active() else 0.0
+
+
+class _StockStream(Stream):
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        self._context = context
+
+    def on_end(self, callback: Callable[[], None]) -> bool:
+        return bool(self._context.add_callback(callback))
+
+
+class _Waiting:
+    """A call that waits for its message; see unread.Late."""
+
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        self._context = context
+
+    def give_up(self, _: str) -> None:
+        self._context.cancel()
+
+
+def _read(requests: Iterator[bytes], context: grpc.ServicerContext, pool: _Pool) -> bytes | None:
+    """The first message. None: there is none, and the call has ended."""
+    waiting = _Waiting(context)
+    pool.unread.add(waiting)
+    try:
+        return next(requests, None)
+    except Exception:  # grpc.RpcError, and others of one that was cancelled
+        return None
+    finally:
+        pool.unread.discard(waiting)
+
+
+def _unary(handler: Unary, method: str, pool: _Pool) -> grpc.RpcMethodHandler:
+    def serve(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        call = _StockCall(context)
+        request = _read(requests, context, pool)
+        if request is None:
+            context.cancel()
+            return b""
+        try:
+            return handler(request, call)
+        except RpcError as error:
+            refusal = error
+        except BaseException as error:
+            refusal = unexpected(method, error)
+        _end_with(context, refusal)
+        return b""
+
+    serve.experimental_thread_pool = pool  # type: ignore[attr-defined]
+    return grpc.stream_unary_rpc_method_handler(serve)
+
+
+def _streaming(
+    handler: Streaming, method: str, pool: _Pool, places: threading.Semaphore, full: str
+) -> grpc.RpcMethodHandler:
+    def serve(requests: Iterator[bytes], context: grpc.ServicerContext) -> Generator[bytes]:
+        request = _read(requests, context, pool)
+        if request is None:
+            context.cancel()
+            return
+        if not places.acquire(blocking=False):
+            text = f"{short(method)}: {full}"
+            _end_with(context, RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, text))
+            return
+        try:
+            refusal = None
+            try:
+                yield from handler(request, _StockStream(context))
+            except GeneratorExit:
+                raise
+            except RpcError as error:
+                refusal = error
+            except BaseException as error:
+                refusal = unexpected(method, error)
+            if refusal is not None:
+                _end_with(context, refusal)
+        finally:
+            places.release()
+
+    serve.experimental_thread_pool = pool  # type: ignore[attr-defined]
+    return grpc.stream_stream_rpc_method_handler(serve)
+
+
+def _end_with(context: grpc.ServicerContext, refusal: RpcError) -> None:
+    context.set_code(refusal.code)
+    context.set_details(status(refusal)[1].decode())
