@@ -3,6 +3,7 @@
 HTTP/2 as they like.
 """
 
+import contextlib
 import socket
 import threading
 import time
@@ -58,7 +59,13 @@ class Service:
     def fail(self, request: bytes, _: Call) -> bytes:
         if request == b"own":
             raise RpcError(Code.NOT_FOUND, "there is no ü")
+        if request == b"this":
+            return self.failure()
         raise ZeroDivisionError
+
+    def failure(self) -> bytes:
+        """For tests to replace."""
+        raise NotImplementedError
 
     def gate(self, _: bytes, call: Call) -> bytes:
         with self._mutex:
@@ -157,10 +164,8 @@ class Raw:
 
     def send(self, *sent: bytes) -> None:
         """A server that closed the connection is right, too."""
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
             self._socket.sendall(b"".join(sent))
-        except BrokenPipeError, ConnectionResetError, TimeoutError:
-            pass
 
     def frames(self) -> Generator[tuple[int, int, int, bytes]]:
         """What the server sends: kind, flags, stream, data."""
@@ -172,6 +177,11 @@ class Raw:
     def open(self, method: str, count: int) -> None:
         """Open calls that send no message."""
         self.send(PREFACE, SETTINGS, *(headers(method, 2 * n + 1) for n in range(count)))
+
+    def shut(self) -> None:
+        """End it, also for a thread that is sending."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End it."""

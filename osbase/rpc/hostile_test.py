@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clients that misbehave, and honest ones that are answered all the same."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from osbase.rpc.choose import QUEUES
+from osbase.rpc.testing import (
+    PREFACE,
+    SETTINGS,
+    WAIT_S,
+    Code,
+    Raw,
+    Service,
+    connect,
+    frame,
+    headers,
+    message,
+    refusal,
+)
+
+STREAMS_MAX = 32 + 8  # threads of streams, those of the other server included
+
+
+def threads(of: str) -> int:
+    return sum(one.name.startswith(of) for one in threading.enumerate())
+
+
+def assert_answers(service: Service) -> None:
+    """Each kind of method, to a client that has just come."""
+    with connect(service.path) as channel:
+        for method in ("Quick", "Fast", "Echo"):
+            assert channel.unary_unary(f"/t/{method}")(b"x", timeout=WAIT_S) == b"x"
+        stream = channel.unary_stream("/t/Count")(b"2", timeout=WAIT_S)
+        assert list(stream) == [b"0", b"1"]
+
+
+@pytest.mark.parametrize("method", ["Quick", "Echo", "Wait", "Nothing"])
+def test_calls_without_a_message(service: Service, kind: str, method: str) -> None:
+    """More than there are threads for, on one connection and on many, whose
+    clients stay.
+    """
+    with ExitStack() as stack:
+        for count in (24, *[1] * 12) if kind == QUEUES else (4, 1, 1, 1):
+            raw = Raw(service.path)
+            stack.callback(raw.close)
+            raw.open(f"/t/{method}", count)
+        assert_answers(service)
+
+
+def test_streams_without_a_message_have_no_thread(tmp_path: Path) -> None:
+    service = Service(tmp_path, QUEUES)
+    raw = Raw(service.path)
+    raw.open("/t/Wait", 300)
+    assert_answers(service)
+    assert threads("rpc-stream") <= 1  # that of the honest one may be ending
+    raw.close()
+    service.close()
+
+
+def test_a_message_that_does_not_come_is_not_waited_for(service: Service, kind: str) -> None:
+    """The caller is told, and why."""
+
+    def never() -> Iterator[bytes]:
+        ended.wait(WAIT_S)
+        yield from ()
+
+    ended = threading.Event()
+    call = service.channel.stream_unary("/t/Quick").future(never())
+    code, details = refusal(call.result)
+    ended.set()
+    if kind == QUEUES:
+        assert (code, details) == (
+            Code.DEADLINE_EXCEEDED,
+            "quick: no message came within 2 s",
+        )
+    else:
+        assert code is Code.CANCELLED
+
+
+def test_a_message_that_comes_late_is_answered(service: Service) -> None:
+    """While nobody else wants the thread, by when others have been served."""
+
+    def late() -> Iterator[bytes]:
+        come.wait(WAIT_S)
+        yield b"x"
+
+    for method in ("Echo", "Quick"):
+        come = threading.Event()
+        call = service.channel.stream_unary(f"/t/{method}").future(late(), timeout=WAIT_S)
+        assert_answers(service)
+        come.set()
+        assert call.result() == b"x"
+
+
+def test_streams_are_limited_and_a_place_is_free_again(service: Service) -> None:
+    for _ in range(2):
+        streams = []
+        while len(streams) < 32:
+            stream = service.stream("Wait", b"")
+            try:
+                assert next(stream) == b"begun"
+            except Exception:
+                assert stream.code() is Code.RESOURCE_EXHAUSTED  # one is ending
+            else:
+                streams.append(stream)
+        code, details = refusal(lambda: next(service.stream("Wait", b"")))
+        assert (code, details) == (
+            Code.RESOURCE_EXHAUSTED,
+            "wait: there are 32 already; end one",
+        )
+        assert threads("rpc-stream") <= STREAMS_MAX
+        assert service.call("Quick")(b"x", timeout=WAIT_S) == b"x"
+        for stream in streams:
+            stream.cancel()
+
+
+def test_a_reader_that_does_not_read(service: Service) -> None:
+    """The streams' messages stay; others are answered."""
+    with ExitStack() as stack:
+        for _ in range(4):
+            raw = Raw(service.path, PREFACE, SETTINGS)
+            stack.callback(raw.close)
+            for number in range(1, 12, 2):
+                raw.send(headers("/t/Count", number), message(b"100000", number))
+        assert_answers(service)
+
+
+def flood(kind: str) -> bytes:
+    """What is sent after a proper beginning."""
+    call = headers("/t/Echo")
+    many = range(1, 2000, 2)
+    return {
+        "pings": frame(6, 0, 0, bytes(8)) * 5000,
+        "settings": SETTINGS * 5000,
+        "resets": b"".join(headers("/t/Echo", n) + frame(3, 0, n, bytes(4)) for n in many),
+        "quick resets": b"".join(headers("/t/Quick", n) + frame(3, 0, n, bytes(4)) for n in many),
+        "continuations": headers("/t/Echo", flags=0) + frame(9, 0, 1, bytes(100)) * 5000,
+        "headers": headers("/t/Echo", flags=0) + frame(9, 0, 1, b"\x10\1a\1b" * 4000) * 20,
+        "empty data": call + frame(0, 0, 1) * 5000,
+        "window": call + frame(8, 0, 1, b"\x7f\xff\xff\xff") * 2,
+        "priorities": b"".join(frame(2, 0, n, bytes(5)) for n in many),
+        "unknown frames": frame(99, 255, 77, bytes(100)) * 1000,
+        "a length that does not come": b"\xff\xff\xff\0\0\0\0\0\1",
+        "even stream": headers("/t/Echo", 2),
+        "push": frame(5, 4, 1, bytes(10)),
+        "a huge message": call + frame(0, 0, 1, b"\0\xff\xff\xff\xff" + bytes(1000)),
+        "two messages": call + frame(0, 0, 1, b"\0\0\0\0\1x") + message(b"y"),
+        "streams": b"".join(headers("/t/Echo", n) + message(b"x", n) for n in range(1, 2000, 2)),
+    }[kind]
+
+
+FLOODS = [
+    *("pings", "settings", "resets", "quick resets", "continuations", "headers", "empty data"),
+    *("window", "priorities", "unknown frames", "a length that does not come", "even stream"),
+    *("push", "a huge message", "two messages", "streams"),
+]
+
+
+def test_floods(service: Service) -> None:
+    """All of them, from clients that stay and do not read."""
+    with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
+        raws = []
+        for _ in FLOODS:
+            raw = Raw(service.path, PREFACE, SETTINGS)
+            stack.callback(raw.close)
+            raws.append(raw)
+        for raw in (Raw(service.path), Raw(service.path, PREFACE[:10])):
+            stack.callback(raw.close)
+        sending = [pool.submit(raw.send, flood(kind)) for raw, kind in zip(raws, FLOODS, strict=True)]
+        for _ in range(2):
+            assert_answers(service)
+        for raw in raws:
+            raw.shut()
+        for one in sending:
+            one.result()
+        assert_answers(service)
+
+
+def test_a_server_says_how_many_calls_a_connection_may_have(service: Service) -> None:
+    raw = Raw(service.path, PREFACE, SETTINGS)
+    kind, _, _, data = next(raw.frames())
+    assert kind == 4
+    settings = {data[n : n + 2]: int.from_bytes(data[n + 2 : n + 6]) for n in range(0, len(data), 6)}
+    assert settings[b"\0\3"] == 1000  # MAX_CONCURRENT_STREAMS, RFC 9113 section 6.5.2
+    raw.close()
+
+
+def test_stop_ends_whatever_clients_do(tmp_path: Path, kind: str) -> None:
+    service = Service(tmp_path, kind)
+    raws = [Raw(service.path) for _ in range(4)]
+    for raw, method in zip(raws, ("Quick", "Echo", "Wait", "Count"), strict=True):
+        raw.open(f"/t/{method}", 20)
+    assert_answers(service)
+    service.channel.close()
+    service.server.stop(0.5)
+    for raw in raws:
+        raw.close()
