@@ -60,12 +60,10 @@ class Server:
             (method, self._add_queue()) for method in self._quick for _ in range(QUICK)
         ]
         self._own = {
-            method: self._workers(
-                count, {method: self._blocking[method]}, self._ask_of(method, NEW)
-            )
+            method: self._workers(count, method, self._ask_of(method, NEW))
             for method, count in (own_workers or {}).items()
         }
-        self._shared = self._workers(workers, self._blocking, self._ask)
+        self._shared = self._workers(workers, "", self._ask)
         self._unread = {
             method: Unread(QUICK_S if method in self._quick else MESSAGE_S, LIMIT)
             for method in (*self._quick, *self._streams)
@@ -187,12 +185,11 @@ class Server:
     def _spawn(self, name: str, run_: Callable[[Any], None], own: Any) -> None:
         self._threads.append(_thread(name, run_, own))
 
-    def _workers(
-        self, count: int, handlers: Mapping[str, Unary], ask: Callable[[Any], object]
-    ) -> Workers:
+    def _workers(self, count: int, only: str, ask: Callable[[Any], object]) -> Workers:
         return Workers(
             [self._add_queue() for _ in range(count)],
-            handlers,
+            self._blocking,
+            only,
             ask=ask,
             spawn=self._spawn,
         )

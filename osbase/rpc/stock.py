@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from grpc import _server
 
 from osbase.rpc.call import Call, RpcError, Unary, short, status, unexpected
 from osbase.rpc.limits import STREAMS, with_limits
@@ -63,7 +64,7 @@ class StockServer:
         pool = self._add_pool("rpc-stream", streams_at_once + _READING, MESSAGE_S)
         for method, streaming in streams.items():
             handlers[method] = _streaming(streaming, method, pool, places, full)
-        self._server = grpc.server(shared, [_Handlers(handlers)], options=with_limits(options))
+        self._server: Any = grpc.server(shared, [_Handlers(handlers)], options=with_limits(options))
         self._ticker = Ticker(self._tick)
         self._life = threading.Lock()  # held by start and stop
         self._started = self._ended = False
@@ -89,15 +90,23 @@ class StockServer:
                 self._ticker.start()
                 for pool in self._pools:
                     pool.begin()
-                # grpc.server cannot be stopped when its thread does not start.
-                spare = threading.Thread(target=lambda: None)
-                spare.start()
-                spare.join()
                 self._started = True
-                self._server.start()
+                self._run()
             except BaseException:
                 self._end(0)
                 raise
+
+    def _run(self) -> None:
+        try:
+            self._server.start()
+        except RuntimeError:
+            # Its thread did not start, and without that it cannot be stopped:
+            # this thread does the work.
+            state = self._server._state
+            _server._begin_shutdown_once(state)
+            state.server.cancel_all_calls()
+            _server._serve(state)
+            raise
 
     def stop(self, grace_s: float) -> None:
         """See Server."""
@@ -110,7 +119,7 @@ class StockServer:
         if not self._started:
             # It closes no socket of a server that was not started.
             with contextlib.suppress(RuntimeError):
-                self._server.start()
+                self._run()
         for pool in self._pools:
             pool.stopping = True
         try:

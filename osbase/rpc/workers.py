@@ -20,7 +20,6 @@ from osbase.rpc.unread import MESSAGE_S, Unread
 
 log = logging.getLogger(__name__)
 
-_NONE = (None, "")
 NEW = object()  # the tag of a call's arrival
 # Workers that wait for a call, at most; the others are parked. A waiting one
 # wakes up five times a second (cygrpc looks for signals).
@@ -28,15 +27,17 @@ _WAITING_MAX = 2
 
 
 class Workers:
-    """queues: one for each thread there may be. handlers: by method. ask: have
-    the next call of one of these arrive at a queue, tagged NEW; ValueError when
-    the server is shutting down. spawn: start a thread.
+    """queues: one for each thread there may be. handlers: by method. only: the
+    one method whose calls come, "" for those of any. ask: have the next call
+    arrive at a queue, tagged NEW; ValueError when the server is shutting down.
+    spawn: start a thread.
     """
 
     def __init__(
         self,
         queues: list[Any],
         handlers: Mapping[str, Unary],
+        only: str,
         *,
         ask: Callable[[Any], object],
         spawn: Callable[[str, Callable[[Any], None], Any], None],
@@ -44,6 +45,10 @@ class Workers:
         self._handlers: dict[bytes, tuple[Unary | None, str]] = {
             method.encode(): (handler, method) for method, handler in handlers.items()
         }
+        # Where calls of one method come, C-core does not say which it is.
+        self._only: tuple[Unary | None, str] = (None, "")
+        if only:
+            self._only = (handlers[only], only)
         self._ask = ask
         self._spawn = spawn
         self._unread = Unread(MESSAGE_S)
@@ -133,7 +138,7 @@ class Workers:
             self._rest(place)
 
     def _serve(self, event: Any, own: Any) -> None:
-        handler, method = self._handlers.get(event.call_details.method, _NONE)
+        handler, method = self._handlers.get(event.call_details.method, self._only)
         if handler is None:
             name = event.call_details.method.decode("ascii", "backslashreplace")
             unknown = f"there is no method {name[:200]}"
