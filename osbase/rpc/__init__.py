@@ -9,6 +9,7 @@ Each thread has a completion queue of its own and stays with a call from its
 arrival to its answer, so within the process nothing is handed over. Methods
 are of three kinds: blocking ones share the workers, quick ones have threads
 that never run anything else and so always answer, streams have a thread each.
+A blocking method may have workers of its own.
 
 Why not grpc.server: it is the same C-core, and takes twice as long. There one
 thread polls a queue for all; a call is handed to a pool, which asks that thread
@@ -18,7 +19,13 @@ grpc.aio: 0.1 ms slower still. Nor HTTP/2 of our own: 0.08 ms faster than this,
 for a protocol stack to maintain (see PERFORMANCE.md).
 
 The price: grpc._cython.cygrpc is a private module. grpcio is pinned by hash,
-and what is used of it (about ten names that grpc.server itself uses, unchanged
-for years) is all in this folder, and its tests use it as unmodified clients
-do, so that an update that breaks it is seen when it is made.
+and all that is used of it is named in `private`, with its signatures, and
+compared by a test. Where something has changed, `choose` takes `stock`, the
+same server on grpc.server, which passes the same tests.
+
+What clients do is bounded before a thread is made for it: a call of a quick
+method or a stream has none before its message is there, streams are counted,
+and a worker whose call has no message gives it up when others wait. Whatever
+fails while a call is served fails that call: also a thread that cannot start.
+All deadlines are by the monotonic clock.
 """

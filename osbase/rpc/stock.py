@@ -241,7 +241,11 @@ def _unary(handler: Unary, method: str, pool: _Pool) -> grpc.RpcMethodHandler:
             context.cancel()
             return b""
         try:
-            return handler(request, call)
+            answer = handler(request, call)
+            # grpc.server would leave the caller waiting.
+            if isinstance(answer, bytes):
+                return answer
+            raise TypeError(f"an answer must be bytes, not {type(answer).__name__}")
         except RpcError as error:
             refusal = error
         except BaseException as error:

@@ -22,15 +22,17 @@ real_start = threading.Thread.start
 
 
 class Limit:
-    """Threads of the servers may start while `left` is not 0."""
+    """Threads named so may start while `left` is not 0; those of clients, which
+    are in this process too, always.
+    """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int, names: str = "rpc-") -> None:
         self.left = left
         self.asked = 0
         limit = self
 
         def start(thread: threading.Thread) -> None:
-            if not thread.name.startswith("test"):
+            if thread.name.startswith(names):
                 limit.asked += 1
                 if not limit.left:
                     raise RuntimeError("can't start new thread")
@@ -70,7 +72,7 @@ def test_a_start_that_fails_leaves_nothing(
     """Whichever thread it is that cannot start."""
     made(kind, tmp_path / "first").stop(0)  # what C-core has once
     before = descriptors()
-    limit = Limit(monkeypatch, -1)
+    limit = Limit(monkeypatch, -1, "")
     for number in range(100):
         path = tmp_path / str(number)
         server = made(kind, path)
@@ -250,43 +252,27 @@ def test_a_change_of_the_wall_clock_moves_no_deadline(
 LIMITED = """
 import resource, sys, threading
 from pathlib import Path
-from osbase.rpc.testing import WAIT_S, Code, Service, refusal
+from osbase.rpc.testing import Service
 
-kind, directory = sys.argv[1:]
-service = Service(Path(directory), kind, workers=64)
-assert service.call("Echo")(b"x", timeout=WAIT_S) == b"x"
-call = service.call("Gate")
-
-# From here on the kernel refuses the stack of any further thread.
-pages = int(Path("/proc/self/statm").read_text().split()[0])
-room = pages * resource.getpagesize() + (256 << 20)
+service = Service(Path(sys.argv[2]), sys.argv[1], workers=64)
 limits = resource.getrlimit(resource.RLIMIT_AS)
-threading.stack_size(1 << 30)
-resource.setrlimit(resource.RLIMIT_AS, (room, limits[1]))
-
-calls = [call.future(b"", timeout=WAIT_S) for _ in range(64)]
-assert service.arrived.acquire(timeout=WAIT_S)
-assert service.call("Quick")(b"x", timeout=WAIT_S) == b"x"
-if kind == "queues":
-    code, details = refusal(lambda: next(service.stream("Count", b"1")))
-    assert (code, details) == (
-        Code.RESOURCE_EXHAUSTED, "count: no thread can be started: can't start new thread"
-    ), details
-service.opened.set()
-assert [one.result() for one in calls] == [b"done"] * 64
-assert service.most < 64, service.most
-few = service.most
-
-threading.stack_size(0)
-resource.setrlimit(resource.RLIMIT_AS, limits)
-assert list(service.stream("Count", b"2")) == [b"0", b"1"]
-while service.most <= few:
-    service.opened.clear()
-    calls = [call.future(b"", timeout=WAIT_S) for _ in range(64)]
-    for _ in range(few + 1):
-        service.arrived.acquire(timeout=1)
-    service.opened.set()
-    assert [one.result() for one in calls] == [b"done"] * 64
+print("ready", flush=True)
+for line in sys.stdin:
+    command = line.strip()
+    if command == "limit":
+        # From here on the kernel refuses the stack of any further thread.
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        room = pages * resource.getpagesize() + (256 << 20)
+        threading.stack_size(1 << 30)
+        resource.setrlimit(resource.RLIMIT_AS, (room, limits[1]))
+    elif command == "lift":
+        threading.stack_size(0)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    elif command == "open":
+        service.opened.set()
+    elif command == "close":
+        service.opened.clear()
+    print(service.most, flush=True)
 service.close()
 print("good")
 """
@@ -294,12 +280,47 @@ print("good")
 
 def test_a_limit_of_the_kernel_is_reached_and_lifted(tmp_path: Path, kind: str) -> None:
     """RLIMIT_AS, as RLIMIT_NPROC does not bind root: a process of its own."""
-    ended = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-c", LIMITED, kind, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
-    )
-    assert ended.stdout == "good\n", ended.stdout + ended.stderr
+    ) as child:
+        assert child.stdin and child.stdout
+        stdin, stdout = child.stdin, child.stdout
+
+        def tell(command: str) -> str:
+            stdin.write(f"{command}\n")
+            stdin.flush()
+            return stdout.readline()
+
+        assert stdout.readline() == "ready\n"
+        with connect(tmp_path / "s") as channel:
+            gate = channel.unary_unary("/t/Gate")
+            quick = channel.unary_unary("/t/Quick")
+            assert channel.unary_unary("/t/Echo")(b"x", timeout=WAIT_S) == b"x"
+            tell("limit")
+            calls = [gate.future(b"", timeout=WAIT_S) for _ in range(64)]
+            while int(tell("?")) < 1:
+                pass
+            assert quick(b"x", timeout=WAIT_S) == b"x"
+            if kind == QUEUES:
+                stream = channel.unary_stream("/t/Count")
+                assert refusal(lambda: next(stream(b"1", timeout=WAIT_S))) == (
+                    Code.RESOURCE_EXHAUSTED,
+                    "count: no thread can be started: can't start new thread",
+                )
+            tell("open")
+            assert [one.result() for one in calls] == [b"done"] * 64
+            few = int(tell("close"))
+            assert few < 64
+            tell("lift")
+            calls = [gate.future(b"", timeout=WAIT_S) for _ in range(64)]
+            while int(tell("?")) <= few:
+                pass
+            tell("open")
+            assert [one.result() for one in calls] == [b"done"] * 64
+            assert list(channel.unary_stream("/t/Count")(b"2", timeout=WAIT_S)) == [b"0", b"1"]
+        stdin.close()
+        assert stdout.read() == "good\n"

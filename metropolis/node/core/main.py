@@ -94,6 +94,14 @@ def _arguments() -> argparse.ArgumentParser:
         default="info",
         help="the least that is logged, to standard error; default: %(default)s",
     )
+    parser.add_argument(
+        "--rpc-server",
+        choices=("auto", "queues", "stock"),
+        default="auto",
+        help="what serves workload.sock: our own server on gRPC's completion queues, gRPC's "
+        "stock server, which is slower, or whichever fits the grpcio that is installed; "
+        "default: %(default)s",
+    )
     return parser
 
 
@@ -114,15 +122,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if arguments.check:
         return 0
-    return asyncio.run(_serve(config, arguments.runtime_dir, arguments.state_dir))
+    return asyncio.run(_serve(config, arguments))
 
 
-async def _serve(config: NodeConfig, runtime_dir: str, state_dir: str) -> int:
+async def _serve(config: NodeConfig, arguments: argparse.Namespace) -> int:
     from metropolis.node.core.config import PodPrefixes
     from metropolis.node.core.network.service import NetworkService, Paths
     from osbase import event
     from osbase.supervisor import Context, Supervisor
 
+    runtime_dir: str = arguments.runtime_dir
     pod_prefixes = event.Value[PodPrefixes]("pod prefixes")
     membership = None
     own_cgroup = None
@@ -142,7 +151,8 @@ async def _serve(config: NodeConfig, runtime_dir: str, state_dir: str) -> int:
         resolv_conf=os.path.join(
             os.path.dirname(runtime_dir.rstrip("/")), os.path.basename(allocs.RESOLV_CONF)
         ),
-        state_dir=state_dir,
+        state_dir=arguments.state_dir,
+        rpc_server=arguments.rpc_server,
     )
     network = NetworkService(
         config.network, pod_prefixes, paths, membership.link if membership else None, own_cgroup

@@ -18,14 +18,14 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads.server import WORKERS
+from metropolis.node.core.network.workloads.server import CHECKERS, WORKERS
 from metropolis.test.soak.world import Host
 from metropolis.test.world.namespaces import Netns
 from osbase.rpc.server import QUICK
 
 _LIMIT = Path("/proc/sys/user/max_net_namespaces")
-_POOL = ("rpc-worker", "rpc-quick", "rpc-accept")  # names of osbase.rpc's threads
-_POOLED = WORKERS + 2 * QUICK + 1  # two methods are quick, one is a stream
+_POOL = ("rpc-worker", "rpc-quick", "rpc-accept", "rpc-ticker")  # names of osbase.rpc's threads
+_POOLED = WORKERS + CHECKERS + 2 * QUICK + 1 + 1  # two quick methods, streams, the ticker
 _KEPT_SOCKETS = 8 + 1  # osbase.netlink: idle ones of a SocketPool; LinkEvents
 
 

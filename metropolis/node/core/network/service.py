@@ -96,12 +96,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Paths:
-    """Where the service listens and writes; tests choose others."""
+    """Where the service listens and writes, and what serves gRPC there, see
+    osbase.rpc.choose; tests choose others.
+    """
 
     workload_socket: str = allocs.WORKLOAD_SOCKET
     cni_socket: str = allocs.CNI_SOCKET
     resolv_conf: str = allocs.RESOLV_CONF
     state_dir: str = allocs.STATE_DIR
+    rpc_server: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -400,7 +403,9 @@ class NetworkService:
     async def _serve_grpc(self, ctx: Context, engine: Engine) -> None:
         (module,) = await _imported("server")
         make_runtime_directory(self._paths.workload_socket)
-        server = module.WorkloadServer(engine, self._paths.workload_socket)
+        server = module.WorkloadServer(
+            engine, self._paths.workload_socket, implementation=self._paths.rpc_server
+        )
         try:
             await asyncio.to_thread(server.start)
             ctx.logger.info("serving on %s", self._paths.workload_socket)

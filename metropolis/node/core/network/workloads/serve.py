@@ -18,6 +18,7 @@ from metropolis.node.core.network.workloads.engine import DEFAULT_MTU, Engine
 from metropolis.node.core.network.workloads.errors import WorkloadError
 from metropolis.node.core.network.workloads.kernel import KernelDatapath
 from metropolis.node.core.network.workloads.server import WORKERS, WorkloadServer
+from osbase.rpc import choose
 
 
 def main(arguments: list[str]) -> int:
@@ -33,6 +34,7 @@ def main(arguments: list[str]) -> int:
         "--ipv6-optional", action="store_true", help="IPv4 alone where IPv6 is switched off"
     )
     parser.add_argument("--workers", default=WORKERS, type=int)
+    parser.add_argument("--rpc-server", default=choose.AUTO, choices=choose.NAMES)
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
 
@@ -44,9 +46,11 @@ def main(arguments: list[str]) -> int:
         engine.set_ipv6_optional(chosen.ipv6_optional)
         engine.set_prefixes(chosen.prefix, chosen.reserved)
         engine.start()
-        server = WorkloadServer(engine, chosen.socket, workers=chosen.workers)
+        server = WorkloadServer(
+            engine, chosen.socket, workers=chosen.workers, implementation=chosen.rpc_server
+        )
         server.start()
-    except (WorkloadError, OSError) as error:
+    except (WorkloadError, OSError, RuntimeError) as error:
         engine.close()
         print(f"serve: {error}", file=sys.stderr)
         return 1

@@ -11,8 +11,9 @@ error.
 
 Threads: calls that wait for the kernel, or for each other, have `workers`,
 which are made when they are wanted. Status and List, which wait for nobody,
-have two of their own, so they answer when all workers are stuck. A Watch has a
-thread for as long as it lasts; there are at most WATCHERS_MAX.
+have two of their own, so they answer when all workers are stuck. Check may wait
+for the kernel, and has some of its own. A Watch has a thread for as long as it
+lasts; there are at most WATCHERS_MAX.
 """
 
 import contextlib
@@ -23,19 +24,23 @@ import tempfile
 import threading
 from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from metropolis.node.core.network.workloads import wire
 from metropolis.node.core.network.workloads.engine import Engine
 from metropolis.node.core.network.workloads.errors import (
-    Exhausted,
     Unavailable,
     WorkloadError,
 )
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.node.core.network.workloads.watchers import BACKLOG, Watcher
+from osbase.rpc import choose
 from osbase.rpc.call import Call, RpcError, Unary
-from osbase.rpc.server import Server
 from osbase.rpc.stream import Stream, Streaming
+
+if TYPE_CHECKING:
+    from osbase.rpc.server import Server
+    from osbase.rpc.stock import StockServer
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["WorkloadNetworking"]
 _SUN_PATH = 107  # bytes of a unix socket's path
@@ -44,14 +49,17 @@ _STOPPING = "watch: the workload network service stops"
 WATCHERS_MAX = 32
 TEXT_MAX = 2000  # characters of an error
 WORKERS = 96
+CHECKERS = 8  # calls of Check at a time
 
 
 class WorkloadServer:
-    """`start` serves, `stop` ends; an object is good for one of each.
+    """`start` serves, `stop` ends; an object is good for one of each, and each
+    may come first or while the other is under way: after `stop` nothing serves.
 
     socket_path: absolute. workers: calls at a time; removals that wait for the
     kernel together are done together, so many. watch_backlog: changes that a
-    watcher may be behind, besides what gRPC has taken for it.
+    watcher may be behind, besides what gRPC has taken for it. implementation:
+    see osbase.rpc.choose.
     """
 
     def __init__(
@@ -61,7 +69,11 @@ class WorkloadServer:
         workers: int = WORKERS,
         *,
         watch_backlog: int = BACKLOG,
+        implementation: str = choose.AUTO,
     ) -> None:
+        self._implementation = implementation
+        self._life = threading.Lock()  # held by start and stop
+        self._ended = False
         self._path = Path(socket_path)
         self._workers = workers
         self._methods = _Methods(engine, watch_backlog)
@@ -70,14 +82,22 @@ class WorkloadServer:
 
     def start(self) -> None:
         """Listen. Raises OSError when the socket cannot be made: the path is
-        too long, taken by a live server, or in a directory others can use.
+        too long, taken by a live server, or in a directory others can use; and
+        RuntimeError when threads cannot be started, or after `stop`.
         """
-        assert self._server is None, "a server starts once"
+        with self._life:
+            assert self._server is None, "a server starts once"
+            if self._ended:
+                raise RuntimeError("the server was stopped before it started")
+            self._start()
+
+    def _start(self) -> None:
         make_private_directory(self._path.parent)
         refuse_if_served(self._path)
-        server = _server(self._methods, self._workers)
-        private = Path(tempfile.mkdtemp(prefix=".", dir=self._path.parent))
+        server = _server(self._methods, self._workers, self._implementation)
+        private: Path | None = None
         try:
+            private = Path(tempfile.mkdtemp(prefix=".", dir=self._path.parent))
             bound = private / "s"
             if len(os.fsencode(bound)) > _SUN_PATH:
                 raise OSError(f"{self._path}: too long for a unix socket")
@@ -90,9 +110,10 @@ class WorkloadServer:
             server.stop(0)
             raise
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                (private / "s").unlink()
-            private.rmdir()
+            if private is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    (private / "s").unlink()
+                private.rmdir()
         self._server = server
 
     def stop(self, grace_s: float = 5.0) -> None:
@@ -101,14 +122,16 @@ class WorkloadServer:
         After grace_s calls are cancelled: what waits for its turn is not begun,
         and what was begun is finished all the same, and waited for.
         """
-        if self._server is None:
-            return
-        with contextlib.suppress(FileNotFoundError):
-            if self._path.stat().st_ino == self._inode:
-                self._path.unlink()
-        self._methods.end_watches()
-        self._server.stop(grace_s)
-        self._server = None
+        with self._life:
+            self._ended = True
+            if self._server is None:
+                return
+            with contextlib.suppress(FileNotFoundError):
+                if self._path.stat().st_ino == self._inode:
+                    self._path.unlink()
+            self._methods.end_watches()
+            self._server.stop(grace_s)
+            self._server = None
 
 
 def make_private_directory(path: Path) -> None:
@@ -155,7 +178,6 @@ class _Methods:
         self._watching: set[Watcher] = set()
         self._stopping = False
         self._mutex = threading.Lock()
-        self._places = threading.Semaphore(WATCHERS_MAX)
 
     def attach(self, data: bytes, call: Call) -> bytes:
         """Attach."""
@@ -206,23 +228,18 @@ class _Methods:
     def watch(self, data: bytes, stream: Stream) -> Generator[bytes]:
         """Watch. Its thread waits for events, or for the client to read."""
         wire.decode(pb.WatchRequest, data)
-        if not self._places.acquire(blocking=False):
-            raise Exhausted(f"watch: there are {WATCHERS_MAX} watchers already; end one")
-        try:
-            with self._engine.watch(self._watch_backlog) as watcher:
+        with self._engine.watch(self._watch_backlog) as watcher:
+            with self._mutex:
+                if self._stopping:
+                    raise Unavailable(_STOPPING)
+                self._watching.add(watcher)
+            try:
+                if stream.on_end(watcher.close):
+                    for event in watcher:
+                        yield wire.watch_event(event).SerializeToString()
+            finally:
                 with self._mutex:
-                    if self._stopping:
-                        raise Unavailable(_STOPPING)
-                    self._watching.add(watcher)
-                try:
-                    if stream.on_end(watcher.close):
-                        for event in watcher:
-                            yield wire.watch_event(event).SerializeToString()
-                finally:
-                    with self._mutex:
-                        self._watching.discard(watcher)
-        finally:
-            self._places.release()
+                    self._watching.discard(watcher)
 
     def end_watches(self) -> None:
         """Those that are, and those to come."""
@@ -233,7 +250,7 @@ class _Methods:
             watcher.end(Unavailable(_STOPPING))
 
 
-def _server(methods: _Methods, workers: int) -> Server:
+def _server(methods: _Methods, workers: int, implementation: str) -> Server | StockServer:
     prefix = f"/{_SERVICE.full_name}/"
     blocking = {
         "Attach": methods.attach,
@@ -243,11 +260,13 @@ def _server(methods: _Methods, workers: int) -> Server:
     }
     quick = {"Status": methods.status, "List": methods.list}
     assert {*blocking, *quick, "Watch"} == {method.name for method in _SERVICE.methods}
-    return Server(
+    return choose.server_class(implementation)(
         blocking={prefix + name: _coded(method) for name, method in blocking.items()},
         quick={prefix + name: _coded(method) for name, method in quick.items()},
         streams={f"{prefix}Watch": _coded_stream(methods.watch)},
         workers=workers,
+        own_workers={f"{prefix}Check": CHECKERS},
+        streams_at_once=WATCHERS_MAX,
         # One server a socket; SO_REUSEPORT means nothing there.
         options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 20)],
     )
