@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,7 +101,7 @@ def test_a_message_that_comes_late_is_answered(service: Service) -> None:
 
 def test_streams_are_limited_and_a_place_is_free_again(service: Service) -> None:
     for _ in range(2):
-        streams = []
+        streams: list[Any] = []
         while len(streams) < 32:
             stream = service.stream("Wait", b"")
             try:
@@ -172,7 +173,9 @@ def test_floods(service: Service) -> None:
             raws.append(raw)
         for raw in (Raw(service.path), Raw(service.path, PREFACE[:10])):
             stack.callback(raw.close)
-        sending = [pool.submit(raw.send, flood(kind)) for raw, kind in zip(raws, FLOODS, strict=True)]
+        sending = [
+            pool.submit(raw.send, flood(kind)) for raw, kind in zip(raws, FLOODS, strict=True)
+        ]
         for _ in range(2):
             assert_answers(service)
         for raw in raws:
@@ -186,7 +189,9 @@ def test_a_server_says_how_many_calls_a_connection_may_have(service: Service) ->
     raw = Raw(service.path, PREFACE, SETTINGS)
     kind, _, _, data = next(raw.frames())
     assert kind == 4
-    settings = {data[n : n + 2]: int.from_bytes(data[n + 2 : n + 6]) for n in range(0, len(data), 6)}
+    settings = {
+        data[n : n + 2]: int.from_bytes(data[n + 2 : n + 6]) for n in range(0, len(data), 6)
+    }
     assert settings[b"\0\3"] == 1000  # MAX_CONCURRENT_STREAMS, RFC 9113 section 6.5.2
     raw.close()
 

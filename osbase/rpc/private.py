@@ -106,7 +106,9 @@ def _signatures(module: Any) -> Iterator[str]:
             continue
         names = tuple(one.name for one in parameters)
         further = [
-            one.name for one in parameters[len(expected) :] if one.default is inspect.Parameter.empty
+            one.name
+            for one in parameters[len(expected) :]
+            if one.default is inspect.Parameter.empty
         ]
         if names[: len(expected)] != expected or further:
             yield f"{path} takes ({', '.join(names)}), not ({', '.join(expected)})"

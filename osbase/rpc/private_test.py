@@ -82,7 +82,7 @@ def test_each_change_is_named(
     with caplog.at_level(logging.WARNING):
         assert server_class(AUTO) is StockServer
     assert line in caplog.text
-    with pytest.raises(RuntimeError, match="is not as osbase.rpc.server uses it") as caught:
+    with pytest.raises(RuntimeError, match=r"is not as osbase\.rpc\.server uses it") as caught:
         server_class(QUEUES)
     assert line in str(caught.value)
 

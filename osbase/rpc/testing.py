@@ -154,7 +154,7 @@ def message(data: bytes, stream: int = 1) -> bytes:
 
 
 class Raw:
-    """A connection that sends what it is told to, and reads when it is told to."""
+    """A connection that sends and reads only what it is told to."""
 
     def __init__(self, path: Path, *sent: bytes) -> None:
         self._socket = socket.socket(socket.AF_UNIX)

@@ -85,7 +85,10 @@ def test_a_start_that_fails_leaves_nothing(
             break
         assert not ours()
         assert descriptors() <= before
-        with socket.socket(socket.AF_UNIX) as probe, pytest.raises(OSError, match="refused|No such"):
+        with (
+            socket.socket(socket.AF_UNIX) as probe,
+            pytest.raises(OSError, match=r"refused|No such"),
+        ):
             probe.connect(str(path))
         with pytest.raises(RuntimeError, match="starts once"):
             server.start()
@@ -287,7 +290,8 @@ def test_a_limit_of_the_kernel_is_reached_and_lifted(tmp_path: Path, kind: str) 
         stdout=subprocess.PIPE,
         text=True,
     ) as child:
-        assert child.stdin and child.stdout
+        assert child.stdin
+        assert child.stdout
         stdin, stdout = child.stdin, child.stdout
 
         def tell(command: str) -> str:

@@ -33,7 +33,15 @@ def test_help_says_everything() -> None:
     """Every option, the default file, and the exit status."""
     done = core("--help")
     assert done.returncode == 0
-    for text in ("--config", "--runtime-dir", "--log-level", "--check", "--rpc-server", "exit status", "/run/"):
+    for text in (
+        "--config",
+        "--runtime-dir",
+        "--log-level",
+        "--check",
+        "--rpc-server",
+        "exit status",
+        "/run/",
+    ):
         assert text in done.stdout
 
 

@@ -29,10 +29,12 @@ from typing import TYPE_CHECKING
 from metropolis.node.core.network.workloads import wire
 from metropolis.node.core.network.workloads.engine import Engine
 from metropolis.node.core.network.workloads.errors import (
+    GivenUp,
     Unavailable,
     WorkloadError,
 )
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
+from metropolis.node.core.network.workloads.validate import show
 from metropolis.node.core.network.workloads.watchers import BACKLOG, Watcher
 from osbase.rpc import choose
 from osbase.rpc.call import Call, RpcError, Unary
@@ -50,6 +52,7 @@ WATCHERS_MAX = 32
 TEXT_MAX = 2000  # characters of an error
 WORKERS = 96
 CHECKERS = 8  # calls of Check at a time
+CHECK_WAITS_S = 1.5  # for another call for its workload
 
 
 class WorkloadServer:
@@ -77,7 +80,7 @@ class WorkloadServer:
         self._path = Path(socket_path)
         self._workers = workers
         self._methods = _Methods(engine, watch_backlog)
-        self._server: Server | None = None
+        self._server: Server | StockServer | None = None
         self._inode = 0
 
     def start(self) -> None:
@@ -210,12 +213,24 @@ class _Methods:
         return answer.SerializeToString()
 
     def check(self, data: bytes, call: Call) -> bytes:
-        """Check."""
+        """Check. It does not wait long for a call that is stuck."""
         request = wire.decode(pb.CheckRequest, data)
         netns = request.netns
-        checked = self._engine.check(
-            request.workload_id, netns.if_name, netns.netns_path, left_s=call.left_s
-        )
+
+        def left_s() -> float:
+            return min(call.left_s(), CHECK_WAITS_S)
+
+        try:
+            checked = self._engine.check(
+                request.workload_id, netns.if_name, netns.netns_path, left_s=left_s
+            )
+        except GivenUp as error:
+            if call.left_s() <= 0:
+                raise
+            raise Unavailable(
+                f"check {show(request.workload_id)}: another call for this workload has taken "
+                f"over {CHECK_WAITS_S:g} s; try again"
+            ) from error
         return wire.check_response(checked).SerializeToString()
 
     def collect(self, data: bytes, call: Call) -> bytes:

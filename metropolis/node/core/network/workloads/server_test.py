@@ -438,10 +438,32 @@ def test_status_and_list_answer_while_all_workers_are_stuck(tmp_path: Path, gate
         gate.wait(2)
         world.client.stub.Status(pb.StatusRequest(), timeout=WAIT_S)
         assert world.client.list() == {}
+        code, details = world.refused("Check", b"\x0a\x02p9")
+        assert (code, details) == (Code.NOT_FOUND, "check 'p9': has no interface")
+        refused = [world.refused("Check", f"\n\2p{n}".encode()) for n in range(3)]
+        # The third is still in the queue.
+        stuck = [details for code, details in refused if code is Code.UNAVAILABLE]
+        assert len(stuck) == 2
+        assert all("another call for this workload has taken over 1.5 s" in one for one in stuck)
         gate.opened.set()
         for call in calls:
             call.result()
     world.close()
+
+
+def test_a_start_that_is_cancelled_leaves_no_server(world: World, tmp_path: Path) -> None:
+    """As node core does it: the start goes on, and the server is stopped."""
+    for number in range(10):
+        path = tmp_path / str(number) / "s"
+        server = WorkloadServer(world.engine, path)
+        with ThreadPoolExecutor(2) as pool:
+            start = pool.submit(server.start)
+            pool.submit(server.stop, 0).result()
+            start.exception()
+        assert not path.exists()
+        assert not list(path.parent.glob(".*"))
+        with pytest.raises(RuntimeError, match="stopped before it started"):
+            server.start()
 
 
 def test_check(world: World) -> None:

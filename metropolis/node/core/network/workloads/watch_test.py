@@ -100,7 +100,7 @@ def test_a_place_is_free_again_after_a_watch(world: World) -> None:
                 watch.next()
             except grpc.RpcError as error:
                 # Those before are ending.
-                assert error.code() is Code.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+                assert error.code() is Code.RESOURCE_EXHAUSTED
             else:
                 return watch
 
