@@ -23,13 +23,16 @@ import grpc
 from osbase.rpc.call import Call, RpcError, Unary, short, status, unexpected
 from osbase.rpc.limits import STREAMS, with_limits
 from osbase.rpc.stream import Stream, Streaming
-from osbase.rpc.unread import MESSAGE_S, PRESSED_S, QUICK_S, Ticker, Unread
+from osbase.rpc.unread import MESSAGE_S, Ticker, Unread
 
 log = logging.getLogger(__name__)
 
 type _Handler = grpc.RpcMethodHandler[bytes, bytes]
 
 _QUICK_THREADS = 16  # of each quick method, for those without a message, too
+# When others want the thread. One thread of grpc.server takes all messages from
+# C-core: one that has come may lie there while that thread is busy.
+_WANTED_S = 4.0
 _READING = 8  # threads more than streams at once, for those without a message
 
 
@@ -59,7 +62,7 @@ class StockServer:
                 pool = self._add_pool("rpc-worker", own[method], MESSAGE_S)
             handlers[method] = _unary(handler, method, pool)
         for method, handler in quick.items():
-            pool = self._add_pool("rpc-quick", _QUICK_THREADS, QUICK_S)
+            pool = self._add_pool("rpc-quick", _QUICK_THREADS, _WANTED_S)
             handlers[method] = _unary(handler, method, pool)
         places = threading.Semaphore(streams_at_once)
         full = f"there are {streams_at_once} already; end one"
@@ -181,7 +184,7 @@ class _Pool(ThreadPoolExecutor):
     def tend(self) -> None:
         """To be called from time to time."""
         wanted = self._queued > 0 or self.stopping
-        self.unread.expire(PRESSED_S if wanted else self._patience_s)
+        self.unread.expire(_WANTED_S if wanted else self._patience_s)
 
 
 class _Handlers(grpc.GenericRpcHandler):

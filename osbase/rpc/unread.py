@@ -6,7 +6,7 @@ that does not may keep a place only for so long, and for less when others want
 the place. All times are by the monotonic clock.
 
 A busy machine may keep a message that has come from its reader. So a reader is
-given up early only by itself, when it has looked; or after a second.
+given up early only by itself, when it has looked; or after seconds.
 """
 
 import logging
