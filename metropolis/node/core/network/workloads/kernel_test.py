@@ -10,7 +10,6 @@ import queue
 import socket
 import struct
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
@@ -36,7 +35,7 @@ from metropolis.node.core.network.workloads.testing.contract import (
     idle,
     record_for,
 )
-from metropolis.node.core.network.workloads.testing.lab import Objects, Pod, objects, pods
+from metropolis.node.core.network.workloads.testing.lab import Pod, objects, pods, settled
 from osbase.netlink import rtnl
 from osbase.netlink.errors import ReplyLost
 from osbase.netlink.message import Message, Request
@@ -213,19 +212,6 @@ DAMAGES = [
     # What neither traffic nor isolation depends on is not touched.
     Damage("proxy_arp", written("ipv4/conf/{}/proxy_arp", 1), ()),
 ]
-
-
-def settled(links: int) -> Objects:
-    """See objects(), once so many links have their IPv6 first hop: the kernel
-    makes the local route of an address a moment after the address.
-    """
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        found = objects()
-        local = [one for one in found if "'RTA_DST': 'fe80::1'" in one and "'table': '255'" in one]
-        if len(local) == links:
-            return found
-    raise AssertionError(f"{len(local)} of {links} first hops: {local}")
 
 
 def ping(pod: Pod, record: Record) -> None:
@@ -498,7 +484,8 @@ class TestKernelDatapath(DatapathContract):
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         path = bench.add_netns()
         record, other = self.create(bench, path), self.create(bench, bench.add_netns(), **OTHER)
-        before, inside = settled(2), bench.pods[path].objects()
+        before = settled("fe80::1", 2)
+        inside = settled(str(record.ips[1]), look=bench.pods[path].objects)
         damage.act(record)
         if how == "running":
             repairs = bench.datapath.repair([other, record], always, idle)
@@ -513,7 +500,7 @@ class TestKernelDatapath(DatapathContract):
         words = {"N": record.host_interface, "OWN": str(rtnl.link_local(record.mac))}
         expected = [key.format_map(words) for key in damage.keys]
         assert [(one.key, one.error) for one in repairs] == [(key, "") for key in expected]
-        assert settled(2) == before
+        assert settled("fe80::1", 2) == before
         assert bench.pods[path].objects() == inside
         with bench.datapath.open_netns(path) as netns:
             assert bench.datapath.check(record, netns) == ()

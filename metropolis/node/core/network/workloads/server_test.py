@@ -23,7 +23,7 @@ from metropolis.node.core.network.workloads.errors import WorkloadError
 from metropolis.node.core.network.workloads.kernel import KernelDatapath
 from metropolis.node.core.network.workloads.server import WorkloadServer
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
-from metropolis.node.core.network.workloads.testing.lab import Pod, objects, pods
+from metropolis.node.core.network.workloads.testing.lab import Pod, objects, pods, settled
 from metropolis.node.core.network.workloads.testing.served import Client, texts
 from osbase.netlink.message import Request
 from osbase.netlink.template import Encoded
@@ -139,7 +139,7 @@ def test_an_unexpected_error_is_no_traceback(world: World, monkeypatch: pytest.M
 
 def test_a_name_that_is_taken_in_the_namespace(world: World) -> None:
     world.client.attach("w1", world.pod)
-    before = (objects(), world.pod.objects())
+    before = (settled("fe80::1"), settled("fd00:10:192::1", look=world.pod.objects))
     code, details = world.refused("Attach", attach_bytes(world.pod.path, "w2"))
     assert code == Code.ALREADY_EXISTS
     assert details == "if_name 'eth0': is taken in the network namespace by workload 'w1'"
@@ -150,7 +150,7 @@ def test_exhaustion_is_told_and_leaves_nothing(world: World) -> None:
     pods = [Pod() for _ in range(6)]
     given = [texts(world.client.attach(f"p{n}", pod).ip)[0] for n, pod in enumerate(pods)]
     assert given == [f"10.192.0.{n}" for n in range(1, 7)]  # neither .0 nor .7
-    before = (objects(), world.pod.objects())
+    before = (settled("fe80::1", 6), world.pod.objects())
     code, details = world.refused("Attach", attach_bytes(world.pod.path))
     assert code == Code.RESOURCE_EXHAUSTED
     assert details == (

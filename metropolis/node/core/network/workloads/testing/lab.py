@@ -9,6 +9,7 @@ import contextlib
 import os
 import select
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -86,6 +87,20 @@ def objects() -> Objects:
         ]
         stable = [_stable(found) for listing in listings for found in listing]
         return sorted(repr(found) for found in stable if not _by_kernel(found))
+
+
+def settled(address: str, links: int = 1, look: Callable[[], Objects] = objects) -> Objects:
+    """What `look` finds, once so many links have this IPv6 address for good:
+    the kernel makes its local route a moment after the address.
+    """
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        found = look()
+        wanted = (f"'RTA_DST': '{address}'", "'table': '255'")
+        local = [one for one in found if all(text in one for text in wanted)]
+        if len(local) == links:
+            return found
+    raise AssertionError(f"{address}: {len(local)} local routes, not {links}: {local}")
 
 
 # What changes by itself; and the queueing discipline, of a link once up.
