@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from osbase.rpc import stock
 from osbase.rpc.choose import QUEUES
 from osbase.rpc.testing import (
     PREFACE,
@@ -41,16 +42,16 @@ def assert_answers(service: Service) -> None:
         assert list(stream) == [b"0", b"1"]
 
 
-@pytest.mark.parametrize("method", ["Quick", "Echo", "Wait", "Nothing"])
-def test_calls_without_a_message(service: Service, kind: str, method: str) -> None:
-    """More than there are threads for, on one connection and on many, whose
-    clients stay.
+def test_calls_without_a_message(service: Service, kind: str) -> None:
+    """Of each kind of method more than there are threads for, on one connection
+    and on others, whose clients stay.
     """
     with ExitStack() as stack:
-        for count in (24, *[1] * 12) if kind == QUEUES else (4, 1):
-            raw = Raw(service.path)
-            stack.callback(raw.close)
-            raw.open(f"/t/{method}", count)
+        for method in ("Quick", "Echo", "Wait", "Nothing"):
+            for count in (24, 1, 1) if kind == QUEUES else (4, 1):
+                raw = Raw(service.path)
+                stack.callback(raw.close)
+                raw.open(f"/t/{method}", count)
         assert_answers(service)
 
 
@@ -64,8 +65,12 @@ def test_streams_without_a_message_have_no_thread(tmp_path: Path) -> None:
     service.close()
 
 
-def test_a_message_that_does_not_come_is_not_waited_for(service: Service, kind: str) -> None:
+def test_a_message_that_does_not_come_is_not_waited_for(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The caller is told, and why."""
+    monkeypatch.setattr(stock, "_WANTED_S", 1.0)
+    service = Service(tmp_path, kind)
 
     def never() -> Iterator[bytes]:
         ended.wait(WAIT_S)
@@ -82,6 +87,7 @@ def test_a_message_that_does_not_come_is_not_waited_for(service: Service, kind: 
         )
     else:
         assert code is Code.CANCELLED
+    service.close()
 
 
 def test_a_message_that_comes_late_is_answered(service: Service) -> None:
@@ -196,13 +202,17 @@ def test_a_server_says_how_many_calls_a_connection_may_have(service: Service) ->
     raw.close()
 
 
-def test_stop_ends_whatever_clients_do(tmp_path: Path, kind: str) -> None:
+def test_stop_ends_whatever_clients_do(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     service = Service(tmp_path, kind)
     raws = [Raw(service.path) for _ in range(4)]
     for raw, method in zip(raws, ("Quick", "Echo", "Wait", "Count"), strict=True):
         raw.open(f"/t/{method}", 6)
     assert_answers(service)
     service.channel.close()
+    # Nobody's message comes any more.
+    monkeypatch.setattr(stock, "_WANTED_S", 0.5)
     service.server.stop(0.5)
     for raw in raws:
         raw.close()
