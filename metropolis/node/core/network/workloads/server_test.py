@@ -422,6 +422,8 @@ def test_what_expires_in_the_queue_is_not_begun(tmp_path: Path, gate: Gate) -> N
             detach = pb.DetachRequest(workload_id="w1")
             with pytest.raises(grpc.RpcError):
                 world.client.stub.Detach(detach, timeout=0.2)
+            # On the same connection: the server has read that both have ended.
+            world.client.stub.Status(pb.StatusRequest())
             gate.opened.set()
             first.result()
             world.server.stop()  # whatever else was taken up has ended
