@@ -122,6 +122,10 @@ def _unlike(module: Any) -> Iterator[str]:
         except Exception as error:
             yield f"{name}{arguments} fails: {type(error).__name__}: {error}"
     try:
+        module.Server([(b"grpc.so_reuseport", 0)], False).destroy()
+    except Exception as error:
+        yield f"a Server fails: {type(error).__name__}: {error}"
+    try:
         queue = module.CompletionQueue()
         timeout = queue.poll(0)
         queue.shutdown()

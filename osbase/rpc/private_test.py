@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """grpcio's private parts are as the server uses them; and what if not."""
 
+import ast
 import logging
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -21,6 +23,19 @@ def test_nothing_has_changed() -> None:
     """
     changed = private.problems()
     assert not changed, private.explain(changed)
+
+
+def test_all_that_is_used_is_looked_at() -> None:
+    used = {
+        node.attr
+        for path in Path(private.__file__).parent.glob("*.py")
+        if not path.name.endswith("_test.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "cygrpc"
+    }
+    looked_at = (*private.METHODS, *private.ATTRIBUTES, *private.MADE)
+    assert {"Server", "CompletionQueue"} < used
+    assert used <= {name.partition(".")[0] for name in looked_at}
 
 
 class Changed(ModuleType):
@@ -66,6 +81,7 @@ def destroy(self: Any, how: int) -> None:
             Changed(Server=Other(cygrpc.Server, destroy=destroy)),
             "Server.destroy takes (how), not ()",
         ),
+        (Changed(Server=lambda arguments: None), "a Server fails: TypeError"),
         (Changed(CompletionType=SimpleNamespace()), "there is no CompletionType.queue_timeout"),
         (
             Changed(SendMessageOperation=cygrpc.ReceiveMessageOperation),
