@@ -148,7 +148,7 @@ def test_taking_away_is_served(world: None, core: NodeCore, name: str) -> None:
             with pytest.raises(grpc.RpcError) as refusal:
                 core.attach("pod-a")
             assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
-            assert situation.refused in refusal.value.details()
+            assert situation.refused in (refusal.value.details() or "")
             assert situation.refused in core.problem()
         elif situation.refused is not None:
             deadline = time.monotonic() + LIMIT_S
