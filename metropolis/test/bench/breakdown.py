@@ -47,7 +47,7 @@ from osbase.netlink.message import Request
 from osbase.netlink.netns import open_current, open_socket
 from osbase.netlink.template import encoded
 from osbase.netlink.transport import open_raw
-from osbase.rpc.call import Call
+from osbase.rpc.queued import WorkerCall
 
 _SOCKET = "/run/breakdown/workload.sock"
 _PREFIXES = ("10.192.0.0/16", "fd00:10:192::/112")
@@ -220,10 +220,10 @@ def _serve() -> int:
     engine.set_prefixes([ip_network(prefix) for prefix in _PREFIXES])
     server = WorkloadServer(engine, _SOCKET)
     server.start()
-    marks.before(Call, "read", begins=True)
-    marks.after(Call, "read")
+    marks.before(WorkerCall, "read", begins=True)
+    marks.after(WorkerCall, "read")
     marks.around(KernelDatapath, "open_netns")
-    marks.before(Call, "answer")
+    marks.before(WorkerCall, "answer")
     print("ready", flush=True)
     sys.stdin.readline()
     print(json.dumps(marks.calls))

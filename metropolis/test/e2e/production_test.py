@@ -102,12 +102,12 @@ async def _type(path: Path, text: bytes) -> None:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def ended(lab: Lab) -> Ended:
+async def ended() -> Ended:
     """A node that booted, was knocked at, and shut down by its power button."""
     directory = Path(tempfile.mkdtemp(prefix="m-prod-"))
     images = find_images("image")
     try:
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(LIMIT_S), Lab(directory) as lab:
             port = lab.ports[0]
             machine = Machine(
                 kernel=images.kernel,
