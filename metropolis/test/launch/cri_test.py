@@ -65,7 +65,7 @@ async def test_a_service_that_is_none_is_told(tmp_path: Path) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"login: ".ljust(100))
         await reader.read(1)
-        # Left to the collector, it fails in Python 3.14 once the server is gone.
+        # Left to the collector, it fails (3.14) when the server is gone.
         writer.close()
 
     async with await asyncio.start_unix_server(talk, str(tmp_path / "talks")):
