@@ -15,7 +15,7 @@ ALL = {
 
 
 def test_all_are_measured() -> None:
-    machine, found = runtimes.run(runtimes.plan(runtimes.parse(["--quick"])), cpus=1)
+    machine, found = runtimes.run(runtimes.plan(runtimes.parse(["--quick"])), cpus=2)
     told = json.loads(json.dumps(runtimes_report.to_json(machine, found, runtimes.sizes())))
 
     assert {"cpu", "accel", "containerd_ours", "containerd_stock"} <= told["machine"].keys()

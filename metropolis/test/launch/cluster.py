@@ -52,7 +52,7 @@ from metropolis.test.launch.lab import (
     Port,
 )
 from metropolis.test.launch.matrix import ClusterReport, NodeRow
-from metropolis.test.launch.node import Node, NodeError, Progress, fair_cpus, quiet
+from metropolis.test.launch.node import Node, NodeError, Progress, quiet
 from metropolis.test.launch.reach import Place
 from osbase.test.agent.client import AgentError
 from osbase.test.qemu.accel import find_accel
@@ -62,6 +62,7 @@ BODIES = (reach.BODY_BYTES, 1_000_000)
 POD_NETWORKS = (("10.200.0.0/16", 24), ("fd00:10:200::/48", 64))
 _DISK_BYTES = 1 << 29
 _MEMORY_MIB = 1024
+_CPUS = 2  # of a node, where the host has as many for each
 _BOOT_S = 600.0
 # Seconds for all that one pod or node is asked.
 _ASK_S = 600.0
@@ -119,7 +120,9 @@ class Cluster:
         self._images = images
         self._directory = directory
         self._first = nodes
-        self._cpus = fair_cpus(max(1, nodes))
+        # A guest whose CPUs wait for each other's turn on the host's gets less
+        # done on two than on one.
+        self._cpus = max(1, min(_CPUS, (os.process_cpu_count() or 1) // max(1, nodes)))
         self._keep = keep
         self._progress = progress
         self._stack = contextlib.AsyncExitStack()

@@ -101,7 +101,7 @@ async def launch(base: Path, leave: bool, as_json: bool, verdict: command.Verdic
     """Do it all."""
     with state.directory(base) as directory:
         async with Lab(directory) as lab, Node(
-            find_images(), lab, directory / "node", progress=say, cpus=2
+            find_images(), lab, directory / "node", progress=say
         ) as node:  # fmt: skip
             await node.wait_ready()
             found = await examine(node)

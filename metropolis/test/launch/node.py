@@ -11,7 +11,6 @@ Entering boots it; leaving ends it, whatever state it is in.
 import asyncio
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -47,11 +46,6 @@ class NodeError(Exception):
     """The node did not become what it should; ends with its logs."""
 
 
-def fair_cpus(machines: int) -> int:
-    """How many CPUs each of so many machines has, on this host: one or two."""
-    return max(1, min(2, (os.process_cpu_count() or 1) // machines))
-
-
 def quiet(message: str) -> None:
     """Progress nobody wants to see."""
 
@@ -72,15 +66,13 @@ class Node:
         port: Port | None = None,
         pki: Mapping[str, bytes] | None = None,
         memory_mib: int = 1024,
-        cpus: int | None = None,
+        cpus: int = 2,
         clock: str = "utc",
     ) -> None:
         """config: NodeConfig as text; None: the one in the image. data: an
         ext4 file system, the node's /var; None: that ends with the node.
         port: of the lab; None: the first. pki: contents of ca, cert and key,
-        PEM. cpus: None: as many as leave the host the same again, at most two;
-        emulated ones that wait for each other's turn get less done than one.
-        clock: see Machine.
+        PEM. clock: see Machine.
         """
         self.name = name
         self.port = lab.ports[0] if port is None else port
@@ -95,7 +87,7 @@ class Node:
         self._fw_cfg = {} if config is None else {_CONFIG: config.encode()}
         self._fw_cfg |= {f"opt/metropolis/{item}.pem": pem for item, pem in (pki or {}).items()}
         self._memory_mib = memory_mib
-        self._cpus = fair_cpus(machines=2) if cpus is None else cpus
+        self._cpus = cpus
         self._clock = clock
         self._stack = contextlib.AsyncExitStack()
         self._begin = 0.0
