@@ -21,5 +21,5 @@ of several failures it counts the targets and loses the logs at the next run.
 Why not `--flaky_test_attempts`: it hides what this looks for.
 
 Limits: it needs the workspace, so it is started by `bazelw run`. Bazel runs as
-many tests at a time as there are cores; tests of machines one at a time.
+many tests at a time as there are cores; those of several machines alone.
 """

@@ -40,10 +40,10 @@ class Guard:
         with open_socket() as sock:
             # First: whoever commits between the look and ours is noticed.
             before = generation(sock)
-            found = self._others(sock, known)
+            found = self._others(sock, known, before)
             if update is None or found or not update():
                 # Refused: what was there a moment ago is gone.
-                found = found or self._others(sock, known)
+                found = found or self._others(sock, known, generation(sock))
                 whole()
             mixed: Digest | None = None
             for _ in range(_ATTEMPTS):
@@ -65,13 +65,13 @@ class Guard:
             return [f"table {self._name} was not committed, or not alone"]
         with open_socket() as sock:
             now = generation(sock)
-            found = self._others(sock, self._digest)
+            found = self._others(sock, self._digest, now)
         if not found:
             self._generation = now
         return found
 
-    def _others(self, sock: NetlinkSocket, known: Digest | None) -> list[str]:
-        """What is not as it was known; [] if nothing was."""
-        if known is None or generation(sock) == self._generation:
+    def _others(self, sock: NetlinkSocket, known: Digest | None, now: int) -> list[str]:
+        """What is not as it was known, if anything was. now: the generation."""
+        if known is None or now == self._generation:
             return []
         return differences(known, digest(sock, self._name))

@@ -8,7 +8,6 @@ import asyncio
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from metropolis.test.launch.images import find_images
+from metropolis.test.launch.node import make_data_disk
 from osbase.test.qemu.accel import find_accel
 from osbase.test.qemu.config import Drive, Machine
 from osbase.test.qemu.vm import Vm
@@ -34,13 +34,6 @@ def directory() -> Iterator[Path]:
     shutil.rmtree(made)
 
 
-def ext4(path: Path) -> Path:
-    path.touch()
-    os.truncate(path, 1 << 26)
-    subprocess.run(["mkfs.ext4", "-q", "-F", path], check=True)
-    return path
-
-
 async def console(directory: Path, disk: Drive) -> str:
     """Boot with the disk until the machine is off; what it said."""
     images = find_images("image")
@@ -57,7 +50,8 @@ async def console(directory: Path, disk: Drive) -> str:
 
 
 async def test_a_damaged_file_system(directory: Path) -> None:
-    path = ext4(directory / "data.img")
+    path = directory / "data.img"
+    await make_data_disk(path)
     with path.open("r+b") as file:
         file.seek(_SUPERBLOCK)
         file.write(os.urandom(_SUPERBLOCK))
@@ -67,7 +61,8 @@ async def test_a_damaged_file_system(directory: Path) -> None:
 
 
 async def test_a_disk_that_cannot_be_written(directory: Path) -> None:
-    path = ext4(directory / "data.img")
+    path = directory / "data.img"
+    await make_data_disk(path)
     said = await console(directory, Drive(path, "data"))
     assert re.search(r"boot: STOPPED: the data disk /dev/vd. cannot be written; ", said), said
     assert "starting services" not in said

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
 import shutil
 import sys
 import tempfile
@@ -15,9 +13,8 @@ from pathlib import Path
 
 from metropolis.test.launch.images import Images, find_images
 from metropolis.test.launch.lab import Lab
-from metropolis.test.launch.node import Node, NodeError
+from metropolis.test.launch.node import Node, make_data_disk
 
-_DISK_BYTES = 1 << 29
 POD_NETWORKS = ("10.192.0.0/24", "fd00:10:192::/112")
 # Of one pod; less than by default, as an emulated machine floods slowly.
 FLOWS_PER_SECOND = 50
@@ -75,11 +72,7 @@ async def running(image: str, config: str | None) -> AsyncIterator[World]:
     directory = Path(tempfile.mkdtemp(prefix="m-e2e-"))
     try:
         disk = directory / "data.img"
-        disk.touch()
-        os.truncate(disk, _DISK_BYTES)
-        process = await asyncio.create_subprocess_exec("mkfs.ext4", "-q", "-F", str(disk))
-        if await process.wait() != 0:
-            raise NodeError(f"mkfs.ext4 {disk}: status {process.returncode}")
+        await make_data_disk(disk)
         async with Lab(directory) as lab:
             world = World(lab, directory, find_images(image), disk)
             async with world.stack:

@@ -52,7 +52,7 @@ from metropolis.test.launch.lab import (
     Port,
 )
 from metropolis.test.launch.matrix import ClusterReport, NodeRow
-from metropolis.test.launch.node import Node, NodeError, Progress, quiet
+from metropolis.test.launch.node import Node, NodeError, Progress, make_data_disk, quiet
 from metropolis.test.launch.reach import Place
 from osbase.test.agent.client import AgentError
 from osbase.test.qemu.accel import find_accel
@@ -60,7 +60,6 @@ from osbase.test.qemu.accel import find_accel
 # Sizes of what pods serve: for the matrix, and for tests of throughput.
 BODIES = (reach.BODY_BYTES, 1_000_000)
 POD_NETWORKS = (("10.200.0.0/16", 24), ("fd00:10:200::/48", 64))
-_DISK_BYTES = 1 << 29
 _MEMORY_MIB = 1024
 _CPUS = 2  # of a node, where the host has as many for each
 _BOOT_S = 600.0
@@ -203,11 +202,7 @@ cluster {{ node_id: "{name}" etcd_endpoint: "{self.etcd.endpoint}" }}
         directory = self._directory / name
         directory.mkdir()
         disk = directory / "data.img"
-        disk.touch()
-        os.truncate(disk, _DISK_BYTES)
-        process = await asyncio.create_subprocess_exec("mkfs.ext4", "-q", "-F", str(disk))
-        if await process.wait() != 0:
-            raise NodeError(f"mkfs.ext4 {disk}: status {process.returncode}")
+        await make_data_disk(disk)
         pki = await asyncio.to_thread(self._pki, name)
         member = Member(name, port, directory, disk, pki)
         self.members[name] = member
