@@ -9,7 +9,9 @@ import grpc
 
 log = logging.getLogger(__name__)
 
-_DETAILS_MAX = 2048  # bytes; clients refuse more than 8 KiB of metadata
+# Bytes, of which percent-encoding makes up to three each: a client takes 8 KiB
+# of metadata, or hears nothing but that it was more.
+_DETAILS_MAX = 1996
 
 
 class RpcError(Exception):

@@ -141,8 +141,8 @@ class NetworkService:
         """
         self._config = config
         self._paths = paths or Paths()
-        self.conditions = self._conditions = Conditions()
-        self._reconciler = Reconciler(self._conditions)
+        self.conditions = Conditions()
+        self._reconciler = Reconciler(self.conditions)
         self._sysctls: tuple[sysctls.Sysctl, ...] = ()
         self._rules = RuleSet(
             Settings(
@@ -168,7 +168,7 @@ class NetworkService:
             config.uplink,
             self._paths.resolv_conf,
             time.monotonic() + config.names_wait_s,
-            self._conditions,
+            self.conditions,
         )
         self._gate = Gate(
             config,
@@ -178,7 +178,7 @@ class NetworkService:
             if cluster is None
             else gate.Cluster(cluster.exchange, cluster.endpoints, cluster.address),
             self._rules,
-            self._conditions,
+            self.conditions,
         )
         self._overlay: Overlay | None = None
         if cluster is not None:
@@ -226,11 +226,11 @@ class NetworkService:
                 await in_thread(step)
             except Exception as error:
                 expected = isinstance(error, _EXPECTED)
-                if self._conditions.set(key, f"{what}: {_cause(error)}"):
+                if self.conditions.set(key, f"{what}: {_cause(error)}"):
                     log.error("%s: %s", what, _cause(error), exc_info=not expected)
                 await asyncio.sleep(backoff.died(0.0))
             else:
-                self._conditions.clear(key)
+                self.conditions.clear(key)
                 return
 
     def _told(self, name: str, runnable: Runnable) -> Runnable:
@@ -240,14 +240,14 @@ class NetworkService:
 
         async def run(ctx: Context) -> None:
             loop = asyncio.get_running_loop()
-            later = loop.call_later(LIVES_AFTER_S, self._conditions.clear, name)
+            later = loop.call_later(LIVES_AFTER_S, self.conditions.clear, name)
             try:
                 await runnable(ctx)
             except Exception as error:
-                self._conditions.set(name, f"{name}: {_cause(error)}")
+                self.conditions.set(name, f"{name}: {_cause(error)}")
                 raise
             else:
-                self._conditions.clear(name)
+                self.conditions.clear(name)
             finally:
                 later.cancel()
 
@@ -261,7 +261,7 @@ class NetworkService:
             (wards.Sysctls((*sysctls.NODE, *self._sysctls)), {Kind.SETTING}, 1.0),
             (conntrack.Limit(), set(), 1.0),
             (wards.Host(), {Kind.ADDRESS, Kind.LINK, Kind.POLICY}, 5.0),
-            (wards.Foreign(self._conditions, ctx.logger), set(), 10.0),
+            (wards.Foreign(self.conditions, ctx.logger), set(), 10.0),
         )
         for ward, kinds, every_s in guarded:
             ctx.run(f"ward-{ward.name}", self._reconciler.guard(ward, kinds=kinds, every_s=every_s))
@@ -278,7 +278,7 @@ class NetworkService:
     async def _follow_reverse_path(self, ctx: Context) -> None:
         assert self._uplink is not None, "only run with an uplink"
         ctx.signal_healthy()
-        await reverse_path.follow(self._uplink.link, self._rules, self._conditions.note)
+        await reverse_path.follow(self._uplink.link, self._rules, self.conditions.note)
 
     async def _follow_resolvers(self, ctx: Context) -> None:
         ctx.signal_healthy()
@@ -295,7 +295,7 @@ class NetworkService:
                 text = f"waiting for {self._config.uplink.described} to appear"
             elif not status.addresses and not status.external:
                 text = f"{status.link.name} has no address yet"
-            self._conditions.note("uplink", text)
+            self.conditions.note("uplink", text)
 
     def _prepare_host(self) -> None:
         """The rules come first: from the moment the node forwards, they hold.
@@ -315,7 +315,7 @@ class NetworkService:
     async def _workloads(self, ctx: Context) -> None:
         # Imports take seconds on a slow machine; meanwhile the uplink comes up.
         engine_module, kernel = await _imported("engine", "kernel")
-        engine: Engine = engine_module.Engine(kernel.KernelDatapath(), self._conditions)
+        engine: Engine = engine_module.Engine(kernel.KernelDatapath(), self.conditions)
         try:
             engine.set_ipv6_optional(self._config.ipv6_optional)
 
@@ -351,7 +351,7 @@ class NetworkService:
             ctx.run("prefixes", prefixes)
             if self._config.mtu is None:
                 ctx.run("mtu", mtu)
-            ctx.run("conntrack", conntrack.Guard(engine.list, self._conditions).run)
+            ctx.run("conntrack", conntrack.Guard(engine.list, self.conditions).run)
             ctx.run("grpc", grpc)
             ctx.run("cni", cni)
             ctx.run("ward-workloads", self._guard_link(wards.Workloads(engine.repair)))

@@ -49,7 +49,6 @@ _SUN_PATH = 107  # bytes of a unix socket's path
 _STOPPING = "watch: the workload network service stops"
 
 WATCHERS_MAX = 32
-TEXT_MAX = 2000  # characters of an error
 WORKERS = 96
 CHECKERS = 8  # calls of Check at a time
 CHECK_WAITS_S = 1.5  # for another call for its workload
@@ -295,7 +294,7 @@ def _coded(method: Unary) -> Unary:
             if call.left_s() > 0:  # it may have waited for a thread
                 return method(data, call)
         except WorkloadError as error:
-            raise RpcError(error.code, _bounded(str(error))) from error
+            raise RpcError(error.code, str(error)) from error
         return b""
 
     return serve
@@ -308,13 +307,6 @@ def _coded_stream(method: Streaming) -> Streaming:
         try:
             yield from method(data, stream)
         except WorkloadError as error:
-            raise RpcError(error.code, _bounded(str(error))) from error
+            raise RpcError(error.code, str(error)) from error
 
     return serve
-
-
-def _bounded(text: str) -> str:
-    """Return the text, or its beginning: it is a header of the answer, percent-
-    encoded, and a client takes 8 KiB of headers or hears nothing but that.
-    """
-    return text if len(text) <= TEXT_MAX else text[: TEXT_MAX - 4] + " ..."
