@@ -126,6 +126,7 @@ _I32 = struct.Struct("=i")
 
 _NEW = NLM_F_CREATE | NLM_F_EXCL
 _VETH = attrs.text(IFLA_INFO_KIND, b"veth")
+_NO_FD = 0xFFFFFFFF  # -1: no file has it
 _ONE_QUEUE = attrs.u32(IFLA_NUM_TX_QUEUES, 1) + attrs.u32(IFLA_NUM_RX_QUEUES, 1)
 _SKIP_STATS = attrs.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 _REVERSE_PATH = attrs.nested(
@@ -180,6 +181,21 @@ def new_veth(host: VethEnd, peer: VethEnd, *, netns_fd: int, mtu: int, group: in
     near.append(attrs.nested(IFLA_LINKINFO, _VETH, data))
     words = "create veth {} with peer {!r}"
     return Request(RTM_NEWLINK, _NEW, b"".join(near), words, (host.name, peer.name))
+
+
+def load_veth() -> Request:
+    """Makes no link, and makes the kernel load what it needs for new_veth.
+
+    For then: two threads that need a module at once each start modprobe, which
+    of some (busybox's) ends at once if another is loading it; the kernel then
+    says EOPNOTSUPP for a kind it has a moment later.
+
+    EBADF: it is there. EOPNOTSUPP: the kernel lacks it. Never 0, since the
+    peer's namespace does not exist (rtnl_newlink, net/core/rtnetlink.c, asks
+    for the module before it looks at that).
+    """
+    ends = VethEnd("veth%d", 0, None), VethEnd("veth%d", 0, None)
+    return new_veth(*ends, netns_fd=_NO_FD, mtu=1500, group=0)
 
 
 def new_link(name: str, kind: str, *, mtu: int, group: int) -> Request:

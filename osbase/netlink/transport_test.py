@@ -155,6 +155,14 @@ def test_a_batch_goes_on_after_a_failure_and_tells_each(here: int, sock: Netlink
     assert "set nothing up: ENODEV" in str(caught.value)
 
 
+def test_the_module_is_loaded_and_no_link_made(sock: NetlinkSocket) -> None:
+    before = os.listdir("/sys/class/net")
+    with pytest.raises(BatchError) as caught:
+        sock.batch([rtnl.load_veth()])
+    assert [error.errno for error in caught.value.errors] == [errno.EBADF]
+    assert os.listdir("/sys/class/net") == before
+
+
 def test_errnos_that_are_as_good_as_success(sock: NetlinkSocket) -> None:
     """The rest of the batch is carried out, other errnos are told."""
     gone = rtnl.del_link(4711, "nothing")

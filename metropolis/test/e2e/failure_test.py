@@ -57,3 +57,16 @@ async def test_the_service_is_down(node: Node) -> None:
             await asyncio.sleep(0.1)
     await nothing_is_left(node)
     await node.shell(f"kill {holder}")
+
+
+async def test_the_first_two_pods_may_come_together(node: Node) -> None:
+    """A kernel that must load veth for one pod has it a moment too late for the
+    other: it is there before the service is ready.
+    """
+    await nothing_is_left(node)
+    await node.shell("sv -w 60 stop /run/sv/node-core && rmmod veth")
+    await node.shell("sv -w 60 start /run/sv/node-core")
+    await node.wait_ready()
+    assert "Live" in await node.shell("grep '^veth ' /proc/modules")
+    pods = [node.cri.run_sandbox(sandbox_config(f"pod-{number}")) for number in range(2)]
+    await asyncio.gather(*(node.cri.remove_pod(pod) for pod in await asyncio.gather(*pods)))

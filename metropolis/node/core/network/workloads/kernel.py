@@ -154,6 +154,7 @@ class KernelDatapath:
             with open_raw() as raw:
                 self._home_cookie = namespaces.cookie(raw)
             self._ensure_first_hop()
+            self._load_veth()
             self._events = LinkEvents(removed, on_overrun, receive_buffer=self._event_buffer)
 
     def watch(self) -> None:
@@ -177,6 +178,13 @@ class KernelDatapath:
             rtnl.set_link_up(_LOOPBACK, "lo"),
             rtnl.add_address(_LOOPBACK, "lo", hop, 32, scope=rtnl.RT_SCOPE_LINK),
         )
+
+    def _load_veth(self) -> None:
+        """Else the first pods wait for the module, and the second may not."""
+        try:
+            self._batch_tolerating({errno.EBADF}, rtnl.load_veth())
+        except BatchError as error:
+            log.error("no workload can be attached with this kernel: %s", error)
 
     def _batch(self, *requests: Request) -> None:
         with self._sockets.socket() as host:
