@@ -5,7 +5,7 @@ from metropolis.test.bench import scale
 from metropolis.test.bench.scale_model import Plan
 
 PLAN = Plan(
-    nodes=60, samples=3, unrelated=6, churn=20, rate=10.0, bursts=1, burst_s=3.0, idle_s=1.0
+    nodes=60, samples=2, unrelated=4, churn=10, rate=10.0, bursts=1, burst_s=3.0, idle_s=1.0
 )
 
 

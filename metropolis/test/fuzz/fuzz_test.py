@@ -14,7 +14,7 @@ from metropolis.test.fuzz import corpus, fuzz
 from metropolis.test.fuzz.targets import TARGETS
 
 SECONDS = os.environ.get("FUZZ_SECONDS")
-RUNS = 20_000  # of each target: seconds
+RUNS = 8_000  # of each target: seconds
 
 
 # Inputs that found something once.

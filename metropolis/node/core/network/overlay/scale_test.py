@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two thousand peers: what it takes to program them, and to change one.
+"""Five hundred peers: what it takes to program them, and to change one.
 
 Figures are printed; what is asserted is counted in messages and system calls.
 """
@@ -27,7 +27,7 @@ from metropolis.node.core.network.overlay.peers import Index, difference
 from metropolis.node.core.network.overlay.testing.contract import KEY, PORT, key, net
 from metropolis.node.core.network.overlay.testing.lab import Space, spaces
 
-MANY = 2000
+MANY = 500
 
 
 class Counted(socket.socket):
