@@ -220,7 +220,8 @@ class Node:
         to end, and then has said why.
         """
         await asyncio.wait({died}, timeout=_ENDING_S)
-        return NodeError(str(self.vm.failure(str(error))))
+        where = "" if died.done() else await self.vm.where_it_is()
+        return NodeError(f"{self.vm.failure(str(error))}\n{where}".rstrip())
 
     async def _missing(self) -> str:
         """Return what is not there yet; "" when the node is ready."""

@@ -256,6 +256,17 @@ class Vm:
         status = await self.qmp("query-status")
         return str(status.get("status", "")) if isinstance(status, dict) else ""
 
+    async def where_it_is(self) -> str:
+        """What each CPU of the guest executes, a line each, for a guest that
+        says nothing. "" when QEMU does not tell.
+        """
+        try:
+            told = await self.qmp("human-monitor-command", {"command-line": "info registers -a"})
+        except VmError:
+            return ""
+        found = re.findall(r"CPU#\d+|[RE]IP=\w+ [RE]FL=.*", str(told))
+        return " ".join(found).replace(" CPU#", "\nCPU#")
+
     async def stop(self, powerdown_s: float = 0.0) -> None:
         """RUNNING -> STOPPED, from any state, any number of times.
 

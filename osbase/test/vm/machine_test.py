@@ -83,6 +83,9 @@ async def test_qmp_and_console(vm: Vm, agent: Agent) -> None:
     assert status["status"] == "running"
     with pytest.raises(VmError, match="CommandNotFound"):
         await vm.qmp("no-such-command")
+    where = (await vm.where_it_is()).splitlines()
+    assert len(where) == MACHINE.cpus
+    assert all("IP=" in cpu and "HLT=" in cpu for cpu in where), where
     await agent.run(["sh", "-c", "echo mark-1 >/dev/console"])
     await vm.console_match(rb"mark-\d")
     assert b"mark-1" in await asyncio.to_thread(vm.layout.console_log.read_bytes)
