@@ -124,6 +124,10 @@ RESOLV_CONF: Final = "/run/metropolis/resolv.conf"
 service. Read by: whatever resolves on the node, if the image's
 /etc/resolv.conf is a link to it."""
 
+TIME_DIR: Final = "/run/metropolis/time"
+"""Time servers of the node, for chronyd: node.sources. Made by: the node's
+init, where the image has chronyd. Written by: network service."""
+
 STATE_DIR: Final = "/var/lib/metropolis"
 """What a node keeps over reboots, mode 0700, on its data disk. overlay/: the
 WireGuard key, written by the overlay."""

@@ -109,7 +109,7 @@ def test_mount_points_are_empty(path: str) -> None:
 def test_services_are_those_that_a_node_needs(root: Path) -> None:
     """A new one is a decision: whatever runs can be attacked."""
     found = {path.split("/")[3] for path in nodes() if path.startswith("/etc/sv/")}
-    assert found == {"acpi", "containerd", "node-core", "preload"}
+    assert found == {"acpi", "containerd", "node-core", "preload", "time"}
     started = [
         line.split(":")[3].split()[0]
         for line in (root / "etc/inittab").read_text().splitlines()

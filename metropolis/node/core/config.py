@@ -10,7 +10,15 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
 
 from google.protobuf import text_format
 
@@ -29,6 +37,7 @@ NAMES_WAIT_S = 30.0
 NEW_FLOWS_PER_SECOND = 1000
 NEW_FLOWS_MAX = 1_000_000
 PORTS_MAX = 64  # entries of node_access.port
+NTP_SERVERS_MAX = 8
 
 
 class ConfigError(Exception):
@@ -76,6 +85,7 @@ class Network:
     cloud's. routed_pods: others begin connections to pods. ipv6_optional:
     workloads do without it where there is none. names_wait_s: for how long
     Status waits for name servers. new_flows_per_second: of one workload.
+    ntp_servers: addresses or names; none: those of DHCP.
     """
 
     uplink: Interface | None = None
@@ -87,6 +97,7 @@ class Network:
     ipv6_optional: bool = False
     names_wait_s: float = NAMES_WAIT_S
     new_flows_per_second: int = NEW_FLOWS_PER_SECOND
+    ntp_servers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,6 +192,7 @@ def check(message: config_pb2.NodeConfig, problems: Problems) -> NodeConfig:
             network.ipv6 == "optional",
             float(network.names_wait_s) if network.HasField("names_wait_s") else NAMES_WAIT_S,
             flows or NEW_FLOWS_PER_SECOND,
+            _ntp_servers(network, problems),
         ),
         cluster,
     )
@@ -229,6 +241,30 @@ def _forwarded(network: config_pb2.Network, problems: Problems) -> tuple[IPNetwo
         else:
             found.append(prefix)
     return tuple(dict.fromkeys(found))
+
+
+def _ntp_servers(network: config_pb2.Network, problems: Problems) -> tuple[str, ...]:
+    field = "network.ntp_server"
+    if len(network.ntp_server) > NTP_SERVERS_MAX:
+        problems.add(field, f"has {len(network.ntp_server)} entries; at most {NTP_SERVERS_MAX}")
+    for index, text in enumerate(network.ntp_server):
+        if not _is_host(text):
+            problems.add(f"{field}[{index}]", f"{quoted(text)} is no address and no host name")
+    return tuple(dict.fromkeys(network.ntp_server))
+
+
+def _is_host(text: str) -> bool:
+    """Whether it is an address without a scope, or a name (RFC 1123)."""
+    try:
+        return "%" not in text and ip_address(text) is not None
+    except ValueError:
+        label = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+        # What ends in a number is an address that is wrong.
+        return (
+            len(text) <= 253
+            and re.fullmatch(rf"({label}\.)*{label}\.?", text) is not None
+            and re.search(r"(^|\.)[0-9]+\.?$", text) is None
+        )
 
 
 def _prefix(text: str) -> IPNetwork:

@@ -80,6 +80,12 @@ def test_empty_is_a_node_without_uplink_or_prefixes() -> None:
         ('forwarded_destination: "169.254.1.1/16"', 'the prefix is "169.254.0.0/16"'),
         ('forwarded_destination: "fe80::1%eth0"', "is no address or prefix"),
         ('ipv6: "maybe"', 'network.ipv6: "maybe" is not "required" or "optional"'),
+        ('ntp_server: "10.1"', 'ntp_server[0]: "10.1" is no address and no host name'),
+        ('ntp_server: "a b"', "is no address and no host name"),
+        ('ntp_server: "fe80::1%eth0"', "is no address and no host name"),
+        ('ntp_server: ""', "is no address and no host name"),
+        ('ntp_server: "x\\nserver y"', "is no address and no host name"),
+        ('ntp_server: "a" ' * 9, "network.ntp_server: has 9 entries; at most 8"),
         ("new_flows_per_second: 1000001", "is more than 1000000"),
         ('uplink { name: "no way" }', 'network.uplink.name: "no way"'),
     ],
@@ -171,6 +177,12 @@ def test_waits_and_limits() -> None:
     said = _network('ipv6: "optional" names_wait_s: 0 new_flows_per_second: 7')
     assert (said.ipv6_optional, said.names_wait_s, said.new_flows_per_second) == (True, 0.0, 7)
     assert not _network('ipv6: "required"').ipv6_optional
+
+
+def test_time_servers() -> None:
+    wanted = ("192.0.2.1", "2001:db8::7", "ntp.example.org", "0.pool.ntp.org.")
+    listed = " ".join(f'ntp_server: "{one}"' for one in (*wanted, wanted[0]))
+    assert _network(listed).ntp_servers == wanted
 
 
 def test_an_uplink_within_the_pod_prefix_is_no_reason_not_to_start() -> None:

@@ -152,6 +152,9 @@ async def _serve(config: NodeConfig, arguments: argparse.Namespace) -> int:
             os.path.dirname(runtime_dir.rstrip("/")), os.path.basename(allocs.RESOLV_CONF)
         ),
         state_dir=arguments.state_dir,
+        time_dir=os.path.join(
+            os.path.dirname(runtime_dir.rstrip("/")), os.path.basename(allocs.TIME_DIR)
+        ),
         rpc_server=arguments.rpc_server,
     )
     network = NetworkService(

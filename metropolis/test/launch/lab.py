@@ -33,6 +33,7 @@ from types import TracebackType
 from typing import Self
 
 from metropolis.test.launch.child import child
+from metropolis.test.launch.sntp import NTP_PORT, SntpServer
 
 BRIDGE = "lab0"
 BRIDGE_MAC = "52:54:00:4e:ff:01"
@@ -188,6 +189,7 @@ def _dnsmasq_args(leases: Path, mtu: int) -> list[str]:
         f"--dhcp-range={_POOL[0]},{_POOL[1]},{ROUTER_IPV4.netmask},1h",
         *(f"--dhcp-host={host.mac},{host.ipv4}" for host in hosts),
         f"--dhcp-option=option:router,{ROUTER_IPV4.ip}",
+        f"--dhcp-option=option:ntp-server,{ROUTER_IPV4.ip}",
         # The RA has the MTU of the bridge.
         *([] if mtu == MTU else [f"--dhcp-option=option:mtu,{mtu}"]),
         "--dhcp-authoritative",
@@ -262,6 +264,10 @@ class Lab:
                 lambda: _UdpAnswer(self.seen), local_addr=(address, OUTSIDE_PORT)
             )
             self._stack.callback(transport.close)
+        clock, _ = await loop.create_datagram_endpoint(
+            SntpServer, local_addr=(str(ROUTER_IPV4.ip), NTP_PORT)
+        )
+        self._stack.callback(clock.close)
 
     async def plug(self) -> Port:
         """Add a port, which stays until the end."""

@@ -53,6 +53,7 @@ class Lease:
     length_s: int | None
     renew_s: float
     rebind_s: float
+    ntp: tuple[IPv4Address, ...] = ()
 
     @property
     def end(self) -> float | None:
@@ -98,6 +99,7 @@ def parse(message: Message, start: float, server: IPv4Address | None = None) -> 
         length_s=None if length == INFINITE else length,
         renew_s=renew,
         rebind_s=rebind,
+        ntp=_addresses(message, Option.NTP),
     )
 
 

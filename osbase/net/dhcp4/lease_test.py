@@ -252,8 +252,9 @@ def test_mtu(raw: bytes, mtu: int | None) -> None:
         (b"", ()),
     ],
 )
-def test_name_servers(raw: bytes, dns: tuple[IPv4Address, ...]) -> None:
+def test_name_and_time_servers(raw: bytes, dns: tuple[IPv4Address, ...]) -> None:
     assert given_by({Option.DNS: raw}).dns == dns
+    assert given_by({Option.NTP: raw}).ntp == dns
 
 
 _EXAMPLE = b"\x03eng\x07example\x03org\x00"

@@ -59,6 +59,7 @@ _PARAMETERS: Final = bytes(
         Option.DOMAIN_NAME,
         Option.DOMAIN_SEARCH,
         Option.INTERFACE_MTU,
+        Option.NTP,
         Option.LEASE_TIME,
         Option.SERVER_ID,
         Option.RENEWAL_TIME,

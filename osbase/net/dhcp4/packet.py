@@ -58,6 +58,7 @@ class Option(enum.IntEnum):
     DOMAIN_NAME = 15
     INTERFACE_MTU = 26
     STATIC_ROUTES = 33
+    NTP = 42
     REQUESTED_ADDRESS = 50
     LEASE_TIME = 51
     OVERLOAD = 52

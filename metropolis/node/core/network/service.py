@@ -12,6 +12,7 @@
      +- uplink        if one is configured
      +- gate          pod prefixes and networks, unless something has them
      +- names         Status waits for name servers
+     +- time          time servers -> chronyd
      +- overlay       of a node in a cluster
      +- reconcile     events -> the wards, each of which puts its things back:
      +- ward-rules, ward-sysctls, ward-host, ward-foreign, ward-uplink, ...
@@ -56,6 +57,7 @@ from metropolis.node.core.network.reconcile.watch import Kind
 from metropolis.node.core.network.rules import metadata, reverse_path
 from metropolis.node.core.network.rules.ruleset import RuleSet
 from metropolis.node.core.network.rules.settings import Settings
+from metropolis.node.core.network.time_servers import TimeServers
 from metropolis.node.core.network.uplink import Uplink, UplinkStatus
 from metropolis.node.core.network.workloads.conditions import Conditions
 from metropolis.node.core.network.workloads.errors import WorkloadError
@@ -104,6 +106,7 @@ class Paths:
     cni_socket: str = allocs.CNI_SOCKET
     resolv_conf: str = allocs.RESOLV_CONF
     state_dir: str = allocs.STATE_DIR
+    time_dir: str = allocs.TIME_DIR
     rpc_server: str = "auto"
 
 
@@ -170,6 +173,9 @@ class NetworkService:
             time.monotonic() + config.names_wait_s,
             self.conditions,
         )
+        self._time = TimeServers(
+            config.ntp_servers, self.uplink_status, self._paths.time_dir, self.conditions
+        )
         self._gate = Gate(
             config,
             pod_prefixes,
@@ -206,6 +212,7 @@ class NetworkService:
             ctx.run("uplink-note", self._note_uplink)
         ctx.run("gate", self._told("gate", self._gate.run))
         ctx.run("names", self._wait_for_names)
+        ctx.run("time", self._time.run)
         if self._overlay is not None:
             ctx.run("overlay", self._told("overlay", self._overlay.run))
             ctx.run("ward-overlay", self._guard_link(self._overlay))

@@ -75,7 +75,7 @@ class UplinkStatus:
     """What the uplink has. link None: no such link (yet). addresses: by DHCP
     and by hand, without those of router advertisements. external: by which
     other hosts reach the node, whoever gave them, best first: see
-    osbase.net.external. search: DNS domains.
+    osbase.net.external. search: DNS domains. ntp: time servers by DHCP.
     """
 
     link: LinkState | None = None
@@ -83,6 +83,7 @@ class UplinkStatus:
     dns: tuple[IPAddress, ...] = ()
     search: tuple[str, ...] = ()
     external: tuple[IPAddress, ...] = ()
+    ntp: tuple[IPAddress, ...] = ()
 
 
 class LinkGoneError(Exception):
@@ -301,7 +302,14 @@ class Uplink:
         ):
             return  # these are not its addresses; its own life says them
         self._status.set(
-            replace(self._now(), link=link, addresses=addresses, dns=dns, search=search)
+            replace(
+                self._now(),
+                link=link,
+                addresses=addresses,
+                dns=dns,
+                search=search,
+                ntp=() if lease is None else lease.ntp,
+            )
         )
 
     async def _tell_external(
