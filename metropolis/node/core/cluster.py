@@ -84,7 +84,13 @@ class Membership:
             ctx.signal_healthy()
             await self._tell_trouble(client, conditions)
 
+        async def credentials(ctx: Context) -> None:
+            ctx.signal_healthy()
+            async for note in client.credentials.watch():
+                conditions.note("credentials", note)
+
         ctx.run("trouble", trouble)
+        ctx.run("credentials", credentials)
         await client.run(ctx)
 
     async def _tell_trouble(self, client: Curator, conditions: Conditions) -> None:

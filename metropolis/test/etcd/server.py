@@ -38,7 +38,8 @@ class Etcd:
         self.authority = Authority(directory / "pki")
         self._directory = directory
         self._options = tuple(options)
-        self._server = self.authority.server("server", [*addresses, *certified], ["localhost"])
+        self._names = [*addresses, *certified], ["localhost"]
+        self._server = self.authority.server("server", *self._names)
         self.client: Credentials = self.authority.client("client")
         self._port, peer = _free_ports(2)
         self.endpoints: tuple[str, ...] = ()
@@ -48,6 +49,16 @@ class Etcd:
         self._reading: asyncio.Task[None] | None = None
         self._lives = 0
         self._data = directory / "data-0"
+
+    async def certify(self, authority: Authority) -> None:
+        """Kill it, start it again with certificates of another authority, which
+        alone it trusts then; `client` is one of it.
+        """
+        await self.kill()
+        self.authority = authority
+        self._server = authority.server("server", *self._names)
+        self.client = authority.client("client")
+        await self.start()
 
     @property
     def endpoint(self) -> str:

@@ -5,6 +5,7 @@
     membership    pure: what a node does, given what it knows
     directory     pure: what the store says, as peers
     records, keys pure: values and keys of the store, checked
+    renewal       credentials that change while they are used
     transaction, etcd, credentials   the calls
 
 Not for what is done with peers and prefixes: that is the overlay and the

@@ -8,7 +8,9 @@ no PEM; so the files are read and checked here, by the same OpenSSL as Python's.
 from __future__ import annotations
 
 import contextlib
+import os
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,26 +49,36 @@ def read(files: Files) -> Credentials:
     except (ssl.SSLError, ValueError) as error:
         raise CredentialsError(f"{files.ca}: has no certificates in PEM") from error
     try:
-        context.load_cert_chain(files.cert, files.key, password=_no_password)
+        _load(context, found)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise CredentialsError(f"{files.key}: is not the key of {files.cert}") from error
         raise CredentialsError(
             f"{files.cert} or {files.key}: no certificate or key in PEM ({error.reason or error})"
         ) from error
-    except (OSError, ValueError) as error:  # replaced meanwhile, or encrypted
+    except (OSError, ValueError) as error:  # encrypted
         raise CredentialsError(f"{files.cert} and {files.key}: {error}") from error
     return found
 
 
-def explain(files: Files) -> str:
-    """What a server would say to our certificate by itself, such as that it has
-    expired; "" when it is fine. Blocks.
-
-    The certificate is presented to a server in memory that trusts just it: by
-    whom it is signed is not looked at. Only to explain a failure: the clock may
-    be what is wrong.
+@dataclass(frozen=True)
+class Judgement:
+    """problem: what a server would say to our certificate by itself, such as
+    that it has expired; "" when it is fine. ends: when it does, seconds since
+    1970, if it is fine and that can be told.
     """
+
+    problem: str = ""
+    ends: float | None = None
+
+
+def judge(credentials: Credentials) -> Judgement:
+    """Judge the certificate by the clock, which may be what is wrong. Blocks.
+
+    It is presented to a server in memory that trusts just it: by whom it is
+    signed is not looked at.
+    """
+    files = credentials.files
     with contextlib.suppress(OSError, ValueError):
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         server.verify_mode = ssl.CERT_REQUIRED
@@ -75,22 +87,43 @@ def explain(files: Files) -> str:
         client.check_hostname = False
         client.verify_mode = ssl.CERT_NONE
         for context in (server, client):
-            context.load_cert_chain(files.cert, files.key, password=_no_password)
-        server.load_verify_locations(files.cert)
+            _load(context, credentials)
+        server.load_verify_locations(cadata=credentials.cert.decode("ascii"))
         to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-        ends = (
-            client.wrap_bio(to_client, to_server),
-            server.wrap_bio(to_server, to_client, server_side=True),
-        )
+        ours = client.wrap_bio(to_client, to_server)
+        theirs = server.wrap_bio(to_server, to_client, server_side=True)
         for _ in range(4):  # flights of TLS
-            for end in ends:
+            for end in (ours, theirs):
                 try:
                     end.do_handshake()
                 except ssl.SSLWantReadError:
                     pass
                 except ssl.SSLCertVerificationError as error:
-                    return f"{files.cert}: {error.verify_message}"
-    return ""
+                    return Judgement(f"{files.cert}: {error.verify_message}")
+        shown = (theirs.getpeercert() or {}).get("notAfter")
+        if isinstance(shown, str):
+            return Judgement(ends=float(ssl.cert_time_to_seconds(shown)))
+    return Judgement()
+
+
+def _load(context: ssl.SSLContext, credentials: Credentials) -> None:
+    """Load certificate and key as they were read: the files may be others now.
+    OpenSSL's Python takes files only.
+    """
+    with _file(credentials.cert) as cert, _file(credentials.key) as key:
+        context.load_cert_chain(cert, key, password=_no_password)
+
+
+@contextlib.contextmanager
+def _file(data: bytes) -> Iterator[str]:
+    """A path of it, in memory."""
+    descriptor = os.memfd_create("credentials")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 def _read(path: str) -> bytes:

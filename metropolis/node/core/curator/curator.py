@@ -47,10 +47,11 @@ from typing import Final
 
 from metropolis.node.core.config import Cluster, PodPrefixes
 from metropolis.node.core.curator import etcd, keys
-from metropolis.node.core.curator.credentials import CredentialsError, Files
+from metropolis.node.core.curator.credentials import Credentials, CredentialsError, Files
 from metropolis.node.core.curator.directory import Changes, Directory
 from metropolis.node.core.curator.etcd import Compacted, Etcd, EtcdError, LeaseGone
 from metropolis.node.core.curator.membership import TRANSIENT, Decision, Me, Standing, decide
+from metropolis.node.core.curator.renewal import Renewal
 from metropolis.node.core.curator.transaction import Transaction
 from metropolis.node.core.network.overlay.mesh import Exchange, Mesh
 from osbase import event
@@ -112,6 +113,10 @@ _TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
 }
 
 
+class _Renewed(Exception):
+    """Etcd accepts other credentials; connect with them."""
+
+
 class Curator:
     """`run` is the runnable. What it tells, for anybody to watch:
 
@@ -122,6 +127,7 @@ class Curator:
     published     the identity that others read in etcd, once it is there
     trouble       why the node may have no prefix: etcd is away, or the node has
                   no place in the cluster; "": there is none
+    credentials   what is to be known of them; "": nothing
     """
 
     def __init__(
@@ -143,7 +149,8 @@ class Curator:
         self._identity = exchange.identity
         self._underlay = underlay
         self._timing = timing or Timing()
-        self._files = Files(config.ca_file, config.cert_file, config.key_file)
+        self._renewal = Renewal(Files(config.ca_file, config.cert_file, config.key_file))
+        self.credentials = self._renewal.note
         self._endpoints = list(config.etcd_endpoints)
         random.shuffle(self._endpoints)
         self._log = logging.getLogger(__name__)
@@ -178,6 +185,7 @@ class Curator:
             group.create_task(self._follow_identity())
             group.create_task(self._follow_underlay())
             group.create_task(self._remind())
+            group.create_task(self._renewal.follow())
             group.create_task(self._stay_connected())
 
     # --- The connection -------------------------------------------------------
@@ -186,17 +194,57 @@ class Curator:
         timing, loop = self._timing, asyncio.get_running_loop()
         backoff = Backoff(timing.retry_first_s, timing.retry_max_s, timing.retry_max_s)
         while True:
-            began = loop.time()
+            began, latest, renewed = loop.time(), self._renewal.latest.watch(), False
             try:
-                async with await etcd.dial(
-                    self._endpoints, self._files, deadline_s=timing.deadline_s
-                ) as connection:
-                    await self._live(connection)
+                async with await self._connect(latest) as connection:
+                    await self._live(connection, latest)
+            except* _Renewed:
+                renewed = True
             except* (EtcdError, CredentialsError) as errors:
                 self._lost(_first(errors))
+            if renewed and self._phase is not Phase.AWAY:
+                self._to(Phase.AWAY)
+                continue
             self._endpoints.append(self._endpoints.pop(0))
-            # All nodes lose etcd at once, and should not come back at once.
-            await asyncio.sleep(backoff.died(loop.time() - began) * random.uniform(0.5, 1))
+            # All nodes lose etcd at once, and should not come back at once; but
+            # who has just got credentials has waited for them.
+            pause = backoff.died(loop.time() - began) * random.uniform(0.5, 1)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await latest.get()
+
+    async def _connect(self, latest: event.Watcher[Credentials]) -> Etcd:
+        """latest: what is tried here counts as seen."""
+        candidates = await self._renewal.candidates()
+        if latest.changed() and self._renewal.latest.peek() == candidates[0]:
+            await latest.get()
+        failures: list[EtcdError] = []
+        for one in candidates:
+            try:
+                found = await etcd.connect(self._endpoints, one, deadline_s=self._timing.deadline_s)
+            except EtcdError as error:
+                failures.append(error)
+            else:
+                await self._renewal.proved(one)
+                return found
+        raise failures[0]
+
+    async def _renew(self, latest: event.Watcher[Credentials]) -> None:
+        """Try what is new beside the connection, which ends only if etcd takes
+        it. Raises _Renewed.
+        """
+        async for fresh in latest:
+            try:
+                found = await etcd.connect(
+                    self._endpoints, fresh, deadline_s=self._timing.deadline_s
+                )
+            except EtcdError as error:
+                self._renewal.refused(fresh, str(error))
+                continue
+            await found.close()
+            await self._renewal.proved(fresh)
+            self._log.info("credentials for etcd were renewed")
+            raise _Renewed
 
     def _lost(self, trouble: str) -> None:
         if self._phase is not Phase.AWAY or trouble != self._trouble:
@@ -209,7 +257,7 @@ class Curator:
         assert new in _TRANSITIONS[self._phase], f"{self._phase} to {new}"
         self._phase = new
 
-    async def _live(self, connection: Etcd) -> None:
+    async def _live(self, connection: Etcd, latest: event.Watcher[Credentials]) -> None:
         status = connection.greeting
         if self._revision and status.cluster_id != self._cluster_id:
             self._log.warning("etcd is another cluster now; reading everything anew")
@@ -229,6 +277,7 @@ class Curator:
             group.create_task(self._settle(connection, in_step))
             group.create_task(self._keep_lease(connection))
             group.create_task(self._await_others(in_step))
+            group.create_task(self._renew(latest))
 
     async def _await_others(self, in_step: asyncio.Event) -> None:
         await in_step.wait()

@@ -96,6 +96,15 @@ async def dial(endpoints: Sequence[str], files: Files, *, deadline_s: float = _D
     Raises CredentialsError, or EtcdError that says it of each endpoint.
     """
     read = await asyncio.to_thread(credentials.read, files)
+    return await connect(endpoints, read, deadline_s=deadline_s)
+
+
+async def connect(
+    endpoints: Sequence[str], read: credentials.Credentials, *, deadline_s: float = _DEADLINE_S
+) -> Etcd:
+    """Connect to the first endpoint that answers. Raises EtcdError that says it
+    of each.
+    """
     failures: list[str] = []
     for endpoint in endpoints:
         etcd = Etcd(endpoint, read, deadline_s)
@@ -109,7 +118,7 @@ async def dial(endpoints: Sequence[str], files: Files, *, deadline_s: float = _D
             raise
         else:
             return etcd
-    why = await asyncio.to_thread(credentials.explain, files)
+    why = (await asyncio.to_thread(credentials.judge, read)).problem
     # In one order: the caller tells by the text whether something has changed.
     raise EtcdError("; ".join([*sorted(failures), *([why] if why else [])]))
 

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Credentials that are renewed while they are used.
+
+    files change -> read -> latest -> tried beside the connection -> proven
+                     |                 |
+                     +-- broken        +-- refused by etcd: the proven stay
+
+What etcd has accepted stays in memory until etcd has accepted something else,
+whatever becomes of the files: a set that is half written, does not belong
+together, has expired or is of an authority that etcd does not know (yet) takes
+nobody's connection away. While etcd is away both are tried, the newest first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from metropolis.node.core.curator import credentials
+from metropolis.node.core.curator.credentials import (
+    Credentials,
+    CredentialsError,
+    Files,
+    Judgement,
+)
+from osbase import event
+from osbase.inotify import changes
+
+log = logging.getLogger(__name__)
+
+WARN_S: Final = 7 * 86400.0
+"""Before its end a certificate is worth a note."""
+
+
+class Renewal:
+    """`follow` looks at the files as they change; `candidates` says with what
+    to connect; `proved` and `refused` are told what came of it.
+
+    latest  what could be read last, whether etcd takes it or not
+    note    what an operator should know; "": nothing
+    """
+
+    def __init__(self, files: Files, *, clock: Callable[[], float] = time.time) -> None:
+        """clock: seconds since 1970."""
+        self._files = files
+        self._clock = clock
+        self._proven: Credentials | None = None
+        self._judged = Judgement()  # of the proven
+        self._problem = ""  # of what is in the files now
+        self.latest = event.Value[Credentials]("credentials in the files")
+        self.note = event.Value[str]("what is to be known of credentials")
+        self.note.set("")
+
+    async def follow(self) -> None:
+        """Until cancelled."""
+        files = (self._files.ca, self._files.cert, self._files.key)
+        async with contextlib.aclosing(changes(files)) as looks:
+            async for _ in looks:
+                with contextlib.suppress(CredentialsError):
+                    await self._look()
+
+    async def candidates(self) -> tuple[Credentials, ...]:
+        """Read the files; return with what to connect, the best first. Raises
+        CredentialsError when there is nothing.
+        """
+        found: list[Credentials] = []
+        try:
+            found.append(await self._look())
+        except CredentialsError:
+            if self._proven is None:
+                raise
+        if self._proven is not None and self._proven not in found:
+            found.append(self._proven)
+        return tuple(found)
+
+    async def proved(self, used: Credentials) -> None:
+        """Etcd has accepted them."""
+        if used != self._proven:
+            self._proven = used
+            self._judged = await asyncio.to_thread(credentials.judge, used)
+        if used == _peek(self.latest):
+            self._problem = ""
+        self._tell()
+
+    def refused(self, tried: Credentials, why: str) -> None:
+        """Etcd has not, while it accepts the proven ones."""
+        if tried == _peek(self.latest):
+            self._doubt(why)
+
+    async def _look(self) -> Credentials:
+        try:
+            found = await asyncio.to_thread(credentials.read, self._files)
+        except CredentialsError as error:
+            self._doubt(str(error))
+            raise
+        if found == self._proven:
+            self._problem = ""
+        if found != _peek(self.latest):
+            self._problem = ""
+            self.latest.set(found)
+        self._tell()
+        return found
+
+    def _doubt(self, problem: str) -> None:
+        if problem != self._problem and self._proven is not None:
+            log.warning("credentials for etcd stay those of before: %s", problem)
+        self._problem = problem
+        self._tell()
+
+    def _tell(self) -> None:
+        notes = []
+        if self._proven is not None:
+            if self._problem:
+                notes.append(f"those of before are used: {self._problem}")
+            ends = self._judged.ends
+            if ends is not None and ends - self._clock() < WARN_S:
+                when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(ends))
+                notes.append(f"the certificate in use ends {when}: renew {self._files.cert}")
+        text = "; ".join(notes)
+        if self.note.peek() != text:
+            self.note.set(text)
+
+
+def _peek(value: event.Value[Credentials]) -> Credentials | None:
+    try:
+        return value.peek()
+    except LookupError:
+        return None

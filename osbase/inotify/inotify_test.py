@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every way in which another file gets to a path is told, once a burst."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from osbase.inotify import changes
+
+_WAIT_S = 60.0
+
+
+class Told:
+    """Counts, and may be waited for."""
+
+    def __init__(self, path: Path) -> None:
+        self.times = 0
+        self.begun = asyncio.Event()
+        self._came = asyncio.Event()
+        self._path = path
+
+    async def follow(self) -> None:
+        async for _ in changes([str(self._path)], quiet_s=0.2):
+            self.times += 1
+            self.begun.set()
+            self._came.set()
+
+    async def after(self, act: Callable[[], object]) -> None:
+        """Until it is told of what is done."""
+        self._came.clear()
+        await asyncio.to_thread(act)
+        async with asyncio.timeout(_WAIT_S):
+            await self._came.wait()
+
+
+async def following(path: Path) -> AsyncIterator[Told]:
+    told = Told(path)
+    task = asyncio.create_task(told.follow())
+    async with asyncio.timeout(_WAIT_S):
+        await told.begun.wait()
+    yield told
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def replace(path: Path, text: str) -> None:
+    new = path.with_name(".new")
+    new.write_text(text)
+    new.rename(path)
+
+
+async def test_a_file(tmp_path: Path) -> None:
+    """Written in place, replaced, removed, made anew."""
+    path = tmp_path / "a" / "b" / "file"
+    path.parent.mkdir(parents=True)
+    path.write_text("1")
+    async for told in following(path):
+        await told.after(lambda: path.write_text("2"))
+        await told.after(lambda: replace(path, "3"))
+        await told.after(path.unlink)
+        await told.after(lambda: path.write_text("4"))
+        await told.after(lambda: path.chmod(0))
+
+
+async def test_its_directory(tmp_path: Path) -> None:
+    """Is not there, comes, goes, is replaced."""
+    path = tmp_path / "a" / "b" / "file"
+    async for told in following(path):
+        await told.after(path.parent.parent.mkdir)
+        await told.after(path.parent.mkdir)
+        await told.after(lambda: path.write_text("1"))
+        await told.after(lambda: path.parent.rename(tmp_path / "a" / "old"))
+        await told.after(lambda: shutil.copytree(tmp_path / "a" / "old", path.parent))
+        await told.after(lambda: path.write_text("2"))
+        await told.after(lambda: shutil.rmtree(tmp_path / "a"))
+        await told.after(path.parent.parent.mkdir)
+
+
+async def test_links(tmp_path: Path) -> None:
+    """As of a mounted secret: file -> ..data/file, ..data -> ..v1."""
+    for version in ("v1", "v2"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "file").write_text(version)
+    path, data = tmp_path / "file", tmp_path / "data"
+    data.symlink_to("v1")
+    path.symlink_to("data/file")
+
+    def swap() -> None:
+        (tmp_path / "new").symlink_to("v2")
+        (tmp_path / "new").rename(data)
+
+    async for told in following(path):
+        await told.after(lambda: (tmp_path / "v1" / "file").write_text("1"))
+        await told.after(swap)
+        await told.after(lambda: (tmp_path / "v2" / "file").write_text("2"))
+
+
+async def test_a_burst_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    def often() -> None:
+        for number in range(100):
+            replace(path, str(number))
+
+    async for told in following(path):
+        await told.after(often)
+        # One more when the burst took longer than the pause.
+        assert told.times <= 3
+
+
+async def test_it_looks_by_itself_and_leaves_nothing_open(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    looks = 0
+    paths = [str(tmp_path / "x"), "relative", "/"]
+    async with contextlib.aclosing(changes(paths, every_s=0.01)) as told:
+        async for _ in told:
+            looks += 1
+            if looks == 3:
+                break
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("path", ["loop", "loop/file"])
+async def test_links_that_lead_nowhere(tmp_path: Path, path: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    async for told in following(tmp_path / path):
+        await told.after((tmp_path / "loop").unlink)
