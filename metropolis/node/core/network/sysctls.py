@@ -84,6 +84,11 @@ NODE: Final = (
     # What is written to `default` reaches links of which it was never set, too.
     Sysctl("ipv4/conf/all/arp_ignore", 0),
     Sysctl("ipv4/conf/default/arp_ignore", 0),
+    # An answer that nobody asked for makes no neighbour entry, or else one
+    # workload fills the table with invented ones. IPv6's is each link's own.
+    Sysctl("ipv4/conf/all/arp_accept", 0),
+    Sysctl("ipv4/conf/default/arp_accept", 0),
+    Sysctl("ipv6/conf/default/accept_untracked_na", 0),
     # Connections of the node are at none of the ports that flows of workloads
     # are given: see allocs.MASQUERADE_PORTS.
     Sysctl("ipv4/ip_local_port_range", "{} {}".format(*allocs.EPHEMERAL_PORTS)),

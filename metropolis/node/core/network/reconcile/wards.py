@@ -31,6 +31,9 @@ from osbase.nftables.digest import BaseChain, base_chains, open_socket
 type _IPAddress = IPv4Address | IPv6Address
 
 _LOOPBACK: Final = 1
+_LOCAL: Final = 255
+_MAIN: Final = 254
+_LAST: Final = 2**32  # after every rule's priority
 _NF_INET_FORWARD: Final = 2
 _NAMED: Final = 3
 
@@ -120,14 +123,15 @@ class Host:
 
     _RULES: Final = (
         # Table and priority, as fib_default_rules_init and fib6_rules_net_init
-        # have them. Another priority is fine: others move them.
-        (rtnl.AF_INET, 255, 0),
-        (rtnl.AF_INET, 254, 32766),
+        # have them. Another priority is fine, others move them: as long as
+        # main's default route does not take what is for the node itself.
+        (rtnl.AF_INET, _LOCAL, 0),
+        (rtnl.AF_INET, _MAIN, 32766),
         (rtnl.AF_INET, 253, 32767),
-        (rtnl.AF_INET6, 255, 0),
-        (rtnl.AF_INET6, 254, 32766),
+        (rtnl.AF_INET6, _LOCAL, 0),
+        (rtnl.AF_INET6, _MAIN, 32766),
     )
-    _TABLES: Final = {255: "local", 254: "main", 253: "default"}
+    _TABLES: Final = {_LOCAL: "local", _MAIN: "main", 253: "default"}
     _ADDRESSES: Final[tuple[tuple[_IPAddress, int, int], ...]] = (
         # Address, prefix length, scope.
         (IPv4Address("127.0.0.1"), 8, rtnl.RT_SCOPE_HOST),
@@ -156,12 +160,20 @@ class Host:
         families = (rtnl.AF_INET, rtnl.AF_INET6) if _has_ipv6() else (rtnl.AF_INET,)
         for family in families:
             rules = map(fibrules.parse_rule, sock.dump(fibrules.dump_rules(family)))
-            present = {rule.table for rule in rules if rule.everything}
+            first: dict[int, int] = {}
+            for rule in rules:
+                if rule.everything:
+                    first[rule.table] = min(rule.priority, first.get(rule.table, rule.priority))
             for of, table, priority in self._RULES:
-                if of == family and table not in present:
-                    version = 4 if family == rtnl.AF_INET else 6
-                    what = f"IPv{version} routing rule {priority}: lookup {self._TABLES[table]}"
-                    put_back(what, f"{what} was gone", fibrules.add_rule(family, table, priority))
+                if of != family:
+                    continue
+                version = 4 if family == rtnl.AF_INET else 6
+                what = f"IPv{version} routing rule {priority}: lookup {self._TABLES[table]}"
+                request = fibrules.add_rule(family, table, priority)
+                if table not in first:
+                    put_back(what, f"{what} was gone", request)
+                elif table == _LOCAL and first.get(_MAIN, _LAST) <= first[table]:
+                    put_back(what, f"{what} came after that of main", request)
 
     def _look_at_loopback(self, sock: NetlinkSocket, put_back: Callable[..., None]) -> None:
         if not rtnl.parse_link(sock.get(rtnl.get_link(_LOOPBACK))).up:

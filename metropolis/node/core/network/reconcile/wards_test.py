@@ -124,6 +124,27 @@ def test_host_leaves_what_others_add(host: wards.Host, make: list[str], undo: li
         sh(command)
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_local_is_looked_up_before_main(host: wards.Host, version: int) -> None:
+    """Else the first hop goes where the default route leads: a cause of its
+    own, not an address without a route.
+    """
+    ip = f"ip -{version}"
+    sh("ip link add world type veth peer name world-peer")
+    try:
+        sh("ip link set world up")
+        sh("ip link set world-peer up")
+        sh(f"{ip} route add default dev world")
+        sh(f"{ip} rule add pref 40000 lookup local")
+        sh(f"{ip} rule del pref 0")
+        keys = {one.key for one in host.look(always)}
+        assert keys == {f"IPv{version} routing rule 0: lookup local"}
+        assert host.look(always) == []
+    finally:
+        sh(f"{ip} rule del pref 40000")
+        sh("ip link del world")
+
+
 def test_lo_without_ipv6(host: wards.Host) -> None:
     path = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
     path.write_text("1")
@@ -141,6 +162,9 @@ def test_lo_without_ipv6(host: wards.Host) -> None:
         ("ipv6/conf/all/forwarding", 0, 1),
         ("ipv4/conf/all/rp_filter", 2, 0),
         ("ipv4/conf/all/arp_ignore", 1, 0),
+        ("ipv4/conf/all/arp_accept", 1, 0),
+        ("ipv4/conf/default/arp_accept", 1, 0),
+        ("ipv6/conf/default/accept_untracked_na", 1, 0),
         ("ipv4/conf/default/forwarding", 0, 1),
         ("ipv6/conf/default/forwarding", 0, 1),
         ("ipv6/conf/default/accept_ra", 1, 0),

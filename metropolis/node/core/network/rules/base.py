@@ -75,6 +75,10 @@ the node's then, which answers with a RST, and the peer ends the workload's
 connection. ICMP errors that are invalid concern flows that are not tracked: the
 kernel knows them.
 
+Nor does a workload, or another node, know of errors on the way to the world.
+One about a flow that is masqueraded would be translated back: whoever guesses
+the flow's port would speak to the workload that began it.
+
 New flows are counted by link, not by address, in an element each: the price is
 the same for the first flow and the millionth (`ct count` walks a source's
 flows). Only packets that would make an entry count: `new` is also what any
@@ -166,6 +170,7 @@ _CHAINS: Final = {
     "to_node": "",
     "forward": _FILTER.format("forward priority filter"),
     "to_workload": "",
+    "error_to_workload": "",
     "from_workload_out": "",
     "to_metadata": "",
     "postrouting": "type nat hook postrouting priority srcnat; policy accept;",
@@ -475,7 +480,10 @@ def _to_node(settings: Settings) -> dict[str, list[str]]:
 
 
 def _forward(settings: Settings) -> dict[str, list[str]]:
-    to_workload = [f"meta iifgroup {_OURS} accept"]
+    to_workload = [
+        f"meta iifgroup {_OURS} ct state != related accept",
+        f"meta iifgroup {_OURS} goto error_to_workload",
+    ]
     if settings.routed_pods:
         to_workload.append("accept")
     else:
@@ -504,6 +512,11 @@ def _forward(settings: Settings) -> dict[str, list[str]]:
             f"meta iifgroup {_OVERLAY} " + drop(Reason.OVERLAY_TRANSIT),
         ],
         "to_workload": to_workload,
+        # What was masqueraded and not translated otherwise is with the world.
+        "error_to_workload": [
+            "ct status & (snat | dnat) == snat " + drop(Reason.FORGED_ERROR),
+            "accept",
+        ],
         "from_workload_out": [f"meta oifgroup {_OVERLAY} accept", *refused],
         "to_metadata": [*excepted, drop(Reason.NOT_FORWARDED)],
     }

@@ -29,7 +29,7 @@ class Reason(enum.Enum):
     FRAGMENT_RATE = ("fragment_rate", "more fragments a second than one link may bring")
     CONNTRACK_OFFENDER = ("conntrack_offender", "new flows of a workload that fills conntrack")
     NODE_ACCESS = ("node_access", "to the node, by the configuration not for workloads")
-    FORGED_ERROR = ("forged_error", "an ICMP error to the node, about no flow with a pod")
+    FORGED_ERROR = ("forged_error", "an ICMP error of a pod or node, about a flow with the world")
     NOT_FORWARDED = ("not_forwarded", "to a link-local or metadata address beyond the node")
     # From any link.
     LOOPBACK_ENTERED = ("loopback_entered", "to 127.0.0.0/8, by a link")

@@ -22,6 +22,7 @@ from metropolis.node.core.network.rules.testing.lab import (
     WORLD,
     apply,
     counters,
+    near,
     node_socket,
     taps,
 )
@@ -94,6 +95,31 @@ def test_errors_about_flows_with_pods_arrive(version: int, access: NodeAccess, b
         finally:
             sh(f"ip -{version} route flush cache")
     assert "forged_error" not in counters()
+
+
+@FAMILIES
+@BY
+def test_errors_about_the_flows_of_other_pods_do_not_arrive(version: int, by: str) -> None:
+    """A flow to the world, of which the attacker guessed the port that it was
+    given: translated back, the error would be the other pod's to believe. Those
+    of routers arrive.
+    """
+    apply(Settings(NETWORKS, overlay=True))
+    peer, liar, victim = WORLD[version], far_end(version, by), POD_B[version]
+    with taps(by, "pod-b", "up0") as (attacker, other, world):
+        other.send(packets.udp(victim, peer, (next(PORTS), 53), b"question"))
+        sent = world.until(b"question")[-1]
+        attacker.send(
+            packets.port_unreachable(liar, sent.data),
+            packets.too_big(liar, sent.data),
+            packets.with_extension(packets.port_unreachable(liar, sent.data)),
+            packets.echo(liar, victim, b"marker"),
+        )
+        came = other.until(b"marker")
+        assert len(came) == 1, came
+        world.send(packets.too_big(near(version, "up0", 2), sent.data))
+        other.until(b"question")
+    assert counters().get("forged_error", 0) == 3, counters()
 
 
 @FAMILIES

@@ -37,8 +37,8 @@ and it is compared and put back, by a start and by every look of the ward:
     link      up, ARP on, in the workloads' group, in no bridge; MAC; MTU
     ipv4      conf/LINK/forwarding 1, while the host forwards at all;
               conf/LINK/arp_ignore 0, as the first hop is an address of lo;
-              conf/LINK/rp_filter 1, so that invented senders of ARP requests
-              do not become neighbours
+              conf/LINK/rp_filter 1 and arp_accept 0, so that invented
+              senders of ARP do not become neighbours
     ipv6      conf/LINK/disable_ipv6 0; fe80::1 on the link; no addresses that
               the kernel chose (addr_gen_mode)
     routes    of protocol 77: the workload's addresses, its link-local one

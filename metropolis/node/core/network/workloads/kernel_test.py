@@ -194,6 +194,7 @@ DAMAGES = [
     Damage("bridge", enslaved, ("link {N}: master",)),
     Damage("no ARP", without_arp, ("link {N}: ARP",)),
     Damage("forwarding", written("ipv4/conf/{}/forwarding", 0), ("link {N}: ipv4 forwarding",)),
+    Damage("arp_accept", written("ipv4/conf/{}/arp_accept", 1), ("link {N}: ipv4 arp_accept",)),
     Damage("arp_ignore", written("ipv4/conf/{}/arp_ignore", 1), ("link {N}: ipv4 arp_ignore",)),
     Damage(
         "disable_ipv6",

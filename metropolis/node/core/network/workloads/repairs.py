@@ -29,6 +29,9 @@ _RP_FILTER = {"rp_filter": (rtnl.IPV4_DEVCONF_RP_FILTER, 1)}
 # The first hop is an address of lo: with more than 0 nobody answers for it.
 _ARP_IGNORE = {"arp_ignore": (rtnl.IPV4_DEVCONF_ARP_IGNORE, 0)}
 
+# With 1, answers with invented senders make neighbour entries.
+_ARP_ACCEPT = {"arp_accept": (rtnl.IPV4_DEVCONF_ARP_ACCEPT, 0)}
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -116,7 +119,7 @@ def _link(record: Record, link: Link, seen: Seen) -> Iterator[Mend]:
         yield mend("alternative names", ", ".join(map(show, lost)), "none of these", request)
     if not link.arp:
         yield mend("ARP", "on", "off", rtnl.set_link_arp(index, name))
-    settings = _ARP_IGNORE | _RP_FILTER | (_FORWARDING if seen.forwards else {})
+    settings = _ARP_ACCEPT | _ARP_IGNORE | _RP_FILTER | (_FORWARDING if seen.forwards else {})
     for what, (number, value) in settings.items() if record.ips[0].version == 4 else ():
         is_now = link.ipv4_setting(number)
         if is_now not in (None, value):
