@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
@@ -46,7 +47,8 @@ async def changes(
 ) -> AsyncGenerator[None]:
     """At once, after each burst of changes, and every so often, without end.
 
-    Raises OSError when the kernel gives no inotify instance (EMFILE).
+    Raises OSError when the kernel gives no inotify instance (EMFILE) or no more
+    watches (ENOSPC), see inotify(7) for the limits.
     """
     wanted = tuple(paths)
     descriptor = _call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
@@ -89,8 +91,11 @@ def directories(path: str) -> set[Path]:
 def _watch(descriptor: int, paths: tuple[str, ...]) -> None:
     """Watching twice is watching once; a directory that is gone is not."""
     for directory in set().union(*map(directories, paths)):
-        with contextlib.suppress(OSError):
+        try:
             _call("inotify_add_watch", descriptor, os.fsencode(directory), _MASK)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
 
 
 def _drain(descriptor: int, came: asyncio.Event) -> None:

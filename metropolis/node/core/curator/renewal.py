@@ -58,10 +58,16 @@ class Renewal:
     async def follow(self) -> None:
         """Until cancelled."""
         files = (self._files.ca, self._files.cert, self._files.key)
-        async with contextlib.aclosing(changes(files)) as looks:
-            async for _ in looks:
-                with contextlib.suppress(CredentialsError):
-                    await self._look()
+        try:
+            async with contextlib.aclosing(changes(files)) as looks:
+                async for _ in looks:
+                    with contextlib.suppress(CredentialsError):
+                        await self._look()
+        except OSError as error:
+            # No reason to do without etcd.
+            log.warning(
+                "other credentials are used from the next connection on: %s", error.strerror
+            )
 
     async def candidates(self) -> tuple[Credentials, ...]:
         """Read the files; return with what to connect, the best first. Raises

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -152,6 +152,26 @@ async def test_another_authority(tmp_path: Path, first: str) -> None:
         cluster.files = files_of(cluster.server.client)
         await follows(cluster, machine)
         assert machine.curator.credentials.peek() == ""
+
+
+@pytest.fixture
+def no_inotify() -> Iterator[None]:
+    limit = Path("/proc/sys/user/max_inotify_instances")
+    before = limit.read_text()
+    limit.write_text("0")
+    yield
+    limit.write_text(before)
+
+
+async def test_without_inotify(tmp_path: Path, no_inotify: None) -> None:
+    """They are used from the next connection on, which is said."""
+    async with node(tmp_path) as (cluster, machine, files):
+        await cluster.log.wait("from the next connection on: inotify_init1: Too many open")
+        install(files, cluster.server.authority, "cert", "key", name="second")
+        await cluster.server.kill()
+        await cluster.server.start()
+        await cluster.log.wait(HERE, 2)
+        await follows(cluster, machine)
 
 
 async def test_the_end_is_told_in_time(tmp_path: Path) -> None:
