@@ -2,6 +2,7 @@
 """Certificates for tests: an authority, and what it signs, by openssl."""
 
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +44,23 @@ class Authority:
         usage = "extendedKeyUsage=serverAuth,clientAuth"
         return self._sign(name, (usage, f"subjectAltName={','.join(names)}"), _LONG)
 
-    def client(self, name: str, *, expired: bool = False) -> Credentials:
+    def client(
+        self,
+        name: str,
+        *,
+        expired: bool = False,
+        begins_in_s: float | None = None,
+        ends_in_s: float | None = None,
+    ) -> Credentials:
         """A certificate for a node or an operator, the same name the same files
         anew. expired: since 2020.
         """
-        return self._sign(name, ("extendedKeyUsage=clientAuth",), _PAST if expired else _LONG)
+        validity = list(_PAST if expired else _LONG)
+        if begins_in_s is not None:
+            validity[1] = _time(begins_in_s)
+        if ends_in_s is not None:
+            validity[3] = _time(ends_in_s)
+        return self._sign(name, ("extendedKeyUsage=clientAuth",), validity)
 
     def _sign(self, name: str, extensions: Sequence[str], validity: Sequence[str]) -> Credentials:
         made = {kind: self._directory / f"{name}.{kind}" for kind in ("pem", "key", "csr", "ext")}
@@ -61,6 +74,10 @@ class Authority:
             *validity, "-extfile", made["ext"], "-out", made["pem"],
         )  # fmt: skip
         return Credentials(self.cert, made["pem"], made["key"])
+
+
+def _time(in_s: float) -> str:
+    return time.strftime("%Y%m%d%H%M%SZ", time.gmtime(time.time() + in_s))
 
 
 def _openssl(*arguments: str | Path) -> None:

@@ -25,6 +25,7 @@ from osbase.rpc.server import QUICK
 
 _LIMIT = Path("/proc/sys/user/max_net_namespaces")
 _POOL = ("rpc-worker", "rpc-quick", "rpc-accept", "rpc-ticker")  # names of osbase.rpc's threads
+_GRPC = ("event_engine", "grpc_global_tim", "lifeguard")  # names of its C-core's
 _POOLED = WORKERS + CHECKERS + 2 * QUICK + 1 + 1  # two quick methods, streams, the ticker
 _KEPT_SOCKETS = 8 + 1  # osbase.netlink: idle ones of a SocketPool; LinkEvents
 
@@ -70,6 +71,7 @@ def take(host: Host) -> Census:
 def _threads(pid: int) -> int:
     """Without the threads of the server's pools, as many as these may have:
     a pool starts them when it needs them, so more of them later is no leak.
+    Those of gRPC's C-core are not counted: a busy machine has more.
     """
     pooled = others = 0
     for task in os.listdir(f"/proc/{pid}/task"):
@@ -77,7 +79,7 @@ def _threads(pid: int) -> int:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             name = Path(f"/proc/{pid}/task/{task}/comm").read_text()
             pooled += name.startswith(_POOL)
-            others += not name.startswith(_POOL)
+            others += not name.startswith((*_POOL, *_GRPC))
     return others + max(0, pooled - _POOLED)
 
 

@@ -192,8 +192,8 @@ class Soak:
 
     @staticmethod
     def _when_settled(host: Host, idle: Census) -> Census:
-        """Count again while there are more threads: gRPC's C-core has a pool
-        that grows with the load, and whose idle threads end some time later.
+        """Count again while there are more threads: one that has just begun has
+        no name yet, and one that ends takes its time.
         """
         deadline = time.monotonic() + _SETTLED_S
         while True:
