@@ -45,7 +45,7 @@ def read(files: Files) -> Credentials:
     found = Credentials(files, _read(files.ca), _read(files.cert), _read(files.key))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        context.load_verify_locations(cadata=found.ca.decode("ascii"))
+        context.load_verify_locations(cadata=_text(found.ca))
     except (ssl.SSLError, ValueError) as error:
         raise CredentialsError(f"{files.ca}: has no certificates in PEM") from error
     try:
@@ -88,7 +88,7 @@ def judge(credentials: Credentials) -> Judgement:
         client.verify_mode = ssl.CERT_NONE
         for context in (server, client):
             _load(context, credentials)
-        server.load_verify_locations(cadata=credentials.cert.decode("ascii"))
+        server.load_verify_locations(cadata=_text(credentials.cert))
         to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
         ours = client.wrap_bio(to_client, to_server)
         theirs = server.wrap_bio(to_server, to_client, server_side=True)
@@ -131,6 +131,13 @@ def _read(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise CredentialsError(f"{path}: {error.strerror}") from error
+
+
+def _text(pem: bytes) -> str:
+    """Return it as OpenSSL's Python takes it. Names of people stand in what is
+    between the certificates, which is not looked at.
+    """
+    return pem.decode("ascii", "ignore")
 
 
 def _no_password() -> str:

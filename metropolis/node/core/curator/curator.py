@@ -214,7 +214,9 @@ class Curator:
                     await latest.get()
 
     async def _connect(self, latest: event.Watcher[Credentials]) -> Etcd:
-        """latest: what is tried here counts as seen."""
+        """latest: what was there before, or is tried here, counts as seen."""
+        if latest.changed():
+            await latest.get()
         candidates = await self._renewal.candidates()
         if latest.changed() and self._renewal.latest.peek() == candidates[0]:
             await latest.get()
@@ -226,6 +228,9 @@ class Curator:
                 failures.append(error)
             else:
                 await self._renewal.proved(one)
+                if failures:
+                    # Etcd may have come back between the two attempts.
+                    self._renewal.again()
                 return found
         raise failures[0]
 
@@ -234,6 +239,8 @@ class Curator:
         it. Raises _Renewed.
         """
         async for fresh in latest:
+            if self._renewal.in_use(fresh):  # put back
+                continue
             try:
                 found = await etcd.connect(
                     self._endpoints, fresh, deadline_s=self._timing.deadline_s

@@ -9,6 +9,10 @@ What etcd has accepted stays in memory until etcd has accepted something else,
 whatever becomes of the files: a set that is half written, does not belong
 together, has expired or is of an authority that etcd does not know (yet) takes
 nobody's connection away. While etcd is away both are tried, the newest first.
+
+What is refused may be taken later, since the fault may have been the network's
+or etcd's own: it is tried again after each connection, each change of the
+files, and now and then.
 """
 
 from __future__ import annotations
@@ -50,7 +54,8 @@ class Renewal:
         self._clock = clock
         self._proven: Credentials | None = None
         self._judged = Judgement()  # of the proven
-        self._problem = ""  # of what is in the files now
+        self._broken = ""  # why the files cannot be read now
+        self._refusal = ""  # of the latest, by etcd
         self.latest = event.Value[Credentials]("credentials in the files")
         self.note = event.Value[str]("what is to be known of credentials")
         self.note.set("")
@@ -62,7 +67,9 @@ class Renewal:
             async with contextlib.aclosing(changes(files)) as looks:
                 async for _ in looks:
                     with contextlib.suppress(CredentialsError):
-                        await self._look()
+                        before = _peek(self.latest)
+                        if await self._look() == before:
+                            self.again()
         except OSError as error:
             # No reason to do without etcd.
             log.warning(
@@ -83,45 +90,60 @@ class Renewal:
             found.append(self._proven)
         return tuple(found)
 
+    def again(self) -> None:
+        """Have the latest tried once more beside a connection with others."""
+        latest = _peek(self.latest)
+        if latest is not None and self._proven is not None and latest != self._proven:
+            self.latest.set(latest)
+
+    def in_use(self, these: Credentials) -> bool:
+        """Whether they are what etcd has accepted last."""
+        return these == self._proven
+
     async def proved(self, used: Credentials) -> None:
         """Etcd has accepted them."""
         if used != self._proven:
             self._proven = used
             self._judged = await asyncio.to_thread(credentials.judge, used)
         if used == _peek(self.latest):
-            self._problem = ""
+            self._refusal = ""
         self._tell()
 
     def refused(self, tried: Credentials, why: str) -> None:
         """Etcd has not, while it accepts the proven ones."""
         if tried == _peek(self.latest):
-            self._doubt(why)
+            if why != self._refusal:
+                self._log_kept(why)
+            self._refusal = why
+            self._tell()
 
     async def _look(self) -> Credentials:
         try:
             found = await asyncio.to_thread(credentials.read, self._files)
         except CredentialsError as error:
-            self._doubt(str(error))
+            if str(error) != self._broken:
+                self._log_kept(str(error))
+            self._broken = str(error)
+            self._tell()
             raise
+        self._broken = ""
         if found == self._proven:
-            self._problem = ""
+            self._refusal = ""
         if found != _peek(self.latest):
-            self._problem = ""
+            self._refusal = ""
             self.latest.set(found)
         self._tell()
         return found
 
-    def _doubt(self, problem: str) -> None:
-        if problem != self._problem and self._proven is not None:
-            log.warning("credentials for etcd stay those of before: %s", problem)
-        self._problem = problem
-        self._tell()
+    def _log_kept(self, why: str) -> None:
+        if self._proven is not None:
+            log.warning("credentials for etcd stay those of before: %s", why)
 
     def _tell(self) -> None:
         notes = []
         if self._proven is not None:
-            if self._problem:
-                notes.append(f"those of before are used: {self._problem}")
+            if problem := self._broken or self._refusal:
+                notes.append(f"those of before are used: {problem}")
             ends = self._judged.ends
             if ends is not None and ends - self._clock() < WARN_S:
                 when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(ends))

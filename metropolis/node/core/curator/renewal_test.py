@@ -3,20 +3,24 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from metropolis.node.core.curator import credentials
+from metropolis.node.core.curator import credentials, etcd
 from metropolis.node.core.curator.credentials import Files
 from metropolis.node.core.curator.renewal import WARN_S, Renewal
 from metropolis.node.core.curator.testing.cluster import (
     NETWORKS,
+    TIMING,
+    WAIT_S,
     Cluster,
     Machine,
     eventually,
@@ -25,6 +29,7 @@ from metropolis.node.core.curator.testing.cluster import (
 )
 from metropolis.node.core.network.overlay.mesh import Identity
 from metropolis.test.etcd import Authority
+from osbase import event
 
 RENEWED = "credentials for etcd were renewed"
 KEPT = "credentials for etcd stay those of before: "
@@ -48,12 +53,25 @@ def install(
         replace(getattr(files, kind), getattr(made, kind))
 
 
+def install_again(files: Files, authority: Authority, name: str) -> None:
+    """Put back what was installed by that name."""
+    directory = authority.cert.parent
+    made = Files(*map(str, (authority.cert, directory / f"{name}.pem", directory / f"{name}.key")))
+    for kind in ("ca", "cert", "key"):
+        replace(getattr(files, kind), getattr(made, kind))
+
+
+def files_of_node(directory: Path) -> Files:
+    """Of their own; nothing is there yet."""
+    pki = directory / "pki-of-node"
+    pki.mkdir()
+    return Files(*(str(pki / f"{kind}.pem") for kind in ("ca", "cert", "key")))
+
+
 @contextlib.asynccontextmanager
 async def node(directory: Path) -> AsyncIterator[tuple[Cluster, Machine, Files]]:
     """A node that has joined, with files of its own."""
-    pki = directory / "pki-of-node"
-    pki.mkdir()
-    files = Files(*(str(pki / f"{kind}.pem") for kind in ("ca", "cert", "key")))
+    files = files_of_node(directory)
     async with start(directory, *NETWORKS) as cluster:
         install(files, cluster.server.authority, "ca", "cert", "key", name="first")
         async with Machine(cluster.server.endpoints, files, "a") as machine:
@@ -74,19 +92,30 @@ async def follows(cluster: Cluster, machine: Machine) -> None:
 async def test_renewed_while_connected(tmp_path: Path, order: str) -> None:
     """Nothing is told on, as nothing has changed; etcd is not even away."""
     async with node(tmp_path) as (cluster, machine, files):
-        pods, mesh = machine.curator.pod_prefixes.watch(), machine.curator.mesh.watch()
-        await pods.get()
-        await mesh.get()
+        watchers: list[event.Watcher[Any]] = [
+            machine.curator.pod_prefixes.watch(),
+            machine.curator.mesh.watch(),
+            machine.curator.published.watch(),
+        ]
+        for watcher in watchers:
+            await watcher.get()
         install(files, cluster.server.authority, *order.split(), name="second")
         await cluster.log.wait(RENEWED)
         await cluster.log.wait(HERE, 2)
         assert cluster.log.count(AWAY) == 0
-        assert not pods.changed()
-        await follows(cluster, machine)
-        # Once more, at once.
-        install(files, cluster.server.authority, *order.split(), name="third")
-        await cluster.log.wait(RENEWED, 2)
-        await follows(cluster, machine)
+        assert not any(watcher.changed() for watcher in watchers)
+        async with cluster.machine("b") as other:
+            await other.sees(lambda peers: "a" in peers)
+            await machine.sees(lambda peers: "b" in peers)
+            with other.curator.peers.watch() as seen, machine.curator.peers.watch() as sees:
+                seen.take()
+                sees.take()
+                # Once more, at once.
+                install(files, cluster.server.authority, *order.split(), name="third")
+                await cluster.log.wait(RENEWED, 2)
+                await follows(cluster, machine)
+                assert "a" not in seen.take()
+                assert "b" not in sees.take()
         assert cluster.log.count(AWAY) == 0
         assert machine.curator.credentials.peek() == ""
 
@@ -107,6 +136,12 @@ async def test_what_is_wrong_is_not_used(tmp_path: Path) -> None:
         await cluster.server.start()
         await cluster.log.wait(HERE, 2)
         await follows(cluster, machine)
+        missing = f"{files.ca}: No such file or directory"
+        assert note.peek() == f"those of before are used: {missing}"
+        assert cluster.log.count(f"{KEPT}{missing}") == 1
+        # Those that are used are put back, which renews nothing.
+        install_again(files, authority, "first")
+        await eventually(note, lambda text: text == "")
         # A set that is whole, which etcd does not take: expired, or of others.
         install(files, authority, "ca", "cert", "key", name="third", expired=True)
         await cluster.log.wait(f"{files.cert}: certificate has expired")
@@ -134,6 +169,99 @@ async def test_renewed_while_etcd_is_away(tmp_path: Path) -> None:
         install(files, Authority(tmp_path / "s", "s"), "ca", "cert", "key", name="third")
         await cluster.log.wait(KEPT)
         await follows(cluster, machine)
+
+
+async def test_refused_by_an_etcd_that_comes_back(tmp_path: Path) -> None:
+    """It is said, too, and tried again when the files are written again; those
+    used before may be put back.
+    """
+    async with node(tmp_path) as (cluster, machine, files):
+        note = machine.curator.credentials
+        await cluster.server.kill()
+        await cluster.log.wait(AWAY)
+        stranger = Authority(tmp_path / "s", "s")
+        install(files, stranger, "cert", "key", name="second")
+        await cluster.server.start()
+        await cluster.log.wait(f"{KEPT}{cluster.server.endpoint}: ")
+        await eventually(note, lambda text: "those of before are used" in text)
+        await follows(cluster, machine)
+        install_again(files, cluster.server.authority, "first")
+        await eventually(note, lambda text: text == "")
+        await follows(cluster, machine)
+        assert cluster.log.count(RENEWED) == 0
+
+
+async def test_a_broken_set_does_not_hurry_the_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is a pause between two, also after another set that was whole."""
+    loop, connect = asyncio.get_running_loop(), etcd.connect
+    attempts: asyncio.Queue[tuple[float, credentials.Credentials]] = asyncio.Queue()
+
+    async def counted(
+        endpoints: Sequence[str], read: credentials.Credentials, *, deadline_s: float
+    ) -> etcd.Etcd:
+        attempts.put_nowait((loop.time(), read))
+        return await connect(endpoints, read, deadline_s=deadline_s)
+
+    async with node(tmp_path) as (cluster, _, files):
+        await cluster.server.kill()
+        await cluster.log.wait(AWAY)
+        install(files, cluster.server.authority, "cert", "key", name="second")
+        second = await asyncio.to_thread(credentials.read, files)
+        monkeypatch.setattr(etcd, "connect", counted)
+        async with asyncio.timeout(WAIT_S):
+            while (await attempts.get())[1] != second:
+                pass
+            await asyncio.to_thread(os.unlink, files.key)
+            while (await attempts.get())[1] == second:
+                pass
+            times = [(await attempts.get())[0] for _ in range(10)]
+        short = [
+            after - before
+            for before, after in itertools.pairwise(times)
+            if after - before < TIMING.retry_first_s / 2
+        ]
+        # What was read before it was broken may still come in between, once.
+        assert len(short) <= 2
+
+
+async def test_what_was_refused_is_tried_again(tmp_path: Path) -> None:
+    """When the files are written again, though they are the same."""
+    authority, files = Authority(tmp_path / "pki"), files_of_node(tmp_path)
+    install(files, authority, "ca", "cert", "key", name="first")
+    renewal = Renewal(files)
+    (first,) = await renewal.candidates()
+    await renewal.proved(first)
+    install(files, authority, "cert", "key", name="second")
+    second, also = await renewal.candidates()
+    assert also == first
+    latest = renewal.latest.watch()
+    assert await latest.get() == second
+    renewal.refused(second, "too slow")
+    assert renewal.note.peek() == "those of before are used: too slow"
+    # Broken meanwhile, which is the nearer reason, and put back.
+    await asyncio.to_thread(os.unlink, files.ca)
+    assert await renewal.candidates() == (first,)
+    assert "No such file" in renewal.note.peek()
+    install(files, authority, "ca", name="third")
+    task = asyncio.create_task(renewal.follow())
+    async with asyncio.timeout(WAIT_S):
+        assert await latest.get() == second
+    assert renewal.note.peek() == "those of before are used: too slow"
+    await renewal.proved(second)
+    assert renewal.note.peek() == ""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_text_between_certificates(tmp_path: Path) -> None:
+    """In any encoding; `openssl x509 -text` writes names."""
+    authority, files = Authority(tmp_path / "pki"), files_of_node(tmp_path)
+    install(files, authority, "ca", "cert", "key", name="node")
+    for path in map(Path, (files.ca, files.cert)):
+        path.write_bytes("Aussteller: Zürich\n".encode() + path.read_bytes() + b"\xff\n")
+    assert credentials.judge(credentials.read(files)).ends == 4102444799
 
 
 @pytest.mark.parametrize("first", ["node", "etcd"])

@@ -281,6 +281,7 @@ __all__ = [
     "HOME",
     "NETWORKS",
     "TIMING",
+    "WAIT_S",
     "Cluster",
     "Machine",
     "claims",
