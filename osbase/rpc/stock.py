@@ -21,6 +21,7 @@ from typing import Any
 import grpc
 
 from osbase.rpc.call import Call, RpcError, Unary, short, status, unexpected
+from osbase.rpc.connections import CUT_AFTER_S, cut
 from osbase.rpc.limits import STREAMS, with_limits
 from osbase.rpc.stream import Stream, Streaming
 from osbase.rpc.unread import MESSAGE_S, Ticker, Unread
@@ -71,6 +72,8 @@ class StockServer:
             handlers[method] = _streaming(streaming, method, pool, places, full)
         self._server: Any = grpc.server(shared, [_Handlers(handlers)], options=with_limits(options))
         self._ticker = Ticker(self._tick)
+        self._addresses: set[str] = set()
+        self._cut_at = math.inf
         self._life = threading.Lock()  # held by start and stop
         self._started = self._ended = False
 
@@ -85,6 +88,7 @@ class StockServer:
             self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise OSError(f"cannot listen at {address}") from error
+        self._addresses.add(address)
 
     def start(self) -> None:
         """See Server."""
@@ -127,6 +131,7 @@ class StockServer:
             # It closes no socket of a server that was not started.
             with contextlib.suppress(RuntimeError):
                 self._run()
+        self._cut_at = time.monotonic() + grace_s + CUT_AFTER_S
         for pool in self._pools:
             pool.stopping = True
         try:
@@ -141,6 +146,8 @@ class StockServer:
         """See Ticker."""
         for pool in self._pools:
             pool.tend()
+        if time.monotonic() >= self._cut_at and cut(self._addresses):
+            self._cut_at = math.inf
 
 
 class _Pool(ThreadPoolExecutor):
