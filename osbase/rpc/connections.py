@@ -10,15 +10,17 @@ C-core gives away no descriptors. So they are found among those of the process,
 by the name of the socket that they came from.
 """
 
-import contextlib
+import errno
 import logging
 import os
 import socket
+import stat
 
 log = logging.getLogger(__name__)
 
 # After the calls were cancelled: for clients to hear of it.
 CUT_AFTER_S = 1.0
+_NO_ROOM = (errno.EMFILE, errno.ENFILE)  # for a descriptor of our own
 
 
 def cut(addresses: set[str]) -> bool:
@@ -29,10 +31,13 @@ def cut(addresses: set[str]) -> bool:
     count = 0
     try:
         for number in os.listdir("/proc/self/fd"):
-            # Most are others'; some may be closed meanwhile.
-            with contextlib.suppress(OSError):
+            try:
                 count += _cut(int(number), names)
-    except OSError as error:  # no descriptor for it: next time
+            except OSError as error:
+                # Mostly it was closed meanwhile.
+                if error.errno in _NO_ROOM:
+                    raise
+    except OSError as error:
         log.warning("connections cannot be ended: %s", error)
         return False
     if count:
@@ -41,8 +46,16 @@ def cut(addresses: set[str]) -> bool:
 
 
 def _cut(number: int, names: set[str]) -> bool:
+    if not stat.S_ISSOCK(os.fstat(number).st_mode):
+        return False
     # A descriptor of our own, lest that number becomes another file's.
-    with socket.socket(fileno=os.dup(number)) as found:
+    own = os.dup(number)
+    try:
+        found = socket.socket(fileno=own)
+    except BaseException:
+        os.close(own)
+        raise
+    with found:
         if found.family != socket.AF_UNIX or found.getsockname() not in names:
             return False
         found.getpeername()  # fails for the socket that listens

@@ -193,6 +193,24 @@ async def test_del_looks_at_what_it_needs(
     assert engine.list() == []
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [{"IFNAME": name} for name in ("all", "default", "eth%d", "ethà", "a b", ".", "x" * 16)]
+    + [{"CONTAINERID": name} for name in ("a" * 256, "_a", "a/b", "ü", "\udcff")],
+    ids=str,
+)
+async def test_del_of_what_no_add_takes(
+    service: Path, engine: GatedEngine, netns: Netns, odd: dict[str, str]
+) -> None:
+    """A runtime deletes what it could not add, until that succeeds. Multus has
+    such names from people, and lets `all` and `default` pass.
+    """
+    await cni(service, "ADD", "c1", netns.path)
+    await refused(Code.INVALID_ENVIRONMENT, service, "ADD", "c2", netns.path, **odd)
+    assert await cni(service, "DEL", "c2", netns.path, **odd) is None
+    assert [made.workload_id for made in engine.list()] == ["c1"]
+
+
 async def test_del_works_when_nothing_can_be_added(
     service: Path, engine: GatedEngine, netns: Netns
 ) -> None:
