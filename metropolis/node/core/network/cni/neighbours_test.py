@@ -267,6 +267,22 @@ async def test_what_containerd_and_crio_send(
     assert engine.list() == []
 
 
+async def test_a_chain_that_makes_the_routes_again(service: Path, netns: Netns) -> None:
+    """As `route-override` does, of a result, which does not say what address a
+    route prefers.
+    """
+    result = await cni(service, "ADD", "c1", netns.path, name="chain")
+    netns.run("ip", "route", "del", "default")
+    netns.run("ip", "route", "add", "default", "via", "169.254.77.1", "metric", "100")
+    (default,) = [one for one in result["routes"] if one["dst"] == "0.0.0.0/0"]
+    default["priority"] = 100
+    assert await cni(service, "CHECK", "c1", netns.path, prevResult=result, name="chain") is None
+    netns.run("ip", "route", "del", "default")
+    netns.run("ip", "route", "add", "default", "dev", "eth0")
+    said = await refused(Code.CHECK_FAILED, service, "CHECK", "c1", netns.path, prevResult=result)
+    assert "route to 0.0.0.0/0 inside" in said
+
+
 async def test_a_chain_that_changes_the_interface(service: Path, netns: Netns) -> None:
     """As `tuning` and `sbr` do, with results that say so."""
     result = await cni(service, "ADD", "c1", netns.path, name="chain")
