@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from osbase.rpc import limits, stock
-from osbase.rpc.choose import QUEUES
+from osbase.rpc.choose import QUEUES, STOCK
 from osbase.rpc.testing import (
     PREFACE,
     SETTINGS,
@@ -53,6 +53,21 @@ def test_calls_without_a_message(service: Service, kind: str) -> None:
                 stack.callback(raw.close)
                 raw.open(f"/t/{method}", count)
         assert_answers(service)
+
+
+def test_many_calls_without_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With grpc.server, where each takes a thread for a while: one that has
+    come since does not wait for all of them.
+    """
+    monkeypatch.setattr(stock, "_WANTED_S", 0.5)
+    service = Service(tmp_path, STOCK)
+    raws = [Raw(service.path) for _ in range(3)]
+    for raw, method in zip(raws, ("Quick", "Echo", "Wait"), strict=True):
+        raw.open(f"/t/{method}", 500)
+    assert_answers(service)
+    for raw in raws:
+        raw.close()
+    service.close()
 
 
 def test_streams_without_a_message_have_no_thread(tmp_path: Path) -> None:
