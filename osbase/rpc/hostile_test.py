@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from osbase.rpc import stock
-from osbase.rpc.choose import QUEUES
+from osbase.rpc import limits, stock
+from osbase.rpc.choose import QUEUES, STOCK
 from osbase.rpc.testing import (
     PREFACE,
     SETTINGS,
@@ -53,6 +53,21 @@ def test_calls_without_a_message(service: Service, kind: str) -> None:
                 stack.callback(raw.close)
                 raw.open(f"/t/{method}", count)
         assert_answers(service)
+
+
+def test_many_calls_without_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With grpc.server, where each takes a thread for a while: one that has
+    come since does not wait for all of them.
+    """
+    monkeypatch.setattr(stock, "_WANTED_S", 0.5)
+    service = Service(tmp_path, STOCK)
+    raws = [Raw(service.path) for _ in range(3)]
+    for raw, method in zip(raws, ("Quick", "Echo", "Wait"), strict=True):
+        raw.open(f"/t/{method}", 500)
+    assert_answers(service)
+    for raw in raws:
+        raw.close()
+    service.close()
 
 
 def test_streams_without_a_message_have_no_thread(tmp_path: Path) -> None:
@@ -202,6 +217,22 @@ def test_a_server_says_how_many_calls_a_connection_may_have(service: Service) ->
     raw.close()
 
 
+def test_connections_without_calls_make_room(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("max_allowed_incoming_connections", 4), ("max_connection_idle_ms", 200)):
+        assert limits._OPTIONS[f"grpc.{name}"] > value
+        monkeypatch.setitem(limits._OPTIONS, f"grpc.{name}", value)
+    service = Service(tmp_path, kind)
+    raws = [Raw(service.path, PREFACE, SETTINGS) for _ in range(4)]
+    for raw in raws:
+        next(raw.frames())  # it is a connection
+    assert service.call("Echo")(b"x", timeout=2 * WAIT_S, wait_for_ready=True) == b"x"
+    service.close()
+    for raw in raws:
+        raw.close()
+
+
 def test_stop_ends_whatever_clients_do(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,5 +245,28 @@ def test_stop_ends_whatever_clients_do(
     # Nobody's message comes any more.
     monkeypatch.setattr(stock, "_WANTED_S", 0.5)
     service.server.stop(0.5)
+    for raw in raws:
+        raw.close()
+
+
+def test_stop_ends_although_clients_do_not_read(tmp_path: Path, kind: str) -> None:
+    """Or let the server send nothing."""
+    service = Service(tmp_path, kind)
+    closed_window = frame(4, 0, 0, b"\0\4\0\0\0\0")
+    raws = [Raw(service.path, PREFACE, window) for window in (SETTINGS, closed_window)]
+    sending = threading.Thread(target=raws[0].send, args=(frame(6, 0, 0, bytes(8)) * 20_000,))
+    sending.start()
+    raws[1].send(*(headers("/t/Quick", n) + message(b"x", n) for n in range(1, 600, 2)))
+    for _ in range(10):
+        assert_answers(service)
+    service.channel.close()
+    with ThreadPoolExecutor(1) as pool:
+        stop = pool.submit(service.server.stop, 0.1)
+        try:
+            stop.result(WAIT_S)
+        finally:
+            for raw in raws:
+                raw.shut()
+    sending.join()
     for raw in raws:
         raw.close()

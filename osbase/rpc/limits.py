@@ -15,6 +15,9 @@ _OPTIONS = {
     # be of a quick method.
     "grpc.max_concurrent_streams": 1000,
     "grpc.max_allowed_incoming_connections": 512,
+    # So those that a client has forgotten, without a call, do not keep others
+    # out for good. Clients connect again when they have something to ask.
+    "grpc.max_connection_idle_ms": 60_000,
     # Until a connection has shown that it speaks HTTP/2; by default 120,000.
     "grpc.server_handshake_timeout_ms": 5000,
 }

@@ -11,6 +11,7 @@ import grpc
 from grpc._cython import cygrpc
 
 from osbase.rpc.call import RpcError, Unary, short
+from osbase.rpc.connections import CUT_AFTER_S, cut
 from osbase.rpc.limits import STREAMS, with_limits
 from osbase.rpc.queued import QuickCall, StreamCall, abandon, asking_failed, run
 from osbase.rpc.stream import Streaming
@@ -70,7 +71,8 @@ class Server:
         }
         self._ticker = Ticker(self._tick)
         self._life = threading.Lock()  # held by start and stop
-        self._listening = self._core_started = self._ended = False
+        self._addresses: set[str] = set()
+        self._core_started = self._ended = self._cut = False
         self._stopping = threading.Event()
         self._cancel_at = 0.0  # once it is stopping
         self._threads: list[threading.Thread] = []
@@ -91,7 +93,7 @@ class Server:
         """As gRPC names addresses, e.g. `unix:/run/x`. Raises OSError."""
         if not self._server.add_http2_port(address.encode()):
             raise OSError(f"cannot listen at {address}")
-        self._listening = True
+        self._addresses.add(address)
 
     def start(self) -> None:
         """Take calls. When it fails, as with RuntimeError when a thread cannot
@@ -128,7 +130,8 @@ class Server:
 
     def stop(self, grace_s: float) -> None:
         """Take no more calls, let those under way end; after grace_s cancel
-        them. Returns when their handlers have returned, too.
+        them, and soon after end the connections of clients that do not read.
+        Returns when their handlers have returned, too.
         """
         with self._life:
             if not self._ended:
@@ -140,7 +143,7 @@ class Server:
         self._stopping.set()
         for pool in self._pools():
             pool.stop()
-        if self._listening and not self._core_started:
+        if self._addresses and not self._core_started:
             # C-core closes no socket of a server that was not started.
             self._server.start(backup_queue=False)
             self._core_started = True
@@ -150,6 +153,8 @@ class Server:
                 self._ticker.hurry()
             else:
                 self._server.cancel_all_calls()
+            if not self._ticker.runs:
+                cut(self._addresses)
             while self._control.poll().tag is not _STOPPED:
                 pass
         # A queue must not be shut down under a call that may still use it.
@@ -177,6 +182,8 @@ class Server:
         stopping = self._stopping.is_set()
         if stopping and time.monotonic() >= self._cancel_at:
             self._server.cancel_all_calls()
+            if not self._cut and time.monotonic() >= self._cancel_at + CUT_AFTER_S:
+                self._cut = cut(self._addresses)
         for unread in self._unread.values():
             unread.expire(PRESSED_S if stopping else MESSAGE_S)
         for pool in self._pools():

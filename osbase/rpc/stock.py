@@ -9,6 +9,7 @@ threads: calls beyond that wait in the pool's queue.
 """
 
 import contextlib
+import functools
 import importlib
 import logging
 import math
@@ -21,6 +22,7 @@ from typing import Any
 import grpc
 
 from osbase.rpc.call import Call, RpcError, Unary, short, status, unexpected
+from osbase.rpc.connections import CUT_AFTER_S, cut
 from osbase.rpc.limits import STREAMS, with_limits
 from osbase.rpc.stream import Stream, Streaming
 from osbase.rpc.unread import MESSAGE_S, Ticker, Unread
@@ -71,6 +73,8 @@ class StockServer:
             handlers[method] = _streaming(streaming, method, pool, places, full)
         self._server: Any = grpc.server(shared, [_Handlers(handlers)], options=with_limits(options))
         self._ticker = Ticker(self._tick)
+        self._addresses: set[str] = set()
+        self._cut_at = math.inf
         self._life = threading.Lock()  # held by start and stop
         self._started = self._ended = False
 
@@ -85,6 +89,7 @@ class StockServer:
             self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise OSError(f"cannot listen at {address}") from error
+        self._addresses.add(address)
 
     def start(self) -> None:
         """See Server."""
@@ -127,6 +132,7 @@ class StockServer:
             # It closes no socket of a server that was not started.
             with contextlib.suppress(RuntimeError):
                 self._run()
+        self._cut_at = time.monotonic() + grace_s + CUT_AFTER_S
         for pool in self._pools:
             pool.stopping = True
         try:
@@ -141,11 +147,16 @@ class StockServer:
         """See Ticker."""
         for pool in self._pools:
             pool.tend()
+        if time.monotonic() >= self._cut_at and cut(self._addresses):
+            self._cut_at = math.inf
 
 
 class _Pool(ThreadPoolExecutor):
     """Threads for some methods, and their calls without a message. One thread
     is there from `begin` on, so where no more can start, calls wait for it.
+
+    The call that came last is the first to get a thread: behind a thousand
+    calls that have no message, one that has would wait for minutes.
     """
 
     def __init__(self, name: str, threads: int, patience_s: float) -> None:
@@ -154,7 +165,7 @@ class _Pool(ThreadPoolExecutor):
         self.stopping = False
         self._patience_s = patience_s
         self._mutex = threading.Lock()
-        self._queued = 0
+        self._queued: list[Callable[[], object]] = []
 
     def begin(self) -> None:
         """Raises RuntimeError when no thread can be started."""
@@ -163,27 +174,24 @@ class _Pool(ThreadPoolExecutor):
     def submit[**P, T](self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Never fails: a failure would end grpc.server's only thread."""
 
-        def begun() -> T:
-            self._count(-1)
-            return fn(*args, **kwargs)
-
-        self._count(1)
+        with self._mutex:
+            self._queued.append(functools.partial(fn, *args, **kwargs))
+        made: Future[T] = Future()  # not looked at
         try:
-            made = super().submit(begun)
+            super().submit(self._serve)
         except RuntimeError as error:
             # It is in the queue of the threads that there are.
             log.warning("no thread can be started, so calls wait: %s", error)
-            made = Future()
-            made.cancel()
         return made
 
-    def _count(self, change: int) -> None:
+    def _serve(self) -> None:
         with self._mutex:
-            self._queued += change
+            newest = self._queued.pop()
+        newest()
 
     def tend(self) -> None:
         """To be called from time to time."""
-        wanted = self._queued > 0 or self.stopping
+        wanted = bool(self._queued) or self.stopping
         self.unread.expire(_WANTED_S if wanted else self._patience_s)
 
 

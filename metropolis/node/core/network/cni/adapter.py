@@ -123,7 +123,10 @@ class Adapter:
         match command:
             case Del():
                 async with self._hold(command.container_id):
-                    await self._detach(command.container_id, command.netns, command.if_name)
+                    # No ADD takes what is invalid, so there is none of it; but
+                    # runtimes delete also what they could not add.
+                    with contextlib.suppress(errors.InvalidArgument):
+                        await self._detach(command.container_id, command.netns, command.if_name)
             case Check():
                 await self._check(command)
             case Gc():

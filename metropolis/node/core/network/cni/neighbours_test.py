@@ -193,6 +193,24 @@ async def test_del_looks_at_what_it_needs(
     assert engine.list() == []
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [{"IFNAME": name} for name in ("all", "default", "eth%d", "ethà", "a b", ".", "x" * 16)]
+    + [{"CONTAINERID": name} for name in ("a" * 256, "_a", "a/b", "ü", "\udcff")],
+    ids=str,
+)
+async def test_del_of_what_no_add_takes(
+    service: Path, engine: GatedEngine, netns: Netns, odd: dict[str, str]
+) -> None:
+    """A runtime deletes what it could not add, until that succeeds. Multus has
+    such names from people, and lets `all` and `default` pass.
+    """
+    await cni(service, "ADD", "c1", netns.path)
+    await refused(Code.INVALID_ENVIRONMENT, service, "ADD", "c2", netns.path, **odd)
+    assert await cni(service, "DEL", "c2", netns.path, **odd) is None
+    assert [made.workload_id for made in engine.list()] == ["c1"]
+
+
 async def test_del_works_when_nothing_can_be_added(
     service: Path, engine: GatedEngine, netns: Netns
 ) -> None:
@@ -247,6 +265,22 @@ async def test_what_containerd_and_crio_send(
         await cni(service, "DEL", "c1", netns.path, version, ARGS=args, prevResult=result) is None
     )
     assert engine.list() == []
+
+
+async def test_a_chain_that_makes_the_routes_again(service: Path, netns: Netns) -> None:
+    """As `route-override` does, of a result, which does not say what address a
+    route prefers.
+    """
+    result = await cni(service, "ADD", "c1", netns.path, name="chain")
+    netns.run("ip", "route", "del", "default")
+    netns.run("ip", "route", "add", "default", "via", "169.254.77.1", "metric", "100")
+    (default,) = [one for one in result["routes"] if one["dst"] == "0.0.0.0/0"]
+    default["priority"] = 100
+    assert await cni(service, "CHECK", "c1", netns.path, prevResult=result, name="chain") is None
+    netns.run("ip", "route", "del", "default")
+    netns.run("ip", "route", "add", "default", "dev", "eth0")
+    said = await refused(Code.CHECK_FAILED, service, "CHECK", "c1", netns.path, prevResult=result)
+    assert "route to 0.0.0.0/0 inside" in said
 
 
 async def test_a_chain_that_changes_the_interface(service: Path, netns: Netns) -> None:

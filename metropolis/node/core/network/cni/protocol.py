@@ -122,7 +122,9 @@ class Add:
 
 @dataclass(frozen=True)
 class Del:
-    """DEL. `netns` is empty when it was not given or can be no path."""
+    """DEL. `netns` is empty when it was not given or can be no path. Id and
+    interface may be what no ADD takes.
+    """
 
     version: str
     container_id: str
@@ -427,17 +429,19 @@ def _parse_add(version: str, env: Mapping[str, str], config: Json) -> Add:
 
 
 def _parse_del(request: Request) -> Del:
-    """Of the configuration only the version is looked for, to answer in it."""
+    """Of the configuration only the version is looked for, to answer in it. An
+    id or an interface that no ADD takes is no error: there is none of it.
+    """
     stated = _stated_version(request.stdin)
     version = stated if stated in VERSIONS else LATEST
     netns = request.env.get("CNI_NETNS", "")
     if not _is_path(netns):
         netns = ""
-    try:
-        return Del(version, _container_id(request.env), _if_name(request.env), netns)
-    except CniError as error:
-        error.version = version
-        raise
+    values = [request.env.get(name, "") for name in ("CNI_CONTAINERID", "CNI_IFNAME")]
+    if not all(values):
+        what = "CNI_CONTAINERID or CNI_IFNAME is not set"
+        raise CniError(Code.INVALID_ENVIRONMENT, what, version=version)
+    return Del(version, values[0], values[1], netns)
 
 
 def _parse_check(version: str, env: Mapping[str, str], config: Json) -> Check:

@@ -7,6 +7,7 @@ receipt is there: an end of file without one means that the shim was killed.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -22,7 +23,7 @@ from metropolis.node.core.network.workloads.server import make_private_directory
 _logger = logging.getLogger(__name__)
 
 _THREADS = 16  # engine calls at once; the kernel gains nothing beyond
-_CONNECTIONS = 128  # requests in memory at once, up to 9 MiB each
+_CONNECTIONS = 128  # requests that are not answered yet at once, up to 9 MiB each
 _BACKLOG = 512
 _REQUEST_S = 5.0
 # Longer than the shim's own limit for everything (TIMEOUT_MS, 60 s), so that it
@@ -80,8 +81,7 @@ class _Session:
             raise RuntimeError("a connection is served by a task")
         self._tasks.add(task)
         try:
-            async with self._slots:
-                await self._exchange(reader, writer)
+            await self._exchange(reader, writer)
         except ConnectionError as error:
             _logger.info("caller hung up: %s", error)
         finally:
@@ -96,7 +96,13 @@ class _Session:
                 task.cancel()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._slots.acquire()
+        release = contextlib.ExitStack()
+        release.callback(self._slots.release)
+
         async def deliver(answer: Answer) -> bool:
+            # A caller that does not take it keeps no other out.
+            release.close()
             try:
                 writer.write(wire.encode_answer(answer))
                 async with asyncio.timeout(_RECEIPT_S):
@@ -105,17 +111,18 @@ class _Session:
             except OSError:  # a timeout is one
                 return False
 
-        try:
-            async with asyncio.timeout(_REQUEST_S):
-                lengths = wire.parse_header(await reader.readexactly(wire.REQUEST_HEADER_SIZE))
-                body = await reader.readexactly(lengths.total)
-            request = wire.parse_body(lengths, body)
-        except (wire.WireError, asyncio.IncompleteReadError, TimeoutError) as error:
-            what = str(error) or f"no whole request in {_REQUEST_S} s"
-            _logger.warning("not a request of cniproxy: %s", what)
-            await deliver(CniError(Code.IO_FAILURE, "request not understood", what).answer())
-            return
-        await self._adapter.serve(request, deliver, reader.at_eof)
+        with release:
+            try:
+                async with asyncio.timeout(_REQUEST_S):
+                    lengths = wire.parse_header(await reader.readexactly(wire.REQUEST_HEADER_SIZE))
+                    body = await reader.readexactly(lengths.total)
+                request = wire.parse_body(lengths, body)
+            except (wire.WireError, asyncio.IncompleteReadError, TimeoutError) as error:
+                what = str(error) or f"no whole request in {_REQUEST_S} s"
+                _logger.warning("not a request of cniproxy: %s", what)
+                await deliver(CniError(Code.IO_FAILURE, "request not understood", what).answer())
+                return
+            await self._adapter.serve(request, deliver, reader.at_eof)
 
 
 def _listener(path: Path) -> socket.socket:

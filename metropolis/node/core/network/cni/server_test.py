@@ -79,6 +79,21 @@ async def test_del_is_idempotent_and_needs_no_namespace(service: Path, engine: G
             netns.close()
 
 
+@pytest.mark.parametrize(
+    "sent", [wire.encode_request(Request((), {"CNI_COMMAND": "VERSION"}, b"")), bytes(20)]
+)
+async def test_callers_that_take_no_answer_keep_nobody_out(
+    service: Path, netns: Netns, sent: bytes
+) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(150):  # more than are served at once
+            _, writer = await asyncio.open_unix_connection(service)
+            stack.callback(writer.close)
+            writer.write(sent)
+        await cni(service, "ADD", "c1", netns.path)
+        await cni(service, "DEL", "c1", netns.path)
+
+
 async def test_del_of_another_sandbox_leaves_this_one(
     service: Path, engine: GatedEngine, netns: Netns
 ) -> None:

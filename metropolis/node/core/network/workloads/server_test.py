@@ -28,10 +28,13 @@ from metropolis.node.core.network.workloads.testing.served import Client, texts
 from osbase.netlink.message import Request
 from osbase.netlink.template import Encoded
 from osbase.netlink.transport import NetlinkSocket
+from osbase.rpc import choose
 
 SERVICE = "/metropolis.node.core.network.workloads.WorkloadNetworking/"
 Code = grpc.StatusCode
 WAIT_S = 20.0
+# Of osbase.rpc: its servers pass the same tests.
+IMPLEMENTATION = os.environ.get("RPC_SERVER", choose.AUTO)
 
 
 class World:
@@ -42,7 +45,9 @@ class World:
         self.engine = Engine(KernelDatapath(event_buffer=event_buffer))
         self.engine.set_prefixes([ip_network("10.192.0.0/29"), ip_network("fd00:10:192::/112")])
         self.engine.start()
-        self.server = WorkloadServer(self.engine, self.path, workers=workers)
+        self.server = WorkloadServer(
+            self.engine, self.path, workers=workers, implementation=IMPLEMENTATION
+        )
         self.server.start()
         self.client = Client(self.path)
         self.pod = Pod()
