@@ -64,7 +64,8 @@ type IPNetwork = IPv4Network | IPv6Network
 @dataclass(frozen=True)
 class Timing:
     """Seconds. lease_s: how long others see a node that is gone as alive.
-    list_every_s: everything is read anew, see list_interval.
+    list_every_s: everything is read anew, see list_interval. renew_s: new
+    credentials that etcd refuses are tried again.
     """
 
     lease_s: int = 30
@@ -73,6 +74,7 @@ class Timing:
     retry_first_s: float = 0.5
     retry_max_s: float = 10.0
     remind_s: float = 60.0
+    renew_s: float = 60.0
 
     def return_s(self, endpoints: int) -> float:
         """Return for how long another node may still be away once etcd answers
@@ -236,10 +238,17 @@ class Curator:
 
     async def _renew(self, latest: event.Watcher[Credentials]) -> None:
         """Try what is new beside the connection, which ends only if etcd takes
-        it. Raises _Renewed.
+        it. What it does not take it may take later: when a certificate begins,
+        or an authority is known to it. Raises _Renewed.
         """
-        async for fresh in latest:
+        fresh: Credentials | None = None
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if fresh is None else self._timing.renew_s):
+                    fresh = await latest.get()
+            assert fresh is not None, "there is no time limit before"
             if self._renewal.in_use(fresh):  # put back
+                fresh = None
                 continue
             try:
                 found = await etcd.connect(

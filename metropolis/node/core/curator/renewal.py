@@ -12,7 +12,7 @@ nobody's connection away. While etcd is away both are tried, the newest first.
 
 What is refused may be taken later, since the fault may have been the network's
 or etcd's own: it is tried again after each connection, each change of the
-files, and now and then.
+files, and every minute (Timing.renew_s).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from metropolis.node.core.curator.credentials import (
     Judgement,
 )
 from osbase import event
-from osbase.inotify import changes
+from osbase.inotify import EVERY_S, changes
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +73,14 @@ class Renewal:
         except OSError as error:
             # No reason to do without etcd.
             log.warning(
-                "other credentials are used from the next connection on: %s", error.strerror
+                "changes of credentials are noticed at connections, and every %.0f s: %s",
+                EVERY_S,
+                error.strerror,
             )
+        while True:
+            await asyncio.sleep(EVERY_S)
+            with contextlib.suppress(CredentialsError):
+                await self._look()
 
     async def candidates(self) -> tuple[Credentials, ...]:
         """Read the files; return with what to connect, the best first. Raises

@@ -80,6 +80,12 @@ async def node(directory: Path) -> AsyncIterator[tuple[Cluster, Machine, Files]]
             yield cluster, machine, files
 
 
+def wait_for_end(files: Files) -> None:
+    """Until the certificate has expired."""
+    while not credentials.judge(credentials.read(files)).problem:
+        time.sleep(0.2)
+
+
 async def follows(cluster: Cluster, machine: Machine) -> None:
     """What another node writes arrives, and what this one has is published."""
     async with cluster.machine(f"other-{time.monotonic_ns()}") as other:
@@ -282,6 +288,40 @@ async def test_another_authority(tmp_path: Path, first: str) -> None:
         assert machine.curator.credentials.peek() == ""
 
 
+async def test_a_certificate_that_begins_later(tmp_path: Path) -> None:
+    """Is used when it does, though nobody touches it again."""
+    async with node(tmp_path) as (cluster, machine, files):
+        made = files_of(cluster.server.authority.client("second", begins_in_s=12))
+        replace(files.cert, made.cert)
+        replace(files.key, made.key)
+        await cluster.log.wait(f"{files.cert}: certificate is not yet valid")
+        await follows(cluster, machine)
+        # Also when the connection was lost meanwhile.
+        await cluster.server.kill()
+        await cluster.server.start()
+        await cluster.log.wait(HERE, 2)
+        await cluster.log.wait(RENEWED)
+        await follows(cluster, machine)
+        assert machine.curator.credentials.peek() == ""
+
+
+async def test_the_one_in_use_ends(tmp_path: Path) -> None:
+    """A connection goes on, as TLS judges when it begins; none is made."""
+    async with node(tmp_path) as (cluster, machine, files):
+        made = files_of(cluster.server.authority.client("second", ends_in_s=6))
+        replace(files.cert, made.cert)
+        replace(files.key, made.key)
+        await cluster.log.wait(RENEWED)
+        await cluster.log.wait(HERE, 2)
+        await cluster.server.kill()
+        await asyncio.to_thread(wait_for_end, made)
+        await cluster.server.start()
+        await cluster.log.wait(f"{files.cert}: certificate has expired")
+        install(files, cluster.server.authority, "cert", "key", name="third")
+        await cluster.log.wait(HERE, 3)
+        await follows(cluster, machine)
+
+
 @pytest.fixture
 def no_inotify() -> Iterator[None]:
     limit = Path("/proc/sys/user/max_inotify_instances")
@@ -292,9 +332,9 @@ def no_inotify() -> Iterator[None]:
 
 
 async def test_without_inotify(tmp_path: Path, no_inotify: None) -> None:
-    """They are used from the next connection on, which is said."""
+    """They are used from the next connection on at the latest; that is said."""
     async with node(tmp_path) as (cluster, machine, files):
-        await cluster.log.wait("from the next connection on: inotify_init1: Too many open")
+        await cluster.log.wait("and every 600 s: inotify_init1: Too many open files")
         install(files, cluster.server.authority, "cert", "key", name="second")
         await cluster.server.kill()
         await cluster.server.start()

@@ -29,7 +29,7 @@ type IPAddress = IPv4Address | IPv6Address
 type IPNetwork = IPv4Network | IPv6Network
 
 WAIT_S: Final = 30.0
-TIMING: Final = Timing(lease_s=3, retry_first_s=0.05, retry_max_s=0.3, remind_s=0.3)
+TIMING: Final = Timing(lease_s=3, retry_first_s=0.05, retry_max_s=0.3, remind_s=0.3, renew_s=0.3)
 HOME, ELSEWHERE = "127.0.0.1", "127.0.0.2"
 NETWORKS: Final = ("10.200.0.0/16:24", "fd00:200::/48:64")
 
