@@ -485,13 +485,11 @@ def add_route(
 
 
 def add_local_route(ifindex: int, name: str, address: IPv4Address) -> Request:
-    """The route that comes with an address of a link, as the kernel makes it: it
-    goes with the address. (One of IPv6 would not.)
+    """The route that comes with an address of a link, as the kernel makes it.
+    It goes with the address; one of IPv6 would not.
     """
     parts = [
-        _RTMSG.pack(
-            AF_INET, 32, 0, 0, RT_TABLE_LOCAL, RTPROT_KERNEL, RT_SCOPE_HOST, RTN_LOCAL, 0
-        ),
+        _RTMSG.pack(AF_INET, 32, 0, 0, RT_TABLE_LOCAL, RTPROT_KERNEL, RT_SCOPE_HOST, RTN_LOCAL, 0),
         attrs.attr(_RTA_DST, address.packed),
         attrs.u32(_RTA_OIF, ifindex),
         attrs.attr(_RTA_PREFSRC, address.packed),

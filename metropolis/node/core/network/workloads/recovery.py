@@ -11,14 +11,14 @@ Ours is a veth that bears our records under its own index; or that has none of
 them, as before it was given them, but our form of name, our MAC and our group.
 With its records it is a running pod, whatever else became of it: down, in
 another group, renamed, without alias. That is put right; see `repairs`. Only
-what never got its records is removed, and what a removal had begun with. Without
-them it is never set up, and gets no routes: what has routes had its records.
+what never got its records is removed, and what a removal had begun with.
+Without them it is never set up, and gets no routes: what has routes had them.
 
 A link is left alone if anything of that is not so: in doubt it is somebody
-else's, or a pod's. So is one with names that a newer version made; and one of version 1
-whose alias, the only place of the workload id, was changed: the link's name
-is a hash of the id, which tells that, and by which a call that has the id finds
-it. What has routes of ours, or a record, holds their addresses.
+else's, or a pod's. So is one with names that a newer version made; and one of
+version 1 whose alias, the only place of the workload id, was changed: the
+link's name is a hash of the id, which tells that, and by which a call that has
+the id finds it. What has routes of ours, or a record, holds their addresses.
 
 Duplicates are attachments that claim one address, one interface of one
 workload, or one name in one namespace. The kernel forbids most of it (names,

@@ -150,7 +150,7 @@ def test_what_never_got_its_records_is_removed(link: Link) -> None:
 def test_what_others_took_the_records_of_is_a_running_pod(
     flags: int, altnames: tuple[str, ...]
 ) -> None:
-    """It has routes, which come last: it goes on, and nobody gets its address."""
+    """It has routes, which come last. Nobody gets its address."""
     link = replace(WHOLE, altnames=altnames, flags=flags)
     ip = record(1).ips[0]
     held = Held(link.name, link.ifindex, (ip,))
