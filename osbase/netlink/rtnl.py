@@ -59,9 +59,11 @@ IFA_F_DEPRECATED = 0x20
 IFA_F_TENTATIVE = 0x40
 IFA_F_NOPREFIXROUTE = 0x200
 RT_TABLE_MAIN = 254
+RT_TABLE_LOCAL = 255
 RT_SCOPE_UNIVERSE = 0
 RT_SCOPE_LINK = 253
 RT_SCOPE_HOST = 254
+RTPROT_KERNEL = 2
 RTPROT_BOOT = 3
 RTN_UNICAST = 1
 RTN_LOCAL = 2
@@ -218,6 +220,13 @@ def set_link_up(ifindex: int, name: str) -> Request:
     return Request(RTM_NEWLINK, 0, body, "set {} up", (name,))
 
 
+def set_link_up_by_altname(altname: str) -> Request:
+    """ENODEV: no link bears the name."""
+    body = _IFINFO.pack(AF_UNSPEC, 0, 0, IFF_UP, IFF_UP)
+    body += attrs.text(IFLA_ALT_IFNAME, altname.encode())
+    return Request(RTM_NEWLINK, 0, body, "set {} up", (altname,))
+
+
 def set_link_down(ifindex: int, name: str) -> Request:
     body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, IFF_UP)
     return Request(RTM_NEWLINK, 0, body, "set {} down", (name,))
@@ -370,6 +379,12 @@ def dump_link_routes(family: int, ifindex: int) -> Request:
     return Request(RTM_GETROUTE, 0, body, "list routes of link {}", (ifindex,))
 
 
+def dump_local_routes(family: int, ifindex: int) -> Request:
+    """The routes by which a link's addresses are the host's; as dump_routes."""
+    body = _RTMSG.pack(family, 0, 0, 0, RT_TABLE_LOCAL, 0, 0, 0, 0) + attrs.u32(_RTA_OIF, ifindex)
+    return Request(RTM_GETROUTE, 0, body, "list local routes of link {}", (ifindex,))
+
+
 def dump_main_routes(family: int) -> Request:
     """All of the main table's routes; as dump_routes."""
     body = _RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
@@ -467,6 +482,20 @@ def add_route(
     values = ("default" if destination is None else destination, bits, name)
     flags = _NEW if exclusive else NLM_F_CREATE
     return Request(RTM_NEWROUTE, flags, b"".join(parts), "add route {}/{} dev {}", values)
+
+
+def add_local_route(ifindex: int, name: str, address: IPv4Address) -> Request:
+    """The route that comes with an address of a link, as the kernel makes it.
+    It goes with the address; one of IPv6 would not.
+    """
+    parts = [
+        _RTMSG.pack(AF_INET, 32, 0, 0, RT_TABLE_LOCAL, RTPROT_KERNEL, RT_SCOPE_HOST, RTN_LOCAL, 0),
+        attrs.attr(_RTA_DST, address.packed),
+        attrs.u32(_RTA_OIF, ifindex),
+        attrs.attr(_RTA_PREFSRC, address.packed),
+    ]
+    what = "add local route {} dev {}"
+    return Request(RTM_NEWROUTE, NLM_F_CREATE, b"".join(parts), what, (address, name))
 
 
 def replace_route(route: Route, name: str) -> Request:

@@ -16,7 +16,8 @@ class Guard:
 
     Not thread-safe. What others commit at the same time must not pass for ours,
     nor be replaced without a word: the namespace's generation says whether they
-    did, and then it is committed again, whole.
+    did, and then it is committed again, whole. Where others commit all the
+    time, what is the same after each of ours is remembered, and is not `sure`.
     """
 
     def __init__(self, name: str) -> None:
@@ -24,6 +25,15 @@ class Guard:
         self._name = name
         self._digest: Digest | None = None
         self._generation = 0
+        self._sure = True
+        self._quiet = False
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether what is remembered ought to be committed once more, and can
+        be: others have been quiet between the last two looks.
+        """
+        return self._digest is not None and not self._sure and self._quiet
 
     def commit(
         self, whole: Callable[[], None], update: Callable[[], bool] | None = None
@@ -36,7 +46,8 @@ class Guard:
         Raises what they raise, and NetlinkError or OSError; then nothing is
         remembered.
         """
-        known, self._digest = self._digest, None
+        known, self._digest, again = self._digest, None, self.doubtful
+        self._quiet = False
         with open_socket() as sock:
             # First: whoever commits between the look and ours is noticed.
             before = generation(sock)
@@ -46,13 +57,19 @@ class Guard:
                 found = found or self._others(sock, known, generation(sock))
                 whole()
             mixed: Digest | None = None
+            same = True
             for _ in range(_ATTEMPTS):
                 now, after = digest(sock, self._name), generation(sock)
                 if after == before + 1:
-                    self._digest, self._generation = now, after
+                    self._digest, self._generation, self._sure = now, after, True
                     return found or ([] if mixed is None else differences(now, mixed))
+                same = same and mixed in (None, now)
                 mixed, before = now, after
                 whole()
+            # Others who are busy only when we are, may be so with this table.
+            if same and not again and digest(sock, self._name) == mixed:
+                # No generation is 0: the next look compares.
+                self._digest, self._generation, self._sure = mixed, 0, False
         return found
 
     def differences(self) -> list[str]:
@@ -66,6 +83,7 @@ class Guard:
         with open_socket() as sock:
             now = generation(sock)
             found = self._others(sock, self._digest, now)
+        self._quiet = now == self._generation
         if not found:
             self._generation = now
         return found

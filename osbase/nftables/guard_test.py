@@ -80,16 +80,47 @@ def test_what_others_commit_meanwhile_is_not_taken_for_ones_own(nft: Nftables) -
     )
 
 
+def look(guard: Guard) -> tuple[list[str], bool]:
+    """The differences, and whether it is doubtful then."""
+    return guard.differences(), guard.doubtful
+
+
 def test_never_alone(nft: Nftables) -> None:
+    """Damage is seen all the same; and when others are quiet, all is sure."""
+    numbers = itertools.count()
+    busy = True
+
+    def commit() -> None:
+        nft.apply(ANEW)
+        if busy:
+            subprocess.run(["nft", f"add table ip other{next(numbers)}"], check=True)
+
+    guard = Guard("t")
+    guard.commit(commit)
+    assert look(guard) == ([], False)
+    subprocess.run(["nft", "delete table inet t"], check=True)
+    assert "inet table t is gone" in guard.differences()
+    guard.commit(commit)
+    assert [look(guard) for _ in range(2)] == [([], False), ([], True)]
+    busy = False
+    guard.commit(commit)
+    assert [look(guard) for _ in range(2)] == [([], False), ([], False)]
+
+
+@pytest.mark.parametrize("text", ["add rule inet t c accept", "add chain inet t c{}"])
+def test_never_alone_in_the_table(nft: Nftables, text: str) -> None:
     """Then it is not known, and that is said."""
     numbers = itertools.count()
 
     def commit() -> None:
         nft.apply(ANEW)
-        subprocess.run(["nft", f"add table ip other{next(numbers)}"], check=True)
+        subprocess.run(["nft", text.format(next(numbers))], check=True)
 
     guard = Guard("t")
     guard.commit(commit)
+    if guard.differences() == [] == guard.differences():
+        assert guard.doubtful
+        guard.commit(commit)
     assert guard.differences() == ["table t was not committed, or not alone"]
 
 

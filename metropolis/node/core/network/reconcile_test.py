@@ -104,6 +104,14 @@ def pod_link() -> str:
 def change(command: str) -> None:
     """nft(8), ip(8), or a setting and its value."""
     command = command.replace("LINK", pod_link()) if "LINK" in command else command
+    for version in (4, 6):
+        if f"POD{version}" in command:
+            routes = sh(f"ip -{version} route show proto 77 dev {pod_link()}")
+            pod = next(line for line in routes.splitlines() if not line.startswith("fe80"))
+            command = command.replace(f"POD{version}", pod.split()[0])
+    if "NODE6" in command:
+        line = sh("ip -6 -oneline address show dev up0 scope global")
+        command = command.replace("NODE6", line.split()[3].partition("/")[0])
     program, _, rest = command.partition(" ")
     if program == "nft":
         nft(rest.replace("MASQUERADE", masquerade()) if "MASQUERADE" in rest else rest)
@@ -127,6 +135,7 @@ CHANGES: list[tuple[str, list[str]]] = [
     ("sysctls", ["ipv4/conf/default/arp_ignore 8"]),
     # With it go routes; whoever puts these back needs it, and may be first.
     ("workloads", [f"ip address del {allocs.FIRST_HOP_IPV4}/32 dev lo"]),
+    ("sysctls", ["ipv6/conf/lo/disable_ipv6 1"]),
     ("host", ["ip address flush dev lo"]),
     ("host", ["ip link set lo down"]),
     ("host", ["ip rule flush", "ip -6 rule flush"]),
@@ -134,10 +143,24 @@ CHANGES: list[tuple[str, list[str]]] = [
     ("workloads", ["ip -6 route flush proto 77"]),
     ("workloads", ["ip link set LINK down"]),
     ("workloads", ["ipv4/conf/LINK/forwarding 0"]),
+    # Of neighbours there are no events; of the rules that are flushed there is.
+    (
+        "workloads",
+        [
+            *(
+                f"ip neigh replace {pod} lladdr 02:00:00:00:00:99 dev LINK nud permanent"
+                for pod in ("POD4", "POD6")
+            ),
+            "ip rule flush",
+        ],
+    ),
     ("workloads", ["ip address flush dev LINK"]),
     ("workloads", ["ipv6/conf/all/disable_ipv6 1"]),
     ("uplink", ["ip -4 address flush dev up0"]),
     ("uplink", ["ip route flush proto 76"]),
+    ("uplink", ["ip route del table local local 192.0.2.50 dev up0"]),
+    ("uplink", ["ip -6 route del table local local NODE6 dev up0"]),
+    ("uplink", ["ip route del 192.0.2.0/24 dev up0"]),
     ("uplink", ["ip link set up0 down"]),
     ("uplink", ["ip link set up0 arp off", "ip rule flush"]),
     ("uplink", ["ipv4/conf/up0/forwarding 0"]),

@@ -107,10 +107,10 @@ FORWARDS: Final = True
 
 def found_enabled(root: str = "/proc/sys/net") -> tuple[Sysctl, ...]:
     """Return the settings by which IPv6 is enabled, if it is: a node without
-    IPv6 is what its operator wants, one that loses it later is not.
+    IPv6 is what its operator wants, one that loses it later is not. Without
+    that of lo the node does not reach itself.
     """
-    paths = ("ipv6/conf/all/disable_ipv6", "ipv6/conf/default/disable_ipv6")
-    enabled = (Sysctl(path, 0) for path in paths)
+    enabled = (Sysctl(f"ipv6/conf/{name}/disable_ipv6", 0) for name in ("all", "default", "lo"))
     return tuple(one for one in enabled if differs(one, root) is None)
 
 

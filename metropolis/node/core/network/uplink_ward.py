@@ -23,9 +23,11 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
 
@@ -40,12 +42,21 @@ from osbase.net.links import LinkState, state_of
 from osbase.netlink.errors import NetlinkError
 from osbase.netlink.message import Request
 from osbase.netlink.rtnl import (
+    AF_INET,
     AF_INET6,
+    IFA_F_DADFAILED,
+    IFA_F_TENTATIVE,
     RT_SCOPE_LINK,
+    RTN_LOCAL,
+    Address,
     Link,
     add_address,
+    add_local_route,
+    del_address,
     dump_addresses,
+    dump_local_routes,
     dump_routes,
+    family_of,
     get_link,
     link_local,
     parse_address,
@@ -67,6 +78,11 @@ _IFAPROT_KERNEL_LL: Final = 3
 _LINK_LOCAL_BITS: Final = 64
 _ADDR_GEN_MODE_NONE: Final = "1"
 _ASKED_AT_MOST: Final = 3
+_GIVEN: Final = {
+    4: {allocs.ROUTE_PROTOCOL_UPLINK},
+    6: {allocs.ROUTE_PROTOCOL_UPLINK, _IFAPROT_KERNEL_RA, _IFAPROT_KERNEL_LL},
+}
+_LOCAL_ROUTE_S: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -137,6 +153,7 @@ class UplinkWard:
                 what = f"{name} was made a part of link {link.master}"
                 requests = [set_link_master(link.ifindex, name, 0)]
                 yield _put_back(sock, f"master of {name}", what, requests, allow)
+            yield from _local_routes(sock, link, allow)
             if aim.addressing is not None:
                 wanted = aim.addressing(clock.now())
                 yield from _configured(sock, link, aim, wanted, allow)
@@ -159,7 +176,10 @@ class UplinkWard:
             if route is not None and route.ifindex == link.ifindex:
                 there.add("routes")
         lost = self._seen - there
-        if not any(one.address.is_link_local for one in addresses):
+        own_addresses = [one for one in addresses if one.address.is_link_local]
+        if lost and own_addresses and all(map(_tentative, own_addresses)):
+            return  # the kernel asks the routers when it is usable
+        if not own_addresses:
             if _read(f"ipv6/conf/{link.name}/addr_gen_mode") == _ADDR_GEN_MODE_NONE:
                 return
             own = link_local(link.mac)
@@ -191,6 +211,11 @@ class UplinkWard:
             self._seen, self._asked = there, 0
 
 
+def _tentative(address: Address) -> bool:
+    """Whether duplicate address detection is under way."""
+    return address.flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED) == IFA_F_TENTATIVE
+
+
 def _link(sock: NetlinkSocket, ifindex: int) -> Link | None:
     try:
         return parse_link(sock.get(get_link(ifindex)))
@@ -208,6 +233,50 @@ def _put_back(
     except NetlinkError as error:
         return Repair(key, what, str(error))
     return Repair(key, what)
+
+
+def _local_routes(sock: NetlinkSocket, link: Link, allow: Allow) -> Iterator[Repair]:
+    """Addresses of which the route in the table local is gone: what comes for
+    them is not the node's any more.
+
+    With IPv6 the address is taken away, and put back like others that are
+    missing: a route that is added would outlive it.
+    """
+    lacking = _without_local_route(sock, link)
+    if any(one.address.version == 6 for one in lacking):
+        # There the route comes a moment after the address.
+        time.sleep(_LOCAL_ROUTE_S)
+        again = _without_local_route(sock, link)
+        lacking = [one for one in lacking if one in again]
+    for one in lacking:
+        ip = one.address
+        if isinstance(ip, IPv4Address):
+            request = add_local_route(link.ifindex, link.name, ip)
+        else:
+            request = del_address(link.ifindex, link.name, ip, one.prefix_length)
+        what = f"{ip} of {link.name} had no local route"
+        yield _put_back(sock, f"local route {ip}", what, [request], allow)
+
+
+def _without_local_route(sock: NetlinkSocket, link: Link) -> list[Address]:
+    """Addresses that this service, or a router, gave the link."""
+    addresses = [
+        one
+        for family in (AF_INET, AF_INET6)
+        for message in sock.dump(dump_addresses(family, link.ifindex))
+        if (one := parse_address(message)) is not None
+        and one.ifindex == link.ifindex
+        and one.protocol in _GIVEN[one.address.version]
+        and one.usable
+    ]
+    families = {family_of(one.address) for one in addresses}
+    local = {
+        route.destination.network_address
+        for family in families
+        for message in sock.dump(dump_local_routes(family, link.ifindex))
+        if (route := parse_route(message)) is not None and route.kind == RTN_LOCAL
+    }
+    return [one for one in addresses if one.address not in local]
 
 
 def _configured(

@@ -34,8 +34,15 @@ _LOOPBACK: Final = 1
 _LOCAL: Final = 255
 _MAIN: Final = 254
 _LAST: Final = 2**32  # after every rule's priority
-_NF_INET_FORWARD: Final = 2
 _NAMED: Final = 3
+
+_INET_HOOKS: Final = {0: "prerouting", 2: "forward", 4: "postrouting", 5: "ingress"}
+_HOOKS: Final = {
+    **dict.fromkeys(("inet", "ip", "ip6"), _INET_HOOKS),
+    # What is not asked for, or answered, by ARP gets no packets.
+    "arp": {0: "input", 1: "output"},
+    "netdev": {0: "ingress", 1: "egress"},
+}
 
 
 def attempt(key: str, what: str, allow: Allow, put_back: Callable[[], object]) -> Repair:
@@ -213,7 +220,8 @@ class Foreign:
     """Filters of others, which decide on what is forwarded, too: not ours to
     remove, and no problem by themselves, since they may accept elsewhere. But
     whoever wonders why pods have no network wants to know. One that has no rule
-    and drops is a problem: it drops everything.
+    and drops is a problem: it drops everything. So it does at any hook that
+    packets of pods pass, of any type; those of one link are told, too.
 
     Those of the old ip_tables are not seen.
     """
@@ -232,35 +240,49 @@ class Foreign:
         with open_socket() as sock:
             chains = base_chains(sock)
         text = describe(chains)
-        closed = describe(one for one in chains if not one.accepts and not one.rules)
+        closed = describe(
+            # What is of one link may be of one without pods.
+            one
+            for one in chains
+            if not one.accepts and not one.rules and _hook(one) not in ("ingress", "egress")
+        )
         if closed:
             self._conditions.set(
                 "foreign_filters",
-                f"all forwarded packets are dropped by a chain without rules: {closed}; `nft "
-                "delete chain` removes it",
+                f"a chain without rules drops all packets that come to it: {closed}; `nft delete "
+                "chain` removes it",
             )
         else:
             self._conditions.clear("foreign_filters")
         if text != self._last:
             self._conditions.note("foreign_filters", text)
             if "drops" in text:
-                self._log.warning("forwarded packets are filtered by others, too: %s", text)
+                self._log.warning("packets of pods are filtered by others, too: %s", text)
         self._last = text
         return ()
 
 
 def describe(chains: Iterable[BaseChain]) -> str:
-    """Return which chains of others filter what is forwarded. Pure."""
-    texts = [
-        f"{chain.family} {chain.table} {chain.name}"
-        + ("" if chain.accepts else " (drops what it does not accept)")
-        for chain in chains
-        if chain.family in ("inet", "ip", "ip6")
-        and chain.kind == "filter"
-        and chain.hook == _NF_INET_FORWARD
-        and chain.table != allocs.NFTABLES_TABLE
-    ]
+    """Return which chains of others filter what is forwarded. Pure.
+
+    At hooks other than forward there are many that only mark or translate: of
+    these, those that drop what they do not accept.
+    """
+    texts = []
+    for chain in chains:
+        hook = _hook(chain)
+        forward = hook == "forward" and chain.kind == "filter"
+        if not hook or chain.table == allocs.NFTABLES_TABLE or (chain.accepts and not forward):
+            continue
+        where = "" if hook == "forward" else f" at {hook}"
+        drops = "" if chain.accepts else " (drops what it does not accept)"
+        texts.append(f"{chain.family} {chain.table} {chain.name}{where}{drops}")
     return ", ".join(sorted(texts))
+
+
+def _hook(chain: BaseChain) -> str:
+    """The name of a hook that packets of pods pass; "": of another."""
+    return _HOOKS.get(chain.family, {}).get(chain.hook, "")
 
 
 def _has_ipv6(link: str = "all") -> bool:

@@ -313,10 +313,39 @@ def test_filters_of_others_are_noted(rules: RuleSet, caplog: pytest.LogCaptureFi
     subprocess.run(["nft", "flush chain ip filter FORWARD"], check=True)
     ward.look(always)
     problem = conditions.problems()["foreign_filters"]
-    assert "all forwarded packets are dropped" in problem
+    assert "a chain without rules drops all packets that come to it" in problem
     assert "ip filter FORWARD" in problem
     assert "firewalld" not in problem
     subprocess.run(["nft", "delete table ip filter; delete table inet firewalld"], check=True)
     ward.look(always)
     assert conditions.notes() == {}
     assert conditions.problems() == {}
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "hook", "is_problem"),
+    [
+        ("inet", "filter", "prerouting", True),
+        ("ip", "nat", "postrouting", True),
+        ("ip6", "filter", "postrouting", True),
+        ("arp", "filter", "input", True),
+        ("netdev", "filter", "ingress device lo", False),
+    ],
+)
+def test_filters_at_other_hooks(
+    rules: RuleSet, family: str, kind: str, hook: str, is_problem: bool
+) -> None:
+    """They are noted when they drop what they do not accept."""
+    conditions = Conditions()
+    ward = wards.Foreign(conditions, logging.getLogger())
+    table = f"table {family} other {{ chain c {{ type {kind} hook {hook} priority 1; }}; }}"
+    subprocess.run(["nft", table], check=True)
+    ward.look(always)
+    assert conditions.notes() == {}
+    subprocess.run(["nft", f"delete table {family} other"], check=True)
+    subprocess.run(["nft", table.replace("1;", "1; policy drop;")], check=True)
+    ward.look(always)
+    text = f"{family} other c at {hook.split()[0]} (drops what it does not accept)"
+    assert conditions.notes() == {"foreign_filters": text}
+    assert (text in conditions.problems().get("foreign_filters", "")) is is_problem
+    subprocess.run(["nft", f"delete table {family} other"], check=True)

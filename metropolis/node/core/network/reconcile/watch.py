@@ -3,7 +3,8 @@
 
     kind       is said of
     RULES      every commit to nftables
-    ROUTE      a route of ours that is deleted, any that is replaced
+    ROUTE      a route of ours, or that came with an address, that is deleted;
+               any that is replaced
     ADDRESS    an address that is deleted
     SETTING    forwarding, rp_filter and the like, of one link or of all
     POLICY     a routing policy rule that is deleted
@@ -75,6 +76,7 @@ _LINK_FLAGS: Final = 16 + 8
 _LINK_CHANGE: Final = 16 + 12
 _ALL_CHANGED: Final = 1 << 31  # as of a link that is new
 _REPLACE: Final = 0x100  # NLM_F_REPLACE
+_KERNEL: Final = rtnl.RTPROT_KERNEL
 _OURS: Final = sorted(
     (
         allocs.ROUTE_PROTOCOL_UPLINK,
@@ -97,6 +99,7 @@ MATCHES: Final = (
     bpf.Match(rtnl.RTM_DELADDR),
     bpf.Match(rtnl.RTM_NEWROUTE, (bpf.bit_set(_FLAGS, 2, _REPLACE),)),
     bpf.Match(rtnl.RTM_DELROUTE, (bpf.Byte(_ROUTE_PROTOCOL, low=_OURS[0], high=_OURS[-1]),)),
+    bpf.Match(rtnl.RTM_DELROUTE, (bpf.Byte(_ROUTE_PROTOCOL, low=_KERNEL, high=_KERNEL),)),
     bpf.Match(fibrules.RTM_DELRULE),
     bpf.Match(_RTM_NEWNETCONF, (bpf.Byte(bpf.low_byte(_LENGTH, 4), high=_ONE_SETTING),)),
 )

@@ -95,10 +95,20 @@ def test_a_route_of_ours_that_is_deleted_or_replaced(
 @pytest.mark.parametrize("version", [4, 6])
 def test_routes_of_others_are_not_told(heard: Heard, version: int) -> None:
     route = "198.51.100.7/32" if version == 4 else "2001:db8:7::7/128"
-    for protocol in (2, 4, 9, 75, 79, 186):
+    for protocol in (4, 9, 75, 79, 186):
         ip(f"-{version} route add {route} dev d0 proto {protocol}")
         ip(f"-{version} route del {route} dev d0 proto {protocol}")
     assert heard.all() == []
+
+
+@pytest.mark.parametrize("table", ["local", "main"])
+@pytest.mark.parametrize("address", ["192.0.2.9/24", "2001:db8:9::9/64"])
+def test_a_route_that_came_with_an_address(heard: Heard, address: str, table: str) -> None:
+    family = "-6" if ":" in address else "-4"
+    ip(f"address add {address} dev d0" + (" nodad" if ":" in address else ""))
+    assert heard.all() == []
+    ip(f"{family} route flush table {table} proto kernel dev d0")
+    assert set(heard.all()) == {(Kind.ROUTE, PLAIN)}
 
 
 @pytest.mark.parametrize("address", ["192.0.2.9/24", "2001:db8:9::9/64", "fe80::9/64"])
@@ -106,7 +116,8 @@ def test_an_address_that_is_deleted(heard: Heard, address: str) -> None:
     ip(f"address add {address} dev d0" + (" nodad" if ":" in address else ""))
     assert heard.all() == []
     ip(f"address del {address} dev d0")
-    assert heard.all() == [(Kind.ADDRESS, PLAIN)]
+    # With it go its routes.
+    assert set(heard.all()) == {(Kind.ADDRESS, PLAIN), (Kind.ROUTE, PLAIN)}
 
 
 def test_a_link_that_is_set_down(heard: Heard) -> None:

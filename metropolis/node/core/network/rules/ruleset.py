@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +67,12 @@ class RuleSet:
         or OSError.
         """
         with self._lock:
-            return [*(self._replaced | dict.fromkeys(self._guard.differences()))]
+            found = self._guard.differences()
+            if not found and self._guard.doubtful:
+                # Others were busy when it was applied, and are not now.
+                with contextlib.suppress(NftablesError):
+                    self._apply()
+            return [*(self._replaced | dict.fromkeys(found))]
 
     def _apply(self, *, fresh: bool = False) -> None:
         self._applied = None

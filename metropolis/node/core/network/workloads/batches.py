@@ -80,12 +80,15 @@ def commit(record: Record, *, ipv6: bool) -> list[Request]:
 
     The reverse path is for ARP: the rule set cannot look up who asks, and an
     invented asker would be a neighbour entry.
+
+    Set up by the name of the record: without it the link stays down, and has no
+    routes. So what has routes bore its records once; see recovery.
     """
     index, name = record.host_ifindex, record.host_interface
     requests = [
         rtnl.set_link_alias(index, name, record.workload_id, ipv6=ipv6, reverse_path=True),
         rtnl.add_link_altnames(index, name, *names.altnames_of(record)),
-        rtnl.set_link_up(index, name),
+        rtnl.set_link_up_by_altname(names.record_altname(record)),
     ]
     for ip in record.ips:
         requests += host_address(record, ip)

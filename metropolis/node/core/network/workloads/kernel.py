@@ -67,6 +67,7 @@ from osbase.netlink.errors import (
 )
 from osbase.netlink.events import RECEIVE_BUFFER, LinkEvents
 from osbase.netlink.message import Request
+from osbase.netlink.neighbours import RTM_DELNEIGH, dump_neighbours, parse_written
 from osbase.netlink.template import Encoded
 from osbase.netlink.transport import NetlinkSocket, SocketPool, make_strict, open_raw
 
@@ -80,6 +81,7 @@ _ELSEWHERE_S = 5.0  # what goes another way for less is not worth a word
 _PUT_BACK_BEFORE = {
     (rtnl.RTM_NEWADDR, errno.EEXIST),
     (rtnl.RTM_DELADDR, errno.EADDRNOTAVAIL),
+    (RTM_DELNEIGH, errno.ENOENT),
 }
 
 
@@ -233,6 +235,17 @@ class KernelDatapath:
         found = (rtnl.parse_address(message) for message in messages)
         return {one.ifindex: one for one in found if one and one.address == allocs.FIRST_HOP_IPV6}
 
+    def _neighbours(self) -> dict[tuple[IPAddress, int], bytes]:
+        """MACs that somebody wrote, by address and index of the link."""
+        families = (rtnl.AF_INET, rtnl.AF_INET6) if self._ipv6 else (rtnl.AF_INET,)
+        found: dict[tuple[IPAddress, int], bytes] = {}
+        for family in families:
+            with self._sockets.socket() as host:
+                for message in host.dump(dump_neighbours(family)):
+                    if (one := parse_written(message)) is not None:
+                        found[one.address, one.ifindex] = one.mac
+        return found
+
     def _scan(self) -> Scan:
         routes = self._routes()
         plan = recovery.plan(self._links(), routes)
@@ -267,7 +280,7 @@ class KernelDatapath:
     # ---- Repair -----------------------------------------------------------
 
     def repair(self, records: Sequence[Record], allow: Allow, hold: Hold) -> Sequence[Repair]:
-        """See Datapath. A look is four dumps and a file, however many, and a
+        """See Datapath. A look is six dumps and a file, however many, and a
         lookup an address.
         """
         self._contested.intersection_update(record.host_ifindex for record in records)
@@ -313,7 +326,8 @@ class KernelDatapath:
         # The links last: what belongs to one that came meanwhile is not missed.
         routes, hops = self._routes(), self._first_hops()
         links = {link.ifindex: link for link in self._links()}
-        seen = repairs.Seen(links, routes, hops, _forwards(), self._ipv6)
+        neighbours = self._neighbours()
+        seen = repairs.Seen(links, routes, hops, _forwards(), self._ipv6, neighbours)
         done: list[Repair] = []
         for record in records:
             taking = replace and record.host_ifindex not in self._contested

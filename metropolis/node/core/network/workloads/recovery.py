@@ -12,12 +12,13 @@ them, as before it was given them, but our form of name, our MAC and our group.
 With its records it is a running pod, whatever else became of it: down, in
 another group, renamed, without alias. That is put right; see `repairs`. Only
 what never got its records is removed, and what a removal had begun with.
+Without them it is never set up, and gets no routes: what has routes had them.
 
 A link is left alone if anything of that is not so: in doubt it is somebody
-else's. So is one with names that a newer version made; and one of version 1
-whose alias, the only place of the workload id, was changed: the link's name
-is a hash of the id, which tells that, and by which a call that has the id finds
-it. What has routes of ours, or a record, holds their addresses.
+else's, or a pod's. So is one with names that a newer version made; and one of
+version 1 whose alias, the only place of the workload id, was changed: the
+link's name is a hash of the id, which tells that, and by which a call that has
+the id finds it. What has routes of ours, or a record, holds their addresses.
 
 Duplicates are attachments that claim one address, one interface of one
 workload, or one name in one namespace. The kernel forbids most of it (names,
@@ -117,12 +118,16 @@ def plan(links: Iterable[Link], routes: Collection[tuple[IPAddress, int]]) -> Pl
     whole: list[Record] = []
     half_made: list[Link] = []
     foreign: list[tuple[Link, Record | None]] = []
+    routed = {index for ip, index in routes if not ip.is_link_local}
     for link in links:
         if not is_ours(link):
             if looks_like_ours(link):
                 foreign.append((link, None))
         elif (record := record_of(link)) is None:
-            half_made.append(link)
+            if link.ifindex in routed and link.group not in DOOMED_GROUPS:
+                foreign.append((link, None))  # others took its records
+            else:
+                half_made.append(link)
         elif record.workload_id:
             whole.append(record)
         else:

@@ -145,6 +145,19 @@ def test_what_never_got_its_records_is_removed(link: Link) -> None:
     assert recovery.plan([link], set()) == recovery.Plan((), (link,))
 
 
+@pytest.mark.parametrize("flags", [IFF_UP, 0])
+@pytest.mark.parametrize("altnames", [(), ("enp0s1",)])
+def test_what_others_took_the_records_of_is_a_running_pod(
+    flags: int, altnames: tuple[str, ...]
+) -> None:
+    """It has routes, which come last. Nobody gets its address."""
+    link = replace(WHOLE, altnames=altnames, flags=flags)
+    ip = record(1).ips[0]
+    held = Held(link.name, link.ifindex, (ip,))
+    plan = recovery.plan([link], {(ip, link.ifindex)})
+    assert plan == recovery.Plan((), held=(held,), foreign=(link.name,))
+
+
 @pytest.mark.parametrize(
     "link",
     [

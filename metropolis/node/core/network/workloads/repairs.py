@@ -9,7 +9,7 @@ Inside the namespace nothing is put back: that is the workload's own.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 
 from metropolis.node import allocs
@@ -19,6 +19,7 @@ from metropolis.node.core.network.workloads.model import MTU_MIN, IPAddress
 from metropolis.node.core.network.workloads.validate import show
 from osbase.netlink import rtnl
 from osbase.netlink.message import Request
+from osbase.netlink.neighbours import del_neighbour
 from osbase.netlink.rtnl import Address, Link, Route
 
 # Without it, what the pod sends goes no further than the host.
@@ -39,7 +40,8 @@ class Seen:
     and index. first_hops: the IPv6 first hop, by index of the link. forwards:
     the host as a whole does, in IPv4; else its links need not, and setting
     that right, which sets all of them, is for who looks after the host. ipv6:
-    its kernel has it.
+    its kernel has it. neighbours: MACs that somebody wrote, by address and
+    index of the link.
     """
 
     links: Mapping[int, Link]
@@ -47,6 +49,7 @@ class Seen:
     first_hops: Mapping[int, Address]
     forwards: bool
     ipv6: bool
+    neighbours: Mapping[tuple[IPAddress, int], bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +161,11 @@ def _addresses(record: Record, seen: Seen, replace: bool) -> Iterator[Mend]:
                 (*taken, batches.first_hop(record)),
             )
     for ip in checks.reached(record):
+        mac = seen.neighbours.get((ip, index), record.mac)
+        if mac != record.mac:
+            # The kernel asks, and finds the pod.
+            what = f"neighbour {ip} of {name}: found {mac.hex(':') or 'none'}, written by others"
+            yield Mend(f"neighbour {ip} of {name}", what, (del_neighbour(index, name, ip),))
         route = seen.routes.get((ip, index))
         source = allocs.FIRST_HOP_IPV4 if ip.version == 4 else None
         if route is not None and route.source == source and route.gateway is None:

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which link-layer addresses the host has for its neighbours. Pure.
+
+Source: linux/neighbour.h.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final
+
+from osbase.netlink import attrs
+from osbase.netlink.errors import ProtocolError
+from osbase.netlink.message import Message, Request
+from osbase.netlink.rtnl import AF_INET, AF_INET6, IPAddress, family_of
+
+RTM_NEWNEIGH: Final = 28
+RTM_DELNEIGH: Final = 29
+RTM_GETNEIGH: Final = 30
+
+_NUD_NOARP: Final = 0x40
+_NUD_PERMANENT: Final = 0x80
+_NDA_DST: Final = 1
+_NDA_LLADDR: Final = 2
+_FAMILIES: Final = {AF_INET: 4, AF_INET6: 16}  # bytes of an address
+# family, padding, index, state, flags, type
+_NDMSG = struct.Struct("=BxxxiHBB")
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An entry that the kernel neither made nor corrects: somebody wrote it."""
+
+    ifindex: int
+    address: IPAddress
+    mac: bytes
+
+
+def dump_neighbours(family: int) -> Request:
+    """All links' entries of a family."""
+    return Request(RTM_GETNEIGH, 0, _NDMSG.pack(family, 0, 0, 0, 0), "list neighbours")
+
+
+def del_neighbour(ifindex: int, name: str, address: IPAddress) -> Request:
+    """ENOENT: there is none. name: the link's, for errors."""
+    body = _NDMSG.pack(family_of(address), ifindex, 0, 0, 0)
+    body += attrs.attr(_NDA_DST, address.packed)
+    return Request(RTM_DELNEIGH, 0, body, "delete neighbour {} of {}", (address, name))
+
+
+def parse_written(message: Message) -> Neighbour | None:
+    """None for an entry that comes and goes by itself, as nearly all do: of
+    those no more than the header is looked at.
+    """
+    if message.kind != RTM_NEWNEIGH or len(message.body) < _NDMSG.size:
+        raise ProtocolError(f"message {message.kind} of {len(message.body)} bytes is no neighbour")
+    family, ifindex, state, _, _ = _NDMSG.unpack_from(message.body)
+    if family not in _FAMILIES or not state & (_NUD_PERMANENT | _NUD_NOARP):
+        return None
+    found = attrs.parse(message.body[_NDMSG.size :])
+    packed = found.get(_NDA_DST, b"")
+    if len(packed) != _FAMILIES[family]:
+        raise ProtocolError(f"a neighbour of {len(packed)} bytes in family {family}")
+    return Neighbour(ifindex, ip_address(packed), found.get(_NDA_LLADDR, b""))
