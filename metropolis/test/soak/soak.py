@@ -13,9 +13,9 @@ nor `turnover`, which meanwhile attaches and detaches without a kernel, with the
 same prefixes, and so comes much further.
 
 Progress goes to stderr, the services' own log to --log. Status: 0 when every
-promise was kept and nothing is left; 1 when not; 2 for wrong arguments; 130 after
-Ctrl-C, after which nothing is left either: all is in namespaces that end with
-the program.
+promise was kept and nothing is left; 1 when not; 2 for wrong arguments; 130
+after Ctrl-C, after which nothing is left either: all is in namespaces that end
+with the program.
 """
 
 import argparse
