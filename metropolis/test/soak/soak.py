@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random churn for some minutes, then count what is left: `run :soak -- ...`.
+"""Attach and detach at random for some minutes, then count what is left.
 
-    --minutes N   how long; fractions are all right
-    --prefix P    of both hosts' pools, any number; by default one host has
-                  such as fill up, the other such as people use
-    --json        as the last line of standard output:
-                  {"ok", "operations", "kills", "leaked": {"links", "routes",
-                  "rules", "addresses", "netns", "fds", "threads"},
-                  "rss_kib_early", "rss_kib_end"}
+    ./bazelw run //metropolis/test/soak -- [--minutes N] [--prefix P] [--json]
+
+Two hosts in network namespaces: the service of one is killed now and then, that
+of the other runs on. With --json the last line of stdout is
+{"ok", "operations", "kills", "leaked": {"links", "routes", "rules",
+"addresses", "netns", "fds", "threads"}, "rss_kib_early", "rss_kib_end"}.
 
 Memory must not grow: neither the steady host's service, from the first look on,
 nor `turnover`, which meanwhile attaches and detaches without a kernel, with the
 same prefixes, and so comes much further.
 
-Progress goes to standard error, the services' own log to --log. Exit status 1
-when a promise was broken or something is left, 130 after Ctrl-C, after which
-nothing is left either: all is in namespaces that end with the program.
+Progress goes to stderr, the services' own log to --log. Status: 0 when every
+promise was kept and nothing is left; 1 when not; 2 for wrong arguments; 130
+after Ctrl-C, after which nothing is left either: all is in namespaces that end
+with the program.
 """
 
 import argparse
@@ -311,12 +311,21 @@ class Soak:
 
 def main(arguments: list[str]) -> int:
     """Run; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Soak the workload service; see --json.")
-    parser.add_argument("--minutes", type=float, default=15.0)
-    parser.add_argument("--prefix", action="append", type=ip_network)
-    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
-    parser.add_argument("--seed", type=int, default=None, help="of the random choices")
-    parser.add_argument("--log", type=Path, default=None, help="of the services; kept")
+    parser = argparse.ArgumentParser(
+        prog="soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--minutes", metavar="N", type=float, default=15.0,
+        help="how long; fractions are all right (default: 15)")  # fmt: skip
+    add("--prefix", metavar="P", action="append", type=ip_network,
+        help="of both hosts' pools; repeatable (default: one host has prefixes that fill up, "
+        "the other such as people use)")  # fmt: skip
+    add("--json", action="store_true", help="print the result as one line of JSON")
+    add("--seed", metavar="N", type=int,
+        help="of the random choices (default: a new one, which is printed)")  # fmt: skip
+    add("--log", metavar="FILE", type=Path,
+        help="the services' log, kept; an absolute path (default: a new file in the directory "
+        "for temporary files)")  # fmt: skip
     chosen = parser.parse_args(arguments)
     if not 0 < chosen.minutes < 60 * 24 * 7:
         parser.error("--minutes: more than 0, less than a week")
