@@ -218,7 +218,7 @@ def _node_access(message: config_pb2.NodeAccess, problems: Problems) -> NodeAcce
             problems.add(
                 f"{field}.port[{index}]",
                 f'{quoted(text)} is not "PORT/PROTOCOL" or "FIRST-LAST/PROTOCOL", such as '
-                '"10250/tcp"; protocols are tcp, udp, sctp',
+                '"10250/tcp"; ports are 1 to 65535, protocols tcp, udp, sctp',
             )
         else:
             ports.append(Ports(found[3], first, last))
@@ -256,7 +256,7 @@ def _ntp_servers(network: config_pb2.Network, problems: Problems) -> tuple[str, 
 def _is_host(text: str) -> bool:
     """Whether it is an address without a scope, or a name (RFC 1123)."""
     try:
-        return "%" not in text and ip_address(text) is not None
+        return "%" not in text and not ip_address(text).is_unspecified
     except ValueError:
         label = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
         # What ends in a number is an address that is wrong.

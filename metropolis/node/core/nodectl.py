@@ -113,7 +113,7 @@ def run(given: argparse.Namespace) -> Answer:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise UnknownError(error.details()) from error
-            why = f"{given.socket}: no answer (sv status node-core): {error.details()}"
+            why = f"{given.socket}: no answer, see /run/log/node-core/current: {error.details()}"
             raise NoAnswerError(why) from error
 
 

@@ -159,6 +159,10 @@ class NodeCore:
         self.process.send_signal(number)
         status = self.process.wait(LIMIT_S)
         self.process = None
+        if status:  # which a test may have wanted, or not
+            while line := self.lines.get(timeout=LIMIT_S):
+                self.seen.append(line)
+            print("".join(self.seen))
         return status
 
     def stub(self) -> workload_pb2_grpc.WorkloadNetworkingStub:
