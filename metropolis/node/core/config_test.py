@@ -74,7 +74,7 @@ def test_empty_is_a_node_without_uplink_or_prefixes() -> None:
         ('node_access { mode: "listed" port: "9-1/udp" }', '"9-1/udp" is not'),
         ('node_access { mode: "listed" port: "1-65536/udp" }', '"1-65536/udp" is not'),
         ('node_access { mode: "listed" port: "53" }', '"53" is not'),
-        ('node_access { mode: "listed" port: "53/icmp" }', "ports are 1 to 65535, protocols tcp, udp, sctp"),
+        ('node_access { mode: "listed" port: "53/icmp" }', "1 to 65535, protocols tcp, udp, sctp"),
         ('node_access { mode: "listed" ' + 'port: "1/tcp" ' * 65 + "}", "65 entries; at most 64"),
         ('forwarded_destination: "metadata"', 'forwarded_destination[0]: "metadata" is no address'),
         ('forwarded_destination: "169.254.1.1/16"', 'the prefix is "169.254.0.0/16"'),
