@@ -27,8 +27,8 @@ def py_binary(name, visibility = _PUBLIC, env = {}, **kwargs):
         **kwargs
     )
 
-# What a test is that boots virtual machines, of any rule; cpu: see .bazelrc.
-VM_TAGS = ["cpu:2", "vm"]
+# What a test is that boots virtual machines, of any rule; resources: see .bazelrc.
+VM_TAGS = ["resources:vm:1", "vm"]
 VM_ENV = {"TEST_BOOTS_VMS": "1"}
 
 def py_pytest(

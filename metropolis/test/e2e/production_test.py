@@ -138,7 +138,7 @@ async def ended() -> Ended:
 
 async def test_it_runs_what_a_node_needs(ended: Ended) -> None:
     """And nothing else."""
-    assert b"starting services: acpi containerd node-core preload \r\n" in ended.console
+    assert b"starting services: acpi containerd node-core preload time \r\n" in ended.console
     assert b"DEVELOPMENT" not in ended.console
     assert b"FAILED" not in ended.console
 
