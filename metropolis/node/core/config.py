@@ -253,16 +253,18 @@ def _ntp_servers(network: config_pb2.Network, problems: Problems) -> tuple[str, 
     return tuple(dict.fromkeys(network.ntp_server))
 
 
+_LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"  # of DNS (RFC 1123)
+
+
 def _is_host(text: str) -> bool:
     """Whether it is an address without a scope, or a name (RFC 1123)."""
     try:
         return "%" not in text and not ip_address(text).is_unspecified
     except ValueError:
-        label = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
         # What ends in a number is an address that is wrong.
         return (
             len(text) <= 253
-            and re.fullmatch(rf"({label}\.)*{label}\.?", text) is not None
+            and re.fullmatch(rf"({_LABEL}\.)*{_LABEL}\.?", text) is not None
             and re.search(r"(^|\.)[0-9]+\.?$", text) is None
         )
 
@@ -278,7 +280,7 @@ def _prefix(text: str) -> IPNetwork:
 
 def is_node_id(text: str) -> bool:
     """Whether it can name a node: a DNS label in lower case (RFC 1123)."""
-    return re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text) is not None
+    return text == text.lower() and re.fullmatch(_LABEL, text) is not None
 
 
 def _cluster(message: config_pb2.Cluster, problems: Problems) -> Cluster:

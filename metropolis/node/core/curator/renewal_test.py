@@ -44,21 +44,31 @@ def replace(target: str, source: str | Path) -> None:
     new.rename(target)
 
 
-def install(
-    files: Files, authority: Authority, *kinds: str, name: str, expired: bool = False
-) -> None:
+def put(files: Files, made: Files, kinds: Sequence[str]) -> None:
     """Replace these files by others, in this order."""
-    made = files_of(authority.client(name, expired=expired))
     for kind in kinds:
         replace(getattr(files, kind), getattr(made, kind))
+
+
+def install(
+    files: Files,
+    authority: Authority,
+    *kinds: str,
+    name: str,
+    expired: bool = False,
+    begins_in_s: float | None = None,
+    ends_in_s: float | None = None,
+) -> None:
+    """Put new ones of that name there; how long they hold: see Authority."""
+    made = authority.client(name, expired=expired, begins_in_s=begins_in_s, ends_in_s=ends_in_s)
+    put(files, files_of(made), kinds)
 
 
 def install_again(files: Files, authority: Authority, name: str) -> None:
     """Put back what was installed by that name."""
     directory = authority.cert.parent
     made = Files(*map(str, (authority.cert, directory / f"{name}.pem", directory / f"{name}.key")))
-    for kind in ("ca", "cert", "key"):
-        replace(getattr(files, kind), getattr(made, kind))
+    put(files, made, ("ca", "cert", "key"))
 
 
 def files_of_node(directory: Path) -> Files:
@@ -291,9 +301,8 @@ async def test_another_authority(tmp_path: Path, first: str) -> None:
 async def test_a_certificate_that_begins_later(tmp_path: Path) -> None:
     """Is used when it does, though nobody touches it again."""
     async with node(tmp_path) as (cluster, machine, files):
-        made = files_of(cluster.server.authority.client("second", begins_in_s=12))
-        replace(files.cert, made.cert)
-        replace(files.key, made.key)
+        authority = cluster.server.authority
+        install(files, authority, "cert", "key", name="second", begins_in_s=12)
         await cluster.log.wait(f"{files.cert}: certificate is not yet valid")
         await follows(cluster, machine)
         # Also when the connection was lost meanwhile.
@@ -308,16 +317,15 @@ async def test_a_certificate_that_begins_later(tmp_path: Path) -> None:
 async def test_the_one_in_use_ends(tmp_path: Path) -> None:
     """A connection goes on, as TLS judges when it begins; none is made."""
     async with node(tmp_path) as (cluster, machine, files):
-        made = files_of(cluster.server.authority.client("second", ends_in_s=6))
-        replace(files.cert, made.cert)
-        replace(files.key, made.key)
+        authority = cluster.server.authority
+        install(files, authority, "cert", "key", name="second", ends_in_s=6)
         await cluster.log.wait(RENEWED)
         await cluster.log.wait(HERE, 2)
         await cluster.server.kill()
-        await asyncio.to_thread(wait_for_end, made)
+        await asyncio.to_thread(wait_for_end, files)
         await cluster.server.start()
         await cluster.log.wait(f"{files.cert}: certificate has expired")
-        install(files, cluster.server.authority, "cert", "key", name="third")
+        install(files, authority, "cert", "key", name="third")
         await cluster.log.wait(HERE, 3)
         await follows(cluster, machine)
 

@@ -65,8 +65,13 @@ class TimeServers:
         if not await asyncio.to_thread(self._path.parent.is_dir):
             ctx.signal_done()
             return
+        told: tuple[str, ...] | None = None
         async for status in self._status.watch():
-            await self._use(ctx, self._servers or tuple(map(str, status.ntp)))
+            servers = self._servers or tuple(map(str, status.ntp))
+            # Most of what changes of an uplink is no matter of this.
+            if servers != told:
+                await self._use(ctx, servers)
+                told = servers
 
     async def _use(self, ctx: Context, servers: tuple[str, ...]) -> None:
         before = await asyncio.to_thread(self._read)
