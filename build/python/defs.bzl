@@ -28,7 +28,7 @@ def py_binary(name, visibility = _PUBLIC, env = {}, **kwargs):
     )
 
 # What a test is that boots virtual machines, of any rule; resources: see .bazelrc.
-VM_TAGS = ["resources:vm:1", "vm"]
+VM_TAGS = ["resources:cpu:0.01", "resources:vm:1", "vm"]
 VM_ENV = {"TEST_BOOTS_VMS": "1"}
 
 def py_pytest(

@@ -55,6 +55,11 @@ PYTHON_PACKAGES = ["@debian//:" + name for name in [
     "zlib1g",
 ]]
 
+def soon(_os, _inputs):
+    """resource_set of what tests with machines wait for: next to no core, so that it
+    does not wait behind other tests. See .bazelrc."""
+    return {"cpu": 0.01}
+
 # CPython, byte-compiled, without its development, test and desktop parts.
 PYTHON_LAYERS = ["//osbase/build:python"]
 
@@ -233,6 +238,7 @@ def _build_tree(ctx, format, out, bytecode = False, extra = [], extra_outputs = 
         env = {"PYTHONHASHSEED": "0"},
         use_default_shell_env = True,
         mnemonic = "Image" + format.title(),
+        resource_set = soon,
         progress_message = "Making %s %%{label}" % format,
     )
 
@@ -405,6 +411,7 @@ def _py_layer_impl(ctx):
             env = {"PYTHONHASHSEED": "0"},
             use_default_shell_env = True,
             mnemonic = "PyLayer",
+            resource_set = soon,
             progress_message = "Compiling Python of %{label} (" + group + ")",
         )
         outs.append(out)
@@ -434,6 +441,7 @@ def _kernel_modules_impl(ctx):
         outputs = [out],
         use_default_shell_env = True,
         mnemonic = "KernelModules",
+        resource_set = soon,
         progress_message = "Selecting kernel modules of %{label}",
     )
     return [DefaultInfo(files = depset([out]))]
@@ -470,6 +478,7 @@ def _oci_image_impl(ctx):
         outputs = [out],
         use_default_shell_env = True,
         mnemonic = "OciImage",
+        resource_set = soon,
         progress_message = "Making OCI image %{label}",
     )
     return [DefaultInfo(files = depset([out]))]

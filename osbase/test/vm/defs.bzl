@@ -12,7 +12,7 @@
 
 load("@rules_python//python:defs.bzl", "PyInfo", _py_test = "py_test")
 load("//build/python:defs.bzl", "VM_ENV", "VM_TAGS", "py_library")
-load("//osbase/build:defs.bzl", "erofs_image")
+load("//osbase/build:defs.bzl", "erofs_image", "soon")
 
 _RUNFILES = "/runfiles"
 
@@ -58,6 +58,7 @@ def _guest_layer_impl(ctx):
         env = {"PYTHONHASHSEED": "0"},
         use_default_shell_env = True,
         mnemonic = "GuestLayer",
+        resource_set = soon,
         progress_message = "Packing the runfiles of %{label}",
     )
     return [DefaultInfo(files = depset([out]))]
