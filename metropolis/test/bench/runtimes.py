@@ -169,6 +169,7 @@ def plan(options: argparse.Namespace) -> Plan:
         repeats=1,
         counted=1 if quick else 3,
         seed=options.seed,
+        warm_up=not quick,
     )
 
 

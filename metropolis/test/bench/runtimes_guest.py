@@ -263,8 +263,9 @@ def run(plan: Plan) -> Measured:
         for containerd in containerds.values():
             containerd.wait()
         bench = Bench(plan, containerds)
-        say("warming up")
-        bench.round(Plan(1, 1, (), 0, 0, 0), Results())
+        if plan.warm_up:
+            say("warming up")
+            bench.round(Plan(1, 1, (), 0, 0, 0), Results())
         results = Results()
         for number in range(plan.rounds):
             say(f"round {number + 1} of {plan.rounds}")

@@ -39,7 +39,8 @@ class Plan:
 
     samples: pods run and removed, one at a time. at_once: so many are then run
     at once, and removed at once, `repeats` times. counted: pods whose processes
-    are counted, after all rounds. seed: of the order of subjects.
+    are counted, after all rounds. seed: of the order of subjects. warm_up: one
+    pod each comes and goes before.
     """
 
     rounds: int
@@ -48,6 +49,7 @@ class Plan:
     repeats: int
     counted: int
     seed: int
+    warm_up: bool = True
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

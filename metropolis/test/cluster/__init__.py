@@ -6,6 +6,6 @@ in their order: each leaves the cluster whole for the next. After a test that
 failed, there is another cluster. Logs, captures and consoles are among the
 test's outputs (bazel-testlogs/.../test.outputs).
 
-Together they run as //metropolis/test:two_nodes_test and :three_nodes_test; the
-target of one file is for whoever works on it.
+Together, and with that of metropolis/test/security, they are the target
+//metropolis/test:three_nodes_test; that of one file is for whoever works on it.
 """

@@ -6,20 +6,21 @@ like any other. Where the disk is full, no pod comes: a container has to write.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
+import pytest_asyncio
 
 from metropolis.node.core.network.workloads.spec import workload_pb2
 from metropolis.test.launch import checks
 from metropolis.test.launch.cri import Pod, sandbox_config
 from metropolis.test.launch.node import Node
+from metropolis.test.launch.shared import Shared
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-
-type RunPod = Callable[[str], Awaitable[Pod]]
 
 LIMIT_S = 300.0
 PODS = "/sys/fs/cgroup/k8s.io"
@@ -71,10 +72,23 @@ async def assert_the_node_answers(node: Node, pods: list[Pod], *, room: bool = T
         await node.cri.remove_pod(new)
 
 
+@contextlib.asynccontextmanager
+async def two_pods(node: Node) -> AsyncIterator[list[Pod]]:
+    names = ("pod-a", "pod-b")
+    pods = [*await asyncio.gather(*(node.cri.run_pod(n, checks.pod_command(n)) for n in names))]
+    yield pods
+    await asyncio.gather(*(node.cri.remove_pod(pod.id) for pod in pods))
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def pods(node: Node, shared: Shared) -> list[Pod]:
+    """They live through all bombs."""
+    return await shared.part(two_pods, node)
+
+
 @pytest.mark.parametrize("kind", BOMBS)
-async def test_one_pod_does_not_starve_the_node(node: Node, run_pod: RunPod, kind: str) -> None:
+async def test_one_pod_does_not_starve_the_node(node: Node, pods: list[Pod], kind: str) -> None:
     bomb = BOMBS[kind]
-    pods = [*await asyncio.gather(run_pod("pod-a"), run_pod("pod-b"))]
     before = await services(node)
     shell = f"({bomb.command}) 2>/dev/null & exec sleep 100000"
     bad = await node.cri.run_pod("bomb", ["sh", "-c", shell])

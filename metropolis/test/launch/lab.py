@@ -213,6 +213,7 @@ class Lab:
         nodes are told by DHCP and RA; larger packets are lost without a word.
         """
         self.ports: list[Port] = []
+        self.time_server = SntpServer()
         self.seen: list[IPv4Address | IPv6Address] = []
         self._nodes = nodes
         self._mtu = mtu
@@ -265,7 +266,7 @@ class Lab:
             )
             self._stack.callback(transport.close)
         clock, _ = await loop.create_datagram_endpoint(
-            SntpServer, local_addr=(str(ROUTER_IPV4.ip), NTP_PORT)
+            lambda: self.time_server, local_addr=(str(ROUTER_IPV4.ip), NTP_PORT)
         )
         self._stack.callback(clock.close)
 

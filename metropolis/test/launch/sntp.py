@@ -32,7 +32,9 @@ def answer(request: bytes, received: float, now: float) -> bytes | None:
 
 
 class SntpServer(asyncio.DatagramProtocol):
-    """Tells this machine's time."""
+    """Tells this machine's time; nothing while `silent`."""
+
+    silent = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.DatagramTransport)
@@ -40,5 +42,7 @@ class SntpServer(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[str | object, int]) -> None:
         now = time.time()
+        if self.silent:
+            return
         if (said := answer(data, now, time.time())) is not None:
             self._transport.sendto(said, addr)
