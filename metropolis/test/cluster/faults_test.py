@@ -24,7 +24,7 @@ from metropolis.test.launch.prober import EVERY_S, Prober
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 NODES = 3
-MTU = 1400  # as in mesh_test, which has the cluster before
+MTU = 1400  # as in mesh_test, which has the cluster first
 # Seconds. Longer than the lease of a node's record (curator.Timing).
 OUTAGE_S = 60.0
 LIMIT_S = 300.0

@@ -17,7 +17,7 @@ from metropolis.test.launch.node import Node
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 NODES = 3
-MTU = 1400  # as in mesh_test, which has the cluster after
+MTU = 1400  # as in mesh_test, which has the cluster first
 LIMIT_S = 600.0
 # The lab's underlay is 198.51.100.0/24 and 2001:db8:51::/64.
 WRONG = (pod_network("198.51.0.0/16", 24), pod_network("2001:db8:51::/48", 64))

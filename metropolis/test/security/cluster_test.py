@@ -39,7 +39,7 @@ from metropolis.test.security.attacks import (
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 NODES = 3
-MTU = 1400  # as in faults_test, which has the cluster before
+MTU = 1400  # as in mesh_test, which has the cluster first
 SPENT = True
 _PORT = 6666
 _ROUTER = {4: str(ROUTER_IPV4.ip), 6: str(ROUTER_IPV6.ip)}
