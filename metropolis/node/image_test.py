@@ -92,8 +92,7 @@ def test_is_absent(what: str, pattern: str | None) -> None:
         "/usr/sbin/modprobe",
         "/usr/sbin/nft",
         "/usr/sbin/runc",
-        "/usr/share/metropolis/images/busybox.tar",
-        "/usr/share/metropolis/images/pause.tar",
+        "/usr/share/metropolis/images/preloaded.tar",
     ],
 )
 def test_is_there(path: str) -> None:

@@ -6,6 +6,7 @@
     initramfs(name = "initramfs", layers = [...], files = {"/init": "init"}, ...)
     erofs_image(name = "image", layers = BASE_LAYERS + PYTHON_LAYERS + [":code"], ...)
     oci_image(name = "busybox", tag = "localhost/busybox:latest", layers = [...])
+    oci_archive(name = "preloaded", images = [":busybox", ":pause"])
 
 Layers are tars and shadow each other in the order given. All outputs depend on
 their inputs alone: times are 0, everything belongs to root. Nothing needs root,
@@ -493,6 +494,29 @@ oci_image = rule(
         "cmd": attr.string_list(),
         "env": attr.string_dict(),
         "_tool": attr.label(default = "//osbase/build:oci", executable = True, cfg = "exec"),
+    },
+)
+
+def _oci_archive_impl(ctx):
+    out = ctx.actions.declare_file(ctx.label.name + ".tar")
+    ctx.actions.run(
+        executable = ctx.executable._tool,
+        arguments = [out.path] + [image.path for image in ctx.files.images],
+        inputs = ctx.files.images,
+        outputs = [out],
+        use_default_shell_env = True,
+        mnemonic = "OciArchive",
+        resource_set = soon,
+        progress_message = "Putting images together to %{label}",
+    )
+    return [DefaultInfo(files = depset([out]))]
+
+oci_archive = rule(
+    implementation = _oci_archive_impl,
+    doc = "Several images of oci_image in one tar, which one `ctr images import` takes.",
+    attrs = {
+        "images": attr.label_list(allow_files = [".tar"], mandatory = True),
+        "_tool": attr.label(default = "//osbase/build:oci_archive", executable = True, cfg = "exec"),
     },
 )
 

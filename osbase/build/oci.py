@@ -21,7 +21,8 @@ from osbase.build.tree import Content, Data, Tree, TreeError, whole, write_tar
 _MEDIA = "application/vnd.oci.image"
 
 
-def _json(value: Any) -> bytes:
+def compact(value: Any) -> bytes:
+    """JSON that is the same whenever the value is."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -59,18 +60,18 @@ def layout(layers: list[Content], tag: str, config: dict[str, Any]) -> Tree:
     manifest = {
         "schemaVersion": 2,
         "mediaType": f"{_MEDIA}.manifest.v1+json",
-        "config": out.blob("config.v1+json", Data(_json(image))),
+        "config": out.blob("config.v1+json", Data(compact(image))),
         "layers": descriptors,
     }
-    top = out.blob("manifest.v1+json", Data(_json(manifest)))
+    top = out.blob("manifest.v1+json", Data(compact(manifest)))
     top["platform"] = {"architecture": "amd64", "os": "linux"}
     top["annotations"] = {
         "io.containerd.image.name": tag,
         "org.opencontainers.image.ref.name": tag,
     }
     index = {"schemaVersion": 2, "mediaType": f"{_MEDIA}.index.v1+json", "manifests": [top]}
-    out.tree.add_file("/index.json", Data(_json(index)), "oci")
-    out.tree.add_file("/oci-layout", Data(_json({"imageLayoutVersion": "1.0.0"})), "oci")
+    out.tree.add_file("/index.json", Data(compact(index)), "oci")
+    out.tree.add_file("/oci-layout", Data(compact({"imageLayoutVersion": "1.0.0"})), "oci")
     return out.tree
 
 

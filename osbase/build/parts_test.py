@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from osbase.build import applets, kmodules, oci
-from osbase.build.tree import Data, Tree, TreeError
+from osbase.build import applets, kmodules, oci, oci_archive
+from osbase.build.tree import Data, Tree, TreeError, write_tar
 
 
 def module(depends: str) -> bytes:
@@ -94,6 +94,38 @@ def test_oci_layout_is_consistent() -> None:
     config = json.loads(blob(manifest["config"]))
     assert config["rootfs"]["diff_ids"] == [layer["digest"] for layer in manifest["layers"]]
     assert config["config"] == {"Cmd": ["sh"]}
+
+
+def write_image(path: Path, layer: bytes, tag: str) -> Path:
+    with path.open("wb") as out:
+        write_tar(oci.layout([Data(b"shared"), Data(layer)], tag, {}), out)
+    return path
+
+
+def test_an_archive_has_all_images(tmp_path: Path) -> None:
+    tags = ["localhost/a:1", "localhost/b:2"]
+    images = [
+        write_image(tmp_path / f"{number}.tar", b"%d" % number, tag)
+        for number, tag in enumerate(tags)
+    ]
+    tree = oci_archive.archive(images)
+    index_file, layout_file = tree.get("/index.json"), tree.get("/oci-layout")
+    assert index_file is not None
+    assert layout_file is not None
+    manifests = json.loads(index_file.content.read())["manifests"]
+    assert [one["annotations"]["io.containerd.image.name"] for one in manifests] == tags
+    blobs = {entry.path for entry in tree if entry.path.startswith("/blobs/sha256/")}
+    # A manifest, a configuration and a layer each; one layer is of both.
+    assert len(blobs) == 2 * 3 + 1
+    assert {"/blobs/" + one["digest"].replace(":", "/") for one in manifests} <= blobs
+
+
+def test_what_is_no_image_is_no_part_of_an_archive(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with path.open("wb") as out:
+        write_tar(Tree(), out)
+    with pytest.raises(TreeError, match=r"x\.tar: no /index\.json"):
+        oci_archive.archive([path])
 
 
 def test_applets() -> None:

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command of the rule oci_archive: several images to one layout in one tar.
+
+    oci_archive OUT.tar IMAGE.tar...
+
+Images are those of oci_image. A runtime imports them by one command, and what
+they share is there once (OCI image spec 1.1: an index has many manifests).
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from osbase.build.oci import compact
+from osbase.build.tree import Data, Tree, TreeError, write_tar
+
+_INDEX = "/index.json"
+
+
+def archive(images: Iterable[Path]) -> Tree:
+    """The layout that has them all, in this order."""
+    tree = Tree()
+    index: dict[str, object] = {}
+    manifests: list[object] = []
+    for path in images:
+        image = Tree()
+        image.add_tar(path, "oci")
+        entry = image.get(_INDEX)
+        if entry is None:
+            raise TreeError(f"{path}: no {_INDEX}; an OCI image layout has one")
+        index = json.loads(entry.content.read())
+        manifests.extend(index["manifests"])
+        for item in image:
+            tree.add(item)
+    tree.add_file(_INDEX, Data(compact(index | {"manifests": manifests})), "oci")
+    return tree
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("images", type=Path, nargs="+")
+    args = parser.parse_args(argv)
+    try:
+        with args.out.open("wb") as out:
+            write_tar(archive(args.images), out)
+    except (TreeError, OSError) as e:
+        print(f"making {args.out}: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
