@@ -95,9 +95,17 @@ def test_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str], world: Wo
     assert "absent: no answer" in capsys.readouterr().err
     assert nodectl.main(["--socket", str(world.socket), "check", "web-9"]) == 2
     assert capsys.readouterr().err == "nodectl check: check 'web-9': has no interface\n"
+    assert nodectl.main(["--socket", str(world.socket), "check", "ü"]) == 2
+    assert "must be printable ASCII" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["stat"], ["list", "x"], ["status", "--all"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([], ["stat"], ["list", "x"], ["status", "--all"]),
+        *(["check", "\udcff"], ["--socket", "\udcff", "list"]),
+    ],
+)
 def test_wrong_arguments(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exited:
         nodectl.main(arguments)
