@@ -94,6 +94,15 @@ class ConfigResult:
     networks: tuple[ConfNetwork, ...]
 
 
+class _Line:
+    """A channel, closed when it is neither wanted nor used."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.channel = grpc.insecure_channel(f"unix:{path}", options=_CHANNEL_OPTIONS)
+        self.calls = 0
+
+
 class CNI:
     """Made by new(); for any number of threads. close() it, or use `with`."""
 
@@ -101,8 +110,7 @@ class CNI:
         """Make one; nothing is connected before the first call."""
         self._lock = threading.Lock()  # of what follows
         self._settings = settings
-        self._channel: grpc.Channel | None = None
-        self._channel_path = ""
+        self._line: _Line | None = None
 
     def __enter__(self) -> Self:
         """Return it."""
@@ -118,11 +126,9 @@ class CNI:
         self.close()
 
     def close(self) -> None:
-        """Hang up. The next call connects again."""
+        """Hang up, after the calls under way; the next one connects again."""
         with self._lock:
-            channel, self._channel = self._channel, None
-        if channel is not None:
-            channel.close()
+            self._hang_up()
 
     def load(self, *opts: Opt) -> None:
         """Replace the networks by what the options add; on error, keep them."""
@@ -246,20 +252,30 @@ class CNI:
     ) -> A:
         with self._lock:
             settings = self._settings
-            if self._channel is not None and self._channel_path != settings.socket_path:
-                self._channel.close()
-                self._channel = None
-            if self._channel is None:
-                self._channel_path = settings.socket_path
-                target = f"unix:{settings.socket_path}"
-                self._channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
-            stub = workload_pb2_grpc.WorkloadNetworkingStub(self._channel)
+            if self._line is not None and self._line.path != settings.socket_path:
+                self._hang_up()
+            line = self._line = self._line or _Line(settings.socket_path)
+            line.calls += 1
+        stub = workload_pb2_grpc.WorkloadNetworkingStub(line.channel)
         timeout = settings.timeout_s if timeout_s is None else timeout_s
         try:
             return method(stub)(request, timeout=timeout)
         except grpc.RpcError as error:
             ready = not is_status and errors.is_unavailable(error) and _is_ready(stub, timeout)
             raise errors.from_rpc(operation, error, ready=ready) from error
+        finally:
+            with self._lock:
+                line.calls -= 1
+                if line is not self._line and not line.calls:
+                    line.channel.close()
+
+    def _hang_up(self) -> None:
+        """With the lock. Calls of other threads may be under way: the last of
+        them closes the channel.
+        """
+        line, self._line = self._line, None
+        if line is not None and not line.calls:
+            line.channel.close()
 
 
 def new(*opts: Opt) -> CNI:
