@@ -138,6 +138,19 @@ async def test_odd_leases_work(
             assert await node.keys() == set()
 
 
+async def test_name_servers_that_cannot_be_written(tmp_path: Path) -> None:
+    """The address does not need them; a look says so, and writes them later."""
+    there = tmp_path / "resolv.conf"
+    there.mkdir()
+    async with running(BY_HAND, tmp_path) as node:
+        await node.has("192.0.2.7/24")
+        assert default_routes() == [_OURS]
+        assert ["Is a directory" in one.error for one in await node.look()] == [True]
+        there.rmdir()
+        assert await node.keys() == {f"file {there}"}
+        assert there.is_file()
+
+
 @pytest.mark.parametrize("gateway", ["172.31.1.1", "fd00:1::1"])
 async def test_a_gateway_beside_a_single_address(gateway: str, tmp_path: Path) -> None:
     """By hand, as providers of single addresses have it."""
