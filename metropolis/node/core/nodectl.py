@@ -113,11 +113,14 @@ def run(given: argparse.Namespace) -> Answer:
                 return checked(ask("Check", pb.CheckRequest(workload_id=given.workload)))
             every = pb.CheckResponse()
             attachments = ask("List", pb.ListRequest()).attachments
-            for workload_id in dict.fromkeys(one.workload_id for one in attachments):
+            for one in {one.workload_id: one for one in attachments}.values():
                 try:
-                    every.MergeFrom(ask("Check", pb.CheckRequest(workload_id=workload_id)))
+                    every.MergeFrom(ask("Check", pb.CheckRequest(workload_id=one.workload_id)))
                 except grpc.RpcError as error:
-                    if error.code() is not grpc.StatusCode.NOT_FOUND:  # detached meanwhile
+                    if error.code() is grpc.StatusCode.UNAVAILABLE:  # it is busy with this one
+                        said = pb.Finding(what="check", expected="an answer", found=error.details())
+                        every.attachments.add(attachment=one, findings=[said])
+                    elif error.code() is not grpc.StatusCode.NOT_FOUND:  # detached meanwhile
                         raise
             return checked(every)
         except grpc.RpcError as error:
