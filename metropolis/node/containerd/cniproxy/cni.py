@@ -158,8 +158,8 @@ class CNI:
         settings = self._ready()
         namespace = _namespace(opts)
         request = pb.AttachRequest(
-            workload_id=_workload_id(id),
-            netns=pb.NetNSAttachment(netns_path=path, if_name=settings.default_interface),
+            workload_id=_text("id", id),
+            netns=_netns(path, settings.default_interface),
             requested_ip=[ip.packed for ip in namespace.ips],
             requested_mac=namespace.mac,
         )
@@ -187,9 +187,7 @@ class CNI:
         not repeated here, as by the Go package: that is for a process which
         lives as long as pods do.
         """
-        request = pb.DetachRequest(
-            workload_id=_workload_id(id), netns=pb.NetNSAttachment(netns_path=path)
-        )
+        request = pb.DetachRequest(workload_id=_text("id", id), netns=_netns(path))
         self._call(f"remove {id!r:.80}", lambda stub: stub.Detach, request, timeout_s)
 
     def check(
@@ -205,8 +203,8 @@ class CNI:
         settings = self._ready()
         _namespace(opts)
         request = pb.CheckRequest(
-            workload_id=_workload_id(id),
-            netns=pb.NetNSAttachment(netns_path=path, if_name=settings.default_interface),
+            workload_id=_text("id", id),
+            netns=_netns(path, settings.default_interface),
         )
         operation = f"check {id!r:.80}"
         checked = self._call(operation, lambda stub: stub.Check, request, timeout_s)
@@ -295,13 +293,17 @@ def _is_ready(stub: workload_pb2_grpc.WorkloadNetworkingStub, timeout_s: float) 
     return True
 
 
-def _workload_id(id: str) -> str:
+def _text(what: str, value: str) -> str:
     """Refuse what protobuf would: strings that are not Unicode."""
     try:
-        id.encode()
+        value.encode()
     except UnicodeEncodeError as error:
-        raise errors.InvalidConfigError(f"id {id!r:.80}: {error}") from error
-    return id
+        raise errors.InvalidConfigError(f"{what} {value!r:.80}: {error}") from error
+    return value
+
+
+def _netns(path: str, if_name: str = "") -> pb.NetNSAttachment:
+    return pb.NetNSAttachment(netns_path=_text("path", path), if_name=if_name)
 
 
 def _namespace(opts: tuple[NamespaceOpt, ...]) -> Namespace:

@@ -233,6 +233,12 @@ def test_ids_that_are_none(cni: cniproxy.CNI, netns: str, id: str) -> None:
         cni.setup(id, netns)
 
 
+def test_paths_that_are_none(cni: cniproxy.CNI) -> None:
+    for call in (cni.setup, cni.remove, cni.check):
+        with pytest.raises(errors.InvalidConfigError):
+            call("sandbox-1", "/run/netns/\udcff")
+
+
 def test_errors_of_the_service_keep_their_cause(
     cni: cniproxy.CNI, netns: str, engine: Engine
 ) -> None:
