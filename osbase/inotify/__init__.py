@@ -7,8 +7,8 @@
 What has happened is not told, since whoever is told has to read all of it
 anyhow. A file may be written in place, replaced by a rename, reached by links
 that are replaced (as Kubernetes does with mounted secrets), removed, or not be
-there yet, nor its directory: the directories are watched that it, and what its
-links lead to, is found through.
+there yet, nor its directory: all directories are watched that the way to it
+goes through, those of links to links included, and the file itself.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import stat
 from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 from typing import Final
@@ -25,10 +26,9 @@ from typing import Final
 # linux/inotify.h
 _ATTRIB, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO = 0x4, 0x8, 0x40, 0x80
 _CREATE, _DELETE, _DELETE_SELF, _MOVE_SELF = 0x100, 0x200, 0x400, 0x800
-_ONLYDIR: Final = 0x01000000
 _MASK: Final = (
     _ATTRIB | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO
-    | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF | _ONLYDIR
+    | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF
 )  # fmt: skip
 
 QUIET_S: Final = 0.5
@@ -39,6 +39,7 @@ EVERY_S: Final = 600.0
 
 _BURST: Final = 10  # times as long as it has to be quiet, at most
 _READ: Final = 1 << 16
+_LINKS_MAX: Final = 40  # on the way to a file, as the kernel's MAXSYMLINKS
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -74,25 +75,40 @@ async def changes(
         os.close(descriptor)
 
 
-def directories(path: str) -> set[Path]:
-    """Return the directories where something has to change for another file to
-    be found at `path`: of it, of what its links lead to, and those above,
-    as far as they are there. Blocks.
+def places(path: str) -> set[Path]:
+    """Return where something changes when another file is found at `path`, or
+    another content: each directory in which a part of the way is looked up,
+    also of the ways that links on it lead, as far as it is there; and the
+    file, which may have another name to be written by. Blocks.
     """
     found: set[Path] = set()
-    # A link that leads to itself, or nowhere, is as good as a missing file.
-    ends = {Path(os.path.abspath(path)), Path(os.path.realpath(path))}
-    for end in ends:
-        for directory in end.parents:
-            found.add(directory)
-    return {directory for directory in found if directory.is_dir() and directory != Path("/")}
+    here = Path("/")
+    parts, links = [*Path.cwd().parts, *Path(path).parts], 0
+    while parts:
+        part = parts.pop(0)
+        if part in ("/", ".."):
+            here = here.parent if part == ".." else Path("/")
+            continue
+        found.add(here)
+        try:
+            if stat.S_ISLNK((here / part).lstat().st_mode):
+                # One that leads to itself is as good as a missing file.
+                links += 1
+                if links > _LINKS_MAX:
+                    return found
+                parts = [*(here / part).readlink().parts, *parts]
+            else:
+                here /= part
+        except OSError:
+            return found
+    return found | {here}
 
 
 def _watch(descriptor: int, paths: tuple[str, ...]) -> None:
-    """Watching twice is watching once; a directory that is gone is not."""
-    for directory in set().union(*map(directories, paths)):
+    """Watching twice is watching once; what is gone is not watched."""
+    for place in set().union(*map(places, paths)):
         try:
-            _call("inotify_add_watch", descriptor, os.fsencode(directory), _MASK)
+            _call("inotify_add_watch", descriptor, os.fsencode(place), _MASK)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise

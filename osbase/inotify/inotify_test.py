@@ -100,6 +100,36 @@ async def test_links(tmp_path: Path) -> None:
         await told.after(lambda: (tmp_path / "v2" / "file").write_text("2"))
 
 
+async def test_links_to_links(tmp_path: Path) -> None:
+    """Each in a directory of its own: a/file -> b/now/file, b/now -> c/v1."""
+    for name in ("a", "b", "c/v1", "c/v2"):
+        (tmp_path / name).mkdir(parents=True)
+    for version in ("v1", "v2"):
+        (tmp_path / "c" / version / "file").write_text(version)
+    path, now = tmp_path / "a" / "file", tmp_path / "b" / "now"
+    now.symlink_to("../c/v1")
+    path.symlink_to("../b/now/file")
+
+    def swap() -> None:
+        (tmp_path / "b" / "new").symlink_to("../c/v2")
+        (tmp_path / "b" / "new").rename(now)
+
+    async for told in following(path):
+        await told.after(swap)
+        await told.after(now.unlink)
+        await told.after(lambda: now.symlink_to("../c/v1"))
+
+
+async def test_another_name_of_the_file(tmp_path: Path) -> None:
+    """As of a file that is mounted alone."""
+    path, other = tmp_path / "file", tmp_path / "other" / "file"
+    path.write_text("1")
+    other.parent.mkdir()
+    other.hardlink_to(path)
+    async for told in following(path):
+        await told.after(lambda: other.write_text("2"))
+
+
 async def test_a_burst_is_told_once(tmp_path: Path) -> None:
     path = tmp_path / "file"
 

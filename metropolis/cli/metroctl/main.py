@@ -18,7 +18,7 @@ from typing import Final, NoReturn
 from metropolis.cli.metroctl import commands
 from metropolis.cli.metroctl.output import Answer
 from metropolis.node import allocs
-from metropolis.node.core.config import MTU_MAX, MTU_MIN, is_node_id
+from metropolis.node.core.config import MTU_MAX, MTU_MIN, etcd_endpoint, is_node_id
 from metropolis.node.core.curator import etcd, records
 from metropolis.node.core.curator.administration import Refused
 from metropolis.node.core.curator.credentials import CredentialsError, Files
@@ -128,7 +128,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _connection(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Fill in from the environment; exits with 2 when something is missing."""
     texts = given.endpoint or os.environ.get("METROCTL_ENDPOINTS", "").split(",")
-    given.endpoints = [_with_port(text.strip()) for text in texts if text.strip()]
+    given.endpoints = []
+    for text in filter(None, map(str.strip, texts)):
+        endpoint = etcd_endpoint(text)
+        if endpoint is None:
+            parser.error(f"endpoint {records.quoted(text)} is not HOST[:PORT], IPv6 in brackets")
+        given.endpoints.append(endpoint)
     if not given.endpoints:
         parser.error("no endpoint of etcd: give --endpoint, or set METROCTL_ENDPOINTS")
     paths = []
@@ -140,11 +145,6 @@ def _connection(given: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         # `bazel run` starts it elsewhere.
         paths.append(str(Path(os.environ.get("BUILD_WORKING_DIRECTORY", "."), path)))
     given.files = Files(*paths)
-
-
-def _with_port(endpoint: str) -> str:
-    host = endpoint.rpartition("]")[2] if endpoint.startswith("[") else endpoint
-    return endpoint if ":" in host else f"{endpoint}:{allocs.CURATOR_PORT}"
 
 
 def _pod_network(text: str) -> PodNetwork:

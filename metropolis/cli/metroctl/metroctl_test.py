@@ -206,6 +206,10 @@ async def test_failures_say_what_failed(tmp_path: Path) -> None:
         (("node", "remove"), "ID"),
         (("node", "list"), "METROCTL_ENDPOINTS"),
         (("--endpoint", "x", "node", "list"), "METROCTL_CA"),
+        # gRPC takes the first for port 34463, and cannot write the second down.
+        (("--endpoint", "x:99999", "node", "list"), "is not HOST[:PORT]"),
+        (("--endpoint", "\udcff", "node", "list"), "is not HOST[:PORT]"),
+        (("--endpoint", "fd00::1", "node", "list"), "is not HOST[:PORT]"),
     ],
 )
 def test_wrong_arguments(

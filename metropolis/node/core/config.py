@@ -291,7 +291,7 @@ def _cluster(message: config_pb2.Cluster, problems: Problems) -> Cluster:
         )
     endpoints: list[str] = []
     for index, text in enumerate(message.etcd_endpoint):
-        endpoint = _endpoint(text)
+        endpoint = etcd_endpoint(text)
         field = f"cluster.etcd_endpoint[{index}]"
         if endpoint is None:
             problems.add(
@@ -325,7 +325,7 @@ def _cluster(message: config_pb2.Cluster, problems: Problems) -> Cluster:
     )
 
 
-def _endpoint(text: str) -> str | None:
+def etcd_endpoint(text: str) -> str | None:
     """Return "HOST:PORT" with IPv6 in brackets; None when it is neither."""
     found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]{1,253})(?::([0-9]{1,5}))?", text)
     if found is None:

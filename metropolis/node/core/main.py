@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from metropolis.node.core.config import NodeConfig
 
 _SHUTDOWN_LIMIT_S: Final = 20.0
+# A connection is a file, and callers may come by the hundred at once.
+_FILES: Final = 4096
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
 log = logging.getLogger("core")
@@ -122,7 +125,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if arguments.check:
         return 0
+    _allow_files()
     return asyncio.run(_serve(config, arguments))
+
+
+def _allow_files() -> None:
+    """Raise the limit of open files, 1024 by default, where that is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def _serve(config: NodeConfig, arguments: argparse.Namespace) -> int:

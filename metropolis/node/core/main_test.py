@@ -92,6 +92,24 @@ def test_help_imports_little() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [("100:200", 200), ("100:100", 100), ("1024:5000", 4096)]
+)
+def test_it_may_have_as_many_files_as_is_allowed(before: str, after: int) -> None:
+    script = (
+        "import resource; from metropolis.node.core import main; main._allow_files(); "
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    done = subprocess.run(
+        ["prlimit", f"--nofile={before}", sys.executable, "-c", script],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert int(done.stdout) == after
+
+
 def test_console_lines() -> None:
     """Time since boot, level, name; control characters cannot fake lines."""
     record = logging.LogRecord("root.x", logging.WARNING, "", 0, "a\x1b[2J\nb %s", ("c",), None)

@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--socket", metavar="FILE", default=allocs.WORKLOAD_SOCKET,
+        "--socket", metavar="FILE", default=allocs.WORKLOAD_SOCKET, type=_text,
         help="of the workload network service; default: %(default)s",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
@@ -75,9 +75,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description="Compare attachments with what the kernel has, as seen from the host.",
     )  # fmt: skip
     check.add_argument(
-        "workload", nargs="?", default="", metavar="WORKLOAD", help="as in `list`; default: all"
-    )
+        "workload", nargs="?", default="", metavar="WORKLOAD", type=_text,
+        help="as in `list`; default: all",
+    )  # fmt: skip
     return parser.parse_args(arguments)
+
+
+def _text(argument: str) -> str:
+    """Refuse bytes that are no UTF-8, which gRPC cannot carry."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"{argument!a} is not UTF-8") from error
+    return argument
 
 
 def run(given: argparse.Namespace) -> Answer:
@@ -103,15 +113,18 @@ def run(given: argparse.Namespace) -> Answer:
                 return checked(ask("Check", pb.CheckRequest(workload_id=given.workload)))
             every = pb.CheckResponse()
             attachments = ask("List", pb.ListRequest()).attachments
-            for workload_id in dict.fromkeys(one.workload_id for one in attachments):
+            for one in {one.workload_id: one for one in attachments}.values():
                 try:
-                    every.MergeFrom(ask("Check", pb.CheckRequest(workload_id=workload_id)))
+                    every.MergeFrom(ask("Check", pb.CheckRequest(workload_id=one.workload_id)))
                 except grpc.RpcError as error:
-                    if error.code() is not grpc.StatusCode.NOT_FOUND:  # detached meanwhile
+                    if error.code() is grpc.StatusCode.UNAVAILABLE:  # it is busy with this one
+                        said = pb.Finding(what="check", expected="an answer", found=error.details())
+                        every.attachments.add(attachment=one, findings=[said])
+                    elif error.code() is not grpc.StatusCode.NOT_FOUND:  # detached meanwhile
                         raise
             return checked(every)
         except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.NOT_FOUND:
+            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
                 raise UnknownError(error.details()) from error
             why = f"{given.socket}: no answer, see /run/log/node-core/current: {error.details()}"
             raise NoAnswerError(why) from error

@@ -90,14 +90,34 @@ def test_attachments(world: World) -> None:
     assert (number, json.loads(out)["checked"][0]["findings"][0]["found"]) == (1, PROBLEM)
 
 
+def test_one_that_cannot_be_checked_hides_no_other(world: World) -> None:
+    """As a call for it hangs in the kernel."""
+    world.engine.attach(AttachIntent("web-1", "/0", "eth0"))
+    world.engine.attach(AttachIntent("web-2", "/0", "eth1"))
+    with world.engine._turn("web-1", lambda: 60.0):
+        number, out = world.run("check")
+    assert number == 1
+    first, why, second = out.splitlines()
+    assert (first, second) == ("web-1 eth0: wrong", "web-2 eth1: ok")
+    assert "another call for this workload" in why
+
+
 def test_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str], world: World) -> None:
     assert nodectl.main(["--socket", str(tmp_path / "absent"), "status"]) == 3
     assert "absent: no answer" in capsys.readouterr().err
     assert nodectl.main(["--socket", str(world.socket), "check", "web-9"]) == 2
     assert capsys.readouterr().err == "nodectl check: check 'web-9': has no interface\n"
+    assert nodectl.main(["--socket", str(world.socket), "check", "ü"]) == 2
+    assert "must be printable ASCII" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["stat"], ["list", "x"], ["status", "--all"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([], ["stat"], ["list", "x"], ["status", "--all"]),
+        *(["check", "\udcff"], ["--socket", "\udcff", "list"]),
+    ],
+)
 def test_wrong_arguments(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exited:
         nodectl.main(arguments)

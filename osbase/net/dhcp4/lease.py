@@ -121,8 +121,8 @@ def _usable(
 ) -> tuple[tuple[IPv4Network, IPv4Address | None], ...]:
     """Return the routes without those that the kernel refuses, and with them
     all that is configured at once; what is on the link first, and one a
-    destination, the server's first that can be. A gateway that would be
-    nowhere is on the link itself, as in networks of /32.
+    destination, the server's first that can be. A gateway that would be nowhere
+    is on the link itself, as in networks of /32, also if it has a host route.
     """
     unfit = {*_of_nobody(interface), interface.ip}
     on_link = [network for network, gateway in routes if gateway is None]
@@ -130,11 +130,19 @@ def _usable(
     for network, gateway in routes:
         if gateway is not None and gateway not in unfit and network not in on_link:
             through.setdefault(network, gateway)
+    near = (interface.network, *on_link)
+    alone = {
+        _32(gateway)
+        for gateway in through.values()
+        if not any(gateway in network for network in near)
+    }
     # A host route to a gateway by itself would need that gateway.
-    through = {network: gateway for network, gateway in through.items() if network != _32(gateway)}
-    for gateway in through.values():
-        if not any(gateway in network for network in (interface.network, *on_link)):
-            on_link.append(_32(gateway))
+    through = {
+        network: gateway
+        for network, gateway in through.items()
+        if network not in alone and network != _32(gateway)
+    }
+    on_link += [_32(gateway) for gateway in through.values() if _32(gateway) in alone]
     return (*((network, None) for network in dict.fromkeys(on_link)), *through.items())
 
 
@@ -162,12 +170,15 @@ def _u32(message: Message, option: Option) -> int | None:
 
 def _prefix_length(message: Message, address: IPv4Address) -> int:
     """Return that of the subnet mask. A mask with holes ends at its last bit:
-    the narrowest network it can mean.
+    the narrowest network it can mean. One by which the network would begin with
+    0, to which the kernel makes no route, is none.
     """
     raw = message.options.get(Option.SUBNET_MASK, b"")
     bits = int.from_bytes(raw)
     if len(raw) == 4 and bits:
-        return 32 - ((bits & -bits).bit_length() - 1)
+        length = 32 - ((bits & -bits).bit_length() - 1)
+        if IPv4Interface((address, length)).network[0].packed[0]:
+            return length
     length = _class_length(address)
     # It was not the server that said so.
     return 32 if address in _of_nobody(IPv4Interface((address, length))) else length

@@ -100,6 +100,13 @@ def test_a_mask_with_holes_ends_at_its_last_bit(mask: str, length: int) -> None:
     assert lease.address.network.prefixlen == length
 
 
+def test_a_mask_that_leaves_no_network_is_none() -> None:
+    """The kernel has no route to 0.0.0.0/4."""
+    options = {Option.SUBNET_MASK: IPv4Address("240.0.0.0").packed}
+    lease = given_by(options, address=IPv4Address("10.1.2.3"))
+    assert lease.address == IPv4Interface("10.1.2.3/8")
+
+
 @given(st.integers(0, 32))
 def test_every_proper_mask_is_taken_as_it_is(length: int) -> None:
     mask = IPv4Network((0, length)).netmask.packed
@@ -197,6 +204,18 @@ def test_classless_routes_that_include_the_gateway() -> None:
     for first in ("0.0.0.0", "10.0.0.1"):
         raw = classless(("10.0.0.1/32", first), ("0.0.0.0/0", "10.0.0.1"))
         assert given_by({Option.CLASSLESS_ROUTES: raw}).routes == expected
+
+
+def test_a_gateway_with_a_route_by_another_gateway() -> None:
+    """The kernel wants it on the link."""
+    raw = classless(
+        ("10.0.0.1/32", str(OTHER)), ("0.0.0.0/0", "10.0.0.1"), ("10.0.0.0/8", str(OTHER))
+    )
+    assert given_by({Option.CLASSLESS_ROUTES: raw}).routes == (
+        (IPv4Network("10.0.0.1/32"), None),
+        (EVERYWHERE, IPv4Address("10.0.0.1")),
+        (TEN, OTHER),
+    )
 
 
 def test_useless_classless_routes_leave_the_router() -> None:

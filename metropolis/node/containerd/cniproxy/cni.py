@@ -94,6 +94,15 @@ class ConfigResult:
     networks: tuple[ConfNetwork, ...]
 
 
+class _Line:
+    """A channel, closed when it is neither wanted nor used."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.channel = grpc.insecure_channel(f"unix:{path}", options=_CHANNEL_OPTIONS)
+        self.calls = 0
+
+
 class CNI:
     """Made by new(); for any number of threads. close() it, or use `with`."""
 
@@ -101,8 +110,7 @@ class CNI:
         """Make one; nothing is connected before the first call."""
         self._lock = threading.Lock()  # of what follows
         self._settings = settings
-        self._channel: grpc.Channel | None = None
-        self._channel_path = ""
+        self._line: _Line | None = None
 
     def __enter__(self) -> Self:
         """Return it."""
@@ -118,11 +126,9 @@ class CNI:
         self.close()
 
     def close(self) -> None:
-        """Hang up. The next call connects again."""
+        """Hang up, after the calls under way; the next one connects again."""
         with self._lock:
-            channel, self._channel = self._channel, None
-        if channel is not None:
-            channel.close()
+            self._hang_up()
 
     def load(self, *opts: Opt) -> None:
         """Replace the networks by what the options add; on error, keep them."""
@@ -152,8 +158,8 @@ class CNI:
         settings = self._ready()
         namespace = _namespace(opts)
         request = pb.AttachRequest(
-            workload_id=_workload_id(id),
-            netns=pb.NetNSAttachment(netns_path=path, if_name=settings.default_interface),
+            workload_id=_text("id", id),
+            netns=_netns(path, settings.default_interface),
             requested_ip=[ip.packed for ip in namespace.ips],
             requested_mac=namespace.mac,
         )
@@ -181,9 +187,7 @@ class CNI:
         not repeated here, as by the Go package: that is for a process which
         lives as long as pods do.
         """
-        request = pb.DetachRequest(
-            workload_id=_workload_id(id), netns=pb.NetNSAttachment(netns_path=path)
-        )
+        request = pb.DetachRequest(workload_id=_text("id", id), netns=_netns(path))
         self._call(f"remove {id!r:.80}", lambda stub: stub.Detach, request, timeout_s)
 
     def check(
@@ -199,8 +203,8 @@ class CNI:
         settings = self._ready()
         _namespace(opts)
         request = pb.CheckRequest(
-            workload_id=_workload_id(id),
-            netns=pb.NetNSAttachment(netns_path=path, if_name=settings.default_interface),
+            workload_id=_text("id", id),
+            netns=_netns(path, settings.default_interface),
         )
         operation = f"check {id!r:.80}"
         checked = self._call(operation, lambda stub: stub.Check, request, timeout_s)
@@ -246,20 +250,30 @@ class CNI:
     ) -> A:
         with self._lock:
             settings = self._settings
-            if self._channel is not None and self._channel_path != settings.socket_path:
-                self._channel.close()
-                self._channel = None
-            if self._channel is None:
-                self._channel_path = settings.socket_path
-                target = f"unix:{settings.socket_path}"
-                self._channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
-            stub = workload_pb2_grpc.WorkloadNetworkingStub(self._channel)
+            if self._line is not None and self._line.path != settings.socket_path:
+                self._hang_up()
+            line = self._line = self._line or _Line(settings.socket_path)
+            line.calls += 1
+        stub = workload_pb2_grpc.WorkloadNetworkingStub(line.channel)
         timeout = settings.timeout_s if timeout_s is None else timeout_s
         try:
             return method(stub)(request, timeout=timeout)
         except grpc.RpcError as error:
             ready = not is_status and errors.is_unavailable(error) and _is_ready(stub, timeout)
             raise errors.from_rpc(operation, error, ready=ready) from error
+        finally:
+            with self._lock:
+                line.calls -= 1
+                if line is not self._line and not line.calls:
+                    line.channel.close()
+
+    def _hang_up(self) -> None:
+        """With the lock. Calls of other threads may be under way: the last of
+        them closes the channel.
+        """
+        line, self._line = self._line, None
+        if line is not None and not line.calls:
+            line.channel.close()
 
 
 def new(*opts: Opt) -> CNI:
@@ -279,13 +293,17 @@ def _is_ready(stub: workload_pb2_grpc.WorkloadNetworkingStub, timeout_s: float) 
     return True
 
 
-def _workload_id(id: str) -> str:
+def _text(what: str, value: str) -> str:
     """Refuse what protobuf would: strings that are not Unicode."""
     try:
-        id.encode()
+        value.encode()
     except UnicodeEncodeError as error:
-        raise errors.InvalidConfigError(f"id {id!r:.80}: {error}") from error
-    return id
+        raise errors.InvalidConfigError(f"{what} {value!r:.80}: {error}") from error
+    return value
+
+
+def _netns(path: str, if_name: str = "") -> pb.NetNSAttachment:
+    return pb.NetNSAttachment(netns_path=_text("path", path), if_name=if_name)
 
 
 def _namespace(opts: tuple[NamespaceOpt, ...]) -> Namespace:

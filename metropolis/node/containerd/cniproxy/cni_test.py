@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client with the real service and the kernel, in a network namespace."""
 
+import itertools
 import json
 import os
 import socket
@@ -232,6 +233,12 @@ def test_ids_that_are_none(cni: cniproxy.CNI, netns: str, id: str) -> None:
         cni.setup(id, netns)
 
 
+def test_paths_that_are_none(cni: cniproxy.CNI) -> None:
+    for call in (cni.setup, cni.remove, cni.check):
+        with pytest.raises(errors.InvalidConfigError):
+            call("sandbox-1", "/run/netns/\udcff")
+
+
 def test_errors_of_the_service_keep_their_cause(
     cni: cniproxy.CNI, netns: str, engine: Engine
 ) -> None:
@@ -336,6 +343,24 @@ def test_many_at_once(cni: cniproxy.CNI, engine: Engine) -> None:
     assert engine.list() == []
     for descriptor, _ in spaces:
         os.close(descriptor)
+
+
+def test_others_close_and_load_meanwhile(cni: cniproxy.CNI, socket_path: str) -> None:
+    """Which ends no call that is under way."""
+
+    def calls() -> None:
+        for _ in range(50):
+            cni.status()
+
+    paths = itertools.cycle([socket_path, f"/.{socket_path}"])
+    with ThreadPoolExecutor() as pool:
+        calling = [pool.submit(calls) for _ in range(4)]
+        while not all(one.done() for one in calling):
+            cni.close()
+            networks = (options.with_lo_network, options.with_default_conf)
+            cni.load(options.with_socket(next(paths)), *networks)
+    for one in calling:
+        one.result()
 
 
 def test_get_config(cni: cniproxy.CNI) -> None:

@@ -420,7 +420,11 @@ class Uplink:
                 )
             except NetlinkError as error:
                 refused = str(error)
-            replace_file(aim.resolv_conf, aim.names)
+            try:
+                replace_file(aim.resolv_conf, aim.names)
+            except OSError as error:  # such as a file system that is full
+                why = f"write {aim.resolv_conf}: {error.strerror}"
+                refused = "; ".join(filter(None, (refused, why)))
             self._ward.aim = aim
             return refused
 

@@ -138,6 +138,19 @@ async def test_odd_leases_work(
             assert await node.keys() == set()
 
 
+async def test_name_servers_that_cannot_be_written(tmp_path: Path) -> None:
+    """The address does not need them; a look says so, and writes them later."""
+    there = tmp_path / "resolv.conf"
+    there.mkdir()
+    async with running(BY_HAND, tmp_path) as node:
+        await node.has("192.0.2.7/24")
+        assert default_routes() == [_OURS]
+        assert ["Is a directory" in one.error for one in await node.look()] == [True]
+        there.rmdir()
+        assert await node.keys() == {f"file {there}"}
+        assert there.is_file()
+
+
 @pytest.mark.parametrize("gateway", ["172.31.1.1", "fd00:1::1"])
 async def test_a_gateway_beside_a_single_address(gateway: str, tmp_path: Path) -> None:
     """By hand, as providers of single addresses have it."""
@@ -415,9 +428,13 @@ def router(tmp_path: Path) -> Iterator[None]:
             server.wait(LIMIT_S)
 
 
-async def settled() -> None:
-    """Wait until the router's address and route are there."""
+async def settled(node: Node) -> None:
+    """Wait until the router's address and route are there, and a look looks:
+    the kernel may be faster than the uplink.
+    """
     await until(lambda: bool(addresses(6) and default_routes(6)))
+    ward = node.uplink.ward()
+    await until(lambda: ward.aim is not None and ward.aim.addressing is not None)
 
 
 @pytest.mark.parametrize(
@@ -432,19 +449,19 @@ async def test_router_advertisements_are_asked_for_again(command: str, tmp_path:
     """An uplink by router advertisements alone: no DHCP, nothing by hand."""
     with router(tmp_path):
         async with running(Interface("up0"), tmp_path) as node:
-            await settled()
+            await settled(node)
             assert await node.keys() == set()
             sh(command)
             (key,) = await node.keys()
             assert key in {LINK_LOCAL, "router advertisements on up0"}
-            await settled()
+            await settled(node)
             assert await node.keys() == set()
 
 
 async def test_routers_that_are_silent_are_not_asked_for_ever(tmp_path: Path) -> None:
     with router(tmp_path):
         async with running(Interface("up0"), tmp_path) as node:
-            await settled()
+            await settled(node)
             assert await node.keys() == set()
             sh("nft add table inet quiet")
             sh("nft add chain inet quiet in { type filter hook prerouting priority 0 ; }")

@@ -2,14 +2,20 @@
 """The socket that the exec shim talks to.
 
 One connection is one execution. A caller has five seconds to send its request;
-connections above a bound wait their turn. The answer has arrived when its
-receipt is there: an end of file without one means that the shim was killed.
+requests above a bound wait their turn. The answer has arrived when its receipt
+is there: an end of file without one means that the shim was killed.
+
+Of the descriptors that the process may have, connections take a quarter at
+most: what is beyond waits in the kernel. Not by asyncio's own server, which
+accepts without a bound, and where no descriptor is left says so hundreds of
+times a second.
 """
 
 import asyncio
 import contextlib
 import logging
 import os
+import resource
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,13 +29,14 @@ from metropolis.node.core.network.workloads.server import make_private_directory
 _logger = logging.getLogger(__name__)
 
 _THREADS = 16  # engine calls at once; the kernel gains nothing beyond
-_CONNECTIONS = 128  # requests that are not answered yet at once, up to 9 MiB each
+_REQUESTS = 128  # that are not answered yet at once, up to 9 MiB each
 _BACKLOG = 512
 _REQUEST_S = 5.0
 # Longer than the shim's own limit for everything (TIMEOUT_MS, 60 s), so that it
 # is never us who give up on a receipt that still comes.
 _RECEIPT_S = 90.0
 _STOP_S = 10.0  # for calls in flight when the server is stopped
+_RETRY_S = 1.0  # when no connection can be accepted
 
 
 class CniServer:
@@ -50,18 +57,16 @@ class CniServer:
         is no socket, or others may use its directory.
         """
         listener = _listener(self._path)
+        inode = self._path.stat().st_ino
         executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="cni")
         session = _Session(Adapter(self._engine, executor))
         try:
-            server = await asyncio.start_unix_server(session.serve, sock=listener, backlog=_BACKLOG)
-        except BaseException:
-            listener.close()
-            executor.shutdown(wait=False)
-            raise
-        try:
-            await asyncio.get_running_loop().create_future()
+            await session.accept(listener)
         finally:
-            server.close()
+            with contextlib.suppress(FileNotFoundError):
+                if self._path.stat().st_ino == inode:
+                    self._path.unlink()
+            listener.close()
             await session.stop()
             executor.shutdown(wait=False)
 
@@ -71,22 +76,40 @@ class _Session:
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
-        self._slots = asyncio.Semaphore(_CONNECTIONS)
+        self._slots = asyncio.Semaphore(_REQUESTS)
+        self._places = asyncio.Semaphore(_places())
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def accept(self, listener: socket.socket) -> None:
+        """Accept connections until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._places.acquire()
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                self._places.release()
+                _logger.warning("cannot accept a connection: %s", error.strerror)
+                await asyncio.sleep(_RETRY_S)
+                continue
+            task = loop.create_task(self._serve(connection))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._places.release()
+
+    async def _serve(self, connection: socket.socket) -> None:
         """Serve one connection, from request to receipt."""
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a connection is served by a task")
-        self._tasks.add(task)
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
         try:
             await self._exchange(reader, writer)
         except ConnectionError as error:
             _logger.info("caller hung up: %s", error)
         finally:
-            self._tasks.discard(task)
-            writer.close()
+            # What it has not read by now it does not read.
+            writer.transport.abort()
 
     async def stop(self) -> None:
         """Wait for connections, then cancel what is left of them."""
@@ -96,9 +119,7 @@ class _Session:
                 task.cancel()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._slots.acquire()
         release = contextlib.ExitStack()
-        release.callback(self._slots.release)
 
         async def deliver(answer: Answer) -> bool:
             # A caller that does not take it keeps no other out.
@@ -107,7 +128,8 @@ class _Session:
                 writer.write(wire.encode_answer(answer))
                 async with asyncio.timeout(_RECEIPT_S):
                     await writer.drain()
-                    return bool(await reader.read(1))
+                    # With an error nothing depends on whether it was heard.
+                    return bool(answer.exit_code or await reader.read(1))
             except OSError:  # a timeout is one
                 return False
 
@@ -115,6 +137,9 @@ class _Session:
             try:
                 async with asyncio.timeout(_REQUEST_S):
                     lengths = wire.parse_header(await reader.readexactly(wire.REQUEST_HEADER_SIZE))
+                await self._slots.acquire()
+                release.callback(self._slots.release)
+                async with asyncio.timeout(_REQUEST_S):
                     body = await reader.readexactly(lengths.total)
                 request = wire.parse_body(lengths, body)
             except (wire.WireError, asyncio.IncompleteReadError, TimeoutError) as error:
@@ -123,6 +148,12 @@ class _Session:
                 await deliver(CniError(Code.IO_FAILURE, "request not understood", what).answer())
                 return
             await self._adapter.serve(request, deliver, reader.at_eof)
+
+
+def _places() -> int:
+    """How many connections there may be."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1024 if limit == resource.RLIM_INFINITY else min(1024, limit // 4)
 
 
 def _listener(path: Path) -> socket.socket:
@@ -135,6 +166,7 @@ def _listener(path: Path) -> socket.socket:
         listener.bind(str(path))
         # Nobody can connect before listen(), so this is soon enough.
         path.chmod(0o600)
+        listener.listen(_BACKLOG)
     except BaseException:
         listener.close()
         raise

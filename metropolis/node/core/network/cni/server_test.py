@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import socket
 import stat
 from collections.abc import Sequence
@@ -92,6 +93,28 @@ async def test_callers_that_take_no_answer_keep_nobody_out(
             writer.write(sent)
         await cni(service, "ADD", "c1", netns.path)
         await cni(service, "DEL", "c1", netns.path)
+
+
+async def test_silent_callers_do_not_use_up_the_files(
+    engine: GatedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Theirs and ours are of this process, which may have 256."""
+    path = tmp_path / "cni.sock"
+    monkeypatch.setattr(f"{CniServer.__module__}._REQUEST_S", 0.5)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        serving = asyncio.create_task(CniServer(engine, path).run())
+        await until(path.exists)
+        with contextlib.ExitStack() as stack:
+            for _ in range(128):
+                caller = stack.enter_context(socket.socket(socket.AF_UNIX))
+                caller.connect(str(path))
+            assert await cni(path, "STATUS") is None
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_del_of_another_sandbox_leaves_this_one(
