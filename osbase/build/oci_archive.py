@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from osbase.build.oci import compact
 from osbase.build.tree import Data, Tree, TreeError, write_tar
@@ -22,8 +23,8 @@ _INDEX = "/index.json"
 def archive(images: Iterable[Path]) -> Tree:
     """The layout that has them all, in this order."""
     tree = Tree()
-    index: dict[str, object] = {}
-    manifests: list[object] = []
+    index: dict[str, Any] = {}
+    manifests: list[Any] = []
     for path in images:
         image = Tree()
         image.add_tar(path, "oci")
