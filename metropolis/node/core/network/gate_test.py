@@ -170,9 +170,11 @@ def test_the_link_of_the_overlap_goes(other_link: None, core: NodeCore) -> None:
 
 @pytest.fixture
 def lease(world: None) -> Iterator[Server]:
-    """A server that is silent at first, and can give other addresses."""
+    """A server that is silent at first, and can give other addresses. What it
+    gives outlives node core, however long that takes to start again.
+    """
     add_uplink()
-    server = Server("srv0", IPv4Address("192.0.2.1"), IPv4Address("192.0.2.50"), 8, 2, 5)
+    server = Server("srv0", IPv4Address("192.0.2.1"), IPv4Address("192.0.2.50"), 60, 2, 5)
     server.silent = True
     with inside("srv"):
         server.open()
