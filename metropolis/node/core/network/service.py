@@ -5,6 +5,7 @@
      +- workloads     the first to start: engine, then sockets
      |   +- recovery  only if the engine could not start: until it does
      |   +- prefixes  admitted pod prefixes -> engine, when the MTU is known
+     |   +- strays    addresses of no prefix, while they are in use -> gate
      |   +- mtu       uplink's or overlay's MTU -> engine
      |   +- conntrack tracked flows -> links that are refused new ones
      |   +- grpc      workload.sock
@@ -35,11 +36,13 @@ the engine reads from the kernel what there is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
@@ -60,7 +63,7 @@ from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.time_servers import TimeServers
 from metropolis.node.core.network.uplink import Uplink, UplinkStatus
 from metropolis.node.core.network.workloads.conditions import Conditions
-from metropolis.node.core.network.workloads.errors import WorkloadError
+from metropolis.node.core.network.workloads.errors import Unavailable, WorkloadError
 from osbase import event
 from osbase.net import addressing
 from osbase.net.links import LinkState
@@ -78,6 +81,9 @@ DEFAULT_MTU: Final = 1500
 
 LINKS_LOOKED_AT_S: Final = 20.0
 """How often settings of single links are compared, besides at events."""
+
+STRAYS_LOOKED_AT_S: Final = 10.0
+"""How often, while workloads have addresses of prefixes that were withdrawn."""
 
 CALLS_END_WITHIN_S: Final = 10.0
 """How long calls under way may take to end when the service stops."""
@@ -355,7 +361,11 @@ class NetworkService:
             async def cni(ctx: Context) -> None:
                 await self._serve_cni(ctx, engine)
 
+            async def strays(ctx: Context) -> None:
+                await self._follow_strays(ctx, engine)
+
             ctx.run("prefixes", prefixes)
+            ctx.run("strays", strays)
             if self._config.mtu is None:
                 ctx.run("mtu", mtu)
             ctx.run("conntrack", conntrack.Guard(engine.list, self.conditions).run)
@@ -407,6 +417,29 @@ class NetworkService:
             prefixes = now.pods.prefixes
             ctx.logger.info("pod prefixes: %s", ", ".join(map(str, prefixes)) or "none, not ready")
 
+    async def _follow_strays(self, ctx: Context, engine: Engine) -> None:
+        """Tell the gate which addresses workloads have outside of the prefixes
+        by now, for as long as there are any.
+        """
+        ctx.signal_healthy()
+        watcher = self._gate.admitted.watch()
+        admitted = await watcher.get()
+        last: tuple[IPAddress, ...] = ()
+        while True:
+            prefixes = admitted.pods.prefixes
+            try:
+                found = await asyncio.to_thread(_outside, engine, prefixes)
+            except Unavailable:  # they are not recovered yet
+                again = True
+            else:
+                again = bool(found)
+                if found != last:
+                    self._gate.running.set(found)
+                    last = found
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STRAYS_LOOKED_AT_S if again else None):
+                    admitted = await watcher.get()
+
     async def _serve_grpc(self, ctx: Context, engine: Engine) -> None:
         (module,) = await _imported("server")
         make_runtime_directory(self._paths.workload_socket)
@@ -454,6 +487,12 @@ def _set_prefixes(
     )
     engine.set_prefixes(prefixes, now.pods.reserved, draining, lacking=now.lacking)
     return (*prefixes, *draining)
+
+
+def _outside(engine: Engine, prefixes: Sequence[IPNetwork]) -> tuple[IPAddress, ...]:
+    """Return the addresses of attachments that are of none of the prefixes."""
+    found = (ip for one in engine.list() for ip in one.ips)
+    return tuple(ip for ip in found if overlap.inside(ip_network(ip), prefixes) is None)
 
 
 async def _imported(*names: str) -> list[ModuleType]:
