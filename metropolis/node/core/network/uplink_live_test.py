@@ -388,6 +388,23 @@ async def test_what_is_not_allowed_is_left(tmp_path: Path) -> None:
         assert await node.keys() == {"route 0.0.0.0/0"}
 
 
+async def test_what_is_put_back_before_an_error_counts(tmp_path: Path) -> None:
+    """As with a directory in the place of resolv.conf: else who counts never
+    hears of the rest, and a fight has no end.
+    """
+    async with running(BY_HAND, tmp_path) as node:
+        await node.has("192.0.2.7/24")
+        node.resolv_conf.unlink()
+        (node.resolv_conf / "busy").mkdir(parents=True)
+        sh("ip -4 address flush dev up0")
+        *done, last = await node.look()
+        assert {one.key for one in done} == {"address 192.0.2.7/24", "route 0.0.0.0/0"}
+        assert not any(one.error for one in done)
+        assert "Is a directory" in last.error
+        (node.resolv_conf / "busy").rmdir()
+        node.resolv_conf.rmdir()
+
+
 async def test_what_is_refused_is_said(tmp_path: Path) -> None:
     """The gateway cannot be reached without the address."""
     async with running(BY_HAND, tmp_path) as node:

@@ -126,10 +126,15 @@ class UplinkWard:
             aim = self.aim
             if aim is None:
                 return ()
+            done: list[Repair] = []
             try:
-                return tuple(self._look(aim, allow))
+                # What was put back before an error counts, too.
+                for repair in self._look(aim, allow):
+                    done.append(repair)
             except (NetlinkError, OSError) as error:
-                return (Repair(f"uplink {aim.link.name}", f"look at {aim.link.name}", str(error)),)
+                name = aim.link.name
+                done.append(Repair(f"uplink {name}", f"look at {name}", str(error)))
+            return tuple(done)
 
     def _look(self, aim: Aim, allow: Allow) -> Iterator[Repair]:
         with NetlinkSocket() as sock:
