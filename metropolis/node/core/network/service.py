@@ -61,7 +61,7 @@ from metropolis.node.core.network.rules import metadata, reverse_path
 from metropolis.node.core.network.rules.ruleset import RuleSet
 from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.time_servers import TimeServers
-from metropolis.node.core.network.uplink import Uplink, UplinkStatus
+from metropolis.node.core.network.uplink import LinkGoneError, Uplink, UplinkStatus
 from metropolis.node.core.network.workloads.conditions import Conditions
 from metropolis.node.core.network.workloads.errors import Unavailable, WorkloadError
 from osbase import event
@@ -248,7 +248,7 @@ class NetworkService:
 
     def _told(self, name: str, runnable: Runnable) -> Runnable:
         """Return the runnable such that its death is a problem of the node,
-        until it has lived on for a while.
+        until it has lived on for a while. A link that is gone is none.
         """
 
         async def run(ctx: Context) -> None:
@@ -256,6 +256,9 @@ class NetworkService:
             later = loop.call_later(LIVES_AFTER_S, self.conditions.clear, name)
             try:
                 await runnable(ctx)
+            except LinkGoneError:
+                self.conditions.clear(name)
+                raise
             except Exception as error:
                 self.conditions.set(name, f"{name}: {_cause(error)}")
                 raise
@@ -370,7 +373,7 @@ class NetworkService:
                 ctx.run("mtu", mtu)
             ctx.run("conntrack", conntrack.Guard(engine.list, self.conditions).run)
             ctx.run("grpc", grpc)
-            ctx.run("cni", cni)
+            ctx.run("cni", self._told("cni", cni))
             ctx.run("ward-workloads", self._guard_link(wards.Workloads(engine.repair)))
             ctx.signal_healthy()
             await asyncio.Event().wait()

@@ -132,7 +132,7 @@ class Uplink:
         """Run the parts."""
         ctx.run("links", self._told("uplink", self._links))
         ctx.run("link", self._follow)
-        ctx.run("addresses", self._addresses)
+        ctx.run("addresses", self._told("uplink_addresses", self._addresses))
         ctx.signal_healthy()
         ctx.signal_done()
 
