@@ -51,6 +51,7 @@ from metropolis.node import allocs
 from metropolis.node.core.config import MTU_MIN, Network, PodPrefixes
 from metropolis.node.core.network import conntrack, gate, names, overlap, sysctls
 from metropolis.node.core.network.gate import Admitted, Gate
+from metropolis.node.core.network.overlay.kernel import leave
 from metropolis.node.core.network.overlay.mesh import Exchange, IPAddress, IPNetwork
 from metropolis.node.core.network.overlay.overlay import Overlay
 from metropolis.node.core.network.reconcile import wards
@@ -316,9 +317,11 @@ class NetworkService:
     def _prepare_host(self) -> None:
         """The rules come first: from the moment the node forwards, they hold.
         After a restart, those of the overlay as it was left hold until its
-        cluster is known.
+        cluster is known; a node that is in none any more has none.
         """
         self._rules.apply(networks=self._gate.prepare())
+        if self._overlay is None:
+            leave()
         self._sysctls = sysctls.found_enabled()
         conntrack.prepare()
         for refused in prepare_host():
