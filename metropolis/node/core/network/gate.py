@@ -15,6 +15,10 @@ and an address that is taken away are noticed as they come.
 The overlay sees the cluster through the gate too, as an Exchange of its own.
 After a restart, until the mesh is known, the networks are those of the kernel.
 
+Workloads run on when their prefix is withdrawn, as by another configuration:
+the rules know their addresses, one by one, or others could send as these.
+What somebody else has by now is not among them.
+
 Why not a check where prefixes are configured: what they overlap comes later,
 by DHCP, by router advertisements, by people, and differs from node to node.
 """
@@ -28,7 +32,15 @@ import socket
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
 from typing import Final
 
 from metropolis.node import allocs
@@ -83,7 +95,8 @@ class Cluster:
 
 
 class Gate:
-    """`run` is a runnable. What it tells, for anybody to watch:
+    """`run` is a runnable. `running` is to be set to the addresses of workloads
+    outside of what is admitted. What it tells, for anybody to watch:
 
     admitted    prefixes for the workloads
     exchange    of the overlay; None: the node is in no cluster
@@ -116,6 +129,7 @@ class Gate:
         self._kernel: list[Used] = []
         self._resolved: dict[str, tuple[IPAddress, ...]] = {}
         self._peers = _Peers()
+        self.running = event.Value[tuple[IPAddress, ...]]("addresses outside of pod prefixes")
         self.admitted = event.Value[Admitted]("admitted pod prefixes")
         self.considered = event.Value[UplinkStatus]("considered status of the uplink")
         self.exchange: Exchange | None = None
@@ -147,6 +161,7 @@ class Gate:
             group.create_task(self._follow_kernel())
             group.create_task(self._follow(self._pods))
             group.create_task(self._follow(self._status))
+            group.create_task(self._follow(self.running))
             group.create_task(self._resolve())
             if self._cluster is None:
                 group.create_task(self._decide(None))
@@ -231,6 +246,7 @@ class Gate:
         await asyncio.to_thread(
             self._rules.update,
             networks=verdict.networks,
+            strays=self._strays(verdict),
             withheld=verdict.withheld,
             in_use=verdict.in_use,
         )
@@ -249,6 +265,14 @@ class Gate:
         networks = self._held if mesh is None else mesh.networks
         in_use = [*self._kernel, *self._named(), *self._peers.inside((*networks, *prefixes))]
         return overlap.judge(prefixes, networks, in_use, self._verdict.refusals)
+
+    def _strays(self, verdict: Verdict) -> tuple[IPNetwork, ...]:
+        known = (*verdict.networks, *verdict.refusals)
+        running = _peek(self.running)
+        addresses = map(ip_network, running or ())
+        outside = [one for one in addresses if overlap.inside(one, known) is None]
+        taken = overlap.conflicts(outside, [*self._kernel, *self._named()])
+        return tuple(one for one in outside if one not in taken)
 
     def _look(self) -> list[Used]:
         found = occupied.look(own_groups=_OWN_GROUPS, own_protocols=_OWN_PROTOCOLS)

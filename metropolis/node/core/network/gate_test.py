@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -132,6 +134,59 @@ def test_every_origin_refuses_and_gives_back(other_link: None, core: NodeCore) -
         assert core.problem() == ""
         assert known_to_rules() == set(PODS)
     assert set(core.attach("pod-b")) == {4, 6}
+
+
+def strays() -> set[str]:
+    """Addresses of pods that the loaded rules know, and not their networks."""
+    listed = sh("nft list set inet metropolis pods_ipv4")
+    listed += sh("nft list set inet metropolis pods_ipv6")
+    elements = re.findall(r"elements = \{([^}]*)\}", listed)
+    return {one.strip() for text in elements for one in text.split(",") if "/" not in one}
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not holds():
+        assert time.monotonic() < deadline, sh("nft list sets")
+        time.sleep(0.05)
+
+
+def test_pods_of_a_prefix_that_was_withdrawn(other_link: None, core: NodeCore) -> None:
+    """By another configuration: nothing enters as they, until they are gone, or
+    somebody else has their address.
+    """
+    core.config = config(*PODS)
+    core.start()
+    pod = core.attach("pod-a")
+    assert core.stop() == 0
+    core.config = config("10.193.0.0/24", "fd00:10:193::/112")
+    core.start()
+    own = {str(address) for address in pod.values()}
+    until(lambda: strays() == own)
+    # Through a link that has no strict reverse path.
+    sh("ip link add up0 type veth peer name srv0 netns srv")
+    sh("ip link set up0 up")
+    srv = "nsenter --net=/run/netns/srv"
+    sh(f"{srv} ip link set srv0 up")
+    for version, here, bits in ((4, "198.51.100.1", 24), (6, "2001:db8:9::1", 64)):
+        more = "nodad" if version == 6 else ""
+        sh(f"ip address add {here}/{bits} dev up0 {more}")
+        there = here[:-1] + "2"
+        sh(f"{srv} ip address add {there}/{bits} dev srv0 {more}")
+        sh(f"{srv} ip address add {pod[version]}/{32 if version == 4 else 128} dev srv0 {more}")
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
+        with socket.socket(family, socket.SOCK_DGRAM) as node, inside("srv"):
+            node.bind((here, 0))
+            node.settimeout(LIMIT_S)
+            for source, text in ((str(pod[version]), b"forged"), (there, b"honest")):
+                with socket.socket(family, socket.SOCK_DGRAM) as sender:
+                    sender.bind((source, 0))
+                    sender.sendto(text, node.getsockname())
+            assert node.recv(100) == b"honest"
+    sh("ip address add 10.192.0.200/24 dev x0")
+    until(lambda: strays() == {str(pod[6])})
+    core.stub().Detach(workload_pb2.DetachRequest(workload_id="pod-a"), timeout=LIMIT_S)
+    until(lambda: strays() == set())
 
 
 @pytest.mark.parametrize("version", [4, 6])

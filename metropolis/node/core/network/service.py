@@ -5,6 +5,7 @@
      +- workloads     the first to start: engine, then sockets
      |   +- recovery  only if the engine could not start: until it does
      |   +- prefixes  admitted pod prefixes -> engine, when the MTU is known
+     |   +- strays    addresses of no prefix, while they are in use -> gate
      |   +- mtu       uplink's or overlay's MTU -> engine
      |   +- conntrack tracked flows -> links that are refused new ones
      |   +- grpc      workload.sock
@@ -35,11 +36,13 @@ the engine reads from the kernel what there is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
@@ -48,6 +51,7 @@ from metropolis.node import allocs
 from metropolis.node.core.config import MTU_MIN, Network, PodPrefixes
 from metropolis.node.core.network import conntrack, gate, names, overlap, sysctls
 from metropolis.node.core.network.gate import Admitted, Gate
+from metropolis.node.core.network.overlay.kernel import leave
 from metropolis.node.core.network.overlay.mesh import Exchange, IPAddress, IPNetwork
 from metropolis.node.core.network.overlay.overlay import Overlay
 from metropolis.node.core.network.reconcile import wards
@@ -58,9 +62,9 @@ from metropolis.node.core.network.rules import metadata, reverse_path
 from metropolis.node.core.network.rules.ruleset import RuleSet
 from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.time_servers import TimeServers
-from metropolis.node.core.network.uplink import Uplink, UplinkStatus
+from metropolis.node.core.network.uplink import LinkGoneError, Uplink, UplinkStatus
 from metropolis.node.core.network.workloads.conditions import Conditions
-from metropolis.node.core.network.workloads.errors import WorkloadError
+from metropolis.node.core.network.workloads.errors import Unavailable, WorkloadError
 from osbase import event
 from osbase.net import addressing
 from osbase.net.links import LinkState
@@ -78,6 +82,9 @@ DEFAULT_MTU: Final = 1500
 
 LINKS_LOOKED_AT_S: Final = 20.0
 """How often settings of single links are compared, besides at events."""
+
+STRAYS_LOOKED_AT_S: Final = 10.0
+"""How often, while workloads have addresses of prefixes that were withdrawn."""
 
 CALLS_END_WITHIN_S: Final = 10.0
 """How long calls under way may take to end when the service stops."""
@@ -242,7 +249,7 @@ class NetworkService:
 
     def _told(self, name: str, runnable: Runnable) -> Runnable:
         """Return the runnable such that its death is a problem of the node,
-        until it has lived on for a while.
+        until it has lived on for a while. A link that is gone is none.
         """
 
         async def run(ctx: Context) -> None:
@@ -250,6 +257,9 @@ class NetworkService:
             later = loop.call_later(LIVES_AFTER_S, self.conditions.clear, name)
             try:
                 await runnable(ctx)
+            except LinkGoneError:
+                self.conditions.clear(name)
+                raise
             except Exception as error:
                 self.conditions.set(name, f"{name}: {_cause(error)}")
                 raise
@@ -307,9 +317,11 @@ class NetworkService:
     def _prepare_host(self) -> None:
         """The rules come first: from the moment the node forwards, they hold.
         After a restart, those of the overlay as it was left hold until its
-        cluster is known.
+        cluster is known; a node that is in none any more has none.
         """
         self._rules.apply(networks=self._gate.prepare())
+        if self._overlay is None:
+            leave()
         self._sysctls = sysctls.found_enabled()
         conntrack.prepare()
         for refused in prepare_host():
@@ -355,12 +367,16 @@ class NetworkService:
             async def cni(ctx: Context) -> None:
                 await self._serve_cni(ctx, engine)
 
+            async def strays(ctx: Context) -> None:
+                await self._follow_strays(ctx, engine)
+
             ctx.run("prefixes", prefixes)
+            ctx.run("strays", strays)
             if self._config.mtu is None:
                 ctx.run("mtu", mtu)
             ctx.run("conntrack", conntrack.Guard(engine.list, self.conditions).run)
             ctx.run("grpc", grpc)
-            ctx.run("cni", cni)
+            ctx.run("cni", self._told("cni", cni))
             ctx.run("ward-workloads", self._guard_link(wards.Workloads(engine.repair)))
             ctx.signal_healthy()
             await asyncio.Event().wait()
@@ -406,6 +422,29 @@ class NetworkService:
             before = await asyncio.to_thread(_set_prefixes, engine, now, before)
             prefixes = now.pods.prefixes
             ctx.logger.info("pod prefixes: %s", ", ".join(map(str, prefixes)) or "none, not ready")
+
+    async def _follow_strays(self, ctx: Context, engine: Engine) -> None:
+        """Tell the gate which addresses workloads have outside of the prefixes
+        by now, for as long as there are any.
+        """
+        ctx.signal_healthy()
+        watcher = self._gate.admitted.watch()
+        admitted = await watcher.get()
+        last: tuple[IPAddress, ...] = ()
+        while True:
+            prefixes = admitted.pods.prefixes
+            try:
+                found = await asyncio.to_thread(_outside, engine, prefixes)
+            except Unavailable:  # they are not recovered yet
+                again = True
+            else:
+                again = bool(found)
+                if found != last:
+                    self._gate.running.set(found)
+                    last = found
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STRAYS_LOOKED_AT_S if again else None):
+                    admitted = await watcher.get()
 
     async def _serve_grpc(self, ctx: Context, engine: Engine) -> None:
         (module,) = await _imported("server")
@@ -454,6 +493,12 @@ def _set_prefixes(
     )
     engine.set_prefixes(prefixes, now.pods.reserved, draining, lacking=now.lacking)
     return (*prefixes, *draining)
+
+
+def _outside(engine: Engine, prefixes: Sequence[IPNetwork]) -> tuple[IPAddress, ...]:
+    """Return the addresses of attachments that are of none of the prefixes."""
+    found = (ip for one in engine.list() for ip in one.ips)
+    return tuple(ip for ip in found if overlap.inside(ip_network(ip), prefixes) is None)
 
 
 async def _imported(*names: str) -> list[ModuleType]:

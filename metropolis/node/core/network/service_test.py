@@ -553,6 +553,32 @@ def test_static_uplink(world: None, core: NodeCore) -> None:
         assert core.stop() == 0
 
 
+def test_a_node_that_is_in_no_cluster_any_more(world: None, core: NodeCore) -> None:
+    """By another configuration: nothing is left of the overlay, by which other
+    nodes' pods reached its own; a pod has its network all the while. Here the
+    link is a bridge, of which the routes are the same.
+    """
+    group = f"group {allocs.LINK_GROUP_OVERLAY}"
+    sh(f"ip link add overlay {group} type bridge")
+    sh("ip link set overlay up")
+    proto = f"proto {allocs.ROUTE_PROTOCOL_OVERLAY}"
+    for command in (
+        f"ip address add 10.192.0.0/32 dev overlay {proto}",
+        f"ip route add 10.192.0.0/16 dev overlay src 10.192.0.0 {proto}",
+        f"ip route add unreachable 10.192.0.0/24 {proto}",
+        f"ip -6 route add fd00:10:192::/64 dev overlay {proto}",
+        f"ip -6 route add unreachable fd00:10:192::/112 {proto}",
+    ):
+        sh(command)
+    core.config = 'network { pod_prefix: "10.193.0.0/24" }'
+    core.start()
+    assert "overlay" not in sh("ip -brief link")
+    for family in ("-4", "-6"):
+        assert sh(f"ip {family} route show {proto}") == ""
+    assert core.attach("pod-a")
+    assert core.problem() == ""
+
+
 def test_rules_and_cost(world: None, core: NodeCore) -> None:
     """The rule set is the same with a workload as without."""
     core.start()

@@ -145,6 +145,18 @@ def uplink(name: str, *, router_advertisements: bool, ipv6_on: bool = True) -> t
     return (
         # 2: also on a node that forwards.
         Sysctl(f"ipv6/conf/{name}/accept_ra", 2 if router_advertisements else 0),
+        # What is taken of them, and that they are asked for (-1: until they
+        # answer): guides to hardening set all four to 0 in `default`.
+        *(
+            (
+                Sysctl(f"ipv6/conf/{name}/accept_ra_defrtr", 1),
+                Sysctl(f"ipv6/conf/{name}/accept_ra_pinfo", 1),
+                Sysctl(f"ipv6/conf/{name}/autoconf", 1),
+                Sysctl(f"ipv6/conf/{name}/router_solicitations", -1),
+            )
+            if router_advertisements
+            else ()
+        ),
         *((Sysctl(f"ipv6/conf/{name}/disable_ipv6", 0),) if ipv6_on else ()),
         # Answers to pods come by it, and neighbours ask for the node's address.
         forwarding(name),

@@ -115,6 +115,14 @@ SITUATIONS = {
         "uplink: ",
         link_without_dhcp,
     ),
+    # It is the broadcast address.
+    "an uplink's route refused": Situation(
+        'network { uplink { name: "up0" static { address: "192.0.2.7/24" gateway: "192.0.2.255" } '
+        f"}} {PREFIXES} }}",
+        "",
+        "uplink_addresses: add route 0.0.0.0/0 via 192.0.2.255 dev up0: EINVAL",
+        link_without_dhcp,
+    ),
     "IPv6 off": Situation(ALONE, None, "", ipv6_off),
 }
 
@@ -163,6 +171,23 @@ def test_taking_away_is_served(world: None, core: NodeCore, name: str) -> None:
         assert "pod-b" in {one.workload_id for one in collected.removed}
         assert core.listed() == set()
         assert core.stop() == 0
+
+
+def test_a_cni_socket_that_cannot_be_served(world: None, core: NodeCore) -> None:
+    """By which pods would be attached: Status says so, until it is."""
+    core.config = ALONE
+    there = core.runtime / "cni.sock"
+    (there / "busy").mkdir(parents=True)
+    core.start()
+    core.wait_until_said("cni: ")
+    assert "cni: " in core.problem()
+    (there / "busy").rmdir()
+    there.rmdir()
+    deadline = time.monotonic() + LIMIT_S
+    while core.problem():
+        assert time.monotonic() < deadline, core.problem()
+        time.sleep(0.1)
+    assert there.is_socket()
 
 
 def test_it_is_ready_once_the_reason_is_gone(world: None, core: NodeCore) -> None:

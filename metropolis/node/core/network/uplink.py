@@ -42,7 +42,13 @@ from typing import Final
 from metropolis.node import allocs
 from metropolis.node.core.network import sysctls
 from metropolis.node.core.network.sysctls import Sysctl
-from metropolis.node.core.network.uplink_ward import METRIC, Aim, UplinkWard, replace_file
+from metropolis.node.core.network.uplink_ward import (
+    METRIC,
+    Aim,
+    UplinkWard,
+    leave_pods_groups,
+    replace_file,
+)
 from osbase import event
 from osbase.net import addressing, announce, external, links, mtu, ports, stack
 from osbase.net.addressing import (
@@ -112,6 +118,12 @@ class Uplink:
         self._ward = UplinkWard()
         self.link = event.Value[LinkState | None]("uplink's link")
 
+    @property
+    def _group(self) -> int:
+        """Of links that are made, see `links`; others have none."""
+        made = self._config.bond is not None or self._config.vlan is not None
+        return allocs.LINK_GROUP_UPLINK if made else 0
+
     def ward(self) -> UplinkWard:
         """Return what puts back what others take from the uplink."""
         return self._ward
@@ -120,7 +132,7 @@ class Uplink:
         """Run the parts."""
         ctx.run("links", self._told("uplink", self._links))
         ctx.run("link", self._follow)
-        ctx.run("addresses", self._addresses)
+        ctx.run("addresses", self._told("uplink_addresses", self._addresses))
         ctx.signal_healthy()
         ctx.signal_done()
 
@@ -164,7 +176,7 @@ class Uplink:
         self._status.set(replace(self._now(), link=state))
         settings = await asyncio.to_thread(self._prepare, state)
         advertised = self._config.router_advertisements
-        await asyncio.to_thread(self._aim, Aim(state, settings, advertised))
+        await asyncio.to_thread(self._aim, Aim(state, settings, advertised, group=self._group))
 
         ended = contextlib.ExitStack()
         leases = event.Value[Lease | None]("lease of the uplink")
@@ -286,6 +298,7 @@ class Uplink:
             config.mtu is not None,
             self._resolv_conf,
             render_resolv_conf(dns, search),
+            self._group,
         )
         now = wanted(clock.now())
         refused = await asyncio.to_thread(self._program, aim, now)
@@ -372,6 +385,8 @@ class Uplink:
             former = _with_addresses()
             for link in map(parse_link, sock.dump(dump_links())):
                 if link.ifindex == state.ifindex:
+                    if (request := leave_pods_groups(link, self._group)) is not None:
+                        sock.batch([request])
                     continue
                 with contextlib.suppress(NetlinkError):  # it may go meanwhile
                     sock.batch(mtu.steps(link, None, allocs.UPLINK_MTU_MARK))

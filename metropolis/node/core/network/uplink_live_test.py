@@ -262,6 +262,9 @@ def state() -> list[list[str]]:
             },
         ),
         ("sysctl net.ipv4.conf.up0.rp_filter=1", {"sysctl net.ipv4.conf.up0.rp_filter"}),
+        # The rules would take it for a pod's, and masquerade nothing.
+        (f"ip link set up0 group {allocs.LINK_GROUP_WORKLOAD}", {"group of up0"}),
+        (f"ip link set up0 group {allocs.LINK_GROUP_OVERLAY}", {"group of up0"}),
     ],
 )
 async def test_what_others_take_is_put_back(
@@ -286,6 +289,7 @@ async def test_what_others_take_is_put_back(
         assert default_routes(4) == [_OURS]
         assert default_routes(6) == [f"2001:db8::1 {allocs.ROUTE_PROTOCOL_UPLINK}"]
         assert state() == before
+        assert link()["group"] == "default"
 
 
 async def test_a_lease_is_put_back_for_the_rest_of_its_time(tmp_path: Path) -> None:
@@ -384,6 +388,23 @@ async def test_what_is_not_allowed_is_left(tmp_path: Path) -> None:
         assert await node.keys() == {"route 0.0.0.0/0"}
 
 
+async def test_what_is_put_back_before_an_error_counts(tmp_path: Path) -> None:
+    """As with a directory in the place of resolv.conf: else who counts never
+    hears of the rest, and a fight has no end.
+    """
+    async with running(BY_HAND, tmp_path) as node:
+        await node.has("192.0.2.7/24")
+        node.resolv_conf.unlink()
+        (node.resolv_conf / "busy").mkdir(parents=True)
+        sh("ip -4 address flush dev up0")
+        *done, last = await node.look()
+        assert {one.key for one in done} == {"address 192.0.2.7/24", "route 0.0.0.0/0"}
+        assert not any(one.error for one in done)
+        assert "Is a directory" in last.error
+        (node.resolv_conf / "busy").rmdir()
+        node.resolv_conf.rmdir()
+
+
 async def test_what_is_refused_is_said(tmp_path: Path) -> None:
     """The gateway cannot be reached without the address."""
     async with running(BY_HAND, tmp_path) as node:
@@ -455,6 +476,30 @@ async def test_router_advertisements_are_asked_for_again(command: str, tmp_path:
             (key,) = await node.keys()
             assert key in {LINK_LOCAL, "router advertisements on up0"}
             await settled(node)
+            assert await node.keys() == set()
+
+
+TAKEN_OF_ROUTERS = ("accept_ra_defrtr", "accept_ra_pinfo", "autoconf", "router_solicitations")
+
+
+async def test_what_is_taken_of_routers(tmp_path: Path) -> None:
+    """As guides to hardening have it for all links that are made later, and as
+    others set it while it runs.
+    """
+
+    def refuse(name: str) -> None:
+        for one in TAKEN_OF_ROUTERS:
+            Path("/proc/sys/net/ipv6/conf", name, one).write_text("0")
+
+    await asyncio.to_thread(refuse, "up0")
+    sh(f"ip link set up0 group {allocs.LINK_GROUP_WORKLOAD}")
+    with router(tmp_path):
+        async with running(Interface("up0"), tmp_path) as node:
+            await settled()
+            assert link()["group"] == "default"
+            assert await node.keys() == set()
+            await asyncio.to_thread(refuse, "up0")
+            assert await node.keys() == {f"sysctl net.ipv6.conf.up0.{n}" for n in TAKEN_OF_ROUTERS}
             assert await node.keys() == set()
 
 

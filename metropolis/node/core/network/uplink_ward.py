@@ -63,6 +63,7 @@ from osbase.netlink.rtnl import (
     parse_link,
     parse_route,
     set_link_arp,
+    set_link_group,
     set_link_master,
     set_link_up,
 )
@@ -83,13 +84,14 @@ _GIVEN: Final = {
     6: {allocs.ROUTE_PROTOCOL_UPLINK, _IFAPROT_KERNEL_RA, _IFAPROT_KERNEL_LL},
 }
 _LOCAL_ROUTE_S: Final = 0.5
+_PODS_GROUPS: Final = (allocs.LINK_GROUP_WORKLOAD, allocs.LINK_GROUP_OVERLAY)
 
 
 @dataclass(frozen=True)
 class Aim:
     """What was applied last. addressing: by the time, since leases end; None
     before anything was applied. mtu: the server's, bytes. names: what
-    resolv.conf says.
+    resolv.conf says. group: of the link, where others made it one of pods'.
     """
 
     link: LinkState
@@ -100,6 +102,7 @@ class Aim:
     mtu_by_hand: bool = False
     resolv_conf: str = ""
     names: str = ""
+    group: int = 0
 
 
 class UplinkWard:
@@ -123,10 +126,15 @@ class UplinkWard:
             aim = self.aim
             if aim is None:
                 return ()
+            done: list[Repair] = []
             try:
-                return tuple(self._look(aim, allow))
+                # What was put back before an error counts, too.
+                for repair in self._look(aim, allow):
+                    done.append(repair)
             except (NetlinkError, OSError) as error:
-                return (Repair(f"uplink {aim.link.name}", f"look at {aim.link.name}", str(error)),)
+                name = aim.link.name
+                done.append(Repair(f"uplink {name}", f"look at {name}", str(error)))
+            return tuple(done)
 
     def _look(self, aim: Aim, allow: Allow) -> Iterator[Repair]:
         with NetlinkSocket() as sock:
@@ -139,6 +147,10 @@ class UplinkWard:
                 # sets that right sets them all.
                 if setting != sysctls.forwarding(name) or sysctls.forwards():
                     yield from _setting(setting, allow)
+            if (request := leave_pods_groups(link, aim.group)) is not None:
+                # The rules would take it for a pod's, and masquerade nothing.
+                what = f"{name} was put in group {link.group}, which is of pods"
+                yield _put_back(sock, f"group of {name}", what, [request], allow)
             if not link.up:
                 yield _put_back(
                     sock, f"link {name}", f"{name} was set down", [set_link_up(link.ifindex, name)],
@@ -221,6 +233,15 @@ def _link(sock: NetlinkSocket, ifindex: int) -> Link | None:
         return parse_link(sock.get(get_link(ifindex)))
     except NetlinkError:
         return None
+
+
+def leave_pods_groups(link: Link, group: int) -> Request | None:
+    """Return the request that takes a link out of the groups by which the rules
+    know pods and the overlay; None: it is in none of them.
+    """
+    if link.group not in _PODS_GROUPS:
+        return None
+    return set_link_group(link.ifindex, link.name, group)
 
 
 def _put_back(

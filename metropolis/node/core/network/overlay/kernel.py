@@ -13,6 +13,8 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Collection, Iterator, Sequence
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final
 
 from metropolis.node import allocs
 from metropolis.node.core.network.overlay import wireguard
@@ -266,6 +268,26 @@ def withdraw(prefixes: Collection[IPNetwork]) -> None:
                         found.ifindex, _NAME, found.address, found.prefix_length
                     )
                     _tolerating(sock, errno.EADDRNOTAVAIL, request)
+
+
+_EVERYTHING: Final = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
+
+
+def leave() -> None:
+    """Take away all that an earlier life in a cluster left: routes, addresses
+    and the link, by which the other nodes are heard. Blocks. Raises
+    NetlinkError.
+    """
+    withdraw(_EVERYTHING)
+    with NetlinkSocket() as sock:
+        try:
+            link = rtnl.parse_link(sock.get(rtnl.get_link_by_name(_NAME)))
+        except BatchError as error:
+            if error.errors[0].errno == errno.ENODEV:
+                return
+            raise
+        if link.kind == b"wireguard" or link.group == allocs.LINK_GROUP_OVERLAY:
+            _tolerating(sock, errno.ENODEV, rtnl.del_link(link.ifindex, _NAME))
 
 
 def _overlap(one: IPNetwork, other: IPNetwork) -> bool:

@@ -257,6 +257,16 @@ def test_what_an_update_put_back_is_said_and_counted(rules: RuleSet, command: st
     assert ward.look(always) == ()
 
 
+def test_what_an_update_put_back_is_right_in_a_fight(rules: RuleSet) -> None:
+    """Which had been left; so it is forgiven, and Status is OK again."""
+    ward = wards.Rules(rules)
+    subprocess.run(["nft", "flush ruleset"], check=True)
+    assert [one.left for one in ward.look(never)] == [True]
+    rules.update(new_flows_per_second=77)
+    assert [one.left for one in ward.look(never)] == [True]
+    assert ward.look(never) == ()
+
+
 def test_own_changes_are_no_damage(rules: RuleSet) -> None:
     ward = wards.Rules(rules)
     for number in range(5):

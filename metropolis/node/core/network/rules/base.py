@@ -227,7 +227,7 @@ def _tables(settings: Settings) -> str:
         **_leaving(settings),
     }
     networks = {
-        "pods": settings.networks,
+        "pods": settings.pods,
         "withheld": settings.withheld,
         "in_use": settings.in_use,
     }
@@ -348,7 +348,7 @@ def _from_outside(settings: Settings) -> dict[str, list[str]]:
     rules: dict[str, list[str]] = {}
     for version, family, _ in _FAMILIES:
         rules[f"from_outside_ipv{version}"] = lines = []
-        if _of(settings.networks, version):
+        if _of(settings.pods, version):
             if not settings.routed_pods:
                 lines.append(
                     f"{family} daddr @pods_ipv{version} {drop(Reason.POD_NETWORK_ENTERED)}"
@@ -528,7 +528,7 @@ def _forward(settings: Settings) -> dict[str, list[str]]:
 def _leaving(settings: Settings) -> dict[str, list[str]]:
     into, of, withheld = [], [], []
     for version, family, _ in _FAMILIES:
-        if _of(settings.networks, version):
+        if _of(settings.pods, version):
             match = f"@pods_ipv{version}"
             into.append(f"{family} daddr {match} {drop(Reason.POD_NETWORK_UNENCRYPTED)}")
             of.append(f"{family} saddr {match} {drop(Reason.POD_ADDRESS_LEFT)}")

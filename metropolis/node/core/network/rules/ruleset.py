@@ -62,9 +62,8 @@ class RuleSet:
     def differences(self) -> list[str]:
         """Return, in words, what is not as it was applied; []: nothing.
 
-        So is what an update found and replaced, until the next fresh apply: who
-        puts back and counts would not hear of it otherwise. Raises NetlinkError
-        or OSError.
+        So is, once, what an update found and replaced: who puts back and counts
+        would not hear of it otherwise. Raises NetlinkError or OSError.
         """
         with self._lock:
             found = self._guard.differences()
@@ -72,7 +71,9 @@ class RuleSet:
                 # Others were busy when it was applied, and are not now.
                 with contextlib.suppress(NftablesError):
                     self._apply()
-            return [*(self._replaced | dict.fromkeys(found))]
+            # Once: who is not to put it back must see that it is right.
+            replaced, self._replaced = self._replaced, {}
+            return [*(replaced | dict.fromkeys(found))]
 
     def _apply(self, *, fresh: bool = False) -> None:
         self._applied = None

@@ -20,6 +20,7 @@ class Settings:
     """All that decides what the rules are.
 
     networks: the pod networks, the node's own prefixes and its cluster's.
+    strays: addresses of workloads whose prefix was withdrawn while they run.
     withheld: the cluster's networks that this node refuses, for they overlap
     addresses in use; in_use: those addresses.
     routed_pods, node_access, forwarded, new_flows_per_second: as configured.
@@ -30,6 +31,7 @@ class Settings:
     """
 
     networks: tuple[IPNetwork, ...] = ()
+    strays: tuple[IPNetwork, ...] = ()
     withheld: tuple[IPNetwork, ...] = ()
     in_use: tuple[IPNetwork, ...] = ()
     routed_pods: bool = False
@@ -40,3 +42,8 @@ class Settings:
     strict: tuple[tuple[int, str], ...] = ()
     overlay: bool = False
     cgroup: str | None = None
+
+    @property
+    def pods(self) -> tuple[IPNetwork, ...]:
+        """Every address that is a pod's."""
+        return (*self.networks, *self.strays)
