@@ -244,10 +244,10 @@ async def test_a_removed_node_is_a_stranger(cluster: Cluster, hostile: Scene) ->
     """As soon as no node has its key."""
     scene, site = hostile, hostile.site
     removed = await public_key(scene.hostile)
-    async with cluster.store() as store:
-        await administration.remove(store, "node-2")
     show = ["wg", "show", allocs.OVERLAY_LINK, "peers"]
     assert removed in (await site.node.agent.run(show)).text
+    async with cluster.store() as store:
+        await administration.remove(store, "node-2")
     async with asyncio.timeout(LIMIT_S):
         # WireGuard does not tell.
         while removed in (await site.node.agent.run(show)).text:  # noqa: ASYNC110
