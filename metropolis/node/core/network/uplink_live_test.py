@@ -495,7 +495,7 @@ async def test_what_is_taken_of_routers(tmp_path: Path) -> None:
     sh(f"ip link set up0 group {allocs.LINK_GROUP_WORKLOAD}")
     with router(tmp_path):
         async with running(Interface("up0"), tmp_path) as node:
-            await settled()
+            await settled(node)
             assert link()["group"] == "default"
             assert await node.keys() == set()
             await asyncio.to_thread(refuse, "up0")
