@@ -56,11 +56,6 @@ PYTHON_PACKAGES = ["@debian//:" + name for name in [
     "zlib1g",
 ]]
 
-def soon(_os, _inputs):
-    """resource_set of what tests with machines wait for: next to no core, so that it
-    does not wait behind other tests. See .bazelrc."""
-    return {"cpu": 0.01}
-
 # CPython, byte-compiled, without its development, test and desktop parts.
 PYTHON_LAYERS = ["//osbase/build:python"]
 
@@ -210,6 +205,26 @@ _TREE_ATTRS = {
     "_tool": attr.label(default = "//osbase/build:layer", executable = True, cfg = "exec"),
 }
 
+def _soon(_os, _inputs):
+    """What tests with machines wait for asks for next to no core, so that it does
+    not wait behind other tests. See .bazelrc."""
+    return {"cpu": 0.01}
+
+def run_tool(ctx, **kwargs):
+    """Adds the action that makes a part of an image by the rule's _tool.
+
+    Args:
+      ctx: the rule's
+      **kwargs: arguments, inputs, outputs, mnemonic ... as for ctx.actions.run
+    """
+    ctx.actions.run(
+        executable = ctx.executable._tool,
+        env = {"PYTHONHASHSEED": "0"},
+        use_default_shell_env = True,
+        resource_set = _soon,
+        **kwargs
+    )
+
 def _build_tree(ctx, format, out, bytecode = False, extra = [], extra_outputs = []):
     tars = depset(transitive = [target[DefaultInfo].files for target in ctx.attr.layers])
     files = []
@@ -231,15 +246,12 @@ def _build_tree(ctx, format, out, bytecode = False, extra = [], extra_outputs = 
         "dirs": ctx.attr.dirs,
         "bytecode": bytecode,
     }))
-    ctx.actions.run(
-        executable = ctx.executable._tool,
+    run_tool(
+        ctx,
         arguments = [format, spec.path, out.path] + extra,
         inputs = depset([spec] + sources, transitive = [tars]),
         outputs = [out] + extra_outputs,
-        env = {"PYTHONHASHSEED": "0"},
-        use_default_shell_env = True,
         mnemonic = "Image" + format.title(),
-        resource_set = soon,
         progress_message = "Making %s %%{label}" % format,
     )
 
@@ -404,15 +416,12 @@ def _py_layer_impl(ctx):
             "dirs": {},
             "bytecode": True,
         }))
-        ctx.actions.run(
-            executable = ctx.executable._tool,
+        run_tool(
+            ctx,
             arguments = ["tar", spec.path, out.path],
             inputs = [spec] + [file for _, file in places],
             outputs = [out],
-            env = {"PYTHONHASHSEED": "0"},
-            use_default_shell_env = True,
             mnemonic = "PyLayer",
-            resource_set = soon,
             progress_message = "Compiling Python of %{label} (" + group + ")",
         )
         outs.append(out)
@@ -435,14 +444,12 @@ def _kernel_modules_impl(ctx):
     args.add(out)
     args.add_all(ctx.files.kernel, before_each = "--tar")
     args.add_all(ctx.attr.modules, before_each = "--module")
-    ctx.actions.run(
-        executable = ctx.executable._tool,
+    run_tool(
+        ctx,
         arguments = [args],
         inputs = ctx.files.kernel,
         outputs = [out],
-        use_default_shell_env = True,
         mnemonic = "KernelModules",
-        resource_set = soon,
         progress_message = "Selecting kernel modules of %{label}",
     )
     return [DefaultInfo(files = depset([out]))]
@@ -472,14 +479,12 @@ def _oci_image_impl(ctx):
         ("env", ["%s=%s" % item for item in ctx.attr.env.items()]),
     ]:
         args.add_all(["--%s=%s" % (option, value) for value in values])
-    ctx.actions.run(
-        executable = ctx.executable._tool,
+    run_tool(
+        ctx,
         arguments = [args],
         inputs = ctx.files.layers,
         outputs = [out],
-        use_default_shell_env = True,
         mnemonic = "OciImage",
-        resource_set = soon,
         progress_message = "Making OCI image %{label}",
     )
     return [DefaultInfo(files = depset([out]))]
@@ -499,14 +504,12 @@ oci_image = rule(
 
 def _oci_archive_impl(ctx):
     out = ctx.actions.declare_file(ctx.label.name + ".tar")
-    ctx.actions.run(
-        executable = ctx.executable._tool,
+    run_tool(
+        ctx,
         arguments = [out.path] + [image.path for image in ctx.files.images],
         inputs = ctx.files.images,
         outputs = [out],
-        use_default_shell_env = True,
         mnemonic = "OciArchive",
-        resource_set = soon,
         progress_message = "Putting images together to %{label}",
     )
     return [DefaultInfo(files = depset([out]))]

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from osbase.build.tree import Content, Data, Tree, TreeError, whole, write_tar
+from osbase.build.tree import Content, Data, Tree, make_tar, whole
 
 _MEDIA = "application/vnd.oci.image"
 
@@ -85,15 +85,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--env", action="append", default=[])
     args = parser.parse_args(argv)
     config = {"Entrypoint": args.entrypoint, "Cmd": args.cmd, "Env": args.env}
-    try:
+
+    def make() -> Tree:
         layers: list[Content] = [whole(path) for path in args.layer]
-        tree = layout(layers, args.tag, {k: v for k, v in config.items() if v})
-        with args.out.open("wb") as out:
-            write_tar(tree, out)
-    except (TreeError, OSError) as e:
-        print(f"making {args.out}: {e}", file=sys.stderr)
-        return 1
-    return 0
+        return layout(layers, args.tag, {k: v for k, v in config.items() if v})
+
+    return make_tar(args.out, make)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from osbase.build.oci import compact
-from osbase.build.tree import Data, Tree, TreeError, write_tar
+from osbase.build.tree import Data, Tree, TreeError, make_tar
 
 _INDEX = "/index.json"
 
@@ -44,13 +44,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("images", type=Path, nargs="+")
     args = parser.parse_args(argv)
-    try:
-        with args.out.open("wb") as out:
-            write_tar(archive(args.images), out)
-    except (TreeError, OSError) as e:
-        print(f"making {args.out}: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return make_tar(args.out, lambda: archive(args.images))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import glob
 import io
 import posixpath
 import re
+import sys
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -258,6 +259,20 @@ def write_tar(tree: Iterable[Entry], out: IO[bytes]) -> None:
                     data = entry.content.read()
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
+
+
+def make_tar(out: Path, make: Callable[[], Iterable[Entry]]) -> int:
+    """Write what `make` returns as a tar; for commands: says on stderr what is
+    wrong, and returns the exit status.
+    """
+    try:
+        tree = make()
+        with out.open("wb") as stream:
+            write_tar(tree, stream)
+    except (TreeError, OSError) as e:
+        print(f"making {out}: {e}", file=sys.stderr)
+        return 1
+    return 0
 
 
 class Sink(Protocol):

@@ -12,7 +12,7 @@
 
 load("@rules_python//python:defs.bzl", "PyInfo", _py_test = "py_test")
 load("//build/python:defs.bzl", "VM_ENV", "VM_TAGS", "py_library")
-load("//osbase/build:defs.bzl", "erofs_image", "soon")
+load("//osbase/build:defs.bzl", "erofs_image", "run_tool")
 
 _RUNFILES = "/runfiles"
 
@@ -50,15 +50,12 @@ def _guest_layer_impl(ctx):
         "dirs": {},
         "bytecode": True,
     }))
-    ctx.actions.run(
-        executable = ctx.executable._tool,
+    run_tool(
+        ctx,
         arguments = ["tar", spec.path, out.path],
         inputs = files + [spec, script],
         outputs = [out],
-        env = {"PYTHONHASHSEED": "0"},
-        use_default_shell_env = True,
         mnemonic = "GuestLayer",
-        resource_set = soon,
         progress_message = "Packing the runfiles of %{label}",
     )
     return [DefaultInfo(files = depset([out]))]
