@@ -8,10 +8,9 @@
 A test that fails once in fifty runs fails somebody's change once a week. Most
 such tests wait for less than the machine may take, and a quiet machine with
 free cores never shows it. So each test runs as often as asked, beside loops
-that keep the cores busy, one loop a core.
+that keep the cores busy, one loop a core. What Bazel reports of them:
+build/results.
 
-- `events`: what Bazel reports of each run of each test (its build event
-  protocol), pure.
 - `tally`: how often which test failed; the table and the JSON, pure.
 - `bazel`: bazelw and the busy loops as children, which end with this process.
 - `flakes`: the command.

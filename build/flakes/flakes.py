@@ -36,8 +36,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from build.flakes.bazel import Bazel, busy_loops
-from build.flakes.events import PASSED, Result, results
-from build.flakes.tally import Tally, failed_cases, tally, to_json, to_table
+from build.flakes.tally import Tally, tally, to_json, to_table
+from build.results.cases import Outcome, cases
+from build.results.events import PASSED, Result, results
 
 _ALL = "//..."
 _MAX_RUNS = 1000
@@ -95,7 +96,7 @@ async def find(bazel: Bazel, patterns: Sequence[str], machines: bool) -> list[st
 
 def keep(found: Sequence[Result], output: Path) -> dict[str, list[str]]:
     """Copy what runs that did not pass left; return the cases that failed."""
-    cases: dict[str, list[str]] = defaultdict(list)
+    failed: dict[str, list[str]] = defaultdict(list)
     for result in found:
         if result.status == PASSED or result.directory is None:
             continue
@@ -108,8 +109,12 @@ def keep(found: Sequence[Result], output: Path) -> dict[str, list[str]]:
             say(f"{result.label}: the logs of run {result.run} are not kept: {error}")
             continue
         with contextlib.suppress(OSError):
-            cases[result.label] += failed_cases((kept / "test.xml").read_bytes())
-    return cases
+            failed[result.label] += [
+                case.name
+                for case in cases((kept / "test.xml").read_bytes())
+                if case.outcome is Outcome.FAILED
+            ]
+    return failed
 
 
 class Flakes:
@@ -158,8 +163,8 @@ class Flakes:
         with contextlib.suppress(FileNotFoundError), self._events.open(errors="replace") as lines:
             found += results(lines)
         self.ended = len(found)
-        cases = keep(found, self._output)
-        tallies = tally(self._labels, self._runs, found, cases, interrupted)
+        failed = keep(found, self._output)
+        tallies = tally(self._labels, self._runs, found, failed, interrupted)
         (self._output / "table").write_text(to_table(tallies, self._runs) + "\n")
         return tallies
 

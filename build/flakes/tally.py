@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How often which test failed, from the results of all runs."""
 
-import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from build.flakes.events import PASSED, Result
+from build.results.events import PASSED, Result
 
 # What a run is that has no result, since Bazel did not come to it, and the
 # statuses of one that Bazel was interrupted in.
@@ -24,19 +23,6 @@ class Tally:
     runs: int
     bad: Mapping[int, str]
     cases: Mapping[str, int]
-
-
-def failed_cases(report: bytes) -> list[str]:
-    """Return the test cases that failed in a JUnit report; none of a bad."""
-    try:
-        root = ET.fromstring(report)
-    except ET.ParseError:
-        return []
-    return [
-        case.get("name", "")
-        for case in root.iter("testcase")
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
 
 
 def tally(

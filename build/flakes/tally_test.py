@@ -1,75 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From Bazel's events to the table, without Bazel."""
+"""From results to the table, without Bazel."""
 
-import json
-from pathlib import Path
-
-import pytest
-
-from build.flakes.events import Result, results
-from build.flakes.tally import NOT_RUN, Tally, failed_cases, tally, to_json, to_table
+from build.flakes.tally import NOT_RUN, Tally, tally, to_json, to_table
+from build.results.events import Result
 
 LABEL = "//x:y_test"
 
 
-def event(run: int = 1, status: str = "PASSED", label: str = LABEL, shard: int = 1) -> str:
-    """A testResult as Bazel 7.7 writes it, less what is not read."""
-    directory = f"file:///out/testlogs/x/y_test/run_{run}_of_5"
-    return json.dumps(
-        {
-            "id": {
-                "testResult": {
-                    "label": label,
-                    "run": run,
-                    "shard": shard,
-                    "attempt": 1,
-                    "configuration": {"id": "ad0f"},
-                }
-            },
-            "testResult": {
-                "testActionOutput": [
-                    {"name": "test.log", "uri": f"{directory}/test.log"},
-                    {"name": "test.xml", "uri": f"{directory}/test.xml"},
-                ],
-                "testAttemptDurationMillis": "1234",
-                "status": status,
-                "executionInfo": {"strategy": "linux-sandbox"},
-                "testAttemptDuration": "1.234s",
-            },
-        }
-    )
-
-
 def result(run: int = 1, status: str = "PASSED", label: str = LABEL, shard: int = 1) -> Result:
     return Result(label, run, shard, status, None)
-
-
-def test_results_of_events() -> None:
-    lines = [
-        '{"id":{"started":{}},"children":[],"started":{"uuid":"0"}}',
-        event(2, "TIMEOUT", shard=3),
-        '{"id":{"testSummary":{"label":"//x:y_test"}},"testSummary":{"overallStatus":"FLAKY"}}',
-        # Of a test that was not run: only why.
-        '{"id":{"testResult":{"label":"//x:z"}},"aborted":{"reason":"USER_INTERRUPTED"}}',
-    ]
-    directory = Path("/out/testlogs/x/y_test/run_2_of_5")
-    assert list(results(lines)) == [Result(LABEL, 2, 3, "TIMEOUT", directory)]
-
-
-def test_names_of_files_are_unquoted() -> None:
-    (one,) = results([event().replace("/out/", "/an%20out/")])
-    assert one.directory == Path("/an out/testlogs/x/y_test/run_1_of_5")
-
-
-def test_a_result_without_files() -> None:
-    bare = json.loads(event(status="NO_STATUS"))
-    del bare["testResult"]["testActionOutput"]
-    assert next(results([json.dumps(bare)])).directory is None
-
-
-@pytest.mark.parametrize("length", [0, 1, 30, -1])
-def test_the_last_line_of_a_bazel_that_was_killed(length: int) -> None:
-    assert len(list(results([event(), event()[:length]]))) == 1
 
 
 def test_runs_are_counted_not_shards() -> None:
@@ -116,14 +55,3 @@ def test_the_table() -> None:
         "//a:rare_test   1 of 6  TIMEOUT in 4",
         "3 tests, 6 runs each: 1 never failed",
     ]
-
-
-def test_cases_of_a_report() -> None:
-    report = b"""<testsuites><testsuite>
-        <testcase name="good"/><testcase name="skipped"><skipped/></testcase>
-        <testcase name="bad[1]"><failure message="no">why</failure></testcase>
-        <testcase name="broken"><error/></testcase>
-        </testsuite></testsuites>"""
-    assert failed_cases(report) == ["bad[1]", "broken"]
-    assert failed_cases(report[:50]) == []
-    assert failed_cases(b"") == []
