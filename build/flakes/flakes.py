@@ -36,7 +36,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from build.flakes.bazel import Bazel, busy_loops
-from build.flakes.tally import Tally, tally, to_json, to_table
+from build.flakes.tally import Tally, counted, tally, to_json, to_table
 from build.results.cases import Outcome, cases
 from build.results.events import PASSED, Result, results
 
@@ -144,12 +144,14 @@ class Flakes:
         ]
         if not sys.stderr.isatty():
             options.append("--config=ci")
-        say(f"{len(self._labels)} tests: building")
+        tests = counted(len(self._labels), "test")
+        say(f"{tests}: building")
         status, _ = await self._bazel.run("build", *options)
         if status != _OK:
             raise FlakesError(f"the tests do not build, see above (bazel build: status {status})")
         cores = len(os.sched_getaffinity(0))
-        say(f"{len(self._labels)} tests: {self._runs} runs each beside {cores} busy loops")
+        beside = counted(cores, "busy loop")
+        say(f"{tests}: {counted(self._runs, 'run')} each beside {beside}")
         async with busy_loops(cores):
             status, _ = await self._bazel.run(
                 "test", *options, f"--build_event_json_file={self._events}"

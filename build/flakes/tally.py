@@ -76,6 +76,11 @@ def _ranges(numbers: Iterable[int]) -> str:
     return ", ".join("-".join(map(str, part)) for part in parts)
 
 
+def counted(count: int, noun: str) -> str:
+    """1, "test": "1 test"."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
 def to_table(tallies: Sequence[Tally], runs: int) -> str:
     """Return the table: tests that failed, the worst first, and a sum."""
     bad = sorted((one for one in tallies if one.bad), key=lambda one: (-len(one.bad), one.label))
@@ -89,5 +94,6 @@ def to_table(tallies: Sequence[Tally], runs: int) -> str:
         lines.append(f"{one.label:{width}}  {len(one.bad)} of {runs}  {'; '.join(how)}")
         for case, times in sorted(one.cases.items(), key=lambda item: (-item[1], item[0])):
             lines.append(f"{'':{width}}    {times} x {case}")
-    lines.append(f"{len(tallies)} tests, {runs} runs each: {len(tallies) - len(bad)} never failed")
+    total = f"{counted(len(tallies), 'test')}, {counted(runs, 'run')} each"
+    lines.append(f"{total}: {len(tallies) - len(bad)} never failed")
     return "\n".join(lines)

@@ -33,7 +33,8 @@ def test_after_an_interruption_only_failures_count() -> None:
 def test_all_passed() -> None:
     tallies = tally([LABEL], 2, [result(2), result(1)], {})
     assert to_json(tallies, 2) == {"ok": True, "runs": 2, "failed": {}}
-    assert to_table(tallies, 2) == "1 tests, 2 runs each: 1 never failed"
+    assert to_table(tallies, 2) == "1 test, 2 runs each: 1 never failed"
+    assert to_table([*tallies, *tallies], 1) == "2 tests, 1 run each: 2 never failed"
 
 
 def test_the_table() -> None:
