@@ -41,8 +41,8 @@ class Accel(Enum):
             return ["-accel", "kvm", "-cpu", "host"]
         if self is Accel.ICOUNT:
             return ["-accel", "tcg,thread=single", "-cpu", "max", "-icount", "shift=0"]
-        # Page by page a guest clears its memory as its CPU likes best. With
-        # these that is by single bytes, which are slow to emulate.
+        # A kernel on a CPU with ERMS or FSRM clears pages by `rep stosb`, which
+        # TCG executes byte by byte.
         return ["-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off"]
 
 
