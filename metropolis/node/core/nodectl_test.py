@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from metropolis.node.core import nodectl
+from metropolis.node.core.network.workloads.api.server import WorkloadServer
 from metropolis.node.core.network.workloads.conditions import Conditions
-from metropolis.node.core.network.workloads.engine import Engine
+from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.model import AttachIntent
-from metropolis.node.core.network.workloads.server import WorkloadServer
 from metropolis.node.core.network.workloads.testing.fake import FakeDatapath
 
 PROBLEM = "nftables: table inet metropolis is gone; cannot be put back: EPERM"

@@ -33,11 +33,11 @@ from typing import Any
 import grpc
 
 from metropolis.node.core.network.service import prepare_host
-from metropolis.node.core.network.workloads import batches, names
-from metropolis.node.core.network.workloads.datapath import Record
-from metropolis.node.core.network.workloads.engine import Engine
-from metropolis.node.core.network.workloads.kernel import KernelDatapath
-from metropolis.node.core.network.workloads.server import WorkloadServer
+from metropolis.node.core.network.workloads.api.server import WorkloadServer
+from metropolis.node.core.network.workloads.datapath import messages, names
+from metropolis.node.core.network.workloads.datapath.interface import Record
+from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
+from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.node.core.network.workloads.spec import workload_pb2_grpc as rpc
 from metropolis.test.bench import machine
@@ -245,9 +245,9 @@ def _messages(pods: list[Netns]) -> list[tuple[str, str, float]]:
             record = _record(number)
             with open(pod.path, "rb") as there, open_socket(there.fileno(), home) as inner:
                 steps: list[tuple[str, socket.socket, list[Request]]] = [
-                    ("pair", host, batches.pair(record, there.fileno())),
-                    ("inside", inner, batches.inside(record, 0, loopback=True)),
-                    ("commit", host, batches.commit(record, ipv6=True)),
+                    ("pair", host, messages.pair(record, there.fileno())),
+                    ("inside", inner, messages.inside(record, 0, loopback=True)),
+                    ("commit", host, messages.commit(record, ipv6=True)),
                 ]
                 took.append([])
                 labels = []

@@ -9,8 +9,8 @@ from ipaddress import ip_network
 from typing import Any
 
 from metropolis.node.core.network.service import prepare_host
-from metropolis.node.core.network.workloads.engine import Engine
-from metropolis.node.core.network.workloads.kernel import KernelDatapath
+from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
+from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.model import AttachIntent
 from metropolis.test.bench.commands import answer_commands
 from metropolis.test.bench.model import Op, Pod

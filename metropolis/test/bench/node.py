@@ -16,9 +16,9 @@ from pathlib import Path
 
 from metropolis.node.core.network.cni.server import CniServer
 from metropolis.node.core.network.service import prepare_host
-from metropolis.node.core.network.workloads.engine import Engine
-from metropolis.node.core.network.workloads.kernel import KernelDatapath
-from metropolis.node.core.network.workloads.server import WorkloadServer
+from metropolis.node.core.network.workloads.api.server import WorkloadServer
+from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
+from metropolis.node.core.network.workloads.engine.engine import Engine
 
 
 async def _serve(directory: Path, prefixes: list[str]) -> None:

@@ -15,8 +15,9 @@ from metropolis.node.core.network.cni import protocol, result
 from metropolis.node.core.network.cni import wire as cni_wire
 from metropolis.node.core.network.cni.protocol import Add, CniError
 from metropolis.node.core.network.overlay.mesh import Identity, Peer
-from metropolis.node.core.network.workloads import names, recovery, repairs, wire
-from metropolis.node.core.network.workloads.engine import Engine
+from metropolis.node.core.network.workloads.api import wire
+from metropolis.node.core.network.workloads.datapath import names, recovery, repairs
+from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.errors import InvalidArgument, WorkloadError
 from metropolis.node.core.network.workloads.model import Attachment, Checked, Finding, routes_of
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb

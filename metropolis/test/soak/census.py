@@ -18,7 +18,7 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads.server import CHECKERS, WORKERS
+from metropolis.node.core.network.workloads.api.server import CHECKERS, WORKERS
 from metropolis.test.soak.world import Host
 from metropolis.test.world.namespaces import Netns
 from osbase.rpc.server import QUICK

@@ -33,7 +33,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Self
 
-from metropolis.node.core.network.workloads import pool
+from metropolis.node.core.network.workloads.engine import pool
 from metropolis.node.core.network.workloads.model import IPNetwork
 from metropolis.test.soak import census
 from metropolis.test.soak.census import Census

@@ -53,7 +53,7 @@ def test_memory_that_grows_is_noticed() -> None:
     """As when the pool remembers all that was ever used."""
     program = (
         "import sys\n"
-        "from metropolis.node.core.network.workloads import pool\n"
+        "from metropolis.node.core.network.workloads.engine import pool\n"
         "from metropolis.test.soak import turnover\n"
         "pool.REMEMBERED = 1 << 32\n"
         "turnover.main(sys.argv[1:])\n"

@@ -24,7 +24,7 @@ import sys
 from collections import deque
 from ipaddress import ip_address, ip_network
 
-from metropolis.node.core.network.workloads.engine import Engine
+from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.errors import WorkloadError
 from metropolis.node.core.network.workloads.model import AttachIntent, IPAddress, IPNetwork
 from metropolis.node.core.network.workloads.testing.fake import FakeDatapath

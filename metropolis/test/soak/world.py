@@ -11,7 +11,7 @@ import grpc
 from metropolis.node.core.network.workloads.spec import workload_pb2_grpc as rpc
 from metropolis.test.world.namespaces import Netns, WorldError
 
-_SERVE = "metropolis.node.core.network.workloads.serve"
+_SERVE = "metropolis.node.core.network.workloads.api.serve"
 _END_S = 30.0
 
 

@@ -19,9 +19,9 @@ import pytest
 
 from metropolis.node.containerd.cniproxy import cni as cniproxy
 from metropolis.node.containerd.cniproxy import errors, namespace, options, result
-from metropolis.node.core.network.workloads.engine import Engine
-from metropolis.node.core.network.workloads.kernel import KernelDatapath
-from metropolis.node.core.network.workloads.server import WorkloadServer
+from metropolis.node.core.network.workloads.api.server import WorkloadServer
+from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
+from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 
 PREFIXES = [ip_network("10.192.0.0/24"), ip_network("fd00:10:192::/112")]

@@ -37,14 +37,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 from metropolis.node import allocs
@@ -75,7 +73,9 @@ from osbase.nftables import NftablesError
 from osbase.supervisor import Backoff, Context, Runnable, in_thread
 
 if TYPE_CHECKING:
-    from metropolis.node.core.network.workloads.engine import Engine
+    from metropolis.node.core.network.cni.server import CniServer
+    from metropolis.node.core.network.workloads.api.server import WorkloadServer
+    from metropolis.node.core.network.workloads.engine.engine import Engine
 
 DEFAULT_MTU: Final = 1500
 """Of workloads on a node without an uplink, bytes."""
@@ -333,8 +333,7 @@ class NetworkService:
 
     async def _workloads(self, ctx: Context) -> None:
         # Imports take seconds on a slow machine; meanwhile the uplink comes up.
-        engine_module, kernel = await _imported("engine", "kernel")
-        engine: Engine = engine_module.Engine(kernel.KernelDatapath(), self.conditions)
+        engine = await asyncio.to_thread(_make_engine, self.conditions)
         try:
             engine.set_ipv6_optional(self._config.ipv6_optional)
 
@@ -447,10 +446,9 @@ class NetworkService:
                     admitted = await watcher.get()
 
     async def _serve_grpc(self, ctx: Context, engine: Engine) -> None:
-        (module,) = await _imported("server")
         make_runtime_directory(self._paths.workload_socket)
-        server = module.WorkloadServer(
-            engine, self._paths.workload_socket, implementation=self._paths.rpc_server
+        server = await asyncio.to_thread(
+            _make_server, engine, self._paths.workload_socket, self._paths.rpc_server
         )
         try:
             await asyncio.to_thread(server.start)
@@ -461,12 +459,10 @@ class NetworkService:
             await asyncio.to_thread(server.stop, CALLS_END_WITHIN_S)
 
     async def _serve_cni(self, ctx: Context, engine: Engine) -> None:
-        module = await asyncio.to_thread(
-            importlib.import_module, "metropolis.node.core.network.cni.server"
-        )
         make_runtime_directory(self._paths.cni_socket)
+        server = await asyncio.to_thread(_make_cni_server, engine, self._paths.cni_socket)
         ctx.signal_healthy()
-        await module.CniServer(engine, self._paths.cni_socket).run()
+        await server.run()
 
 
 def _cause(error: BaseException) -> str:
@@ -501,10 +497,28 @@ def _outside(engine: Engine, prefixes: Sequence[IPNetwork]) -> tuple[IPAddress, 
     return tuple(ip for ip in found if overlap.inside(ip_network(ip), prefixes) is None)
 
 
-async def _imported(*names: str) -> list[ModuleType]:
-    """Import modules of the workload service on another thread."""
-    package = "metropolis.node.core.network.workloads"
-    return [await asyncio.to_thread(importlib.import_module, f"{package}.{name}") for name in names]
+def _make_engine(conditions: Conditions) -> Engine:
+    """Import and make the engine. Imports take seconds on a slow machine, so
+    this is run on another thread.
+    """
+    from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
+    from metropolis.node.core.network.workloads.engine.engine import Engine
+
+    return Engine(KernelDatapath(), conditions)
+
+
+def _make_server(engine: Engine, path: str, implementation: str) -> WorkloadServer:
+    """Likewise, of gRPC."""
+    from metropolis.node.core.network.workloads.api.server import WorkloadServer
+
+    return WorkloadServer(engine, path, implementation=implementation)
+
+
+def _make_cni_server(engine: Engine, path: str) -> CniServer:
+    """Likewise, of the shim's protocol."""
+    from metropolis.node.core.network.cni.server import CniServer
+
+    return CniServer(engine, path)
 
 
 def pod_mtu(link: LinkState | None) -> int:

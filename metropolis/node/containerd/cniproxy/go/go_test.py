@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads.engine import Engine
-from metropolis.node.core.network.workloads.kernel import KernelDatapath
-from metropolis.node.core.network.workloads.server import WorkloadServer
+from metropolis.node.core.network.workloads.api.server import WorkloadServer
+from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
+from metropolis.node.core.network.workloads.engine.engine import Engine
 
 PROGRAM = os.path.abspath(os.environ["CNIPROXY_TEST"])
 PREFIXES = [ip_network("10.192.0.0/24"), ip_network("fd00:10:192::/112")]

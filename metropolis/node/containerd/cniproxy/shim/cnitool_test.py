@@ -22,8 +22,8 @@ import pytest
 
 from metropolis.node import allocs
 from metropolis.node.core.network.cni.server import CniServer
-from metropolis.node.core.network.workloads.engine import Engine
-from metropolis.node.core.network.workloads.kernel import KernelDatapath
+from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
+from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.model import AttachIntent
 from metropolis.node.core.network.workloads.testing.lab import Pod, objects, pods, udp_round_trip
 

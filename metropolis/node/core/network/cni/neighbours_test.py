@@ -24,8 +24,8 @@ from metropolis.node.core.network.cni.testing import (
     cni,
     refused,
 )
+from metropolis.node.core.network.workloads.api.server import WorkloadServer
 from metropolis.node.core.network.workloads.model import AttachIntent
-from metropolis.node.core.network.workloads.server import WorkloadServer
 from metropolis.node.core.network.workloads.testing.lab import Pod, pods
 from metropolis.node.core.network.workloads.testing.served import Client
 

@@ -24,7 +24,10 @@ from metropolis.node.core.network.cni import wire
 from metropolis.node.core.network.cni.adapter import Adapter, Engine
 from metropolis.node.core.network.cni.protocol import CniError, Code
 from metropolis.node.core.network.cni.wire import Answer
-from metropolis.node.core.network.workloads.server import make_private_directory, refuse_if_served
+from metropolis.node.core.network.workloads.api.server import (
+    make_private_directory,
+    refuse_if_served,
+)
 
 _logger = logging.getLogger(__name__)
 

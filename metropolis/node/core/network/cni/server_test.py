@@ -35,9 +35,9 @@ from metropolis.node.core.network.cni.testing import (
     until,
 )
 from metropolis.node.core.network.cni.wire import Answer, Request
-from metropolis.node.core.network.workloads.datapath import Record
+from metropolis.node.core.network.workloads.datapath.interface import Record
+from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.errors import KernelRefused
-from metropolis.node.core.network.workloads.kernel import KernelDatapath
 from metropolis.node.core.network.workloads.model import (
     AttachIntent,
     Attachment,

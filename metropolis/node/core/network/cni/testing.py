@@ -20,8 +20,8 @@ import pytest
 from metropolis.node.core.network.cni.protocol import Code
 from metropolis.node.core.network.cni.wire import Request
 from metropolis.node.core.network.workloads.conditions import Conditions
-from metropolis.node.core.network.workloads.engine import Engine
-from metropolis.node.core.network.workloads.kernel import KernelDatapath
+from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
+from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.model import (
     AttachIntent,
     Attachment,

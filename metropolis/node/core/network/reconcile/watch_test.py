@@ -18,8 +18,8 @@ import pytest
 from metropolis.node import allocs
 from metropolis.node.core.network.reconcile import watch
 from metropolis.node.core.network.reconcile.watch import Kind
-from metropolis.node.core.network.workloads import batches
-from metropolis.node.core.network.workloads.datapath import Record
+from metropolis.node.core.network.workloads.datapath import messages
+from metropolis.node.core.network.workloads.datapath.interface import Record
 from osbase.netlink import netns, rtnl
 from osbase.netlink.events import Events
 from osbase.netlink.transport import NetlinkSocket
@@ -189,9 +189,9 @@ def test_an_attach_is_not_told_and_a_removal_is(heard: Heard) -> None:
         with NetlinkSocket() as here:
             for number in range(1, 11):
                 made = record(number)
-                here.batch(batches.pair(made, other))
-                there.batch(batches.inside(made, number, loopback=True))
-                here.batch(batches.commit(made, ipv6=True))
+                here.batch(messages.pair(made, other))
+                there.batch(messages.inside(made, number, loopback=True))
+                here.batch(messages.commit(made, ipv6=True))
             assert heard.all() == []
             here.batch([rtnl.del_link(102, "wl1")])
             assert {index for _, index in heard.all()} == {102}

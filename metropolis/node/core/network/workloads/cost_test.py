@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from metropolis.node.core.network.workloads.engine import Engine
-from metropolis.node.core.network.workloads.kernel import KernelDatapath
+from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
+from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.model import AttachIntent
 from metropolis.node.core.network.workloads.testing.lab import Pod, pods
 from metropolis.node.core.network.workloads.testing.served import Served

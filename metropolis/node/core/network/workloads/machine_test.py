@@ -31,7 +31,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from pyroute2 import IPRoute
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads.engine import Engine
+from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
+from metropolis.node.core.network.workloads.engine.engine import Engine
+from metropolis.node.core.network.workloads.engine.watchers import Kind, Watcher
 from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
     Exhausted,
@@ -40,10 +42,8 @@ from metropolis.node.core.network.workloads.errors import (
     Unavailable,
     WorkloadError,
 )
-from metropolis.node.core.network.workloads.kernel import KernelDatapath
 from metropolis.node.core.network.workloads.model import AttachIntent, IPAddress
 from metropolis.node.core.network.workloads.testing.lab import Pod, objects
-from metropolis.node.core.network.workloads.watchers import Kind, Watcher
 from osbase.netlink import rtnl
 from osbase.netlink.message import Request
 from osbase.netlink.transport import NetlinkSocket

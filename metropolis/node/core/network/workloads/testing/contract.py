@@ -13,8 +13,8 @@ from typing import Protocol
 
 import pytest
 
-from metropolis.node.core.network.workloads import names
-from metropolis.node.core.network.workloads.datapath import (
+from metropolis.node.core.network.workloads.datapath import names
+from metropolis.node.core.network.workloads.datapath.interface import (
     Datapath,
     IndexTaken,
     Netns,

@@ -34,7 +34,8 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, NoReturn
 
-from metropolis.node.core.network.workloads import engine, serve
+from metropolis.node.core.network.workloads.api import serve
+from metropolis.node.core.network.workloads.engine import engine
 from metropolis.node.core.network.workloads.testing.trace import split
 from osbase.netlink.message import HEADER, NLM_F_DUMP
 

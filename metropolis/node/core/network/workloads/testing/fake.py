@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
-from metropolis.node.core.network.workloads import recovery
-from metropolis.node.core.network.workloads.datapath import (
+from metropolis.node.core.network.workloads.datapath import recovery
+from metropolis.node.core.network.workloads.datapath.interface import (
     Held,
     Hold,
     IndexTaken,

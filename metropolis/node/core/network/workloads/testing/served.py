@@ -106,7 +106,7 @@ class Served:
     """A `serve` process in the caller's namespace, ready."""
 
     def __init__(self, socket_path: Path, prefixes: Sequence[str] = PREFIXES) -> None:
-        module = "metropolis.node.core.network.workloads.serve"
+        module = "metropolis.node.core.network.workloads.api.serve"
         command = [sys.executable, "-m", module, "--socket", str(socket_path)]
         command += [f"--prefix={prefix}" for prefix in prefixes]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

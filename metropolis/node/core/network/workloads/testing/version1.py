@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads.datapath import Record
+from metropolis.node.core.network.workloads.datapath.interface import Record
 from osbase.netlink import rtnl
 from osbase.netlink.message import Request
 from osbase.netlink.rtnl import Link, VethEnd

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serve the workload network API in the network namespace it is started in.
+
+    serve --socket /run/x/workload.sock --prefix 10.192.0.0/24
+
+For tests, tracing and measuring: the node's own service is the same engine and
+server within the network service. Writes `ready` to standard output when it
+serves; ends with SIGTERM or SIGINT, after the calls under way.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+from ipaddress import ip_address, ip_network
+
+from metropolis.node.core.network.workloads.api.server import WORKERS, WorkloadServer
+from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
+from metropolis.node.core.network.workloads.engine.engine import DEFAULT_MTU, Engine
+from metropolis.node.core.network.workloads.errors import WorkloadError
+from osbase.rpc import choose
+
+
+def main(arguments: list[str]) -> int:
+    """Run until a signal. Returns the exit status: 1 when it cannot serve."""
+    parser = argparse.ArgumentParser(
+        description="Serve the workload network API in this network namespace."
+    )
+    parser.add_argument("--socket", required=True, help="path of the unix socket")
+    parser.add_argument("--prefix", action="append", default=[], type=ip_network)
+    parser.add_argument("--reserved", action="append", default=[], type=ip_address)
+    parser.add_argument("--mtu", default=DEFAULT_MTU, type=int)
+    parser.add_argument(
+        "--ipv6-optional", action="store_true", help="IPv4 alone where IPv6 is switched off"
+    )
+    parser.add_argument("--workers", default=WORKERS, type=int)
+    parser.add_argument("--rpc-server", default=choose.AUTO, choices=choose.NAMES)
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+
+    ending = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ending)  # inherited by all threads
+    engine = Engine(KernelDatapath())
+    try:
+        engine.set_mtu(chosen.mtu)
+        engine.set_ipv6_optional(chosen.ipv6_optional)
+        engine.set_prefixes(chosen.prefix, chosen.reserved)
+        engine.start()
+        server = WorkloadServer(
+            engine, chosen.socket, workers=chosen.workers, implementation=chosen.rpc_server
+        )
+        server.start()
+    except (WorkloadError, OSError, RuntimeError) as error:
+        engine.close()
+        print(f"serve: {error}", file=sys.stderr)
+        return 1
+    print("ready", flush=True)
+    signal.sigwait(ending)
+    server.stop()
+    engine.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine as a gRPC service on a unix socket.
+
+Served by osbase.rpc: netlink blocks its thread, so a call has one, and keeps
+it to its end. Who may connect is who may open the socket: 0600, in a directory
+in which nobody else may write, made with 0700 if it is missing. It is bound in
+a directory of its own, 0700, made private there, and then renamed to its place,
+so there is no moment at which it is more open, nor one at which the name is
+absent after a restart: a dead server's socket is replaced, a live one's is an
+error.
+
+Threads: calls that wait for the kernel, or for each other, have `workers`,
+which are made when they are wanted. Status and List, which wait for nobody,
+have two of their own, so they answer when all workers are stuck. Check may wait
+for the kernel, and has some of its own. A Watch has a thread for as long as it
+lasts; there are at most WATCHERS_MAX.
+"""
+
+import contextlib
+import os
+import socket
+import stat
+import tempfile
+import threading
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metropolis.node.core.network.workloads.api import wire
+from metropolis.node.core.network.workloads.engine.engine import Engine
+from metropolis.node.core.network.workloads.engine.watchers import BACKLOG, Watcher
+from metropolis.node.core.network.workloads.errors import (
+    GivenUp,
+    Unavailable,
+    WorkloadError,
+)
+from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
+from metropolis.node.core.network.workloads.validate import show
+from osbase.rpc import choose
+from osbase.rpc.call import Call, RpcError, Unary
+from osbase.rpc.stream import Stream, Streaming
+
+if TYPE_CHECKING:
+    from osbase.rpc.server import Server
+    from osbase.rpc.stock import StockServer
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["WorkloadNetworking"]
+_SUN_PATH = 107  # bytes of a unix socket's path
+_STOPPING = "watch: the workload network service stops"
+
+WATCHERS_MAX = 32
+WORKERS = 96
+CHECKERS = 8  # calls of Check at a time
+CHECK_WAITS_S = 1.5  # for another call for its workload
+
+
+class WorkloadServer:
+    """`start` serves, `stop` ends; an object is good for one of each, and each
+    may come first or while the other is under way: after `stop` nothing serves.
+
+    socket_path: absolute. workers: calls at a time; removals that wait for the
+    kernel together are done together, so many. watch_backlog: changes that a
+    watcher may be behind, besides what gRPC has taken for it. implementation:
+    see osbase.rpc.choose.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        socket_path: str | Path,
+        workers: int = WORKERS,
+        *,
+        watch_backlog: int = BACKLOG,
+        implementation: str = choose.AUTO,
+    ) -> None:
+        self._implementation = implementation
+        self._life = threading.Lock()  # held by start and stop
+        self._ended = False
+        self._path = Path(socket_path)
+        self._workers = workers
+        self._methods = _Methods(engine, watch_backlog)
+        self._server: Server | StockServer | None = None
+        self._inode = 0
+
+    def start(self) -> None:
+        """Listen. Raises OSError when the socket cannot be made: the path is
+        too long, taken by a live server, or in a directory others can use; and
+        RuntimeError when threads cannot be started, or after `stop`.
+        """
+        with self._life:
+            assert self._server is None, "a server starts once"
+            if self._ended:
+                raise RuntimeError("the server was stopped before it started")
+            self._start()
+
+    def _start(self) -> None:
+        make_private_directory(self._path.parent)
+        refuse_if_served(self._path)
+        server = _server(self._methods, self._workers, self._implementation)
+        private: Path | None = None
+        try:
+            private = Path(tempfile.mkdtemp(prefix=".", dir=self._path.parent))
+            bound = private / "s"
+            if len(os.fsencode(bound)) > _SUN_PATH:
+                raise OSError(f"{self._path}: too long for a unix socket")
+            server.listen(f"unix:{bound}")
+            bound.chmod(0o600)
+            server.start()
+            self._inode = bound.stat().st_ino
+            bound.rename(self._path)
+        except BaseException:
+            server.stop(0)
+            raise
+        finally:
+            if private is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    (private / "s").unlink()
+                private.rmdir()
+        self._server = server
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """Take no more calls, let those under way end; watches end at once.
+
+        After grace_s calls are cancelled: what waits for its turn is not begun,
+        and what was begun is finished all the same, and waited for.
+        """
+        with self._life:
+            self._ended = True
+            if self._server is None:
+                return
+            with contextlib.suppress(FileNotFoundError):
+                if self._path.stat().st_ino == self._inode:
+                    self._path.unlink()
+            self._methods.end_watches()
+            self._server.stop(grace_s)
+            self._server = None
+
+
+def make_private_directory(path: Path) -> None:
+    """The directory, mode 0700, made if it is not there.
+
+    One that exists stays as it is: it may be the whole machine's, as /run. The
+    socket's own mode says who may connect. But nobody else may be able to put
+    another socket in its place, or others' files be there (sticky, as /tmp):
+    PermissionError.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    there = path.stat()
+    others_write = stat.S_IMODE(there.st_mode) & (stat.S_IWGRP | stat.S_IWOTH | stat.S_ISVTX)
+    if there.st_uid != os.geteuid() or others_write:
+        raise PermissionError(
+            f"{path}: must be a directory of our own for the socket, in which nobody else may "
+            f"write (owner {there.st_uid}, mode {stat.S_IMODE(there.st_mode):o})"
+        )
+
+
+def refuse_if_served(path: Path) -> None:
+    """Raise OSError when something listens there, or it is not a socket."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise OSError(f"{path}: exists and is not a socket; remove it")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return
+    raise OSError(f"{path}: another server listens there; stop it first")
+
+
+class _Methods:
+    """What the handlers share. Requests and responses are bytes here: gRPC
+    would turn a request that cannot be decoded into INTERNAL and a traceback.
+    """
+
+    def __init__(self, engine: Engine, watch_backlog: int) -> None:
+        self._engine = engine
+        self._watch_backlog = watch_backlog
+        self._watching: set[Watcher] = set()
+        self._stopping = False
+        self._mutex = threading.Lock()
+
+    def attach(self, data: bytes, call: Call) -> bytes:
+        """Attach."""
+        intent = wire.attach_intent(wire.decode(pb.AttachRequest, data))
+        return wire.attach_response(self._engine.attach(intent, left_s=call.left_s))
+
+    def detach(self, data: bytes, call: Call) -> bytes:
+        """Detach."""
+        request = wire.decode(pb.DetachRequest, data)
+        netns = request.netns
+        self._engine.detach(
+            request.workload_id, netns.netns_path, netns.if_name, left_s=call.left_s
+        )
+        return pb.DetachResponse().SerializeToString()
+
+    def status(self, data: bytes, _: Call) -> bytes:
+        """Status."""
+        problems: dict[str, str] = {}
+        if wire.decode(pb.StatusRequest, data).report:
+            problems = self._engine.problems()
+        else:
+            self._engine.status()
+        return wire.status_response(self._engine.notes(), problems).SerializeToString()
+
+    def list(self, data: bytes, _: Call) -> bytes:
+        """List."""
+        request = wire.decode(pb.ListRequest, data)
+        found = self._engine.list(request.workload_id)
+        answer = pb.ListResponse(attachments=[wire.attachment(one) for one in found])
+        return answer.SerializeToString()
+
+    def check(self, data: bytes, call: Call) -> bytes:
+        """Check. It does not wait long for a call that is stuck."""
+        request = wire.decode(pb.CheckRequest, data)
+        netns = request.netns
+
+        def left_s() -> float:
+            return min(call.left_s(), CHECK_WAITS_S)
+
+        try:
+            checked = self._engine.check(
+                request.workload_id, netns.if_name, netns.netns_path, left_s=left_s
+            )
+        except GivenUp as error:
+            if call.left_s() <= 0:
+                raise
+            raise Unavailable(
+                f"check {show(request.workload_id)}: another call for this workload has taken "
+                f"over {CHECK_WAITS_S:g} s; try again"
+            ) from error
+        return wire.check_response(checked).SerializeToString()
+
+    def collect(self, data: bytes, call: Call) -> bytes:
+        """Collect."""
+        request = wire.decode(pb.CollectRequest, data)
+        is_live, owner = wire.live(request), wire.owner(request)
+        collected = self._engine.collect(is_live, whose=owner.__eq__, left_s=call.left_s)
+        return wire.collect_response(collected).SerializeToString()
+
+    def watch(self, data: bytes, stream: Stream) -> Generator[bytes]:
+        """Watch. Its thread waits for events, or for the client to read."""
+        wire.decode(pb.WatchRequest, data)
+        with self._engine.watch(self._watch_backlog) as watcher:
+            with self._mutex:
+                if self._stopping:
+                    raise Unavailable(_STOPPING)
+                self._watching.add(watcher)
+            try:
+                if stream.on_end(watcher.close):
+                    for event in watcher:
+                        yield wire.watch_event(event).SerializeToString()
+            finally:
+                with self._mutex:
+                    self._watching.discard(watcher)
+
+    def end_watches(self) -> None:
+        """Those that are, and those to come."""
+        with self._mutex:
+            self._stopping = True
+            watching = list(self._watching)
+        for watcher in watching:
+            watcher.end(Unavailable(_STOPPING))
+
+
+def _server(methods: _Methods, workers: int, implementation: str) -> Server | StockServer:
+    prefix = f"/{_SERVICE.full_name}/"
+    blocking = {
+        "Attach": methods.attach,
+        "Detach": methods.detach,
+        "Check": methods.check,
+        "Collect": methods.collect,
+    }
+    quick = {"Status": methods.status, "List": methods.list}
+    assert {*blocking, *quick, "Watch"} == {method.name for method in _SERVICE.methods}
+    return choose.server_class(implementation)(
+        blocking={prefix + name: _coded(method) for name, method in blocking.items()},
+        quick={prefix + name: _coded(method) for name, method in quick.items()},
+        streams={f"{prefix}Watch": _coded_stream(methods.watch)},
+        workers=workers,
+        own_workers={f"{prefix}Check": CHECKERS},
+        streams_at_once=WATCHERS_MAX,
+        # One server a socket; SO_REUSEPORT means nothing there.
+        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 20)],
+    )
+
+
+def _coded(method: Unary) -> Unary:
+    """The method with its errors as status codes."""
+
+    def serve(data: bytes, call: Call) -> bytes:
+        try:
+            if call.left_s() > 0:  # it may have waited for a thread
+                return method(data, call)
+        except WorkloadError as error:
+            raise RpcError(error.code, str(error)) from error
+        return b""
+
+    return serve
+
+
+def _coded_stream(method: Streaming) -> Streaming:
+    """As _coded."""
+
+    def serve(data: bytes, stream: Stream) -> Generator[bytes]:
+        try:
+            yield from method(data, stream)
+        except WorkloadError as error:
+            raise RpcError(error.code, str(error)) from error
+
+    return serve

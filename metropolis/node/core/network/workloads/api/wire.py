@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between protobuf messages and the engine's values. Pure."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import cast
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from metropolis.node.core.network.workloads.engine.watchers import Event, Kind
+from metropolis.node.core.network.workloads.errors import InvalidArgument, Unimplemented
+from metropolis.node.core.network.workloads.model import (
+    OWNER_API,
+    AttachIntent,
+    Attachment,
+    Checked,
+    Collected,
+    first_hop,
+    routes_of,
+)
+from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
+from metropolis.node.core.network.workloads.validate import (
+    check_if_name,
+    check_owner,
+    check_workload_id,
+    parse_ips,
+    show,
+)
+
+
+def decode[M: Message](kind: type[M], data: bytes) -> M:
+    """The message. Raises InvalidArgument for what is none, and names the
+    field when it is a string that is not UTF-8.
+    """
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        pass
+    for name, value in _bad_strings(cast(Descriptor, kind.DESCRIPTOR), data):
+        raise InvalidArgument(f"{name} {show(value)}: is not UTF-8")
+    raise InvalidArgument(f"request of {len(data)} bytes: is no {kind.DESCRIPTOR.name}")
+
+
+def _bad_strings(kind: Descriptor, data: bytes, path: str = "") -> Iterator[tuple[str, bytes]]:
+    """Strings that are not UTF-8, by walking the wire format; stops where it
+    is not well-formed. protobuf.dev/programming-guides/encoding.
+    """
+    offset = 0
+    while offset < len(data):
+        tag, offset = _varint(data, offset)
+        wire_type = tag & 7
+        if wire_type == 0:
+            _, offset = _varint(data, offset)
+        elif wire_type == 1:
+            offset += 8
+        elif wire_type == 5:
+            offset += 4
+        elif wire_type == 2:
+            length, offset = _varint(data, offset)
+            value, offset = data[offset : offset + length], offset + length
+            field = kind.fields_by_number.get(tag >> 3)
+            if field is None:
+                continue
+            name = f"{path}{field.name}"
+            if field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type is not None:
+                yield from _bad_strings(field.message_type, value, f"{name}.")
+            elif field.type == FieldDescriptor.TYPE_STRING and not _is_utf8(value):
+                yield name, value
+        else:
+            return
+
+
+def _varint(data: bytes, offset: int) -> tuple[int, int]:
+    """The number, and where the next thing begins: at the end of the data if
+    the number does not end.
+    """
+    value = 0
+    for shift in range(0, 70, 7):
+        if offset >= len(data):
+            return value, len(data)
+        byte = data[offset]
+        offset += 1
+        value |= (byte & 0x7F) << shift
+        if not byte & 0x80:
+            return value, offset
+    return value, len(data)
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def attach_intent(request: pb.AttachRequest) -> AttachIntent:
+    """The intent, unchecked but for addresses: InvalidArgument.
+
+    Unimplemented: better no pod than one without the ports or the limits that
+    it was given.
+    """
+    if request.port_mapping:
+        first = request.port_mapping[0]
+        raise Unimplemented(
+            f"port_mapping {first.host_port} to {first.container_port}:"
+            " host ports are not supported yet"
+        )
+    if request.HasField("bandwidth") and request.bandwidth.ByteSize():
+        raise Unimplemented("bandwidth: limits are not supported yet")
+    return AttachIntent(
+        workload_id=request.workload_id,
+        netns_path=request.netns.netns_path,
+        if_name=request.netns.if_name,
+        requested_ips=parse_ips(request.requested_ip),
+        requested_mac=request.requested_mac or None,
+    )
+
+
+def attach_response(made: Attachment) -> bytes:
+    """The answer to an Attach, encoded."""
+    answer = pb.AttachResponse(
+        ip=[ip.packed for ip in made.ips],
+        mac=made.mac,
+        host_interface=made.host_interface,
+        mtu=made.mtu,
+    )
+    return answer.SerializeToString() + _first_hops(tuple([ip.version for ip in made.ips]))
+
+
+@functools.cache
+def _first_hops(versions: tuple[int, ...]) -> bytes:
+    """The part of the answer that only depends on the IP versions. The parts of
+    a message may be written one after the other (protobuf.dev, encoding).
+    """
+    return pb.AttachResponse(
+        gateway=[first_hop(version).packed for version in versions],
+        routes=[
+            pb.Route(
+                destination=route.destination.network_address.packed,
+                prefix_length=route.destination.prefixlen,
+                gateway=b"" if route.gateway is None else route.gateway.packed,
+            )
+            for route in routes_of(versions)
+        ],
+    ).SerializeToString()
+
+
+def status_response(notes: Mapping[str, str], problems: Mapping[str, str]) -> pb.StatusResponse:
+    """The answer to a Status that is OK, or is to report problems."""
+    return pb.StatusResponse(notes=_notes(notes), problems=_notes(problems))
+
+
+def _notes(texts: Mapping[str, str]) -> list[pb.Note]:
+    return [pb.Note(name=name, text=text) for name, text in texts.items()]
+
+
+def attachment(made: Attachment) -> pb.Attachment:
+    """An entry of a List."""
+    return pb.Attachment(
+        workload_id=made.workload_id,
+        if_name=made.if_name,
+        ip=[ip.packed for ip in made.ips],
+        mac=made.mac,
+        host_interface=made.host_interface,
+        host_ifindex=made.host_ifindex,
+        mtu=made.mtu,
+        owner=made.owner,
+    )
+
+
+def check_response(checked: Iterable[Checked]) -> pb.CheckResponse:
+    """The answer to a Check."""
+    return pb.CheckResponse(
+        attachments=[
+            pb.CheckedAttachment(
+                attachment=attachment(one.attachment),
+                findings=[
+                    pb.Finding(what=each.what, expected=each.expected, found=each.found)
+                    for each in one.findings
+                ],
+                entered=one.entered,
+            )
+            for one in checked
+        ]
+    )
+
+
+def watch_event(event: Event) -> pb.WatchEvent:
+    """A message of a Watch."""
+    made = None if event.attachment is None else attachment(event.attachment)
+    return pb.WatchEvent(kind=_KINDS[event.kind], attachment=made)
+
+
+_KINDS = {
+    Kind.PRESENT: pb.WatchEvent.PRESENT,
+    Kind.COMPLETE: pb.WatchEvent.COMPLETE,
+    Kind.ATTACHED: pb.WatchEvent.ATTACHED,
+    Kind.DETACHED: pb.WatchEvent.DETACHED,
+    Kind.LOST: pb.WatchEvent.LOST,
+}
+
+
+def owner(request: pb.CollectRequest) -> str:
+    """Whose attachments to collect. Raises InvalidArgument for what cannot be
+    an owner.
+    """
+    chosen = request.owner or OWNER_API
+    check_owner(chosen)
+    return chosen
+
+
+def live(request: pb.CollectRequest) -> Callable[[str, str], bool]:
+    """What stays. Raises InvalidArgument for ids that nothing can have: whoever
+    sends them may mean what would be removed.
+    """
+    workloads = frozenset(request.live_workload_id)
+    interfaces = {(one.workload_id, one.if_name) for one in request.live_interface}
+    for workload_id in workloads:
+        check_workload_id(workload_id)
+    for workload_id, if_name in interfaces:
+        check_workload_id(workload_id)
+        check_if_name(if_name)
+    return lambda workload_id, if_name: (
+        workload_id in workloads or (workload_id, if_name) in interfaces
+    )
+
+
+def collect_response(collected: Collected) -> pb.CollectResponse:
+    """The answer to a Collect."""
+    return pb.CollectResponse(
+        removed=[attachment(one) for one in collected.removed],
+        remaining=[
+            pb.Remaining(attachment=attachment(one), reason=reason)
+            for one, reason in collected.remaining
+        ],
+    )

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages are decoded or refused, whatever comes over the wire."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from metropolis.node.core.network.workloads.api import wire
+from metropolis.node.core.network.workloads.errors import InvalidArgument
+from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
+
+
+@given(st.binary(max_size=100))
+@example(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")
+@example(b"\x08" + b"\xff" * 20)
+def test_garbage_is_decoded_or_refused(data: bytes) -> None:
+    for kind in (pb.AttachRequest, pb.DetachRequest, pb.StatusRequest, pb.ListRequest):
+        try:
+            wire.decode(kind, data)
+        except InvalidArgument as error:
+            told = str(error)
+        else:
+            continue
+        assert told.isascii()
+        assert len(told) < 300
+
+
+def test_strings_that_are_not_utf8_are_named() -> None:
+    good = pb.AttachRequest(workload_id="w", requested_mac=b"\xff").SerializeToString()
+    with pytest.raises(InvalidArgument, match=r"^workload_id b'\\xff\\xfe': is not UTF-8$"):
+        wire.decode(pb.AttachRequest, good + b"\x0a\x02\xff\xfe")
+    with pytest.raises(InvalidArgument, match=r"^netns.if_name b'\\xff': is not UTF-8$"):
+        wire.decode(pb.AttachRequest, good + b"\x12\x03\x12\x01\xff")
+
+
+def test_what_is_no_message_at_all_is_named() -> None:
+    with pytest.raises(InvalidArgument, match=r"^request of 2 bytes: is no AttachRequest$"):
+        wire.decode(pb.AttachRequest, b"\x0a\x05")
+
+
+def test_fields_of_the_future_are_passed_over() -> None:
+    data = pb.AttachRequest(workload_id="w").SerializeToString() + b"\xa2\x06\x01x"
+    assert wire.decode(pb.AttachRequest, data).workload_id == "w"
+
+
+def test_the_owner_of_a_collection_is_the_api_or_named() -> None:
+    assert wire.owner(pb.CollectRequest()) == "api"
+    for owner in ("cni podman", "x" * 255):
+        assert wire.owner(pb.CollectRequest(owner=owner)) == owner
+    for owner in ("x" * 256, "a\nb", "\u00e4"):
+        with pytest.raises(InvalidArgument, match=r"^owner '"):
+            wire.owner(pb.CollectRequest(owner=owner))
+
+
+def test_absent_fields_are_empty() -> None:
+    intent = wire.attach_intent(pb.AttachRequest())
+    assert (intent.workload_id, intent.netns_path, intent.if_name) == ("", "", "")
+    assert (intent.requested_ips, intent.requested_mac) == ((), None)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What differs between an attachment and what the kernel has. Pure.
+
+`observe` reads the kernel, this compares. Only what an attach makes is
+compared: what a workload adds in its own namespace is its own business.
+
+Not compared: metrics of routes inside, since which of a namespace's interfaces
+was the first is not recorded; and the node's rule set, which knows workloads
+by the link's group alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from metropolis.node import allocs
+from metropolis.node.core.network.workloads.datapath import names
+from metropolis.node.core.network.workloads.datapath.interface import Record
+from metropolis.node.core.network.workloads.model import Finding, IPAddress, routes_of
+from metropolis.node.core.network.workloads.validate import show
+from osbase.netlink import rtnl
+from osbase.netlink.rtnl import Address, Link, Route
+
+NOTHING = "nothing"
+# Alone, without the prefix it is in. On a router a prefix of a link costs an
+# anycast address, whose end is waited for: a removal takes twice as long. And
+# fe80::/64 would be one route in a list of as many as there are links, walked
+# by each attach. So a workload's link-local address has a route of its own.
+FIRST_HOP_BITS_6 = 128
+
+
+@dataclass(frozen=True, slots=True)
+class HostSide:
+    """What the host has. addresses: of the link; routes: by which each of the
+    attachment's addresses is reached, None where there is no way.
+    """
+
+    link: Link | None
+    addresses: tuple[Address, ...]
+    loopback_addresses: tuple[Address, ...]
+    routes: dict[IPAddress, Route | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What the namespace has. routes None: could not be looked at."""
+
+    link: Link | None
+    loopback: Link | None
+    addresses: tuple[Address, ...]
+    routes: tuple[Route, ...] | None
+
+
+def reached(record: Record) -> tuple[IPAddress, ...]:
+    """The addresses to which the host has a route through the link: with IPv6
+    the link-local one, too, so that the first hop can be pinged.
+    """
+    if any(ip.version == 6 for ip in record.ips):
+        return (*record.ips, rtnl.link_local(record.mac))
+    return record.ips
+
+
+def compare_host(record: Record, host: HostSide) -> Iterator[Finding]:
+    """What differs on the host."""
+    name = record.host_interface
+    if host.link is None:
+        yield Finding(f"link {name}", f"index {record.host_ifindex}", NOTHING)
+        return
+    link = host.link
+    altnames = set(names.altnames_of(record))
+    lacking = sorted(altnames - set(link.altnames))
+    yield from _differ(
+        (f"name of link {record.host_ifindex}", show(name), show(link.name)),
+        (f"kind of {name}", "veth", show(link.kind.decode("ascii", "replace"))[1:-1] or NOTHING),
+        (f"state of {name}", "up", _state(link)),
+        (f"group of {name}", str(allocs.LINK_GROUP_WORKLOAD), str(link.group)),
+        (f"master of {name}", "none", "none" if link.master is None else f"index {link.master}"),
+        (f"MAC of {name}", allocs.FIRST_HOP_MAC.hex(":"), link.mac.hex(":")),
+        (f"MTU of {name}", str(record.mtu), str(link.mtu)),
+        (f"peer of {name}", f"index {record.peer_ifindex}", f"index {link.peer}"),
+        (f"alias of {name}", show(record.workload_id), show(link.alias.decode("ascii", "replace"))),
+        (
+            f"alternative names of {name}",
+            ", ".join(map(show, sorted(altnames))),
+            ", ".join(map(show, link.altnames if lacking else sorted(altnames))) or NOTHING,
+        ),
+    )
+    if link.peer_netns is None:
+        yield Finding(f"peer of {name}", "in another namespace", "on the host")
+    if any(ip.version == 6 for ip in record.ips):
+        bits = FIRST_HOP_BITS_6
+        yield from _address(name, allocs.FIRST_HOP_IPV6, bits, host.addresses)
+    if any(ip.version == 4 for ip in record.ips):
+        yield from _address("lo", allocs.FIRST_HOP_IPV4, 32, host.loopback_addresses)
+    for ip in reached(record):
+        source = allocs.FIRST_HOP_IPV4 if ip.version == 4 else None
+        expected = _host_route(ip, record.host_ifindex, allocs.ROUTE_PROTOCOL_WORKLOAD, source)
+        route = host.routes.get(ip)
+        found = NOTHING
+        if route is not None:
+            found = f"{route.destination} by {_route(route)}"
+        yield from _differ((f"route to {ip}", expected, found))
+
+
+def compare_inside(record: Record, inside: Inside) -> Iterator[Finding]:
+    """What differs in the workload's namespace."""
+    name = show(record.if_name)
+    if inside.link is None:
+        yield Finding(f"link {name} inside", f"index {record.peer_ifindex}", NOTHING)
+        return
+    link = inside.link
+    yield from _differ(
+        (f"name of link {record.peer_ifindex} inside", name, show(link.name)),
+        (f"state of {name} inside", "up", _state(link)),
+        (f"MAC of {name} inside", record.mac.hex(":"), link.mac.hex(":")),
+        (f"MTU of {name} inside", str(record.mtu), str(link.mtu)),
+        (f"peer of {name} inside", f"index {record.host_ifindex}", f"index {link.peer}"),
+        ("state of lo inside", "up", _state(inside.loopback)),
+    )
+    for ip in record.ips:
+        yield from _address(f"{name} inside", ip, ip.max_prefixlen, inside.addresses)
+    if inside.routes is None:
+        return
+    there = {(route.destination, route.gateway, route.source) for route in inside.routes}
+    sources = {ip.version: ip for ip in record.ips}
+    for expected in routes_of([ip.version for ip in record.ips]):
+        version = expected.destination.version
+        source = None if expected.gateway is None else sources[version]
+        if (expected.destination, expected.gateway, source) in there:
+            continue
+        text = f"dev {name}" if expected.gateway is None else f"via {expected.gateway} src {source}"
+        found = [
+            f"via {route.gateway} src {route.source}"
+            for route in inside.routes
+            if route.destination == expected.destination
+        ]
+        yield Finding(
+            f"route to {expected.destination} inside", text, " and ".join(found) or NOTHING
+        )
+
+
+def _differ(*pairs: tuple[str, str, str]) -> Iterator[Finding]:
+    return (Finding(*pair) for pair in pairs if pair[1] != pair[2])
+
+
+def _state(link: Link | None) -> str:
+    if link is None:
+        return NOTHING
+    return "up" if link.up else "down"
+
+
+def _address(
+    link: str, ip: IPAddress, bits: int, addresses: tuple[Address, ...]
+) -> Iterator[Finding]:
+    found = next((one for one in addresses if one.address == ip), None)
+    what = f"address {ip} of {link}"
+    if found is None:
+        yield Finding(what, f"/{bits}", NOTHING)
+    elif not found.usable:
+        yield Finding(what, "usable", "tentative, or a duplicate")
+    elif found.prefix_length != bits:
+        yield Finding(what, f"/{bits}", f"/{found.prefix_length}")
+
+
+def _host_route(ip: IPAddress, ifindex: int, protocol: int, source: IPAddress | None) -> str:
+    bits = ip.max_prefixlen
+    return f"{ip}/{bits} by link {ifindex}, protocol {protocol}, source {source or 'any'}"
+
+
+def _route(route: Route) -> str:
+    via = "" if route.gateway is None else f" via {route.gateway}"
+    return f"link {route.ifindex}{via}, protocol {route.protocol}, source {route.source or 'any'}"

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three batches that make an attachment. Pure.
+
+    pair     host       veth pair, down, both ends with all they need
+    inside   namespace  lo and link up, addresses, first hop, default routes
+    commit   host       alias, records, up, fe80::1, host routes
+
+Each is described once, as requests; `encode_` gives the same as bytes, by
+templates, of which there are as many as there are shapes: with and without
+IPv6, lengths of names. On a node that is a handful, whatever it does.
+"""
+
+import functools
+import hashlib
+import struct
+from collections.abc import Iterable
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_network
+
+from metropolis.node import allocs
+from metropolis.node.core.network.workloads.datapath import checks, names
+from metropolis.node.core.network.workloads.datapath.interface import Record
+from metropolis.node.core.network.workloads.model import IPAddress
+from osbase.netlink import rtnl
+from osbase.netlink.message import Request
+from osbase.netlink.template import Encoded, Sample, Template, encoded
+
+_LOOPBACK = 1  # its index in every namespace
+_RTPROT_STATIC = 4
+_U32 = struct.Struct("=I")
+_TEMPLATES = 256  # of each kind; names may be of any length
+# A shorter id could be found in other parts of the message, and a longer one
+# is in several names.
+_ID_MIN = 12
+_ID_MAX = names.PIECE_MAX
+
+
+# ---- What is asked for ------------------------------------------------------
+
+
+def pair(record: Record, netns_fd: int) -> list[Request]:
+    """The link, of which nothing is ours until it is made."""
+    host = rtnl.VethEnd(record.host_interface, record.host_ifindex, allocs.FIRST_HOP_MAC)
+    peer = rtnl.VethEnd(record.if_name, record.peer_ifindex, record.mac)
+    group = allocs.LINK_GROUP_WORKLOAD
+    return [rtnl.new_veth(host, peer, netns_fd=netns_fd, mtu=record.mtu, group=group)]
+
+
+def inside(record: Record, metric: int, *, loopback: bool) -> list[Request]:
+    """loopback: set lo up, too."""
+    index, name = record.peer_ifindex, record.if_name
+    requests = [rtnl.set_link_up(_LOOPBACK, "lo")] if loopback else []
+    requests.append(rtnl.set_link_up(index, name))
+    for ip in record.ips:
+        hop: IPAddress = allocs.FIRST_HOP_IPV4 if ip.version == 4 else allocs.FIRST_HOP_IPV6
+        family = rtnl.family_of(ip)
+        requests.append(rtnl.add_address(index, name, ip, ip.max_prefixlen, no_dad=ip.version == 6))
+        # The explicit route to the first hop instead of RTNH_F_ONLINK, which
+        # gVisor's netstack cannot import.
+        requests.append(
+            rtnl.add_route(hop, index, name, family=family, protocol=_RTPROT_STATIC, metric=metric)
+        )
+        requests.append(
+            rtnl.add_route(
+                None,
+                index,
+                name,
+                family=family,
+                protocol=_RTPROT_STATIC,
+                gateway=hop,
+                source=ip,
+                metric=metric,
+            )
+        )
+    return requests
+
+
+def commit(record: Record, *, ipv6: bool) -> list[Request]:
+    """ipv6: the host has it.
+
+    The reverse path is for ARP: the rule set cannot look up who asks, and an
+    invented asker would be a neighbour entry.
+
+    Set up by the name of the record: without it the link stays down, and has no
+    routes. So what has routes bore its records once; see recovery.
+    """
+    index, name = record.host_ifindex, record.host_interface
+    requests = [
+        rtnl.set_link_alias(index, name, record.workload_id, ipv6=ipv6, reverse_path=True),
+        rtnl.add_link_altnames(index, name, *names.altnames_of(record)),
+        rtnl.set_link_up_by_altname(names.record_altname(record)),
+    ]
+    for ip in record.ips:
+        requests += host_address(record, ip)
+    return requests
+
+
+def host_address(record: Record, ip: IPAddress) -> Iterable[Request]:
+    """What the host needs for an address: the first hop, and the route.
+
+    Towards IPv4 addresses the host uses the first hop as its own address: it
+    may have no other. In IPv6 it has fe80::1 on the link, and a route to the
+    workload's link-local address; see checks.FIRST_HOP_BITS_6.
+    """
+    if ip.version == 6:
+        yield first_hop(record)
+    yield host_route(record, ip)
+    if ip.version == 6:
+        yield host_route(record, rtnl.link_local(record.mac))
+
+
+def first_hop(record: Record) -> Request:
+    """The IPv6 first hop on the link."""
+    hop, bits = allocs.FIRST_HOP_IPV6, checks.FIRST_HOP_BITS_6
+    return rtnl.add_address(record.host_ifindex, record.host_interface, hop, bits, no_dad=True)
+
+
+def host_route(record: Record, ip: IPAddress) -> Request:
+    """The route to one of checks.reached."""
+    return rtnl.add_route(
+        ip,
+        record.host_ifindex,
+        record.host_interface,
+        family=rtnl.family_of(ip),
+        protocol=allocs.ROUTE_PROTOCOL_WORKLOAD,
+        source=allocs.FIRST_HOP_IPV4 if ip.version == 4 else None,
+        # Workloads may have asked for the same MAC, so others may have it.
+        exclusive=not ip.is_link_local,
+    )
+
+
+def host_route_again(record: Record, ip: IPAddress) -> Request:
+    """As host_route, in place of one that somebody else made."""
+    if ip.is_link_local:
+        return host_route(record, ip)
+    route = rtnl.Route(
+        destination=ip_network(ip),
+        ifindex=record.host_ifindex,
+        protocol=allocs.ROUTE_PROTOCOL_WORKLOAD,
+        source=allocs.FIRST_HOP_IPV4 if ip.version == 4 else None,
+    )
+    return rtnl.replace_route(route, record.host_interface)
+
+
+# ---- The same, encoded ------------------------------------------------------
+
+
+def encode_pair(record: Record, netns_fd: int) -> Encoded:
+    """See pair."""
+    template = _pair_template(record.if_name, record.peer_ifindex, record.mtu)
+    return template.fill(*_pair_values(record, netns_fd))
+
+
+def encode_inside(record: Record, metric: int, *, loopback: bool) -> Encoded:
+    """See inside."""
+    versions = tuple([ip.version for ip in record.ips])
+    template = _inside_template(record.peer_ifindex, versions, metric, loopback)
+    return template.fill(*[ip.packed for ip in record.ips])
+
+
+def encode_commit(record: Record, *, ipv6: bool) -> Encoded:
+    """See commit."""
+    if not _ID_MIN <= len(record.workload_id) <= _ID_MAX or record.version != names.VERSION:
+        return encoded(commit(record, ipv6=ipv6))
+    versions = tuple([ip.version for ip in record.ips])
+    digits = len(f"{record.host_ifindex:x}")
+    template = _commit_template(
+        len(record.workload_id),
+        len(record.if_name.encode()),
+        digits,
+        len(f"{record.mtu:x}"),
+        record.owner,
+        versions,
+        ipv6,
+    )
+    return template.fill(*_commit_values(record))
+
+
+def _pair_values(record: Record, netns_fd: int) -> tuple[bytes, ...]:
+    return (
+        record.host_interface.encode(),
+        _U32.pack(record.host_ifindex),
+        record.mac,
+        _U32.pack(netns_fd),
+    )
+
+
+def _commit_values(record: Record) -> tuple[bytes, ...]:
+    index = record.host_ifindex
+    values = [
+        _U32.pack(index),
+        record.workload_id.encode(),
+        names.key_altname(record).encode(),
+        names.part_prefix(index, names.ID_PART).encode(),
+        names.record_altname(record).encode(),
+        *[ip.packed for ip in checks.reached(record)],
+    ]
+    if record.owner:
+        count = names.pieces_of(record.owner)
+        values += [
+            names.part_prefix(index, names.OWNER_PART, number, count).encode()
+            for number in range(1, count + 1)
+        ]
+    return tuple(values)
+
+
+@functools.lru_cache(_TEMPLATES)
+def _pair_template(if_name: str, peer_ifindex: int, mtu: int) -> Template:
+    def sample(seed: int) -> Sample:
+        record = replace(_sample(seed, (4,)), if_name=if_name, peer_ifindex=peer_ifindex, mtu=mtu)
+        netns_fd = int.from_bytes(_noise(seed, "netns_fd", 4)) & 0x7FFFFFFF
+        return Sample(pair(record, netns_fd), _pair_values(record, netns_fd))
+
+    return Template(sample(1), sample(2))
+
+
+@functools.lru_cache(_TEMPLATES)
+def _inside_template(
+    peer_ifindex: int, versions: tuple[int, ...], metric: int, loopback: bool
+) -> Template:
+    def sample(seed: int) -> Sample:
+        record = replace(_sample(seed, versions), peer_ifindex=peer_ifindex)
+        requests = inside(record, metric, loopback=loopback)
+        return Sample(requests, [ip.packed for ip in record.ips])
+
+    return Template(sample(1), sample(2))
+
+
+@functools.lru_cache(_TEMPLATES)
+def _commit_template(
+    id_length: int,
+    if_name_length: int,
+    index_digits: int,
+    mtu_digits: int,
+    owner: str,
+    versions: tuple[int, ...],
+    ipv6: bool,
+) -> Template:
+    def sample(seed: int) -> Sample:
+        record = _sample(seed, versions)
+        record = replace(
+            record,
+            workload_id=_noise(seed, "workload_id", id_length).hex()[:id_length],
+            if_name="i" * if_name_length,
+            host_ifindex=record.host_ifindex >> (32 - 4 * index_digits),
+            mtu=1 << 4 * (mtu_digits - 1),
+            owner=owner,
+        )
+        return Sample(commit(record, ipv6=ipv6), _commit_values(record))
+
+    return Template(sample(1), sample(2))
+
+
+def _noise(seed: int, field: str, size: int) -> bytes:
+    """Bytes like no others, the same at each start."""
+    return hashlib.shake_128(f"{seed} {field}".encode()).digest(size)
+
+
+def _sample(seed: int, versions: tuple[int, ...]) -> Record:
+    """A record like no other."""
+    addresses: dict[int, IPAddress] = {
+        4: IPv4Address(_noise(seed, "ipv4", 4)),
+        6: IPv6Address(_noise(seed, "ipv6", 16)),
+    }
+    return Record(
+        workload_id="",
+        if_name="",
+        netns_cookie=int.from_bytes(_noise(seed, "cookie", 8)),
+        host_interface="wl" + _noise(seed, "name", 7).hex()[:13],
+        host_ifindex=int.from_bytes(_noise(seed, "index", 4)) & 0x7FFFFFFF | 0x10000000,
+        peer_ifindex=0,
+        mac=_noise(seed, "mac", 6),
+        mtu=0,
+        ips=tuple(addresses[version] for version in versions),
+        request=_noise(seed, "request", 8),
+    )

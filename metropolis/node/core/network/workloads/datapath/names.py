@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written on a host-side link, and how it is read back. Pure.
+
+    name        wlXXXXXXXXXXXXX   a hash of workload id and interface name, so
+                                  that the kernel allows each pair once
+    alias       the workload id, for people
+    altnames    mw2k.NETNS.IF     the key, so that the kernel allows each
+                                  (namespace, interface) once, too. NETNS:
+                                  cookie, 16 hex digits
+                mw2p.INDEX.LNM.TEXT
+                                  a part: a text, in pieces. L: a letter,
+                                  which part it is; N: number of the piece,
+                                  from 1; M: how many there are; one digit each
+                mw2r.INDEX.MAC.DIGEST.IPV4.IPV6.MTU
+                                  the record: host index, MAC of the end
+                                  inside, digest of the request, addresses,
+                                  MTU; all hex, an absent address empty
+
+Parts, by letter:
+
+    i   the workload id: an alias can be changed by anybody, by mistake
+    o   who asked for the attachment: `api`, or `cni NETWORK`
+    h   reserved: host ports, as ranges, of which the number is bounded
+    n   reserved: what network policy knows the workload as
+
+`mw2` is the version of the format. An alternative name has at most 127 bytes,
+of any characters but NUL and `/`; keys have at most 36, records 93, pieces of
+parts 127. INDEX makes parts unique on the host. All of them are added by one
+message, the key first, since it is the one that can be refused, and the record
+last: where it is, all is.
+
+A name that begins as these do and is not understood, be it of another version
+or a part with an unknown letter, says that a newer version made the link, and
+that there is more to it than can be seen: such a link is left alone.
+
+Version 1 has no parts and no MTU: `mw1k.NETNS.IF`, `mw1r.INDEX.MAC.DIGEST.IPV4
+.IPV6`. It takes any other version's keys and records as what it must leave
+alone. Links that it made keep its names: they are adopted with what they have.
+"""
+
+import hashlib
+import re
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from metropolis.node.core.network.workloads.datapath.interface import Record
+from metropolis.node.core.network.workloads.model import AttachIntent, IPAddress
+from osbase.netlink.rtnl import ALTIFNAMSIZ
+
+VERSION = 2
+
+ID_PART = "i"
+OWNER_PART = "o"
+_PARTS = (ID_PART, OWNER_PART)
+
+# Of a piece's text, with the longest index before it.
+PIECE_MAX = ALTIFNAMSIZ - 1 - len("mw2p.ffffffff.i11.")
+_TEXT_MAX = 255  # characters of ASCII, in at most three pieces
+
+_KEY = re.compile(r"mw([12])k\.([0-9a-f]{16})\.(.{1,15})", re.DOTALL)
+_RECORD = re.compile(
+    r"mw([12])r\.([0-9a-f]{1,8})\.([0-9a-f]{12})\.([0-9a-f]{16})"
+    r"\.([0-9a-f]{8})?\.([0-9a-f]{32})?(?:\.([0-9a-f]{1,8}))?"
+)
+_PART = re.compile(r"mw2p\.([0-9a-f]{1,8})\.([a-z])([1-9])([1-9])\.(.*)", re.DOTALL)
+_ANY = re.compile(r"mw([0-9]+)([a-z]+)\.", re.DOTALL)
+_HOST_INTERFACE = re.compile(r"wl[0-9a-f]{13}")
+
+
+def host_interface(workload_id: str, if_name: str) -> str:
+    """The name of the link on the host: 15 characters, 52 bits of hash."""
+    # The length first, so that no two pairs have the same text.
+    text = struct.pack(">H", len(workload_id)) + workload_id.encode() + if_name.encode()
+    return "wl" + hashlib.blake2b(text, digest_size=8).hexdigest()[:13]
+
+
+def is_host_interface(name: str) -> bool:
+    """Whether a link's name is of the form that host_interface makes."""
+    return _HOST_INTERFACE.fullmatch(name) is not None
+
+
+def digest(intent: AttachIntent) -> bytes:
+    """8 bytes that differ when two requests of one workload and interface ask
+    for different things. The namespace is not in it: it is compared by
+    cookie. What is not asked for is left out, so that fields that are new in
+    a later version leave the digests of old requests as they are.
+    """
+    state = hashlib.blake2b(digest_size=8)
+    for ip in sorted(intent.requested_ips, key=lambda ip: ip.version):
+        state.update(b"ip" + bytes([len(ip.packed)]) + ip.packed)
+    if intent.requested_mac is not None:
+        state.update(b"mac" + intent.requested_mac)
+    return state.digest()
+
+
+def key_altname(record: Record) -> str:
+    """The name that two attachments cannot share."""
+    return f"mw{record.version}k.{record.netns_cookie:016x}.{record.if_name}"
+
+
+def record_altname(record: Record) -> str:
+    """The name by which the link is found, whatever else became of it."""
+    by_version = {ip.version: ip.packed.hex() for ip in record.ips}
+    packed = f"{by_version.get(4, '')}.{by_version.get(6, '')}"
+    mtu = "" if record.version == 1 else f".{record.mtu:x}"
+    return (
+        f"mw{record.version}r.{record.host_ifindex:x}.{record.mac.hex()}.{record.request.hex()}"
+        f".{packed}{mtu}"
+    )
+
+
+def part_altnames(ifindex: int, letter: str, text: str) -> tuple[str, ...]:
+    """The names of a part. ValueError: more text than fits."""
+    if not text or not is_part_text(text):
+        raise ValueError(f"part {letter} {text!a}: must be 1 to {_TEXT_MAX} of printable ASCII")
+    count = pieces_of(text)
+    return tuple(
+        [
+            part_prefix(ifindex, letter, at + 1, count) + text[at * PIECE_MAX :][:PIECE_MAX]
+            for at in range(count)
+        ]
+    )
+
+
+def pieces_of(text: str) -> int:
+    """How many names a text takes."""
+    return -(-len(text) // PIECE_MAX)
+
+
+def part_prefix(ifindex: int, letter: str, number: int = 1, count: int = 1) -> str:
+    """A part's name, up to its text."""
+    return f"mw2p.{ifindex:x}.{letter}{number}{count}."
+
+
+def altnames_of(record: Record) -> tuple[str, ...]:
+    """All alternative names of an attachment's link, in the order in which
+    they are added.
+    """
+    if record.version == 1:
+        return key_altname(record), record_altname(record)
+    index = record.host_ifindex
+    parts = part_altnames(index, ID_PART, record.workload_id)
+    if record.owner:
+        parts += part_altnames(index, OWNER_PART, record.owner)
+    return key_altname(record), *parts, record_altname(record)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkNames:
+    """What the alternative names of a link of ours say.
+
+    workload_id, owner: "" when the link does not say, or not all of it. mtu:
+    None in version 1.
+    """
+
+    netns_cookie: int
+    if_name: str
+    ifindex: int
+    mac: bytes
+    request: bytes
+    ips: tuple[IPAddress, ...]
+    version: int = VERSION
+    workload_id: str = ""
+    owner: str = ""
+    mtu: int | None = None
+
+
+def parse_altnames(altnames: Iterable[str]) -> LinkNames | None:
+    """None when key and record are not both there, once, of one version, and
+    well-formed.
+    """
+    altnames = tuple(altnames)
+    keys = [found for name in altnames if (found := _KEY.fullmatch(name))]
+    records = [found for name in altnames if (found := _RECORD.fullmatch(name))]
+    if len(keys) != 1 or len(records) != 1 or not _is_text(keys[0][3]):
+        return None
+    number, index, mac, request, ipv4, ipv6, mtu = records[0].groups()
+    ips: list[IPAddress] = []
+    if ipv4:
+        ips.append(IPv4Address(bytes.fromhex(ipv4)))
+    if ipv6:
+        ips.append(IPv6Address(bytes.fromhex(ipv6)))
+    version = int(number)
+    if not ips or keys[0][1] != number or (mtu is None) is not (version == 1):
+        return None
+    return LinkNames(
+        netns_cookie=int(keys[0][2], 16),
+        if_name=keys[0][3],
+        ifindex=int(index, 16),
+        mac=bytes.fromhex(mac),
+        request=bytes.fromhex(request),
+        ips=tuple(ips),
+        version=version,
+        workload_id=_part(altnames, int(index, 16), ID_PART),
+        owner=_part(altnames, int(index, 16), OWNER_PART),
+        mtu=None if mtu is None else int(mtu, 16),
+    )
+
+
+def _part(altnames: Iterable[str], ifindex: int, letter: str) -> str:
+    """The text of a part; "" unless every piece is there, once."""
+    found = [part for name in altnames if (part := _PART.fullmatch(name))]
+    pieces = sorted(
+        (int(part[3]), int(part[4]), part[5])
+        for part in found
+        if int(part[1], 16) == ifindex and part[2] == letter
+    )
+    if [(number, count) for number, count, _ in pieces] != [
+        (number, len(pieces)) for number in range(1, len(pieces) + 1)
+    ]:
+        return ""
+    text = "".join(piece for _, _, piece in pieces)
+    return text if is_part_text(text) else ""
+
+
+def is_part_text(text: str) -> bool:
+    """Whether the text may be a workload id or an owner."""
+    return len(text) <= _TEXT_MAX and text.isascii() and text.isprintable()
+
+
+def _is_text(name: str) -> bool:
+    """False for bytes that were not UTF-8, which no request can have had."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def bears_record(altnames: Iterable[str]) -> bool:
+    """Whether any of the names is a key, a part or a record, of whatever
+    version, whole or broken.
+    """
+    return any(_ANY.match(name) for name in altnames)
+
+
+def is_newer(altnames: Iterable[str]) -> bool:
+    """Whether any of the names is of a version, or a part, that this version
+    does not know.
+    """
+    return any(_is_unknown(name, found) for name in altnames if (found := _ANY.match(name)))
+
+
+def _is_unknown(name: str, found: re.Match[str]) -> bool:
+    version, kind = found.groups()
+    if version == "1":
+        return False  # there will be no other of those
+    if version != str(VERSION):
+        return True
+    if kind == "p":
+        part = _PART.fullmatch(name)
+        return part is None or part[2] not in _PARTS
+    return (_KEY if kind == "k" else _RECORD).fullmatch(name) is None
+
+
+def addresses_in(altnames: Iterable[str]) -> tuple[IPAddress, ...]:
+    """The addresses that records name, as far as this version can tell."""
+    ips: list[IPAddress] = []
+    for name in altnames:
+        fields = name.split(".")
+        if re.fullmatch(r"mw[0-9]+r", fields[0]) and len(fields) >= 6:
+            for kind, digits, field in (
+                (IPv4Address, 8, fields[4]),
+                (IPv6Address, 32, fields[5]),
+            ):
+                if re.fullmatch(rf"[0-9a-f]{{{digits}}}", field):
+                    ips.append(kind(bytes.fromhex(field)))
+    return tuple(ips)

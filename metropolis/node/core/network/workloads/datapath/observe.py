@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads from the kernel what `checks` compares; changes nothing.
+
+A namespace is looked into over a socket inside, or, when its path is not known,
+from the host by the id that the peer's namespace has there. The kernel shows
+links and addresses that way, but no routes.
+"""
+
+import errno
+from collections.abc import Callable
+
+from metropolis.node.core.network.workloads.datapath.checks import HostSide, Inside, reached
+from metropolis.node.core.network.workloads.datapath.interface import Record
+from metropolis.node.core.network.workloads.model import IPAddress
+from osbase.netlink import rtnl
+from osbase.netlink.errors import BatchError, errno_name
+from osbase.netlink.message import Message, Request
+from osbase.netlink.transport import NetlinkSocket
+
+_LOOPBACK = 1  # its index in every namespace
+# What is told of a link, an address or a route that is not there. EINVAL: an
+# id of a namespace that is gone.
+_ABSENT = {errno.ENODEV, errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES}
+
+
+def host_side(host: NetlinkSocket, record: Record) -> HostSide:
+    """What the host has of the attachment."""
+    families = _families(record)
+    routes = {ip: _route(host, ip, record.host_ifindex) for ip in reached(record)}
+    loopback = _addresses(host, rtnl.AF_INET, _LOOPBACK) if rtnl.AF_INET in families else ()
+    six = rtnl.AF_INET6 in families
+    addresses = _addresses(host, rtnl.AF_INET6, record.host_ifindex) if six else ()
+    return HostSide(_link(host, record.host_ifindex), addresses, loopback, routes)
+
+
+def inside(sock: NetlinkSocket, record: Record, netnsid: int | None) -> Inside:
+    """What the namespace has. netnsid: of the namespace, when the socket is
+    one of the host; None: when it is one inside.
+    """
+    index, families = record.peer_ifindex, _families(record)
+    routes = None
+    if netnsid is None:
+        routes = tuple(
+            route
+            for family in families
+            for message in _dump(sock, rtnl.dump_link_routes(family, index))
+            if (route := rtnl.parse_route(message)) is not None and route.ifindex == index
+        )
+    return Inside(
+        link=_link(sock, index, netnsid),
+        loopback=_link(sock, _LOOPBACK, netnsid),
+        addresses=tuple(
+            address for family in families for address in _addresses(sock, family, index, netnsid)
+        ),
+        routes=routes,
+    )
+
+
+def elsewhere(host: NetlinkSocket, ip: IPAddress, ifindex: int) -> str:
+    """Where what is for an address goes, in words; "": by the link."""
+    try:
+        route = rtnl.parse_route(host.get(rtnl.get_route(ip)))
+    except BatchError as error:
+        return f"nowhere ({errno_name(error.errors[0].errno)})"
+    if route is None:
+        return "by several ways"
+    return "" if route.ifindex == ifindex else f"to {route.destination} by link {route.ifindex}"
+
+
+def _families(record: Record) -> tuple[int, ...]:
+    return tuple(rtnl.family_of(ip) for ip in record.ips)
+
+
+def _absent[T](ask: Callable[[], T]) -> T | None:
+    try:
+        return ask()
+    except BatchError as error:
+        if error.errors[0].errno in _ABSENT:
+            return None
+        raise
+
+
+def _route(sock: NetlinkSocket, ip: IPAddress, ifindex: int) -> rtnl.Route | None:
+    request = rtnl.get_route(ip, ifindex=ifindex if ip.is_link_local else 0)
+    return _absent(lambda: rtnl.parse_route(sock.get(request)))
+
+
+def _link(sock: NetlinkSocket, ifindex: int, netnsid: int | None = None) -> rtnl.Link | None:
+    request = rtnl.get_link(ifindex, netnsid=netnsid)
+    return _absent(lambda: rtnl.parse_link(sock.get(request)))
+
+
+def _addresses(
+    sock: NetlinkSocket, family: int, ifindex: int, netnsid: int | None = None
+) -> tuple[rtnl.Address, ...]:
+    request = rtnl.dump_addresses(family, ifindex, netnsid=netnsid)
+    found = (rtnl.parse_address(message) for message in _dump(sock, request))
+    return tuple(one for one in found if one is not None and one.ifindex == ifindex)
+
+
+def _dump(sock: NetlinkSocket, request: Request) -> list[Message]:
+    return _absent(lambda: sock.dump(request)) or []

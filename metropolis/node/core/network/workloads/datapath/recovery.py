@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to make of the links that a restart finds. Pure.
+
+    link ─> ours, whole ──> duplicates? ─ no ──> adopted, repaired
+          │                     └─ yes: the one in use adopted, others removed
+          ├ ours, half made ──> removed
+          ├ looks like ours ──> left alone, counted, its addresses held
+          └ all others          not our business
+
+Ours is a veth that bears our records under its own index; or that has none of
+them, as before it was given them, but our form of name, our MAC and our group.
+With its records it is a running pod, whatever else became of it: down, in
+another group, renamed, without alias. That is put right; see `repairs`. Only
+what never got its records is removed, and what a removal had begun with.
+Without them it is never set up, and gets no routes: what has routes had them.
+
+A link is left alone if anything of that is not so: in doubt it is somebody
+else's, or a pod's. So is one with names that a newer version made; and one of
+version 1 whose alias, the only place of the workload id, was changed: the
+link's name is a hash of the id, which tells that, and by which a call that has
+the id finds it. What has routes of ours, or a record, holds their addresses.
+
+Duplicates are attachments that claim one address, one interface of one
+workload, or one name in one namespace. The kernel forbids most of it (names,
+alternative names, routes), so it takes a hand that renames links. The one
+that has the routes stays: it is the one that has the traffic.
+"""
+
+from collections.abc import Collection, Hashable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from metropolis.node import allocs
+from metropolis.node.core.network.workloads.datapath import names
+from metropolis.node.core.network.workloads.datapath.interface import Held, Record
+from metropolis.node.core.network.workloads.model import IPAddress
+from osbase.netlink.rtnl import Link
+
+# Where links are put to be deleted in one request, one for each of the requests
+# that may be under way at once; any groups nobody uses.
+DOOMED_GROUPS = (0x6D770008, 0x6D770009)
+_OUR_GROUPS = (allocs.LINK_GROUP_WORKLOAD, *DOOMED_GROUPS)
+
+
+def is_ours(link: Link) -> bool:
+    """Whether this service, or an older one, made the link."""
+    if link.kind != b"veth" or names.is_newer(link.altnames):
+        return False
+    found = names.parse_altnames(link.altnames)
+    if found is not None:
+        return found.ifindex == link.ifindex
+    return (
+        not names.bears_record(link.altnames)
+        and names.is_host_interface(link.name)
+        and link.mac == allocs.FIRST_HOP_MAC
+        and link.group in _OUR_GROUPS
+    )
+
+
+def looks_like_ours(link: Link) -> bool:
+    """Whether somebody could take it for ours."""
+    return (
+        link.group in _OUR_GROUPS
+        or names.is_host_interface(link.name)
+        or names.bears_record(link.altnames)
+    )
+
+
+def record_of(link: Link) -> Record | None:
+    """The attachment of a link of ours; None when it never was one, or is about
+    to be none. It is as it should be, but for host_interface, which is the
+    name that the link has. workload_id "": it cannot be known.
+    """
+    found = names.parse_altnames(link.altnames)
+    if found is None or link.group in DOOMED_GROUPS or not link.peer:
+        return None
+    return Record(
+        workload_id=found.workload_id or _id_of_alias(link, found.if_name),
+        if_name=found.if_name,
+        netns_cookie=found.netns_cookie,
+        host_interface=link.name,
+        host_ifindex=link.ifindex,
+        peer_ifindex=link.peer,
+        mac=found.mac,
+        mtu=found.mtu or link.mtu,
+        ips=found.ips,
+        request=found.request,
+        owner=found.owner,
+        version=found.version,
+    )
+
+
+def _id_of_alias(link: Link, if_name: str) -> str:
+    """The alias, unless the link's name says that it is another's."""
+    workload_id = link.alias.decode("ascii", "replace")
+    if not names.is_part_text(workload_id):
+        return ""
+    hashed = names.host_interface(workload_id, if_name)
+    if names.is_host_interface(link.name) and link.name != hashed:
+        return ""
+    return workload_id
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """complete: to adopt; they are named as they should be. half_made: to
+    remove. duplicates: also. held, foreign: see datapath.Scan.
+    """
+
+    complete: tuple[Record, ...]
+    half_made: tuple[Link, ...] = ()
+    duplicates: tuple[Record, ...] = ()
+    held: tuple[Held, ...] = ()
+    foreign: tuple[str, ...] = ()
+
+
+def plan(links: Iterable[Link], routes: Collection[tuple[IPAddress, int]]) -> Plan:
+    """routes: our host routes, as address and interface index."""
+    whole: list[Record] = []
+    half_made: list[Link] = []
+    foreign: list[tuple[Link, Record | None]] = []
+    routed = {index for ip, index in routes if not ip.is_link_local}
+    for link in links:
+        if not is_ours(link):
+            if looks_like_ours(link):
+                foreign.append((link, None))
+        elif (record := record_of(link)) is None:
+            if link.ifindex in routed and link.group not in DOOMED_GROUPS:
+                foreign.append((link, None))  # others took its records
+            else:
+                half_made.append(link)
+        elif record.workload_id:
+            whole.append(record)
+        else:
+            foreign.append((link, record))
+    complete, duplicates = resolve(whole, routes)
+    return Plan(
+        tuple(
+            replace(one, host_interface=names.host_interface(one.workload_id, one.if_name))
+            for one in complete
+        ),
+        tuple(half_made),
+        duplicates,
+        tuple(_held(foreign, routes)),
+        tuple(link.name for link, _ in foreign),
+    )
+
+
+def _held(
+    links: Iterable[tuple[Link, Record | None]], routes: Collection[tuple[IPAddress, int]]
+) -> Iterator[Held]:
+    for link, record in links:
+        routed = [ip for ip, index in routes if index == link.ifindex and not ip.is_link_local]
+        ips = tuple(dict.fromkeys([*names.addresses_in(link.altnames), *sorted(routed, key=str)]))
+        newer = names.is_newer(link.altnames)
+        if ips or newer:
+            yield Held(link.name, link.ifindex, ips, newer, record)
+
+
+def resolve(
+    records: Collection[Record], routes: Collection[tuple[IPAddress, int]]
+) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    """Those that stay, in their order, and those that claim what is theirs."""
+
+    def worth(record: Record) -> tuple[int, bool, int]:
+        routed = sum((ip, record.host_ifindex) in routes for ip in record.ips)
+        name = names.host_interface(record.workload_id, record.if_name)
+        return -routed, record.host_interface != name, record.host_ifindex
+
+    claimed: set[Hashable] = set()
+    chosen: set[int] = set()
+    for record in sorted(records, key=worth):
+        claims = set(_claims(record))
+        if not claims & claimed:
+            claimed |= claims
+            chosen.add(record.host_ifindex)
+    return (
+        tuple(record for record in records if record.host_ifindex in chosen),
+        tuple(record for record in records if record.host_ifindex not in chosen),
+    )
+
+
+def _claims(record: Record) -> Iterator[Hashable]:
+    yield "workload", record.workload_id, record.if_name
+    yield "namespace", record.netns_cookie, record.if_name
+    yield "peer", record.netns_cookie, record.peer_ifindex
+    for ip in record.ips:
+        yield "address", ip

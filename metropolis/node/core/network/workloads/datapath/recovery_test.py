@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a restart makes of links, without a kernel."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metropolis.node import allocs
+from metropolis.node.core.network.workloads.datapath import names, recovery
+from metropolis.node.core.network.workloads.datapath.interface import Held, Record
+from metropolis.node.core.network.workloads.model import IPAddress
+from metropolis.node.core.network.workloads.testing import version1
+from osbase.netlink.rtnl import IFF_NOARP, IFF_UP, Link
+
+MAC = allocs.FIRST_HOP_MAC
+
+
+def record(number: int, workload_id: str = "", if_name: str = "eth0") -> Record:
+    workload_id = workload_id or f"w{number}"
+    return Record(
+        workload_id=workload_id,
+        if_name=if_name,
+        netns_cookie=1000 + number,
+        host_interface=names.host_interface(workload_id, if_name),
+        host_ifindex=5000 + number,
+        peer_ifindex=2,
+        mac=bytes([2, 0, 0, 0, 0, number]),
+        mtu=1400,
+        ips=(ip_address(f"10.0.0.{number}"), ip_address(f"fd00::{number:x}")),
+        request=bytes(8),
+        owner="api",
+    )
+
+
+def link_of(one: Record) -> Link:
+    return Link(
+        ifindex=one.host_ifindex,
+        flags=IFF_UP,
+        name=one.host_interface,
+        mac=MAC,
+        mtu=one.mtu,
+        peer=one.peer_ifindex,
+        alias=one.workload_id.encode(),
+        group=allocs.LINK_GROUP_WORKLOAD,
+        kind=b"veth",
+        altnames=names.altnames_of(one),
+        peer_netns=0,
+    )
+
+
+def routes_of(*records: Record) -> set[tuple[IPAddress, int]]:
+    return {(ip, one.host_ifindex) for one in records for ip in one.ips}
+
+
+def test_a_whole_one_is_adopted_as_it_was() -> None:
+    one = record(1)
+    assert recovery.plan([link_of(one)], routes_of(one)) == recovery.Plan((one,))
+
+
+WHOLE = link_of(record(1))
+OLD = link_of(replace(record(1), version=1, owner=""))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"flags": 0},
+        {"flags": IFF_UP | IFF_NOARP},
+        {"alias": b""},
+        {"alias": b"w2"},
+        {"alias": b"\xff"},
+        {"group": 0},
+        {"group": 99},
+        {"group": allocs.LINK_GROUP_OVERLAY},
+        {"name": "renamed"},
+        {"name": "wl0123456789abc"},
+        {"mac": bytes(6)},
+        {"mtu": 9000},
+        {"master": 7},
+        {"altnames": (*WHOLE.altnames, "enp0s1")},
+        {"altnames": WHOLE.altnames[::-1]},
+        {"flags": 0, "alias": b"", "group": 0, "name": "renamed", "mac": bytes(6), "master": 7},
+    ],
+)
+def test_what_bears_its_records_is_a_running_pod(change: dict[str, Any]) -> None:
+    """Whatever others made of the link; and it is as the record says."""
+    link = replace(WHOLE, **change)
+    assert recovery.plan([link], set()) == recovery.Plan((record(1),))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"flags": 0},
+        {"group": 0},
+        {"name": "renamed"},
+        {"mac": bytes(6)},
+        {"master": 7},
+    ],
+)
+def test_so_is_one_of_version_1(change: dict[str, Any]) -> None:
+    link = replace(OLD, **change)
+    expected = replace(record(1), version=1, owner="")
+    assert recovery.plan([link], set()) == recovery.Plan((expected,))
+    # It does not know its MTU.
+    other = recovery.plan([replace(link, mtu=9000)], set())
+    assert other == recovery.Plan((replace(expected, mtu=9000),))
+
+
+@pytest.mark.parametrize("alias", [b"", b"w2", b"\xff"])
+def test_one_that_lost_its_id_is_held_until_it_is_named(alias: bytes) -> None:
+    without_id = tuple(name for name in WHOLE.altnames if ".i11." not in name)
+    for whole, version, owner in ((OLD, 1, ""), (replace(WHOLE, altnames=without_id), 2, "api")):
+        link = replace(whole, alias=alias)
+        one = replace(record(1), workload_id="", version=version, owner=owner)
+        held = Held(link.name, link.ifindex, one.ips, record=one)
+        assert recovery.plan([link], set()) == recovery.Plan((), held=(held,), foreign=(link.name,))
+
+
+def test_an_id_that_is_only_in_the_alias_is_taken_when_the_name_says_so() -> None:
+    link = replace(WHOLE, altnames=tuple(n for n in WHOLE.altnames if ".i11." not in n))
+    assert recovery.plan([link], set()) == recovery.Plan((record(1),))
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        replace(WHOLE, group=recovery.DOOMED_GROUPS[0]),
+        replace(WHOLE, group=recovery.DOOMED_GROUPS[1]),
+        replace(OLD, group=recovery.DOOMED_GROUPS[1]),
+        replace(WHOLE, peer=None),
+        replace(WHOLE, peer=0),
+        replace(WHOLE, altnames=()),
+        replace(WHOLE, altnames=(), alias=b"", flags=0),
+        replace(WHOLE, altnames=("enp0s1",)),
+    ],
+)
+def test_what_never_got_its_records_is_removed(link: Link) -> None:
+    assert recovery.plan([link], set()) == recovery.Plan((), (link,))
+
+
+@pytest.mark.parametrize("flags", [IFF_UP, 0])
+@pytest.mark.parametrize("altnames", [(), ("enp0s1",)])
+def test_what_others_took_the_records_of_is_a_running_pod(
+    flags: int, altnames: tuple[str, ...]
+) -> None:
+    """It has routes, which come last. Nobody gets its address."""
+    link = replace(WHOLE, altnames=altnames, flags=flags)
+    ip = record(1).ips[0]
+    held = Held(link.name, link.ifindex, (ip,))
+    plan = recovery.plan([link], {(ip, link.ifindex)})
+    assert plan == recovery.Plan((), held=(held,), foreign=(link.name,))
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        replace(WHOLE, altnames=(), mac=bytes(6)),
+        replace(WHOLE, altnames=(), group=0),
+        replace(WHOLE, altnames=(), name="wl0"),
+        replace(WHOLE, altnames=WHOLE.altnames[:1]),
+        replace(OLD, altnames=OLD.altnames[:1]),
+    ],
+)
+def test_links_that_only_look_like_ours_are_left_alone(link: Link) -> None:
+    assert recovery.plan([link], set()) == recovery.Plan((), foreign=(link.name,))
+    # If they have a route of ours, nobody else gets the address.
+    routes = {(record(9).ips[0], link.ifindex), (record(8).ips[0], 1)}
+    held = Held(link.name, link.ifindex, (record(9).ips[0],))
+    assert recovery.plan([link], routes) == recovery.Plan((), held=(held,), foreign=(link.name,))
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        replace(WHOLE, kind=b"dummy"),
+        replace(WHOLE, ifindex=1),
+        replace(WHOLE, altnames=WHOLE.altnames[1:]),
+        replace(WHOLE, altnames=OLD.altnames[:1] + WHOLE.altnames[-1:]),
+    ],
+)
+def test_addresses_of_records_that_are_not_ours_are_held(link: Link) -> None:
+    held = Held(link.name, link.ifindex, record(1).ips)
+    assert recovery.plan([link], set()) == recovery.Plan((), held=(held,), foreign=(link.name,))
+
+
+@pytest.mark.parametrize(
+    "altnames",
+    [
+        tuple(name.replace("mw2", "mw3") for name in WHOLE.altnames),
+        (*WHOLE.altnames, "mw2p.1389.h11.tcp80"),
+        (*OLD.altnames, "mw3r.1389"),
+    ],
+)
+@pytest.mark.parametrize("change", [{}, {"flags": 0}, {"group": recovery.DOOMED_GROUPS[0]}])
+def test_what_a_newer_version_made_is_left_alone(
+    altnames: tuple[str, ...], change: dict[str, Any]
+) -> None:
+    link = replace(WHOLE, altnames=altnames, **change)
+    ips = record(1).ips
+    routed = record(2).ips[0]
+    held = Held(link.name, link.ifindex, (*ips, routed), newer=True)
+    plan = recovery.plan([link], {(routed, link.ifindex), (ips[0], link.ifindex)})
+    assert plan == recovery.Plan((), held=(held,), foreign=(link.name,))
+
+
+def test_version_1_leaves_version_2_alone() -> None:
+    assert version1.is_ours(OLD)
+    for change in ({}, {"flags": 0}, {"alias": b""}, {"group": recovery.DOOMED_GROUPS[0]}):
+        link = replace(WHOLE, **change)
+        assert not version1.is_ours(link)
+        assert not version1.is_ours(replace(link, altnames=WHOLE.altnames[-1:]))
+        assert not version1.is_ours(replace(link, altnames=WHOLE.altnames[:1]))
+
+
+def test_other_links_are_not_even_counted() -> None:
+    uplink = replace(WHOLE, name="eth0", group=0, altnames=("enp0s1",), kind=b"", peer=None)
+    assert recovery.plan([uplink], set()) == recovery.Plan(())
+
+
+def test_the_one_that_has_the_routes_stays() -> None:
+    one, other = record(1), replace(record(2), ips=record(1).ips)
+    for having, lacking in ((one, other), (other, one)):
+        assert recovery.resolve([one, other], routes_of(having)) == ((having,), (lacking,))
+    half = {(one.ips[0], one.host_ifindex)}
+    assert recovery.resolve([one, other], half) == ((one,), (other,))
+
+
+def test_of_equals_the_one_with_its_own_name_stays() -> None:
+    one, other = replace(record(1, "w"), host_interface="renamed"), record(2, "w")
+    assert recovery.resolve([one, other], routes_of(one, other)) == ((other,), (one,))
+    assert recovery.resolve([other, one], set()) == ((other,), (one,))
+
+
+def test_one_that_overlaps_two_goes_when_it_has_less() -> None:
+    one, two = record(1), record(2)
+    between = replace(record(3), ips=(one.ips[0], two.ips[1]))
+    routes = routes_of(one, two)
+    assert recovery.resolve([between, one, two], routes) == ((one, two), (between,))
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(1, 4)] * 4), max_size=8),
+    st.sets(st.tuples(st.integers(1, 4), st.integers(0, 7))),
+)
+def test_no_two_that_stay_claim_the_same(
+    drawn: list[tuple[int, int, int, int]], routed: set[tuple[int, int]]
+) -> None:
+    records = [
+        replace(
+            record(n, f"w{workload}"),
+            netns_cookie=cookie,
+            ips=(ip_address(f"10.0.0.{four}"), ip_address(f"fd00::{six}")),
+        )
+        for n, (workload, cookie, four, six) in enumerate(drawn)
+    ]
+    routes: set[tuple[IPAddress, int]] = {
+        (ip_address(f"10.0.0.{ip}"), 5000 + n) for ip, n in routed
+    }
+    kept, removed = recovery.resolve(records, routes)
+    assert {*kept, *removed} == set(records)
+    assert len(kept) + len(removed) == len(records)
+    assert len({ip for one in kept for ip in one.ips}) == 2 * len(kept)
+    assert len({one.netns_cookie for one in kept}) == len(kept)
+    # Whoever goes had a reason: one that stays has something it claims.
+    for one in removed:
+        assert any(
+            set(one.ips) & set(other.ips)
+            or one.netns_cookie == other.netns_cookie
+            or one.workload_id == other.workload_id
+            for other in kept
+        )

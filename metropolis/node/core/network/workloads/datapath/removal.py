@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Removals that are waited for together, done together.
+
+The kernel waits for an RCU grace period, 10 to 20 ms, per request and not per
+link. So one call at a time removes, for all that have come by then; who comes
+meanwhile is done by the next. The caller whose turn is next leads it, so that
+none works for others longer than for itself.
+
+Callers who come in numbers come back in numbers: a runtime that removes pods on
+16 threads sends the next 16 when it has 16 answers. A leader who began at once
+would go alone, and the other 15 after it: two grace periods for 16 links. So,
+shortly after a removal of several, a leader waits for as many as there were:
+while they keep coming, and no longer than a quarter of what a removal takes.
+A call that comes by itself never waits.
+
+    alone:    [1]      10 ms later  [1]
+    together: [1] [15] wait [16] wait [16]
+
+While one removal waits for its grace period, the kernel could take links down
+for another: where many wait, a second one is under way beside the first, half
+a period behind it.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from metropolis.node.core.network.workloads.datapath.interface import Record
+from metropolis.node.core.network.workloads.errors import WorkloadError
+
+AT_ONCE = 256  # links, so that nobody waits much longer for being in company
+_GAP_S = 0.001  # when nobody has come for so long, nobody comes
+_LATELY_S = 0.01
+_SHARE = 0.25  # of the time that the last removal took
+_BESIDE_MIN = 8  # calls that wait, and half as many as are being removed
+
+
+class _Call:
+    """error: of the first of its records that could not be removed. leads: it
+    was woken to lead, not because it is done.
+    """
+
+    __slots__ = ("error", "leads", "records", "woken")
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = records
+        self.error: WorkloadError | None = None
+        self.leads = False
+        self.woken = threading.Lock()
+        self.woken.acquire()
+
+
+class Removals:
+    """remove: removes the records' links, and returns errors by host index. It
+    is called by one thread at a time for each of the lanes, counted from 0, and
+    must not raise.
+    """
+
+    def __init__(
+        self, remove: Callable[[list[Record], int], dict[int, WorkloadError]], lanes: int
+    ) -> None:
+        self._remove = remove
+        # All below: guarded by the mutex, which `_came` has, too.
+        self._mutex = threading.Lock()
+        self._came = threading.Condition(self._mutex)
+        self._waiting: deque[_Call] = deque()
+        self._gathering = False  # somebody leads, and has not begun
+        self._free = list(range(lanes))
+        self._lanes = lanes
+        self._removing = 0  # calls
+        self._expected = 0  # calls
+        self._took_s = 0.0
+        self._ended_s = 0.0
+
+    def remove(self, records: Sequence[Record]) -> None:
+        """Returns when they are removed. Raises the first error."""
+        call = _Call(records)
+        with self._mutex:
+            self._waiting.append(call)
+            leader = self._choose()
+            if self._gathering and len(self._waiting) >= self._expected:
+                self._came.notify()
+        if leader is not None and leader is not call:
+            leader.woken.release()
+        if leader is not call:
+            call.woken.acquire()
+        if call.leads:
+            self._lead()
+        if call.error is not None:
+            raise call.error
+
+    def _choose(self) -> _Call | None:
+        """Who is to begin a removal now. Under the mutex."""
+        if self._gathering or not self._waiting:
+            return None
+        if len(self._free) < self._lanes:
+            enough = max(_BESIDE_MIN, self._removing // 2)
+            if not self._free or len(self._waiting) < enough:
+                return None
+        self._gathering = True
+        leader = self._waiting[0]
+        leader.leads = True
+        return leader
+
+    def _lead(self) -> None:
+        """The first that waits is the leader's own."""
+        with self._mutex:
+            self._gather()
+            taken = [self._waiting.popleft()]
+            count = len(taken[0].records)
+            while self._waiting and count + len(self._waiting[0].records) <= AT_ONCE:
+                taken.append(self._waiting.popleft())
+                count += len(taken[-1].records)
+            self._gathering = False
+            self._removing += len(taken)
+            lane = self._free.pop()
+        began = time.monotonic()
+        failures = self._remove([record for call in taken for record in call.records], lane)
+        for call in taken:
+            errors = [failures.get(record.host_ifindex) for record in call.records]
+            call.error = next((error for error in errors if error is not None), None)
+        with self._mutex:
+            self._ended_s = time.monotonic()
+            self._took_s = self._ended_s - began
+            self._free.append(lane)
+            self._removing -= len(taken)
+            self._expected = len(taken) + len(self._waiting)
+            leader = self._choose()
+        if leader is not None:
+            leader.woken.release()
+        for call in taken[1:]:
+            call.woken.release()
+
+    def _gather(self) -> None:
+        """Wait for those who are about to come. Under the mutex."""
+        now = time.monotonic()
+        until = now + self._took_s * _SHARE
+        if now - self._ended_s > _LATELY_S:
+            return
+        while len(self._waiting) < self._expected and now < until:
+            before = len(self._waiting)
+            self._came.wait(min(_GAP_S, until - now))
+            if len(self._waiting) == before:
+                return
+            now = time.monotonic()

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of an attachment is put back on the host, and how. Pure.
+
+For what a pod's traffic depends on, see the package. What differs is compared
+with what a few dumps said; each difference is a Mend with a key of its own, so
+that what others change again and again can be left to them.
+
+Inside the namespace nothing is put back: that is the workload's own.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address
+
+from metropolis.node import allocs
+from metropolis.node.core.network.workloads.datapath import checks, messages, names, recovery
+from metropolis.node.core.network.workloads.datapath.interface import Record
+from metropolis.node.core.network.workloads.model import MTU_MIN, IPAddress
+from metropolis.node.core.network.workloads.validate import show
+from osbase.netlink import rtnl
+from osbase.netlink.message import Request
+from osbase.netlink.neighbours import del_neighbour
+from osbase.netlink.rtnl import Address, Link, Route
+
+# Without it, what the pod sends goes no further than the host.
+_FORWARDING = {"forwarding": (rtnl.IPV4_DEVCONF_FORWARDING, 1)}
+# By it the kernel judges who asks for the first hop (see rules.base): with 0 or
+# 2, as sysctl files set all links, invented askers get neighbour entries.
+_RP_FILTER = {"rp_filter": (rtnl.IPV4_DEVCONF_RP_FILTER, 1)}
+# The first hop is an address of lo: with more than 0 nobody answers for it.
+_ARP_IGNORE = {"arp_ignore": (rtnl.IPV4_DEVCONF_ARP_IGNORE, 0)}
+
+# With 1, answers with invented senders make neighbour entries.
+_ARP_ACCEPT = {"arp_accept": (rtnl.IPV4_DEVCONF_ARP_ACCEPT, 0)}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the host has. links: by index. routes: our host routes, by address
+    and index. first_hops: the IPv6 first hop, by index of the link. forwards:
+    the host as a whole does, in IPv4; else its links need not, and setting
+    that right, which sets all of them, is for who looks after the host. ipv6:
+    its kernel has it. neighbours: MACs that somebody wrote, by address and
+    index of the link.
+    """
+
+    links: Mapping[int, Link]
+    routes: Mapping[tuple[IPAddress, int], Route]
+    first_hops: Mapping[int, Address]
+    forwards: bool
+    ipv6: bool
+    neighbours: Mapping[tuple[IPAddress, int], bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Mend:
+    """key, what: see ward.Repair. requests: put it back, in this order.
+    enable_ipv6: to be done before all of them, which rtnetlink cannot: set
+    disable_ipv6 of the link to 0.
+    """
+
+    key: str
+    what: str
+    requests: tuple[Request, ...] = ()
+    enable_ipv6: bool = False
+
+
+def mends(record: Record, seen: Seen, *, replace: bool) -> list[Mend]:
+    """In an order in which they can be done. None of a link that is gone, or
+    about to be removed. replace: also routes by which others took the place of
+    the attachment's.
+    """
+    link = seen.links.get(record.host_ifindex)
+    if link is None or not belongs(record, link):
+        return []
+    return [*_link(record, link, seen), *_addresses(record, seen, replace)]
+
+
+def belongs(record: Record, link: Link) -> bool:
+    """Whether a link of the record's index is the record's, and not in a
+    removal's hands.
+    """
+    # Not the key, which the next in the namespace may have.
+    own = {record.host_interface, *names.altnames_of(record)[-1:]}
+    return (
+        not own.isdisjoint((link.name, *link.altnames))
+        and link.kind == b"veth"
+        and link.group not in recovery.DOOMED_GROUPS
+    )
+
+
+def _link(record: Record, link: Link, seen: Seen) -> Iterator[Mend]:
+    index, name = record.host_ifindex, record.host_interface
+
+    def mend(what: str, expected: object, found: object, *requests: Request) -> Mend:
+        text = f"{what} of {name}: expected {expected}, found {found}"
+        return Mend(f"link {name}: {what}", text, requests)
+
+    if link.name != name:
+        yield mend("name", name, show(link.name), rtnl.rename_link(index, name))
+    group = allocs.LINK_GROUP_WORKLOAD
+    if link.group != group:
+        yield mend("group", group, link.group, rtnl.set_link_group(index, name, group))
+    if link.master is not None:
+        enslaved = rtnl.set_link_master(index, name, 0)
+        yield mend("master", "none", f"index {link.master}", enslaved)
+    mac = allocs.FIRST_HOP_MAC
+    if link.mac != mac:
+        request = rtnl.set_link_mac(index, name, mac)
+        yield mend("MAC", mac.hex(":"), link.mac.hex(":"), request)
+    if link.mtu != record.mtu:
+        # IPv6 that the kernel took off comes back with the kernel's settings.
+        again = _no_addresses(index, name) if seen.ipv6 and link.mtu < MTU_MIN else ()
+        request = rtnl.set_link_mtu(index, name, record.mtu)
+        yield mend("MTU", record.mtu, link.mtu, request, *again)
+    if link.alias != record.workload_id.encode():
+        request = rtnl.set_link_alias(index, name, record.workload_id, ipv6=False)
+        found = show(link.alias.decode("ascii", "replace"))
+        yield mend("alias", show(record.workload_id), found, request)
+    if lost := [one for one in names.altnames_of(record) if one not in link.altnames]:
+        request = rtnl.add_link_altnames(index, name, *lost)
+        yield mend("alternative names", ", ".join(map(show, lost)), "none of these", request)
+    if not link.arp:
+        yield mend("ARP", "on", "off", rtnl.set_link_arp(index, name))
+    settings = _ARP_ACCEPT | _ARP_IGNORE | _RP_FILTER | (_FORWARDING if seen.forwards else {})
+    for what, (number, value) in settings.items() if record.ips[0].version == 4 else ():
+        is_now = link.ipv4_setting(number)
+        if is_now not in (None, value):
+            request = rtnl.set_link_ipv4_setting(index, name, number, value)
+            yield mend(f"ipv4 {what}", value, is_now, request)
+    if record.ips[-1].version == 6 and link.ipv6_setting(rtnl.DEVCONF_DISABLE_IPV6):
+        key = f"link {name}: ipv6 disable_ipv6"
+        yield Mend(key, f"disable_ipv6 of {name}: expected 0, found 1", enable_ipv6=True)
+    if link.ipv6_addresses:
+        yield mend("ipv6 addr_gen_mode", "none", "another", *_no_addresses(index, name))
+    if not link.up:
+        yield mend("state", "up", "down", rtnl.set_link_up(index, name))
+
+
+def _no_addresses(index: int, name: str) -> tuple[Request, Request]:
+    """Each would bring a route to fe80::/64; see checks.FIRST_HOP_BITS_6."""
+    return (
+        rtnl.set_link_no_ipv6_address(index, name),
+        rtnl.del_address(index, name, rtnl.link_local(allocs.FIRST_HOP_MAC), 64),
+    )
+
+
+def _addresses(record: Record, seen: Seen, replace: bool) -> Iterator[Mend]:
+    index, name = record.host_ifindex, record.host_interface
+    if record.ips[-1].version == 6:
+        hop, bits = allocs.FIRST_HOP_IPV6, checks.FIRST_HOP_BITS_6
+        there = seen.first_hops.get(index)
+        if there is None or not there.usable:
+            taken = (
+                () if there is None else (rtnl.del_address(index, name, hop, there.prefix_length),)
+            )
+            state = "nothing" if there is None else "one that is not usable"
+            yield Mend(
+                f"address {hop} of {name}",
+                f"address {hop} of {name}: found {state}",
+                (*taken, messages.first_hop(record)),
+            )
+    for ip in checks.reached(record):
+        mac = seen.neighbours.get((ip, index), record.mac)
+        if mac != record.mac:
+            # The kernel asks, and finds the pod.
+            what = f"neighbour {ip} of {name}: found {mac.hex(':') or 'none'}, written by others"
+            yield Mend(f"neighbour {ip} of {name}", what, (del_neighbour(index, name, ip),))
+        route = seen.routes.get((ip, index))
+        source = allocs.FIRST_HOP_IPV4 if ip.version == 4 else None
+        if route is not None and route.source == source and route.gateway is None:
+            continue
+        found = "nothing" if route is None else f"via {route.gateway} src {route.source}"
+        bits = ip.max_prefixlen
+        # Many links may have a route to one link-local address.
+        where = f" of {name}" if isinstance(ip, IPv6Address) and ip.is_link_local else ""
+        yield Mend(
+            f"route {ip}/{bits}{where}",
+            f"route to {ip}/{bits} by {name}: found {found}",
+            ((messages.host_route_again if replace else messages.host_route)(record, ip),),
+        )
