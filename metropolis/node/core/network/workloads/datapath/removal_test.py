@@ -47,12 +47,12 @@ class Work:
 
     def call(self, *indexes: int) -> Future[None]:
         """Returns when the call is in the queue, or is at work."""
-        with self.removal._mutex:
-            before = len(self.removal._waiting)
-        done = self.pool.submit(self.removal.remove, [record(index) for index in indexes])
+        with self.removals._mutex:
+            before = len(self.removals._waiting)
+        done = self.pool.submit(self.removals.remove, [record(index) for index in indexes])
         while True:
-            with self.removal._mutex:
-                if len(self.removal._waiting) > before or not self.groups.empty() or done.done():
+            with self.removals._mutex:
+                if len(self.removals._waiting) > before or not self.groups.empty() or done.done():
                     return done
 
 
@@ -162,7 +162,7 @@ def test_nothing_is_lost_among_many(work: Work) -> None:
 
     def use(thread: int) -> None:
         for step in range(100):
-            work.removal.remove([record(thread * 1000 + step)])
+            work.removals.remove([record(thread * 1000 + step)])
 
     list(work.pool.map(use, range(32)))
     groups = [work.groups.get() for _ in range(work.groups.qsize())]
