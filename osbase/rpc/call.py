@@ -29,7 +29,7 @@ class Call(abc.ABC):
     __slots__ = ()
 
     @abc.abstractmethod
-    def left_s(self) -> float:
+    def time_remaining(self) -> float:
         """For how many seconds the caller still waits; 0 or less: not."""
 
 

@@ -115,7 +115,7 @@ class WorkerCall(_Given, Call):
         self._cancelled = False
         self._closed = object()
 
-    def left_s(self) -> float:
+    def time_remaining(self) -> float:
         now = time.monotonic()
         if now - self._arrived > _FRESH_S:
             self._look()
@@ -166,7 +166,7 @@ class QuickCall(_Given, Call):
         self._method = method
         self._deadline: float = event.call_details.deadline - time.time() + time.monotonic()
 
-    def left_s(self) -> float:
+    def time_remaining(self) -> float:
         return self._deadline - time.monotonic()
 
     def begin(self) -> None:

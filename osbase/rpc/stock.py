@@ -212,7 +212,7 @@ class _StockCall(Call):
         left = context.time_remaining()
         self._deadline = math.inf if left is None else time.monotonic() + left
 
-    def left_s(self) -> float:
+    def time_remaining(self) -> float:
         return self._deadline - time.monotonic() if self._context.is_active() else 0.0
 
 

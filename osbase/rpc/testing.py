@@ -73,7 +73,7 @@ class Service:
             self.most = max(self.most, self._inside)
         self.arrived.release()
         assert self.opened.wait(WAIT_S)
-        self.left.append(call.left_s())
+        self.left.append(call.time_remaining())
         with self._mutex:
             self._inside -= 1
         return b"done"
@@ -81,7 +81,7 @@ class Service:
     def linger(self, _: bytes, call: Call) -> bytes:
         self.arrived.release()
         until = time.monotonic() + WAIT_S
-        while call.left_s() > 0:
+        while call.time_remaining() > 0:
             assert time.monotonic() < until
         self.ended.set()
         return b""

@@ -253,11 +253,11 @@ def test_a_change_of_the_wall_clock_moves_no_deadline(
     queue = SimpleNamespace(poll=lambda _: idle)
     calls = [queued.WorkerCall(event, "", queue), queued.QuickCall(event, "")]
     wall += jump
-    assert [call.left_s() for call in calls] == [5.0, 5.0]
+    assert [call.time_remaining() for call in calls] == [5.0, 5.0]
     monotonic += 4
-    assert [call.left_s() for call in calls] == [1.0, 1.0]
+    assert [call.time_remaining() for call in calls] == [1.0, 1.0]
     monotonic += 2
-    assert [call.left_s() for call in calls] == [-1.0, -1.0]
+    assert [call.time_remaining() for call in calls] == [-1.0, -1.0]
 
 
 LIMITED = """

@@ -94,7 +94,7 @@ def test_one_that_cannot_be_checked_hides_no_other(world: World) -> None:
     """As a call for it hangs in the kernel."""
     world.engine.attach(AttachIntent("web-1", "/0", "eth0"))
     world.engine.attach(AttachIntent("web-2", "/0", "eth1"))
-    with world.engine._turn("web-1", lambda: 60.0):
+    with world.engine._locks.workload.hold("web-1"):
         number, out = world.run("check")
     assert number == 1
     first, why, second = out.splitlines()

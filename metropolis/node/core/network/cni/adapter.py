@@ -27,14 +27,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 from metropolis.node.core.network.cni import protocol, result
-from metropolis.node.core.network.cni.protocol import Add, Check, CniError, Code, Del, Gc, Key
+from metropolis.node.core.network.cni.protocol import Add, Check, CniError, Code, Del, Gc
 from metropolis.node.core.network.cni.wire import ANSWER_MAX, Answer, Request
 from metropolis.node.core.network.workloads import errors
 from metropolis.node.core.network.workloads.model import (
@@ -67,11 +67,14 @@ class Engine(Protocol):
     def check(self, workload_id: str, if_name: str = "", netns_path: str = "") -> Sequence[Checked]:
         """Compare with the kernel; raise NotAttached when there is nothing."""
 
+    def protect(self, workload_id: str) -> AbstractContextManager[None]:
+        """Keep Collect away from a workload for a `with` block."""
+
     def collect(
-        self, is_live: Callable[[str, str], bool], *, whose: Callable[[str], bool]
+        self, is_live: Callable[[str, str], bool], *, of_owner: Callable[[str], bool]
     ) -> Collected:
-        """Remove what is not live, of whose owners `whose` is true, but nothing
-        that an attach is busy with.
+        """Remove what is not live, of owners of which `of_owner` is true, but
+        nothing of workloads that are protected at any time meanwhile.
         """
 
     def problems(self) -> dict[str, str]:
@@ -96,9 +99,6 @@ class Adapter:
         self._executor = executor
         # By container id; a lock lives as long as somebody holds or awaits it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._adding: Counter[Key] = Counter()
-        # For each GC that runs, what ADDs have touched since it began.
-        self._touched: list[set[Key]] = []
 
     async def serve(self, request: Request, deliver: Deliver, gone: Callable[[], bool]) -> None:
         """Carry out a request and deliver its answer, whatever it holds.
@@ -156,38 +156,35 @@ class Adapter:
         return error.answer()
 
     async def _add(self, add: Add, deliver: Deliver, gone: Callable[[], bool]) -> None:
-        self._adding[add.key] += 1
-        for touched in self._touched:
-            touched.add(add.key)
         try:
-            async with self._hold(add.container_id):
-                if gone():
-                    _logger.warning("ADD %s %s: caller has gone, not begun", *add.key)
-                    return
-                created = False
-
-                async def attach() -> Answer:
-                    nonlocal created
-                    attachment, created = await self._call(self._attach, add)
-                    stdout = protocol.encode(result.success(add, attachment))
-                    if len(stdout) > ANSWER_MAX:
-                        raise CniError(Code.INVALID_CONFIG, "prevResult is too large")
-                    return Answer(stdout)
-
-                answer = await self._guarded(add, attach())
-                delivered = await deliver(answer)
-                if created and (answer.exit_code or not delivered):
-                    _logger.warning("ADD %s %s: not received, taken back", *add.key)
-                    await self._detach(add.container_id, add.netns, add.if_name)
+            with self._engine.protect(add.container_id):
+                await self._add_protected(add, deliver, gone)
         except CniError as error:
             error.version = add.version
             await deliver(error.answer())
         except errors.WorkloadError as error:
             _logger.error("ADD %s %s: not received, not taken back: %s", *add.key, error)
-        finally:
-            self._adding[add.key] -= 1
-            if not self._adding[add.key]:
-                del self._adding[add.key]
+
+    async def _add_protected(self, add: Add, deliver: Deliver, gone: Callable[[], bool]) -> None:
+        async with self._hold(add.container_id):
+            if gone():
+                _logger.warning("ADD %s %s: caller has gone, not begun", *add.key)
+                return
+            created = False
+
+            async def attach() -> Answer:
+                nonlocal created
+                attachment, created = await self._call(self._attach, add)
+                stdout = protocol.encode(result.success(add, attachment))
+                if len(stdout) > ANSWER_MAX:
+                    raise CniError(Code.INVALID_CONFIG, "prevResult is too large")
+                return Answer(stdout)
+
+            answer = await self._guarded(add, attach())
+            delivered = await deliver(answer)
+            if created and (answer.exit_code or not delivered):
+                _logger.warning("ADD %s %s: not received, taken back", *add.key)
+                await self._detach(add.container_id, add.netns, add.if_name)
 
     def _attach(self, add: Add) -> tuple[Attachment, bool]:
         """Return the attachment, and whether it is new. In a thread."""
@@ -233,18 +230,11 @@ class Adapter:
         raise CniError(Code.LIMITED, "the node's network is not as it should be", details)
 
     async def _gc(self, gc: Gc) -> None:
-        touched = set(self._adding)
-        self._touched.append(touched)
-
         def is_live(container_id: str, if_name: str) -> bool:
-            key = container_id, if_name
-            return key in gc.valid or key in touched
+            return (container_id, if_name) in gc.valid
 
         owner = protocol.owner_of(gc.network)
-        try:
-            collected = await self._call(self._engine.collect, is_live, whose=owner.__eq__)
-        finally:
-            self._touched = [other for other in self._touched if other is not touched]
+        collected = await self._call(self._engine.collect, is_live, of_owner=owner.__eq__)
         for gone in collected.removed:
             _logger.info("GC: removed %s %s", gone.workload_id, gone.if_name)
         if collected.remaining:

@@ -50,11 +50,11 @@ class GatedEngine(Engine):
         self.collecting = threading.Semaphore(0)
 
     def attach(
-        self, intent: AttachIntent, *, left_s: Callable[[], float] = lambda: GENEROUS_S
+        self, intent: AttachIntent, *, time_remaining: Callable[[], float] = lambda: GENEROUS_S
     ) -> Attachment:
         self.arrived.release()
         assert self.gate.wait(GENEROUS_S)
-        attachment = super().attach(intent, left_s=left_s)
+        attachment = super().attach(intent, time_remaining=time_remaining)
         assert self.made.wait(GENEROUS_S)
         return attachment
 
@@ -62,8 +62,8 @@ class GatedEngine(Engine):
         self,
         is_live: Callable[[str, str], bool],
         *,
-        whose: Callable[[str], bool] = lambda _: True,
-        left_s: Callable[[], float] = lambda: GENEROUS_S,
+        of_owner: Callable[[str], bool] = lambda _: True,
+        time_remaining: Callable[[], float] = lambda: GENEROUS_S,
     ) -> Collected:
         def gated(container_id: str, if_name: str) -> bool:
             live = is_live(container_id, if_name)
@@ -71,7 +71,7 @@ class GatedEngine(Engine):
             assert self.seen.wait(GENEROUS_S)
             return live
 
-        return super().collect(gated, whose=whose, left_s=left_s)
+        return super().collect(gated, of_owner=of_owner, time_remaining=time_remaining)
 
 
 def run(*command: str) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Values that callers of the engine pass in and get back."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -35,6 +36,21 @@ class AttachIntent:
     requested_ips: tuple[IPAddress, ...] = ()
     requested_mac: bytes | None = None
     owner: str = OWNER_API
+
+    def digest(self) -> bytes:
+        """Return 8 bytes that differ when two requests of one workload and
+        interface ask for different things.
+
+        The namespace is not in it: it is compared by its cookie. What is not
+        asked for is left out, so that a field of a later version leaves the
+        digests of old requests as they are.
+        """
+        state = hashlib.blake2b(digest_size=8)
+        for ip in sorted(self.requested_ips, key=lambda ip: ip.version):
+            state.update(b"ip" + bytes([len(ip.packed)]) + ip.packed)
+        if self.requested_mac is not None:
+            state.update(b"mac" + self.requested_mac)
+        return state.digest()
 
 
 @dataclass(frozen=True, slots=True)

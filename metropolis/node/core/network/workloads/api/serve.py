@@ -16,7 +16,8 @@ from ipaddress import ip_address, ip_network
 
 from metropolis.node.core.network.workloads.api.server import WORKERS, WorkloadServer
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
-from metropolis.node.core.network.workloads.engine.engine import DEFAULT_MTU, Engine
+from metropolis.node.core.network.workloads.engine.engine import Engine
+from metropolis.node.core.network.workloads.engine.settings import DEFAULT_MTU
 from metropolis.node.core.network.workloads.errors import WorkloadError
 from osbase.rpc import choose
 

@@ -184,14 +184,14 @@ class _Methods:
     def attach(self, data: bytes, call: Call) -> bytes:
         """Attach."""
         intent = wire.attach_intent(wire.decode(pb.AttachRequest, data))
-        return wire.attach_response(self._engine.attach(intent, left_s=call.left_s))
+        return wire.attach_response(self._engine.attach(intent, time_remaining=call.time_remaining))
 
     def detach(self, data: bytes, call: Call) -> bytes:
         """Detach."""
         request = wire.decode(pb.DetachRequest, data)
         netns = request.netns
         self._engine.detach(
-            request.workload_id, netns.netns_path, netns.if_name, left_s=call.left_s
+            request.workload_id, netns.netns_path, netns.if_name, time_remaining=call.time_remaining
         )
         return pb.DetachResponse().SerializeToString()
 
@@ -216,15 +216,15 @@ class _Methods:
         request = wire.decode(pb.CheckRequest, data)
         netns = request.netns
 
-        def left_s() -> float:
-            return min(call.left_s(), CHECK_WAITS_S)
+        def time_remaining() -> float:
+            return min(call.time_remaining(), CHECK_WAITS_S)
 
         try:
             checked = self._engine.check(
-                request.workload_id, netns.if_name, netns.netns_path, left_s=left_s
+                request.workload_id, netns.if_name, netns.netns_path, time_remaining=time_remaining
             )
         except GivenUp as error:
-            if call.left_s() <= 0:
+            if call.time_remaining() <= 0:
                 raise
             raise Unavailable(
                 f"check {show(request.workload_id)}: another call for this workload has taken "
@@ -236,7 +236,9 @@ class _Methods:
         """Collect."""
         request = wire.decode(pb.CollectRequest, data)
         is_live, owner = wire.live(request), wire.owner(request)
-        collected = self._engine.collect(is_live, whose=owner.__eq__, left_s=call.left_s)
+        collected = self._engine.collect(
+            is_live, of_owner=owner.__eq__, time_remaining=call.time_remaining
+        )
         return wire.collect_response(collected).SerializeToString()
 
     def watch(self, data: bytes, stream: Stream) -> Generator[bytes]:
@@ -291,7 +293,7 @@ def _coded(method: Unary) -> Unary:
 
     def serve(data: bytes, call: Call) -> bytes:
         try:
-            if call.left_s() > 0:  # it may have waited for a thread
+            if call.time_remaining() > 0:  # it may have waited for a thread
                 return method(data, call)
         except WorkloadError as error:
             raise RpcError(error.code, str(error)) from error

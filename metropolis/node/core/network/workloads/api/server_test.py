@@ -541,13 +541,13 @@ def test_a_watch_is_told_every_loss_of_a_flood(tmp_path: Path) -> None:
         for n, pod in enumerate(made):
             world.client.attach(f"p{n}", pod)
         watch.next(32)
-        with world.engine._mutex, IPRoute() as witness:  # who reads waits for it
+        with world.engine._ledger._mutex, IPRoute() as witness:  # who reads waits for it
             for pod in made:
                 pod.close()
             while any(link.get("group") == 8 for link in witness.get_links()):
                 pass
     assert {watch.next()[0] for _ in range(32)} == {("LOST", f"p{n}") for n in range(32)}
-    assert world.engine._overruns > 0
+    assert world.engine._ledger._overruns > 0
     assert world.client.list() == {}
     world.close()
 

@@ -114,7 +114,7 @@ def test_a_client_that_does_not_read_is_told_to_begin_anew(tmp_path: Path) -> No
     world = World(tmp_path, watch_backlog=100)
     watch = world.client.watch()
     watch.next()
-    while world.engine._watchers:
+    while world.engine._ledger.watchers:
         world.attach(0)
         world.engine.detach("w0")
     _, code = watch.end()

@@ -142,8 +142,11 @@ class Datapath(Protocol):
     def open_netns(self, path: str) -> AbstractContextManager[Netns]:
         """Raise InvalidArgument or NotFound when it is not one."""
 
-    def is_home(self, netns: Netns) -> bool:
+    def is_host_netns(self, netns: Netns) -> bool:
         """Whether it is the namespace of the host itself."""
+
+    def host_interface(self, workload_id: str, if_name: str) -> str:
+        """Return the name of the link on the host. Pure."""
 
     def create(self, netns: Netns, record: Record, *, metric: int) -> None:
         """Make the attachment, wholly, or undo it and raise.

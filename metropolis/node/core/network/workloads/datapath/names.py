@@ -46,7 +46,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from metropolis.node.core.network.workloads.datapath.interface import Record
-from metropolis.node.core.network.workloads.model import AttachIntent, IPAddress
+from metropolis.node.core.network.workloads.model import IPAddress
 from osbase.netlink.rtnl import ALTIFNAMSIZ
 
 VERSION = 2
@@ -79,20 +79,6 @@ def host_interface(workload_id: str, if_name: str) -> str:
 def is_host_interface(name: str) -> bool:
     """Whether a link's name is of the form that host_interface makes."""
     return _HOST_INTERFACE.fullmatch(name) is not None
-
-
-def digest(intent: AttachIntent) -> bytes:
-    """8 bytes that differ when two requests of one workload and interface ask
-    for different things. The namespace is not in it: it is compared by
-    cookie. What is not asked for is left out, so that fields that are new in
-    a later version leave the digests of old requests as they are.
-    """
-    state = hashlib.blake2b(digest_size=8)
-    for ip in sorted(intent.requested_ips, key=lambda ip: ip.version):
-        state.update(b"ip" + bytes([len(ip.packed)]) + ip.packed)
-    if intent.requested_mac is not None:
-        state.update(b"mac" + intent.requested_mac)
-    return state.digest()
 
 
 def key_altname(record: Record) -> str:

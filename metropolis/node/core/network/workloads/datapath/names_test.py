@@ -178,7 +178,7 @@ def test_the_digest_tells_requests_apart() -> None:
         ((), None), ((four,), None), ((six,), None), ((four, six), None),
         ((), bytes(6)), ((four,), bytes(6)),
     ]  # fmt: skip
-    digests = {names.digest(AttachIntent("w", "/n", "e", ips, mac)) for ips, mac in asked}
+    digests = {AttachIntent("w", "/n", "e", ips, mac).digest() for ips, mac in asked}
     assert len(digests) == len(asked)
-    swapped = names.digest(AttachIntent("w", "/other", "e", (six, four)))
-    assert swapped == names.digest(AttachIntent("w", "/n", "e", (four, six)))
+    swapped = AttachIntent("w", "/other", "e", (six, four)).digest()
+    assert swapped == AttachIntent("w", "/n", "e", (four, six)).digest()

@@ -423,9 +423,13 @@ class KernelDatapath:
         """See Datapath."""
         return self._ipv6
 
-    def is_home(self, netns: Netns) -> bool:
+    def is_host_netns(self, netns: Netns) -> bool:
         """See Datapath."""
         return netns.cookie == self._home_cookie
+
+    def host_interface(self, workload_id: str, if_name: str) -> str:
+        """See Datapath."""
+        return names.host_interface(workload_id, if_name)
 
     # ---- Attach -----------------------------------------------------------
 

@@ -716,8 +716,8 @@ def test_collect_leaves_what_is_not_what_it_saw(world: World) -> None:
             world.engine.detach("w1")
             # As another process would: no attach of this engine is seen.
             world.engine.attach(intent())
-            with world.engine._mutex:
-                world.engine._spared = set()
+            with world.engine._ledger._mutex:
+                world.engine._ledger._protected_since = set()
             again.extend(world.engine.list())
         return False
 
@@ -752,7 +752,7 @@ def test_one_collection_at_a_time(world: World) -> None:
 
     def is_live(*_: str) -> bool:
         with pytest.raises(GivenUp, match="garbage collection was under way"):
-            world.engine.collect(lambda *_: False, left_s=lambda: 0.01)
+            world.engine.collect(lambda *_: False, time_remaining=lambda: 0.01)
         return True
 
     assert world.engine.collect(is_live) == Collected((), ())
@@ -769,10 +769,10 @@ def test_nothing_is_begun_for_a_caller_that_has_gone(world: World) -> None:
         return 0.0
 
     for call in (
-        lambda: world.engine.attach(intent("w2", "/b"), left_s=gone),
-        lambda: world.engine.detach("w1", left_s=gone),
-        lambda: world.engine.check("w1", left_s=gone),
-        lambda: world.engine.collect(lambda *_: False, left_s=gone),
+        lambda: world.engine.attach(intent("w2", "/b"), time_remaining=gone),
+        lambda: world.engine.detach("w1", time_remaining=gone),
+        lambda: world.engine.check("w1", time_remaining=gone),
+        lambda: world.engine.collect(lambda *_: False, time_remaining=gone),
     ):
         with pytest.raises(GivenUp):
             call()
@@ -791,20 +791,22 @@ def test_a_caller_that_leaves_in_the_queue_gets_nothing(world: World) -> None:
     times = {"same": 0, "other": 0}
 
     def leaves(name: str, at: int) -> Callable[[], float]:
-        def left_s() -> float:
+        def time_remaining() -> float:
             times[name] += 1
             return WAIT_S if times[name] < at else 0.0
 
-        return left_s
+        return time_remaining
 
     with ThreadPoolExecutor() as pool:
         first = pool.submit(world.engine.attach, intent())
         assert inside.wait(WAIT_S)
-        same = pool.submit(world.engine.attach, intent(if_name="net1"), left_s=leaves("same", 2))
-        other = pool.submit(
-            world.engine.attach, intent("w2", "/a", "net2"), left_s=leaves("other", 4)
+        same = pool.submit(
+            world.engine.attach, intent(if_name="net1"), time_remaining=leaves("same", 2)
         )
-        while times != {"same": 1, "other": 3}:
+        other = pool.submit(
+            world.engine.attach, intent("w2", "/a", "net2"), time_remaining=leaves("other", 3)
+        )
+        while times != {"same": 1, "other": 2}:
             pass
         go_on.set()
         first.result(WAIT_S)
@@ -818,7 +820,7 @@ def test_a_caller_that_leaves_in_the_queue_gets_nothing(world: World) -> None:
 def test_a_call_whose_time_ends_while_it_is_served_is_finished(world: World) -> None:
     over = False
 
-    def left_s() -> float:
+    def time_remaining() -> float:
         return 0.0 if over else WAIT_S
 
     def end(_: Record) -> None:
@@ -826,7 +828,7 @@ def test_a_call_whose_time_ends_while_it_is_served_is_finished(world: World) -> 
         over = True
 
     world.datapath.on_create = end
-    made = world.engine.attach(intent(), left_s=left_s)
+    made = world.engine.attach(intent(), time_remaining=time_remaining)
     assert world.engine.attach(intent()) == made
 
 

@@ -91,7 +91,7 @@ def asked_for_an_address(world: World) -> None:
 
 def collected(world: World) -> None:
     name = world.attach()
-    world.engine.collect(lambda *_: False, whose=lambda _: True)
+    world.engine.collect(lambda *_: False, of_owner=lambda _: True)
     world.datapath.kernel.namespaces.pop(name)
 
 

@@ -39,13 +39,36 @@ def test_too_many_do_not_even_wait() -> None:
 
 def test_a_caller_without_patience_does_not_wait() -> None:
     locks = KeyedLocks[str]("thing")
-    for left_s in (0.0, -1.0, 0.01):
+    for seconds in (0.0, -1.0, 0.01):
         with (
-            locks.hold("a", left_s=0.0),
+            locks.hold("a"),
             pytest.raises(GivenUp, match="another call for this thing was under way"),
-            locks.hold("a", left_s=left_s),
+            locks.hold("a", [seconds].pop),
         ):
             pass
+    assert not locks._slots
+
+
+def test_a_caller_who_left_gets_no_free_lock() -> None:
+    locks = KeyedLocks[str]("thing")
+    with pytest.raises(GivenUp, match="nothing was begun"), locks.hold("a", lambda: 0.0):
+        pass
+    assert not locks._slots
+
+
+def test_trying_never_waits() -> None:
+    locks = KeyedLocks[str]("thing")
+    lock = locks.try_hold("a")
+    assert lock is not None
+    assert locks.try_hold("a") is None
+    other = locks.try_hold("b")
+    assert other is not None
+    other.release()
+    with pytest.raises(GivenUp), locks.hold("a", [0.01].pop):
+        pass
+    lock.release()
+    with locks.hold("a"):
+        assert locks.try_hold("a") is None
     assert not locks._slots
 
 

@@ -7,7 +7,6 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from metropolis.node.core.network.workloads.conditions import Conditions
-from metropolis.node.core.network.workloads.datapath import names
 from metropolis.node.core.network.workloads.datapath.interface import Held, Record
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.engine.watchers import Kind
@@ -73,19 +72,19 @@ def test_the_first_owner_is_kept(world: World) -> None:
 
 def test_an_owner_is_no_part_of_the_request() -> None:
     one, other = intent("w1", "/a", "api"), intent("w1", "/a", "cni one")
-    assert names.digest(one) == names.digest(other)
+    assert one.digest() == other.digest()
 
 
 def test_a_collection_may_be_of_some_owners(world: World) -> None:
     world.engine.attach(intent("w1", "/a", "cni one"))
     world.engine.attach(intent("w2", "/b", "api"))
-    collected = world.engine.collect(lambda *_: False, whose=lambda owner: owner == "api")
+    collected = world.engine.collect(lambda *_: False, of_owner=lambda owner: owner == "api")
     assert [one.workload_id for one in collected.removed] == ["w2"]
     assert [one.workload_id for one in world.engine.list()] == ["w1"]
     for index, record in world.kernel.links.items():
         world.kernel.links[index] = replace(record, owner="", version=1)
     world.restart()
-    assert world.engine.collect(lambda *_: False, whose=bool) == Collected((), ())
+    assert world.engine.collect(lambda *_: False, of_owner=bool) == Collected((), ())
     assert [one.owner for one in world.engine.list()] == [""]
     assert len(world.engine.collect(lambda *_: False).removed) == 1
 

@@ -91,7 +91,7 @@ def record_for(
         mac=bytes([2, 0, 0, 0, 0, number]),
         mtu=1400,
         ips=(ip_address(f"10.9.0.{number}"), ip_address(f"fd00:9::{number:x}")),
-        request=names.digest(intent),
+        request=intent.digest(),
         owner="api",
     )
 
@@ -361,7 +361,7 @@ class DatapathContract:
         for path in (one, other, one, bench.home):
             with bench.datapath.open_netns(path) as netns:
                 seen.append(netns.cookie)
-                assert bench.datapath.is_home(netns) is (path == bench.home)
+                assert bench.datapath.is_host_netns(netns) is (path == bench.home)
         assert seen[0] == seen[2]
         assert len(set(seen)) == 3
 

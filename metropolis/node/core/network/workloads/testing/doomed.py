@@ -35,7 +35,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, NoReturn
 
 from metropolis.node.core.network.workloads.api import serve
-from metropolis.node.core.network.workloads.engine import engine
+from metropolis.node.core.network.workloads.engine import numbers
 from metropolis.node.core.network.workloads.testing.trace import split
 from osbase.netlink.message import HEADER, NLM_F_DUMP
 
@@ -190,7 +190,7 @@ def run(
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC), 2)
     doom = Doom(plan)
     install(doom)
-    engine._random_index = lambda: _FIRST_INDEX
+    numbers.random_index = lambda: _FIRST_INDEX
 
     def listen() -> None:
         with contextlib.suppress(EOFError):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
-from metropolis.node.core.network.workloads.datapath import recovery
+from metropolis.node.core.network.workloads.datapath import names, recovery
 from metropolis.node.core.network.workloads.datapath.interface import (
     Held,
     Hold,
@@ -141,9 +141,13 @@ class FakeDatapath:
             raise NotFound(f"netns.netns_path {show(path)} does not exist")
         yield FakeNetns(self.kernel.namespaces[path])
 
-    def is_home(self, netns: Netns) -> bool:
+    def is_host_netns(self, netns: Netns) -> bool:
         """See Datapath."""
         return netns.cookie == HOME
+
+    def host_interface(self, workload_id: str, if_name: str) -> str:
+        """See Datapath."""
+        return names.host_interface(workload_id, if_name)
 
     def create(self, netns: Netns, record: Record, *, metric: int) -> None:
         """See Datapath."""

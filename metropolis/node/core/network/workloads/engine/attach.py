@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An attach, in the order in which it happens.
+
+    step      by         takes or makes                   after a crash there is
+    --------  ---------  -------------------------------  ----------------------
+    protect   ledger     no Collect touches the workload  nothing
+    lock      locks      the workload, the namespace      nothing
+    reserve   ledger     addresses, indexes, the names    nothing: it is memory
+    create    datapath   the pair of links                a link without records
+                         the inside of the namespace        (a start removes it)
+                         records and routes (the commit)  an attachment
+    settle    ledger     ATTACHED; watchers are told        (a start adopts it)
+
+After an error of `create` nothing is left, and the reservation is dropped. If
+undoing fails as well, the entry is BROKEN: a Detach or the next Attach removes
+what is there. A repeated request finds the attachment, and gets it again.
+"""
+
+from collections.abc import Sequence
+
+from metropolis.node.core.network.workloads.datapath.interface import (
+    Datapath,
+    IndexTaken,
+    Netns,
+    NoIPv6,
+    Record,
+    RouteTaken,
+    UndoFailed,
+)
+from metropolis.node.core.network.workloads.engine.detach import Detacher
+from metropolis.node.core.network.workloads.engine.entries import Entry, State, attachment_of
+from metropolis.node.core.network.workloads.engine.ledger import (
+    Ledger,
+    Reservation,
+    further_metric,
+)
+from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone
+from metropolis.node.core.network.workloads.engine.locks import (
+    Locks,
+    TimeRemaining,
+)
+from metropolis.node.core.network.workloads.engine.numbers import random_index
+from metropolis.node.core.network.workloads.engine.readiness import IPV6_REMEDY, Readiness
+from metropolis.node.core.network.workloads.engine.settings import Settings
+from metropolis.node.core.network.workloads.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    KernelRefused,
+    NotFound,
+)
+from metropolis.node.core.network.workloads.model import AttachIntent, Attachment, IPAddress
+from metropolis.node.core.network.workloads.validate import show
+
+_INDEX_ATTEMPTS = 8
+
+
+class Attacher:
+    """See the module."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        datapath: Datapath,
+        locks: Locks,
+        settings: Settings,
+        readiness: Readiness,
+        left_alone: LeftAlone,
+        detacher: Detacher,
+    ) -> None:
+        self._ledger = ledger
+        self._datapath = datapath
+        self._locks = locks
+        self._settings = settings
+        self._readiness = readiness
+        self._left_alone = left_alone
+        self._detacher = detacher
+
+    def attach(self, intent: AttachIntent, time_remaining: TimeRemaining) -> Attachment:
+        """See Engine.attach."""
+        workload_id = intent.workload_id
+        with (
+            self._ledger.protect(workload_id),
+            self._locks.workload.hold(workload_id, time_remaining),
+        ):
+            self._left_alone.claim(workload_id)
+            present = self._ledger.find(workload_id, intent.if_name)
+            if present is None:
+                self._readiness.refuse_unless_ready()
+            with self._datapath.open_netns(intent.netns_path) as netns:
+                if self._datapath.is_host_netns(netns):
+                    raise InvalidArgument(
+                        f"netns.netns_path {show(intent.netns_path)}: is the namespace of the host"
+                    )
+                if present is not None and present.state is State.BROKEN:
+                    self._detacher.remove([present])
+                elif present is not None and not present.gone:
+                    return _same_or_raise(present.record, intent, netns.cookie)
+                with self._locks.namespace.hold(netns.cookie, time_remaining):
+                    return self._make(intent, netns)
+
+    def _make(self, intent: AttachIntent, netns: Netns) -> Attachment:
+        reserved = self._ledger.reserve(
+            intent,
+            cookie=netns.cookie,
+            host_interface=self._datapath.host_interface(intent.workload_id, intent.if_name),
+            mtu=self._settings.mtu,
+            ipv6=self._datapath.ipv6,
+        )
+        entry = reserved.entry
+        try:
+            self._create(reserved, netns, intent.requested_ips)
+            self._ledger.check_presence(reserved, self._datapath.present)
+        except UndoFailed:
+            self._ledger.settle(entry, State.BROKEN)
+            raise
+        except BaseException:
+            self._ledger.drop(entry)
+            raise
+        if not self._ledger.settle(entry, State.ATTACHED):
+            raise NotFound(
+                f"attach {show(intent.workload_id)}: the network namespace was removed meanwhile"
+            )
+        return attachment_of(entry.record)
+
+    def _create(self, reserved: Reservation, netns: Netns, requested: Sequence[IPAddress]) -> None:
+        """Create the links. An attempt that met others' indexes or routes is
+        repeated with other ones.
+        """
+        entry, metric = reserved.entry, reserved.metric
+        for _ in range(_INDEX_ATTEMPTS):
+            try:
+                self._datapath.create(netns, entry.record, metric=metric)
+                return
+            except IndexTaken:
+                # By another program's link, here or in the namespace.
+                self._ledger.renumber(entry, peer_ifindex=random_index())
+            except NoIPv6 as error:
+                self._refuse_unless_optional(entry, requested, error)
+                self._ledger.renumber(entry, without_ipv6=True)
+            except RouteTaken:
+                # By an interface of another plugin: its route comes first.
+                if metric:
+                    raise
+                metric = further_metric(entry.record.peer_ifindex)
+                self._ledger.renumber(entry)
+        raise KernelRefused(
+            f"attach {show(entry.record.workload_id)}: found no free interface index in "
+            f"{_INDEX_ATTEMPTS} attempts"
+        )
+
+    def _refuse_unless_optional(
+        self, entry: Entry, requested: Sequence[IPAddress], error: NoIPv6
+    ) -> None:
+        """Raise KernelRefused unless the attachment may have IPv4 alone."""
+        if not self._settings.ipv6_optional:
+            raise KernelRefused(f"{error}; {IPV6_REMEDY}") from error
+        if entry.record.ips[0].version == 6 or any(ip.version == 6 for ip in requested):
+            raise KernelRefused(f"{error}; and IPv6 is all there is, or was asked for") from error
+
+
+def _same_or_raise(record: Record, intent: AttachIntent, cookie: int) -> Attachment:
+    """Return the attachment if the intent is what made it."""
+    operation = f"attach {show(intent.workload_id)}, interface {show(intent.if_name)}"
+    if record.netns_cookie != cookie:
+        raise AlreadyExists(f"{operation}: exists in another network namespace")
+    if record.request != intent.digest():
+        raise AlreadyExists(
+            f"{operation}: exists with {', '.join(map(str, record.ips))}, MAC "
+            f"{record.mac.hex(':')}, made by a request for other addresses or another MAC"
+        )
+    return attachment_of(record)

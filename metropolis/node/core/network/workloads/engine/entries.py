@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attachments as the service knows them, and the tables that find them.
+
+An attachment's life (any other step is an AssertionError):
+
+    (none) ─ reserve ─> ATTACHING ─ created ─> ATTACHED ─ remove ─> LEAVING
+                            │                                        ^   │
+                            └ undo failed ─> BROKEN ─── remove again ┘   │
+                                               ^                         │
+                                               └─── could not be removed ┘
+
+An entry is dropped wherever its link is gone. Not thread-safe: the ledger owns
+the tables, and holds its mutex when it uses them.
+"""
+
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from metropolis.node.core.network.workloads.datapath.interface import Record
+from metropolis.node.core.network.workloads.model import Attachment, first_hop, routes_of
+from metropolis.node.core.network.workloads.validate import show
+
+
+class State(enum.Enum):
+    """See the picture above."""
+
+    ATTACHING = enum.auto()
+    ATTACHED = enum.auto()
+    LEAVING = enum.auto()
+    BROKEN = enum.auto()
+
+
+_NEXT = {
+    State.ATTACHING: {State.ATTACHED, State.BROKEN},
+    State.ATTACHED: {State.LEAVING},
+    State.BROKEN: {State.LEAVING},
+    State.LEAVING: {State.BROKEN},
+}
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """An attachment. The ledger alone changes it; others read it.
+
+    gone: the link was removed while a call was busy with it; never taken back
+    but by a new index. announced: watchers have been told of it.
+    """
+
+    record: Record
+    state: State
+    gone: bool = False
+    announced: bool = False
+
+    def move_to(self, state: State) -> None:
+        """Change the state as the picture allows."""
+        assert state in _NEXT[self.state], (self.state, state)
+        self.state = state
+
+
+class Tables:
+    """Entries by workload and interface, by network namespace, by index."""
+
+    def __init__(self) -> None:
+        self._by_workload: dict[str, dict[str, Entry]] = {}
+        self._by_netns: dict[int, dict[str, Entry]] = {}  # by cookie
+        self._by_index: dict[int, Entry] = {}
+
+    def add(self, entry: Entry) -> None:
+        """Add an entry whose names and index are free."""
+        record = entry.record
+        self._by_workload.setdefault(record.workload_id, {})[record.if_name] = entry
+        self._by_netns.setdefault(record.netns_cookie, {})[record.if_name] = entry
+        self._by_index[record.host_ifindex] = entry
+
+    def drop(self, entry: Entry) -> bool:
+        """Forget an entry. Returns whether it was there."""
+        record = entry.record
+        if self._by_index.pop(record.host_ifindex, None) is None:
+            return False
+        _discard(self._by_workload, record.workload_id, record.if_name)
+        _discard(self._by_netns, record.netns_cookie, record.if_name)
+        return True
+
+    def replace(self, entry: Entry, record: Record) -> None:
+        """Give an entry a record with another host index."""
+        del self._by_index[entry.record.host_ifindex]
+        entry.record = record
+        self._by_index[record.host_ifindex] = entry
+
+    def of_workload(self, workload_id: str) -> Mapping[str, Entry]:
+        """A workload's entries, by the names of their interfaces."""
+        return self._by_workload.get(workload_id, {})
+
+    def in_netns(self, cookie: int) -> Mapping[str, Entry]:
+        """A namespace's entries, by the names of their interfaces."""
+        return self._by_netns.get(cookie, {})
+
+    def at_index(self, ifindex: int) -> Entry | None:
+        """The entry whose link on the host has this index."""
+        return self._by_index.get(ifindex)
+
+    def __iter__(self) -> Iterator[Entry]:
+        for entries in self._by_workload.values():
+            yield from entries.values()
+
+
+def _discard[K](table: dict[K, dict[str, Entry]], key: K, name: str) -> None:
+    inner = table.get(key)
+    if inner is not None:
+        inner.pop(name, None)
+        if not inner:
+            del table[key]
+
+
+def owner_text(workload_id: str) -> str:
+    """How messages name the owner of an address or a name."""
+    return f"workload {show(workload_id)}"
+
+
+def attachment_of(record: Record) -> Attachment:
+    """What callers see of a record."""
+    versions = [ip.version for ip in record.ips]
+    return Attachment(
+        workload_id=record.workload_id,
+        if_name=record.if_name,
+        ips=record.ips,
+        mac=record.mac,
+        host_interface=record.host_interface,
+        host_ifindex=record.host_ifindex,
+        mtu=record.mtu,
+        gateways=tuple([first_hop(version) for version in versions]),
+        routes=routes_of(versions),
+        owner=record.owner,
+    )

@@ -1,0 +1,441 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who has what: attachments, addresses, indexes, claims, protected workloads.
+
+What is here is a copy of what the kernel knows: `adopt` reads it back. Every
+public method takes the mutex itself and returns without kernel work, which it
+could not do: nothing here can reach a kernel (build/lint sees to that). So each
+is one step, seen whole or not at all, and none of them ever waits for long.
+
+Events of watchers are put into their queues under the mutex, too, so their
+order is the order of the steps.
+"""
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+from metropolis.node.core.network.workloads.datapath.interface import Held, Record
+from metropolis.node.core.network.workloads.engine.entries import (
+    Entry,
+    State,
+    Tables,
+    attachment_of,
+    owner_text,
+)
+from metropolis.node.core.network.workloads.engine.numbers import (
+    INDEX_MIN,
+    index_numbers,
+    random_mac,
+)
+from metropolis.node.core.network.workloads.engine.pool import AddressPool
+from metropolis.node.core.network.workloads.engine.watchers import Event, Kind, Watcher, Watchers
+from metropolis.node.core.network.workloads.errors import AlreadyExists, WorkloadError
+from metropolis.node.core.network.workloads.model import AttachIntent, IPAddress, IPNetwork
+from metropolis.node.core.network.workloads.validate import show
+
+_PEER_INDEX = 2  # the first after lo
+# Metric of the routes of a namespace's further interfaces: behind those of the
+# first (0, in IPv6 1024), ours or another plugin's, and different for each.
+_FURTHER_METRIC = 2048
+
+
+type _Prefixes = tuple[Sequence[IPNetwork], Collection[IPAddress], Collection[IPNetwork]]
+
+
+def further_metric(peer_ifindex: int) -> int:
+    """Return the metric of the routes of a namespace's further interface."""
+    return _FURTHER_METRIC + peer_ifindex
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What an attach has before it begins. metric: of the routes inside.
+    overruns: of events, so far; see `check_presence`.
+    """
+
+    entry: Entry
+    metric: int
+    overruns: int
+
+
+class Protection:
+    """Keeps Collect away from a workload while a `with` block runs."""
+
+    __slots__ = ("_ledger", "_workload_id")
+
+    def __init__(self, ledger: Ledger, workload_id: str) -> None:
+        self._ledger = ledger
+        self._workload_id = workload_id
+
+    def __enter__(self) -> None:
+        self._ledger._protect(self._workload_id)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ledger._unprotect(self._workload_id)
+
+
+class Ledger:
+    """See the module. Thread-safe; entries are changed nowhere else."""
+
+    def __init__(self) -> None:
+        self.watchers = Watchers()
+        self._indexes = index_numbers()
+        # All below: guarded by the mutex.
+        self._mutex = threading.Lock()
+        self._tables = Tables()
+        self._pool = AddressPool()
+        self._adopted = False
+        self._prefixes: _Prefixes = ((), (), ())
+        self._held: dict[int, Held] = {}  # by host index
+        self._overruns = 0
+        self._protected: Counter[str] = Counter()  # calls by workload
+        # Workloads protected at any time since the collection under way, if
+        # there is one, began.
+        self._protected_since: set[str] | None = None
+
+    # ---- Recovery and settings ----------------------------------------------
+
+    def adopt(self, complete: Iterable[Record], held: Iterable[Held]) -> None:
+        """Begin with what a scan found."""
+        with self._mutex:
+            for record in complete:
+                self._tables.add(Entry(record, State.ATTACHED, announced=True))
+                for ip in record.ips:
+                    self._pool.adopt(ip, owner_text(record.workload_id))
+            used = {ip for entry in self._tables for ip in entry.record.ips}
+            for one in held:
+                ips = tuple(ip for ip in one.ips if ip not in used)
+                used.update(ips)
+                for ip in ips:
+                    self._pool.adopt(ip, f"link {show(one.name)}, which is left alone")
+                self._held[one.ifindex] = replace(one, ips=ips)
+            self._pool.set_prefixes(*self._prefixes)
+            self._adopted = True
+
+    def set_prefixes(
+        self,
+        prefixes: Sequence[IPNetwork],
+        reserved: Collection[IPAddress],
+        draining: Collection[IPNetwork],
+    ) -> None:
+        """See Engine.set_prefixes."""
+        with self._mutex:
+            # A pool looks at what is in use to choose where it begins. So
+            # before that is known, prefixes are only judged.
+            pool = self._pool if self._adopted else AddressPool()
+            pool.set_prefixes(prefixes, reserved, draining)
+            self._prefixes = (tuple(prefixes), tuple(reserved), tuple(draining))
+
+    def in_use(self, prefix: IPNetwork) -> int:
+        """Return how many addresses of the prefix are in use."""
+        with self._mutex:
+            return self._pool.in_use(prefix)
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The IP versions of which there is a prefix."""
+        with self._mutex:
+            return self._pool.versions
+
+    def check_room(self, *, ipv6: bool) -> None:
+        """Raise Exhausted when a family has no address left. ipv6: whether it
+        is one that workloads can have.
+        """
+        with self._mutex:
+            for version in self._usable_versions(ipv6=ipv6):
+                self._pool.check_room(version)
+
+    # ---- What there is ------------------------------------------------------
+
+    def find(self, workload_id: str, if_name: str) -> Entry | None:
+        """Return the entry of an interface."""
+        with self._mutex:
+            return self._tables.of_workload(workload_id).get(if_name)
+
+    def of_workload(self, workload_id: str, if_name: str = "") -> list[Entry]:
+        """Return a workload's entries; with a name, that one's."""
+        with self._mutex:
+            entries = self._tables.of_workload(workload_id)
+            return [entry for name, entry in entries.items() if if_name in ("", name)]
+
+    def attached(self, workload_id: str = "") -> list[Record]:
+        """Return the records of what is attached, of one workload or all."""
+        with self._mutex:
+            chosen: Iterable[Entry] = self._tables
+            if workload_id:
+                chosen = self._tables.of_workload(workload_id).values()
+            return [entry.record for entry in chosen if entry.state is State.ATTACHED]
+
+    def is_attached(self, record: Record) -> bool:
+        """Whether this very record is attached, and no call changes it."""
+        with self._mutex:
+            entry = self._tables.at_index(record.host_ifindex)
+            return entry is not None and entry.state is State.ATTACHED and entry.record is record
+
+    @property
+    def held(self) -> tuple[Held, ...]:
+        """The links that are left alone."""
+        with self._mutex:
+            return tuple(self._held.values())
+
+    def watch(self, backlog: int) -> Watcher:
+        """Return a watcher that begins with what has been announced."""
+        with self._mutex:
+            present = [attachment_of(entry.record) for entry in self._tables if entry.announced]
+            return self.watchers.add(present, backlog)
+
+    # ---- The steps of an attach ---------------------------------------------
+
+    def reserve(
+        self,
+        intent: AttachIntent,
+        *,
+        cookie: int,
+        host_interface: str,
+        mtu: int,
+        ipv6: bool,
+    ) -> Reservation:
+        """Take all that the attachment needs, or nothing.
+
+        cookie: of its namespace. mtu: in bytes. ipv6: whether the host has it.
+        Raises AlreadyExists, Exhausted or InvalidArgument.
+        """
+        with self._mutex:
+            neighbours = self._tables.in_netns(cookie)
+            if intent.if_name in neighbours:
+                other = neighbours[intent.if_name].record.workload_id
+                raise AlreadyExists(
+                    f"if_name {show(intent.if_name)}: is taken in the network namespace by "
+                    f"{owner_text(other)}"
+                )
+            peers = {entry.record.peer_ifindex for entry in neighbours.values()}
+            peer = next(index for index in range(_PEER_INDEX, INDEX_MIN) if index not in peers)
+            ips = self._take_addresses(intent, self._usable_versions(ipv6=ipv6))
+            record = Record(
+                workload_id=intent.workload_id,
+                if_name=intent.if_name,
+                netns_cookie=cookie,
+                host_interface=host_interface,
+                host_ifindex=self._free_index(),
+                peer_ifindex=peer,
+                mac=intent.requested_mac or random_mac(),
+                mtu=mtu,
+                ips=tuple(sorted(ips, key=lambda ip: ip.version)),
+                request=intent.digest(),
+                owner=intent.owner,
+            )
+            entry = Entry(record, State.ATTACHING)
+            metric = further_metric(peer) if neighbours else 0
+            self._tables.add(entry)
+            return Reservation(entry, metric, self._overruns)
+
+    def _take_addresses(self, intent: AttachIntent, versions: Iterable[int]) -> list[IPAddress]:
+        owner = owner_text(intent.workload_id)
+        ips: list[IPAddress] = []
+        try:
+            for ip in intent.requested_ips:
+                self._pool.take_requested(ip, owner)
+                ips.append(ip)
+            for version in versions:
+                if all(ip.version != version for ip in ips):
+                    ips.append(self._pool.take(version, owner))
+        except WorkloadError:
+            for ip in ips:
+                self._pool.release(ip)
+            raise
+        return ips
+
+    def renumber(
+        self, entry: Entry, *, peer_ifindex: int | None = None, without_ipv6: bool = False
+    ) -> None:
+        """Prepare another attempt of an attach.
+
+        It gets another host index, too, since the removal of the last one may
+        still be reported.
+        """
+        with self._mutex:
+            before = entry.record
+            ips = before.ips
+            if without_ipv6:
+                ips = tuple(ip for ip in ips if ip.version == 4)
+                for ip in set(before.ips) - set(ips):
+                    self._pool.release(ip)
+            record = replace(
+                before,
+                host_ifindex=self._free_index(),
+                peer_ifindex=before.peer_ifindex if peer_ifindex is None else peer_ifindex,
+                ips=ips,
+            )
+            self._tables.replace(entry, record)
+            entry.gone = False
+
+    def check_presence(self, reserved: Reservation, present: Callable[[], Collection[int]]) -> None:
+        """Note a removal that may be among events that were lost meanwhile.
+
+        present: returns the host indexes of links; it is called only if events
+        were lost, and without the mutex.
+        """
+        if reserved.overruns == self._overruns:
+            return
+        index = reserved.entry.record.host_ifindex
+        missing = index not in present()
+        with self._mutex:
+            # An event that came meanwhile is as good: gone stays gone.
+            reserved.entry.gone = reserved.entry.gone or missing
+
+    def settle(self, entry: Entry, state: State) -> bool:
+        """End a step in this state. If the link is gone the entry is dropped,
+        and False returned.
+        """
+        with self._mutex:
+            if entry.gone:
+                self._drop(entry)
+                return False
+            entry.move_to(state)
+            if state is State.ATTACHED:
+                self._announce(entry)
+            return True
+
+    # ---- The steps of a removal ---------------------------------------------
+
+    def leave(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Begin to remove entries. Returns those whose links are there."""
+        with self._mutex:
+            leaving = [entry for entry in entries if not entry.gone]
+            for entry in leaving:
+                entry.move_to(State.LEAVING)
+            return leaving
+
+    def drop(self, entry: Entry) -> None:
+        """Forget an entry and free what it has. Twice is once."""
+        with self._mutex:
+            self._drop(entry)
+
+    # ---- Collections --------------------------------------------------------
+
+    def protect(self, workload_id: str) -> Protection:
+        """Keep Collect away from a workload for a `with` block."""
+        return Protection(self, workload_id)
+
+    def _protect(self, workload_id: str) -> None:
+        with self._mutex:
+            self._protected[workload_id] += 1
+            if self._protected_since is not None:
+                self._protected_since.add(workload_id)
+
+    def _unprotect(self, workload_id: str) -> None:
+        with self._mutex:
+            calls = self._protected[workload_id] - 1
+            if calls:
+                self._protected[workload_id] = calls
+            else:
+                del self._protected[workload_id]
+
+    @contextlib.contextmanager
+    def collection(self, of_owner: Callable[[str], bool]) -> Iterator[list[Entry]]:
+        """Give what a collection may remove, of these owners. One at a time."""
+        with self._mutex:
+            self._protected_since = set(self._protected)
+            seen = [
+                entry
+                for entry in self._tables
+                if entry.state in (State.ATTACHED, State.BROKEN) and of_owner(entry.record.owner)
+            ]
+        try:
+            yield seen
+        finally:
+            with self._mutex:
+                self._protected_since = None
+
+    def unprotected(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Return those whose links are there and whose workloads were protected
+        at no time since the collection began.
+        """
+        with self._mutex:
+            protected = self._protected_since or ()
+            return [
+                one for one in entries if not one.gone and one.record.workload_id not in protected
+            ]
+
+    # ---- What happens without a call ----------------------------------------
+
+    def claim(self, workload_id: str, host_interface: Callable[[str], str]) -> bool:
+        """Adopt links that lost their workload's id, if they are this one's.
+
+        host_interface: the name of the workload's link on the host, by the
+        name inside. Returns whether there was such a link.
+        """
+        if not self._held:
+            return False
+        claimed = False
+        with self._mutex:
+            for index, held in list(self._held.items()):
+                record = held.record
+                if record is None or held.ips != record.ips:
+                    continue
+                if held.name == host_interface(record.if_name):
+                    del self._held[index]
+                    entry = Entry(replace(record, workload_id=workload_id), State.ATTACHED)
+                    self._tables.add(entry)
+                    self._announce(entry)
+                    claimed = True
+        return claimed
+
+    def removed(self, ifindex: int) -> tuple[Entry | None, Held | None]:
+        """Note that a link is gone. Returns the attachment that ended with it,
+        and the link that was left alone, as far as it was one.
+        """
+        with self._mutex:
+            held = self._held.pop(ifindex, None)
+            for ip in held.ips if held is not None else ():
+                self._pool.release(ip)
+            entry = self._tables.at_index(ifindex)
+            if entry is not None and entry.state in (State.ATTACHING, State.LEAVING):
+                entry.gone = True  # the call that is busy with it goes on
+                return None, held
+            if entry is not None:
+                self._drop(entry)
+            return entry, held
+
+    def overrun(self) -> list[int]:
+        """Note that events were lost. Returns the indexes to look for; what is
+        being attached is looked for by its own call.
+        """
+        with self._mutex:
+            self._overruns += 1
+            attached = [one for one in self._tables if one.state is State.ATTACHED]
+            return [one.record.host_ifindex for one in attached] + list(self._held)
+
+    # ---- Under the mutex ----------------------------------------------------
+
+    def _usable_versions(self, *, ipv6: bool) -> list[int]:
+        return [version for version in self._pool.versions if version == 4 or ipv6]
+
+    def _free_index(self) -> int:
+        return next(index for index in self._indexes if self._tables.at_index(index) is None)
+
+    def _announce(self, entry: Entry) -> None:
+        entry.announced = True
+        self._publish(Kind.ATTACHED, entry)
+
+    def _drop(self, entry: Entry) -> None:
+        if not self._tables.drop(entry):
+            return
+        entry.gone = True
+        if entry.announced:
+            leaving = entry.state is State.LEAVING
+            self._publish(Kind.DETACHED if leaving else Kind.LOST, entry)
+        for ip in entry.record.ips:
+            self._pool.release(ip)
+
+    def _publish(self, kind: Kind, entry: Entry) -> None:
+        if self.watchers:
+            self.watchers.publish(Event(kind, attachment_of(entry.record)))

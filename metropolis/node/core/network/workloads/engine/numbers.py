@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers that are chosen here, since asking the kernel costs a round trip."""
+
+import secrets
+from collections.abc import Iterator
+
+# Interface indexes: high ones, which the kernel does not reach by itself.
+INDEX_MIN = 1 << 20
+INDEX_MAX = 1 << 30
+
+
+def random_index() -> int:
+    """Return an interface index that is most likely free."""
+    return INDEX_MIN + secrets.randbelow(INDEX_MAX - INDEX_MIN)
+
+
+def index_numbers() -> Iterator[int]:
+    """Yield interface indexes in a circle that begins at a random one."""
+    index = random_index()
+    while True:
+        yield index
+        index = index + 1 if index + 1 < INDEX_MAX else INDEX_MIN
+
+
+def random_mac() -> bytes:
+    """Return a locally administered unicast address, 6 bytes (IEEE 802)."""
+    drawn = secrets.token_bytes(6)
+    return bytes([drawn[0] & 0xFC | 0x02]) + drawn[1:]
