@@ -16,7 +16,7 @@ from metropolis.node.core.network.cni import wire as cni_wire
 from metropolis.node.core.network.cni.protocol import Add, CniError
 from metropolis.node.core.network.overlay.mesh import Identity, Peer
 from metropolis.node.core.network.workloads.api import wire
-from metropolis.node.core.network.workloads.datapath import names, recovery, repairs
+from metropolis.node.core.network.workloads.datapath import names, plan, repairs
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.errors import InvalidArgument, WorkloadError
 from metropolis.node.core.network.workloads.model import Attachment, Checked, Finding, routes_of
@@ -53,14 +53,14 @@ def netlink_messages(data: bytes) -> None:
         with contextlib.suppress(ProtocolError):
             links.append(rtnl.parse_link(one))
     for link in links:
-        record = recovery.record_of(link)
+        record = plan.record_of(link)
         if record is not None and record.workload_id:
             again = dataclasses.replace(link, altnames=names.altnames_of(record))
-            assert recovery.record_of(again) == record
+            assert plan.record_of(again) == record
             seen = repairs.Seen({record.host_ifindex: link}, {}, {}, forwards=True, ipv6=True)
             with contextlib.suppress(ProtocolError):
                 repairs.mends(record, seen, replace=True)
-    recovery.plan(links, set())
+    plan.plan(links, set())
 
 
 class _Script:

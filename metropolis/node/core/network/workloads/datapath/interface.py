@@ -104,7 +104,7 @@ class Scan:
     foreign: tuple[str, ...] = ()
 
 
-type Hold = Callable[[Record], AbstractContextManager[bool]]
+type HoldIdle = Callable[[Record], AbstractContextManager[bool]]
 """Keep calls away from an attachment; False: one is busy with it, or it is
 gone."""
 
@@ -162,7 +162,7 @@ class Datapath(Protocol):
         only as far as it can be seen from the host.
         """
 
-    def repair(self, records: Sequence[Record], allow: Allow, hold: Hold) -> Sequence[Repair]:
+    def repair(self, records: Sequence[Record], allow: Allow, hold: HoldIdle) -> Sequence[Repair]:
         """Put back on the host what differs from the records.
 
         What is gone is no difference. Looks at all at once, and then holds

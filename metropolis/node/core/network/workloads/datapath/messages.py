@@ -82,7 +82,7 @@ def commit(record: Record, *, ipv6: bool) -> list[Request]:
     invented asker would be a neighbour entry.
 
     Set up by the name of the record: without it the link stays down, and has no
-    routes. So what has routes bore its records once; see recovery.
+    routes. So what has routes bore its records once; see plan.
     """
     index, name = record.host_ifindex, record.host_interface
     requests = [

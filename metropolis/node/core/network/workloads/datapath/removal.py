@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Removals that are waited for together, done together.
+"""Removals: the queue, and the requests that delete links.
+
+Removals that are waited for together are done together.
 
 The kernel waits for an RCU grace period, 10 to 20 ms, per request and not per
 link. So one call at a time removes, for all that have come by then; who comes
@@ -21,13 +23,23 @@ for another: where many wait, a second one is under way beside the first, half
 a period behind it.
 """
 
+import errno
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from metropolis.node.core.network.workloads.datapath import names
+from metropolis.node.core.network.workloads.datapath.host import Host
 from metropolis.node.core.network.workloads.datapath.interface import Record
-from metropolis.node.core.network.workloads.errors import WorkloadError
+from metropolis.node.core.network.workloads.datapath.plan import REMOVAL_GROUPS
+from metropolis.node.core.network.workloads.errors import KernelRefused, WorkloadError
+from metropolis.node.core.network.workloads.validate import show
+from osbase.netlink import rtnl
+from osbase.netlink.errors import BatchError, NetlinkError
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 256  # links, so that nobody waits much longer for being in company
 _GAP_S = 0.001  # when nobody has come for so long, nobody comes
@@ -144,3 +156,66 @@ class Removals:
             if len(self._waiting) == before:
                 return
             now = time.monotonic()
+
+
+class Remover:
+    """Deletes links, for Removals.
+
+    A single link is deleted by its record's name. Several are moved into a
+    group, one per lane, and the group is deleted by one request.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def remove(self, records: list[Record], lane: int) -> dict[int, WorkloadError]:
+        """Delete the links. Returns errors by host index; whatever is raised
+        concerns every one of them.
+        """
+        try:
+            return self._delete(records, REMOVAL_GROUPS[lane])
+        except (NetlinkError, OSError) as error:
+            refused = KernelRefused(f"detach: {error}")
+        except Exception as error:
+            log.exception("a removal failed")
+            refused = KernelRefused(f"detach: unexpected {type(error).__name__}")
+        return {record.host_ifindex: refused for record in records}
+
+    def _delete(self, records: list[Record], group: int) -> dict[int, WorkloadError]:
+        """Errors by host index. Links are named by their records, so that no
+        index that has passed to another link can be hit.
+        """
+        if len(records) == 1:
+            requests = [rtnl.del_link_by_altname(names.record_altname(records[0]))]
+        else:
+            requests = [
+                rtnl.set_group_by_altname(names.record_altname(record), group) for record in records
+            ]
+            requests.append(rtnl.del_links_by_group(group))
+        try:
+            self._host.batch(*requests)
+        except BatchError as error:
+            return self._after_refusal(records, error)
+        return {}
+
+    def _after_refusal(
+        self, records: list[Record], refused: BatchError
+    ) -> dict[int, WorkloadError]:
+        failures: dict[int, WorkloadError] = {}
+        for error in refused.errors:
+            if error.index >= len(records):  # the group as a whole
+                if error.errno != errno.ENODEV:
+                    failed = KernelRefused(f"detach: {error}")
+                    return {record.host_ifindex: failed for record in records}
+                continue
+            record = records[error.index]
+            if error.errno == errno.ENODEV:
+                # Gone, or an attach that could not be undone, without records.
+                link = self._host.link(record.host_ifindex)
+                if link is not None and link.name == record.host_interface:
+                    request = rtnl.del_link(link.ifindex, link.name)
+                    self._host.batch_tolerating({errno.ENODEV}, request)
+                continue
+            operation = f"detach {show(record.workload_id)}"
+            failures[record.host_ifindex] = KernelRefused(f"{operation}: {error}")
+        return failures

@@ -20,7 +20,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads.datapath import messages, names, recovery, veth
+from metropolis.node.core.network.workloads.datapath import messages, names, plan, restore
 from metropolis.node.core.network.workloads.datapath.interface import Datapath, Record, Scan
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
@@ -446,7 +446,7 @@ class TestKernelDatapath(DatapathContract):
                     rtnl.add_link_altnames(7700, "wl0123456789abe", altnames(7700)[0]),
                     veth("leaving", 7800, mac),  # a removal had begun
                     rtnl.add_link_altnames(7800, "leaving", *altnames(7800)),
-                    rtnl.set_link_group(7800, "leaving", recovery.DOOMED_GROUPS[0]),
+                    rtnl.set_link_group(7800, "leaving", plan.REMOVAL_GROUPS[0]),
                 ]
             )
         os.close(fd)
@@ -556,7 +556,7 @@ class TestKernelDatapath(DatapathContract):
         subprocess.run(command.format(before).split(), check=True)
         try:
             assert not bench.datapath.repair([other, record], always, idle)
-            monkeypatch.setattr(veth, "_ELSEWHERE_S", 0.0)
+            monkeypatch.setattr(restore, "_DIVERSION_REPORTED_AFTER_S", 0.0)
             for _ in range(2):
                 (repair,) = bench.datapath.repair([other, record], always, idle)
                 assert repair.key == f"way to {ip}"

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
-from metropolis.node.core.network.workloads.datapath import names, recovery
+from metropolis.node.core.network.workloads.datapath import names, plan
 from metropolis.node.core.network.workloads.datapath.interface import (
     Held,
-    Hold,
+    HoldIdle,
     IndexTaken,
     Netns,
     NoIPv6,
@@ -105,7 +105,7 @@ class FakeDatapath:
         if self.scan_error is not None:
             raise self.scan_error
         half_made, self.kernel.half_made = self.kernel.half_made, []
-        complete, duplicates = recovery.resolve(self.kernel.links.values(), self._routes())
+        complete, duplicates = plan.resolve(self.kernel.links.values(), self._routes())
         for record in duplicates:
             self.take_link(record.host_ifindex)
         return Scan(
@@ -205,7 +205,7 @@ class FakeDatapath:
             findings.append(Finding("route to 0.0.0.0/0 inside", "one", "nothing"))
         return tuple(findings)
 
-    def repair(self, records: Sequence[Record], allow: Allow, hold: Hold) -> tuple[Repair, ...]:
+    def repair(self, records: Sequence[Record], allow: Allow, hold: HoldIdle) -> tuple[Repair, ...]:
         """See Datapath."""
         if self.repair_error is not None:
             raise self.repair_error

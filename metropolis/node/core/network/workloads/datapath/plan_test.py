@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads.datapath import names, recovery
+from metropolis.node.core.network.workloads.datapath import names, plan
 from metropolis.node.core.network.workloads.datapath.interface import Held, Record
 from metropolis.node.core.network.workloads.model import IPAddress
 from metropolis.node.core.network.workloads.testing import version1
@@ -58,7 +58,7 @@ def routes_of(*records: Record) -> set[tuple[IPAddress, int]]:
 
 def test_a_whole_one_is_adopted_as_it_was() -> None:
     one = record(1)
-    assert recovery.plan([link_of(one)], routes_of(one)) == recovery.Plan((one,))
+    assert plan.plan([link_of(one)], routes_of(one)) == plan.Plan((one,))
 
 
 WHOLE = link_of(record(1))
@@ -90,7 +90,7 @@ OLD = link_of(replace(record(1), version=1, owner=""))
 def test_what_bears_its_records_is_a_running_pod(change: dict[str, Any]) -> None:
     """Whatever others made of the link; and it is as the record says."""
     link = replace(WHOLE, **change)
-    assert recovery.plan([link], set()) == recovery.Plan((record(1),))
+    assert plan.plan([link], set()) == plan.Plan((record(1),))
 
 
 @pytest.mark.parametrize(
@@ -107,10 +107,10 @@ def test_what_bears_its_records_is_a_running_pod(change: dict[str, Any]) -> None
 def test_so_is_one_of_version_1(change: dict[str, Any]) -> None:
     link = replace(OLD, **change)
     expected = replace(record(1), version=1, owner="")
-    assert recovery.plan([link], set()) == recovery.Plan((expected,))
+    assert plan.plan([link], set()) == plan.Plan((expected,))
     # It does not know its MTU.
-    other = recovery.plan([replace(link, mtu=9000)], set())
-    assert other == recovery.Plan((replace(expected, mtu=9000),))
+    other = plan.plan([replace(link, mtu=9000)], set())
+    assert other == plan.Plan((replace(expected, mtu=9000),))
 
 
 @pytest.mark.parametrize("alias", [b"", b"w2", b"\xff"])
@@ -120,20 +120,20 @@ def test_one_that_lost_its_id_is_held_until_it_is_named(alias: bytes) -> None:
         link = replace(whole, alias=alias)
         one = replace(record(1), workload_id="", version=version, owner=owner)
         held = Held(link.name, link.ifindex, one.ips, record=one)
-        assert recovery.plan([link], set()) == recovery.Plan((), held=(held,), foreign=(link.name,))
+        assert plan.plan([link], set()) == plan.Plan((), held=(held,), foreign=(link.name,))
 
 
 def test_an_id_that_is_only_in_the_alias_is_taken_when_the_name_says_so() -> None:
     link = replace(WHOLE, altnames=tuple(n for n in WHOLE.altnames if ".i11." not in n))
-    assert recovery.plan([link], set()) == recovery.Plan((record(1),))
+    assert plan.plan([link], set()) == plan.Plan((record(1),))
 
 
 @pytest.mark.parametrize(
     "link",
     [
-        replace(WHOLE, group=recovery.DOOMED_GROUPS[0]),
-        replace(WHOLE, group=recovery.DOOMED_GROUPS[1]),
-        replace(OLD, group=recovery.DOOMED_GROUPS[1]),
+        replace(WHOLE, group=plan.REMOVAL_GROUPS[0]),
+        replace(WHOLE, group=plan.REMOVAL_GROUPS[1]),
+        replace(OLD, group=plan.REMOVAL_GROUPS[1]),
         replace(WHOLE, peer=None),
         replace(WHOLE, peer=0),
         replace(WHOLE, altnames=()),
@@ -142,7 +142,7 @@ def test_an_id_that_is_only_in_the_alias_is_taken_when_the_name_says_so() -> Non
     ],
 )
 def test_what_never_got_its_records_is_removed(link: Link) -> None:
-    assert recovery.plan([link], set()) == recovery.Plan((), (link,))
+    assert plan.plan([link], set()) == plan.Plan((), (link,))
 
 
 @pytest.mark.parametrize("flags", [IFF_UP, 0])
@@ -154,8 +154,8 @@ def test_what_others_took_the_records_of_is_a_running_pod(
     link = replace(WHOLE, altnames=altnames, flags=flags)
     ip = record(1).ips[0]
     held = Held(link.name, link.ifindex, (ip,))
-    plan = recovery.plan([link], {(ip, link.ifindex)})
-    assert plan == recovery.Plan((), held=(held,), foreign=(link.name,))
+    planned = plan.plan([link], {(ip, link.ifindex)})
+    assert planned == plan.Plan((), held=(held,), foreign=(link.name,))
 
 
 @pytest.mark.parametrize(
@@ -169,11 +169,11 @@ def test_what_others_took_the_records_of_is_a_running_pod(
     ],
 )
 def test_links_that_only_look_like_ours_are_left_alone(link: Link) -> None:
-    assert recovery.plan([link], set()) == recovery.Plan((), foreign=(link.name,))
+    assert plan.plan([link], set()) == plan.Plan((), foreign=(link.name,))
     # If they have a route of ours, nobody else gets the address.
     routes = {(record(9).ips[0], link.ifindex), (record(8).ips[0], 1)}
     held = Held(link.name, link.ifindex, (record(9).ips[0],))
-    assert recovery.plan([link], routes) == recovery.Plan((), held=(held,), foreign=(link.name,))
+    assert plan.plan([link], routes) == plan.Plan((), held=(held,), foreign=(link.name,))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_links_that_only_look_like_ours_are_left_alone(link: Link) -> None:
 )
 def test_addresses_of_records_that_are_not_ours_are_held(link: Link) -> None:
     held = Held(link.name, link.ifindex, record(1).ips)
-    assert recovery.plan([link], set()) == recovery.Plan((), held=(held,), foreign=(link.name,))
+    assert plan.plan([link], set()) == plan.Plan((), held=(held,), foreign=(link.name,))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_addresses_of_records_that_are_not_ours_are_held(link: Link) -> None:
         (*OLD.altnames, "mw3r.1389"),
     ],
 )
-@pytest.mark.parametrize("change", [{}, {"flags": 0}, {"group": recovery.DOOMED_GROUPS[0]}])
+@pytest.mark.parametrize("change", [{}, {"flags": 0}, {"group": plan.REMOVAL_GROUPS[0]}])
 def test_what_a_newer_version_made_is_left_alone(
     altnames: tuple[str, ...], change: dict[str, Any]
 ) -> None:
@@ -206,13 +206,13 @@ def test_what_a_newer_version_made_is_left_alone(
     ips = record(1).ips
     routed = record(2).ips[0]
     held = Held(link.name, link.ifindex, (*ips, routed), newer=True)
-    plan = recovery.plan([link], {(routed, link.ifindex), (ips[0], link.ifindex)})
-    assert plan == recovery.Plan((), held=(held,), foreign=(link.name,))
+    planned = plan.plan([link], {(routed, link.ifindex), (ips[0], link.ifindex)})
+    assert planned == plan.Plan((), held=(held,), foreign=(link.name,))
 
 
 def test_version_1_leaves_version_2_alone() -> None:
     assert version1.is_ours(OLD)
-    for change in ({}, {"flags": 0}, {"alias": b""}, {"group": recovery.DOOMED_GROUPS[0]}):
+    for change in ({}, {"flags": 0}, {"alias": b""}, {"group": plan.REMOVAL_GROUPS[0]}):
         link = replace(WHOLE, **change)
         assert not version1.is_ours(link)
         assert not version1.is_ours(replace(link, altnames=WHOLE.altnames[-1:]))
@@ -221,28 +221,28 @@ def test_version_1_leaves_version_2_alone() -> None:
 
 def test_other_links_are_not_even_counted() -> None:
     uplink = replace(WHOLE, name="eth0", group=0, altnames=("enp0s1",), kind=b"", peer=None)
-    assert recovery.plan([uplink], set()) == recovery.Plan(())
+    assert plan.plan([uplink], set()) == plan.Plan(())
 
 
 def test_the_one_that_has_the_routes_stays() -> None:
     one, other = record(1), replace(record(2), ips=record(1).ips)
     for having, lacking in ((one, other), (other, one)):
-        assert recovery.resolve([one, other], routes_of(having)) == ((having,), (lacking,))
+        assert plan.resolve([one, other], routes_of(having)) == ((having,), (lacking,))
     half = {(one.ips[0], one.host_ifindex)}
-    assert recovery.resolve([one, other], half) == ((one,), (other,))
+    assert plan.resolve([one, other], half) == ((one,), (other,))
 
 
 def test_of_equals_the_one_with_its_own_name_stays() -> None:
     one, other = replace(record(1, "w"), host_interface="renamed"), record(2, "w")
-    assert recovery.resolve([one, other], routes_of(one, other)) == ((other,), (one,))
-    assert recovery.resolve([other, one], set()) == ((other,), (one,))
+    assert plan.resolve([one, other], routes_of(one, other)) == ((other,), (one,))
+    assert plan.resolve([other, one], set()) == ((other,), (one,))
 
 
 def test_one_that_overlaps_two_goes_when_it_has_less() -> None:
     one, two = record(1), record(2)
     between = replace(record(3), ips=(one.ips[0], two.ips[1]))
     routes = routes_of(one, two)
-    assert recovery.resolve([between, one, two], routes) == ((one, two), (between,))
+    assert plan.resolve([between, one, two], routes) == ((one, two), (between,))
 
 
 @given(
@@ -263,7 +263,7 @@ def test_no_two_that_stay_claim_the_same(
     routes: set[tuple[IPAddress, int]] = {
         (ip_address(f"10.0.0.{ip}"), 5000 + n) for ip, n in routed
     }
-    kept, removed = recovery.resolve(records, routes)
+    kept, removed = plan.resolve(records, routes)
     assert {*kept, *removed} == set(records)
     assert len(kept) + len(removed) == len(records)
     assert len({ip for one in kept for ip in one.ips}) == 2 * len(kept)

@@ -37,8 +37,8 @@ from osbase.netlink.rtnl import Link
 
 # Where links are put to be deleted in one request, one for each of the requests
 # that may be under way at once; any groups nobody uses.
-DOOMED_GROUPS = (0x6D770008, 0x6D770009)
-_OUR_GROUPS = (allocs.LINK_GROUP_WORKLOAD, *DOOMED_GROUPS)
+REMOVAL_GROUPS = (0x6D770008, 0x6D770009)
+_OUR_GROUPS = (allocs.LINK_GROUP_WORKLOAD, *REMOVAL_GROUPS)
 
 
 def is_ours(link: Link) -> bool:
@@ -71,7 +71,7 @@ def record_of(link: Link) -> Record | None:
     name that the link has. workload_id "": it cannot be known.
     """
     found = names.parse_altnames(link.altnames)
-    if found is None or link.group in DOOMED_GROUPS or not link.peer:
+    if found is None or link.group in REMOVAL_GROUPS or not link.peer:
         return None
     return Record(
         workload_id=found.workload_id or _id_of_alias(link, found.if_name),
@@ -124,7 +124,7 @@ def plan(links: Iterable[Link], routes: Collection[tuple[IPAddress, int]]) -> Pl
             if looks_like_ours(link):
                 foreign.append((link, None))
         elif (record := record_of(link)) is None:
-            if link.ifindex in routed and link.group not in DOOMED_GROUPS:
+            if link.ifindex in routed and link.group not in REMOVAL_GROUPS:
                 foreign.append((link, None))  # others took its records
             else:
                 half_made.append(link)

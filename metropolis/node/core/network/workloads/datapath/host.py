@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's side of rtnetlink: sockets, batches, and what is there."""
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+from metropolis.node import allocs
+from metropolis.node.core.network.workloads.errors import KernelRefused
+from metropolis.node.core.network.workloads.model import IPAddress
+from osbase.netlink import rtnl
+from osbase.netlink.errors import BatchError, NetlinkError
+from osbase.netlink.message import Request
+from osbase.netlink.neighbours import dump_neighbours, parse_written
+from osbase.netlink.template import Encoded
+from osbase.netlink.transport import SocketPool
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = 1  # its index in every namespace
+
+
+class Host:
+    """The host's network namespace, in which every thread that calls this is.
+
+    Thread-safe, but for `open` and `close`. Methods raise NetlinkError and
+    OSError. ipv6: whether the kernel has it; known once this is open.
+    """
+
+    def __init__(self) -> None:
+        self.sockets = SocketPool()
+        self.ipv6 = False
+
+    def open(self) -> None:
+        """Begin, or begin again."""
+        self.sockets = SocketPool()
+        self.ipv6 = os.path.exists("/proc/sys/net/ipv6")
+
+    def close(self) -> None:
+        """Close the sockets; those in use, when they come back."""
+        self.sockets.close()
+
+    # ---- Requests -----------------------------------------------------------
+
+    def batch(self, *requests: Request) -> None:
+        """Send requests at once. Raises BatchError with what was refused."""
+        with self.sockets.socket() as host:
+            host.batch(requests)
+
+    def batch_encoded(self, batch: Encoded, requests: Callable[[], Sequence[Request]]) -> None:
+        """Send an encoded batch. requests: what it says, for errors."""
+        with self.sockets.socket() as host:
+            host.batch_encoded(batch, requests)
+
+    def batch_tolerating(self, tolerated: set[int], *requests: Request) -> None:
+        """Send requests at once; these error numbers are no errors."""
+        with self.sockets.socket() as host:
+            host.batch_tolerating(tolerated, *requests)
+
+    # ---- Preparation --------------------------------------------------------
+
+    def ensure_first_hop(self) -> None:
+        """Add the IPv4 first hop to lo: it answers the ARP of workloads."""
+        hop = allocs.FIRST_HOP_IPV4
+        self.batch_tolerating(
+            {errno.EEXIST},
+            rtnl.set_link_up(LOOPBACK, "lo"),
+            rtnl.add_address(LOOPBACK, "lo", hop, 32, scope=rtnl.RT_SCOPE_LINK),
+        )
+
+    def load_veth(self) -> None:
+        """Load the module: else the first attach waits for it, and a second one
+        beside it may fail.
+        """
+        try:
+            self.batch_tolerating({errno.EBADF}, rtnl.load_veth())
+        except BatchError as error:
+            log.error("no workload can be attached with this kernel: %s", error)
+
+    # ---- What is there ------------------------------------------------------
+
+    def links(self) -> list[rtnl.Link]:
+        """Return all links."""
+        with self.sockets.socket() as host:
+            return [rtnl.parse_link(message) for message in host.dump(rtnl.dump_links())]
+
+    def routes(self) -> dict[tuple[IPAddress, int], rtnl.Route]:
+        """Return the host routes of workloads, by address and link's index."""
+        found: dict[tuple[IPAddress, int], rtnl.Route] = {}
+        protocol = allocs.ROUTE_PROTOCOL_WORKLOAD
+        families = (rtnl.AF_INET, rtnl.AF_INET6) if self.ipv6 else (rtnl.AF_INET,)
+        for family in families:
+            with self.sockets.socket() as host:
+                messages = host.dump(rtnl.dump_routes(family, protocol))
+            for message in messages:
+                route = rtnl.parse_route(message)
+                if route is None or route.protocol != protocol or route.ifindex is None:
+                    continue
+                if route.destination.prefixlen == route.destination.max_prefixlen:
+                    found[route.destination.network_address, route.ifindex] = route
+        return found
+
+    def first_hops(self) -> dict[int, rtnl.Address]:
+        """Return the IPv6 first hops, by the link's index."""
+        if not self.ipv6:
+            return {}
+        with self.sockets.socket() as host:
+            messages = host.dump(rtnl.dump_addresses(rtnl.AF_INET6, 0))
+        found = (rtnl.parse_address(message) for message in messages)
+        return {one.ifindex: one for one in found if one and one.address == allocs.FIRST_HOP_IPV6}
+
+    def neighbours(self) -> dict[tuple[IPAddress, int], bytes]:
+        """Return the MACs that a program wrote, by address and link's index."""
+        families = (rtnl.AF_INET, rtnl.AF_INET6) if self.ipv6 else (rtnl.AF_INET,)
+        found: dict[tuple[IPAddress, int], bytes] = {}
+        for family in families:
+            with self.sockets.socket() as host:
+                for message in host.dump(dump_neighbours(family)):
+                    if (one := parse_written(message)) is not None:
+                        found[one.address, one.ifindex] = one.mac
+        return found
+
+    def link(self, ifindex: int) -> rtnl.Link | None:
+        """Return the link of an index."""
+        return self._get(rtnl.get_link(ifindex))
+
+    def link_named(self, name: str) -> rtnl.Link | None:
+        """Return the link of a name."""
+        return self._get(rtnl.get_link_by_name(name))
+
+    def _get(self, request: Request) -> rtnl.Link | None:
+        try:
+            with self.sockets.socket() as host:
+                return rtnl.parse_link(host.get(request))
+        except BatchError as error:
+            if error.errors[0].errno == errno.ENODEV:
+                return None
+            raise
+
+
+def forwards() -> bool:
+    """Return whether the host forwards IPv4 at all."""
+    with open("/proc/sys/net/ipv4/ip_forward", "rb") as file:
+        return file.read(1) == b"1"
+
+
+@contextlib.contextmanager
+def refusals(operation: str) -> Iterator[None]:
+    """Turn errors of the system and of netlink into KernelRefused."""
+    try:
+        yield
+    except (NetlinkError, OSError) as error:
+        raise KernelRefused(f"{operation}: {error}") from error

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a restart finds is taken over, and what others changed is put back.
+
+    scan     at a start: dump, plan, remove what never finished, put right
+    repair   at every look of the reconciler: dump, compare, put right
+    present  after lost events: which links there still are
+
+What to do is decided by `plan` and `repairs`, which are pure; it is done here.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from metropolis.node.core.network.reconcile.ward import Allow, Repair
+from metropolis.node.core.network.workloads.datapath import observe, plan, repairs
+from metropolis.node.core.network.workloads.datapath.host import Host, forwards, refusals
+from metropolis.node.core.network.workloads.datapath.interface import HoldIdle, Record, Scan
+from metropolis.node.core.network.workloads.model import IPAddress
+from osbase.netlink import rtnl
+from osbase.netlink.errors import BatchError, NetlinkError, RequestError, errno_name
+from osbase.netlink.message import Request
+from osbase.netlink.neighbours import RTM_DELNEIGH
+
+log = logging.getLogger(__name__)
+
+# A diversion that ends sooner is not reported: the host's own rules may be on
+# their way back.
+_DIVERSION_REPORTED_AFTER_S = 5.0
+# What is put back may be back already; a route that exists is another's.
+_ALREADY_PUT_BACK = {
+    (rtnl.RTM_NEWADDR, errno.EEXIST),
+    (rtnl.RTM_DELADDR, errno.EADDRNOTAVAIL),
+    (RTM_DELNEIGH, errno.ENOENT),
+}
+
+
+class Restorer:
+    """See the module."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        # Host indexes of links whose routes others had before a start.
+        self._contested: set[int] = set()
+        # Since when what is for an address leaves by another link, monotonic.
+        self._diverted_since: dict[tuple[IPAddress, int], float] = {}
+
+    def scan(self) -> Scan:
+        """See Datapath."""
+        with refusals("recover attachments"):
+            return self._scan()
+
+    def _scan(self) -> Scan:
+        routes = self._host.routes()
+        planned = plan.plan(self._host.links(), routes)
+        # First of all, so that what stays can have its routes.
+        for name, index in [(link.name, link.ifindex) for link in planned.half_made] + [
+            (record.host_interface, record.host_ifindex) for record in planned.duplicates
+        ]:
+            self._host.batch_tolerating({errno.ENODEV}, rtnl.del_link(index, name))
+        return Scan(
+            complete=planned.complete,
+            repairs=self._finish(planned.complete),
+            half_made=tuple(link.name for link in planned.half_made),
+            duplicates=tuple(record.host_interface for record in planned.duplicates),
+            held=planned.held,
+            foreign=planned.foreign,
+        )
+
+    def present(self) -> frozenset[int]:
+        """See Datapath."""
+        with refusals("list attachments"):
+            links = self._host.links()
+        return frozenset(link.ifindex for link in links if plan.looks_like_ours(link))
+
+    def _finish(self, records: Sequence[Record]) -> tuple[Repair, ...]:
+        """At a start. Routes to these addresses that others have may have been
+        there before: an attach was refused, and its service killed before it
+        could undo it. Those are never taken.
+        """
+        self._contested = set()
+        return tuple(self._repair(records, lambda _: True, _free, replace=False))
+
+    # ---- Repair -------------------------------------------------------------
+
+    def repair(self, records: Sequence[Record], allow: Allow, hold: HoldIdle) -> Sequence[Repair]:
+        """See Datapath. A look is six dumps and a file, however many, and a
+        lookup an address.
+        """
+        self._contested.intersection_update(record.host_ifindex for record in records)
+        with refusals("look at attachments"):
+            done = self._repair(records, allow, hold, replace=True)
+            return [*done, *self._diverted(records, hold)]
+
+    def _diverted(self, records: Sequence[Record], hold: HoldIdle) -> Iterator[Repair]:
+        """Attachments whose routes are there, and not the first: a route of a
+        smaller metric, a rule, a local address of others. Not ours to remove;
+        but it is what people have to know, unless it is over at once, as when
+        the host's own rules are put back.
+        """
+        before, self._diverted_since = self._diverted_since, {}
+        now = time.monotonic()
+        for record in records:
+            for ip in record.ips:
+                if not self._elsewhere(record, ip):
+                    continue
+                with hold(record) as held:
+                    # What went meanwhile, with its route, is no matter of this.
+                    if not held or (ip, record.host_ifindex) not in self._host.routes():
+                        continue
+                    key = (ip, record.host_ifindex)
+                    since = self._diverted_since[key] = before.get(key, now)
+                    found = self._elsewhere(record, ip)
+                    if found and now - since >= _DIVERSION_REPORTED_AFTER_S:
+                        yield Repair(
+                            f"way to {ip}",
+                            f"what is for {ip} goes {found}, not by {record.host_interface}",
+                            "a route, rule or address of another program comes first",
+                        )
+
+    def _elsewhere(self, record: Record, ip: IPAddress) -> str:
+        with self._host.sockets.socket() as host:
+            return observe.elsewhere(host, ip, record.host_ifindex)
+
+    def _repair(
+        self, records: Sequence[Record], allow: Allow, hold: HoldIdle, *, replace: bool
+    ) -> list[Repair]:
+        if not records:
+            return []
+        # The links last: what belongs to one that came meanwhile is not missed.
+        routes, hops = self._host.routes(), self._host.first_hops()
+        links = {link.ifindex: link for link in self._host.links()}
+        neighbours = self._host.neighbours()
+        seen = repairs.Seen(links, routes, hops, forwards(), self._host.ipv6, neighbours)
+        done: list[Repair] = []
+        for record in records:
+            taking = replace and record.host_ifindex not in self._contested
+            if mends := repairs.mends(record, seen, replace=taking):
+                with hold(record) as held:
+                    if held:
+                        done += self._mend(record, mends, allow)
+        return done
+
+    def _mend(
+        self, record: Record, mends: Sequence[repairs.Mend], allow: Allow
+    ) -> Iterator[Repair]:
+        allowed = [mend for mend in mends if allow(mend.key)]
+        errors: dict[str, str] = {}
+        for mend in allowed:
+            if mend.enable_ipv6 and (error := _enable_ipv6(record)):
+                errors[mend.key] = error
+        requests = [(mend.key, request) for mend in allowed for request in mend.requests]
+        refused = self._put_back([request for _, request in requests])
+        if any(error.errno == errno.ENODEV for error in refused):
+            return  # it is gone
+        for one in refused:
+            key, request = requests[one.index]
+            errors.setdefault(key, str(one))
+            if request.kind == rtnl.RTM_NEWROUTE and one.errno == errno.EEXIST:
+                self._contested.add(record.host_ifindex)
+        for mend in mends:
+            yield Repair(mend.key, mend.what, errors.get(mend.key, ""), left=mend not in allowed)
+
+    def _put_back(self, requests: Sequence[Request]) -> Sequence[RequestError]:
+        """What the kernel refuses: of each request, by its index."""
+        refused = self._refused(requests)
+        if all(error.errno != errno.EINVAL for error in refused):
+            return refused
+        # An IPv4 route whose source address somebody took off lo, maybe.
+        try:
+            self._host.ensure_first_hop()
+        except NetlinkError as error:
+            log.warning("put back the first hop: %s", error)
+        again = self._refused([requests[error.index] for error in refused])
+        return [replace(error, index=refused[error.index].index) for error in again]
+
+    def _refused(self, requests: Sequence[Request]) -> Sequence[RequestError]:
+        try:
+            self._host.batch(*requests)
+        except BatchError as error:
+            return [
+                one
+                for one in error.errors
+                if (requests[one.index].kind, one.errno) not in _ALREADY_PUT_BACK
+            ]
+        except NetlinkError as error:
+            return [
+                RequestError(index, request.what, errno.EIO, str(error))
+                for index, request in enumerate(requests)
+            ]
+        return []
+
+
+@contextlib.contextmanager
+def _free(_: Record) -> Iterator[bool]:
+    """At a start there are no calls yet."""
+    yield True
+
+
+def _enable_ipv6(record: Record) -> str:
+    """Set what rtnetlink cannot. Returns why not; "": done. The thread is in
+    the namespace of the host, and so is its /proc/sys/net.
+    """
+    path = f"/proc/sys/net/ipv6/conf/{record.host_interface}/disable_ipv6"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"0")
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return f"write 0 to {path}: {errno_name(error.errno or 0)}"
+    return ""
