@@ -21,6 +21,13 @@ LINK_GROUP_WORKLOAD: Final = 8
 Set by: network.workloads, at link creation. Matched by: the node's rule set
 (network.rules: masquerade, anti-spoofing); link dumps on recovery."""
 
+LINK_GROUPS_REMOVAL: Final = (0x6D770008, 0x6D770009)
+"""Links of workloads that are about to be deleted, in one request a group.
+
+Set by: network.workloads, one group for each request that may be under way.
+Matched by: the node's rule set, which lets nothing pass by such a link; link
+dumps on recovery, which removes it."""
+
 LINK_GROUP_OVERLAY: Final = 9
 """The links of the cluster's overlay network.
 

@@ -42,7 +42,7 @@ _FRAGMENT_MEMORY: Final = 64 * 2**20
 NODE: Final = (
     # What is not whole yet has 4 MiB for 30 s by default, less than two
     # thousand packets, for all pods, the node and WireGuard together. This is
-    # three times what one pod may have there, see rules.FRAGMENTS_PER_SECOND.
+    # three times what one pod may have there, see rules.workloads.
     # IPv6's own are not used: packets are put together before, for conntrack.
     Sysctl("ipv4/ipfrag_time", FRAGMENT_S),
     Sysctl("ipv4/ipfrag_high_thresh", _FRAGMENT_MEMORY),

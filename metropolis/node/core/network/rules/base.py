@@ -32,6 +32,9 @@ nft_fib_ipv6.c). Workloads do not get their addresses that way: both are dropped
 explicitly, as are sources no packet can have (of IPv6, ::1 and multicast do
 not get as far as here: ip6_rcv_core in ip6_input.c).
 
+Nothing comes or leaves by the link of a workload that is being removed,
+whatever flow it is of: the workload's address may soon be another's.
+
 By the overlay come addresses whose route is by it: no pod of this node, for its
 host route is longer, nor the node itself. This lookup must not be confined to
 the link, by which the route of the whole cluster leads.
@@ -90,36 +93,30 @@ are no offence.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from collections.abc import Iterator
+from ipaddress import ip_network
 from typing import Final
 
 from metropolis.node import allocs
 from metropolis.node.core.config import AccessMode
-from metropolis.node.core.network.rules import metadata
+from metropolis.node.core.network.rules import metadata, workloads
 from metropolis.node.core.network.rules.drops import ARP, INET, Reason, declared, drop
-from metropolis.node.core.network.rules.settings import IPNetwork, Settings
-
-NEIGHBOURS_PER_SECOND: Final = 50
-"""Of ARP, and of neighbour discovery, by one workload. It asks for one address,
-the first hop's, and is asked for its own."""
-
-FRAGMENTS_PER_SECOND: Final = 2000
-"""By one workload, and by the overlay. The kernel keeps what is not whole yet
-for sysctls.FRAGMENT_S, in memory that all links have in common."""
+from metropolis.node.core.network.rules.settings import Settings
+from metropolis.node.core.network.rules.syntax import (
+    LOOPBACK_ENTERED,
+    OURS,
+    OVERLAY,
+    WORKLOAD,
+    by_removal,
+    elements,
+    limited,
+)
 
 _TABLE: Final = f"inet {allocs.NFTABLES_TABLE}"
 _ARP_TABLE: Final = f"arp {allocs.NFTABLES_TABLE}"
-_WORKLOAD: Final = allocs.LINK_GROUP_WORKLOAD
-_OVERLAY: Final = allocs.LINK_GROUP_OVERLAY
-_OURS: Final = f"{{ {_WORKLOAD}, {_OVERLAY} }}"
-_HOP: Final = allocs.FIRST_HOP_IPV6
-# The solicited-node multicast address of the first hop (RFC 4291, 2.7.1).
-_SOLICITED: Final = f"ff02::1:ff{_HOP.packed[13]:02x}:{int.from_bytes(_HOP.packed[14:]):x}"
 _HOP_NETWORK: Final = ip_network(f"{allocs.FIRST_HOP_IPV4}/24", strict=False)
 _WIREGUARD: Final = allocs.WIREGUARD_PORT
 _MASQUERADE: Final = "{}-{}".format(*allocs.MASQUERADE_PORTS)
-_LOOPBACK_ENTERED: Final = "ip daddr 127.0.0.0/8 " + drop(Reason.LOOPBACK_ENTERED)
 _FAMILIES: Final = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
 
 # The members of a set by link: of a link that is gone they end by themselves.
@@ -146,6 +143,7 @@ _CHAINS: Final = {
     # -400: all other chains see whole packets.
     "fragments": _FILTER.format("prerouting priority -450"),
     "fragment": "",
+    "removed": "",
     "prerouting_raw": _FILTER.format("prerouting priority raw"),
     "from_workload": "",
     "from_workload_ipv4": "",
@@ -180,7 +178,11 @@ _CHAINS: Final = {
     "pod_leaves": "",
 }
 _ARP_SETS: Final = {"neighbours": _BY_LINK}
-_ARP_CHAINS: Final = {"input": _FILTER.format("input priority 0"), "from_workload": ""}
+_ARP_CHAINS: Final = {
+    "input": _FILTER.format("input priority 0"),
+    "removed": "",
+    "from_workload": "",
+}
 
 # Which layout is loaded: an update of another would leave its chains and sets.
 _LAYOUT: Final = (
@@ -219,7 +221,7 @@ flush table {_ARP_TABLE}
 
 def _tables(settings: Settings) -> str:
     rules = {
-        **_from_workload(),
+        **workloads.from_workload(),
         **_from_outside(settings),
         **_flows(settings),
         **_to_node(settings),
@@ -231,8 +233,8 @@ def _tables(settings: Settings) -> str:
         "withheld": settings.withheld,
         "in_use": settings.in_use,
     }
-    elements = {
-        f"{name}_ipv{version}": _of(found, version)
+    members = {
+        f"{name}_ipv{version}": elements(found, version)
         for name, found in networks.items()
         for version, _, _ in _FAMILIES
     }
@@ -240,21 +242,21 @@ def _tables(settings: Settings) -> str:
         f"table {_TABLE} {{\n"
         + declared(INET)
         + _sets(_SETS, {})
-        + _sets(_NETWORKS, elements)
+        + _sets(_NETWORKS, members)
         + f"    chain {_LAYOUT} {{ }}\n"
         + _chains(_CHAINS, rules)
         + f"}}\ntable {_ARP_TABLE} {{\n"
         + declared(ARP)
         + _sets(_ARP_SETS, {})
-        + _chains(_ARP_CHAINS, _arp())
+        + _chains(_ARP_CHAINS, workloads.arp())
         + "}\n"
     )
 
 
-def _sets(sets: dict[str, str], elements: dict[str, str]) -> str:
+def _sets(sets: dict[str, str], members: dict[str, str]) -> str:
     text = ""
     for name, kind in sets.items():
-        filled = elements.get(name)
+        filled = members.get(name)
         lines = f" elements = {{ {filled} }};" if filled else ""
         text += f"    set {name} {{ {kind}{lines} }}\n"
     return text
@@ -272,75 +274,7 @@ def _chains(chains: dict[str, str], rules: dict[str, list[str]]) -> str:
     return text
 
 
-def _of(networks: Iterable[IPNetwork], version: int) -> str:
-    """Return the networks of a family as elements, none within another."""
-    if version == 4:
-        return ", ".join(
-            map(str, collapse_addresses(n for n in networks if isinstance(n, IPv4Network)))
-        )
-    return ", ".join(
-        map(str, collapse_addresses(n for n in networks if isinstance(n, IPv6Network)))
-    )
-
-
-def _limited(name: str, per_second: int) -> str:
-    """Return a match: the packet's link exceeds the rate."""
-    limit = f"limit rate over {per_second}/second burst {2 * per_second} packets"
-    return f"update @{name} {{ meta iif {limit} }}"
-
-
 # ---- What comes, before conntrack -------------------------------------------
-
-
-def _from_workload() -> dict[str, list[str]]:
-    return {
-        "fragments": [
-            f"meta iifgroup {_OURS} ip frag-off & 0x3fff != 0 goto fragment",
-            f"meta iifgroup {_OURS} exthdr frag exists goto fragment",
-        ],
-        "fragment": [
-            f"{_limited('fragments', FRAGMENTS_PER_SECOND)} " + drop(Reason.FRAGMENT_RATE)
-        ],
-        "prerouting_raw": [
-            f"meta iifgroup vmap {{ {_WORKLOAD} : goto from_workload, "
-            f"{_OVERLAY} : goto from_overlay }}",
-            "meta iiftype != loopback goto from_outside",
-        ],
-        "from_workload": [
-            "meta nfproto vmap { ipv4 : goto from_workload_ipv4, ipv6 : goto from_workload_ipv6 }"
-        ],
-        "from_workload_ipv4": [
-            "ip saddr { 0.0.0.0/8, 127.0.0.0/8, 224.0.0.0/3 } " + drop(Reason.IMPOSSIBLE_SOURCE),
-            _LOOPBACK_ENTERED,
-            "fib saddr . iif oif missing " + drop(Reason.SPOOFED_IPV4),
-        ],
-        "from_workload_ipv6": [
-            "ip6 saddr fe80::/10 goto from_link_local",
-            "ip6 saddr :: " + drop(Reason.LINK_LOCAL),
-            "fib saddr . iif oif missing " + drop(Reason.SPOOFED_IPV6),
-            "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } goto neighbour_discovery",
-        ],
-        "from_link_local": [
-            f"ip6 daddr {_HOP} icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, "
-            "echo-request, echo-reply } goto from_own_link_local",
-            f"ip6 daddr {_SOLICITED} icmpv6 type nd-neighbor-solicit goto from_own_link_local",
-            "ip6 daddr ff02::1 icmpv6 type nd-neighbor-advert goto from_own_link_local",
-            drop(Reason.LINK_LOCAL),
-        ],
-        "from_own_link_local": [
-            "fib saddr . iif oif missing " + drop(Reason.SPOOFED_IPV6),
-            "goto neighbour_discovery",
-        ],
-        "neighbour_discovery": [
-            f"icmpv6 type nd-neighbor-solicit icmpv6 taddr != {_HOP} "
-            + drop(Reason.NEIGHBOUR_TARGET),
-            f"{_limited('neighbours', NEIGHBOURS_PER_SECOND)} " + drop(Reason.NEIGHBOUR_RATE),
-        ],
-        "from_overlay": [
-            _LOOPBACK_ENTERED,
-            f'fib saddr oifname != "{allocs.OVERLAY_LINK}" ' + drop(Reason.OVERLAY_SOURCE),
-        ],
-    }
 
 
 def _from_outside(settings: Settings) -> dict[str, list[str]]:
@@ -348,14 +282,14 @@ def _from_outside(settings: Settings) -> dict[str, list[str]]:
     rules: dict[str, list[str]] = {}
     for version, family, _ in _FAMILIES:
         rules[f"from_outside_ipv{version}"] = lines = []
-        if _of(settings.pods, version):
+        if elements(settings.pods, version):
             if not settings.routed_pods:
                 lines.append(
                     f"{family} daddr @pods_ipv{version} {drop(Reason.POD_NETWORK_ENTERED)}"
                 )
             lines.append(f"{family} saddr @pods_ipv{version} {drop(Reason.POD_NETWORK_FORGED)}")
         if version == 4:
-            lines.append(_LOOPBACK_ENTERED)
+            lines.append(LOOPBACK_ENTERED)
             lines.append(f"ip saddr {_HOP_NETWORK} {drop(Reason.FIRST_HOP_FORGED)}")
             lines.append(f"ip daddr {_HOP_NETWORK} {drop(Reason.FIRST_HOP_FORGED)}")
         # What the node itself sends to many loops back, by the link it is sent
@@ -381,7 +315,7 @@ def _from_outside(settings: Settings) -> dict[str, list[str]]:
     rules["from_outside"] = [
         "meta nfproto vmap { ipv4 : jump from_outside_ipv4, ipv6 : jump from_outside_ipv6 }"
     ]
-    rules["output_raw"] = [f"meta oifgroup != {_OURS} goto node_sends"]
+    rules["output_raw"] = [f"meta oifgroup != {OURS} goto node_sends"]
     rules["node_sends"] = []
     if settings.overlay:
         # By its own port, at this end. The kernel has one socket for all peers.
@@ -421,15 +355,15 @@ def _flows(settings: Settings) -> dict[str, list[str]]:
         "flows": [
             "ct state vmap { established : accept, related : accept, untracked : accept, "
             "invalid : goto invalid }",
-            f"meta iifgroup {_WORKLOAD} goto new_flow",
+            f"meta iifgroup {WORKLOAD} goto new_flow",
         ],
         "new_flow": [
             "ct status confirmed accept",
             "meta iif @refused_links " + drop(Reason.CONNTRACK_OFFENDER),
-            f"{_limited('new_flows', settings.new_flows_per_second)} " + drop(Reason.NEW_FLOW_RATE),
+            f"{limited('new_flows', settings.new_flows_per_second)} " + drop(Reason.NEW_FLOW_RATE),
         ],
         "invalid": [
-            f"meta iifgroup {_WORKLOAD} " + drop(Reason.INVALID),
+            f"meta iifgroup {WORKLOAD} " + drop(Reason.INVALID),
             "meta iiftype loopback accept",
         ],
     }
@@ -451,7 +385,7 @@ def _to_node(settings: Settings) -> dict[str, list[str]]:
     errors6 += "parameter-problem } "
     rules = {
         "input": [
-            f"meta iifgroup {_OURS} meta l4proto {{ icmp, icmpv6 }} jump errors_to_node",
+            f"meta iifgroup {OURS} meta l4proto {{ icmp, icmpv6 }} jump errors_to_node",
         ],
         "errors_to_node": [
             f"{kind}ct state related ct {end} {family} saddr @pods_ipv{version} return"
@@ -463,7 +397,7 @@ def _to_node(settings: Settings) -> dict[str, list[str]]:
     access = settings.node_access
     if access.mode is AccessMode.ALL:
         return rules
-    rules["input"].append(f"meta iifgroup {_OURS} goto to_node")
+    rules["input"].append(f"meta iifgroup {OURS} goto to_node")
     rules["to_node"] = [
         # What the node asked for, such as a health check.
         "ct state established,related accept",
@@ -481,8 +415,8 @@ def _to_node(settings: Settings) -> dict[str, list[str]]:
 
 def _forward(settings: Settings) -> dict[str, list[str]]:
     to_workload = [
-        f"meta iifgroup {_OURS} ct state != related accept",
-        f"meta iifgroup {_OURS} goto error_to_workload",
+        f"meta iifgroup {OURS} ct state != related accept",
+        f"meta iifgroup {OURS} goto error_to_workload",
     ]
     if settings.routed_pods:
         to_workload.append("accept")
@@ -497,19 +431,19 @@ def _forward(settings: Settings) -> dict[str, list[str]]:
     refused, excepted = [], []
     for version, family, _ in _FAMILIES:
         refused.append(
-            f"{family} daddr {{ {_of(metadata.NOT_FORWARDED, version)} }} goto to_metadata"
+            f"{family} daddr {{ {elements(metadata.NOT_FORWARDED, version)} }} goto to_metadata"
         )
-        if wanted := _of(settings.forwarded, version):
+        if wanted := elements(settings.forwarded, version):
             excepted.append(f"{family} daddr {{ {wanted} }} accept")
-        if resolvers := _of(map(ip_network, settings.resolvers), version):
+        if resolvers := elements(map(ip_network, settings.resolvers), version):
             excepted.append(
                 f"{family} daddr {{ {resolvers} }} meta l4proto {{ tcp, udp }} th dport 53 accept"
             )
     return {
         "forward": [
-            f"meta oifgroup {_WORKLOAD} goto to_workload",
-            f"meta iifgroup {_WORKLOAD} goto from_workload_out",
-            f"meta iifgroup {_OVERLAY} " + drop(Reason.OVERLAY_TRANSIT),
+            f"meta oifgroup {WORKLOAD} goto to_workload",
+            f"meta iifgroup {WORKLOAD} goto from_workload_out",
+            f"meta iifgroup {OVERLAY} " + drop(Reason.OVERLAY_TRANSIT),
         ],
         "to_workload": to_workload,
         # What was masqueraded and not translated otherwise is with the world.
@@ -517,7 +451,7 @@ def _forward(settings: Settings) -> dict[str, list[str]]:
             "ct status & (snat | dnat) == snat " + drop(Reason.FORGED_ERROR),
             "accept",
         ],
-        "from_workload_out": [f"meta oifgroup {_OVERLAY} accept", *refused],
+        "from_workload_out": [f"meta oifgroup {OVERLAY} accept", *refused],
         "to_metadata": [*excepted, drop(Reason.NOT_FORWARDED)],
     }
 
@@ -528,29 +462,30 @@ def _forward(settings: Settings) -> dict[str, list[str]]:
 def _leaving(settings: Settings) -> dict[str, list[str]]:
     into, of, withheld = [], [], []
     for version, family, _ in _FAMILIES:
-        if _of(settings.pods, version):
+        if elements(settings.pods, version):
             match = f"@pods_ipv{version}"
             into.append(f"{family} daddr {match} {drop(Reason.POD_NETWORK_UNENCRYPTED)}")
             of.append(f"{family} saddr {match} {drop(Reason.POD_ADDRESS_LEFT)}")
-        if _of(settings.withheld, version):
+        if elements(settings.withheld, version):
             withheld.append(
                 f"{family} daddr @withheld_ipv{version} {family} daddr != @in_use_ipv{version} "
                 + drop(Reason.POD_NETWORK_UNENCRYPTED)
             )
     return {
         "postrouting": [
-            f"meta iifgroup {_WORKLOAD} meta oifgroup != {_OURS} goto masquerade_workload"
+            f"meta iifgroup {WORKLOAD} meta oifgroup != {OURS} goto masquerade_workload"
         ],
         "masquerade_workload": [
             f"meta l4proto {{ tcp, udp, sctp }} masquerade to :{_MASQUERADE} fully-random",
             "masquerade fully-random",
         ],
         "leaving": [
-            f"meta oifgroup {_OURS} accept",
+            f"meta oifgroup vmap {{ {WORKLOAD} : accept, {OVERLAY} : accept, "
+            f"{by_removal('goto removed')} }}",
             "meta oiftype != loopback goto to_outside",
         ],
         # The node's own packets have no link that they came by.
-        "to_outside": [*into, f"meta iifgroup {_OURS} goto pod_leaves", *of],
+        "to_outside": [*into, f"meta iifgroup {OURS} goto pod_leaves", *of],
         "pod_leaves": [
             *withheld,
             f"ip saddr {allocs.FIRST_HOP_IPV4} " + drop(Reason.UPLINK_NOT_READY),
@@ -558,27 +493,5 @@ def _leaving(settings: Settings) -> dict[str, list[str]]:
             "fib saddr type local accept",
             *(["ct direction reply accept"] if settings.routed_pods else []),
             drop(Reason.POD_ADDRESS_LEFT),
-        ],
-    }
-
-
-# ---- ARP --------------------------------------------------------------------
-
-
-def _arp() -> dict[str, list[str]]:
-    """Who asks is checked by the kernel itself, which answers only what has a
-    reverse path: each host link has rp_filter=1 for that. nftables has no fib
-    in this family.
-
-    The bits are the operation and the target address. Spelled as `arp daddr ip`
-    they would be compared for hardware type 1 only, and the kernel answers 6,
-    too (arp_process in arp.c). Answers make no neighbour entries.
-    """
-    hop = int(allocs.FIRST_HOP_IPV4)
-    return {
-        "input": [f"meta iifgroup {_WORKLOAD} goto from_workload"],
-        "from_workload": [
-            f"@nh,48,16 1 @nh,192,32 != {hop:#x} " + drop(Reason.ARP_TARGET),
-            f"{_limited('neighbours', NEIGHBOURS_PER_SECOND)} " + drop(Reason.ARP_RATE),
         ],
     }

@@ -31,6 +31,8 @@ class Reason(enum.Enum):
     NODE_ACCESS = ("node_access", "to the node, by the configuration not for workloads")
     FORGED_ERROR = ("forged_error", "an ICMP error of a pod or node, about a flow with the world")
     NOT_FORWARDED = ("not_forwarded", "to a link-local or metadata address beyond the node")
+    # From and to a workload's link that is being removed.
+    REMOVED = ("removed", "by or to the link of a workload that is being removed")
     # From any link.
     LOOPBACK_ENTERED = ("loopback_entered", "to 127.0.0.0/8, by a link")
     # From the overlay.
@@ -51,6 +53,7 @@ class Reason(enum.Enum):
     # The table of ARP.
     ARP_TARGET = ("arp_target", "a workload asked who has an address not the first hop's")
     ARP_RATE = ("arp_rate", "more ARP than a workload needs")
+    ARP_REMOVED = ("arp_removed", "ARP by the link of a workload that is being removed")
 
     @property
     def label(self) -> str:
@@ -63,7 +66,7 @@ class Reason(enum.Enum):
         return self.value[1]
 
 
-ARP: Final = (Reason.ARP_TARGET, Reason.ARP_RATE)
+ARP: Final = (Reason.ARP_TARGET, Reason.ARP_RATE, Reason.ARP_REMOVED)
 INET: Final = tuple(reason for reason in Reason if reason not in ARP)
 
 

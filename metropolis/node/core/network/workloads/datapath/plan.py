@@ -35,10 +35,7 @@ from metropolis.node.core.network.workloads.datapath.interface import Held, Reco
 from metropolis.node.core.network.workloads.model import IPAddress
 from osbase.netlink.rtnl import Link
 
-# Where links are put to be deleted in one request, one for each of the requests
-# that may be under way at once; any groups nobody uses.
-REMOVAL_GROUPS = (0x6D770008, 0x6D770009)
-_OUR_GROUPS = (allocs.LINK_GROUP_WORKLOAD, *REMOVAL_GROUPS)
+_OUR_GROUPS = (allocs.LINK_GROUP_WORKLOAD, *allocs.LINK_GROUPS_REMOVAL)
 
 
 def is_ours(link: Link) -> bool:
@@ -71,7 +68,7 @@ def record_of(link: Link) -> Record | None:
     name that the link has. workload_id "": it cannot be known.
     """
     found = names.parse_altnames(link.altnames)
-    if found is None or link.group in REMOVAL_GROUPS or not link.peer:
+    if found is None or link.group in allocs.LINK_GROUPS_REMOVAL or not link.peer:
         return None
     return Record(
         workload_id=found.workload_id or _id_of_alias(link, found.if_name),
@@ -124,7 +121,7 @@ def plan(links: Iterable[Link], routes: Collection[tuple[IPAddress, int]]) -> Pl
             if looks_like_ours(link):
                 foreign.append((link, None))
         elif (record := record_of(link)) is None:
-            if link.ifindex in routed and link.group not in REMOVAL_GROUPS:
+            if link.ifindex in routed and link.group not in allocs.LINK_GROUPS_REMOVAL:
                 foreign.append((link, None))  # others took its records
             else:
                 half_made.append(link)

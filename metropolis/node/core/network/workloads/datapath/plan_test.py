@@ -131,9 +131,9 @@ def test_an_id_that_is_only_in_the_alias_is_taken_when_the_name_says_so() -> Non
 @pytest.mark.parametrize(
     "link",
     [
-        replace(WHOLE, group=plan.REMOVAL_GROUPS[0]),
-        replace(WHOLE, group=plan.REMOVAL_GROUPS[1]),
-        replace(OLD, group=plan.REMOVAL_GROUPS[1]),
+        replace(WHOLE, group=allocs.LINK_GROUPS_REMOVAL[0]),
+        replace(WHOLE, group=allocs.LINK_GROUPS_REMOVAL[1]),
+        replace(OLD, group=allocs.LINK_GROUPS_REMOVAL[1]),
         replace(WHOLE, peer=None),
         replace(WHOLE, peer=0),
         replace(WHOLE, altnames=()),
@@ -198,7 +198,7 @@ def test_addresses_of_records_that_are_not_ours_are_held(link: Link) -> None:
         (*OLD.altnames, "mw3r.1389"),
     ],
 )
-@pytest.mark.parametrize("change", [{}, {"flags": 0}, {"group": plan.REMOVAL_GROUPS[0]}])
+@pytest.mark.parametrize("change", [{}, {"flags": 0}, {"group": allocs.LINK_GROUPS_REMOVAL[0]}])
 def test_what_a_newer_version_made_is_left_alone(
     altnames: tuple[str, ...], change: dict[str, Any]
 ) -> None:
@@ -212,7 +212,7 @@ def test_what_a_newer_version_made_is_left_alone(
 
 def test_version_1_leaves_version_2_alone() -> None:
     assert version1.is_ours(OLD)
-    for change in ({}, {"flags": 0}, {"alias": b""}, {"group": plan.REMOVAL_GROUPS[0]}):
+    for change in ({}, {"flags": 0}, {"alias": b""}, {"group": allocs.LINK_GROUPS_REMOVAL[0]}):
         link = replace(WHOLE, **change)
         assert not version1.is_ours(link)
         assert not version1.is_ours(replace(link, altnames=WHOLE.altnames[-1:]))

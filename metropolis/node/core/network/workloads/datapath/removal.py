@@ -30,10 +30,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from metropolis.node import allocs
 from metropolis.node.core.network.workloads.datapath import names
 from metropolis.node.core.network.workloads.datapath.host import Host
 from metropolis.node.core.network.workloads.datapath.interface import Record
-from metropolis.node.core.network.workloads.datapath.plan import REMOVAL_GROUPS
 from metropolis.node.core.network.workloads.errors import KernelRefused, WorkloadError
 from metropolis.node.core.network.workloads.validate import show
 from osbase.netlink import rtnl
@@ -173,7 +173,7 @@ class Remover:
         concerns every one of them.
         """
         try:
-            return self._delete(records, REMOVAL_GROUPS[lane])
+            return self._delete(records, allocs.LINK_GROUPS_REMOVAL[lane])
         except (NetlinkError, OSError) as error:
             refused = KernelRefused(f"detach: {error}")
         except Exception as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads.datapath import checks, messages, names, plan
+from metropolis.node.core.network.workloads.datapath import checks, messages, names
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.model import MTU_MIN, IPAddress
 from metropolis.node.core.network.workloads.validate import show
@@ -85,7 +85,7 @@ def belongs(record: Record, link: Link) -> bool:
     return (
         not own.isdisjoint((link.name, *link.altnames))
         and link.kind == b"veth"
-        and link.group not in plan.REMOVAL_GROUPS
+        and link.group not in allocs.LINK_GROUPS_REMOVAL
     )
 
 

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 
+from metropolis.node import allocs
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.datapath import checks, messages, names, observe
 from metropolis.node.core.network.workloads.datapath.host import LOOPBACK, Host, refusals
@@ -34,7 +35,6 @@ from metropolis.node.core.network.workloads.datapath.netns import (
     KernelNetns,
     open_netns,
 )
-from metropolis.node.core.network.workloads.datapath.plan import REMOVAL_GROUPS
 from metropolis.node.core.network.workloads.datapath.removal import Removals, Remover
 from metropolis.node.core.network.workloads.datapath.restore import Restorer
 from metropolis.node.core.network.workloads.errors import (
@@ -70,7 +70,7 @@ class KernelDatapath:
         self._host_cookie = 0
         self._events: LinkEvents | None = None
         self._restorer = Restorer(self._host)
-        self._removals = Removals(Remover(self._host).remove, len(REMOVAL_GROUPS))
+        self._removals = Removals(Remover(self._host).remove, len(allocs.LINK_GROUPS_REMOVAL))
         self._create_lock = threading.Lock()
 
     # ---- Life ---------------------------------------------------------------

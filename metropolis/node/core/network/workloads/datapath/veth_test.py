@@ -20,7 +20,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads.datapath import messages, names, plan, restore
+from metropolis.node.core.network.workloads.datapath import messages, names, restore
 from metropolis.node.core.network.workloads.datapath.interface import Datapath, Record, Scan
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
@@ -446,7 +446,7 @@ class TestKernelDatapath(DatapathContract):
                     rtnl.add_link_altnames(7700, "wl0123456789abe", altnames(7700)[0]),
                     veth("leaving", 7800, mac),  # a removal had begun
                     rtnl.add_link_altnames(7800, "leaving", *altnames(7800)),
-                    rtnl.set_link_group(7800, "leaving", plan.REMOVAL_GROUPS[0]),
+                    rtnl.set_link_group(7800, "leaving", allocs.LINK_GROUPS_REMOVAL[0]),
                 ]
             )
         os.close(fd)

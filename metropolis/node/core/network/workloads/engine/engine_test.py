@@ -336,6 +336,30 @@ def test_events_lost_during_an_attach_are_made_up_for(world: World) -> None:
     world.engine.attach(intent("w2", "/b"))
 
 
+def test_a_removal_that_is_seen_while_lost_ones_are_looked_for_counts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes after the links were listed, so the list still has the link."""
+    present = world.datapath.present
+    made: list[int] = []
+
+    def die(record: Record) -> None:
+        world.datapath.overrun()
+        made.append(record.host_ifindex)
+
+    def list_then_die() -> frozenset[int]:
+        found = present()
+        for index in made:
+            world.datapath.take_link(index)
+        return found
+
+    world.datapath.on_create = die
+    monkeypatch.setattr(world.datapath, "present", list_then_die)
+    with pytest.raises(NotFound, match="removed meanwhile"):
+        world.engine.attach(intent())
+    assert world.engine.list() == []
+
+
 def test_a_namespace_that_dies_during_its_attach(world: World) -> None:
     world.engine.set_prefixes([ip_network("10.0.0.1/32")])
     world.datapath.on_create = lambda record: world.datapath.take_link(record.host_ifindex)

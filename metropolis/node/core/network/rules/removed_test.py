@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing passes by the link of a workload that is being removed.
+
+Detach moves links into a group and deletes the group. Between the two the pod
+still has its end, and all of its capabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from metropolis.node import allocs
+from metropolis.node.core.config import AccessMode, NodeAccess
+from metropolis.node.core.network.rules.settings import Settings
+from metropolis.node.core.network.rules.testing import packets
+from metropolis.node.core.network.rules.testing.lab import (
+    FAR_POD,
+    METADATA,
+    NETWORKS,
+    POD,
+    POD_B,
+    WORLD,
+    apply,
+    counters,
+    near,
+    node_socket,
+    received,
+    taps,
+)
+from metropolis.node.core.network.rules.testing.packets import ACK, PSH, SYN
+from osbase.test.namespaces import sh
+
+pytestmark = pytest.mark.usefixtures("links")
+
+ALL = NodeAccess(AccessMode.ALL)
+MODES = pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(NETWORKS, node_access=ALL, overlay=True),
+        Settings(NETWORKS, node_access=ALL),
+        Settings(node_access=ALL),
+        Settings(NETWORKS, node_access=ALL, routed_pods=True),
+    ],
+    ids=["cluster", "single", "withdrawn", "routed"],
+)
+FAMILIES = pytest.mark.parametrize("version", [4, 6])
+GROUPS = pytest.mark.parametrize("group", allocs.LINK_GROUPS_REMOVAL)
+BROADCAST = b"\xff" * 6
+PORTS = iter(range(20_000, 60_000))
+
+
+@pytest.fixture
+def back() -> Iterator[None]:
+    """Both pods are attached again after the test."""
+    yield
+    for name in ("pod", "pod-b"):
+        sh(f"ip link set {name} group {allocs.LINK_GROUP_WORKLOAD}")
+
+
+def remove(*names: str, group: int = allocs.LINK_GROUPS_REMOVAL[0]) -> None:
+    """As the first request of a removal does."""
+    for name in names:
+        sh(f"ip link set {name} group {group}")
+
+
+@MODES
+@FAMILIES
+@GROUPS
+def test_a_pod_reaches_nobody(back: None, settings: Settings, version: int, group: int) -> None:
+    """Not by its own address, another's, the world's or the node's; neither the
+    world, nor another pod, another node's, the node, or the metadata service.
+    """
+    apply(settings)
+    own = POD[version]
+    targets = [WORLD[version], POD_B[version], FAR_POD[version], near(version, "up0")]
+    sources = [own, POD_B[version], FAR_POD[version], near(version, "up0"), WORLD[version]]
+    if version == 4:
+        targets.append(METADATA)
+    with taps("pod", "up0", "pod-b", "overlay") as (pod, up0, pod_b, overlay):
+        port = next(PORTS)
+        with node_socket(version, port) as node:
+            remove("pod", group=group)
+            for source in sources:
+                for to in targets:
+                    pod.send(packets.udp(source, to, (next(PORTS), port), b"dropped"))
+                    pod.send(packets.tcp(source, to, (next(PORTS), 80), SYN))
+                    pod.send(packets.echo(source, to, b"dropped"))
+                    pod.send(*packets.fragments(packets.udp(source, to, (9, port), b"x" * 64)))
+            assert counters()["removed"] >= len(sources) * len(targets) * 3
+            # What is honest goes by the same ways.
+            asking = packets.udp(POD_B[version], WORLD[version], (next(PORTS), 53), b"honest")
+            pod_b.send(asking)
+            assert len(up0.until(b"honest")) == 1
+            pod_b.send(packets.udp(POD_B[version], near(version, "up0"), (9, port), b"honest"))
+            assert received(node, b"honest") == [b"honest"]
+            if settings.overlay:
+                pod_b.send(packets.udp(POD_B[version], FAR_POD[version], (9, 9), b"honest"))
+                assert len(overlay.until(b"honest")) == 1
+
+
+@MODES
+@FAMILIES
+@GROUPS
+def test_nobody_reaches_a_pod(back: None, settings: Settings, version: int, group: int) -> None:
+    """Neither the world, another pod, another node's, nor the node itself."""
+    apply(settings)
+    own, world = POD[version], WORLD[version]
+    with taps("pod", "up0", "pod-b", "overlay") as (pod, up0, pod_b, overlay):
+        ports = (next(PORTS), 53)
+        pod.send(packets.udp(own, world, ports, b"asks"))
+        asked = up0.until(b"asks")[-1]
+        remove("pod", group=group)
+        up0.send(packets.udp(world, asked.source, asked.ports[::-1], b"answered"))
+        up0.send(packets.udp(world, own, (9, 9), b"begun"))
+        pod_b.send(packets.udp(POD_B[version], own, (9, 9), b"from a pod"))
+        overlay.send(packets.udp(FAR_POD[version], own, (9, 9), b"from a node"))
+        with node_socket(version) as node, pytest.raises(PermissionError):
+            node.sendto(b"from the node", (own, 9))
+        # Back in its group, what comes first is what is sent then.
+        sh(f"ip link set pod group {allocs.LINK_GROUP_WORKLOAD}")
+        up0.send(packets.udp(world, asked.source, asked.ports[::-1], b"honest"))
+        assert len(pod.until(b"honest")) == 1
+    assert counters()["removed"] >= 3  # the answer, another pod, the node
+
+
+@MODES
+@FAMILIES
+def test_a_flow_that_is_established_ends(back: None, settings: Settings, version: int) -> None:
+    """In both directions, between two pods, with one or both being removed."""
+    apply(settings)
+    one, other = POD[version], POD_B[version]
+    ports = (next(PORTS), 80)
+
+    def data(text: bytes) -> bytes:
+        return packets.tcp(one, other, ports, PSH | ACK, seq=1001, ack=5001, payload=text)
+
+    def answer(text: bytes) -> bytes:
+        return packets.tcp(other, one, ports[::-1], PSH | ACK, seq=5001, ack=1001, payload=text)
+
+    with taps("pod", "pod-b") as (pod, pod_b):
+        pod.send(packets.tcp(one, other, ports, SYN, seq=1000))
+        pod_b.tcp(SYN)
+        pod_b.send(packets.tcp(other, one, ports[::-1], SYN | ACK, seq=5000, ack=1001))
+        pod.tcp(SYN | ACK)
+        pod.send(packets.tcp(one, other, ports, ACK, seq=1001, ack=5001))
+        pod_b.tcp(ACK)
+        for removed in (["pod"], ["pod-b"], ["pod", "pod-b"]):
+            before = counters().get("removed", 0)
+            remove(*removed)
+            pod.send(data(b"dropped"))
+            pod_b.send(answer(b"dropped"))
+            assert counters()["removed"] >= before + 2
+            for name in removed:
+                sh(f"ip link set {name} group {allocs.LINK_GROUP_WORKLOAD}")
+        pod.send(data(b"honest"))
+        assert len(pod_b.until(b"honest")) == 1
+        pod_b.send(answer(b"honest"))
+        assert len(pod.until(b"honest")) == 1
+
+
+def test_arp_is_not_answered(back: None) -> None:
+    """Nor does the node learn a neighbour by it."""
+    apply(Settings(NETWORKS, node_access=ALL))
+    asking = packets.arp(POD[4], str(allocs.FIRST_HOP_IPV4))
+    with taps("pod") as (pod,):
+        remove("pod")
+        pod.send_as(packets.ETHER_ARP, asking, BROADCAST)
+        assert counters()["arp_removed"] == 1
+        sh(f"ip link set pod group {allocs.LINK_GROUP_WORKLOAD}")
+        pod.send_as(packets.ETHER_ARP, asking, BROADCAST)
+        hop = allocs.FIRST_HOP_IPV4.packed
+        answers = [data for ether, data in pod.frames(hop) if ether == packets.ETHER_ARP]
+        assert len(answers) == 1

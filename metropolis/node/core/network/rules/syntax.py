@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several parts of the rule set say in the same words. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from typing import Final
+
+from metropolis.node import allocs
+from metropolis.node.core.network.rules.drops import Reason, drop
+from metropolis.node.core.network.rules.settings import IPNetwork
+
+WORKLOAD: Final = allocs.LINK_GROUP_WORKLOAD
+OVERLAY: Final = allocs.LINK_GROUP_OVERLAY
+OURS: Final = f"{{ {WORKLOAD}, {OVERLAY} }}"
+LOOPBACK_ENTERED: Final = "ip daddr 127.0.0.0/8 " + drop(Reason.LOOPBACK_ENTERED)
+
+
+def elements(networks: Iterable[IPNetwork], version: int) -> str:
+    """Return the networks of a family as elements, none within another."""
+    if version == 4:
+        return ", ".join(
+            map(str, collapse_addresses(n for n in networks if isinstance(n, IPv4Network)))
+        )
+    return ", ".join(
+        map(str, collapse_addresses(n for n in networks if isinstance(n, IPv6Network)))
+    )
+
+
+def by_removal(verdict: str) -> str:
+    """Return elements of a verdict map by group: of links being removed."""
+    groups = allocs.LINK_GROUPS_REMOVAL
+    return ", ".join(f"{group:#x} : {verdict}" for group in groups)
+
+
+def limited(name: str, per_second: int) -> str:
+    """Return a match: the packet's link exceeds the rate."""
+    limit = f"limit rate over {per_second}/second burst {2 * per_second} packets"
+    return f"update @{name} {{ meta iif {limit} }}"
