@@ -169,7 +169,7 @@ def plan(options: argparse.Namespace) -> Plan:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Raises SystemExit for arguments that make no sense."""
     parser = argparse.ArgumentParser(
-        prog="pods",
+        prog="runtimes",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -191,10 +191,10 @@ def main(arguments: Sequence[str]) -> int:
         weighed = sizes()
         machine, found = run(plan(options), cpus=options.cpus)
     except (AgentError, BenchError, ConfigError, VmError) as error:
-        say(f"pods: {error}")
+        say(f"runtimes: {error}")
         return 1
     except KeyboardInterrupt:
-        say("pods: interrupted; the machine is gone")
+        say("runtimes: interrupted; the machine is gone")
         return 130
     if options.json:
         print(json.dumps(report.to_json(machine, found, weighed)))
