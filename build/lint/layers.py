@@ -2,8 +2,8 @@
 """Which part of the tree imports which: a table, and its check. Pure.
 
 A line of the table is a promise of the design. It binds the files below its
-paths; tests and `testing` modules and packages are free, since they build what they test,
-but where the line says that they are bound.
+paths. Tests and `testing` modules and packages are free, since they build what
+they test, except where the line says that they are bound.
 
 Limit: it reads import statements. A module that is passed as an argument, or
 loaded by name, is not seen.
