@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each lint finds what it is for, and is silent about what is right."""
 
+import os
 import pathlib
 import subprocess
 
 import pytest
 
-from build.lint import claims, rules, tools, tree
+from build.lint import claims, layers, rules, tools, tree, words
 
 LICENCE = "SPDX-License-Identifier: Apache-2.0"
 PROTO = """\
@@ -188,7 +189,90 @@ def test_machine_specific(line: str, good: bool) -> None:
     ],
 )
 def test_layering(path: str, text: str, good: bool) -> None:
-    assert list(rules.layering(path, text)) == [] if good else list(rules.layering(path, text))
+    assert list(layers.layering(path, text)) == [] if good else list(layers.layering(path, text))
+
+
+ROOM = "metropolis/node/core/network/workloads"
+MODULE = ROOM.replace("/", ".")
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "good"),
+    [
+        ("model.py", "from M.api import wire", False),
+        ("errors.py", "import M.engine.engine", False),
+        ("validate.py", "from M import datapath", False),
+        ("conditions.py", "from .datapath import names", False),
+        ("conditions.py", "from M import model", True),
+        ("conditions_test.py", "from M.engine import engine", True),
+        ("datapath/veth.py", "from M.engine.engine import Engine", False),
+        ("datapath/veth.py", "from ..api import wire", False),
+        ("datapath/veth.py", "from M.datapath import names", True),
+        ("datapath/veth.py", "from M.model import Record", True),
+        ("datapath/interface.py", "from M.datapath import names", False),
+        ("datapath/interface.py", "from . import names", False),
+        ("datapath/interface.py", "from osbase.netlink import rtnl", False),
+        ("datapath/interface.py", "from osbase import netlink", False),
+        ("datapath/interface.py", "from M.model import Record", True),
+        ("engine/engine.py", "from M.datapath import interface, names", False),
+        ("engine/engine.py", "from M.datapath.names import alias", False),
+        ("engine/engine.py", "from M.api import wire", False),
+        ("engine/engine.py", "from M.datapath.interface import Datapath", True),
+        ("engine/engine.py", "from M.datapath import interface", True),
+        ("engine/engine_test.py", "from M.datapath import names", True),
+        ("engine/ledger.py", "import osbase.netlink.rtnl", False),
+        ("engine/ledger.py", "from M.datapath.veth import KernelDatapath", False),
+        ("engine/ledger.py", "from osbase import aio", True),
+        ("api/server.py", "from M.datapath.interface import Datapath", False),
+        ("api/server.py", "from M.engine.engine import Engine", True),
+        ("api/serve.py", "from M.datapath.veth import KernelDatapath", True),
+        ("testing/fake.py", "from M.datapath.veth import KernelDatapath", True),
+        ("../service.py", "from M.datapath.veth import KernelDatapath", True),
+        ("../cni/server.py", "from M.datapath.veth import KernelDatapath", False),
+        ("../cni/server.py", "from M.datapath import veth", False),
+        ("../cni/server.py", "from M.datapath import veth_names", True),
+        ("../cni/server_test.py", "from M.datapath.veth import KernelDatapath", True),
+        ("../cni/testing.py", "from M.datapath.veth import KernelDatapath", True),
+        ("../conftest.py", "from M.datapath.veth import KernelDatapath", True),
+    ],
+)
+def test_rooms(path: str, text: str, good: bool) -> None:
+    full = os.path.normpath(f"{ROOM}/{path}")
+    found = list(
+        layers.layering(full, text.replace("M.", MODULE + ".").replace("M ", MODULE + " "))
+    )
+    assert found == [] if good else found[0].startswith(f"{full}:1: imports ")
+
+
+def test_an_implementation_in_tests_of_nodes() -> None:
+    text = f"from {MODULE}.datapath.veth import KernelDatapath"
+    assert list(layers.layering("metropolis/test/world/x.py", text)) == []
+    assert list(layers.layering("metropolis/cli/x.py", text)) != []
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "found"),
+    [
+        ("a.py", "left_s = 1\n", [(1, "left_s", "time_remaining")]),
+        ("a.py", "x = 1\nself._doomed_links = x\n", [(2, "doomed", "removal")]),
+        ("a.py", "class Turn: ...\n", [(1, "Turn", "WorkloadLock")]),
+        ("a.py", "x = 1  # it is told\n", [(1, "told", "reported")]),
+        ("a.py", '"""One.\n\nOf two, one stays.\n"""\n', [(3, "Of", "subject first")]),
+        ("a.py", 'def f():\n    """Spared."""\n', [(2, "Spared", "protected")]),
+        ("a.md", "# T\n\nStrangers go.\n", [(3, "Strangers", "unlisted peers")]),
+        ("a.md", "Fine. Of two, one.\n", [(1, "Of", "subject first")]),
+        ("a.py", "told = turn = lefts = left_side = 'doomed, Of'\n", []),
+        ("a.py", "# in turn, one of two is left, untold\n", []),
+        ("a.md", "`doomed` is code.\n\n    doomed\n\n```\nOf \n```\n", []),
+        ("a.txt", "doomed", []),
+    ],
+)
+def test_words(path: str, text: str, found: list[tuple[int, str, str]]) -> None:
+    lines = list(words.habits(path, text))
+    assert len(lines) == len(found), lines
+    for line, (number, word, instead) in zip(lines, found, strict=True):
+        assert line.startswith(f"{path}:{number}: {word}: ")
+        assert instead in line
 
 
 def test_hosts_in_settings() -> None:

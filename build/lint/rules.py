@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our own rules: pure functions from a file's text to what is wrong in it."""
 
-import ast
 import re
 from collections.abc import Iterable, Iterator
 
@@ -67,41 +66,6 @@ def machine_specific(path: str, text: str, hosts: Iterable[str] = ()) -> Iterato
         for host in own:
             if host in line:
                 yield f"{path}:{number}: a host of this machine's package settings"
-
-
-def _imports(text: str) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, alias.name
-        elif isinstance(node, ast.ImportFrom):
-            # A relative import that climbs out of osbase would be an error.
-            yield node.lineno, node.module or ""
-
-
-REFERENCES = {
-    ".proto": re.compile(r'^\s*import\s+(?:public\s+)?"metropolis/'),
-    ".bazel": re.compile(r'"(@@?)?//metropolis[/:"]'),
-    ".bzl": re.compile(r'"(@@?)?//metropolis[/:"]'),
-    ".go": re.compile(r'^\s*(import\s+)?(\w+\s+)?"[^"]*metropolis/'),
-    ".c": re.compile(r'^\s*#\s*include\s+"metropolis/'),
-    ".h": re.compile(r'^\s*#\s*include\s+"metropolis/'),
-}
-
-
-def layering(path: str, text: str) -> Iterator[str]:
-    """Nothing in osbase knows metropolis."""
-    if not path.startswith("osbase/"):
-        return
-    if path.endswith((".py", ".pyi")):
-        for number, module in _imports(text):
-            if module.split(".")[0] == "metropolis":
-                yield f"{path}:{number}: osbase imports {module}"
-    for end, pattern in REFERENCES.items():
-        if path.endswith(end):
-            for number, line in enumerate(text.split("\n"), start=1):
-                if pattern.search(line):
-                    yield f"{path}:{number}: osbase refers to metropolis: {line.strip()}"
 
 
 def hosts_in(settings: str) -> set[str]:

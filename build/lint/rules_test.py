@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
-from build.lint import claims, rules, tree
+from build.lint import claims, layers, rules, tree
 
 
 def check(rule: Callable[[str, str], Iterable[str]]) -> None:
@@ -40,8 +40,8 @@ def test_spdx() -> None:
     check(rules.spdx)
 
 
-def test_osbase_never_imports_metropolis() -> None:
-    check(rules.layering)
+def test_layers() -> None:
+    check(layers.layering)
 
 
 def test_nothing_of_one_machine() -> None:

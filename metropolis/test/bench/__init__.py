@@ -1,48 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attach and detach, measured beside the kernel's own cost and beside peers.
+"""Benchmarks: what the product costs, beside the kernel's floor and its peers.
 
-    ./bazelw run //metropolis/test/bench:attach -- --json --plot out.png
+    attach      one attach and detach, by every way there is
+    links       kinds of links for a pod: veth, netkit
+    packets     the rule set, by packet
+    runtimes    whole pods, by containerd and by other runtimes' networks
+    scale       a node in a cluster of thousands
+    common      what they share
 
-    driver (attach)          user, mount and network namespace of its own
-      │ asks, by pipe                          │ executes, as a runtime does
-      ├─ client ──gRPC──> node   host netns    ├─ cniproxy shim ──> node
-      ├─ inner: the engine       host netns    ├─ CNI plugins, chained as libcni
-      └─ floor: encoded messages host netns    └─ netavark
-      and pods: network namespaces, bind-mounted, new for each operation
-
-    model, stats, messages, targets, report    pure: values, percentiles and
-                                               ratios, netlink, what is printed
-    timing, commands, processes                the clock; programs and pipes
-    node, client, inner, floor, recording      programs that are measured
-    subjects, plugins, peers, catalogue        all that can be measured
-    pods, measure, counting                    namespaces; phases; strace
-    machine, plot                              versions; the picture
-
-Method. Each subject has a host, a network namespace with nothing in it, and
-its own files. Operations go round the subjects in turns of ten, in another
-order each time, so that whatever else the machine does hits all alike. With
-turns of one (--burst 1) each is the first after a second of others' work, with
-cold caches: that is worse for what is quick. ADDs of a round come first, then
-its DELs. The clock is where the work is called: in the
-client's process for gRPC, around vfork, exec and wait for programs. A figure is
-the median of the rounds' percentiles, a ratio the median of the rounds' ratios.
-Every ADD must give its addresses; that the interface is there is looked up now
-and then. Beside 2,000 attached, subjects are measured one after the other.
-
-The floor is what an attach costs when nothing but the kernel's work is done: a
-fixed one, in two sends (see messages), and the messages of our own datapath
-without all that is around them.
-
-Limits
-- One machine, two families of figures: what a packet costs is not measured.
-- Processor time is that of processes: what the kernel does later (grace
-  periods, namespaces that end) is nobody's.
-- netavark gets its address from us, since Podman allocates it; and has one
-  container more than is measured, since it removes the bridge with the last.
-- Peers are unpacked into memory: their files are always in the page cache.
-- Our service forwards and masquerades by rules that are there once (see
-  network.rules), so "without ipMasq" is no advantage of a peer.
-
-Why not a benchmark framework: none interleaves, and what there is to do
-between two samples is most of the work here.
+Each is a package that says how to run it, and imports only `common` of the
+others. Results are in PERFORMANCE.md and CLUSTER.md. No test is timed: the
+tests here run each benchmark with few samples and check that it works.
 """

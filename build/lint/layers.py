@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which part of the tree imports which: a table, and its check. Pure.
+
+A line of the table is a promise of the design. It binds the files below its
+paths. Tests and `testing` modules and packages are free, since they build what
+they test, except where the line says that they are bound.
+
+Limit: it reads import statements. A module that is passed as an argument, or
+loaded by name, is not seen.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_WORKLOADS = "metropolis/node/core/network/workloads/"
+_API, _ENGINE, _DATAPATH = (
+    (_WORKLOADS + room).replace("/", ".") for room in ("api", "engine", "datapath")
+)
+_INTERFACE = _DATAPATH + ".interface"
+_NETLINK = ("osbase.netlink", "pyroute2")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A promise.
+
+    paths: the files that it binds; a folder ends with "/", "" is all files.
+    never: modules that they do not import, with all that is below them.
+    but: what they may import all the same.
+    free: files and folders below `paths` that are not bound.
+    tests: whether tests and `testing` packages are bound too.
+    """
+
+    paths: tuple[str, ...]
+    never: tuple[str, ...]
+    why: str
+    but: tuple[str, ...] = ()
+    free: tuple[str, ...] = ()
+    tests: bool = False
+
+
+LAYERS = (
+    Layer(
+        paths=("osbase/",),
+        never=("metropolis",),
+        why="osbase does not know metropolis",
+        tests=True,
+    ),
+    Layer(
+        paths=tuple(
+            f"{_WORKLOADS}{name}.py" for name in ("model", "errors", "validate", "conditions")
+        ),
+        never=(_API, _ENGINE, _DATAPATH),
+        why="the values are below all rooms",
+    ),
+    Layer(
+        paths=(_WORKLOADS + "datapath/",),
+        never=(_API, _ENGINE),
+        why="the datapath does not know its callers",
+    ),
+    Layer(
+        paths=(_WORKLOADS + "datapath/interface.py",),
+        never=(_DATAPATH, *_NETLINK),
+        why="the interface knows no implementation",
+    ),
+    Layer(
+        paths=(_WORKLOADS + "engine/",),
+        never=(_API, _DATAPATH),
+        but=(_INTERFACE,),
+        why="the engine knows the datapath by its interface",
+    ),
+    Layer(
+        paths=(_WORKLOADS + "engine/ledger.py",),
+        never=_NETLINK,
+        why="no kernel work happens under the ledger's mutex",
+    ),
+    Layer(
+        paths=(_WORKLOADS + "api/",),
+        never=(_DATAPATH,),
+        free=(_WORKLOADS + "api/serve.py",),
+        why="the API asks the engine",
+    ),
+    Layer(
+        paths=("",),
+        never=(_DATAPATH + ".veth",),
+        free=(
+            _WORKLOADS + "datapath/",
+            _WORKLOADS + "api/serve.py",
+            "metropolis/node/core/network/service.py",
+            "metropolis/test/",
+        ),
+        why="only serve and service choose an implementation of the datapath",
+    ),
+)
+
+# The same of osbase in other languages.
+REFERENCES = {
+    ".proto": re.compile(r'^\s*import\s+(?:public\s+)?"metropolis/'),
+    ".bazel": re.compile(r'"(@@?)?//metropolis[/:"]'),
+    ".bzl": re.compile(r'"(@@?)?//metropolis[/:"]'),
+    ".go": re.compile(r'^\s*(import\s+)?(\w+\s+)?"[^"]*metropolis/'),
+    ".c": re.compile(r'^\s*#\s*include\s+"metropolis/'),
+    ".h": re.compile(r'^\s*#\s*include\s+"metropolis/'),
+}
+
+
+def layering(path: str, text: str) -> Iterator[str]:
+    """Yield the imports of a file that break a line of the table."""
+    if path.endswith((".py", ".pyi")):
+        layers = [layer for layer in LAYERS if _binds(layer, path)]
+        for number, module in _imports(path, text) if layers else ():
+            for layer in layers:
+                if _below(module, layer.never) and not _below(module, layer.but):
+                    yield f"{path}:{number}: imports {module}: {layer.why}"
+    if path.startswith("osbase/"):
+        for end, pattern in REFERENCES.items():
+            if path.endswith(end):
+                for number, line in enumerate(text.split("\n"), start=1):
+                    if pattern.search(line):
+                        yield f"{path}:{number}: osbase refers to metropolis: {line.strip()}"
+
+
+def _binds(layer: Layer, path: str) -> bool:
+    if not any(_covers(one, path) for one in layer.paths):
+        return False
+    if any(_covers(one, path) for one in layer.free):
+        return False
+    return layer.tests or not _is_test(path)
+
+
+def _covers(entry: str, path: str) -> bool:
+    return path == entry or entry == "" or (entry.endswith("/") and path.startswith(entry))
+
+
+def _is_test(path: str) -> bool:
+    return (
+        path.endswith(("_test.py", "conftest.py", "/testing.py"))
+        or "testing" in path.split("/")[:-1]
+    )
+
+
+def _below(module: str, roots: tuple[str, ...]) -> bool:
+    return any(module == root or module.startswith(root + ".") for root in roots)
+
+
+def _imports(path: str, text: str) -> Iterator[tuple[int, str]]:
+    """Yield each import's line and full name: `from a import b` is a.b."""
+    package = path.split("/")[:-1]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = base + ([node.module] if node.module else [])
+            for alias in node.names:
+                yield node.lineno, ".".join([*base, alias.name])

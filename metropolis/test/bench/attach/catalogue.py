@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that can be measured, by name: ours, the floor, peers."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from metropolis.test.bench.attach import peers
+from metropolis.test.bench.attach.plugins import Shim
+from metropolis.test.bench.attach.results import OURS
+from metropolis.test.bench.attach.subjects import Grpc, Subject, connect, floor, inner
+
+type Catalogue = Mapping[str, Callable[[], Subject]]
+
+_BOTH = (4, 6)
+
+OURS_AND_FLOOR = {
+    OURS: "Attach and Detach over gRPC, a Python client; the base of `x ours`",
+    "grpc ipv4": "the same without IPv6",
+    "shim dual": "the exec shim, as a stock runtime runs a CNI plugin",
+    "inner dual": "the service's engine, called without RPC",
+    "inner ipv4": "the same without IPv6",
+    "floor dual": "the least kernel work of an attach, as encoded messages",
+    "floor ipv4": "the same without IPv6",
+    "floor same work": "the very messages of our datapath, without the service",
+}
+PEERS = {
+    "ptp": "CNI ptp with host-local; all with IPv4 only unless it says dual",
+    "ptp dual no-DAD": "with IPv6, duplicate address detection switched off",
+    "ptp dual DAD": "with IPv6, as it comes: it waits for the detection",
+    "ptp ipMasq": "masquerading by iptables, which the plugin prefers",
+    "ptp ipMasq nft": "masquerading by nft, there being no iptables",
+    "bridge ipMasq": "CNI bridge with host-local, by iptables",
+    "bridge ipMasq portmap": "containerd's usual chain, no port mapping asked for",
+    "bridge ipMasq portmap 1 port": "the same with one port mapping asked for",
+    "netavark NAT": "Podman's bridge by nft; its caller allocates the address",
+}
+SUBJECTS = OURS_AND_FLOOR | PEERS
+
+
+def catalogue(run_dir: Path, shim: Path, installed: peers.Installed | None) -> Catalogue:
+    """How each is made. installed None: no peers."""
+    found: dict[str, Callable[[], Subject]] = {
+        OURS: lambda: Grpc(OURS, _BOTH, run_dir),
+        "grpc ipv4": lambda: Grpc("grpc ipv4", (4,), run_dir),
+        "shim dual": lambda: Shim("shim dual", _BOTH, shim, run_dir),
+        "inner dual": lambda: inner("inner dual", _BOTH, run_dir),
+        "inner ipv4": lambda: inner("inner ipv4", (4,), run_dir),
+        "floor dual": lambda: floor("floor dual", _BOTH, run_dir, "dual"),
+        "floor ipv4": lambda: floor("floor ipv4", (4,), run_dir, "ipv4"),
+        "floor same work": lambda: floor("floor same work", _BOTH, run_dir, "same"),
+    }
+    if installed is not None:
+        found |= peers.catalogue(installed)
+    return found
+
+
+@contextlib.contextmanager
+def opened(made_by: Catalogue, names: Sequence[str], run_dir: Path) -> Iterator[list[Subject]]:
+    """The subjects of these names, with hosts of their own, until the end."""
+    with contextlib.ExitStack() as stack:
+        subjects = []
+        for name in names:
+            subject = made_by[name]()
+            stack.callback(subject.close)
+            subjects.append(subject)
+        for subject in subjects:
+            subject.ready()
+        served = [one for one in subjects if isinstance(one, Grpc)]
+        if served:
+            stack.callback(connect(served, run_dir).close)
+        yield subjects

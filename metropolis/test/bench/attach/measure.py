@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The timed phases: what is done to the subjects, and in which order.
+
+Operations go round the subjects one by one, in an order that is shuffled each
+time: whatever else the machine does, and whatever the kernel still has to do
+for the operation before, hits all alike. A subject that fails is told of, and
+left out from then on.
+"""
+
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from metropolis.test.bench.attach.model import Op, Pod
+from metropolis.test.bench.attach.pods import Pods
+from metropolis.test.bench.attach.processes import rss_bytes
+from metropolis.test.bench.attach.results import Results
+from metropolis.test.bench.attach.subjects import Subject
+from metropolis.test.bench.common.errors import BenchError
+from metropolis.test.bench.common.settling import settle
+
+_MS = 1e-6  # per nanosecond
+_DELETED_AT_ONCE = 16  # what is not measured
+_PEERS_AT_ONCE = 16  # more are for what deletes many at once
+
+
+def say(text: str) -> None:
+    """Progress, to standard error."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much. samples: operations a round and subject; burst: of these, how
+    many in a row before it is the next subject's turn; slow: the samples of
+    subjects that take longer than a second; at_once: how many at a time;
+    attached: how many are there; ops and peer_ops: how many operations, at
+    least, show a rate of ours and of a peer.
+    """
+
+    rounds: int
+    samples: int
+    burst: int
+    slow: int
+    at_once: tuple[int, ...]
+    attached: tuple[int, ...]
+    ops: int
+    peer_ops: int
+
+
+class Roster:
+    """The subjects that still work, and why the others do not."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.subjects: list[Subject] = []
+        self._rng = rng
+        self.failures: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[Subject]:
+        """In a new order each time."""
+        shuffled = self.subjects[:]
+        self._rng.shuffle(shuffled)
+        return iter([one for one in shuffled if one.name not in self.failures])
+
+    def attempt(self, subject: Subject, action: Callable[[], None]) -> None:
+        """Do it; if it fails, the subject is out."""
+        if subject.name in self.failures:
+            return
+        try:
+            action()
+        except (BenchError, OSError) as error:
+            self.failures[subject.name] = str(error)
+            say(f"FAILED: {subject.name}: {error}")
+
+
+class Phases:
+    """What is measured of a roster, into the results."""
+
+    def __init__(self, roster: Roster, results: Results, plan: Plan) -> None:
+        self._roster = roster
+        self._results = results
+        self._plan = plan
+        self._slow: set[str] = set()
+
+    def warm_up(self) -> None:
+        """Two operations each, in which it is looked whether they work."""
+        for subject in self._roster:
+            self._roster.attempt(subject, partial(self._warm_up, subject))
+        settle()
+
+    def _warm_up(self, subject: Subject) -> None:
+        with Pods() as pods:
+            for _ in range(2):
+                (pod,) = pods.make(subject)
+                begun = time.monotonic()
+                subject.run(Op.ADD, [pod], 1)
+                if time.monotonic() - begun > 1:
+                    self._slow.add(subject.name)
+                check_attached(pods, pod, subject)
+                subject.run(Op.DEL, [pod], 1)
+                if "eth0" in pods.interfaces(pod):
+                    raise BenchError(f"{subject.name}: eth0 is still there after DEL")
+
+    def alone(self, round_: int) -> None:
+        """One operation at a time: ADDs of all, then DELs of all."""
+        made: dict[str, list[Pod]] = {}
+        with Pods() as pods:
+            for subject in self._turns():
+                if (
+                    subject.name in self._slow
+                    and len(made.get(subject.name, ())) >= self._plan.slow
+                ):
+                    continue
+                (pod,) = pods.make(subject)
+                first = subject.name not in made
+                made.setdefault(subject.name, []).append(pod)
+                self._time(Op.ADD, subject, pod, round_)
+                if first and subject.name not in self._roster.failures:
+                    check_attached(pods, pod, subject)
+            for subject in self._turns():
+                if left := made.get(subject.name):
+                    self._time(Op.DEL, subject, left.pop(), round_)
+        settle()
+
+    def _turns(self) -> Iterator[Subject]:
+        """Whose operation is next, until each had its samples."""
+        left = self._plan.samples
+        while left > 0:
+            burst = min(left, self._plan.burst)
+            left -= burst
+            for subject in self._roster:
+                for _ in range(burst):
+                    if subject.name not in self._roster.failures:
+                        yield subject
+
+    def _time(self, op: Op, subject: Subject, pod: Pod, round_: int) -> None:
+        def action() -> None:
+            batch = subject.run(op, [pod], 1)
+            values = [ns * _MS for ns in batch.each_ns]
+            self._results.add(f"{op.upper()} alone", subject.name, "ms", round_, values)
+
+        self._roster.attempt(subject, action)
+
+    def at_once(self, round_: int) -> None:
+        """So many at a time: operations a second, and processor time of those
+        that are done one after the other.
+        """
+        for level in self._plan.at_once:
+            for subject in self._roster:
+                if subject.name in self._slow or (level > _PEERS_AT_ONCE and not subject.pid):
+                    continue
+                self._roster.attempt(subject, partial(self._at_once, subject, level, round_))
+            settle()
+
+    def _at_once(self, subject: Subject, level: int, round_: int) -> None:
+        with Pods() as pods:
+            least = self._plan.ops if subject.pid else self._plan.peer_ops
+            made = pods.make(subject, max(least, 2 * level))
+            self._rate(Op.ADD, subject, made, level, round_)
+            # One at a time they wait for the kernel: a few tell as much.
+            some = made[: max(16, 8 * level)]
+            self._rate(Op.DEL, subject, some, level, round_)
+            if len(some) < len(made):
+                subject.run(Op.DEL, made[len(some) :], _DELETED_AT_ONCE)
+
+    def _rate(self, op: Op, subject: Subject, pods: list[Pod], level: int, round_: int) -> None:
+        batch = subject.run(op, pods, level)
+        rate = len(pods) / (batch.wall_ns * 1e-9)
+        self._results.set(f"{op.upper()} at {level}", subject.name, "1/s", round_, rate)
+        if level > 1:
+            return
+        used = [(subject.name, batch.cpu_ns)]
+        if batch.client_cpu_ns:
+            used.append((f"{subject.name}, client", batch.client_cpu_ns))
+        for name, cpu_ns in used:
+            seconds = cpu_ns * 1e-9 / len(pods) * 1000
+            self._results.set(f"CPU of 1,000 {op.upper()}", name, "s", round_, seconds)
+
+    def attached(self, subject: Subject, round_: int) -> None:
+        """ADD beside more and more that are attached; memory, too.
+
+        One subject after the other, each with all that is there: thousands of
+        namespaces of others would be measured, too.
+        """
+        self._roster.attempt(subject, partial(self._attached, subject, round_))
+
+    def _attached(self, subject: Subject, round_: int) -> None:
+        with Pods() as crowd:
+            there = 0
+            for level in self._plan.attached:
+                figure = f"ADD with {level} attached"
+                if subject.most is not None and level + self._plan.samples > subject.most:
+                    self._results.note(figure, subject.name, "ms", subject.why_most)
+                    continue
+                say(f"{subject.name} with {level:,} attached")
+                subject.populate(crowd.make(subject, level - there))
+                there = level
+                self._beside(subject, level, round_)
+                if subject.is_service and subject.pid is not None:
+                    megabytes = rss_bytes(subject.pid) / 1e6
+                    name = f"RSS with {level} attached"
+                    self._results.set(name, subject.name, "MB", round_, megabytes)
+
+    def _beside(self, subject: Subject, level: int, round_: int) -> None:
+        with Pods() as pods:
+            made = pods.make(subject, self._plan.samples)
+            times = [ns * _MS for pod in made for ns in subject.run(Op.ADD, [pod], 1).each_ns]
+            figure = f"ADD with {level} attached"
+            self._results.add(figure, subject.name, "ms", round_, times)
+            subject.run(Op.DEL, made, _DELETED_AT_ONCE)
+
+
+def check_attached(pods: Pods, pod: Pod, subject: Subject) -> None:
+    """Raises BenchError unless the pod has its interface."""
+    names = pods.interfaces(pod)
+    if "eth0" not in names:
+        raise BenchError(f"{subject.name}: ADD succeeded, and the pod has only {names}")

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pods: fresh network namespaces, and their end.
+
+The kernel ends a namespace when it has time, in a worker of its own that takes
+locks which attaches take, too. So pods live until a phase is over, and then
+their end is awaited (see settling).
+"""
+
+import contextlib
+import socket
+
+from metropolis.test.bench.attach.model import Pod
+from metropolis.test.bench.attach.subjects import Subject
+from metropolis.test.world.namespaces import Netns
+
+
+class Pods:
+    """Those of a phase. Use by `with`."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Netns] = {}
+
+    def make(self, subject: Subject, count: int = 1) -> list[Pod]:
+        """New ones for a subject."""
+        return [self._new(subject) for _ in range(count)]
+
+    def _new(self, subject: Subject) -> Pod:
+        netns = Netns()
+        self._made[netns.path] = netns
+        subject.prepare_pod(netns)
+        number = subject.next_number()
+        return Pod(number, f"bench-{number:08}", netns.path)
+
+    def interfaces(self, pod: Pod) -> list[str]:
+        """What it has."""
+        return [name for _, name in self._made[pod.path].inside(socket.if_nameindex)]
+
+    def __enter__(self) -> Pods:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.ExitStack() as stack:
+            for netns in self._made.values():
+                stack.callback(netns.close)
+        self._made.clear()

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was promised, and whether it holds. Pure.
+
+The targets are ratios, so that they mean the same on any machine; a rate that
+was promised as such is scaled by the floor, of which it was said at 0.75 ms.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from metropolis.test.bench.attach.results import OURS, Results
+
+_ADD = "ADD alone"
+_FLOOR_MS = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """met None: not measured in this run."""
+
+    what: str
+    wanted: str
+    found: str
+    met: bool | None
+
+
+def targets(results: Results, peers: Sequence[str]) -> list[Target]:
+    """All. peers: who may be the best peer in rates."""
+    floor, floor4 = (_ADD, "floor dual"), (_ADD, "floor ipv4")
+    ours = (_ADD, OURS)
+    found = [
+        _at_most(results, "inner ADD / floor, dual stack", (_ADD, "inner dual"), floor, 1.3),
+        _at_most(results, "inner ADD / floor, IPv4", (_ADD, "inner ipv4"), floor4, 1.3),
+        _at_most(results, "gRPC ADD / floor, dual stack", ours, floor, 2.0, aim=1.8),
+    ]
+    for peer, times in (
+        ("ptp", 7),
+        ("ptp ipMasq", 16),
+        ("netavark NAT", 18),
+        ("bridge ipMasq portmap", 45),
+        ("bridge ipMasq portmap 1 port", 45),
+    ):
+        what = f"{peer} ADD / gRPC ADD"
+        found.append(_at_least(results, what, (_ADD, peer), ours, times))
+    shim = (_ADD, "shim dual")
+    found.append(_at_least(results, "ptp ipMasq ADD / shim ADD", (_ADD, "ptp ipMasq"), shim, 10))
+    found += _rates(results, peers)
+    for level, times in ((16, 10), (64, 25)):
+        what = f"gRPC DEL at {level} at once / at 1, rates"
+        over, under = (f"DEL at {level}", OURS), ("DEL at 1", OURS)
+        found.append(_at_least(results, what, over, under, times))
+    found += _growth(results)
+    syscalls = results.value("syscalls of one ADD", "inner dual")
+    found.append(_limit("system calls of one inner ADD, dual stack", syscalls, 16, ""))
+    memory = results.value("RSS with 2000 attached", OURS)
+    found.append(_limit("RSS of the service with 2,000 attached", memory, 80, " MB"))
+    return found
+
+
+type _Key = tuple[str, str]
+
+
+def _at_most(
+    results: Results, what: str, over: _Key, under: _Key, limit: float, aim: float | None = None
+) -> Target:
+    ratio = results.ratio(over, under)
+    wanted = f"<= {limit:g}x" + (f", aim {aim:g}x" if aim else "")
+    if ratio is None:
+        return Target(what, wanted, "not measured", None)
+    return Target(what, wanted, f"{ratio:.2f}x", ratio <= limit)
+
+
+def _at_least(results: Results, what: str, over: _Key, under: _Key, limit: float) -> Target:
+    ratio = results.ratio(over, under)
+    if ratio is None:
+        return Target(what, f">= {limit:g}x", "not measured", None)
+    return Target(what, f">= {limit:g}x", f"{ratio:.1f}x", ratio >= limit)
+
+
+def _limit(what: str, value: float | None, limit: float, unit: str) -> Target:
+    wanted = f"<= {limit:g}{unit}"
+    if value is None:
+        return Target(what, wanted, "not measured", None)
+    return Target(what, wanted, f"{value:.1f}{unit}", value <= limit)
+
+
+def _rates(results: Results, peers: Sequence[str]) -> list[Target]:
+    rate, floor = results.value("ADD at 8", OURS), results.value(_ADD, "floor dual")
+    what = "gRPC ADD at 8 at once; 900/s at a floor of 0.75 ms"
+    if rate is None or floor is None:
+        return [Target(what, ">= 900/s, scaled", "not measured", None)]
+    limit = 900 * _FLOOR_MS / floor
+    wanted = f">= {limit:.0f}/s"
+    found = [Target(what, wanted, f"{rate:.0f}/s, floor {floor:.2f} ms", rate >= limit)]
+    rates = {peer: value for peer in peers if (value := results.value("ADD at 8", peer))}
+    if rates:
+        best = max(rates, key=lambda peer: rates[peer])
+        over, under = ("ADD at 8", OURS), ("ADD at 8", best)
+        found.append(_at_least(results, f"gRPC ADD at 8 / {best} at 8", over, under, 5))
+    return found
+
+
+def _growth(results: Results) -> list[Target]:
+    found = []
+    growths = {}
+    for subject in (OURS, "floor dual"):
+        over, under = (("ADD with 2000 attached", subject), ("ADD with 0 attached", subject))
+        growths[subject] = results.ratio(over, under)
+    ours, floor = growths[OURS], growths["floor dual"]
+    what = "gRPC ADD with 2,000 attached / with 0"
+    if ours is None:
+        return [Target(what, "<= 1.5x", "not measured", None)]
+    found.append(Target(what, "<= 1.5x", f"{ours:.2f}x", ours <= 1.5))
+    if floor is not None:
+        text = f"{ours:.2f}x, floor {floor:.2f}x"
+        found.append(Target(what, "<= the floor's growth", text, ours <= floor))
+    return found
+
+
+def render(found: Sequence[Target]) -> str:
+    """A table."""
+    words = {True: "met", False: "NOT MET", None: "-"}
+    lines = ["", f"{'Targets':54}{'wanted':>24}{'found':>28}"]
+    for one in found:
+        lines.append(f"  {one.what:52}{one.wanted:>24}{one.found:>28}  {words[one.met]}")
+    return "\n".join(lines)

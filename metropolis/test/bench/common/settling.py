@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Awaiting the end of network namespaces, which the kernel ends at leisure."""
+
+import threading
+
+from metropolis.test.bench.common.errors import BenchError
+from metropolis.test.world.namespaces import Netns
+from osbase.netlink import rtnl
+from osbase.netlink.events import LinkEvents
+from osbase.netlink.rtnl import LinkRemoved
+from osbase.netlink.transport import NetlinkSocket
+
+_END_S = 300.0
+_SENTINEL = 1 << 22  # an index
+
+
+def settle() -> None:
+    """Wait until the kernel has ended the namespaces that were closed.
+
+    It ends them in the order of their closing, or together: one more is
+    closed, with the end of a link in it, whose other end is seen to go.
+    Raises BenchError.
+    """
+    gone = threading.Event()
+
+    def removed(link: LinkRemoved) -> None:
+        if link.ifindex == _SENTINEL:
+            gone.set()
+
+    events = LinkEvents(removed, gone.set)
+    events.start()
+    try:
+        netns = Netns()
+        try:
+            with open(netns.path, "rb") as file, NetlinkSocket() as sock:
+                near = rtnl.VethEnd("sentinel", _SENTINEL, None)
+                far = rtnl.VethEnd("sentinel", 2, None)
+                sock.batch([rtnl.new_veth(near, far, netns_fd=file.fileno(), mtu=1500, group=0)])
+        finally:
+            netns.close()
+        if not gone.wait(_END_S):
+            raise BenchError(f"namespaces that were closed are still there after {_END_S:g} s")
+    finally:
+        events.close()
