@@ -14,14 +14,13 @@ Source: linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h.
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import Final
 
+from osbase.ip import IPAddress
 from osbase.netlink import attrs
 from osbase.netlink.errors import ProtocolError
 from osbase.netlink.message import Message, Request
-
-type IPAddress = IPv4Address | IPv6Address
 
 _SUBSYS_CTNETLINK: Final = 1
 _MSG_CT_NEW: Final = _SUBSYS_CTNETLINK << 8  # what a dump's messages are

@@ -9,68 +9,38 @@ such as router advertisements, stay.
 New addresses come before old ones go, and routes last: in IPv4 the last
 address of a link takes the routes through the link with it, and the removal
 of an address those that have it as their source.
+
+Why not with pyroute2's messages: see osbase.netlink.
 """
 
 from __future__ import annotations
 
 import errno
-import struct
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container
 from dataclasses import dataclass
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Interface,
-    IPv6Network,
-    ip_address,
-    ip_interface,
-    ip_network,
-)
+from ipaddress import ip_interface
 from typing import Final
 
-from osbase.netlink import attrs
-from osbase.netlink.errors import ProtocolError
-from osbase.netlink.message import NLM_F_CREATE, NLM_F_REPLACE, Message, Request
-from osbase.netlink.rtnl import (
-    AF_INET,
-    AF_INET6,
-    IFA_F_NODAD,
+from osbase.ip import AF_INET6, FAMILIES, LINK_LOCAL_IPV6
+from osbase.ip import IPAddress as IPAddress
+from osbase.ip import IPInterface as IPInterface
+from osbase.ip import IPNetwork as IPNetwork
+from osbase.netlink import address as netlink_address
+from osbase.netlink import route as netlink_route
+from osbase.netlink.address import FOREVER as FOREVER
+from osbase.netlink.address import del_address, dump_addresses, parse_address, replace_address
+from osbase.netlink.message import Message, Request
+from osbase.netlink.route import (
     RT_SCOPE_LINK,
-    RT_SCOPE_UNIVERSE,
-    RT_TABLE_MAIN,
-    RTM_NEWADDR,
-    RTM_NEWROUTE,
+    RTN_UNICAST,
+    RTPROT_KERNEL,
+    del_route,
     dump_link_routes,
     dump_routes,
     parse_route,
+    replace_route,
 )
 from osbase.netlink.transport import NetlinkSocket
-
-type IPAddress = IPv4Address | IPv6Address
-type IPInterface = IPv4Interface | IPv6Interface
-type IPNetwork = IPv4Network | IPv6Network
-
-FOREVER: Final = 0xFFFFFFFF
-
-_RTM_DELADDR: Final = 21
-_RTM_GETADDR: Final = 22
-_RTM_DELROUTE: Final = 25
-_IFA_ADDRESS: Final = 1
-_IFA_LOCAL: Final = 2
-_IFA_CACHEINFO: Final = 6
-_IFA_PROTO: Final = 11  # since Linux 5.18
-_RTA_DST: Final = 1
-_RTA_OIF: Final = 4
-_RTA_GATEWAY: Final = 5
-_RTA_PRIORITY: Final = 6
-_RTA_PREFSRC: Final = 7
-_RTN_UNICAST: Final = 1
-_IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
-# family, dst len, src len, tos, table, protocol, scope, type, flags
-_RTMSG = struct.Struct("=BBBBBBBBI")
-_CACHEINFO = struct.Struct("=IIII")  # preferred, valid, created, updated
 
 
 @dataclass(frozen=True)
@@ -124,12 +94,12 @@ def missing(
 
     What is there and should not be is left to `apply`. Raises NetlinkError.
     """
-    addresses = [one for one in _addresses(sock) if one[0] == ifindex]
-    valid = {interface: valid_s for _, interface, owner, valid_s in addresses if owner == protocol}
-    lengths = {interface.network.prefixlen for _, interface, _, _ in addresses}
+    present = [one for one in _addresses(sock) if one.ifindex == ifindex]
+    valid = {_interface(one): one.valid_s for one in present if one.protocol == protocol}
+    lengths = {one.prefix_length for one in present}
     there = [
         route
-        for family in (AF_INET, AF_INET6)
+        for family in FAMILIES
         for message in sock.dump(dump_link_routes(family, ifindex))
         if _matters(message, protocol, lengths)
         for route in [parse_route(message)]
@@ -143,8 +113,8 @@ def missing(
     near = {route.destination for route in there if route.gateway is None}
     found = [
         _missing_prefix(ifindex, name, interface)
-        for interface in [one[1] for one in addresses]
-        if interface.ip in _LINK_LOCAL and _lacks_prefix(interface, near)
+        for interface in map(_interface, present)
+        if interface.ip in LINK_LOCAL_IPV6 and _lacks_prefix(interface, near)
     ]
     for address in wanted.addresses:
         left = valid.get(address.interface)
@@ -167,7 +137,7 @@ def missing(
         )
     for route in _in_order(wanted):
         if (route.destination, route.gateway, route.source, metric) not in routes:
-            request = _replace_route(ifindex, name, route, protocol, metric)
+            request = replace_route(_route(ifindex, route, protocol, metric), name)
             key = f"route {route.destination}"
             found.append(Missing(key, f"{name} lacks {request.what.removeprefix('add ')}", request))
     return found
@@ -180,14 +150,10 @@ def _matters(message: Message, protocol: int, lengths: Container[int]) -> bool:
     family, length, owner, scope, kind = (message.body[at] for at in (0, 1, 5, 6, 7))
     # In IPv6 all are of one scope.
     near = length in lengths and (family == AF_INET6 or scope == RT_SCOPE_LINK)
-    return kind == _RTN_UNICAST and (owner == protocol or near)
+    return kind == RTN_UNICAST and (owner == protocol or near)
 
 
-_RTPROT_KERNEL: Final = 2
 _PREFIX_METRIC: Final = {4: 0, 6: 256}  # IP6_RT_PRIO_ADDRCONF
-
-
-_LINK_LOCAL: Final = IPv6Network("fe80::/10")
 
 
 def _lacks_prefix(interface: IPInterface, near: Container[IPNetwork]) -> bool:
@@ -204,7 +170,8 @@ def _missing_prefix(ifindex: int, name: str, interface: IPInterface) -> Missing:
     """
     network, version = interface.network, interface.version
     route = Route(network, None, interface.ip if version == 4 else None)
-    request = _replace_route(ifindex, name, route, _RTPROT_KERNEL, _PREFIX_METRIC[version])
+    placed = _route(ifindex, route, RTPROT_KERNEL, _PREFIX_METRIC[version])
+    request = replace_route(placed, name)
     return Missing(f"route {network}", f"{name} lacks route {network}", request)
 
 
@@ -216,29 +183,33 @@ def apply(
     Blocks for as long as the kernel works. Raises NetlinkError. `metric`: of
     the routes, so that others may be preferred.
     """
-    present = current_addresses(sock, ifindex, protocol)
-    stale = present - {address.interface for address in wanted.addresses}
-    routes: set[tuple[IPNetwork, IPAddress | None]] = set()
-    for family in (AF_INET, AF_INET6):
-        for message in sock.dump(dump_routes(family, protocol)):
-            found = _parse_route(message)
-            if found is not None and found[0] == ifindex:
-                routes.add(found[1:])
-    stale_routes = routes - {(route.destination, route.gateway) for route in wanted.routes}
+    present = current(sock, ifindex, protocol)
+    stale = {one.interface for one in present.addresses} - {
+        one.interface for one in wanted.addresses
+    }
+    stale_routes = {(route.destination, route.gateway) for route in present.routes} - {
+        (route.destination, route.gateway) for route in wanted.routes
+    }
 
     sock.batch([_replace_address(ifindex, name, address, protocol) for address in wanted.addresses])
-    # Gone already is as good as removed; the kernel does so by itself, too.
+    # The kernel also removes addresses and routes by itself.
     sock.batch_tolerating(
         {errno.EADDRNOTAVAIL},
-        *(_del_address(ifindex, name, interface) for interface in sorted(stale, key=str)),
+        *(
+            del_address(ifindex, name, one.ip, one.network.prefixlen, exact=True)
+            for one in sorted(stale, key=str)
+        ),
     )
     sock.batch(
-        [_replace_route(ifindex, name, route, protocol, metric) for route in _in_order(wanted)]
+        [
+            replace_route(_route(ifindex, route, protocol, metric), name)
+            for route in _in_order(wanted)
+        ]
     )
     sock.batch_tolerating(
         {errno.ESRCH},
         *(
-            _route_request(_RTM_DELROUTE, 0, ifindex, name, Route(*route), protocol, metric)
+            del_route(_route(ifindex, Route(*route), protocol, metric), name)
             for route in sorted(stale_routes, key=str)
         ),
     )
@@ -247,9 +218,9 @@ def apply(
 def current_addresses(sock: NetlinkSocket, ifindex: int, protocol: int) -> set[IPInterface]:
     """Return the link's addresses that bear the protocol number."""
     return {
-        interface
-        for index, interface, owner, _ in _addresses(sock)
-        if index == ifindex and owner == protocol
+        _interface(one)
+        for one in _addresses(sock)
+        if one.ifindex == ifindex and one.protocol == protocol
     }
 
 
@@ -257,37 +228,39 @@ def current(sock: NetlinkSocket, ifindex: int, protocol: int) -> Addressing:
     """Return all that the link has with the protocol number; routes without
     their sources.
     """
-    routes = [
-        Route(found[1], found[2])
-        for family in (AF_INET, AF_INET6)
+    found = [
+        Route(route.destination, route.gateway)
+        for family in FAMILIES
         for message in sock.dump(dump_routes(family, protocol))
-        if (found := _parse_route(message)) is not None and found[0] == ifindex
+        if (route := parse_route(message)) is not None and route.ifindex == ifindex
     ]
     addresses = [
-        Address(interface, valid_s)
-        for index, interface, owner, valid_s in _addresses(sock)
-        if index == ifindex and owner == protocol
+        Address(_interface(one), one.valid_s)
+        for one in _addresses(sock)
+        if one.ifindex == ifindex and one.protocol == protocol
     ]
-    return Addressing(tuple(addresses), tuple(routes))
+    return Addressing(tuple(addresses), tuple(found))
 
 
 def links_of(sock: NetlinkSocket, protocol: int) -> frozenset[int]:
     """Return the indexes of links with addresses that bear the number."""
-    return frozenset(index for index, _, owner, _ in _addresses(sock) if owner == protocol)
+    return frozenset(one.ifindex for one in _addresses(sock) if one.protocol == protocol)
 
 
-def _addresses(sock: NetlinkSocket) -> Iterator[tuple[int, IPInterface, int, int]]:
-    """Yield index, address, protocol and validity in seconds, of all links."""
-    for family in (AF_INET, AF_INET6):
-        request = Request(_RTM_GETADDR, 0, _IFADDR.pack(family, 0, 0, 0, 0), "list addresses")
-        for message in sock.dump(request):
-            yield _parse_address(message)
+def _addresses(sock: NetlinkSocket) -> list[netlink_address.Address]:
+    """List the addresses of all links."""
+    return [
+        found
+        for family in FAMILIES
+        for message in sock.dump(dump_addresses(family, 0))
+        if (found := parse_address(message)) is not None
+    ]
 
 
 def add_loopback_address(address: IPAddress) -> Request:
     """Build the request that puts a single address of the host on lo."""
     interface = ip_interface((address, address.max_prefixlen))
-    return _replace_address(1, "lo", Address(interface), 0)
+    return replace_address(1, "lo", interface, protocol=0)
 
 
 def _in_order(wanted: Addressing) -> list[Route]:
@@ -297,106 +270,22 @@ def _in_order(wanted: Addressing) -> list[Route]:
     return sorted(wanted.routes, key=lambda route: route.gateway is not None)
 
 
-def _family(version: int) -> int:
-    return AF_INET if version == 4 else AF_INET6
+def _interface(found: netlink_address.Address) -> IPInterface:
+    return ip_interface((found.address, found.prefix_length))
 
 
-def _address_request(
-    kind: int, flags: int, ifindex: int, interface: IPInterface, extra: Iterable[bytes], what: str
-) -> Request:
-    packed = interface.ip.packed
-    # Nobody waits for duplicate address detection of what a server gave.
-    no_dad = IFA_F_NODAD if interface.version == 6 else 0
-    head = _IFADDR.pack(
-        _family(interface.version), interface.network.prefixlen, no_dad, RT_SCOPE_UNIVERSE, ifindex
+def _replace_address(ifindex: int, name: str, wanted: Address, protocol: int) -> Request:
+    return replace_address(
+        ifindex, name, wanted.interface, protocol=protocol, valid_s=wanted.valid_s
     )
-    body = head + attrs.attr(_IFA_LOCAL, packed) + attrs.attr(_IFA_ADDRESS, packed)
-    return Request(kind, flags, body + b"".join(extra), what)
 
 
-def _replace_address(ifindex: int, name: str, address: Address, protocol: int) -> Request:
-    extra = [
-        attrs.attr(_IFA_CACHEINFO, _CACHEINFO.pack(address.valid_s, address.valid_s, 0, 0)),
-        attrs.attr(_IFA_PROTO, bytes([protocol])),
-    ]
-    return _address_request(
-        RTM_NEWADDR,
-        NLM_F_CREATE | NLM_F_REPLACE,
+def _route(ifindex: int, wanted: Route, protocol: int, metric: int) -> netlink_route.Route:
+    return netlink_route.Route(
+        wanted.destination,
         ifindex,
-        address.interface,
-        extra,
-        f"add address {address.interface} to {name}",
-    )
-
-
-def _del_address(ifindex: int, name: str, interface: IPInterface) -> Request:
-    return _address_request(
-        _RTM_DELADDR, 0, ifindex, interface, [], f"delete address {interface} of {name}"
-    )
-
-
-def _replace_route(ifindex: int, name: str, route: Route, protocol: int, metric: int) -> Request:
-    flags = NLM_F_CREATE | NLM_F_REPLACE
-    return _route_request(RTM_NEWROUTE, flags, ifindex, name, route, protocol, metric)
-
-
-def _route_request(
-    kind: int, flags: int, ifindex: int, name: str, route: Route, protocol: int, metric: int
-) -> Request:
-    destination = route.destination
-    on_link = route.gateway is None and destination.version == 4
-    head = _RTMSG.pack(
-        _family(destination.version),
-        destination.prefixlen,
-        0,
-        0,
-        RT_TABLE_MAIN,
         protocol,
-        RT_SCOPE_LINK if on_link else RT_SCOPE_UNIVERSE,
-        _RTN_UNICAST,
-        0,
-    )
-    parts = [head, attrs.u32(_RTA_OIF, ifindex), attrs.u32(_RTA_PRIORITY, metric)]
-    if destination.prefixlen:
-        parts.append(attrs.attr(_RTA_DST, destination.network_address.packed))
-    if route.gateway is not None:
-        parts.append(attrs.attr(_RTA_GATEWAY, route.gateway.packed))
-    if route.source is not None:
-        parts.append(attrs.attr(_RTA_PREFSRC, route.source.packed))
-    verb = "add" if kind == RTM_NEWROUTE else "delete"
-    via = f" via {route.gateway}" if route.gateway is not None else ""
-    return Request(kind, flags, b"".join(parts), f"{verb} route {destination}{via} dev {name}")
-
-
-def _parse_address(message: Message) -> tuple[int, IPInterface, int, int]:
-    if message.kind != RTM_NEWADDR or len(message.body) < _IFADDR.size:
-        raise ProtocolError(f"message {message.kind} is not an address")
-    _, length, _, _, ifindex = _IFADDR.unpack_from(message.body)
-    found = attrs.parse(message.body[_IFADDR.size :])
-    packed = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS, b""))
-    owner = found.get(_IFA_PROTO, b"\0")
-    if len(packed) not in (4, 16) or length > len(packed) * 8 or not owner:
-        raise ProtocolError(f"an address of {len(packed)} bytes and {length} bits")
-    cache = found.get(_IFA_CACHEINFO, b"")
-    valid_s = _CACHEINFO.unpack_from(cache)[1] if len(cache) >= _CACHEINFO.size else FOREVER
-    return ifindex, ip_interface((ip_address(packed), length)), owner[0], valid_s
-
-
-def _parse_route(message: Message) -> tuple[int, IPNetwork, IPAddress | None] | None:
-    """Return index, destination and gateway; None for several next hops."""
-    if message.kind != RTM_NEWROUTE or len(message.body) < _RTMSG.size:
-        raise ProtocolError(f"message {message.kind} is not a route")
-    family, length, *_ = _RTMSG.unpack_from(message.body)
-    found = attrs.parse(message.body[_RTMSG.size :])
-    width = {AF_INET: 4, AF_INET6: 16}.get(family, 0)
-    packed = found.get(_RTA_DST, bytes(width))
-    if _RTA_OIF not in found or not width:
-        return None
-    if len(packed) != width or length > width * 8:
-        raise ProtocolError(f"a route of {len(packed)} bytes and {length} bits")
-    gateway = found.get(_RTA_GATEWAY)
-    return (
-        attrs.to_u32(found[_RTA_OIF]),
-        ip_network((ip_address(packed), length)),
-        ip_address(gateway) if gateway is not None else None,
+        gateway=wanted.gateway,
+        source=wanted.source,
+        metric=metric,
     )

@@ -12,8 +12,8 @@ import pytest
 
 from osbase.net import addressing
 from osbase.net.addressing import Address, Addressing, Route
-from osbase.netlink import rtnl
 from osbase.netlink.errors import BatchError
+from osbase.netlink.link import set_link_mtu
 from osbase.netlink.transport import NetlinkSocket
 
 OWNER = 76
@@ -150,6 +150,6 @@ def test_loopback_address_and_mtu(sock: NetlinkSocket) -> None:
     """Both may be repeated."""
     for _ in range(2):
         sock.batch([addressing.add_loopback_address(ip_address("169.254.77.1"))])
-        sock.batch([rtnl.set_link_mtu(77, "up0", 1400)])
+        sock.batch([set_link_mtu(77, "up0", 1400)])
     assert "169.254.77.1/32" in sh("ip address show dev lo")
     assert "mtu 1400" in sh("ip link show up0")

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-type IPAddress = IPv4Address | IPv6Address
+from osbase.ip import IPAddress
 
 INTERVAL_S: Final = 2.0
 """Between the two times that each is sent (ANNOUNCE_INTERVAL of RFC 5227)."""

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from osbase.ip import IPAddress
 from osbase.net import announce
 from osbase.netlink import netns
-
-type IPAddress = IPv4Address | IPv6Address
 
 LIMIT_S = 30
 MAC = bytes.fromhex("020000000007")

@@ -12,23 +12,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Interface,
-    IPv6Network,
     ip_address,
     ip_interface,
     ip_network,
 )
 from typing import Final
 
+from osbase.ip import IPAddress, IPInterface, IPNetwork
 from osbase.net.spec import net_pb2
-
-type IPAddress = IPv4Address | IPv6Address
-type IPInterface = IPv4Interface | IPv6Interface
-type IPNetwork = IPv4Network | IPv6Network
 
 MTU_MIN: Final = 1280  # IPv6's least (RFC 8200, section 5)
 MTU_MAX: Final = 65535

@@ -11,29 +11,23 @@ import asyncio
 import errno
 import socket
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address, IPv6Network
-from typing import Final
+from ipaddress import IPv6Address
 
 from osbase import event
+from osbase.ip import AF_INET, AF_INET6, UNIQUE_LOCAL_IPV6, IPAddress
 from osbase.net.links import only_link
-from osbase.netlink.errors import BatchError
-from osbase.netlink.rtnl import (
-    AF_INET,
-    AF_INET6,
+from osbase.netlink.address import (
     IFA_F_DEPRECATED,
     IFA_F_TEMPORARY,
-    RT_SCOPE_UNIVERSE,
     RTNLGRP_IPV4_IFADDR,
     RTNLGRP_IPV6_IFADDR,
     Address,
     dump_addresses,
     parse_address,
 )
+from osbase.netlink.errors import BatchError
+from osbase.netlink.route import RT_SCOPE_UNIVERSE
 from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
-
-type IPAddress = IPv4Address | IPv6Address
-
-_UNIQUE_LOCAL: Final = IPv6Network("fc00::/7")
 
 
 def choose(addresses: Iterable[Address]) -> tuple[IPAddress, ...]:
@@ -53,7 +47,7 @@ def choose(addresses: Iterable[Address]) -> tuple[IPAddress, ...]:
         if address.is_link_local or address.is_loopback:
             continue
         deprecated = bool(one.flags & IFA_F_DEPRECATED)
-        local = isinstance(address, IPv6Address) and address in _UNIQUE_LOCAL
+        local = isinstance(address, IPv6Address) and address in UNIQUE_LOCAL_IPV6
         found.append(((address.version, deprecated, local), address))
     # Without IPv6 the kernel answers for that family with all it has.
     return tuple(dict.fromkeys(address for _, address in sorted(found, key=lambda pair: pair[0])))

@@ -7,22 +7,21 @@ import asyncio
 import contextlib
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 
 import pytest
 
 from osbase import event
+from osbase.ip import IPAddress
 from osbase.net import external
-from osbase.netlink.rtnl import (
+from osbase.netlink.address import (
     IFA_F_DADFAILED,
     IFA_F_DEPRECATED,
     IFA_F_TEMPORARY,
     IFA_F_TENTATIVE,
-    RT_SCOPE_LINK,
     Address,
 )
-
-type IPAddress = IPv4Address | IPv6Address
+from osbase.netlink.route import RT_SCOPE_LINK
 
 LIMIT_S = 30
 

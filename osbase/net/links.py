@@ -14,35 +14,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import errno
 import socket
-import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from osbase import event
+from osbase.netlink import bpf
 from osbase.netlink.errors import ProtocolError
-from osbase.netlink.message import decode
-from osbase.netlink.rtnl import (
+from osbase.netlink.ifla import (
+    IFF_LOOPBACK,
+    IFF_LOWER_UP,
     IFF_UP,
     IFLA_GROUP,
     RTM_DELLINK,
     RTM_NEWLINK,
     RTNLGRP_LINK,
-    Link,
-    dump_links,
-    parse_link,
-    parse_link_removed,
 )
+from osbase.netlink.link import Link, dump_links, parse_link, parse_link_removed
+from osbase.netlink.message import decode
 from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
 
-_IFF_LOOPBACK: Final = 0x8
-_IFF_LOWER_UP: Final = 0x10000
-_SO_ATTACH_FILTER: Final = 26
 _ATTRIBUTES_OFFSET: Final = 32  # after the headers of netlink and of links
-_SKF_AD_NLATTR: Final = 0xFFFFF000 + 12  # linux/filter.h
 _INDEX_OFFSET: Final = 20  # of ifi_index and ifa_index: after 16 bytes of header
 
 
@@ -63,7 +57,7 @@ def is_port(link: Link) -> bool:
     software kind, and no part of a bond or bridge.
     """
     plain = not link.kind and link.master is None
-    return plain and len(link.mac) == 6 and not link.flags & _IFF_LOOPBACK
+    return plain and len(link.mac) == 6 and not link.flags & IFF_LOOPBACK
 
 
 _SHARING: Final = frozenset(
@@ -103,7 +97,7 @@ def state_of(link: Link) -> LinkState:
         link.mac,
         link.mtu,
         bool(link.flags & IFF_UP),
-        bool(link.flags & _IFF_LOWER_UP),
+        bool(link.flags & IFF_LOWER_UP),
     )
 
 
@@ -194,20 +188,16 @@ async def _changes(
 
 
 def only_link(events: socket.socket, ifindex: int) -> None:
-    """Pass only datagrams of which the first message is of this link, or of one
-    of its addresses: the index is at the same place in both.
+    """Pass only datagrams whose first message is of this link, or of one of its
+    addresses: the index is at the same place in both.
     """
-    # Classic BPF loads big-endian, the field is host-order: compare swapped.
-    code = struct.pack(
-        "=" + "HBBI" * 4,
-        *(0x20, 0, 0, _INDEX_OFFSET),
-        *(0x15, 0, 1, socket.htonl(ifindex)),
-        *(0x06, 0, 0, 0xFFFFFFFF),
-        *(0x06, 0, 0, 0),
-    )
-    program = ctypes.create_string_buffer(code, len(code))
-    descriptor = struct.pack("HL", len(code) // 8, ctypes.addressof(program))
-    events.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)
+    program = bpf.Program()
+    program.load_word(_INDEX_OFFSET)
+    program.jump_unless_equal(socket.htonl(ifindex), "drop")
+    program.end(accept=True)
+    program.label("drop")
+    program.end(accept=False)
+    bpf.attach_program(events, program.assemble())
 
 
 async def appeared(
@@ -235,24 +225,12 @@ async def appeared(
 
 
 def without_groups(events: socket.socket, groups: Sequence[int]) -> None:
-    """Pass only datagrams of which the first link is in none of the groups.
-
-    The group is an attribute, at any place; the kernel's BPF finds it (SKF_AD_
-    NLATTR, net/core/filter.c).
-    """
-    count = len(groups)
-    # Classic BPF loads big-endian, the attribute is host-order: swap it.
-    code = [
-        (0x00, 0, 0, _ATTRIBUTES_OFFSET),  # A = where attributes begin
-        (0x01, 0, 0, IFLA_GROUP),  # X = the one to find
-        (0x20, 0, 0, _SKF_AD_NLATTR),  # A = where it is, or 0
-        (0x15, count + 2, 0, 0),  # 0: pass
-        (0x07, 0, 0, 0),  # X = A
-        (0x40, 0, 0, 4),  # A = its payload
-        *((0x15, count - n, 0, socket.htonl(group)) for n, group in enumerate(groups)),
-        (0x06, 0, 0, 0xFFFFFFFF),  # pass
-        (0x06, 0, 0, 0),  # drop
-    ]
-    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in code))
-    descriptor = struct.pack("HL", len(code), ctypes.addressof(program))
-    events.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)
+    """Pass only datagrams whose first link is in none of the groups."""
+    program = bpf.Program()
+    program.load_attribute(_ATTRIBUTES_OFFSET, IFLA_GROUP)
+    for group in groups:
+        program.jump_if_equal(socket.htonl(group), "drop")
+    program.end(accept=True)
+    program.label("drop")
+    program.end(accept=False)
+    bpf.attach_program(events, program.assemble())

@@ -14,7 +14,7 @@ import pytest
 from osbase import event
 from osbase.net import links
 from osbase.net.links import LinkState
-from osbase.netlink.rtnl import Link
+from osbase.netlink.link import Link
 
 LIMIT_S = 30
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from osbase.netlink.altnames import add_link_altnames, del_link_altnames
+from osbase.netlink.link import Link, set_link_mtu
 from osbase.netlink.message import Request
-from osbase.netlink.rtnl import Link, add_link_altnames, del_link_altnames, set_link_mtu
 
 _MAX: Final = 2**31
 

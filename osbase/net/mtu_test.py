@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from osbase.net import mtu
-from osbase.netlink.rtnl import Link
+from osbase.netlink.link import Link
 
 MARK = "mw-mtu."
 

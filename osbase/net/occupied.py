@@ -18,56 +18,49 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import enum
 import errno
 import socket
-import struct
 from collections.abc import AsyncGenerator, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import ip_network
 from typing import Final
 
-from osbase.netlink import attrs, fibrules
-from osbase.netlink.errors import BatchError
-from osbase.netlink.message import Message
-from osbase.netlink.rtnl import (
-    AF_INET,
-    AF_INET6,
+from osbase.ip import AF_INET, AF_INET6, IPAddress, IPNetwork
+from osbase.netlink import attrs, bpf, fibrules
+from osbase.netlink.address import (
     IFA_F_NOPREFIXROUTE,
-    RT_SCOPE_LINK,
-    RT_TABLE_MAIN,
     RTM_DELADDR,
-    RTM_DELROUTE,
     RTM_NEWADDR,
+    RTNLGRP_IPV4_IFADDR,
+    RTNLGRP_IPV6_IFADDR,
+    Address,
+    dump_addresses,
+    parse_address,
+)
+from osbase.netlink.errors import BatchError
+from osbase.netlink.link import Link, get_link, parse_link
+from osbase.netlink.message import Message
+from osbase.netlink.route import HEADER as ROUTE_HEADER
+from osbase.netlink.route import (
+    RT_SCOPE_LINK,
+    RT_TABLE_LOCAL,
+    RT_TABLE_MAIN,
+    RTM_DELROUTE,
     RTM_NEWROUTE,
     RTN_UNICAST,
-    RTNLGRP_IPV4_IFADDR,
     RTNLGRP_IPV4_ROUTE,
-    RTNLGRP_IPV6_IFADDR,
     RTNLGRP_IPV6_ROUTE,
-    Address,
-    Link,
+    RTPROT_KERNEL,
     Route,
-    dump_addresses,
     dump_routes,
-    get_link,
-    parse_address,
-    parse_link,
     parse_route,
 )
 from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
 
-type IPAddress = IPv4Address | IPv6Address
-type IPNetwork = IPv4Network | IPv6Network
-
 _IFF_POINTOPOINT: Final = 0x10
-_RTPROT_KERNEL: Final = 2
-_RT_TABLE_LOCAL: Final = 255
 _MAIN_PRIORITY: Final = 32766  # as fib_default_rules_init has it
 _RTA_TABLE: Final = 15
-_RTMSG_SIZE: Final = 12
-_SO_ATTACH_FILTER: Final = 26
 _GROUPS: Final = (
     RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE,
     fibrules.RTNLGRP_IPV4_RULE, fibrules.RTNLGRP_IPV6_RULE,
@@ -211,7 +204,7 @@ def _by_routes(
         first = _first_tables(sock, family)
         for message in sock.dump(dump_routes(family, 0)):
             table, protocol, kind = message.body[4], message.body[5], message.body[7]
-            if kind != RTN_UNICAST or table == _RT_TABLE_LOCAL:
+            if kind != RTN_UNICAST or table == RT_TABLE_LOCAL:
                 continue
             if table == RT_TABLE_MAIN:
                 if protocol not in own_protocols and (route := parse_route(message)) is not None:
@@ -232,12 +225,12 @@ def _first_tables(sock: NetlinkSocket, family: int) -> frozenset[int]:
     main = [rule.priority for rule in rules if rule.table == RT_TABLE_MAIN]
     before = min(main, default=_MAIN_PRIORITY)
     tables = frozenset(rule.table for rule in rules if rule.priority < before)
-    return tables - {_RT_TABLE_LOCAL, RT_TABLE_MAIN}
+    return tables - {RT_TABLE_LOCAL, RT_TABLE_MAIN}
 
 
 def _table_of(message: Message) -> int:
     """Of more than a byte it is in an attribute."""
-    found = attrs.parse(message.body[_RTMSG_SIZE:])
+    found = attrs.parse(message.body[ROUTE_HEADER.size :])
     return attrs.to_u32(found[_RTA_TABLE]) if _RTA_TABLE in found else message.body[4]
 
 
@@ -261,7 +254,7 @@ def _of_route(route: Route, links: _Links) -> Iterator[Occupied]:
         if link is None:
             continue
         # Of a tunnel, the kernel's own route is its address's network.
-        tunnel = link.flags & _IFF_POINTOPOINT and route.protocol != _RTPROT_KERNEL
+        tunnel = link.flags & _IFF_POINTOPOINT and route.protocol != RTPROT_KERNEL
         kind = Kind.NETWORK if gateway is None and not tunnel else Kind.ROUTE
         yield Occupied(kind, route.destination, link.name, route.protocol, False, gateway)
         if gateway is not None:
@@ -277,7 +270,7 @@ def _attach_filter(events: socket.socket, own_protocols: Collection[int]) -> Non
     struct rtmsg of 12 bytes with its attributes. An IPv6 route has RTA_TABLE
     first, then RTA_DST, at byte 36.
     """
-    program = _Program()
+    program = bpf.Program()
     program.load_half(4)  # nlmsg_type
     for kind in (RTM_NEWADDR, RTM_DELADDR):
         program.jump_if_equal(socket.htons(kind), "address")
@@ -294,7 +287,7 @@ def _attach_filter(events: socket.socket, own_protocols: Collection[int]) -> Non
 
     program.label("route")
     program.load_byte(20)  # rtm_table
-    program.jump_if_equal(_RT_TABLE_LOCAL, "drop")
+    program.jump_if_equal(RT_TABLE_LOCAL, "drop")
     program.load_byte(21)  # rtm_protocol
     for protocol in own_protocols:
         program.jump_if_equal(protocol, "drop")
@@ -310,43 +303,4 @@ def _attach_filter(events: socket.socket, own_protocols: Collection[int]) -> Non
     program.end(accept=True)
     program.label("drop")
     program.end(accept=False)
-    code = program.assemble()
-    buffer = ctypes.create_string_buffer(code, len(code))
-    descriptor = struct.pack("HL", len(code) // 8, ctypes.addressof(buffer))
-    events.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)
-
-
-class _Program:
-    """Classic BPF with labels (linux/filter.h); jumps are forward."""
-
-    def __init__(self) -> None:
-        self._code: list[tuple[int, str, str, int]] = []  # then, else: labels, or next
-        self._labels: dict[str, int] = {}
-
-    def load_half(self, offset: int) -> None:
-        self._code.append((0x28, "", "", offset))
-
-    def load_byte(self, offset: int) -> None:
-        self._code.append((0x30, "", "", offset))
-
-    def mask(self, bits: int) -> None:
-        self._code.append((0x54, "", "", bits))
-
-    def jump_if_equal(self, value: int, label: str) -> None:
-        self._code.append((0x15, label, "", value))
-
-    def jump_unless_equal(self, value: int, label: str) -> None:
-        self._code.append((0x15, "", label, value))
-
-    def end(self, *, accept: bool) -> None:
-        self._code.append((0x06, "", "", 0xFFFFFFFF if accept else 0))
-
-    def label(self, name: str) -> None:
-        self._labels[name] = len(self._code)
-
-    def assemble(self) -> bytes:
-        code = b""
-        for index, (operation, then, otherwise, value) in enumerate(self._code):
-            near = [self._labels[name] - index - 1 if name else 0 for name in (then, otherwise)]
-            code += struct.pack("=HBBI", operation, *near, value)
-        return code
+    bpf.attach_program(events, program.assemble())

@@ -29,7 +29,8 @@ from typing import Final
 from osbase import event
 from osbase.net.links import LinkState, appeared, is_port, state_of, without_groups
 from osbase.netlink.errors import NetlinkError
-from osbase.netlink.rtnl import RTNLGRP_LINK, Link, dump_links, parse_link, set_link_up
+from osbase.netlink.ifla import RTNLGRP_LINK
+from osbase.netlink.link import Link, dump_links, parse_link, set_link_up
 from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
 
 HOLD_S: Final = 30.0

@@ -16,7 +16,8 @@ keeps that while it has any member. The link of a bond's or VLAN's wanted name
 is ours whether marked or not: the kernel makes an idle "bond0" when it loads
 the module.
 
-Not done: a link's own settings (speed, offloads), bonds of bonds, bridges.
+Not done: a link's own settings (speed, offloads), bonds of bonds, bridges. Why
+not with pyroute2's messages: see osbase.netlink.
 
 Source: linux/if_link.h (IFLA_BOND_, IFLA_VLAN_), drivers/net/bonding/
 bond_options.c for what may be changed while a bond has members or is up.
@@ -27,7 +28,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,40 +39,36 @@ from osbase.net.config import Bond, BondMode, Interface, LacpRate, TransmitHash,
 from osbase.net.links import appeared, choose, is_port, without_groups
 from osbase.netlink import attrs
 from osbase.netlink.errors import BatchError, NetlinkError
-from osbase.netlink.message import NLM_F_CREATE, NLM_F_EXCL, Request
-from osbase.netlink.rtnl import (
-    IFLA_GROUP,
-    IFLA_IFNAME,
-    IFLA_INFO_DATA,
-    IFLA_INFO_KIND,
-    IFLA_LINK,
-    IFLA_LINKINFO,
-    IFLA_MASTER,
-    IFLA_MTU,
-    RTM_NEWLINK,
+from osbase.netlink.ifla import (
+    IFLA_BOND_AD_LACP_RATE,
+    IFLA_BOND_MIIMON,
+    IFLA_BOND_MIN_LINKS,
+    IFLA_BOND_MODE,
+    IFLA_BOND_NUM_PEER_NOTIF,
+    IFLA_BOND_PRIMARY,
+    IFLA_BOND_XMIT_HASH_POLICY,
+    IFLA_VLAN_ID,
     RTNLGRP_LINK,
+)
+from osbase.netlink.link import (
     Link,
     del_link,
     dump_links,
+    new_link,
     parse_link,
+    set_link_data,
     set_link_down,
     set_link_group,
     set_link_mac,
+    set_link_master,
     set_link_mtu,
     set_link_up,
 )
+from osbase.netlink.message import Request
 from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
 
 _BOND: Final = b"bond"
 _VLAN: Final = b"vlan"
-_IFLA_BOND_MODE: Final = 1
-_IFLA_BOND_MIIMON: Final = 3
-_IFLA_BOND_PRIMARY: Final = 11
-_IFLA_BOND_XMIT_HASH_POLICY: Final = 14
-_IFLA_BOND_NUM_PEER_NOTIF: Final = 16
-_IFLA_BOND_MIN_LINKS: Final = 18
-_IFLA_BOND_AD_LACP_RATE: Final = 21
-_IFLA_VLAN_ID: Final = 1
 _MODES: Final = {BondMode.ACTIVE_BACKUP: 1, BondMode.LACP: 4}
 _HASHES: Final = {TransmitHash.LAYER2: 0, TransmitHash.LAYER34: 1, TransmitHash.LAYER23: 2}
 _RATES: Final = {LacpRate.SLOW: 0, LacpRate.FAST: 1}
@@ -85,7 +81,6 @@ PATIENCE_S: Final = 10.0
 when it has others: drivers find their ports in any order, some seconds apart.
 """
 
-_IFINFO = struct.Struct("=BxHiII")
 _PASSES: Final = 10
 
 
@@ -175,10 +170,10 @@ def _is_stale(link: Link, config: Interface, links: Sequence[Link], mark: int) -
         raise StackError(f"{link.name} is to be a {kind.decode()}, but is there, and is {is_now}")
     if bond is not None and kind == _BOND:
         # A bond with members does not change its mode.
-        return _numbers(link).get(_IFLA_BOND_MODE) != _MODES[bond.mode]
+        return _numbers(link).get(IFLA_BOND_MODE) != _MODES[bond.mode]
     lower = _lower(links, config)
     right = lower is not None and link.peer == lower.ifindex and link.peer_netns is None
-    return not right or vlan is None or _numbers(link).get(_IFLA_VLAN_ID) != vlan.id
+    return not right or vlan is None or _numbers(link).get(IFLA_VLAN_ID) != vlan.id
 
 
 def _lower(links: Sequence[Link], config: Interface) -> Link | None:
@@ -203,54 +198,39 @@ def _sized(link: Link, mtu: int | None) -> Iterator[Request]:
 def _settings(bond: Bond) -> dict[int, tuple[int, int]]:
     """Options but for the mode: width in bytes and value by attribute."""
     settings = {
-        _IFLA_BOND_MIIMON: (4, bond.miimon_ms),
-        _IFLA_BOND_NUM_PEER_NOTIF: (1, _PEER_NOTIFICATIONS),
+        IFLA_BOND_MIIMON: (4, bond.miimon_ms),
+        IFLA_BOND_NUM_PEER_NOTIF: (1, _PEER_NOTIFICATIONS),
     }
     if bond.mode is BondMode.LACP:
         settings |= {
-            _IFLA_BOND_MIN_LINKS: (4, bond.min_links),
-            _IFLA_BOND_AD_LACP_RATE: (1, _RATES[bond.lacp_rate]),
-            _IFLA_BOND_XMIT_HASH_POLICY: (1, _HASHES[bond.transmit_hash]),
+            IFLA_BOND_MIN_LINKS: (4, bond.min_links),
+            IFLA_BOND_AD_LACP_RATE: (1, _RATES[bond.lacp_rate]),
+            IFLA_BOND_XMIT_HASH_POLICY: (1, _HASHES[bond.transmit_hash]),
         }
     return settings
 
 
-_WHILE_DOWN: Final = frozenset({_IFLA_BOND_AD_LACP_RATE, _IFLA_BOND_XMIT_HASH_POLICY})
+_WHILE_DOWN: Final = frozenset({IFLA_BOND_AD_LACP_RATE, IFLA_BOND_XMIT_HASH_POLICY})
 """BOND_OPTFLAG_IFDOWN, of the options above."""
 
 
-def _data(kind: bytes, values: dict[int, tuple[int, int]]) -> bytes:
-    encoded = [
+def _data(values: dict[int, tuple[int, int]]) -> bytes:
+    return b"".join(
         attrs.attr(option, value.to_bytes(width, sys.byteorder))
         for option, (width, value) in values.items()
-    ]
-    return attrs.nested(
-        IFLA_LINKINFO, attrs.text(IFLA_INFO_KIND, kind), attrs.nested(IFLA_INFO_DATA, *encoded)
     )
 
 
 def _new_bond(bond: Bond, mtu: int | None, mark: int) -> Request:
     """Down and without members. EEXIST: so is the one the module came with."""
-    values = {_IFLA_BOND_MODE: (1, _MODES[bond.mode])} | _settings(bond)
-    return _new(bond.name, mark, mtu, _data(_BOND, values), f"create bond {bond.name}")
+    values = {IFLA_BOND_MODE: (1, _MODES[bond.mode])} | _settings(bond)
+    return new_link(bond.name, "bond", mtu=mtu, group=mark, data=_data(values))
 
 
 def _new_vlan(vlan: Vlan, lower: Link, mtu: int | None, mark: int) -> Request:
-    return _new(
-        vlan.name,
-        mark,
-        mtu,
-        attrs.u32(IFLA_LINK, lower.ifindex) + _data(_VLAN, {_IFLA_VLAN_ID: (2, vlan.id)}),
-        f"create VLAN {vlan.name}, id {vlan.id}, on {lower.name}",
-    )
-
-
-def _new(name: str, group: int, mtu: int | None, rest: bytes, what: str) -> Request:
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + attrs.text(IFLA_IFNAME, name.encode())
-    body += attrs.u32(IFLA_GROUP, group) + rest
-    if mtu is not None:
-        body += attrs.u32(IFLA_MTU, mtu)
-    return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, what)
+    data = _data({IFLA_VLAN_ID: (2, vlan.id)})
+    request = new_link(vlan.name, "vlan", mtu=mtu, group=mark, lower=lower.ifindex, data=data)
+    return request.saying("create VLAN {}, id {}, on {}", vlan.name, vlan.id, lower.name)
 
 
 def _bond_changes(bond: Bond, link: Link, mark: int) -> Iterator[Request]:
@@ -260,8 +240,7 @@ def _bond_changes(bond: Bond, link: Link, mark: int) -> Iterator[Request]:
     wrong = {k: value for k, value in _settings(bond).items() if present.get(k) != value[1]}
     if not wrong:
         return
-    body = _IFINFO.pack(0, 0, link.ifindex, 0, 0) + _data(_BOND, wrong)
-    change = Request(RTM_NEWLINK, 0, body, f"change options of bond {link.name}")
+    change = set_link_data(link.ifindex, link.name, "bond", _data(wrong))
     if link.up and wrong.keys() & _WHILE_DOWN:
         yield set_link_down(link.ifindex, link.name)
         yield change
@@ -305,12 +284,10 @@ def _members(
         yield _set_master(member, link)
     primary = present.get(bond.primary)
     wanted = primary.ifindex if primary is not None and primary.master == link.ifindex else 0
-    if bond.mode is BondMode.ACTIVE_BACKUP and wanted != _numbers(link).get(_IFLA_BOND_PRIMARY, 0):
-        body = _IFINFO.pack(0, 0, link.ifindex, 0, 0)
-        body += _data(_BOND, {_IFLA_BOND_PRIMARY: (4, wanted)})
-        yield Request(
-            RTM_NEWLINK, 0, body, f"set primary of bond {link.name} to {bond.primary or 'none'}"
-        )
+    if bond.mode is BondMode.ACTIVE_BACKUP and wanted != _numbers(link).get(IFLA_BOND_PRIMARY, 0):
+        data = _data({IFLA_BOND_PRIMARY: (4, wanted)})
+        change = set_link_data(link.ifindex, link.name, "bond", data)
+        yield change.saying("set primary of bond {} to {}", link.name, bond.primary or "none")
 
 
 def _missing(
@@ -327,10 +304,10 @@ def _missing(
 
 
 def _set_master(member: Link, bond: Link | None) -> Request:
-    body = _IFINFO.pack(0, 0, member.ifindex, 0, 0)
-    body += attrs.u32(IFLA_MASTER, bond.ifindex if bond is not None else 0)
-    what = f"add {member.name} to {bond.name}" if bond is not None else f"release {member.name}"
-    return Request(RTM_NEWLINK, 0, body, what)
+    if bond is None:
+        return set_link_master(member.ifindex, member.name, 0).saying("release {}", member.name)
+    change = set_link_master(member.ifindex, member.name, bond.ifindex)
+    return change.saying("add {} to {}", member.name, bond.name)
 
 
 def reconcile(

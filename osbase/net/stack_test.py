@@ -12,7 +12,8 @@ from osbase.net import stack
 from osbase.net.config import Bond, BondMode, Interface, LacpRate, Vlan
 from osbase.net.stack import StackError
 from osbase.netlink import attrs
-from osbase.netlink.rtnl import IFF_UP, Link
+from osbase.netlink.ifla import IFF_UP
+from osbase.netlink.link import Link
 
 MARK = 10
 

@@ -7,13 +7,17 @@ a payload, padded to four bytes (linux/netlink.h, struct nlattr).
 
 import struct
 from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
 
+from osbase.ip import AF_INET, AF_INET6, IPAddress
 from osbase.netlink.errors import ProtocolError
 
 HEADER = struct.Struct("=HH")
 NESTED = 0x8000
 TYPE_MASK = 0x3FFF
 MAX_PAYLOAD = 0xFFFF - HEADER.size
+
+ADDRESS_SIZES = {AF_INET: 4, AF_INET6: 16}  # bytes
 
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 _U32 = struct.Struct("=I")
@@ -70,6 +74,21 @@ def to_u32(payload: bytes) -> int:
         raise ProtocolError(f"a 32 bit number of {len(payload)} bytes")
     value: int = _U32.unpack(payload)[0]
     return value
+
+
+def to_i32(payload: bytes) -> int:
+    """The signed number in the payload. Raises as to_u32."""
+    number = to_u32(payload)
+    return number - (1 << 32) if number >> 31 else number
+
+
+def to_ip(family: int, payload: bytes) -> IPAddress:
+    """The address in the payload; the family is one of ADDRESS_SIZES. Raises
+    ProtocolError unless it is of the family's size.
+    """
+    if len(payload) != ADDRESS_SIZES[family]:
+        raise ProtocolError(f"an address of {len(payload)} bytes in family {family}")
+    return IPv4Address(payload) if family == AF_INET else IPv6Address(payload)
 
 
 def to_text(payload: bytes) -> bytes:

@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from osbase.netlink import bpf
-from osbase.netlink.bpf import Byte, Match
+from osbase.netlink.bpf import Byte, Match, Program
 from osbase.netlink.message import HEADER
 
 
@@ -88,3 +88,35 @@ def test_what_passes(matches: list[Match], data: bytes, expected: bool) -> None:
 def test_a_filter_that_is_too_long() -> None:
     with pytest.raises(ValueError, match="instructions"):
         bpf.assemble(Match(kind) for kind in range(2000))
+
+
+def test_a_program_jumps_to_its_labels() -> None:
+    """Over none, one and several instructions."""
+    program = Program()
+    program.load_half(4)
+    program.jump_unless_equal(0x1011, "other")
+    program.load_byte(6)
+    program.mask(0xF0)
+    program.jump_if_equal(0x20, "drop")
+    program.end(accept=True)
+    program.label("other")
+    program.jump_if_greater(0x1011, "drop")
+    program.end(accept=True)
+    program.label("drop")
+    program.end(accept=False)
+    code = program.assemble()
+    for data, expected in (
+        (b"\x10\x11\x1f", True),
+        (b"\x10\x11\x2f", False),
+        (b"\x10\x10\x2f", True),
+        (b"\x10\x12\x1f", False),
+        (b"\x10", False),
+    ):
+        assert passes(code, bytes(4) + data) == expected
+
+
+def test_a_label_that_is_nowhere_is_refused() -> None:
+    program = Program()
+    program.jump_if_equal(1, "nowhere")
+    with pytest.raises(KeyError):
+        program.assemble()

@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterable
 
 from osbase.netlink import bpf
 from osbase.netlink.errors import ProtocolError
+from osbase.netlink.ifla import RTM_DELLINK, RTNLGRP_LINK
+from osbase.netlink.link import LinkRemoved, parse_link_removed
 from osbase.netlink.message import Message, decode
-from osbase.netlink.rtnl import RTM_DELLINK, RTNLGRP_LINK, LinkRemoved, parse_link_removed
 from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK
 
 _RETRY_MS = 1000

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import pytest
 from pyroute2 import IPRoute
 
-from osbase.netlink import netns, rtnl
+from osbase.netlink import netns
 from osbase.netlink.events import LinkEvents
+from osbase.netlink.link import LinkRemoved, del_link, set_link_up
 from osbase.netlink.message import Request
-from osbase.netlink.rtnl import LinkRemoved, VethEnd
 from osbase.netlink.transport import NetlinkSocket
+from osbase.netlink.veth import VethEnd, new_veth
 
 WAIT_S = 10.0
 
@@ -51,14 +52,14 @@ def sock() -> Iterator[NetlinkSocket]:
 def veth(index: int, netns_fd: int) -> Request:
     host = VethEnd(f"e{index}", index, None)
     peer = VethEnd(f"f{index}", index + 1, None)
-    return rtnl.new_veth(host, peer, netns_fd=netns_fd, mtu=1500, group=8)
+    return new_veth(host, peer, netns_fd=netns_fd, mtu=1500, group=8)
 
 
 def test_a_removal_before_the_start_is_told_after_it(
     sock: NetlinkSocket, heard: Heard, events: LinkEvents
 ) -> None:
     fd = netns.open_current()
-    sock.batch([veth(100, fd), rtnl.set_link_up(100, "e100"), rtnl.del_link(100, "e100")])
+    sock.batch([veth(100, fd), set_link_up(100, "e100"), del_link(100, "e100")])
     os.close(fd)
     assert heard.queue.empty()
     events.start()
@@ -101,7 +102,7 @@ def test_lost_events_are_told(sock: NetlinkSocket, heard: Heard) -> None:
     events = LinkEvents(heard.queue.put, heard.overrun, receive_buffer=1)
     fd = netns.open_current()
     for index in range(500, 540, 2):
-        sock.batch([veth(index, fd), rtnl.del_link(index, f"e{index}")])
+        sock.batch([veth(index, fd), del_link(index, f"e{index}")])
     os.close(fd)
     events.start()
     told: list[LinkRemoved | str] = []
@@ -122,7 +123,7 @@ def test_what_is_removed_while_an_overrun_is_handled_is_told(
         if not removed:
             removed.append(900)
             with NetlinkSocket() as other:
-                other.batch([rtnl.del_link(900, "e900")])
+                other.batch([del_link(900, "e900")])
 
     removed: list[int] = []
 
@@ -130,7 +131,7 @@ def test_what_is_removed_while_an_overrun_is_handled_is_told(
     fd = netns.open_current()
     sock.batch([veth(900, fd)])
     for index in range(800, 840, 2):
-        sock.batch([veth(index, fd), rtnl.del_link(index, f"e{index}")])
+        sock.batch([veth(index, fd), del_link(index, f"e{index}")])
     os.close(fd)
     events.start()
     while heard.next() != "overrun":
@@ -153,7 +154,7 @@ def test_an_overrun_that_could_not_be_handled_is_told_again(
     events = LinkEvents(lambda _: None, failing, receive_buffer=1)
     fd = netns.open_current()
     for index in range(700, 740, 2):
-        sock.batch([veth(index, fd), rtnl.del_link(index, f"e{index}")])
+        sock.batch([veth(index, fd), del_link(index, f"e{index}")])
     os.close(fd)
     events.start()
     assert [heard.next(), heard.next()] == ["overrun", "overrun"]
@@ -168,7 +169,7 @@ def test_a_handler_that_fails_does_not_end_the_events(sock: NetlinkSocket, heard
     events = LinkEvents(handler, heard.overrun)
     events.start()
     fd = netns.open_current()
-    sock.batch([veth(600, fd), rtnl.del_link(600, "e600")])
+    sock.batch([veth(600, fd), del_link(600, "e600")])
     os.close(fd)
     assert len({heard.next(), heard.next()}) == 2
     events.close()

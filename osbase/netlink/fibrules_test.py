@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from osbase.ip import AF_INET, AF_INET6
 from osbase.netlink import fibrules
 from osbase.netlink.errors import BatchError, ProtocolError
 from osbase.netlink.message import Message
-from osbase.netlink.rtnl import AF_INET, AF_INET6
 from osbase.netlink.transport import NetlinkSocket
 
 DEFAULT = {

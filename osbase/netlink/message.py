@@ -56,6 +56,10 @@ class Request(NamedTuple):
         """What it does, in words."""
         return self.words.format(*self.values)
 
+    def saying(self, words: str, *values: object) -> Request:
+        """Return the same request in other words."""
+        return Request(self.kind, self.flags, self.body, words, values)
+
 
 class Message(NamedTuple):
     """One message of a reply; port is the socket it answers."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Final
 
+from osbase.ip import IPAddress, family_of
 from osbase.netlink import attrs
+from osbase.netlink.attrs import ADDRESS_SIZES
 from osbase.netlink.errors import ProtocolError
 from osbase.netlink.message import Message, Request
-from osbase.netlink.rtnl import AF_INET, AF_INET6, IPAddress, family_of
 
 RTM_NEWNEIGH: Final = 28
 RTM_DELNEIGH: Final = 29
@@ -24,7 +24,6 @@ _NUD_NOARP: Final = 0x40
 _NUD_PERMANENT: Final = 0x80
 _NDA_DST: Final = 1
 _NDA_LLADDR: Final = 2
-_FAMILIES: Final = {AF_INET: 4, AF_INET6: 16}  # bytes of an address
 # family, padding, index, state, flags, type
 _NDMSG = struct.Struct("=BxxxiHBB")
 
@@ -57,10 +56,8 @@ def parse_written(message: Message) -> Neighbour | None:
     if message.kind != RTM_NEWNEIGH or len(message.body) < _NDMSG.size:
         raise ProtocolError(f"message {message.kind} of {len(message.body)} bytes is no neighbour")
     family, ifindex, state, _, _ = _NDMSG.unpack_from(message.body)
-    if family not in _FAMILIES or not state & (_NUD_PERMANENT | _NUD_NOARP):
+    if family not in ADDRESS_SIZES or not state & (_NUD_PERMANENT | _NUD_NOARP):
         return None
     found = attrs.parse(message.body[_NDMSG.size :])
-    packed = found.get(_NDA_DST, b"")
-    if len(packed) != _FAMILIES[family]:
-        raise ProtocolError(f"a neighbour of {len(packed)} bytes in family {family}")
-    return Neighbour(ifindex, ip_address(packed), found.get(_NDA_LLADDR, b""))
+    address = attrs.to_ip(family, found.get(_NDA_DST, b""))
+    return Neighbour(ifindex, address, found.get(_NDA_LLADDR, b""))

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from osbase.netlink import netns, rtnl
+from osbase.netlink import netns
 from osbase.netlink.errors import NetnsMissing, NotNetns
+from osbase.netlink.link import set_link_down, set_link_up
 from osbase.netlink.transport import NetlinkSocket
 
 
@@ -51,9 +52,9 @@ def test_sockets_are_of_the_namespace_they_were_opened_in(home: int, other: int)
         assert identity() == before
         assert netns.cookie(inner) != netns.cookie(outer)
         assert not netns.loopback_is_up(inner)
-        NetlinkSocket(inner).batch([rtnl.set_link_up(1, "lo")])
+        NetlinkSocket(inner).batch([set_link_up(1, "lo")])
         assert netns.loopback_is_up(inner)
-        NetlinkSocket(outer).batch([rtnl.set_link_down(1, "lo")])
+        NetlinkSocket(outer).batch([set_link_down(1, "lo")])
         assert netns.loopback_is_up(inner)
         assert not netns.loopback_is_up(outer)
 

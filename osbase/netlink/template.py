@@ -3,11 +3,11 @@
 
 A service that sends the same batch thousands of times an hour, each time for
 another link, spends more time on putting attributes together than the kernel
-does on the shorter messages. Here the builders of `rtnl` are called once, with
-samples; where the samples' values stand in the result are the gaps; filling
-them is one operation on bytes.
+does on the shorter messages. Here the builders of link, route ... are called
+once, with samples; where the samples' values stand in the result are the gaps;
+filling them is one operation on bytes.
 
-The builders stay the only ones who know the format, and every template is
+Only the builders know the format, and every template is
 checked by a second sample when it is made. Why not struct.pack_into: it would
 be a second description of each message.
 """

@@ -8,20 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osbase.netlink import rtnl
+from osbase.ip import AF_INET, AF_INET6
+from osbase.netlink.address import add_address
+from osbase.netlink.link import dump_links, set_link_alias, set_link_up
 from osbase.netlink.message import Request, encode
+from osbase.netlink.route import add_route
 from osbase.netlink.template import FIRST_SEQUENCE, Sample, Template
 
 
 def batch(index: int, ipv4: IPv4Address, ipv6: IPv6Address) -> list[Request]:
     return [
-        rtnl.set_link_up(index, "eth0"),
-        rtnl.add_address(index, "eth0", ipv4, 32),
-        rtnl.add_route(
-            None, index, "eth0", family=rtnl.AF_INET, protocol=4, gateway=ipv4, source=ipv4
-        ),
-        rtnl.add_address(index, "eth0", ipv6, 128, no_dad=True),
-        rtnl.add_route(ipv6, index, "eth0", family=rtnl.AF_INET6, protocol=4, metric=37),
+        set_link_up(index, "eth0"),
+        add_address(index, "eth0", ipv4, 32),
+        add_route(None, index, "eth0", family=AF_INET, protocol=4, gateway=ipv4, source=ipv4),
+        add_address(index, "eth0", ipv6, 128, no_dad=True),
+        add_route(ipv6, index, "eth0", family=AF_INET6, protocol=4, metric=37),
     ]
 
 
@@ -51,29 +52,27 @@ def test_a_filled_template_is_the_encoded_batch(
 
 
 def link_up(index: int, *more: Request) -> Sample:
-    return Sample([rtnl.set_link_up(index, "x"), *more], [struct.pack("=I", index)])
+    return Sample([set_link_up(index, "x"), *more], [struct.pack("=I", index)])
 
 
 def test_one_gap_is_enough() -> None:
     template = Template(link_up(0x12345678), link_up(0x23456789))
-    assert template.fill(struct.pack("=I", 7)).data == encode(
-        [rtnl.set_link_up(7, "x")], FIRST_SEQUENCE
-    )
+    assert template.fill(struct.pack("=I", 7)).data == encode([set_link_up(7, "x")], FIRST_SEQUENCE)
 
 
 def test_percent_signs_are_bytes_like_others() -> None:
-    alias = [rtnl.set_link_alias(1, "x", "100 %b %% %d", ipv6=False)]
+    alias = [set_link_alias(1, "x", "100 %b %% %d", ipv6=False)]
     template = Template(link_up(0x12345678, *alias), link_up(0x23456789, *alias))
     assert template.fill(struct.pack("=I", 7)).data == encode(
-        [rtnl.set_link_up(7, "x"), *alias], FIRST_SEQUENCE
+        [set_link_up(7, "x"), *alias], FIRST_SEQUENCE
     )
 
 
 @pytest.mark.parametrize(
     ("one", "other", "why"),
     [
-        (link_up(0x12345678), link_up(7, rtnl.dump_links()), "differ in more"),
-        (Sample([rtnl.dump_links()], [b"1234"]), link_up(7), "not in the batch"),
+        (link_up(0x12345678), link_up(7, dump_links()), "differ in more"),
+        (Sample([dump_links()], [b"1234"]), link_up(7), "not in the batch"),
         (Sample(link_up(0x12345678).requests, [b"\x78\x56"]), link_up(7), "of 2 bytes"),
         (
             Sample(link_up(0x12345678).requests, [b"\x78\x56\x34\x12", b"\x56\x34\x12\x01"]),

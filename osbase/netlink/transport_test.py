@@ -16,7 +16,10 @@ from ipaddress import ip_address, ip_network
 import pytest
 from pyroute2 import IPRoute
 
-from osbase.netlink import message, netns, rtnl
+from osbase.ip import AF_INET, AF_INET6
+from osbase.netlink import message, netns
+from osbase.netlink.address import IFA_F_NODAD, Address, add_address, dump_addresses, parse_address
+from osbase.netlink.altnames import add_link_altnames
 from osbase.netlink.errors import (
     BatchError,
     DumpInterrupted,
@@ -24,11 +27,32 @@ from osbase.netlink.errors import (
     ReplyLost,
     ReplyTimeout,
 )
+from osbase.netlink.link import (
+    del_link,
+    dump_links,
+    get_link,
+    parse_link,
+    set_link_alias,
+    set_link_up,
+)
 from osbase.netlink.message import Request
 from osbase.netlink.netns import open_current
-from osbase.netlink.rtnl import VethEnd
+from osbase.netlink.route import (
+    RT_SCOPE_LINK,
+    RTN_UNICAST,
+    RTN_UNREACHABLE,
+    Route,
+    add_route,
+    del_route,
+    dump_link_routes,
+    dump_routes,
+    get_route,
+    parse_route,
+    replace_route,
+)
 from osbase.netlink.template import FIRST_SEQUENCE, encoded
 from osbase.netlink.transport import NetlinkSocket, SocketPool
+from osbase.netlink.veth import VethEnd, load_veth, new_veth
 
 MAC = bytes.fromhex("02aabbccddee")
 
@@ -49,7 +73,7 @@ def sock() -> Iterator[NetlinkSocket]:
 def veth(here: int, index: int, name: str = "a") -> Request:
     host = VethEnd(f"{name}{index}", index, MAC)
     peer = VethEnd(f"p{name}{index}", index + 1, None)
-    return rtnl.new_veth(host, peer, netns_fd=here, mtu=1400, group=8)
+    return new_veth(host, peer, netns_fd=here, mtu=1400, group=8)
 
 
 @pytest.fixture
@@ -58,7 +82,7 @@ def pair(here: int, sock: NetlinkSocket) -> Iterator[int]:
     sock.batch([veth(here, 1000)])
     yield 1000
     try:
-        sock.batch([rtnl.del_link(1000, "a1000")])
+        sock.batch([del_link(1000, "a1000")])
     except BatchError as error:
         if error.errors[0].errno != errno.ENODEV:  # a test deleted it
             raise
@@ -68,12 +92,12 @@ def test_pyroute2_sees_what_a_batch_made(sock: NetlinkSocket, pair: int) -> None
     pod, hop = ip_address("10.1.2.3"), ip_address("fe80::1")
     sock.batch(
         [
-            rtnl.set_link_alias(pair, "a1000", "x" * 255, ipv6=True),
-            rtnl.add_link_altnames(pair, "a1000", "one", "t" * 127),
-            rtnl.set_link_up(pair, "a1000"),
-            rtnl.set_link_up(pair + 1, "pa1000"),
-            rtnl.add_address(pair, "a1000", hop, 64, no_dad=True),
-            rtnl.add_route(pod, pair, "a1000", family=rtnl.AF_INET, protocol=77),
+            set_link_alias(pair, "a1000", "x" * 255, ipv6=True),
+            add_link_altnames(pair, "a1000", "one", "t" * 127),
+            set_link_up(pair, "a1000"),
+            set_link_up(pair + 1, "pa1000"),
+            add_address(pair, "a1000", hop, 64, no_dad=True),
+            add_route(pod, pair, "a1000", family=AF_INET, protocol=77),
         ]
     )
     with IPRoute() as witness:
@@ -91,21 +115,21 @@ def test_pyroute2_sees_what_a_batch_made(sock: NetlinkSocket, pair: int) -> None
         assert [(r.get("dst"), r["dst_len"], r.get("oif")) for r in routes] == [
             ("10.1.2.3", 32, pair)
         ]
-    parsed = rtnl.parse_link(sock.get(rtnl.get_link(pair)))
+    parsed = parse_link(sock.get(get_link(pair)))
     assert parsed.altnames == ("one", "t" * 127)
     assert (parsed.alias, parsed.group, parsed.peer) == (b"x" * 255, 8, pair + 1)
     assert (parsed.mac, parsed.mtu, parsed.kind, parsed.up) == (MAC, 1400, b"veth", True)
-    route = rtnl.Route(ip_network("10.1.2.3/32"), pair, 77)
+    route = Route(ip_network("10.1.2.3/32"), pair, 77)
     for request in (
-        rtnl.dump_routes(rtnl.AF_INET, 77),
-        rtnl.dump_link_routes(rtnl.AF_INET, pair),
+        dump_routes(AF_INET, 77),
+        dump_link_routes(AF_INET, pair),
     ):
-        assert [rtnl.parse_route(m) for m in sock.dump(request)] == [route]
-    assert rtnl.parse_route(sock.get(rtnl.get_route(pod))) == route
+        assert [parse_route(m) for m in sock.dump(request)] == [route]
+    assert parse_route(sock.get(get_route(pod))) == route
     with pytest.raises(BatchError, match=r"route to 10\.1\.2\.4: ENETUNREACH"):
-        sock.get(rtnl.get_route(ip_address("10.1.2.4")))
-    found = [rtnl.parse_address(m) for m in sock.dump(rtnl.dump_addresses(rtnl.AF_INET6, pair))]
-    assert found == [rtnl.Address(pair, hop, 64, 0x80 | rtnl.IFA_F_NODAD, rtnl.RT_SCOPE_LINK)]
+        sock.get(get_route(ip_address("10.1.2.4")))
+    found = [parse_address(m) for m in sock.dump(dump_addresses(AF_INET6, pair))]
+    assert found == [Address(pair, hop, 64, 0x80 | IFA_F_NODAD, RT_SCOPE_LINK)]
     assert found[0] is not None
     assert found[0].usable
 
@@ -116,24 +140,24 @@ def test_another_namespace_is_looked_into_from_here(sock: NetlinkSocket, here: i
     os.setns(here, netns.CLONE_NEWNET)
     try:
         sock.batch([veth(there, 1000)])
-        link = rtnl.parse_link(sock.get(rtnl.get_link(1000)))
+        link = parse_link(sock.get(get_link(1000)))
         assert link.peer_netns is not None
-        peer = rtnl.parse_link(sock.get(rtnl.get_link(1001, netnsid=link.peer_netns)))
+        peer = parse_link(sock.get(get_link(1001, netnsid=link.peer_netns)))
         assert (peer.name, peer.peer, peer.mtu) == ("pa1000", 1000, 1400)
         with netns.open_socket(there, here) as raw:
             inner = NetlinkSocket(raw)
             ip = ip_address("10.1.2.3")
-            inner.batch([rtnl.add_address(1001, "pa1000", ip, 32)])
-        request = rtnl.dump_addresses(rtnl.AF_INET, 1001, netnsid=link.peer_netns)
-        found = [rtnl.parse_address(m) for m in sock.dump(request)]
+            inner.batch([add_address(1001, "pa1000", ip, 32)])
+        request = dump_addresses(AF_INET, 1001, netnsid=link.peer_netns)
+        found = [parse_address(m) for m in sock.dump(request)]
         assert [one and (one.address, one.prefix_length) for one in found] == [(ip, 32)]
-        sock.batch([rtnl.del_link(1000, "a1000")])
+        sock.batch([del_link(1000, "a1000")])
     finally:
         os.close(there)
 
 
 def test_links_listed_are_those_of_pyroute2(sock: NetlinkSocket, pair: int) -> None:
-    ours = {link.ifindex: link.name for link in map(rtnl.parse_link, sock.dump(rtnl.dump_links()))}
+    ours = {link.ifindex: link.name for link in map(parse_link, sock.dump(dump_links()))}
     with IPRoute() as witness:
         assert ours == {link["index"]: link.get("ifname") for link in witness.get_links()}
 
@@ -142,10 +166,10 @@ def test_a_batch_goes_on_after_a_failure_and_tells_each(here: int, sock: Netlink
     with pytest.raises(BatchError) as caught:
         sock.batch(
             [
-                rtnl.set_link_up(4711, "nothing"),
+                set_link_up(4711, "nothing"),
                 veth(here, 2000, "b"),
-                rtnl.set_link_up(4712, "nothing2"),
-                rtnl.del_link(2000, "b2000"),
+                set_link_up(4712, "nothing2"),
+                del_link(2000, "b2000"),
             ]
         )
     assert [(e.index, e.errno) for e in caught.value.errors] == [
@@ -158,18 +182,18 @@ def test_a_batch_goes_on_after_a_failure_and_tells_each(here: int, sock: Netlink
 def test_the_module_is_loaded_and_no_link_made(sock: NetlinkSocket) -> None:
     before = os.listdir("/sys/class/net")
     with pytest.raises(BatchError) as caught:
-        sock.batch([rtnl.load_veth()])
+        sock.batch([load_veth()])
     assert [error.errno for error in caught.value.errors] == [errno.EBADF]
     assert os.listdir("/sys/class/net") == before
 
 
 def test_errnos_that_are_as_good_as_success(sock: NetlinkSocket) -> None:
     """The rest of the batch is carried out, other errnos are told."""
-    gone = rtnl.del_link(4711, "nothing")
-    sock.batch_tolerating({errno.ENODEV}, gone, rtnl.set_link_up(1, "lo"))
+    gone = del_link(4711, "nothing")
+    sock.batch_tolerating({errno.ENODEV}, gone, set_link_up(1, "lo"))
     sock.batch_tolerating({errno.ENODEV})
-    assert rtnl.parse_link(sock.get(rtnl.get_link(1))).up
-    address = rtnl.add_address(1, "lo", ip_address("192.0.2.1"), 32)
+    assert parse_link(sock.get(get_link(1))).up
+    address = add_address(1, "lo", ip_address("192.0.2.1"), 32)
     sock.batch([address])
     with pytest.raises(BatchError) as caught:
         sock.batch_tolerating({errno.ENODEV}, gone, address)
@@ -178,18 +202,18 @@ def test_errnos_that_are_as_good_as_success(sock: NetlinkSocket) -> None:
 
 def test_the_last_request_may_fail_too(sock: NetlinkSocket) -> None:
     with pytest.raises(BatchError) as caught:
-        sock.batch([rtnl.set_link_up(1, "lo"), rtnl.del_link(4711, "nothing")])
+        sock.batch([set_link_up(1, "lo"), del_link(4711, "nothing")])
     assert [(e.index, e.errno) for e in caught.value.errors] == [(1, errno.ENODEV)]
-    sock.batch([rtnl.set_link_up(1, "lo")])  # and nothing is left in the socket
+    sock.batch([set_link_up(1, "lo")])  # and nothing is left in the socket
 
 
 def test_the_kernels_own_words_are_told(sock: NetlinkSocket, pair: int) -> None:
-    sock.batch([rtnl.set_link_up(pair, "a1000")])
-    bad = rtnl.add_route(
+    sock.batch([set_link_up(pair, "a1000")])
+    bad = add_route(
         ip_address("10.0.0.1"),
         pair,
         "a1000",
-        family=rtnl.AF_INET,
+        family=AF_INET,
         protocol=77,
         source=ip_address("192.0.2.99"),
     )
@@ -203,12 +227,12 @@ def test_an_empty_batch_is_nothing(sock: NetlinkSocket) -> None:
 
 def test_200_refusals_in_one_batch_are_all_told(sock: NetlinkSocket) -> None:
     with pytest.raises(BatchError) as caught:
-        sock.batch([rtnl.del_link(5000 + index, f"x{index}") for index in range(200)])
+        sock.batch([del_link(5000 + index, f"x{index}") for index in range(200)])
     assert [e.index for e in caught.value.errors] == list(range(200))
 
 
 def test_another_process_cannot_answer_for_the_kernel(sock: NetlinkSocket, pair: int) -> None:
-    sock.batch([rtnl.set_link_up(1, "lo")])
+    sock.batch([set_link_up(1, "lo")])
     raw = socket.fromfd(sock.fileno(), socket.AF_NETLINK, socket.SOCK_RAW)
     port = raw.getsockname()[0]
     raw.close()
@@ -220,7 +244,7 @@ def test_another_process_cannot_answer_for_the_kernel(sock: NetlinkSocket, pair:
             )
         stranger.sendto(b"garbage", (port, 0))
     with pytest.raises(BatchError):
-        sock.batch([rtnl.del_link(4711, "nothing")])
+        sock.batch([del_link(4711, "nothing")])
 
 
 class Script:
@@ -259,7 +283,7 @@ def reply(kind: int, sequence: int, body: bytes = bytes(4), flags: int = 0) -> b
     return message.HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body
 
 
-UP = rtnl.set_link_up(1, "lo")
+UP = set_link_up(1, "lo")
 
 
 type Send = Callable[[NetlinkSocket, list[Request]], None]
@@ -313,12 +337,12 @@ def test_refusals_come_in_any_datagram(send: Send, first: int) -> None:
     last = reply(message.NLMSG_ERROR, first + 1, bytes(20))
     for answers in ([refusal, last], [refusal + last]):
         with scripted(*answers) as sock, pytest.raises(BatchError, match="EPERM") as caught:
-            send(sock, [UP, rtnl.dump_links()])
+            send(sock, [UP, dump_links()])
         assert [error.index for error in caught.value.errors] == [0]
 
 
 def test_an_encoded_batch_is_refused_by_the_kernel_in_words(sock: NetlinkSocket) -> None:
-    requests = [UP, rtnl.del_link(4711, "nothing"), UP]
+    requests = [UP, del_link(4711, "nothing"), UP]
     with pytest.raises(BatchError, match="delete link nothing: ENODEV") as caught:
         send_encoded(sock, requests)
     assert [error.index for error in caught.value.errors] == [1]
@@ -334,7 +358,7 @@ def test_an_encoded_batch_has_no_answer_but_the_kernels(sock: NetlinkSocket) -> 
         well = message.HEADER.pack(36, message.NLMSG_ERROR, 0, FIRST_SEQUENCE, port) + bytes(20)
         stranger.sendto(well, (port, 0))
     with pytest.raises(BatchError):
-        send_encoded(sock, [rtnl.del_link(4711, "nothing")])
+        send_encoded(sock, [del_link(4711, "nothing")])
 
 
 def test_an_interrupted_dump_is_repeated() -> None:
@@ -345,25 +369,25 @@ def test_an_interrupted_dump_is_repeated() -> None:
         reply(16, 3, bytes(16)),
         reply(done, 3),
     ) as sock:
-        assert [one.sequence for one in sock.dump(rtnl.dump_links())] == [3]
+        assert [one.sequence for one in sock.dump(dump_links())] == [3]
 
 
 def test_a_dump_that_never_comes_whole_is_told() -> None:
     answers = [reply(message.NLMSG_DONE, 1 + n, flags=message.NLM_F_DUMP_INTR) for n in range(20)]
     with scripted(*answers) as sock, pytest.raises(DumpInterrupted, match="list links"):
-        sock.dump(rtnl.dump_links())
+        sock.dump(dump_links())
 
 
 def test_a_refused_dump_is_told() -> None:
     refusal = reply(message.NLMSG_ERROR, 1, struct.pack("=i", -errno.EPERM))
     with scripted(refusal) as sock, pytest.raises(BatchError, match="EPERM"):
-        sock.dump(rtnl.dump_links())
+        sock.dump(dump_links())
 
 
 def test_a_pool_keeps_sockets_that_were_refused_and_drops_the_others() -> None:
     pool = SocketPool(keep=1)
     with pytest.raises(BatchError), pool.socket() as first:
-        first.batch([rtnl.del_link(4711, "nothing")])
+        first.batch([del_link(4711, "nothing")])
     with pool.socket() as second, pool.socket() as third:
         assert second is first
     with pytest.raises(ZeroDivisionError), pool.socket() as again:
@@ -380,8 +404,8 @@ def test_sockets_of_a_pool_serve_many_threads(here: int) -> None:
         try:
             for index in range(base, base + 20, 2):
                 with pool.socket() as sock:
-                    sock.batch([veth(here, index, "t"), rtnl.set_link_up(index, f"t{index}")])
-                    sock.batch([rtnl.del_link(index, f"t{index}")])
+                    sock.batch([veth(here, index, "t"), set_link_up(index, f"t{index}")])
+                    sock.batch([del_link(index, f"t{index}")])
         except BaseException as error:
             errors.append(error)
 
@@ -400,29 +424,29 @@ def test_routes_of_prefixes(sock: NetlinkSocket, pair: int, text: str) -> None:
     both gone: as they are told again, and as pyroute2 sees their kinds.
     """
     prefix = ip_network(text)
-    family = rtnl.AF_INET if prefix.version == 4 else rtnl.AF_INET6
+    family = AF_INET if prefix.version == 4 else AF_INET6
     sources = [prefix.network_address + n for n in (1, 2)]
-    sock.batch([rtnl.set_link_up(pair, "a1000")])
+    sock.batch([set_link_up(pair, "a1000")])
     for source in sources:
         bits, no_dad = source.max_prefixlen, source.version == 6
-        sock.batch([rtnl.add_address(pair, "a1000", source, bits, no_dad=no_dad, protocol=78)])
-    found = [rtnl.parse_address(m) for m in sock.dump(rtnl.dump_addresses(family, pair))]
+        sock.batch([add_address(pair, "a1000", source, bits, no_dad=no_dad, protocol=78)])
+    found = [parse_address(m) for m in sock.dump(dump_addresses(family, pair))]
     assert {one.address: one.protocol for one in found if one} == dict.fromkeys(sources, 78)
 
-    def present() -> list[rtnl.Route]:
-        messages = sock.dump(rtnl.dump_routes(family, 78))
-        return [route for m in messages if (route := rtnl.parse_route(m)) is not None]
+    def present() -> list[Route]:
+        messages = sock.dump(dump_routes(family, 78))
+        return [route for m in messages if (route := parse_route(m)) is not None]
 
     for source in sources:
-        route = rtnl.Route(prefix, pair, 78, source=source, metric=100)
-        sock.batch([rtnl.replace_route(route, "a1000")])
+        route = Route(prefix, pair, 78, source=source, metric=100)
+        sock.batch([replace_route(route, "a1000")])
         assert present() == [route]
-    held = rtnl.Route(prefix, None, 78, kind=rtnl.RTN_UNREACHABLE, metric=50)
-    sock.batch([rtnl.replace_route(held, "a1000")])
+    held = Route(prefix, None, 78, kind=RTN_UNREACHABLE, metric=50)
+    sock.batch([replace_route(held, "a1000")])
     with IPRoute() as witness:
         seen = {one.get("priority"): one["type"] for one in witness.get_routes(proto=78)}
-    assert seen == {50: rtnl.RTN_UNREACHABLE, 100: rtnl.RTN_UNICAST}
-    sock.batch([rtnl.del_route(held, "a1000"), rtnl.del_route(route, "a1000")])
+    assert seen == {50: RTN_UNREACHABLE, 100: RTN_UNICAST}
+    sock.batch([del_route(held, "a1000"), del_route(route, "a1000")])
     assert present() == []
     with pytest.raises(BatchError, match=rf"delete route {text} unreachable: ESRCH"):
-        sock.batch([rtnl.del_route(held, "a1000")])
+        sock.batch([del_route(held, "a1000")])

@@ -12,7 +12,6 @@ unicast with an ICMP port unreachable; servers ignore it.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import logging
 import socket
@@ -25,10 +24,10 @@ from osbase import event
 from osbase.net.dhcp4 import clock, packet
 from osbase.net.dhcp4.lease import Lease
 from osbase.net.dhcp4.machine import Machine, Outgoing
+from osbase.netlink import bpf
 
 _ETH_P_IP: Final = 0x0800
 _BROADCAST_MAC: Final = b"\xff" * 6
-_SO_ATTACH_FILTER: Final = 26
 _SOL_PACKET: Final = 263
 _PACKET_AUXDATA: Final = 8
 _AUXDATA = struct.Struct("=IIIHHHH")
@@ -94,10 +93,7 @@ class Client:
     def _open(self) -> socket.socket:
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
         try:
-            code = _filter()
-            program = ctypes.create_string_buffer(code, len(code))
-            descriptor = struct.pack("HL", len(code) // 8, ctypes.addressof(program))
-            sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)
+            bpf.attach_program(sock, _filter())
             sock.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
             # Bound last: from here on, and no earlier, packets come.
             sock.bind((self._interface, _ETH_P_IP))

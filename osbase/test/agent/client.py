@@ -14,7 +14,6 @@ wait until the guest answers, so they may be made before the guest is up.
 import asyncio
 import contextlib
 import json
-import os
 import secrets
 import socket
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
@@ -23,6 +22,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from osbase.test.agent.errors import AgentError as AgentError
+from osbase.test.agent.errors import AgentGoneError as AgentGoneError
+from osbase.test.agent.errors import AgentRestartedError as AgentRestartedError
+from osbase.test.agent.errors import CommandError as CommandError
+from osbase.test.agent.forward import forward
 from osbase.test.agent.frame import Frame, Type
 from osbase.test.agent.mux import Mux, ProtocolError
 
@@ -31,27 +35,6 @@ _QUEUE = 256 * 1024
 # Seconds; the answer to HELLO is prompt, unless the guest is not there yet,
 # and then its READY is what makes us say HELLO again.
 _HELLO_S = 10.0
-
-
-class AgentError(Exception):
-    """A request that could not be carried out, or was refused by the guest."""
-
-    def __init__(self, message: str, errno: int = 0) -> None:
-        """errno: of the guest's system call, 0 when there is none."""
-        super().__init__(message)
-        self.errno = errno
-
-
-class AgentRestartedError(AgentError):
-    """The guest's end started anew; what was under way is lost."""
-
-
-class AgentGoneError(AgentError):
-    """The pipe to the guest has ended."""
-
-
-class CommandError(AgentError):
-    """A command that ended with another status than 0."""
 
 
 @dataclass(frozen=True)
@@ -436,37 +419,8 @@ class Agent:
     @contextlib.asynccontextmanager
     async def forward(self, path: str, local: Path) -> AsyncIterator[None]:
         """Listen at `local` (mode 0600) for the guest's socket at `path`."""
-        tasks: set[asyncio.Task[None]] = set()
-
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            if task is not None:
-                tasks.add(task)
-            try:
-                async with self.dial(path) as stream:
-                    await _relay(stream, reader, writer)
-            except AgentError, OSError:
-                # The caller sees a closed connection, as from the server.
-                return
-            finally:
-                writer.close()
-                if task is not None:
-                    tasks.discard(task)
-
-        mask = os.umask(0o177)
-        try:
-            server = await asyncio.start_unix_server(serve, str(local))
-        finally:
-            os.umask(mask)
-        try:
+        async with forward(lambda: self.dial(path), local):
             yield
-        finally:
-            server.close()
-            for task in [*tasks]:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            with contextlib.suppress(OSError):
-                os.unlink(local)
 
 
 async def _plain(reading: Coroutine[None, None, bytes]) -> bytes:
@@ -475,29 +429,3 @@ async def _plain(reading: Coroutine[None, None, bytes]) -> bytes:
         return await reading
     except AgentError:
         return b""
-
-
-async def _relay(
-    stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> None:
-    """Copy both ways until both have ended, or one failed."""
-
-    async def out() -> None:
-        while data := await reader.read(_CHUNK):
-            await stream.write(data)
-        stream.finish()
-
-    async def back() -> None:
-        while data := await stream.read():
-            writer.write(data)
-            await writer.drain()
-        if writer.can_write_eof():
-            writer.write_eof()
-
-    directions = [asyncio.create_task(out()), asyncio.create_task(back())]
-    try:
-        await asyncio.gather(*directions)
-    finally:
-        for task in directions:
-            task.cancel()
-        await asyncio.gather(*directions, return_exceptions=True)

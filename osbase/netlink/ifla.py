@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers of link messages: types, flags, attributes.
+
+Source: linux/rtnetlink.h, linux/if.h, linux/if_link.h, linux/ip.h,
+linux/ipv6.h.
+"""
+
+import struct
+
+RTM_NEWLINK = 16
+RTM_DELLINK = 17
+RTM_GETLINK = 18
+RTM_NEWLINKPROP = 108
+RTM_DELLINKPROP = 109
+RTNLGRP_LINK = 1
+
+HEADER = struct.Struct("=BxHiII")  # family, type, index, flags, change
+
+IFF_UP = 1
+IFF_LOOPBACK = 0x8
+IFF_NOARP = 0x80
+IFF_LOWER_UP = 0x10000
+
+IFLA_ADDRESS = 1
+IFLA_IFNAME = 3
+IFLA_MTU = 4
+IFLA_LINK = 5
+IFLA_MASTER = 10
+IFLA_LINKINFO = 18
+IFLA_IFALIAS = 20
+IFLA_AF_SPEC = 26
+IFLA_GROUP = 27
+IFLA_NET_NS_FD = 28
+IFLA_EXT_MASK = 29
+IFLA_NUM_TX_QUEUES = 31
+IFLA_NUM_RX_QUEUES = 32
+IFLA_LINK_NETNSID = 37
+IFLA_TARGET_NETNSID = 46
+IFLA_PROP_LIST = 52
+IFLA_ALT_IFNAME = 53
+IFLA_PERM_ADDRESS = 54
+RTEXT_FILTER_SKIP_STATS = 8
+ALTIFNAMSIZ = 128  # with the final NUL
+
+# Within IFLA_LINKINFO, and within its data by kind.
+IFLA_INFO_KIND = 1
+IFLA_INFO_DATA = 2
+VETH_INFO_PEER = 1
+IFLA_BOND_MODE = 1
+IFLA_BOND_MIIMON = 3
+IFLA_BOND_PRIMARY = 11
+IFLA_BOND_XMIT_HASH_POLICY = 14
+IFLA_BOND_NUM_PEER_NOTIF = 16
+IFLA_BOND_MIN_LINKS = 18
+IFLA_BOND_AD_LACP_RATE = 21
+IFLA_VLAN_ID = 1
+
+# Within IFLA_AF_SPEC: settings of a link, as in /proc/sys/net/ipv4/conf (the
+# numbers begin with 1) and /proc/sys/net/ipv6/conf (they begin with 0).
+IFLA_INET_CONF = 1
+IPV4_DEVCONF_FORWARDING = 1
+IPV4_DEVCONF_RP_FILTER = 8
+IPV4_DEVCONF_ARP_IGNORE = 19
+IPV4_DEVCONF_ARP_ACCEPT = 21
+IFLA_INET6_CONF = 2
+IFLA_INET6_ADDR_GEN_MODE = 8
+IN6_ADDR_GEN_MODE_NONE = 1
+DEVCONF_DISABLE_IPV6 = 26
