@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The workload network service: gives pods, containers and VMs their network.
 
-    gRPC, CNI ── validate ──> engine ──> pool        addresses, pure
-    (server)     (pure)         │
-                                ├──> watchers        who is told of changes
-                                └──> datapath        the one interface to the
-                                       ├ kernel      kernel: rtnetlink, or a
-                                       │             fake with the same contract
-                                       ├ batches     what an attach sends, pure
-                                       ├ removals    who is removed together
-                                       └ testing/    the fake
+    gRPC ──> api ──┐
+    CNI  ──────────┴──> engine ──┬──> ledger      who has what, and the mutex
+                                 └──> datapath.interface
+                                         ├── datapath.veth   rtnetlink
+                                         └── testing.fake    for tests
 
-    below the datapath, pure:   names     records on links
-                                recovery  what a restart makes of links
-                                checks    what differs from an attachment
-                                repairs   what of it is put back, and how
-                    not pure:   observe   reads what checks compares
-    above the engine:           ward      has it look, for the reconciler
+    api        what arrives: messages, the server
+    engine     what is whose, and in which order things happen
+    datapath   how it is made in the kernel
+    testing    the fake, the contract suite that both keep, a lab
+
+    for all of them:  model, errors, validate, conditions
+
+A room imports what is right of it, and nothing else: build/lint checks that.
+The steps of an attach, and what a crash leaves after each, are in
+engine.attach; those of a removal in engine.detach.
 
 An attachment is a veth pair: one end in the workload's network namespace with
 a /32 and a /128 address and its routes, the other on the host with the routes

@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The service's logic: who has what, and in which order things happen.
 
-    engine ──┬──> attach    reserve, create, settle
-             ├──> detach    leave, remove, drop ──────┬──> ledger ──> entries
-             ├──> collect   many removals             │      │ └────> pool
-             ├──> check     compare, repair           │      └──────> watchers
-             ├──> left_alone, readiness ──────────────┘
-             └──> locks, settings, numbers            └──> datapath.interface
+    engine         the public face: start, close, settings, calls
+      ├─ attach    reserve, create, settle
+      ├─ detach    leave, remove, drop
+      ├─ collect   many removals
+      ├─ check     compare, repair
+      │     │  └──────────> datapath.interface    the kernel
+      │     └─────────────> ledger                the mutex
+      │                       ├─ entries    attachments, and how to find them
+      │                       ├─ pool       addresses
+      │                       ├─ held       links that are left alone
+      │                       ├─ protected  what Collect leaves alone
+      │                       └─ watchers   who hears of every change
+      └─ left_alone, readiness, locks, settings, numbers
 
 `attach`, `detach`, `collect` and `check` are the only modules that call both
 the ledger, which holds the mutex, and the datapath, which calls the kernel. So

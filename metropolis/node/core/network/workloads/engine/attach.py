@@ -29,17 +29,13 @@ from metropolis.node.core.network.workloads.datapath.interface import (
 )
 from metropolis.node.core.network.workloads.engine.detach import Detacher
 from metropolis.node.core.network.workloads.engine.entries import Entry, State, attachment_of
-from metropolis.node.core.network.workloads.engine.ledger import (
-    Ledger,
-    Reservation,
-    further_metric,
-)
+from metropolis.node.core.network.workloads.engine.ledger import Ledger, Reservation
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone
 from metropolis.node.core.network.workloads.engine.locks import (
     Locks,
     TimeRemaining,
 )
-from metropolis.node.core.network.workloads.engine.numbers import random_index
+from metropolis.node.core.network.workloads.engine.numbers import further_metric, random_index
 from metropolis.node.core.network.workloads.engine.readiness import IPV6_REMEDY, Readiness
 from metropolis.node.core.network.workloads.engine.settings import Settings
 from metropolis.node.core.network.workloads.errors import (

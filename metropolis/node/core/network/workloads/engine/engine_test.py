@@ -741,7 +741,7 @@ def test_collect_leaves_what_is_not_what_it_saw(world: World) -> None:
             # As another process would: no attach of this engine is seen.
             world.engine.attach(intent())
             with world.engine._ledger._mutex:
-                world.engine._ledger._protected_since = set()
+                world.engine._ledger._protected.begin_collection()
             again.extend(world.engine.list())
         return False
 

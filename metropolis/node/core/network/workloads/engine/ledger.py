@@ -12,7 +12,6 @@ order is the order of the steps.
 
 import contextlib
 import threading
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -25,29 +24,19 @@ from metropolis.node.core.network.workloads.engine.entries import (
     attachment_of,
     owner_text,
 )
+from metropolis.node.core.network.workloads.engine.held import HeldLinks
 from metropolis.node.core.network.workloads.engine.numbers import (
-    INDEX_MIN,
+    free_peer_index,
+    further_metric,
     index_numbers,
     random_mac,
 )
 from metropolis.node.core.network.workloads.engine.pool import AddressPool
+from metropolis.node.core.network.workloads.engine.protected import ProtectedWorkloads
 from metropolis.node.core.network.workloads.engine.watchers import Event, Kind, Watcher, Watchers
-from metropolis.node.core.network.workloads.errors import AlreadyExists, WorkloadError
 from metropolis.node.core.network.workloads.model import AttachIntent, IPAddress, IPNetwork
-from metropolis.node.core.network.workloads.validate import show
-
-_PEER_INDEX = 2  # the first after lo
-# Metric of the routes of a namespace's further interfaces: behind those of the
-# first (0, in IPv6 1024), ours or another plugin's, and different for each.
-_FURTHER_METRIC = 2048
-
 
 type _Prefixes = tuple[Sequence[IPNetwork], Collection[IPAddress], Collection[IPNetwork]]
-
-
-def further_metric(peer_ifindex: int) -> int:
-    """Return the metric of the routes of a namespace's further interface."""
-    return _FURTHER_METRIC + peer_ifindex
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +72,10 @@ class Protection:
 
 
 class Ledger:
-    """See the module. Thread-safe; entries are changed nowhere else."""
+    """See the module. Thread-safe; entries are changed nowhere else.
+
+    Longer than other classes, since all that needs the mutex is here.
+    """
 
     def __init__(self) -> None:
         self.watchers = Watchers()
@@ -94,12 +86,9 @@ class Ledger:
         self._pool = AddressPool()
         self._adopted = False
         self._prefixes: _Prefixes = ((), (), ())
-        self._held: dict[int, Held] = {}  # by host index
+        self._held = HeldLinks(self._pool)
         self._overruns = 0
-        self._protected: Counter[str] = Counter()  # calls by workload
-        # Workloads protected at any time since the collection under way, if
-        # there is one, began.
-        self._protected_since: set[str] | None = None
+        self._protected = ProtectedWorkloads()
 
     # ---- Recovery and settings ----------------------------------------------
 
@@ -111,12 +100,7 @@ class Ledger:
                 for ip in record.ips:
                     self._pool.adopt(ip, owner_text(record.workload_id))
             used = {ip for entry in self._tables for ip in entry.record.ips}
-            for one in held:
-                ips = tuple(ip for ip in one.ips if ip not in used)
-                used.update(ips)
-                for ip in ips:
-                    self._pool.adopt(ip, f"link {show(one.name)}, which is left alone")
-                self._held[one.ifindex] = replace(one, ips=ips)
+            self._held.adopt(held, used)
             self._pool.set_prefixes(*self._prefixes)
             self._adopted = True
 
@@ -184,7 +168,7 @@ class Ledger:
     def held(self) -> tuple[Held, ...]:
         """The links that are left alone."""
         with self._mutex:
-            return tuple(self._held.values())
+            return tuple(self._held)
 
     def watch(self, backlog: int) -> Watcher:
         """Return a watcher that begins with what has been announced."""
@@ -210,15 +194,12 @@ class Ledger:
         """
         with self._mutex:
             neighbours = self._tables.in_netns(cookie)
-            if intent.if_name in neighbours:
-                other = neighbours[intent.if_name].record.workload_id
-                raise AlreadyExists(
-                    f"if_name {show(intent.if_name)}: is taken in the network namespace by "
-                    f"{owner_text(other)}"
-                )
-            peers = {entry.record.peer_ifindex for entry in neighbours.values()}
-            peer = next(index for index in range(_PEER_INDEX, INDEX_MIN) if index not in peers)
-            ips = self._take_addresses(intent, self._usable_versions(ipv6=ipv6))
+            peer = free_peer_index(intent.if_name, neighbours)
+            ips = self._pool.take_all(
+                intent.requested_ips,
+                self._usable_versions(ipv6=ipv6),
+                owner_text(intent.workload_id),
+            )
             record = Record(
                 workload_id=intent.workload_id,
                 if_name=intent.if_name,
@@ -228,7 +209,7 @@ class Ledger:
                 peer_ifindex=peer,
                 mac=intent.requested_mac or random_mac(),
                 mtu=mtu,
-                ips=tuple(sorted(ips, key=lambda ip: ip.version)),
+                ips=ips,
                 request=intent.digest(),
                 owner=intent.owner,
             )
@@ -236,22 +217,6 @@ class Ledger:
             metric = further_metric(peer) if neighbours else 0
             self._tables.add(entry)
             return Reservation(entry, metric, self._overruns)
-
-    def _take_addresses(self, intent: AttachIntent, versions: Iterable[int]) -> list[IPAddress]:
-        owner = owner_text(intent.workload_id)
-        ips: list[IPAddress] = []
-        try:
-            for ip in intent.requested_ips:
-                self._pool.take_requested(ip, owner)
-                ips.append(ip)
-            for version in versions:
-                if all(ip.version != version for ip in ips):
-                    ips.append(self._pool.take(version, owner))
-        except WorkloadError:
-            for ip in ips:
-                self._pool.release(ip)
-            raise
-        return ips
 
     def renumber(
         self, entry: Entry, *, peer_ifindex: int | None = None, without_ipv6: bool = False
@@ -327,23 +292,17 @@ class Ledger:
 
     def _protect(self, workload_id: str) -> None:
         with self._mutex:
-            self._protected[workload_id] += 1
-            if self._protected_since is not None:
-                self._protected_since.add(workload_id)
+            self._protected.add(workload_id)
 
     def _unprotect(self, workload_id: str) -> None:
         with self._mutex:
-            calls = self._protected[workload_id] - 1
-            if calls:
-                self._protected[workload_id] = calls
-            else:
-                del self._protected[workload_id]
+            self._protected.remove(workload_id)
 
     @contextlib.contextmanager
     def collection(self, of_owner: Callable[[str], bool]) -> Iterator[list[Entry]]:
         """Give what a collection may remove, of these owners. One at a time."""
         with self._mutex:
-            self._protected_since = set(self._protected)
+            self._protected.begin_collection()
             seen = [
                 entry
                 for entry in self._tables
@@ -353,14 +312,14 @@ class Ledger:
             yield seen
         finally:
             with self._mutex:
-                self._protected_since = None
+                self._protected.end_collection()
 
     def unprotected(self, entries: Iterable[Entry]) -> list[Entry]:
         """Return those whose links are there and whose workloads were protected
         at no time since the collection began.
         """
         with self._mutex:
-            protected = self._protected_since or ()
+            protected = self._protected.since_collection
             return [
                 one for one in entries if not one.gone and one.record.workload_id not in protected
             ]
@@ -375,28 +334,20 @@ class Ledger:
         """
         if not self._held:
             return False
-        claimed = False
         with self._mutex:
-            for index, held in list(self._held.items()):
-                record = held.record
-                if record is None or held.ips != record.ips:
-                    continue
-                if held.name == host_interface(record.if_name):
-                    del self._held[index]
-                    entry = Entry(replace(record, workload_id=workload_id), State.ATTACHED)
-                    self._tables.add(entry)
-                    self._announce(entry)
-                    claimed = True
-        return claimed
+            records = self._held.claim(host_interface)
+            for record in records:
+                entry = Entry(replace(record, workload_id=workload_id), State.ATTACHED)
+                self._tables.add(entry)
+                self._announce(entry)
+            return bool(records)
 
     def removed(self, ifindex: int) -> tuple[Entry | None, Held | None]:
         """Note that a link is gone. Returns the attachment that ended with it,
         and the link that was left alone, as far as it was one.
         """
         with self._mutex:
-            held = self._held.pop(ifindex, None)
-            for ip in held.ips if held is not None else ():
-                self._pool.release(ip)
+            held = self._held.remove(ifindex)
             entry = self._tables.at_index(ifindex)
             if entry is not None and entry.state in (State.ATTACHING, State.LEAVING):
                 entry.gone = True  # the call that is busy with it goes on
@@ -412,7 +363,9 @@ class Ledger:
         with self._mutex:
             self._overruns += 1
             attached = [one for one in self._tables if one.state is State.ATTACHED]
-            return [one.record.host_ifindex for one in attached] + list(self._held)
+            return [one.record.host_ifindex for one in attached] + [
+                one.ifindex for one in self._held
+            ]
 
     # ---- Under the mutex ----------------------------------------------------
 

@@ -2,11 +2,19 @@
 """Numbers that are chosen here, since asking the kernel costs a round trip."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+from metropolis.node.core.network.workloads.engine.entries import Entry, owner_text
+from metropolis.node.core.network.workloads.errors import AlreadyExists
+from metropolis.node.core.network.workloads.validate import show
 
 # Interface indexes: high ones, which the kernel does not reach by itself.
 INDEX_MIN = 1 << 20
 INDEX_MAX = 1 << 30
+_PEER_INDEX = 2  # the first after lo
+# Metric of the routes of a namespace's further interfaces: behind those of the
+# first (0, in IPv6 1024), ours or another plugin's, and different for each.
+_FURTHER_METRIC = 2048
 
 
 def random_index() -> int:
@@ -26,3 +34,23 @@ def random_mac() -> bytes:
     """Return a locally administered unicast address, 6 bytes (IEEE 802)."""
     drawn = secrets.token_bytes(6)
     return bytes([drawn[0] & 0xFC | 0x02]) + drawn[1:]
+
+
+def free_peer_index(if_name: str, neighbours: Mapping[str, Entry]) -> int:
+    """Return a free index inside a namespace.
+
+    neighbours: the namespace's entries by interface name. Raises AlreadyExists
+    when the name is taken.
+    """
+    if if_name in neighbours:
+        other = neighbours[if_name].record.workload_id
+        raise AlreadyExists(
+            f"if_name {show(if_name)}: is taken in the network namespace by {owner_text(other)}"
+        )
+    taken = {entry.record.peer_ifindex for entry in neighbours.values()}
+    return next(index for index in range(_PEER_INDEX, INDEX_MIN) if index not in taken)
+
+
+def further_metric(peer_ifindex: int) -> int:
+    """Return the metric of the routes of a namespace's further interface."""
+    return _FURTHER_METRIC + peer_ifindex

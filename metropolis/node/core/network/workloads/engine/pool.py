@@ -39,7 +39,7 @@ addresses are 2 MB for ten pods. Why not remember all that was freed: that is
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -47,6 +47,7 @@ from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
     Exhausted,
     InvalidArgument,
+    WorkloadError,
 )
 from metropolis.node.core.network.workloads.model import IPAddress, IPNetwork
 
@@ -284,6 +285,26 @@ class AddressPool:
         if number is None:
             raise self._exhausted(version)
         return IPv4Address(number) if version == 4 else IPv6Address(number)
+
+    def take_all(
+        self, requested: Iterable[IPAddress], versions: Iterable[int], owner: str
+    ) -> tuple[IPAddress, ...]:
+        """Take the requested addresses, and one of each other version; all or
+        none. Returns them IPv4 first. Raises as `take` and `take_requested`.
+        """
+        ips: list[IPAddress] = []
+        try:
+            for ip in requested:
+                self.take_requested(ip, owner)
+                ips.append(ip)
+            for version in versions:
+                if all(ip.version != version for ip in ips):
+                    ips.append(self.take(version, owner))
+        except WorkloadError:
+            for ip in ips:
+                self.release(ip)
+            raise
+        return tuple(sorted(ips, key=lambda ip: ip.version))
 
     def check_room(self, version: int) -> None:
         """Raise Exhausted, as `take` would."""

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Links that are left alone, and whose addresses are not handed out.
+
+Not thread-safe: the ledger's.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+from metropolis.node.core.network.workloads.datapath.interface import Held, Record
+from metropolis.node.core.network.workloads.engine.pool import AddressPool
+from metropolis.node.core.network.workloads.model import IPAddress
+from metropolis.node.core.network.workloads.validate import show
+
+
+class HeldLinks:
+    """See the module. pool: where their addresses are in use."""
+
+    def __init__(self, pool: AddressPool) -> None:
+        self._pool = pool
+        self._by_index: dict[int, Held] = {}
+
+    def adopt(self, found: Iterable[Held], used: set[IPAddress]) -> None:
+        """Hold links. used: addresses that attachments have."""
+        used = set(used)
+        for one in found:
+            ips = tuple(ip for ip in one.ips if ip not in used)
+            used.update(ips)
+            for ip in ips:
+                self._pool.adopt(ip, f"link {show(one.name)}, which is left alone")
+            self._by_index[one.ifindex] = replace(one, ips=ips)
+
+    def remove(self, ifindex: int) -> Held | None:
+        """Forget a link, and free what it held. Returns it if it was there."""
+        held = self._by_index.pop(ifindex, None)
+        for ip in held.ips if held is not None else ():
+            self._pool.release(ip)
+        return held
+
+    def claim(self, host_interface: Callable[[str], str]) -> list[Record]:
+        """Return the records of links that lost their workload's id and bear
+        the name that `host_interface` gives for their interface; they are held
+        no more, and their addresses stay in use.
+        """
+        claimed: list[Record] = []
+        for index, held in list(self._by_index.items()):
+            record = held.record
+            if record is None or held.ips != record.ips:
+                continue
+            if held.name == host_interface(record.if_name):
+                del self._by_index[index]
+                claimed.append(record)
+        return claimed
+
+    def __iter__(self) -> Iterator[Held]:
+        return iter(self._by_index.values())
+
+    def __bool__(self) -> bool:
+        return bool(self._by_index)

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The workloads that a collection leaves alone.
+
+Not thread-safe: the ledger's.
+"""
+
+from collections import Counter
+from collections.abc import Set
+
+
+class ProtectedWorkloads:
+    """Workloads that calls protect now, and since the collection began."""
+
+    def __init__(self) -> None:
+        self._calls: Counter[str] = Counter()
+        self._since: set[str] | None = None  # None: no collection is under way
+
+    def add(self, workload_id: str) -> None:
+        """Protect a workload; as many times as `remove` is called."""
+        self._calls[workload_id] += 1
+        if self._since is not None:
+            self._since.add(workload_id)
+
+    def remove(self, workload_id: str) -> None:
+        """End one protection."""
+        calls = self._calls[workload_id] - 1
+        if calls:
+            self._calls[workload_id] = calls
+        else:
+            del self._calls[workload_id]
+
+    def calls(self, workload_id: str) -> int:
+        """Return how many calls protect a workload."""
+        return self._calls[workload_id]
+
+    def begin_collection(self) -> None:
+        """Remember from now on what is protected at any time."""
+        self._since = set(self._calls)
+
+    def end_collection(self) -> None:
+        """Forget it."""
+        self._since = None
+
+    @property
+    def since_collection(self) -> Set[str]:
+        """What was protected at any time since the collection began."""
+        return self._since or frozenset()
