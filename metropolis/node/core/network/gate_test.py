@@ -15,7 +15,7 @@ import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from pathlib import Path
 
 import grpc
@@ -32,12 +32,11 @@ from metropolis.node.core.network.uplink import UplinkStatus
 from metropolis.node.core.network.workloads.conditions import Conditions
 from metropolis.node.core.network.workloads.spec import workload_pb2
 from osbase import event
+from osbase.ip import IPNetwork
 from osbase.net import occupied
 from osbase.net.dhcp4.testserver import Server
 from osbase.supervisor import Context, Supervisor
 from osbase.test.namespaces import LIMIT_S, inside, sh
-
-type IPNetwork = IPv4Network | IPv6Network
 
 UPLINK = 'uplink { name: "up0" dhcp4 {} } names_wait_s: 0'
 PODS = ("10.192.0.0/24", "fd00:10:192::/112")

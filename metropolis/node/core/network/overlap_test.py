@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -20,10 +20,8 @@ from metropolis.node.core.network.overlap import (
     of_address,
     of_kernel,
 )
+from osbase.ip import IPNetwork
 from osbase.net.occupied import Kind, Occupied
-
-type IPNetwork = IPv4Network | IPv6Network
-
 
 VIA = ip_address("192.0.2.1")
 

@@ -24,9 +24,8 @@ import pytest
 from metropolis.node import allocs
 from metropolis.node.core.network.testing.nodecore import NodeCore
 from metropolis.node.core.network.workloads.spec import workload_pb2
+from osbase.ip import IPAddress
 from osbase.test.namespaces import LIMIT_S, inside, sh
-
-type IPAddress = IPv4Address | IPv6Address
 
 SERVER: dict[int, IPAddress] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("2001:db8:2::1")}
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}

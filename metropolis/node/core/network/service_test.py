@@ -28,10 +28,9 @@ import pytest
 from metropolis.node import allocs
 from metropolis.node.core.network.testing.nodecore import CONFIG, NodeCore, add_uplink, dnsmasq
 from metropolis.node.core.network.workloads.spec import workload_pb2
+from osbase.ip import IPAddress
 from osbase.net.dhcp4.testserver import Server
 from osbase.test.namespaces import LIMIT_S, inside, sh
-
-type IPAddress = IPv4Address | IPv6Address
 
 SERVER: dict[int, IPAddress] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("2001:db8:2::1")}
 PORT = 7777

@@ -9,14 +9,13 @@ keys; the prefixes it holds claims on belong to the present key.
 import base64
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
 from metropolis.node.core.curator.spec import curator_pb2 as pb
-
-type IPNetwork = IPv4Network | IPv6Network
+from osbase.ip import IPNetwork
 
 _ROOT: Final = b"/metropolis/v1/"
 _COLUMNS: Final = 8

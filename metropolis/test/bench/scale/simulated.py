@@ -14,16 +14,14 @@ there. A fourth of the nodes is reached over IPv6.
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from metropolis.node import allocs
 from metropolis.node.core.curator import keys, records
 from metropolis.node.core.curator.records import ClusterConfig, Member, PodNetwork, Record
 from metropolis.node.core.curator.transaction import Put, Transaction
-
-type IPAddress = IPv4Address | IPv6Address
-type IPNetwork = IPv4Network | IPv6Network
+from osbase.ip import IPAddress, IPNetwork
 
 CONFIG: Final = ClusterConfig(
     (

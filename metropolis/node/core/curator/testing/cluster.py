@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -21,12 +21,10 @@ from metropolis.node.core.curator.transaction import Put, Transaction
 from metropolis.node.core.network.overlay.mesh import Exchange, Identity, Peer
 from metropolis.test.etcd import Credentials, Etcd
 from osbase import event
+from osbase.ip import IPAddress, IPNetwork
 from osbase.netlink.rtnl import set_link_up
 from osbase.netlink.transport import NetlinkSocket
 from osbase.supervisor import Context, Supervisor
-
-type IPAddress = IPv4Address | IPv6Address
-type IPNetwork = IPv4Network | IPv6Network
 
 WAIT_S: Final = 30.0
 TIMING: Final = Timing(lease_s=3, retry_first_s=0.05, retry_max_s=0.3, remind_s=0.3, renew_s=0.3)

@@ -18,16 +18,15 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from pathlib import Path
 
 import grpc
 import pytest
 
 from metropolis.node.core.network.workloads.spec import workload_pb2, workload_pb2_grpc
+from osbase.ip import IPAddress
 from osbase.test.namespaces import LIMIT_S, inside, sh
-
-type IPAddress = IPv4Address | IPv6Address
 
 CONFIG = """
 network {
