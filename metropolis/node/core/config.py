@@ -11,10 +11,7 @@ import enum
 import re
 from dataclasses import dataclass
 from ipaddress import (
-    IPv4Address,
-    IPv4Network,
     IPv6Address,
-    IPv6Network,
     ip_address,
     ip_interface,
     ip_network,
@@ -24,11 +21,9 @@ from google.protobuf import text_format
 
 from metropolis.node import allocs
 from metropolis.node.core.spec import config_pb2
+from osbase.ip import IPAddress, IPNetwork
 from osbase.net import config as net_config
 from osbase.net.config import Interface, Problems, quoted
-
-type IPAddress = IPv4Address | IPv6Address
-type IPNetwork = IPv4Network | IPv6Network
 
 MAX_FILE = 1 << 20
 MTU_MIN = 1280  # IPv6's least (RFC 8200, section 5)

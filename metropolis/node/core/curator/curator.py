@@ -42,7 +42,6 @@ import logging
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
 from metropolis.node.core.config import Cluster, PodPrefixes
@@ -55,10 +54,8 @@ from metropolis.node.core.curator.renewal import Renewal
 from metropolis.node.core.curator.transaction import Transaction
 from metropolis.node.core.network.overlay.mesh import Exchange, Mesh
 from osbase import event
+from osbase.ip import IPAddress, IPNetwork
 from osbase.supervisor import Backoff, Context
-
-type IPAddress = IPv4Address | IPv6Address
-type IPNetwork = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True)

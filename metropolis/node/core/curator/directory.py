@@ -30,14 +30,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
 
 from metropolis.node.core.curator import keys, records
 from metropolis.node.core.curator.keys import Kind
 from metropolis.node.core.curator.records import ClusterConfig, Member, Record, RecordError
 from metropolis.node.core.network.overlay.mesh import Peer
-
-type IPNetwork = IPv4Network | IPv6Network
+from osbase.ip import IPNetwork
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ from __future__ import annotations
 import enum
 import functools
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import ip_network
 from typing import Final
 
 from metropolis.node.core.config import is_node_id
-
-type IPNetwork = IPv4Network | IPv6Network
+from osbase.ip import IPNetwork
 
 ROOT: Final = b"/metropolis/v1/"
 """What all keys begin with."""

@@ -21,7 +21,6 @@ import enum
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
 from metropolis.node import allocs
@@ -30,9 +29,7 @@ from metropolis.node.core.curator.directory import Claim, ClaimState, Directory
 from metropolis.node.core.curator.records import ClusterConfig, Member, Record, RecordError
 from metropolis.node.core.curator.transaction import Put, Transaction
 from metropolis.node.core.network.overlay.mesh import Identity
-
-type IPAddress = IPv4Address | IPv6Address
-type IPNetwork = IPv4Network | IPv6Network
+from osbase.ip import IPAddress, IPNetwork
 
 
 class Standing(enum.Enum):

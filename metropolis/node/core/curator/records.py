@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError, Message
@@ -21,9 +21,8 @@ from metropolis.node import allocs
 from metropolis.node.core.config import MTU_MAX, MTU_MIN, is_node_id
 from metropolis.node.core.curator.keys import prefix_of
 from metropolis.node.core.curator.spec import curator_pb2 as pb
-
-type IPAddress = IPv4Address | IPv6Address
-type IPNetwork = IPv4Network | IPv6Network
+from osbase.ip import IPAddress as IPAddress
+from osbase.ip import IPNetwork as IPNetwork
 
 MAX_VALUE: Final = 16384
 """Bytes; of a longer value, only that it is too long is looked at."""

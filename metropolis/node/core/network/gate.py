@@ -33,10 +33,6 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import (
-    IPv4Address,
-    IPv4Network,
-    IPv6Address,
-    IPv6Network,
     ip_address,
     ip_interface,
     ip_network,
@@ -54,11 +50,9 @@ from metropolis.node.core.network.rules.ruleset import RuleSet
 from metropolis.node.core.network.uplink import UplinkStatus
 from metropolis.node.core.network.workloads.conditions import Conditions
 from osbase import event
+from osbase.ip import IPAddress, IPNetwork
 from osbase.net import occupied
 from osbase.supervisor import Context
-
-type IPAddress = IPv4Address | IPv6Address
-type IPNetwork = IPv4Network | IPv6Network
 
 _CONDITION: Final = "overlap"
 _OWN_GROUPS: Final = (allocs.LINK_GROUP_WORKLOAD, allocs.LINK_GROUP_OVERLAY)

@@ -20,14 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
 from metropolis.node import allocs
+from osbase.ip import IPAddress, IPNetwork
 from osbase.net.occupied import Kind, Occupied
-
-type IPAddress = IPv4Address | IPv6Address
-type IPNetwork = IPv4Network | IPv6Network
 
 _BY_ADDRESS: Final = {2: "by router advertisement"}
 """By IFA_PROTO (linux/if_addr.h)."""

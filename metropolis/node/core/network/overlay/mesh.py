@@ -11,12 +11,10 @@ share a key or overlap in their prefixes, and no prefix is outside the networks.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from osbase import event
-
-type IPAddress = IPv4Address | IPv6Address
-type IPNetwork = IPv4Network | IPv6Network
+from osbase.ip import IPAddress as IPAddress
+from osbase.ip import IPNetwork as IPNetwork
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,13 @@ from metropolis.node import allocs
 from metropolis.node.core.network import sysctls
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.conditions import Conditions
+from osbase.ip import IPAddress as _IPAddress
 from osbase.netlink import fibrules, rtnl
 from osbase.netlink.errors import BatchError, NetlinkError
 from osbase.netlink.message import Request
 from osbase.netlink.transport import NetlinkSocket
 from osbase.nftables import NftablesError
 from osbase.nftables.digest import BaseChain, base_chains, open_socket
-
-type _IPAddress = IPv4Address | IPv6Address
 
 _LOOPBACK: Final = 1
 _LOCAL: Final = 255

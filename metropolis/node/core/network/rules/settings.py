@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
 from metropolis.node.core.config import NEW_FLOWS_PER_SECOND, NodeAccess
-
-type IPAddress = IPv4Address | IPv6Address
-type IPNetwork = IPv4Network | IPv6Network
+from osbase.ip import IPAddress as IPAddress
+from osbase.ip import IPNetwork as IPNetwork
 
 _NOTHING: Final = NodeAccess()
 

@@ -3,14 +3,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from metropolis.node import allocs
-
-type IPAddress = IPv4Address | IPv6Address
-type IPNetwork = IPv4Network | IPv6Network
-
+from osbase.ip import IPAddress as IPAddress
+from osbase.ip import IPNetwork as IPNetwork
 
 MTU_MIN: Final = 1280
 """With less, the kernel takes IPv6 off a link (RFC 8200, section 5)."""
