@@ -28,20 +28,21 @@ uplink need the same messages while the service starts, so that it would come
 on top. Measured in the development root, after `import asyncio`:
 
     import                                         CPU time  memory  modules
-      pyroute2                                       142 ms   14.0 MB    238
-      its ifaddrmsg and rtmsg, without __init__        8 ms    1.3 MB     11
-      and its ifinfmsg                                24 ms    2.4 MB     41
-      our link, address, route and transport          12 ms    1.5 MB     10
+      pyroute2                                       142 ms   13.9 MB    238
+      its ifaddrmsg and rtmsg, without __init__       10 ms    1.3 MB     11
+      and its ifinfmsg                                20 ms    2.4 MB     41
+      our link, address, route and transport          13 ms    1.5 MB     14
 
     microseconds a message                           here   pyroute2
-      parse a link (veth, all attributes)              28        256
-      parse a route                                    13         27
-      parse an address                                  5         32
-      build an address                                  5        148
-      build a link's MTU                                1         61
+      parse a link (veth, all attributes)              18        170
+      parse a route                                     6         19
+      parse an address                                  4         23
+      build an address                                  2         89
+      build a link's MTU                                1         37
 
 The uplink's parts list all links when one changes: with 2,000 attached that is
-half a second of Python with pyroute2, and 60 ms here. Its sockets would not do
-either: with netns= they fork (12 ms, and never fork beside gRPC). It reads what
-our builders write in pyroute2_test, and what the kernel has in other tests.
+a third of a second of Python with pyroute2, and 40 ms here. Its sockets would
+not do either: with netns= they fork (12 ms, and never fork beside gRPC). It
+reads what our builders write in pyroute2_test, and what the kernel has in other
+tests.
 """
