@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine over the fake for each test."""
+
+import pytest
+
+from metropolis.node.core.network.workloads.testing.world import World
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
