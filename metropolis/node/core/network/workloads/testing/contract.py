@@ -106,15 +106,16 @@ def idle(_: Record) -> contextlib.AbstractContextManager[bool]:
     return contextlib.nullcontext(True)
 
 
+def create(bench: Bench, path: str, **chosen: object) -> Record:
+    """Create an attachment in the namespace at the path."""
+    with bench.datapath.open_netns(path) as netns:
+        record = record_for(netns, **chosen)  # type: ignore[arg-type]
+        bench.datapath.create(netns, record, metric=0)
+    return record
+
+
 class DatapathContract:
     """The tests; `bench` is a fixture of the subclass, its datapath is open."""
-
-    def create(self, bench: Bench, path: str, **chosen: object) -> Record:
-        """Create an attachment in the namespace at the path."""
-        with bench.datapath.open_netns(path) as netns:
-            record = record_for(netns, **chosen)  # type: ignore[arg-type]
-            bench.datapath.create(netns, record, metric=0)
-        return record
 
     def test_two_may_have_one_mac(self, bench: Bench) -> None:
         """Each has its own link, so nothing of theirs collides."""
@@ -132,15 +133,14 @@ class DatapathContract:
 
     def test_what_was_made_is_found_after_a_restart(self, bench: Bench) -> None:
         made = [
-            self.create(bench, bench.add_netns(), workload_id=f"w{n}", number=n)
-            for n in range(1, 4)
+            create(bench, bench.add_netns(), workload_id=f"w{n}", number=n) for n in range(1, 4)
         ]
         scan = bench.again().scan()
         assert sorted(scan.complete, key=lambda r: r.workload_id) == made
         assert scan == Scan(scan.complete)
 
     def test_of_two_that_claim_an_address_the_one_with_the_route_stays(self, bench: Bench) -> None:
-        kept = self.create(bench, bench.add_netns())
+        kept = create(bench, bench.add_netns())
         other = bench.add_netns()
         with bench.datapath.open_netns(other) as netns:
             forged = record_for(netns, "w2", number=2, host_ifindex=4000)
@@ -152,7 +152,7 @@ class DatapathContract:
         assert bench.datapath.present() == {kept.host_ifindex}
 
     def test_of_two_that_claim_an_interface_of_a_workload_one_stays(self, bench: Bench) -> None:
-        kept = self.create(bench, bench.add_netns())
+        kept = create(bench, bench.add_netns())
         other = bench.add_netns()
         with bench.datapath.open_netns(other) as netns:
             forged = record_for(netns, number=2, host_ifindex=4000)
@@ -167,14 +167,14 @@ class DatapathContract:
     def test_awkward_names_survive(self, bench: Bench) -> None:
         awkward = [("x" * 255, "..."), (" a b ", "mw1k.1"), ("{}%", "ö\x01-"), ("1", "a" * 15)]
         made = [
-            self.create(bench, bench.add_netns(), workload_id=w, if_name=i, number=n)
+            create(bench, bench.add_netns(), workload_id=w, if_name=i, number=n)
             for n, (w, i) in enumerate(awkward, 1)
         ]
         assert set(bench.again().scan().complete) == set(made)
 
     def test_a_whole_attachment_checks_without_findings(self, bench: Bench) -> None:
         path = bench.add_netns()
-        record = self.create(bench, path)
+        record = create(bench, path)
         assert bench.datapath.check(record, None) == ()
         with bench.datapath.open_netns(path) as netns:
             assert bench.datapath.check(record, netns) == ()
@@ -185,7 +185,7 @@ class DatapathContract:
 
     def test_a_check_finds_what_differs_and_changes_nothing(self, bench: Bench) -> None:
         path = bench.add_netns()
-        record = self.create(bench, path)
+        record = create(bench, path)
         bench.set_mtu(record, 1300)
         bench.take_route(path, record)
         name = record.host_interface
@@ -198,7 +198,7 @@ class DatapathContract:
 
     def test_what_others_change_is_put_back(self, bench: Bench) -> None:
         path = bench.add_netns()
-        record, other = self.create(bench, path), self.create(bench, bench.add_netns(), **OTHER)
+        record, other = create(bench, path), create(bench, bench.add_netns(), **OTHER)
         records = [record, other]
         assert not bench.datapath.repair(records, always, idle)
         bench.set_mtu(record, 1300)
@@ -214,7 +214,7 @@ class DatapathContract:
         assert not bench.datapath.repair(records, always, idle)
 
     def test_what_may_not_be_put_back_is_said(self, bench: Bench) -> None:
-        record = self.create(bench, bench.add_netns())
+        record = create(bench, bench.add_netns())
         bench.set_mtu(record, 1300)
         for _ in range(2):
             (repair,) = bench.datapath.repair([record], lambda _: False, idle)
@@ -222,7 +222,7 @@ class DatapathContract:
         assert bench.datapath.check(record, None)
 
     def test_what_a_call_is_busy_with_is_left_alone(self, bench: Bench) -> None:
-        record = self.create(bench, bench.add_netns())
+        record = create(bench, bench.add_netns())
         bench.set_mtu(record, 1300)
         asked: list[Record] = []
 
@@ -236,18 +236,18 @@ class DatapathContract:
 
     def test_what_is_gone_is_no_difference(self, bench: Bench) -> None:
         path = bench.add_netns()
-        record = self.create(bench, path)
+        record = create(bench, path)
         bench.datapath.remove([record])
         assert not bench.datapath.repair([record], always, idle)
         # Another has its index.
-        self.create(bench, path, workload_id="another", number=2, host_ifindex=5001)
+        create(bench, path, workload_id="another", number=2, host_ifindex=5001)
         assert not bench.datapath.repair([record], always, idle)
         assert not bench.datapath.repair([], always, idle)
 
     def test_a_removal_during_a_repair(self, bench: Bench) -> None:
         """It is gone when the repair comes to it."""
-        record = self.create(bench, bench.add_netns())
-        other = self.create(bench, bench.add_netns(), **OTHER)
+        record = create(bench, bench.add_netns())
+        other = create(bench, bench.add_netns(), **OTHER)
         for one in (record, other):
             bench.set_mtu(one, 1300)
 
@@ -260,7 +260,7 @@ class DatapathContract:
         assert (repair.key, repair.error) == (f"link {other.host_interface}: MTU", "")
 
     def test_a_restart_puts_back_what_others_changed(self, bench: Bench) -> None:
-        record = self.create(bench, bench.add_netns())
+        record = create(bench, bench.add_netns())
         bench.set_mtu(record, 1300)
         scan = bench.again().scan()
         assert scan.complete == (record,)
@@ -270,7 +270,7 @@ class DatapathContract:
 
     def test_a_check_of_what_is_gone(self, bench: Bench) -> None:
         path = bench.add_netns()
-        record = self.create(bench, path)
+        record = create(bench, path)
         bench.kill_netns(path)
         assert bench.removed.get(timeout=WAIT_S) == record.host_ifindex
         (found,) = bench.datapath.check(record, None)
@@ -278,18 +278,17 @@ class DatapathContract:
 
     def test_removal_is_idempotent_and_told(self, bench: Bench) -> None:
         path = bench.add_netns()
-        record = self.create(bench, path)
+        record = create(bench, path)
         assert bench.datapath.present() == {record.host_ifindex}
         for _ in range(2):
             bench.datapath.remove([record])
             assert bench.datapath.present() == frozenset()
         assert bench.removed.get(timeout=WAIT_S) == record.host_ifindex
-        self.create(bench, path)  # and all of it can be made anew
+        create(bench, path)  # and all of it can be made anew
 
     def test_many_are_removed_at_once(self, bench: Bench) -> None:
         made = [
-            self.create(bench, bench.add_netns(), workload_id=f"w{n}", number=n)
-            for n in range(1, 8)
+            create(bench, bench.add_netns(), workload_id=f"w{n}", number=n) for n in range(1, 8)
         ]
         bench.datapath.remove(made[:1])
         bench.datapath.remove(made[:6])  # one of them is gone
@@ -297,8 +296,7 @@ class DatapathContract:
 
     def test_removals_of_many_threads(self, bench: Bench) -> None:
         made = [
-            self.create(bench, bench.add_netns(), workload_id=f"w{n}", number=n)
-            for n in range(1, 13)
+            create(bench, bench.add_netns(), workload_id=f"w{n}", number=n) for n in range(1, 13)
         ]
         threads = [threading.Thread(target=bench.datapath.remove, args=([one],)) for one in made]
         for thread in threads:
@@ -309,15 +307,15 @@ class DatapathContract:
 
     def test_a_removal_does_not_hit_what_has_the_index_now(self, bench: Bench) -> None:
         path = bench.add_netns()
-        old = self.create(bench, path)
+        old = create(bench, path)
         bench.datapath.remove([old])
-        new = self.create(bench, path, workload_id="another", number=2, host_ifindex=5001)
+        new = create(bench, path, workload_id="another", number=2, host_ifindex=5001)
         bench.datapath.remove([old])
         assert bench.datapath.present() == {new.host_ifindex}
 
     def test_the_death_of_a_namespace_is_told(self, bench: Bench) -> None:
         path = bench.add_netns()
-        record = self.create(bench, path)
+        record = create(bench, path)
         bench.kill_netns(path)
         assert bench.removed.get(timeout=WAIT_S) == record.host_ifindex
         assert bench.datapath.present() == frozenset()
@@ -327,32 +325,32 @@ class DatapathContract:
         path = bench.add_netns()
         bench.take_name(path, "eth0")
         with pytest.raises(AlreadyExists, match="if_name 'eth0'"):
-            self.create(bench, path, peer=77)
+            create(bench, path, peer=77)
         assert bench.datapath.present() == frozenset()
 
     def test_an_index_that_is_taken(self, bench: Bench) -> None:
         one, other = bench.add_netns(), bench.add_netns()
-        self.create(bench, one)
+        create(bench, one)
         with pytest.raises(IndexTaken):
-            self.create(bench, other, workload_id="w2", number=2, host_ifindex=5001)
+            create(bench, other, workload_id="w2", number=2, host_ifindex=5001)
         with pytest.raises(IndexTaken):
-            self.create(bench, one, workload_id="w2", if_name="eth1", number=2, peer=2)
+            create(bench, one, workload_id="w2", if_name="eth1", number=2, peer=2)
         assert bench.datapath.present() == {5001}
 
     def test_a_route_inside_that_is_taken(self, bench: Bench) -> None:
         path = bench.add_netns()
-        first = self.create(bench, path)
+        first = create(bench, path)
         with pytest.raises(RouteTaken):
-            self.create(bench, path, if_name="eth1", number=2, peer=3)
+            create(bench, path, if_name="eth1", number=2, peer=3)
         assert bench.datapath.present() == {5001}
         with bench.datapath.open_netns(path) as netns:
             assert bench.datapath.check(first, netns) == ()
 
     def test_an_address_that_is_taken(self, bench: Bench) -> None:
         one, other = bench.add_netns(), bench.add_netns()
-        self.create(bench, one)
+        create(bench, one)
         with pytest.raises(WorkloadError, match=r"add route.*EEXIST"):
-            self.create(bench, other, workload_id="w2", host_ifindex=6000)
+            create(bench, other, workload_id="w2", host_ifindex=6000)
         assert bench.datapath.present() == {5001}
 
     def test_namespaces_keep_their_identity(self, bench: Bench) -> None:

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's datapath as the contract's tests use it."""
+
+import os
+import queue
+
+from pyroute2 import IPRoute
+
+from metropolis.node import allocs
+from metropolis.node.core.network.workloads.datapath import names
+from metropolis.node.core.network.workloads.datapath.interface import Datapath, Record
+from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
+from metropolis.node.core.network.workloads.testing.lab import Pod
+from osbase.netlink import rtnl
+from osbase.netlink.rtnl import VethEnd
+from osbase.netlink.transport import NetlinkSocket
+
+
+class KernelBench:
+    """See contract.Bench."""
+
+    not_netns = "/proc/self/ns/mnt"
+    home = f"/proc/{os.getpid()}/ns/net"
+
+    def __init__(self) -> None:
+        self.removed: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.pods: dict[str, Pod] = {}
+        self.opened: list[KernelDatapath] = []
+        self.datapath: Datapath = self.again()
+
+    def add_netns(self) -> str:
+        pod = Pod()
+        self.pods[pod.path] = pod
+        return pod.path
+
+    def kill_netns(self, path: str) -> None:
+        self.pods.pop(path).close()
+
+    def again(self) -> Datapath:
+        datapath = KernelDatapath()
+        datapath.open(self.removed.put, lambda: None)
+        datapath.watch()
+        self.opened.append(datapath)
+        return datapath
+
+    def take_name(self, path: str, name: str) -> None:
+        def add() -> None:
+            with IPRoute() as other:
+                other.link("add", ifname=name, kind="veth")
+
+        self.pods[path].inside(add)
+
+    def set_mtu(self, record: Record, mtu: int) -> None:
+        with IPRoute() as other:
+            other.link("set", index=record.host_ifindex, mtu=mtu)
+
+    def take_host_route(self, record: Record) -> None:
+        with IPRoute() as other:
+            other.route("del", dst=f"{record.ips[0]}/32", oif=record.host_ifindex, scope=253)
+
+    def take_route(self, path: str, record: Record) -> None:
+        def take() -> None:
+            with IPRoute() as other:
+                other.route("del", dst="0.0.0.0/0", oif=record.peer_ifindex)
+
+        self.pods[path].inside(take)
+
+    def forge(self, path: str, record: Record) -> None:
+        index, name = record.host_ifindex, record.host_interface
+        host = VethEnd(name, index, allocs.FIRST_HOP_MAC)
+        peer = VethEnd(record.if_name, record.peer_ifindex, record.mac)
+        pod, group = self.pods[path], allocs.LINK_GROUP_WORKLOAD
+        with NetlinkSocket() as sock:
+            sock.batch(
+                [
+                    rtnl.new_veth(host, peer, netns_fd=pod.fd, mtu=record.mtu, group=group),
+                    rtnl.set_link_alias(index, name, record.workload_id, ipv6=True),
+                    rtnl.add_link_altnames(index, name, *names.altnames_of(record)),
+                    rtnl.set_link_up(index, name),
+                ]
+            )
+
+    def close(self) -> None:
+        self.opened[0].remove(self.opened[0].scan().complete)
+        for datapath in self.opened:
+            datapath.close()
+        for pod in self.pods.values():
+            pod.close()
