@@ -437,10 +437,13 @@ def _routes(
         where = f"{field}[{index}]"
         text = message.destination
         try:
-            destination = ip_network(text)
-        except ValueError as error:
-            why = "has host bits set" if "host bits" in str(error) else "is not a prefix"
-            problems.add(f"{where}.destination", f"{quoted(text)} {why}")
+            destination = ip_network(text, strict=False)
+            has_host_bits = int(ip_interface(text).ip) != int(destination.network_address)
+        except ValueError:
+            problems.add(f"{where}.destination", f"{quoted(text)} is not a prefix")
+            continue
+        if has_host_bits:
+            problems.add(f"{where}.destination", f"{quoted(text)} has host bits set")
             continue
         if "/" not in text or "%" in text:
             problems.add(f"{where}.destination", f"{quoted(text)} is not a prefix")

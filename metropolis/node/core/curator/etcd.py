@@ -315,6 +315,8 @@ class Etcd:
                 f"{self.endpoint}: {operation}: etcd's certificate is not one that "
                 f"{self._files.ca} vouches for, for this address ({detail})"
             )
+        # etcd says by the text alone which of its errors it is: gRPC's code is
+        # one for several (api/v3rpc/rpctypes/error.go), without details.
         if code is grpc.StatusCode.OUT_OF_RANGE and "compacted" in detail:
             return Compacted(text)
         if code is grpc.StatusCode.NOT_FOUND and "lease" in detail:

@@ -48,6 +48,9 @@ _logger = logging.getLogger(__name__)
 
 _SMALL = 64 << 10  # stdin that is parsed in the event loop, bytes
 
+# What an ADD takes from stdin; all else of a request is from the environment.
+_CONFIGURED = frozenset({"requested_ip", "requested_mac"})
+
 # Gives the answer to the caller; False if it is known not to have arrived.
 type Deliver = Callable[[Answer], Awaitable[bool]]
 
@@ -273,7 +276,7 @@ def _from_engine(error: errors.WorkloadError) -> CniError:
         case errors.Unavailable():
             return CniError(Code.TRY_AGAIN_LATER, "the network is not ready", details)
         case errors.InvalidArgument():
-            if "requested" in details:
+            if error.field in _CONFIGURED:
                 return CniError(Code.INVALID_CONFIG, "the request cannot be met", details)
             what = "CNI_CONTAINERID, CNI_NETNS or CNI_IFNAME is refused"
             return CniError(Code.INVALID_ENVIRONMENT, what, details)

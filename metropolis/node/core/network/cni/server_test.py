@@ -168,10 +168,17 @@ async def test_requested_addresses_and_mac(service: Path, netns: Netns) -> None:
     assert result["interfaces"][1]["mac"] == "02:ab:00:00:00:01"
 
 
-async def test_what_add_is_refused_for(service: Path, engine: GatedEngine, netns: Netns) -> None:
+async def test_what_add_is_refused_for(
+    service: Path, engine: GatedEngine, netns: Netns, tmp_path: Path
+) -> None:
     path = netns.path
     await refused(Code.INVALID_ENVIRONMENT, service, "ADD", "c1", "/run/netns/missing")
     await refused(Code.INVALID_ENVIRONMENT, service, "ADD", "c1", "/dev/null")
+    # Whatever words are in a path.
+    await refused(Code.INVALID_ENVIRONMENT, service, "ADD", "c1", "/run/netns/requested_ip")
+    requested = tmp_path / "requested_mac"
+    requested.touch()
+    await refused(Code.INVALID_ENVIRONMENT, service, "ADD", "c1", str(requested))
     outside = {"ips": ["192.0.2.1"]}
     await refused(Code.INVALID_CONFIG, service, "ADD", "c1", path, runtimeConfig=outside)
     multicast = {"mac": "03:00:00:00:00:01"}

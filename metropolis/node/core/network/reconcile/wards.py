@@ -255,7 +255,7 @@ class Foreign:
             self._conditions.clear("foreign_filters")
         if text != self._last:
             self._conditions.note("foreign_filters", text)
-            if "drops" in text:
+            if any(_is_foreign(one) and not one.accepts for one in chains):
                 self._log.warning("packets of pods are filtered by others, too: %s", text)
         self._last = text
         return ()
@@ -271,12 +271,17 @@ def describe(chains: Iterable[BaseChain]) -> str:
     for chain in chains:
         hook = _hook(chain)
         forward = hook == "forward" and chain.kind == "filter"
-        if not hook or chain.table == allocs.NFTABLES_TABLE or (chain.accepts and not forward):
+        if not _is_foreign(chain) or (chain.accepts and not forward):
             continue
         where = "" if hook == "forward" else f" at {hook}"
         drops = "" if chain.accepts else " (drops what it does not accept)"
         texts.append(f"{chain.family} {chain.table} {chain.name}{where}{drops}")
     return ", ".join(sorted(texts))
+
+
+def _is_foreign(chain: BaseChain) -> bool:
+    """Whether it is somebody else's, at a hook that packets of pods pass."""
+    return bool(_hook(chain)) and chain.table != allocs.NFTABLES_TABLE
 
 
 def _hook(chain: BaseChain) -> str:

@@ -13,9 +13,17 @@ class WorkloadError(Exception):
 
 
 class InvalidArgument(WorkloadError):
-    """A field of the request is wrong; the text names it and its value."""
+    """A field of the request is wrong; the text names it and its value.
+
+    field: its path in the request, for code that must tell fields apart; "":
+    no single one.
+    """
 
     code = grpc.StatusCode.INVALID_ARGUMENT
+
+    def __init__(self, text: str, *, field: str = "") -> None:
+        super().__init__(text)
+        self.field = field
 
 
 class Unimplemented(WorkloadError):

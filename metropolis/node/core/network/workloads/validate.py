@@ -31,7 +31,7 @@ def show(value: str | bytes) -> str:
 
 
 def _fail(field: str, value: str | bytes, why: str) -> InvalidArgument:
-    return InvalidArgument(f"{field} {show(value)}: {why}")
+    return InvalidArgument(f"{field} {show(value)}: {why}", field=field)
 
 
 def check_workload_id(value: str) -> None:
@@ -98,7 +98,8 @@ def check_ips(values: Sequence[IPAddress]) -> None:
     seen: set[int] = set()
     for ip in values:
         if ip.version in seen:
-            raise InvalidArgument(f"requested_ip {ip}: a second IPv{ip.version} address")
+            text = f"requested_ip {ip}: a second IPv{ip.version} address"
+            raise InvalidArgument(text, field="requested_ip")
         seen.add(ip.version)
 
 

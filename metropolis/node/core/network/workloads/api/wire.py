@@ -38,7 +38,7 @@ def decode[M: Message](kind: type[M], data: bytes) -> M:
     except DecodeError:
         pass
     for name, value in _bad_strings(cast(Descriptor, kind.DESCRIPTOR), data):
-        raise InvalidArgument(f"{name} {show(value)}: is not UTF-8")
+        raise InvalidArgument(f"{name} {show(value)}: is not UTF-8", field=name)
     raise InvalidArgument(f"request of {len(data)} bytes: is no {kind.DESCRIPTOR.name}")
 
 

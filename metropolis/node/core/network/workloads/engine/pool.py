@@ -324,11 +324,11 @@ class AddressPool:
         cursor = family.cursor_of(number)
         if cursor is None:
             have = family.describe() or f"there is no IPv{ip.version} prefix"
-            raise InvalidArgument(f"requested_ip {ip}: not a usable address of this node: {have}")
+            raise _not_to_be_had(ip, f"not a usable address of this node: {have}")
         if number in family.reserved:
-            raise InvalidArgument(f"requested_ip {ip}: is reserved")
+            raise _not_to_be_had(ip, "is reserved")
         if cursor.draining:
-            raise InvalidArgument(f"requested_ip {ip}: its prefix {cursor.prefix} is draining")
+            raise _not_to_be_had(ip, f"its prefix {cursor.prefix} is draining")
         if number in family.used:
             raise AlreadyExists(f"requested_ip {ip}: in use by {family.used[number]}")
         family.claim(number, owner)
@@ -341,6 +341,10 @@ class AddressPool:
     def release(self, ip: IPAddress) -> None:
         """Queue the address for reuse. Releasing what is free does nothing."""
         self._families[ip.version].release(int(ip))
+
+
+def _not_to_be_had(ip: IPAddress, why: str) -> InvalidArgument:
+    return InvalidArgument(f"requested_ip {ip}: {why}", field="requested_ip")
 
 
 def _check_disjoint(prefixes: list[IPNetwork]) -> None:
