@@ -2,10 +2,9 @@
 """SIGKILL at every point of Attach, Detach and recovery: whole or nothing.
 
 Points are enumerated, not sampled: before and after each system call by which
-the service acts, and within each batch after each message, and with each
-message refused. The next service must find each attachment whole or gone, the
-caller's retry must succeed, and nothing else may change. strace shows that
-there are no other points. The table is in the test's outputs.
+the service acts, after each message of a batch, and with each message refused.
+The next service must find each attachment whole or gone, the caller's retry
+must succeed, and nothing else may change; strace shows no other point.
 """
 
 import multiprocessing

@@ -8,7 +8,8 @@ restart, death in the middle of a call, the end of a namespace, other prefixes,
 changes of links by others, and calls that come at once.
 
 $MACHINE_EXAMPLES histories of $MACHINE_STEPS steps; new ones each time, and the
-shortest that fails, with HYPOTHESIS_PROFILE=explore.
+shortest that fails, with HYPOTHESIS_PROFILE=explore. Longer than other files:
+the model and its one class belong together.
 """
 
 import contextlib
@@ -195,7 +196,10 @@ class Watched:
 
 
 class Api(RuleBasedStateMachine):
-    """The engine, which is the API without its transport, and the model."""
+    """The engine, which is the API without its transport, and the model.
+
+    Longer than other classes, since hypothesis wants all steps in one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
