@@ -24,7 +24,7 @@ from osbase import event
 if TYPE_CHECKING:
     from metropolis.node.core.config import Cluster, PodPrefixes
     from metropolis.node.core.curator.curator import Curator
-    from metropolis.node.core.network.uplink import UplinkStatus
+    from metropolis.node.core.network.uplink.uplink import UplinkStatus
     from metropolis.node.core.network.workloads.conditions import Conditions
     from osbase.supervisor import Context
 

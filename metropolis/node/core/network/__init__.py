@@ -6,8 +6,7 @@
     rules/     what may go where: nftables, rendered from settings
     reconcile/ puts back what others change
     conntrack  no workload fills the table of tracked flows
-    uplink     how the node reaches the world; uplink_ward puts back what
-               others take from it
+    uplink/    how the node reaches the world
     gate       pod prefixes and networks, unless they overlap what is in use
     overlap    which do, and with what                      pure
     names      Status waits for name servers

@@ -47,7 +47,7 @@ from metropolis.node.core.network.overlay.kernel import withdraw
 from metropolis.node.core.network.overlay.mesh import Exchange, Mesh, Peer
 from metropolis.node.core.network.overlay.overlay import held_networks
 from metropolis.node.core.network.rules.ruleset import RuleSet
-from metropolis.node.core.network.uplink import UplinkStatus
+from metropolis.node.core.network.uplink.uplink import UplinkStatus
 from metropolis.node.core.network.workloads.conditions import Conditions
 from osbase import event
 from osbase.ip import IPAddress, IPNetwork

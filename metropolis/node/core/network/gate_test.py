@@ -28,7 +28,7 @@ from metropolis.node.core.network.overlay.mesh import Exchange, Mesh, Peer
 from metropolis.node.core.network.rules.ruleset import RuleSet
 from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.testing.nodecore import NodeCore, add_uplink, dnsmasq
-from metropolis.node.core.network.uplink import UplinkStatus
+from metropolis.node.core.network.uplink.uplink import UplinkStatus
 from metropolis.node.core.network.workloads.conditions import Conditions
 from metropolis.node.core.network.workloads.spec import workload_pb2
 from osbase import event

@@ -19,8 +19,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from metropolis.node.core.network.uplink import UplinkStatus, render_resolv_conf
-from metropolis.node.core.network.uplink_ward import replace_file
+from metropolis.node.core.network.uplink.uplink import UplinkStatus
+from metropolis.node.core.network.uplink.wanted import render_resolv_conf
+from metropolis.node.core.network.uplink.ward import replace_file
 
 if TYPE_CHECKING:
     from metropolis.node.core.network.workloads.conditions import Conditions

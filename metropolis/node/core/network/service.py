@@ -60,7 +60,7 @@ from metropolis.node.core.network.rules import metadata, reverse_path
 from metropolis.node.core.network.rules.ruleset import RuleSet
 from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.time_servers import TimeServers
-from metropolis.node.core.network.uplink import LinkGoneError, Uplink, UplinkStatus
+from metropolis.node.core.network.uplink.uplink import LinkGoneError, Uplink, UplinkStatus
 from metropolis.node.core.network.workloads.conditions import Conditions
 from metropolis.node.core.network.workloads.errors import Unavailable, WorkloadError
 from osbase import event

@@ -18,10 +18,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from metropolis.node.core.network.uplink_ward import replace_file
+from metropolis.node.core.network.uplink.ward import replace_file
 
 if TYPE_CHECKING:
-    from metropolis.node.core.network.uplink import UplinkStatus
+    from metropolis.node.core.network.uplink.uplink import UplinkStatus
     from metropolis.node.core.network.workloads.conditions import Conditions
     from osbase import event
     from osbase.supervisor import Context

@@ -10,7 +10,7 @@ from ipaddress import ip_interface
 from pathlib import Path
 
 from metropolis.node.core.network.reconcile.ward import Repair
-from metropolis.node.core.network.uplink import Uplink, UplinkStatus
+from metropolis.node.core.network.uplink.uplink import Uplink, UplinkStatus
 from osbase import event
 from osbase.net.config import Interface
 from osbase.supervisor import Supervisor

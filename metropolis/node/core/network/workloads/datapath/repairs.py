@@ -24,8 +24,8 @@ from osbase.netlink.rtnl import Address, Link, Route
 
 # Without it, what the pod sends goes no further than the host.
 _FORWARDING = {"forwarding": (rtnl.IPV4_DEVCONF_FORWARDING, 1)}
-# By it the kernel judges who asks for the first hop (see rules.base): with 0 or
-# 2, as sysctl files set all links, invented askers get neighbour entries.
+# By it the kernel judges who asks for the first hop (rules.workloads): with 0
+# or 2, as sysctl files set all links, invented askers get neighbour entries.
 _RP_FILTER = {"rp_filter": (rtnl.IPV4_DEVCONF_RP_FILTER, 1)}
 # The first hop is an address of lo: with more than 0 nobody answers for it.
 _ARP_IGNORE = {"arp_ignore": (rtnl.IPV4_DEVCONF_ARP_IGNORE, 0)}

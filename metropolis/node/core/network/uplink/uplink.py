@@ -26,54 +26,34 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Network,
-    ip_network,
-)
-from pathlib import Path
-from typing import Final
 
 from metropolis.node import allocs
 from metropolis.node.core.network import sysctls
 from metropolis.node.core.network.sysctls import Sysctl
-from metropolis.node.core.network.uplink_ward import (
-    METRIC,
-    Aim,
-    UplinkWard,
-    leave_pods_groups,
-    replace_file,
+from metropolis.node.core.network.uplink import program
+from metropolis.node.core.network.uplink.wanted import (
+    render_resolv_conf,
+    wanted_addressing,
+    wanted_mtu,
+    wanted_names,
+    without_ipv6,
 )
+from metropolis.node.core.network.uplink.ward import Aim, UplinkWard
 from osbase import event
-from osbase.net import addressing, announce, external, links, mtu, ports, stack
+from osbase.net import announce, external, links, ports, stack
 from osbase.net.addressing import (
-    FOREVER,
-    Address,
     Addressing,
     IPAddress,
     IPInterface,
-    IPNetwork,
-    Route,
 )
 from osbase.net.config import Interface
 from osbase.net.dhcp4 import Client, Lease, clock
 from osbase.net.links import LinkState
-from osbase.netlink.errors import NetlinkError
-from osbase.netlink.rtnl import dump_links, get_link, parse_link, set_link_up
-from osbase.netlink.transport import NetlinkSocket
 from osbase.supervisor import Context, Runnable
 
-_EVERYWHERE: Final[dict[int, IPNetwork]] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
-
 log = logging.getLogger(__name__)
-
-
-_NOBODY: Final = IPv4Address(0)
 
 
 @dataclass(frozen=True)
@@ -160,7 +140,7 @@ class Uplink:
         else:
             await ports.follow(
                 self.link,
-                preferred=await asyncio.to_thread(_with_addresses),
+                preferred=await asyncio.to_thread(program.links_with_addresses),
                 quiet_groups=(allocs.LINK_GROUP_WORKLOAD,),
             )
 
@@ -174,7 +154,7 @@ class Uplink:
         assert state is not None, "waited for"
         ctx.logger.info("uplink is %s, index %d, MTU %d", state.name, state.ifindex, state.mtu)
         self._status.set(replace(self._now(), link=state))
-        settings = await asyncio.to_thread(self._prepare, state)
+        settings = await asyncio.to_thread(program.prepare, self._config, self._group, state)
         advertised = self._config.router_advertisements
         await asyncio.to_thread(self._aim, Aim(state, settings, advertised, group=self._group))
 
@@ -185,7 +165,7 @@ class Uplink:
             leases.set(None)
         else:
             # Until a server answers, what a former run left is the lease.
-            left = await asyncio.to_thread(self._left_behind, state.ifindex)
+            left = await asyncio.to_thread(program.left_behind, state.ifindex, self._resolv_conf)
             # What is by hand does not wait for a server, either.
             leases.set(left)
             client = Client(
@@ -301,7 +281,7 @@ class Uplink:
             self._group,
         )
         now = wanted(clock.now())
-        refused = await asyncio.to_thread(self._program, aim, now)
+        refused = await asyncio.to_thread(program.program, self._ward, aim, now)
         if refused:
             ctx.logger.warning("%s", refused)
         addresses = tuple(address.interface for address in now.addresses)
@@ -367,236 +347,13 @@ class Uplink:
             except OSError as error:
                 ctx.logger.warning("announcing addresses on %s: %s", state.name, error)
 
-    def _prepare(self, state: LinkState) -> tuple[Sysctl, ...]:
-        """Set the link up, with its settings, which are returned."""
-        by_hand = any(address.version == 6 for address in self._config.addresses)
-        settings = sysctls.relevant(
-            sysctls.uplink(
-                state.name,
-                router_advertisements=self._config.router_advertisements,
-                ipv6_on=by_hand or not sysctls.ipv6_is_off(),
-            )
-        )
-        for refused in sysctls.apply_each(settings):
-            log.warning("%s", refused)  # and its ward, in Status
-        with NetlinkSocket() as sock:
-            sock.batch([set_link_up(state.ifindex, state.name)])
-            # A former uplink loses what it got, and has its MTU back.
-            former = _with_addresses()
-            for link in map(parse_link, sock.dump(dump_links())):
-                if link.ifindex == state.ifindex:
-                    if (request := leave_pods_groups(link, self._group)) is not None:
-                        sock.batch([request])
-                    continue
-                with contextlib.suppress(NetlinkError):  # it may go meanwhile
-                    sock.batch(mtu.steps(link, None, allocs.UPLINK_MTU_MARK))
-                    if link.ifindex in former:
-                        addressing.apply(
-                            sock,
-                            link.ifindex,
-                            link.name,
-                            Addressing(),
-                            protocol=allocs.ROUTE_PROTOCOL_UPLINK,
-                            metric=METRIC,
-                        )
-        return settings
-
-    def _left_behind(self, ifindex: int) -> Lease | None:
-        """Return the lease that a former run had of the link, if it had any."""
-        with NetlinkSocket() as sock:
-            left = addressing.current(sock, ifindex, allocs.ROUTE_PROTOCOL_UPLINK)
-            link = parse_link(sock.get(get_link(ifindex)))
-        smaller = mtu.recorded(link, allocs.UPLINK_MTU_MARK) is not None
-        try:
-            names = Path(self._resolv_conf).read_text("utf-8", "replace")
-        except OSError:
-            names = ""
-        return left_lease(left, link.mtu if smaller else None, names, clock.now())
-
-    def _program(self, aim: Aim, wanted: Addressing) -> str:
-        """Make it so; return what was refused that can be done without."""
-        link = aim.link
-        with self._ward.changing(), NetlinkSocket() as sock:
-            # First: what is not applied as a whole is not put back in parts.
-            self._ward.aim = None
-            addressing.apply(
-                sock,
-                link.ifindex,
-                link.name,
-                wanted,
-                protocol=allocs.ROUTE_PROTOCOL_UPLINK,
-                metric=METRIC,
-            )
-            refused = ""
-            found = parse_link(sock.get(get_link(link.ifindex)))
-            try:
-                sock.batch(
-                    mtu.steps(found, aim.mtu, allocs.UPLINK_MTU_MARK, by_hand=aim.mtu_by_hand)
-                )
-            except NetlinkError as error:
-                refused = str(error)
-            try:
-                replace_file(aim.resolv_conf, aim.names)
-            except OSError as error:  # such as a file system that is full
-                why = f"write {aim.resolv_conf}: {error.strerror}"
-                refused = "; ".join(filter(None, (refused, why)))
-            self._ward.aim = aim
-            return refused
-
 
 def _identity(link: LinkState) -> tuple[int, str, bytes]:
     """Settings go by the name, DHCP by the MAC."""
     return link.ifindex, link.name, link.mac
 
 
-def without_ipv6(config: Interface) -> Interface:
-    """Return what is left of it on a kernel without IPv6. Pure. Name servers
-    stay: there may be a way to them, and there is no harm.
-    """
-    return replace(
-        config,
-        addresses=tuple(one for one in config.addresses if one.version != 6),
-        gateways=tuple(one for one in config.gateways if one.version != 6),
-        routes=tuple(one for one in config.routes if one.destination.version != 6),
-    )
-
-
-def wanted_addressing(config: Interface, lease: Lease | None, now: float) -> Addressing:
-    """Return what the uplink should have. Pure. `now`: by the lease's clock."""
-    addresses = [Address(interface) for interface in config.addresses]
-    routes = _gateways_elsewhere(config)
-    for via in config.gateways:
-        routes.append(Route(_EVERYWHERE[via.version], via, _source(config, via)))
-    for one in config.routes:
-        routes.append(Route(one.destination, one.gateway, _source(config, one.gateway)))
-    if lease is not None and (lease.end is None or now < lease.end):
-        left = FOREVER if lease.end is None else max(1, round(lease.end - now))
-        own = lease.address.ip
-        addresses.append(Address(lease.address, left))
-        by_hand = {route.destination for route in routes}
-        for destination, gateway in lease.routes:
-            if destination in by_hand:
-                continue
-            routes.append(Route(destination, gateway, own))
-            # A gateway that is nobody's neighbour yet gets a route of its own
-            # (a /32 lease, as clouds give).
-            alone = IPv4Network(gateway) if gateway is not None else None
-            if (
-                alone is not None
-                and gateway not in lease.address.network
-                and all(route.destination != alone for route in routes)
-                and not any(via is None and gateway in network for network, via in lease.routes)
-            ):
-                routes.append(Route(alone, None, own))
-    return Addressing(tuple(addresses), tuple(dict.fromkeys(routes)))
-
-
-def _gateways_elsewhere(config: Interface) -> list[Route]:
-    """Return routes to gateways that are no neighbours of any address."""
-    vias = dict.fromkeys((*config.gateways, *(route.gateway for route in config.routes)))
-    near = [address.network for address in config.addresses]
-    near += [route.destination for route in config.routes if route.gateway is None]
-    return [
-        Route(ip_network(via), None, _source(config, via))
-        for via in vias
-        if via is not None
-        and not (via.version == 6 and via.is_link_local)
-        and not any(via in network for network in near)
-    ]
-
-
-def _source(config: Interface, via: IPAddress | None) -> IPAddress | None:
-    """In IPv4 a route says which of our addresses it is used with, so that it
-    goes when the address does: that of the gateway's network, or a /32.
-    """
-    if via is None or via.version == 6:
-        return None
-    found = [one for one in config.addresses if one.version == 4]
-    found = [one for one in found if via in one.network or one.network.prefixlen == 32]
-    found.sort(key=lambda one: via not in one.network)
-    return found[0].ip if found else None
-
-
-def wanted_mtu(config: Interface, lease: Lease | None) -> int | None:
-    """Return the MTU that the lease gives, bytes; None: it gives none. Pure.
-
-    A server may make it smaller, since the link may be able to do no more (see
-    osbase.net.mtu), and has nothing to say where it was set by hand (which
-    osbase.net.stack does).
-    """
-    return None if config.mtu is not None or lease is None else lease.mtu
-
-
-def wanted_names(
-    config: Interface, lease: Lease | None
-) -> tuple[tuple[IPAddress, ...], tuple[str, ...]]:
-    """Return DNS servers and search domains, by hand before by DHCP. Pure."""
-    dns, search = list(config.dns), list(config.search)
-    if lease is not None and not (config.dhcp4 is not None and config.dhcp4.ignore_dns):
-        dns += lease.dns
-        search += lease.search
-    return tuple(dict.fromkeys(dns)), tuple(dict.fromkeys(search))
-
-
-def render_resolv_conf(dns: Iterable[IPAddress], search: Sequence[str]) -> str:
-    """Return a resolv.conf(5). The C library takes three servers."""
-    lines = ["# Written by the network service; changes are overwritten."]
-    if search:
-        lines.append(f"search {' '.join(search)}")
-    lines.extend(f"nameserver {server}" for server in dns)
-    return "\n".join(lines) + "\n"
-
-
-def _with_addresses() -> frozenset[int]:
-    """Return the indexes of links with addresses of ours."""
-    with NetlinkSocket() as sock:
-        return addressing.links_of(sock, allocs.ROUTE_PROTOCOL_UPLINK)
-
-
 def _end(leases: event.Value[Lease | None], left: Lease) -> None:
     """Give up what a former run left, unless there is something newer."""
     if leases.peek() is left:
         leases.set(None)
-
-
-def left_lease(left: Addressing, mtu: int | None, names: str, now: float) -> Lease | None:
-    """Return the lease of a former run, as far as it can be seen; None: there
-    was none. Pure. names: what its resolv.conf says.
-    """
-    routes = [(one.destination, one.gateway) for one in left.routes]
-    for address in left.addresses:
-        if isinstance(address.interface, IPv4Interface):
-            length = None if address.valid_s == FOREVER else address.valid_s
-            end = float("inf") if length is None else float(length)
-            dns, search = _read_names(names)
-            return Lease(
-                address=address.interface,
-                server=_NOBODY,
-                routes=tuple(
-                    (to, via)
-                    for to, via in routes
-                    if isinstance(to, IPv4Network) and not isinstance(via, IPv6Address)
-                ),
-                dns=dns,
-                search=search,
-                mtu=mtu,
-                start=now,
-                length_s=length,
-                renew_s=end,
-                rebind_s=end,
-            )
-    return None
-
-
-def _read_names(text: str) -> tuple[tuple[IPv4Address, ...], tuple[str, ...]]:
-    """Undo render_resolv_conf, for what DHCP can give."""
-    dns: list[IPv4Address] = []
-    search: tuple[str, ...] = ()
-    for line in text.splitlines():
-        match line.split():
-            case ["nameserver", server]:
-                with contextlib.suppress(ValueError):
-                    dns.append(IPv4Address(server))
-            case ["search", *domains]:
-                search = tuple(domains)
-    return tuple(dns), search

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the uplink does to the kernel, and to resolv.conf. Blocks.
+
+prepare       sets the link up, with its settings; undoes a former uplink
+left_behind   the lease of a former run
+program       addresses, routes, MTU, name servers; then the ward guards them
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+
+from metropolis.node import allocs
+from metropolis.node.core.network import sysctls
+from metropolis.node.core.network.sysctls import Sysctl
+from metropolis.node.core.network.uplink.wanted import left_lease
+from metropolis.node.core.network.uplink.ward import (
+    METRIC,
+    Aim,
+    UplinkWard,
+    leave_pods_groups,
+    replace_file,
+)
+from osbase.net import addressing, mtu
+from osbase.net.addressing import Addressing
+from osbase.net.config import Interface
+from osbase.net.dhcp4 import Lease, clock
+from osbase.net.links import LinkState
+from osbase.netlink.errors import NetlinkError
+from osbase.netlink.rtnl import dump_links, get_link, parse_link, set_link_up
+from osbase.netlink.transport import NetlinkSocket
+
+log = logging.getLogger(__name__)
+
+
+def prepare(config: Interface, group: int, state: LinkState) -> tuple[Sysctl, ...]:
+    """Set the link up, with its settings, which are returned.
+
+    group: of the link, if others made it one of pods'. Settings that the kernel
+    refuses are logged. Raises NetlinkError.
+    """
+    by_hand = any(address.version == 6 for address in config.addresses)
+    settings = sysctls.relevant(
+        sysctls.uplink(
+            state.name,
+            router_advertisements=config.router_advertisements,
+            ipv6_on=by_hand or not sysctls.ipv6_is_off(),
+        )
+    )
+    for refused in sysctls.apply_each(settings):
+        log.warning("%s", refused)  # and its ward, in Status
+    with NetlinkSocket() as sock:
+        sock.batch([set_link_up(state.ifindex, state.name)])
+        # A former uplink loses what it got, and has its MTU back.
+        former = links_with_addresses()
+        for link in map(parse_link, sock.dump(dump_links())):
+            if link.ifindex == state.ifindex:
+                if (request := leave_pods_groups(link, group)) is not None:
+                    sock.batch([request])
+                continue
+            with contextlib.suppress(NetlinkError):  # it may go meanwhile
+                sock.batch(mtu.steps(link, None, allocs.UPLINK_MTU_MARK))
+                if link.ifindex in former:
+                    addressing.apply(
+                        sock,
+                        link.ifindex,
+                        link.name,
+                        Addressing(),
+                        protocol=allocs.ROUTE_PROTOCOL_UPLINK,
+                        metric=METRIC,
+                    )
+    return settings
+
+
+def left_behind(ifindex: int, resolv_conf: str) -> Lease | None:
+    """Return the lease that a former run had of the link, if it had any.
+
+    Raises NetlinkError.
+    """
+    with NetlinkSocket() as sock:
+        left = addressing.current(sock, ifindex, allocs.ROUTE_PROTOCOL_UPLINK)
+        link = parse_link(sock.get(get_link(ifindex)))
+    smaller = mtu.recorded(link, allocs.UPLINK_MTU_MARK) is not None
+    try:
+        names = Path(resolv_conf).read_text("utf-8", "replace")
+    except OSError:
+        names = ""
+    return left_lease(left, link.mtu if smaller else None, names, clock.now())
+
+
+def program(ward: UplinkWard, aim: Aim, wanted: Addressing) -> str:
+    """Give the link what is wanted, and the ward its aim.
+
+    Returns what was refused that the link can do without, in words; "" if
+    nothing was.
+    Raises NetlinkError for the rest.
+    """
+    link = aim.link
+    with ward.changing(), NetlinkSocket() as sock:
+        # First: what is not applied as a whole is not put back in parts.
+        ward.aim = None
+        addressing.apply(
+            sock,
+            link.ifindex,
+            link.name,
+            wanted,
+            protocol=allocs.ROUTE_PROTOCOL_UPLINK,
+            metric=METRIC,
+        )
+        refused = ""
+        found = parse_link(sock.get(get_link(link.ifindex)))
+        try:
+            sock.batch(mtu.steps(found, aim.mtu, allocs.UPLINK_MTU_MARK, by_hand=aim.mtu_by_hand))
+        except NetlinkError as error:
+            refused = str(error)
+        try:
+            replace_file(aim.resolv_conf, aim.names)
+        except OSError as error:  # such as a file system that is full
+            why = f"write {aim.resolv_conf}: {error.strerror}"
+            refused = "; ".join(filter(None, (refused, why)))
+        ward.aim = aim
+        return refused
+
+
+def links_with_addresses() -> frozenset[int]:
+    """Return the indexes of links with addresses of ours."""
+    with NetlinkSocket() as sock:
+        return addressing.links_of(sock, allocs.ROUTE_PROTOCOL_UPLINK)
