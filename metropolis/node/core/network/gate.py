@@ -55,7 +55,11 @@ from osbase.net import occupied
 from osbase.supervisor import Context
 
 _CONDITION: Final = "overlap"
-_OWN_GROUPS: Final = (allocs.LINK_GROUP_WORKLOAD, allocs.LINK_GROUP_OVERLAY)
+_OWN_GROUPS: Final = (
+    allocs.LINK_GROUP_WORKLOAD,
+    allocs.LINK_GROUP_OVERLAY,
+    *allocs.LINK_GROUPS_REMOVAL,
+)
 _OWN_PROTOCOLS: Final = (allocs.ROUTE_PROTOCOL_WORKLOAD, allocs.ROUTE_PROTOCOL_OVERLAY)
 
 _LOOKS_REST: Final = 4

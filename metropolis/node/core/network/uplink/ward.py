@@ -84,7 +84,11 @@ _GIVEN: Final = {
     6: {allocs.ROUTE_PROTOCOL_UPLINK, _IFAPROT_KERNEL_RA, _IFAPROT_KERNEL_LL},
 }
 _LOCAL_ROUTE_S: Final = 0.5
-_PODS_GROUPS: Final = (allocs.LINK_GROUP_WORKLOAD, allocs.LINK_GROUP_OVERLAY)
+_PODS_GROUPS: Final = (
+    allocs.LINK_GROUP_WORKLOAD,
+    allocs.LINK_GROUP_OVERLAY,
+    *allocs.LINK_GROUPS_REMOVAL,
+)
 
 
 @dataclass(frozen=True)
