@@ -139,7 +139,8 @@ def _allow_files() -> None:
 
 async def _serve(config: NodeConfig, arguments: argparse.Namespace) -> int:
     from metropolis.node.core.config import PodPrefixes
-    from metropolis.node.core.network.service import NetworkService, Paths
+    from metropolis.node.core.network.paths import Paths
+    from metropolis.node.core.network.service import NetworkService
     from osbase import event
     from osbase.supervisor import Context, Supervisor
 

@@ -2,6 +2,9 @@
 """The network service of a node.
 
     service    the runnable that owns all of it
+    workload_service  its part that makes the engine, and serves it
+    failures   why a part fails is in Status
+    host, paths  what the node itself needs; where the service listens
     sysctls    kernel settings
     rules/     what may go where: nftables, rendered from settings
     reconcile/ puts back what others change

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,3 +46,12 @@ def core(world: None, tmp_path: Path) -> Iterator[NodeCore]:
     yield node
     if node.process is not None:
         assert node.stop() == 0
+
+
+@pytest.fixture
+def other_link(world: None) -> Iterator[None]:
+    """A link `x0` of somebody else, up."""
+    sh("ip link add x0 type bridge")
+    sh("ip link set x0 up")
+    yield
+    subprocess.run(["ip", "link", "del", "x0"], check=False, capture_output=True)

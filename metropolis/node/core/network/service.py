@@ -26,7 +26,7 @@ Detach, Collect, List, Check and Status are served while the rule set is
 refused, the overlay cannot be made, or there is no uplink. What gives waits: no
 prefix reaches the engine before the rules hold and the size of packets is
 known, and until then Attach is refused with the reason. A part that fails says
-why in Status at once (see `_told`), and is tried again.
+why in Status at once (see `failures`), and is tried again.
 
 Workloads have their network with or without an uplink. A restart of any part
 touches no workload's traffic: what is programmed is replaced by the same, and
@@ -36,22 +36,21 @@ the engine reads from the kernel what there is.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_network
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from metropolis.node import allocs
-from metropolis.node.core.config import MTU_MIN, Network, PodPrefixes
-from metropolis.node.core.network import conntrack, gate, names, overlap, sysctls
-from metropolis.node.core.network.gate import Admitted, Gate
+from metropolis.node.core.config import Network, PodPrefixes
+from metropolis.node.core.network import conntrack, gate, names, sysctls
+from metropolis.node.core.network.failures import Failures
+from metropolis.node.core.network.gate import Gate
+from metropolis.node.core.network.host import prepare_host
 from metropolis.node.core.network.overlay.kernel import leave
-from metropolis.node.core.network.overlay.mesh import Exchange, IPAddress, IPNetwork
+from metropolis.node.core.network.overlay.mesh import Exchange, IPAddress
 from metropolis.node.core.network.overlay.overlay import Overlay
+from metropolis.node.core.network.paths import Paths
 from metropolis.node.core.network.reconcile import wards
 from metropolis.node.core.network.reconcile.reconciler import Reconciler
 from metropolis.node.core.network.reconcile.ward import Ward
@@ -60,61 +59,17 @@ from metropolis.node.core.network.rules import metadata, reverse_path
 from metropolis.node.core.network.rules.ruleset import RuleSet
 from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.time_servers import TimeServers
-from metropolis.node.core.network.uplink.uplink import LinkGoneError, Uplink, UplinkStatus
+from metropolis.node.core.network.uplink.uplink import Uplink, UplinkStatus
+from metropolis.node.core.network.workload_service import WorkloadService
 from metropolis.node.core.network.workloads.conditions import Conditions
-from metropolis.node.core.network.workloads.errors import Unavailable, WorkloadError
 from osbase import event
-from osbase.net import addressing
 from osbase.net.links import LinkState
-from osbase.netlink.errors import NetlinkError
-from osbase.netlink.rtnl import set_link_up
-from osbase.netlink.transport import NetlinkSocket
-from osbase.nftables import NftablesError
-from osbase.supervisor import Backoff, Context, Runnable, in_thread
-
-if TYPE_CHECKING:
-    from metropolis.node.core.network.cni.server import CniServer
-    from metropolis.node.core.network.workloads.api.server import WorkloadServer
-    from metropolis.node.core.network.workloads.engine.engine import Engine
-
-DEFAULT_MTU: Final = 1500
-"""Of workloads on a node without an uplink, bytes."""
+from osbase.supervisor import Context, Runnable
 
 LINKS_LOOKED_AT_S: Final = 20.0
 """How often settings of single links are compared, besides at events."""
 
-STRAYS_LOOKED_AT_S: Final = 10.0
-"""How often, while workloads have addresses of prefixes that were withdrawn."""
-
-CALLS_END_WITHIN_S: Final = 10.0
-"""How long calls under way may take to end when the service stops."""
-
-LIVES_AFTER_S: Final = 5.0
-"""A part that failed, and has run again for so long, is no problem any more."""
-
-_RETRY_FIRST_S: Final = 0.5
-_RETRY_MAX_S: Final = 5.0
-
-_LOOPBACK: Final = 1
-
-# Whose texts say enough.
-_EXPECTED: Final = (NetlinkError, NftablesError, OSError, WorkloadError)
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Paths:
-    """Where the service listens and writes, and what serves gRPC there, see
-    osbase.rpc.choose; tests choose others.
-    """
-
-    workload_socket: str = allocs.WORKLOAD_SOCKET
-    cni_socket: str = allocs.CNI_SOCKET
-    resolv_conf: str = allocs.RESOLV_CONF
-    state_dir: str = allocs.STATE_DIR
-    time_dir: str = allocs.TIME_DIR
-    rpc_server: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -152,6 +107,7 @@ class NetworkService:
         self._config = config
         self._paths = paths or Paths()
         self.conditions = Conditions()
+        self._failures = Failures(self.conditions)
         self._reconciler = Reconciler(self.conditions)
         self._sysctls: tuple[sysctls.Sysctl, ...] = ()
         self._rules = RuleSet(
@@ -172,7 +128,7 @@ class NetworkService:
                 config.uplink,
                 self.uplink_status,
                 resolv_conf=self._paths.resolv_conf,
-                told=self._told,
+                reported=self._failures.reported,
             )
         self._names = names.Names(
             config.uplink,
@@ -205,10 +161,20 @@ class NetworkService:
                 rotation_s=cluster.key_rotation_s,
             )
 
+        self._workloads = WorkloadService(
+            config,
+            self._paths,
+            self.conditions,
+            self._gate,
+            uplink_link=None if self._uplink is None else self._uplink.link,
+            overlay_mtu=None if self._overlay is None else self._overlay.mtu,
+            guard_link=self._guard_link,
+        )
+
     async def run(self, ctx: Context) -> None:
         """Serve the workloads; prepare the host, then run the other parts."""
-        ctx.run("workloads", self._workloads)
-        await self._until_done("host", self._prepare_host, "prepare the node's network")
+        ctx.run("workloads", self._workloads.run)
+        await self._failures.until_done("host", self._prepare_host, "prepare the node's network")
         if self._uplink is None:
             self.uplink_status.set(UplinkStatus())
         else:
@@ -217,58 +183,17 @@ class NetworkService:
             ctx.run("strict", self._follow_reverse_path)
             ctx.run("resolvers", self._follow_resolvers)
             ctx.run("uplink-note", self._note_uplink)
-        ctx.run("gate", self._told("gate", self._gate.run))
+        ctx.run("gate", self._failures.reported("gate", self._gate.run))
         ctx.run("names", self._wait_for_names)
         ctx.run("time", self._time.run)
         if self._overlay is not None:
-            ctx.run("overlay", self._told("overlay", self._overlay.run))
+            ctx.run("overlay", self._failures.reported("overlay", self._overlay.run))
             ctx.run("ward-overlay", self._guard_link(self._overlay))
             settings = wards.Sysctls(sysctls.link(allocs.OVERLAY_LINK), "overlay-sysctls")
             ctx.run("ward-overlay-sysctls", self._guard_link(settings))
         self._guard_node(ctx)
         ctx.signal_healthy()
         ctx.signal_done()
-
-    async def _until_done(self, key: str, step: Callable[[], None], what: str) -> None:
-        """Take a step, in a thread, again and again until it does not fail; why
-        it does is in Status meanwhile. Not by dying: that would take the parts
-        with it that do not need the step.
-        """
-        backoff = Backoff(_RETRY_FIRST_S, _RETRY_MAX_S, _RETRY_MAX_S)
-        while True:
-            try:
-                await in_thread(step)
-            except Exception as error:
-                expected = isinstance(error, _EXPECTED)
-                if self.conditions.set(key, f"{what}: {_cause(error)}"):
-                    log.error("%s: %s", what, _cause(error), exc_info=not expected)
-                await asyncio.sleep(backoff.died(0.0))
-            else:
-                self.conditions.clear(key)
-                return
-
-    def _told(self, name: str, runnable: Runnable) -> Runnable:
-        """Return the runnable such that its death is a problem of the node,
-        until it has lived on for a while. A link that is gone is none.
-        """
-
-        async def run(ctx: Context) -> None:
-            loop = asyncio.get_running_loop()
-            later = loop.call_later(LIVES_AFTER_S, self.conditions.clear, name)
-            try:
-                await runnable(ctx)
-            except LinkGoneError:
-                self.conditions.clear(name)
-                raise
-            except Exception as error:
-                self.conditions.set(name, f"{name}: {_cause(error)}")
-                raise
-            else:
-                self.conditions.clear(name)
-            finally:
-                later.cancel()
-
-        return run
 
     def _guard_node(self, ctx: Context) -> None:
         """Put back what others change of the node as a whole."""
@@ -330,221 +255,3 @@ class NetworkService:
             self._names.prepare()
         except OSError as error:
             log.warning("name servers of the configuration: %s", error)
-
-    async def _workloads(self, ctx: Context) -> None:
-        # Imports take seconds on a slow machine; meanwhile the uplink comes up.
-        engine = await asyncio.to_thread(_make_engine, self.conditions)
-        try:
-            engine.set_ipv6_optional(self._config.ipv6_optional)
-
-            async def recovery(ctx: Context) -> None:
-                ctx.signal_healthy()
-                await self._until_done("recovery", engine.start, "recover attachments")
-                ctx.signal_done()
-
-            try:
-                await in_thread(engine.start)
-            except Exception:
-                # Whatever it is, it must not be what nobody can be asked about.
-                ctx.run("recovery", recovery)
-
-            sized = asyncio.Event()
-
-            async def prefixes(ctx: Context) -> None:
-                ctx.signal_healthy()
-                if not sized.is_set():
-                    await self._know_mtu(engine)
-                    sized.set()
-                await self._follow_prefixes(ctx, engine)
-
-            async def mtu(ctx: Context) -> None:
-                await self._follow_mtu(ctx, engine)
-
-            async def grpc(ctx: Context) -> None:
-                await self._serve_grpc(ctx, engine)
-
-            async def cni(ctx: Context) -> None:
-                await self._serve_cni(ctx, engine)
-
-            async def strays(ctx: Context) -> None:
-                await self._follow_strays(ctx, engine)
-
-            ctx.run("prefixes", prefixes)
-            ctx.run("strays", strays)
-            if self._config.mtu is None:
-                ctx.run("mtu", mtu)
-            ctx.run("conntrack", conntrack.Guard(engine.list, self.conditions).run)
-            ctx.run("grpc", grpc)
-            ctx.run("cni", self._told("cni", cni))
-            ctx.run("ward-workloads", self._guard_link(wards.Workloads(engine.repair)))
-            ctx.signal_healthy()
-            await asyncio.Event().wait()
-        finally:
-            await asyncio.to_thread(engine.close)
-
-    async def _know_mtu(self, engine: Engine) -> None:
-        """The size of packets is known before the first attach."""
-        if self._config.mtu is None:
-            of = "the overlay" if self._overlay is not None else "the uplink"
-            engine.set_prefixes((), lacking=f"the MTU of workloads is not known yet: {of}'s is not")
-        engine.set_mtu(self._config.mtu or await self._first_mtu())
-        engine.set_prefixes(())
-
-    async def _first_mtu(self) -> int:
-        if self._overlay is not None:
-            return await self._overlay.mtu.watch().get()
-        if self._uplink is None:
-            return DEFAULT_MTU
-        return pod_mtu(await self._uplink.link.watch().get())
-
-    async def _follow_mtu(self, ctx: Context, engine: Engine) -> None:
-        if self._overlay is not None:
-            ctx.signal_healthy()
-            async for size in self._overlay.mtu.watch():
-                engine.set_mtu(size)
-                ctx.logger.info("MTU of new workloads is %d", size)
-        if self._uplink is None:
-            ctx.signal_done()
-            return
-        ctx.signal_healthy()
-        last = 0
-        async for link in self._uplink.link.watch():
-            # Of an uplink that is gone, the size stays.
-            if link is not None and (size := pod_mtu(link)) != last:
-                engine.set_mtu(size)
-                ctx.logger.info("MTU of new workloads is %d", size)
-                last = size
-
-    async def _follow_prefixes(self, ctx: Context, engine: Engine) -> None:
-        before: tuple[IPNetwork, ...] = ()
-        async for now in self._gate.admitted.watch():
-            before = await asyncio.to_thread(_set_prefixes, engine, now, before)
-            prefixes = now.pods.prefixes
-            ctx.logger.info("pod prefixes: %s", ", ".join(map(str, prefixes)) or "none, not ready")
-
-    async def _follow_strays(self, ctx: Context, engine: Engine) -> None:
-        """Tell the gate which addresses workloads have outside of the prefixes
-        by now, for as long as there are any.
-        """
-        ctx.signal_healthy()
-        watcher = self._gate.admitted.watch()
-        admitted = await watcher.get()
-        last: tuple[IPAddress, ...] = ()
-        while True:
-            prefixes = admitted.pods.prefixes
-            try:
-                found = await asyncio.to_thread(_outside, engine, prefixes)
-            except Unavailable:  # they are not recovered yet
-                again = True
-            else:
-                again = bool(found)
-                if found != last:
-                    self._gate.running.set(found)
-                    last = found
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STRAYS_LOOKED_AT_S if again else None):
-                    admitted = await watcher.get()
-
-    async def _serve_grpc(self, ctx: Context, engine: Engine) -> None:
-        make_runtime_directory(self._paths.workload_socket)
-        server = await asyncio.to_thread(
-            _make_server, engine, self._paths.workload_socket, self._paths.rpc_server
-        )
-        try:
-            await asyncio.to_thread(server.start)
-            ctx.logger.info("serving on %s", self._paths.workload_socket)
-            ctx.signal_healthy()
-            await asyncio.Event().wait()
-        finally:
-            await asyncio.to_thread(server.stop, CALLS_END_WITHIN_S)
-
-    async def _serve_cni(self, ctx: Context, engine: Engine) -> None:
-        make_runtime_directory(self._paths.cni_socket)
-        server = await asyncio.to_thread(_make_cni_server, engine, self._paths.cni_socket)
-        ctx.signal_healthy()
-        await server.run()
-
-
-def _cause(error: BaseException) -> str:
-    """Return the words of the first error of a group, or the error's own; of
-    many lines the first, since nft(8) adds all that it was to program.
-    """
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
-def _set_prefixes(
-    engine: Engine, now: Admitted, before: tuple[IPNetwork, ...]
-) -> tuple[IPNetwork, ...]:
-    """Returns all that the engine knows now. Prefixes that leave while they are
-    in use, or may return, are draining: their addresses are reused late.
-    """
-    prefixes = now.pods.prefixes
-    gone = [one for one in before if engine.in_use(one)]
-    draining = tuple(
-        one
-        for one in dict.fromkeys((*now.refused, *gone))
-        if not any(overlap.share(one, other) for other in prefixes)
-    )
-    engine.set_prefixes(prefixes, now.pods.reserved, draining, lacking=now.lacking)
-    return (*prefixes, *draining)
-
-
-def _outside(engine: Engine, prefixes: Sequence[IPNetwork]) -> tuple[IPAddress, ...]:
-    """Return the addresses of attachments that are of none of the prefixes."""
-    found = (ip for one in engine.list() for ip in one.ips)
-    return tuple(ip for ip in found if overlap.inside(ip_network(ip), prefixes) is None)
-
-
-def _make_engine(conditions: Conditions) -> Engine:
-    """Import and make the engine. Imports take seconds on a slow machine, so
-    this is run on another thread.
-    """
-    from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
-    from metropolis.node.core.network.workloads.engine.engine import Engine
-
-    return Engine(KernelDatapath(), conditions)
-
-
-def _make_server(engine: Engine, path: str, implementation: str) -> WorkloadServer:
-    """Likewise, of gRPC."""
-    from metropolis.node.core.network.workloads.api.server import WorkloadServer
-
-    return WorkloadServer(engine, path, implementation=implementation)
-
-
-def _make_cni_server(engine: Engine, path: str) -> CniServer:
-    """Likewise, of the shim's protocol."""
-    from metropolis.node.core.network.cni.server import CniServer
-
-    return CniServer(engine, path)
-
-
-def pod_mtu(link: LinkState | None) -> int:
-    """Return the MTU of workloads' links for an uplink's. Pure."""
-    return DEFAULT_MTU if link is None else max(link.mtu, MTU_MIN)
-
-
-def make_runtime_directory(socket_path: str) -> None:
-    """Make the directory of a socket, only for root, if it is not there."""
-    directory = Path(socket_path).parent
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def prepare_host() -> tuple[sysctls.SysctlError, ...]:
-    """Settings, loopback and first hop; the same again changes nothing.
-
-    Returns what was refused, as where /proc/sys is mounted to be read only: the
-    ward of the settings says so in Status for as long as it matters, and what
-    runs has its network meanwhile. Raises NetlinkError.
-    """
-    refused = sysctls.apply_each(sysctls.NODE)
-    with NetlinkSocket() as sock:
-        sock.batch(
-            [
-                set_link_up(_LOOPBACK, "lo"),
-                addressing.add_loopback_address(allocs.FIRST_HOP_IPV4),
-            ]
-        )
-    return refused

@@ -34,7 +34,7 @@ from typing import Any
 
 import grpc
 
-from metropolis.node.core.network.service import prepare_host
+from metropolis.node.core.network.host import prepare_host
 from metropolis.node.core.network.workloads.api.server import WorkloadServer
 from metropolis.node.core.network.workloads.datapath import messages, names
 from metropolis.node.core.network.workloads.datapath.interface import Record

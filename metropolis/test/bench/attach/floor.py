@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from metropolis.node.core.network.service import prepare_host
+from metropolis.node.core.network.host import prepare_host
 from metropolis.test.bench.attach import messages, recording
 from metropolis.test.bench.attach.commands import answer_commands
 from metropolis.test.bench.attach.model import Op, Pod

@@ -8,7 +8,7 @@ from functools import partial
 from ipaddress import ip_network
 from typing import Any
 
-from metropolis.node.core.network.service import prepare_host
+from metropolis.node.core.network.host import prepare_host
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.model import AttachIntent

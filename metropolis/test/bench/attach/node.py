@@ -15,7 +15,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from metropolis.node.core.network.cni.server import CniServer
-from metropolis.node.core.network.service import prepare_host
+from metropolis.node.core.network.host import prepare_host
 from metropolis.node.core.network.workloads.api.server import WorkloadServer
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine

@@ -85,15 +85,15 @@ class Uplink:
         status: event.Value[UplinkStatus],
         *,
         resolv_conf: str = allocs.RESOLV_CONF,
-        told: Callable[[str, Runnable], Runnable] = lambda _, runnable: runnable,
+        reported: Callable[[str, Runnable], Runnable] = lambda _, runnable: runnable,
     ) -> None:
-        """status: set at every change. told: makes the failures of a runnable
-        known under a name.
+        """status: set at every change. reported: returns a runnable whose
+        failures are reported under a name.
         """
         self._config = config
         self._status = status
         self._resolv_conf = resolv_conf
-        self._told = told
+        self._reported = reported
         self._built = event.Value[bool]("whether the uplink's links are made")
         self._ward = UplinkWard()
         self.link = event.Value[LinkState | None]("uplink's link")
@@ -110,9 +110,9 @@ class Uplink:
 
     async def run(self, ctx: Context) -> None:
         """Run the parts."""
-        ctx.run("links", self._told("uplink", self._links))
+        ctx.run("links", self._reported("uplink", self._links))
         ctx.run("link", self._follow)
-        ctx.run("addresses", self._told("uplink_addresses", self._addresses))
+        ctx.run("addresses", self._reported("uplink_addresses", self._addresses))
         ctx.signal_healthy()
         ctx.signal_done()
 

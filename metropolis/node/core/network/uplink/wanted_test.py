@@ -14,7 +14,6 @@ from ipaddress import (
 )
 from pathlib import Path
 
-from metropolis.node.core.network.service import pod_mtu
 from metropolis.node.core.network.uplink.wanted import (
     render_resolv_conf,
     wanted_addressing,
@@ -23,6 +22,7 @@ from metropolis.node.core.network.uplink.wanted import (
     without_ipv6,
 )
 from metropolis.node.core.network.uplink.ward import replace_file
+from metropolis.node.core.network.workload_service import pod_mtu
 from osbase.net.addressing import FOREVER, Address, Route
 from osbase.net.config import Dhcp4, Interface, StaticRoute
 from osbase.net.dhcp4 import Lease

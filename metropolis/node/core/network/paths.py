@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the network service listens and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from metropolis.node import allocs
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where the service listens and writes, and what serves gRPC there, see
+    osbase.rpc.choose; tests choose others.
+    """
+
+    workload_socket: str = allocs.WORKLOAD_SOCKET
+    cni_socket: str = allocs.CNI_SOCKET
+    resolv_conf: str = allocs.RESOLV_CONF
+    state_dir: str = allocs.STATE_DIR
+    time_dir: str = allocs.TIME_DIR
+    rpc_server: str = "auto"
