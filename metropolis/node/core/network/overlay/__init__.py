@@ -3,6 +3,7 @@
 
 mesh        what the overlay is told and tells
 overlay     the runnable that makes the kernel have it
+handshakes  handshakes after a change of keys
 peers       peers by node: what a change means for the kernel      pure
 addressing  addresses and routes that the link should have         pure
 damage      what others changed of it

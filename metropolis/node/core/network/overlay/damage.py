@@ -26,14 +26,14 @@ from metropolis.node.core.network.overlay.peers import Entry
 
 @dataclass(frozen=True)
 class Aim:
-    """What the kernel should have. strangers: keys of peers that stay."""
+    """What the kernel should have. unlisted_peers: keys of peers that stay."""
 
     mtu: int
     public_key: bytes
     private_key: bytes
     port: int
     entries: Mapping[bytes, Entry]
-    strangers: frozenset[bytes]
+    unlisted_peers: frozenset[bytes]
     links: Links
 
 
@@ -101,5 +101,5 @@ def known(device: Device, aim: Aim) -> dict[bytes, DevicePeer]:
         if key in aim.entries and peer.endpoint is not None
         else peer
         for key, peer in device.peers.items()
-        if key not in aim.strangers
+        if key not in aim.unlisted_peers
     }

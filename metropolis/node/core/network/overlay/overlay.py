@@ -5,33 +5,19 @@ One task waits for whatever comes next (the mesh, peers, the uplink, what is
 published, the clock) and deals with it, in a thread, before it looks again: the
 kernel is never told two things at once, and what comes meanwhile is one batch.
 
-Of the table of peers only changes are read, and each costs what it is, however
+Only changes of the table of peers are read, and each costs the same, however
 many peers there are. Once in a life of the runnable the kernel's peers are
-listed and compared with the table: at the first mesh, as only then strangers
-can be told. Those of nodes that are away from the cluster's store stay. Until
-then the kernel goes on with what it has, so that traffic flows while etcd is
+listed and compared with the table: at the first mesh, because only then it is
+known which peers of the kernel are unlisted for good. Peers of nodes that are
+away from the cluster's store stay. Until then the kernel goes on with what it has, so that traffic flows while etcd is
 away, and nothing is interrupted by a restart.
-
-Whoever changed its own key begins a handshake at once with all with whom it had
-a session, or has begun one lately: where it has nothing to send, the other
-direction would wait. As do those who move a peer's prefixes to its new key (see
-peers), whoever of the two is last finds that the other knows its key already.
-
-Of two handshakes that cross each other, each end drops its own when it takes
-the other's (noise.c), and none completes; and any may be lost. WireGuard tries
-again after five seconds. So shortly after a change of keys it is looked whether
-there was one; a peer without is made anew, which forgets when the last was
-begun, and with it the wait. One end looks sooner than the other, lest they
-cross again. Only then, and not for a peer that joins: it is a list of all. In a
-large cluster a look waits for others to share the list, so that lists take at
-most a tenth of the time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -43,6 +29,7 @@ from metropolis.node.core.network.overlay.device import (
     OverlayError,
     PeerChange,
 )
+from metropolis.node.core.network.overlay.handshakes import Handshakes
 from metropolis.node.core.network.overlay.kernel import LinuxKernel, own_routes
 from metropolis.node.core.network.overlay.mesh import (
     Exchange,
@@ -71,16 +58,6 @@ DEFAULT_UPLINK_MTU: Final = 1500
 GRACE_S: Final = 3.0
 """Between an announced key's publication and its use: time for all watchers to
 have told their kernels."""
-
-_SESSION_S: Final = 180
-"""REJECT_AFTER_TIME of WireGuard: an older session is none."""
-
-_LOOK_AFTER_S: Final = (0.4, 0.8)
-"""After a change of keys, whether there was a handshake: on the node with the
-larger public key, and on the other."""
-
-_LOOKS_REST: Final = 9
-"""How many times as long as a list took there is none."""
 
 _CLOCK_CHECK_S: Final = 3600.0
 """For how long at most the system's clock is not looked at."""
@@ -183,16 +160,14 @@ class _Life:
         self._log = ctx.logger
         self._changes = changes
         self._state = state
-        self._prompted: dict[bytes, float] = {}  # public keys: when
         self._mesh = Mesh()
         self._index: Index | None = None  # None: no mesh yet
-        self._strangers: dict[bytes, frozenset[IPNetwork]] = {}  # public keys: allowed
+        self._unlisted_peers: dict[bytes, frozenset[IPNetwork]] = {}  # public keys: allowed
         self._found = found is not None
         self._size = found or 0
         self._uplink_mtu = None if found is None else found + OVERHEAD
         self._graced_at = 0.0  # monotonic
-        self._doubts: dict[bytes, _Doubt] = {}  # public keys: of a session
-        self._look_from = 0.0  # monotonic
+        self._handshakes = Handshakes(overlay._kernel, ctx.logger)
         self.loop = asyncio.get_running_loop()
         self._asked: asyncio.Queue[_Look] = asyncio.Queue()
         self._answers: set[asyncio.Future[Sequence[Repair]]] = set()
@@ -232,7 +207,8 @@ class _Life:
                         del waiting[name]
                         await handle(done[name].result())
                 await self._rotate()
-                await self._look_again()
+                if self._index is not None:
+                    await self._handshakes.look(self._index.entries)
         finally:
             for task in waiting.values():
                 task.cancel()
@@ -254,32 +230,32 @@ class _Life:
             device = await in_thread(self._kernel.device)
             self._index = index
             absent = frozenset(mesh.absent)
-            self._strangers = {
+            self._unlisted_peers = {
                 key: peer.allowed
                 for key, peer in device.peers.items()
                 if key not in index.entries and peer.allowed and peer.allowed <= absent
             }
-            known = {key: it for key, it in device.peers.items() if key not in self._strangers}
+            known = {key: it for key, it in device.peers.items() if key not in self._unlisted_peers}
             await self._apply(difference(known, index.entries))
-        elif self._strangers:
-            await self._part_with_strangers(frozenset(mesh.absent))
+        elif self._unlisted_peers:
+            await self._remove_unlisted_peers(frozenset(mesh.absent))
         await in_thread(self._reconcile_links, addressing.wanted(mesh))
         await self._resize()
 
-    async def _part_with_strangers(self, absent: frozenset[IPNetwork]) -> None:
-        """Of nodes that were away when this one began: they are back, and then
-        peers, or are no more.
+    async def _remove_unlisted_peers(self, absent: frozenset[IPNetwork]) -> None:
+        """Remove peers of nodes that were away when this run began, and are away
+        no more without being listed.
         """
-        parted = {key for key, allowed in self._strangers.items() if not allowed <= absent}
+        parted = {key for key, allowed in self._unlisted_peers.items() if not allowed <= absent}
         if not parted:
             return
         if changed := self._changes.take():
             await self._on_peers(changed)
-        assert self._index is not None, "strangers are found by it"
+        assert self._index is not None, "unlisted peers are found by it"
         gone = [key for key in parted if key not in self._index.entries]
         await self._apply([PeerChange(key, remove=True) for key in gone])
         for key in parted:
-            del self._strangers[key]
+            del self._unlisted_peers[key]
 
     async def _on_peers(self, changed: Mapping[str, Peer | None]) -> None:
         assert self._index is not None, "not waited for before"
@@ -288,12 +264,12 @@ class _Life:
         # What was there without prefixes is the next key of a rotation.
         moved = [one.public_key for one in changes if one.prompt and one.endpoint is None]
         # It may have come by a handshake before.
-        self._doubt(moved, since_ns=1)
+        self._handshakes.check(moved, self._state.pair.public, since_ns=1)
 
     async def _apply(self, changes: list[PeerChange]) -> None:
         assert self._index is not None, "made before"
         begun = time.monotonic()
-        self._prompted |= {change.public_key: begun for change in changes if change.prompt}
+        self._handshakes.begun(change.public_key for change in changes if change.prompt)
         await in_thread(self._kernel.apply, changes)
         removed = sum(change.remove for change in changes)
         self._log.info(
@@ -336,7 +312,7 @@ class _Life:
             self._state.pair.private,
             self._overlay._port,
             self._index.entries,
-            frozenset(self._strangers),
+            frozenset(self._unlisted_peers),
             addressing.wanted(self._mesh),
         )
         repairs: list[Repair] = []
@@ -408,12 +384,9 @@ class _Life:
 
     def _patience(self) -> float | None:
         """Return for how long nothing is due by itself, seconds; None: ever."""
-        now = time.monotonic()
-        times = [max(doubt.due, self._look_from) - now for doubt in self._doubts.values()]
-        rotation_s = self._rotation_patience()
-        if rotation_s is not None:
-            times.append(rotation_s)
-        return max(0.0, min(times)) if times else None
+        times = (self._handshakes.time_remaining(), self._rotation_patience())
+        known = [seconds for seconds in times if seconds is not None]
+        return max(0.0, min(known)) if known else None
 
     def _rotation_patience(self) -> float | None:
         if self._state.stage is Stage.GRACE:
@@ -443,75 +416,9 @@ class _Life:
                 self._graced_at = time.monotonic() + self._overlay._grace_s
             if new.stage is Stage.STEADY:
                 begun_ns = time.time_ns()
-                prompted = await in_thread(self._switch, new.pair.private)
-                self._doubt(prompted, begun_ns)
+                prompted = await in_thread(self._handshakes.use_key, new.pair.private)
+                self._handshakes.check(prompted, new.pair.public, begun_ns)
             self._overlay.identity.set(rotation.identity(new))
-
-    def _switch(self, private_key: bytes) -> list[bytes]:
-        """Use the key, and begin a handshake with all who had a session; return
-        their public keys.
-        """
-        self._kernel.set_private_key(private_key)
-        since_ns = time.time_ns() - _SESSION_S * 1_000_000_000
-        lately = time.monotonic() - _SESSION_S
-        # Those of which nothing has come yet count: what was sent to them may
-        # just have been lost, as it came before they knew this node's key.
-        self._prompted = {key: when for key, when in self._prompted.items() if when >= lately}
-        prompted = [
-            key
-            for key, peer in self._kernel.device().peers.items()
-            if peer.allowed and (peer.handshake_ns >= since_ns or key in self._prompted)
-        ]
-        self._kernel.apply([PeerChange(key, prompt=True) for key in prompted])
-        return prompted
-
-    def _doubt(self, public_keys: Iterable[bytes], since_ns: int) -> None:
-        """Look again soon whether these had a handshake since then."""
-        soon, later = _LOOK_AFTER_S
-        now = time.monotonic()
-        for key in public_keys:
-            wait = soon if self._state.pair.public > key else later
-            self._doubts[key] = _Doubt(now + wait, since_ns)
-
-    async def _look_again(self) -> None:
-        """Make anew those who had no handshake in time, once."""
-        now = time.monotonic()
-        due = {key: doubt for key, doubt in self._doubts.items() if doubt.due <= now}
-        if not due or now < self._look_from or self._index is None:
-            return
-        for key in due:
-            del self._doubts[key]
-        peers = (await in_thread(self._kernel.device)).peers
-        listed = time.monotonic()
-        self._look_from = listed + _LOOKS_REST * (listed - now)
-        silent = {
-            key: entry
-            for key, doubt in due.items()
-            if key in peers
-            and peers[key].handshake_ns < doubt.since_ns
-            and (entry := self._index.entries.get(key)) is not None
-        }
-        if not silent:
-            return
-        await in_thread(self._kernel.apply, [PeerChange(key, remove=True) for key in silent])
-        await in_thread(
-            self._kernel.apply,
-            [
-                PeerChange(key, entry.endpoint, tuple(entry.allowed), prompt=True)
-                for key, entry in silent.items()
-            ],
-        )
-        self._log.info("%s peers had no handshake after a change of keys", f"{len(silent):,}")
-
-
-@dataclass(frozen=True)
-class _Doubt:
-    """due: when to look, monotonic seconds. since_ns: a handshake before that
-    does not count, nanoseconds since 1970.
-    """
-
-    due: float
-    since_ns: int
 
 
 @dataclass(frozen=True)
