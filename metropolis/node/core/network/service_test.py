@@ -33,6 +33,7 @@ from metropolis.node.core.network.testing.datagrams import (
     node_address,
 )
 from metropolis.node.core.network.testing.nodecore import CONFIG, NodeCore, add_uplink, dnsmasq
+from osbase.ip import IPAddress
 from osbase.test.namespaces import LIMIT_S, inside, sh
 
 

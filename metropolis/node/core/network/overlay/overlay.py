@@ -9,8 +9,9 @@ Only changes of the table of peers are read, and each costs the same, however
 many peers there are. Once in a life of the runnable the kernel's peers are
 listed and compared with the table: at the first mesh, because only then it is
 known which peers of the kernel are unlisted for good. Peers of nodes that are
-away from the cluster's store stay. Until then the kernel goes on with what it has, so that traffic flows while etcd is
-away, and nothing is interrupted by a restart.
+away from the cluster's store stay. Until then the kernel goes on with what it
+has, so that traffic flows while etcd is away, and nothing is interrupted by a
+restart.
 """
 
 from __future__ import annotations
@@ -243,8 +244,8 @@ class _Life:
         await self._resize()
 
     async def _remove_unlisted_peers(self, absent: frozenset[IPNetwork]) -> None:
-        """Remove peers of nodes that were away when this run began, and are away
-        no more without being listed.
+        """Remove peers of nodes that were away when this run began, and are not
+        away any more, and not listed either.
         """
         parted = {key for key, allowed in self._unlisted_peers.items() if not allowed <= absent}
         if not parted:
