@@ -88,10 +88,10 @@ LAYERS = (
         free=(
             _WORKLOADS + "datapath/",
             _WORKLOADS + "api/serve.py",
-            "metropolis/node/core/network/service.py",
+            "metropolis/node/core/network/workload_service.py",
             "metropolis/test/",
         ),
-        why="only serve and service choose an implementation of the datapath",
+        why="only serve and workload_service choose an implementation of the datapath",
     ),
 )
 
