@@ -227,7 +227,7 @@ MODULE = ROOM.replace("/", ".")
         ("api/server.py", "from M.engine.engine import Engine", True),
         ("api/serve.py", "from M.datapath.veth import KernelDatapath", True),
         ("testing/fake.py", "from M.datapath.veth import KernelDatapath", True),
-        ("../service.py", "from M.datapath.veth import KernelDatapath", True),
+        ("../workload_service.py", "from M.datapath.veth import KernelDatapath", True),
         ("../cni/server.py", "from M.datapath.veth import KernelDatapath", False),
         ("../cni/server.py", "from M.datapath import veth", False),
         ("../cni/server.py", "from M.datapath import veth_names", True),
