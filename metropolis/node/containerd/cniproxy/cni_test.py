@@ -273,7 +273,7 @@ def test_unavailable_is_not_always_uninitialized(
         assert started.acquire(timeout=GENEROUS_S)
         others = [pool.submit(cni.setup, "sandbox-1", netns) for _ in range(4)]
         deadline = time.monotonic() + GENEROUS_S
-        while engine._ledger._protected.calls("sandbox-1") < 5:
+        while engine._ledger._protected._calls["sandbox-1"] < 5:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         try:

@@ -19,11 +19,12 @@ from pathlib import Path
 import pytest
 
 from metropolis.node import allocs
-from metropolis.node.core.config import AccessMode, NodeAccess
 from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.rules.testing import packets
 from metropolis.node.core.network.rules.testing.lab import (
+    ALL,
     FAR_POD,
+    MODES_OF_A_NODE,
     NETWORKS,
     POD,
     POD_B,
@@ -42,11 +43,7 @@ from osbase.test.namespaces import LIMIT_S, sh
 
 pytestmark = pytest.mark.usefixtures("links")
 
-ALL = NodeAccess(AccessMode.ALL)
-CLUSTER = Settings(NETWORKS, node_access=ALL, overlay=True)
-SINGLE = Settings(NETWORKS, node_access=ALL)
-# As long as no prefix is accepted, or after it was withdrawn: pods go on.
-WITHDRAWN = Settings(node_access=ALL)
+CLUSTER, SINGLE, WITHDRAWN = (MODES_OF_A_NODE[name] for name in ("cluster", "single", "withdrawn"))
 MODES = pytest.mark.parametrize(
     "settings", [CLUSTER, SINGLE, WITHDRAWN], ids=["cluster", "single", "withdrawn"]
 )

@@ -15,14 +15,15 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from metropolis.node import allocs
-from metropolis.node.core.config import AccessMode, NodeAccess
 from metropolis.node.core.network.rules import metadata
 from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.rules.testing import packets
 from metropolis.node.core.network.rules.testing.lab import (
+    ALL,
     FAMILY,
     FAR_POD,
     METADATA,
+    MODES_OF_A_NODE,
     NETWORKS,
     POD,
     POD_B,
@@ -39,17 +40,7 @@ from osbase.test.namespaces import LIMIT_S, sh
 
 pytestmark = pytest.mark.usefixtures("links")
 
-ALL = NodeAccess(AccessMode.ALL)
-MODES = pytest.mark.parametrize(
-    "settings",
-    [
-        Settings(NETWORKS, node_access=ALL, overlay=True),
-        Settings(NETWORKS, node_access=ALL),
-        Settings(node_access=ALL),
-        Settings(NETWORKS, node_access=ALL, routed_pods=True),
-    ],
-    ids=["cluster", "single", "withdrawn", "routed"],
-)
+MODES = pytest.mark.parametrize("settings", MODES_OF_A_NODE.values(), ids=MODES_OF_A_NODE)
 FAMILIES = pytest.mark.parametrize("version", [4, 6])
 FOREIGN = pytest.mark.parametrize("by", ["up0", "lan"])
 PORTS = iter(range(30_000, 60_000))

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 import pytest
 
 from metropolis.node import allocs
-from metropolis.node.core.config import AccessMode, NodeAccess
 from metropolis.node.core.network.rules.settings import Settings
 from metropolis.node.core.network.rules.testing import packets
 from metropolis.node.core.network.rules.testing.lab import (
+    ALL,
     FAR_POD,
     METADATA,
+    MODES_OF_A_NODE,
     NETWORKS,
     POD,
     POD_B,
@@ -34,17 +35,7 @@ from osbase.test.namespaces import sh
 
 pytestmark = pytest.mark.usefixtures("links")
 
-ALL = NodeAccess(AccessMode.ALL)
-MODES = pytest.mark.parametrize(
-    "settings",
-    [
-        Settings(NETWORKS, node_access=ALL, overlay=True),
-        Settings(NETWORKS, node_access=ALL),
-        Settings(node_access=ALL),
-        Settings(NETWORKS, node_access=ALL, routed_pods=True),
-    ],
-    ids=["cluster", "single", "withdrawn", "routed"],
-)
+MODES = pytest.mark.parametrize("settings", MODES_OF_A_NODE.values(), ids=MODES_OF_A_NODE)
 FAMILIES = pytest.mark.parametrize("version", [4, 6])
 GROUPS = pytest.mark.parametrize("group", allocs.LINK_GROUPS_REMOVAL)
 BROADCAST = b"\xff" * 6

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import errno
 import re
 import socket
@@ -26,7 +25,7 @@ from typing import Final
 from metropolis.node.core.network.rules.ruleset import RuleSet
 from osbase import event
 from osbase.net.links import LinkState
-from osbase.netlink import fibrules
+from osbase.netlink import bpf, fibrules
 from osbase.netlink.errors import BatchError
 from osbase.netlink.message import Message
 from osbase.netlink.rtnl import (
@@ -48,7 +47,6 @@ LOOK_S: Final = 30.0
 type Note = Callable[[str, str], None]
 
 _FAMILIES: Final = {4: AF_INET, 6: AF_INET6}
-_SO_ATTACH_FILTER: Final = 26
 _DESTINATION_BITS: Final = 17  # where rtm_dst_len is: after header and family
 _SHORTEST: Final = 3
 """Prefixes up to this are default routes, too: 0.0.0.0/1, 2000::/3."""
@@ -201,6 +199,4 @@ def _only_defaults(events: socket.socket) -> None:
         *(0x06, 0, 0, 0xFFFFFFFF),  # accept
         *(0x06, 0, 0, 0),  # drop
     )
-    program = ctypes.create_string_buffer(code, len(code))
-    descriptor = struct.pack("HL", len(code) // 8, ctypes.addressof(program))
-    events.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)
+    bpf.attach_program(events, code)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from metropolis.node import allocs
+from metropolis.node.core.config import AccessMode, NodeAccess
 from metropolis.node.core.network.rules.base import render
 from metropolis.node.core.network.rules.settings import IPNetwork, Settings
 from metropolis.node.core.network.rules.testing import packets
@@ -35,6 +36,17 @@ NETWORKS: Final[tuple[IPNetwork, ...]] = (
     ip_network("fd00:10:192::/64"),
 )
 """A cluster's; a single node's own prefixes are treated the same."""
+
+ALL: Final = NodeAccess(AccessMode.ALL)
+
+MODES_OF_A_NODE: Final = {
+    "cluster": Settings(NETWORKS, node_access=ALL, overlay=True),
+    "single": Settings(NETWORKS, node_access=ALL),
+    # While no prefix is accepted, or after it was withdrawn: pods go on.
+    "withdrawn": Settings(node_access=ALL),
+    "routed": Settings(NETWORKS, node_access=ALL, routed_pods=True),
+}
+"""By name; pods may ask the node for everything."""
 
 POD: Final = {4: "10.192.0.7", 6: "fd00:10:192::7"}
 POD_B: Final = {4: "10.192.0.8", 6: "fd00:10:192::8"}

@@ -34,7 +34,9 @@ from metropolis.node.core.network.workloads.engine.numbers import (
 from metropolis.node.core.network.workloads.engine.pool import AddressPool
 from metropolis.node.core.network.workloads.engine.protected import ProtectedWorkloads
 from metropolis.node.core.network.workloads.engine.watchers import Event, Kind, Watcher, Watchers
+from metropolis.node.core.network.workloads.errors import AlreadyExists
 from metropolis.node.core.network.workloads.model import AttachIntent, IPAddress, IPNetwork
+from metropolis.node.core.network.workloads.validate import show
 
 type _Prefixes = tuple[Sequence[IPNetwork], Collection[IPAddress], Collection[IPNetwork]]
 
@@ -194,7 +196,12 @@ class Ledger:
         """
         with self._mutex:
             neighbours = self._tables.in_netns(cookie)
-            peer = free_peer_index(intent.if_name, neighbours)
+            if taken := neighbours.get(intent.if_name):
+                raise AlreadyExists(
+                    f"if_name {show(intent.if_name)}: is taken in the network namespace by "
+                    f"{owner_text(taken.record.workload_id)}"
+                )
+            peer = free_peer_index({one.record.peer_ifindex for one in neighbours.values()})
             ips = self._pool.take_all(
                 intent.requested_ips,
                 self._usable_versions(ipv6=ipv6),

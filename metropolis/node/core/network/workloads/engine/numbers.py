@@ -2,11 +2,7 @@
 """Numbers that are chosen here, since asking the kernel costs a round trip."""
 
 import secrets
-from collections.abc import Iterator, Mapping
-
-from metropolis.node.core.network.workloads.engine.entries import Entry, owner_text
-from metropolis.node.core.network.workloads.errors import AlreadyExists
-from metropolis.node.core.network.workloads.validate import show
+from collections.abc import Container, Iterator
 
 # Interface indexes: high ones, which the kernel does not reach by itself.
 INDEX_MIN = 1 << 20
@@ -36,18 +32,8 @@ def random_mac() -> bytes:
     return bytes([drawn[0] & 0xFC | 0x02]) + drawn[1:]
 
 
-def free_peer_index(if_name: str, neighbours: Mapping[str, Entry]) -> int:
-    """Return a free index inside a namespace.
-
-    neighbours: the namespace's entries by interface name. Raises AlreadyExists
-    when the name is taken.
-    """
-    if if_name in neighbours:
-        other = neighbours[if_name].record.workload_id
-        raise AlreadyExists(
-            f"if_name {show(if_name)}: is taken in the network namespace by {owner_text(other)}"
-        )
-    taken = {entry.record.peer_ifindex for entry in neighbours.values()}
+def free_peer_index(taken: Container[int]) -> int:
+    """Return the first free interface index of a namespace."""
     return next(index for index in range(_PEER_INDEX, INDEX_MIN) if index not in taken)
 
 

@@ -29,10 +29,6 @@ class ProtectedWorkloads:
         else:
             del self._calls[workload_id]
 
-    def calls(self, workload_id: str) -> int:
-        """Return how many calls protect a workload."""
-        return self._calls[workload_id]
-
     def begin_collection(self) -> None:
         """Remember from now on what is protected at any time."""
         self._since = set(self._calls)
