@@ -42,8 +42,9 @@ def test_lost() -> None:
     assert answers(0, 1, 5, 6).lost(3.0) == 0
 
 
-def test_a_ping_that_began_anew_lost_nothing() -> None:
-    assert answers(7, 8, 0, 1).lost(0) == 0
+def test_answers_in_another_order_lose_nothing() -> None:
+    assert answers(0, 2, 1, 3).lost(0) == 0
+    assert answers(0, 3, 1, 4).lost(0) == 1
 
 
 @given(st.lists(st.integers(0, 50)), st.floats(0, 60))
