@@ -8,10 +8,11 @@ import grpc.aio
 import pytest
 
 from metropolis.node.core.network.workloads.spec import workload_pb2
-from metropolis.test.e2e.observe import attachments, kernel, ping_counts
+from metropolis.test.e2e.observe import attachments, kernel
 from metropolis.test.launch.cri import Pod
 from metropolis.test.launch.lab import OUTSIDE_IPV4
 from metropolis.test.launch.node import Node
+from metropolis.test.launch.pings import pinging
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -51,28 +52,15 @@ async def talk(node: Node, speaker: Pod, listener: Pod) -> int:
         f"(n=0; until [ -e {_STOP} ]; do echo $n; n=$((n+1)); sleep {_PAUSE_S}; done;"
         f" echo $n >/tmp/said) | nc {listener.ipv4} 9000 && cat /tmp/said"
     )
-    results = await asyncio.gather(
-        node.cri.exec(speaker.container, ["sh", "-c", say], 300),
-        *(
-            node.cri.exec(speaker.container, ["sh", "-c", ping_until_stop(str(address))], 300)
-            for address in (listener.ipv4, listener.ipv6, OUTSIDE_IPV4)
-        ),
-    )
-    assert results[0].status == 0, results[0]
-    for pings in results[1:]:
-        ((sent, answered),) = ping_counts(pings.stdout)
-        # The last one may be on its way when ping is stopped.
-        assert sent > 10, pings.stdout
-        assert sent - answered <= 1, pings.stdout
-    return int(results[0].stdout)
-
-
-def ping_until_stop(address: str) -> str:
-    """Return a script that pings until _STOP is there, and prints the sum."""
-    return (
-        f"ping -q -i {_PAUSE_S} {address} >/tmp/ping-$$ & p=$!;"
-        f"until [ -e {_STOP} ]; do sleep {_PAUSE_S}; done; kill -INT $p; wait $p; cat /tmp/ping-$$"
-    )
+    targets = *listener.ips, OUTSIDE_IPV4
+    assert len(targets) == 3
+    async with pinging(node, speaker, targets, _PAUSE_S) as answers:
+        said = await node.cri.exec(speaker.container, ["sh", "-c", say], 300)
+    assert said.status == 0, said
+    for target in targets:
+        assert len(answers[target].numbers) > 10, target
+        assert answers[target].lost() == 0, target
+    return int(said.stdout)
 
 
 async def listen(node: Node, pod: Pod) -> None:

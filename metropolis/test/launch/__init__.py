@@ -14,7 +14,8 @@
 host which tells callers the address it saw them come from. There is no route
 back to pod addresses, so what is not masqueraded gets no answer at all. `node`
 boots the image in it, `cri` drives containerd from here, `checks` asks the pods
-what they can reach, `report` prints it. `main` is the command for one node.
+what they can reach, `report` prints it; `pings` has a pod ping without end and
+counts what is lost. `main` is the command for one node.
 
 `cluster` has several nodes, etcd, and what can happen to them; `capture` what
 went between them; `reach` asks everybody about everybody, `matrix` prints it;

@@ -83,7 +83,7 @@ def test_what_cannot_be_sent_has_a_number(version: int) -> None:
 
 
 def _checksum(text: bytes) -> int:
-    total = sum(struct.unpack(f"!{len(text) // 2}H", text))
+    total: int = sum(struct.unpack(f"!{len(text) // 2}H", text))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return 0xFFFF & ~total

@@ -5,29 +5,25 @@
         await cluster.lab.heal()
         seconds = await prober.whole()
 
-On every node, in the network namespace of its pod, echo.py pings the other pods
+On every node, in the network namespace of its pod, `pings` pings the other pods
 in both families, and every answer is a line. It goes on while there is no
 route; it ends with the node.
 """
 
 import asyncio
-import bisect
 import time
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from pathlib import Path
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from metropolis.test.launch.cluster import Cluster
 from metropolis.test.launch.node import Node
+from metropolis.test.launch.pings import Answers, pings
 from metropolis.test.launch.reach import Place
 from osbase.test.agent.client import AgentGoneError, AgentRestartedError
 
 EVERY_S = 0.5
 """Between pings, seconds."""
-
-_ECHO = Path(__file__).with_name("echo.py")
 
 
 @dataclass(frozen=True)
@@ -41,37 +37,6 @@ class Pair:
     def __str__(self) -> str:
         """As in reports."""
         return f"{self.source}→{self.target} IPv{self.family}"
-
-
-@dataclass
-class Answers:
-    """When answers came, seconds of the monotonic clock, and the numbers of the
-    pings that they answer.
-    """
-
-    times: list[float] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
-
-    def add(self, when: float, number: int) -> None:
-        """Note an answer, the latest."""
-        self.times.append(when)
-        self.numbers.append(number)
-
-    def since(self, when: float) -> int:
-        """Return how many came after that."""
-        return len(self.times) - bisect.bisect_right(self.times, when)
-
-    def lost(self, since: float) -> int:
-        """Return how many pings between the answers after `since`, and the one
-        before, have not been answered.
-        """
-        first = max(0, bisect.bisect_right(self.times, since) - 1)
-        numbers = set(self.numbers[first:])
-        return max(numbers) - min(numbers) + 1 - len(numbers) if numbers else 0
-
-
-class ProberError(Exception):
-    """Pings ended that should go on."""
 
 
 class Prober:
@@ -141,36 +106,19 @@ class Prober:
             if other is not place
             for ip in other.pod.ips
         }
-        _, netns = await node.cri.sandbox_process(place.pod.id)
-        source = await asyncio.to_thread(_ECHO.read_text)
-        # -I -S: it needs nothing of the node's, and so starts sooner.
-        python = ["python3", "-I", "-S", "-c", source, str(EVERY_S), *map(str, targets)]
-        command = ["ip", "netns", "exec", Path(netns).name, *python]
-        async with node.agent.exec(command) as process:
-            rest = b""
-            while data := await process.read():
-                *lines, rest = (rest + data).split(b"\n")
-                await self._note(targets, lines)
-            done = await process.wait()
-            said = (await process.read_all(1)).decode(errors="replace").strip()
-            raise ProberError(f"{place.pod.name}: pings ended: status {done}: {said}")
-
-    async def _note(
-        self, targets: dict[IPv4Address | IPv6Address, Pair], lines: list[bytes]
-    ) -> None:
-        now = time.monotonic()
-        for line in lines:
-            sender, number = line.decode().split()
-            self.answers[targets[ip_address(sender)]].add(now, int(number))
-        async with self._news:
-            self._news.notify_all()
+        async for batch in pings(node, place.pod, targets, EVERY_S):
+            now = time.monotonic()
+            for sender, number in batch:
+                self.answers[targets[sender]].add(now, number)
+            async with self._news:
+                self._news.notify_all()
 
     async def whole(self, limit_s: float = 400.0) -> float:
         """Wait until every pair has answered from now on; the seconds it took.
 
         Two answers are wanted: the second is to a ping sent from now on.
         TimeoutError names the pairs that did not. What is in the way of pings
-        is raised: ProberError, CriError, AgentError, NodeError.
+        is raised: PingsError, CriError, AgentError, NodeError.
         """
         begin = time.monotonic()
 

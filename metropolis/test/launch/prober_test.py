@@ -15,7 +15,8 @@ from metropolis.test.launch.cluster import Cluster, Member
 from metropolis.test.launch.cri import CriError, Pod
 from metropolis.test.launch.lab import Port
 from metropolis.test.launch.node import Node
-from metropolis.test.launch.prober import Answers, Prober
+from metropolis.test.launch.pings import Answers
+from metropolis.test.launch.prober import Prober
 from metropolis.test.launch.reach import Place
 from osbase.test.agent.client import AgentGoneError
 
