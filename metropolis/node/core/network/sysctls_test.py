@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -88,3 +89,30 @@ def test_missing_optional_is_skipped(tmp_path: Path) -> None:
     """Those of the whole kernel do not exist in a namespace."""
     sysctls.apply([Sysctl("ipv4/no_such", 1, optional=True)], str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_sees_every_change_also_of_a_link_that_is_made_again() -> None:
+    six = Sysctl("ipv6/conf/again/accept_ra", 0)
+    four = Sysctl("ipv4/conf/again/forwarding", 1)
+    add = ["ip", "link", "add", "again", "type", "veth", "peer", "other"]
+    with sysctls.Reader((six, four)) as reader:
+        assert dict(reader.all()) == {six: "", four: ""}
+        for _ in range(3):
+            subprocess.run(add, check=True)
+            sysctls.apply((six, four))
+            assert dict(reader.all()) == {}
+            Path("/proc/sys/net/ipv4/conf/again/forwarding").write_text("0")
+            assert dict(reader.all()) == {four: "0"}
+            Path("/proc/sys/net/ipv6/conf/again/accept_ra").write_text("2")
+            assert dict(reader.all()) == {six: "2", four: "0"}
+            subprocess.run(["ip", "link", "del", "again"], check=True)
+            assert dict(reader.all()) == {six: "", four: ""}
+
+
+def test_a_reader_closes_its_descriptors() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with sysctls.Reader(sysctls.NODE) as reader:
+        for _ in range(3):
+            list(reader.all())
+        assert len(os.listdir("/proc/self/fd")) <= before + len(sysctls.NODE)
+    assert len(os.listdir("/proc/self/fd")) == before

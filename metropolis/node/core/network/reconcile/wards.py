@@ -98,16 +98,13 @@ class Sysctls:
     ) -> None:
         """settings: as they are wanted."""
         self.name = name
-        self._settings = tuple(settings)
         self._root = root
+        self._reader = sysctls.Reader(settings, root)
 
     def look(self, allow: Allow) -> Sequence[Repair]:
         """See Ward."""
         repairs = []
-        for setting in sysctls.relevant(self._settings, self._root):
-            found = sysctls.differs(setting, self._root)
-            if found is None:
-                continue
+        for setting, found in self._reader.all():
             dotted = "net." + setting.path.replace("/", ".")
             repairs.append(
                 attempt(

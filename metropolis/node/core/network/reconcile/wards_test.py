@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,8 +41,16 @@ def host() -> Iterator[wards.Host]:
     ward = wards.Host()
     ward.look(always)
     assert ward.look(always) == []
+    wait_for_route_of_loopback()
     yield ward
     ward.look(always)
+
+
+def wait_for_route_of_loopback() -> None:
+    """The kernel has the address ::1 first, and adds its route by a worker."""
+    deadline = time.monotonic() + 20
+    while "local ::1 " not in sh("ip -6 route show table local dev lo"):
+        assert time.monotonic() < deadline
 
 
 def state() -> str:
@@ -95,6 +104,7 @@ def test_host_puts_back(host: wards.Host, commands: list[str], keys: set[str]) -
     assert all(not one.left and not one.error for one in repairs), repairs
     assert host.look(always) == []
     subprocess.run(["ip", "rule", "del", "pref", "100"], check=False, capture_output=True)
+    wait_for_route_of_loopback()
     assert state() == before
 
 
