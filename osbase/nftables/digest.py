@@ -17,6 +17,8 @@ version, and takes milliseconds of libnftables where this takes one.
 
     generation(sock)     a number that grows with each commit in the namespace
     generation_events    a callback at each commit, and by which program
+    element_comments     the comments of a set's elements: whoever comments its
+                         elements finds them again, without their encoding
 
 Source: linux/netfilter/nf_tables.h, nfnetlink.h.
 """
@@ -70,6 +72,8 @@ _SET_FLAGS: Final = 3
 _SET_TIMEOUT_OR_DYNAMIC: Final = 0x10 | 0x20  # NFT_SET_TIMEOUT, NFT_SET_EVAL
 _ELEMENTS_SET: Final = 2
 _ELEMENTS: Final = 3
+_ELEMENT_USERDATA: Final = 6
+_UDATA_COMMENT: Final = 0  # libnftnl/udata.h: NFTNL_UDATA_SET_ELEM_COMMENT
 _OBJECT_NAME: Final = 2
 _OBJECT_TYPE: Final = 3
 _OBJECT_DATA: Final = 4
@@ -221,6 +225,39 @@ def generation_events(
         name="nftables-events",
         pause_s=pause_s,
     )
+
+
+def element_comments(sock: NetlinkSocket, family: str, table: str, name: str) -> list[str] | None:
+    """Return the comments of the elements of a set or map, as far as they have
+    any; None: there is no such set. family: "inet", "ip", ... Raises
+    NetlinkError.
+    """
+    number = next(number for number, known in _FAMILIES.items() if known == family)
+    asked = attrs.text(_TABLE, table.encode()) + attrs.text(_ELEMENTS_SET, name.encode())
+    try:
+        bodies = [body for _, body in _dump(sock, _GET_ELEMENTS, number, asked)]
+    except BatchError as error:
+        if error.errors[0].errno == errno.ENOENT:
+            return None
+        raise
+    return [
+        comment
+        for body in bodies
+        for _, element in attrs.walk(attrs.parse(body).get(_ELEMENTS, b""))
+        if (comment := _comment(attrs.parse(element).get(_ELEMENT_USERDATA, b"")))
+    ]
+
+
+def _comment(userdata: bytes) -> str:
+    """The comment in what libnftables keeps with an element: a type, a length
+    and a value, of one byte, one byte and so many (libnftnl/udata.h).
+    """
+    while len(userdata) > 2:
+        kind, length = userdata[0], userdata[1]
+        if kind == _UDATA_COMMENT:
+            return _text(userdata[2 : 2 + length])
+        userdata = userdata[2 + length :]
+    return ""
 
 
 def _header(family: int) -> bytes:

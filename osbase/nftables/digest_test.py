@@ -194,3 +194,16 @@ def test_base_chains(sock: NetlinkSocket) -> None:
         ("arp", "t", "a", "filter", 0, True),
         ("ip", "filter", "FORWARD", "filter", 2, False),
     }
+
+
+def test_comments_of_elements(sock: NetlinkSocket) -> None:
+    """Of sets and maps; those of a set that is not there are None."""
+    assert digest.element_comments(sock, "inet", "t", "ports") == []
+    longest = "x" * 128
+    for port, comment in ((81, "one two"), (82, longest)):
+        nft(f'add element inet t ports {{ {port} comment "{comment}" : 192.0.2.1 }}')
+    assert sorted(digest.element_comments(sock, "inet", "t", "ports") or ()) == ["one two", longest]
+    nft('add element inet t mine { 192.0.2.9 timeout 1m comment "mine" }')
+    assert digest.element_comments(sock, "inet", "t", "mine") == ["mine"]
+    assert digest.element_comments(sock, "inet", "t", "absent") is None
+    assert digest.element_comments(sock, "ip", "t", "ports") is None
