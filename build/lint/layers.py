@@ -50,9 +50,10 @@ LAYERS = (
     ),
     Layer(
         paths=tuple(
-            f"{_WORKLOADS}{name}.py" for name in ("model", "errors", "validate", "conditions")
+            f"{_WORKLOADS}{name}.py"
+            for name in ("model", "errors", "validate", "conditions", "parts")
         ),
-        never=(_API, _ENGINE, _DATAPATH),
+        never=(_API, _ENGINE, _DATAPATH, *_NETLINK),
         why="the values are below all rooms",
     ),
     Layer(
@@ -72,7 +73,7 @@ LAYERS = (
         why="the engine knows the datapath by its interface",
     ),
     Layer(
-        paths=(_WORKLOADS + "engine/ledger.py",),
+        paths=(_WORKLOADS + "engine/ledger.py", _WORKLOADS + "engine/resources.py"),
         never=_NETLINK,
         why="no kernel work happens under the ledger's mutex",
     ),

@@ -245,10 +245,11 @@ def _make_engine(conditions: Conditions) -> Engine:
     """Import and make the engine. Imports take seconds on a slow machine, so
     this is run on another thread.
     """
+    from metropolis.node.core.network.workloads.datapath.registry import PARTS
     from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
     from metropolis.node.core.network.workloads.engine.engine import Engine
 
-    return Engine(KernelDatapath(), conditions)
+    return Engine(KernelDatapath(PARTS), conditions)
 
 
 def _make_server(engine: Engine, path: str, implementation: str) -> WorkloadServer:

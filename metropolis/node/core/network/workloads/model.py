@@ -14,6 +14,9 @@ from osbase.ip import IPNetwork as IPNetwork
 MTU_MIN: Final = 1280
 """With less, the kernel takes IPv6 off a link (RFC 8200, section 5)."""
 
+type PartText = tuple[str, str]
+"""A part of an attachment: the letter of the part, and its text; see parts."""
+
 OWNER_API: Final = "api"
 """Who asks over the workload network API; others have names of their own."""
 
@@ -25,7 +28,8 @@ class AttachIntent:
     workload_id: 1 to 255 printable ASCII characters. netns_path: absolute.
     if_name: the name inside. requested_ips: at most one per family, empty:
     chosen. requested_mac: 6 bytes, unicast; None: chosen. owner: who asks, 1
-    to 255 printable ASCII characters; it decides nothing.
+    to 255 printable ASCII characters; it decides nothing. parts: what else is
+    asked for, in the order of the letters.
     """
 
     workload_id: str
@@ -34,6 +38,7 @@ class AttachIntent:
     requested_ips: tuple[IPAddress, ...] = ()
     requested_mac: bytes | None = None
     owner: str = OWNER_API
+    parts: tuple[PartText, ...] = ()
 
     def digest(self) -> bytes:
         """Return 8 bytes that differ when two requests of one workload and
@@ -48,6 +53,8 @@ class AttachIntent:
             state.update(b"ip" + bytes([len(ip.packed)]) + ip.packed)
         if self.requested_mac is not None:
             state.update(b"mac" + self.requested_mac)
+        for letter, text in self.parts:
+            state.update(b"part" + letter.encode() + len(text).to_bytes(2) + text.encode())
         return state.digest()
 
 

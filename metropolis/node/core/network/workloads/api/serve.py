@@ -15,6 +15,7 @@ import sys
 from ipaddress import ip_address, ip_network
 
 from metropolis.node.core.network.workloads.api.server import WORKERS, WorkloadServer
+from metropolis.node.core.network.workloads.datapath.registry import PARTS
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.engine.settings import DEFAULT_MTU
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
 
     ending = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ending)  # inherited by all threads
-    engine = Engine(KernelDatapath())
+    engine = Engine(KernelDatapath(PARTS))
     try:
         engine.set_mtu(chosen.mtu)
         engine.set_ipv6_optional(chosen.ipv6_optional)

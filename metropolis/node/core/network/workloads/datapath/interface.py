@@ -12,7 +12,8 @@ from typing import Protocol
 
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.errors import KernelRefused
-from metropolis.node.core.network.workloads.model import Finding, IPAddress
+from metropolis.node.core.network.workloads.model import Finding, IPAddress, PartText
+from metropolis.node.core.network.workloads.parts import Part
 
 
 class IndexTaken(Exception):
@@ -43,6 +44,7 @@ class Record:
     peer_ifindex: indexes of the two ends, each in its namespace, chosen by the
     engine. ips: at least one, IPv4 first. request: digest of what was asked.
     owner: who asked; "" is not known. version: of the names on the link.
+    parts: see AttachIntent.
     """
 
     workload_id: str
@@ -57,6 +59,7 @@ class Record:
     request: bytes
     owner: str = ""
     version: int = 2
+    parts: tuple[PartText, ...] = ()
 
 
 class Netns(Protocol):
@@ -116,6 +119,10 @@ class Datapath(Protocol):
     """
 
     @property
+    def parts(self) -> Sequence[Part]:
+        """The parts that an attachment may have."""
+
+    @property
     def ipv6(self) -> bool:
         """Whether the host has IPv6 at all; known once it is open."""
 
@@ -128,7 +135,7 @@ class Datapath(Protocol):
 
     def scan(self) -> Scan:
         """List attachments, put back what they lack, clear up after unfinished
-        ones.
+        ones and after those whose links are gone.
 
         Running traffic is not touched.
         """
@@ -174,6 +181,9 @@ class Datapath(Protocol):
 
         Returns when they are gone and their addresses may be used again.
         """
+
+    def clean_up(self, record: Record) -> None:
+        """Remove what outlives the link of an attachment whose link is gone."""
 
     def close(self) -> None:
         """End the callbacks; attachments stay."""

@@ -13,7 +13,7 @@ IPv6, lengths of names. On a node that is a handful, whatever it does.
 import functools
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
@@ -75,8 +75,9 @@ def inside(record: Record, metric: int, *, loopback: bool) -> list[Request]:
     return requests
 
 
-def commit(record: Record, *, ipv6: bool) -> list[Request]:
-    """ipv6: the host has it.
+def commit(record: Record, *, ipv6: bool, first: Sequence[Request] = ()) -> list[Request]:
+    """ipv6: the host has it. first: what parts of the attachment add; before
+    the record, so that a link which has it was sent these.
 
     The reverse path is for ARP: the rule set cannot look up who asks, and an
     invented asker would be a neighbour entry.
@@ -86,6 +87,7 @@ def commit(record: Record, *, ipv6: bool) -> list[Request]:
     """
     index, name = record.host_ifindex, record.host_interface
     requests = [
+        *first,
         rtnl.set_link_alias(index, name, record.workload_id, ipv6=ipv6, reverse_path=True),
         rtnl.add_link_altnames(index, name, *names.altnames_of(record)),
         rtnl.set_link_up_by_altname(names.record_altname(record)),
@@ -158,10 +160,11 @@ def encode_inside(record: Record, metric: int, *, loopback: bool) -> Encoded:
     return template.fill(*[ip.packed for ip in record.ips])
 
 
-def encode_commit(record: Record, *, ipv6: bool) -> Encoded:
-    """See commit."""
-    if not _ID_MIN <= len(record.workload_id) <= _ID_MAX or record.version != names.VERSION:
-        return encoded(commit(record, ipv6=ipv6))
+def encode_commit(record: Record, *, ipv6: bool, first: Sequence[Request] = ()) -> Encoded:
+    """See commit. Those with parts are too different for templates."""
+    ordinary = record.version == names.VERSION and not record.parts
+    if not ordinary or not _ID_MIN <= len(record.workload_id) <= _ID_MAX:
+        return encoded(commit(record, ipv6=ipv6, first=first))
     versions = tuple([ip.version for ip in record.ips])
     digits = len(f"{record.host_ifindex:x}")
     template = _commit_template(

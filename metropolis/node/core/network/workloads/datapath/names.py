@@ -8,32 +8,37 @@
                                   (namespace, interface) once, too. NETNS:
                                   cookie, 16 hex digits
                 mw2p.INDEX.LNM.TEXT
-                                  a part: a text, in pieces. L: a letter,
-                                  which part it is; N: number of the piece,
-                                  from 1; M: how many there are; one digit each
+                                  a text, in pieces. L: a letter, which text it
+                                  is; N: number of the piece, from 1; M: how
+                                  many there are; one digit each
                 mw2r.INDEX.MAC.DIGEST.IPV4.IPV6.MTU
                                   the record: host index, MAC of the end
                                   inside, digest of the request, addresses,
                                   MTU; all hex, an absent address empty
 
-Parts, by letter:
+Letters of texts:
 
     i   the workload id: an alias can be changed by anybody, by mistake
     o   who asked for the attachment: `api`, or `cni NETWORK`
     h   reserved: host ports, as ranges, of which the number is bounded
     n   reserved: what network policy knows the workload as
+    all others are those of the parts of attachments (see workloads.parts) that
+    the datapath is given
+
+A text of which a piece is missing is lost as a whole: the attachment is without
+that part then, and a repeated request is told so.
 
 `mw2` is the version of the format. An alternative name has at most 127 bytes,
 of any characters but NUL and `/`; keys have at most 36, records 93, pieces of
-parts 127. INDEX makes parts unique on the host. All of them are added by one
+texts 127. INDEX makes them unique on the host. All of them are added by one
 message, the key first, since it is the one that can be refused, and the record
 last: where it is, all is.
 
 A name that begins as these do and is not understood, be it of another version
-or a part with an unknown letter, says that a newer version made the link, and
+or a text with an unknown letter, says that a newer version made the link, and
 that there is more to it than can be seen: such a link is left alone.
 
-Version 1 has no parts and no MTU: `mw1k.NETNS.IF`, `mw1r.INDEX.MAC.DIGEST.IPV4
+Version 1 has no texts and no MTU: `mw1k.NETNS.IF`, `mw1r.INDEX.MAC.DIGEST.IPV4
 .IPV6`. It takes any other version's keys and records as what it must leave
 alone. Links that it made keep its names: they are adopted with what they have.
 """
@@ -41,23 +46,24 @@ alone. Links that it made keep its names: they are adopted with what they have.
 import hashlib
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from metropolis.node.core.network.workloads.datapath.interface import Record
-from metropolis.node.core.network.workloads.model import IPAddress
+from metropolis.node.core.network.workloads.model import IPAddress, PartText
+from metropolis.node.core.network.workloads.parts import TEXT_MAX
 from osbase.netlink.rtnl import ALTIFNAMSIZ
 
 VERSION = 2
 
 ID_PART = "i"
 OWNER_PART = "o"
-_PARTS = (ID_PART, OWNER_PART)
+OWN_LETTERS = frozenset((ID_PART, OWNER_PART))
 
 # Of a piece's text, with the longest index before it.
 PIECE_MAX = ALTIFNAMSIZ - 1 - len("mw2p.ffffffff.i11.")
-_TEXT_MAX = 255  # characters of ASCII, in at most three pieces
+_OWN_TEXT_MAX = 255  # characters of ASCII, in at most three pieces
 
 _KEY = re.compile(r"mw([12])k\.([0-9a-f]{16})\.(.{1,15})", re.DOTALL)
 _RECORD = re.compile(
@@ -99,8 +105,9 @@ def record_altname(record: Record) -> str:
 
 def part_altnames(ifindex: int, letter: str, text: str) -> tuple[str, ...]:
     """The names of a part. ValueError: more text than fits."""
-    if not text or not is_part_text(text):
-        raise ValueError(f"part {letter} {text!a}: must be 1 to {_TEXT_MAX} of printable ASCII")
+    longest = _longest(letter)
+    if not text or not is_part_text(text, longest):
+        raise ValueError(f"part {letter} {text!a}: must be 1 to {longest} of printable ASCII")
     count = pieces_of(text)
     return tuple(
         [
@@ -130,6 +137,8 @@ def altnames_of(record: Record) -> tuple[str, ...]:
     parts = part_altnames(index, ID_PART, record.workload_id)
     if record.owner:
         parts += part_altnames(index, OWNER_PART, record.owner)
+    for letter, text in record.parts:
+        parts += part_altnames(index, letter, text)
     return key_altname(record), *parts, record_altname(record)
 
 
@@ -138,7 +147,7 @@ class LinkNames:
     """What the alternative names of a link of ours say.
 
     workload_id, owner: "" when the link does not say, or not all of it. mtu:
-    None in version 1.
+    None in version 1. parts: those that are whole, known or not, by letter.
     """
 
     netns_cookie: int
@@ -151,6 +160,7 @@ class LinkNames:
     workload_id: str = ""
     owner: str = ""
     mtu: int | None = None
+    parts: tuple[PartText, ...] = ()
 
 
 def parse_altnames(altnames: Iterable[str]) -> LinkNames | None:
@@ -171,6 +181,7 @@ def parse_altnames(altnames: Iterable[str]) -> LinkNames | None:
     version = int(number)
     if not ips or keys[0][1] != number or (mtu is None) is not (version == 1):
         return None
+    texts = _texts(altnames, int(index, 16))
     return LinkNames(
         netns_cookie=int(keys[0][2], 16),
         if_name=keys[0][3],
@@ -179,31 +190,41 @@ def parse_altnames(altnames: Iterable[str]) -> LinkNames | None:
         request=bytes.fromhex(request),
         ips=tuple(ips),
         version=version,
-        workload_id=_part(altnames, int(index, 16), ID_PART),
-        owner=_part(altnames, int(index, 16), OWNER_PART),
+        workload_id=texts.pop(ID_PART, ""),
+        owner=texts.pop(OWNER_PART, ""),
         mtu=None if mtu is None else int(mtu, 16),
+        parts=() if version == 1 else tuple(sorted(texts.items())),
     )
 
 
-def _part(altnames: Iterable[str], ifindex: int, letter: str) -> str:
-    """The text of a part; "" unless every piece is there, once."""
-    found = [part for name in altnames if (part := _PART.fullmatch(name))]
-    pieces = sorted(
-        (int(part[3]), int(part[4]), part[5])
-        for part in found
-        if int(part[1], 16) == ifindex and part[2] == letter
-    )
-    if [(number, count) for number, count, _ in pieces] != [
-        (number, len(pieces)) for number in range(1, len(pieces) + 1)
-    ]:
+def _texts(altnames: Iterable[str], ifindex: int) -> dict[str, str]:
+    """The texts by letter: those of which every piece is there, once."""
+    pieces: dict[str, list[tuple[int, int, str]]] = {}
+    for name in altnames:
+        part = _PART.fullmatch(name)
+        if part is not None and int(part[1], 16) == ifindex:
+            pieces.setdefault(part[2], []).append((int(part[3]), int(part[4]), part[5]))
+    return {letter: text for letter in pieces if (text := _joined(letter, sorted(pieces[letter])))}
+
+
+def _joined(letter: str, pieces: Sequence[tuple[int, int, str]]) -> str:
+    """The text of sorted pieces: number, count, text; "" unless it is whole."""
+    count = len(pieces)
+    if [piece[:2] for piece in pieces] != [(number, count) for number in range(1, count + 1)]:
         return ""
     text = "".join(piece for _, _, piece in pieces)
-    return text if is_part_text(text) else ""
+    return text if is_part_text(text, _longest(letter)) else ""
 
 
-def is_part_text(text: str) -> bool:
-    """Whether the text may be a workload id or an owner."""
-    return len(text) <= _TEXT_MAX and text.isascii() and text.isprintable()
+def is_part_text(text: str, longest: int = _OWN_TEXT_MAX) -> bool:
+    """Whether the text may be a workload id or an owner; or, with another
+    length, that of a part.
+    """
+    return len(text) <= longest and text.isascii() and text.isprintable()
+
+
+def _longest(letter: str) -> int:
+    return _OWN_TEXT_MAX if letter in OWN_LETTERS else TEXT_MAX
 
 
 def _is_text(name: str) -> bool:
@@ -218,14 +239,16 @@ def bears_record(altnames: Iterable[str]) -> bool:
     return any(_ANY.match(name) for name in altnames)
 
 
-def is_newer(altnames: Iterable[str]) -> bool:
+def is_newer(altnames: Iterable[str], letters: Container[str] = ()) -> bool:
     """Whether any of the names is of a version, or a part, that this version
-    does not know.
+    does not know. letters: of the parts that it knows.
     """
-    return any(_is_unknown(name, found) for name in altnames if (found := _ANY.match(name)))
+    return any(
+        _is_unknown(name, found, letters) for name in altnames if (found := _ANY.match(name))
+    )
 
 
-def _is_unknown(name: str, found: re.Match[str]) -> bool:
+def _is_unknown(name: str, found: re.Match[str], letters: Container[str]) -> bool:
     version, kind = found.groups()
     if version == "1":
         return False  # there will be no other of those
@@ -233,7 +256,7 @@ def _is_unknown(name: str, found: re.Match[str]) -> bool:
         return True
     if kind == "p":
         part = _PART.fullmatch(name)
-        return part is None or part[2] not in _PARTS
+        return part is None or (part[2] not in OWN_LETTERS and part[2] not in letters)
     return (_KEY if kind == "k" else _RECORD).fullmatch(name) is None
 
 

@@ -15,15 +15,17 @@ what never got its records is removed, and what a removal had begun with.
 Without them it is never set up, and gets no routes: what has routes had them.
 
 A link is left alone if anything of that is not so: in doubt it is somebody
-else's, or a pod's. So is one with names that a newer version made; and one of
-version 1 whose alias, the only place of the workload id, was changed: the
-link's name is a hash of the id, which tells that, and by which a call that has
-the id finds it. What has routes of ours, or a record, holds their addresses.
+else's, or a pod's. So is one with names that a newer version made, or with a
+part that this version does not know or understand; and one of version 1 whose
+alias, the only place of the workload id, was changed: the link's name is a hash
+of the id, which tells that, and by which a call that has the id finds it. What
+has routes of ours, or a record, holds their addresses.
 
 Duplicates are attachments that claim one address, one interface of one
-workload, or one name in one namespace. The kernel forbids most of it (names,
-alternative names, routes), so it takes a hand that renames links. The one
-that has the routes stays: it is the one that has the traffic.
+workload, one name in one namespace, or one resource of a part. The kernel
+forbids most of it (names, alternative names, routes), so it takes a hand that
+renames links. The one that has the routes stays: it is the one that has the
+traffic.
 """
 
 from collections.abc import Collection, Hashable, Iterable, Iterator
@@ -32,15 +34,18 @@ from dataclasses import dataclass, replace
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads.datapath import names
 from metropolis.node.core.network.workloads.datapath.interface import Held, Record
+from metropolis.node.core.network.workloads.datapath.parts import NO_PARTS, Parts
 from metropolis.node.core.network.workloads.model import IPAddress
 from osbase.netlink.rtnl import Link
 
 _OUR_GROUPS = (allocs.LINK_GROUP_WORKLOAD, *allocs.LINK_GROUPS_REMOVAL)
 
 
-def is_ours(link: Link) -> bool:
-    """Whether this service, or an older one, made the link."""
-    if link.kind != b"veth" or names.is_newer(link.altnames):
+def is_ours(link: Link, parts: Parts = NO_PARTS) -> bool:
+    """Whether this service, or an older one, made the link. parts: that this
+    service knows.
+    """
+    if link.kind != b"veth" or is_newer(link, parts):
         return False
     found = names.parse_altnames(link.altnames)
     if found is not None:
@@ -51,6 +56,16 @@ def is_ours(link: Link) -> bool:
         and link.mac == allocs.FIRST_HOP_MAC
         and link.group in _OUR_GROUPS
     )
+
+
+def is_newer(link: Link, parts: Parts = NO_PARTS) -> bool:
+    """Whether a newer version made the link, or one with other parts."""
+    if names.is_newer(link.altnames, parts.letters):
+        return True
+    if not parts:
+        return False
+    found = names.parse_altnames(link.altnames)
+    return found is not None and not parts.understand(found.parts)
 
 
 def looks_like_ours(link: Link) -> bool:
@@ -83,6 +98,7 @@ def record_of(link: Link) -> Record | None:
         request=found.request,
         owner=found.owner,
         version=found.version,
+        parts=found.parts,
     )
 
 
@@ -110,14 +126,16 @@ class Plan:
     foreign: tuple[str, ...] = ()
 
 
-def plan(links: Iterable[Link], routes: Collection[tuple[IPAddress, int]]) -> Plan:
+def plan(
+    links: Iterable[Link], routes: Collection[tuple[IPAddress, int]], parts: Parts = NO_PARTS
+) -> Plan:
     """routes: our host routes, as address and interface index."""
     whole: list[Record] = []
     half_made: list[Link] = []
     foreign: list[tuple[Link, Record | None]] = []
     routed = {index for ip, index in routes if not ip.is_link_local}
     for link in links:
-        if not is_ours(link):
+        if not is_ours(link, parts):
             if looks_like_ours(link):
                 foreign.append((link, None))
         elif (record := record_of(link)) is None:
@@ -129,7 +147,7 @@ def plan(links: Iterable[Link], routes: Collection[tuple[IPAddress, int]]) -> Pl
             whole.append(record)
         else:
             foreign.append((link, record))
-    complete, duplicates = resolve(whole, routes)
+    complete, duplicates = resolve(whole, routes, parts)
     return Plan(
         tuple(
             replace(one, host_interface=names.host_interface(one.workload_id, one.if_name))
@@ -137,24 +155,28 @@ def plan(links: Iterable[Link], routes: Collection[tuple[IPAddress, int]]) -> Pl
         ),
         tuple(half_made),
         duplicates,
-        tuple(_held(foreign, routes)),
+        tuple(_held(foreign, routes, parts)),
         tuple(link.name for link, _ in foreign),
     )
 
 
 def _held(
-    links: Iterable[tuple[Link, Record | None]], routes: Collection[tuple[IPAddress, int]]
+    links: Iterable[tuple[Link, Record | None]],
+    routes: Collection[tuple[IPAddress, int]],
+    parts: Parts,
 ) -> Iterator[Held]:
     for link, record in links:
         routed = [ip for ip, index in routes if index == link.ifindex and not ip.is_link_local]
         ips = tuple(dict.fromkeys([*names.addresses_in(link.altnames), *sorted(routed, key=str)]))
-        newer = names.is_newer(link.altnames)
+        newer = is_newer(link, parts)
         if ips or newer:
             yield Held(link.name, link.ifindex, ips, newer, record)
 
 
 def resolve(
-    records: Collection[Record], routes: Collection[tuple[IPAddress, int]]
+    records: Collection[Record],
+    routes: Collection[tuple[IPAddress, int]],
+    parts: Parts = NO_PARTS,
 ) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
     """Those that stay, in their order, and those that claim what is theirs."""
 
@@ -166,7 +188,7 @@ def resolve(
     claimed: set[Hashable] = set()
     chosen: set[int] = set()
     for record in sorted(records, key=worth):
-        claims = set(_claims(record))
+        claims = set(_claims(record, parts))
         if not claims & claimed:
             claimed |= claims
             chosen.add(record.host_ifindex)
@@ -176,9 +198,11 @@ def resolve(
     )
 
 
-def _claims(record: Record) -> Iterator[Hashable]:
+def _claims(record: Record, parts: Parts) -> Iterator[Hashable]:
     yield "workload", record.workload_id, record.if_name
     yield "namespace", record.netns_cookie, record.if_name
     yield "peer", record.netns_cookie, record.peer_ifindex
     for ip in record.ips:
         yield "address", ip
+    for resource in parts.resources(record):
+        yield "resource", resource.key

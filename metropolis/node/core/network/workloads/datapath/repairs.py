@@ -8,13 +8,19 @@ that what others change again and again can be left to them.
 Inside the namespace nothing is put back: that is the workload's own.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads.datapath import checks, messages, names
+from metropolis.node.core.network.workloads.datapath.elements import (
+    Element,
+    NftSet,
+    comment_of,
+)
 from metropolis.node.core.network.workloads.datapath.interface import Record
+from metropolis.node.core.network.workloads.datapath.parts import NO_PARTS, Parts
 from metropolis.node.core.network.workloads.model import MTU_MIN, IPAddress
 from metropolis.node.core.network.workloads.validate import show
 from osbase.netlink import rtnl
@@ -41,7 +47,8 @@ class Seen:
     the host as a whole does, in IPv4; else its links need not, and setting
     that right, which sets all of them, is for who looks after the host. ipv6:
     its kernel has it. neighbours: MACs that somebody wrote, by address and
-    index of the link.
+    index of the link. elements: comments of nftables elements, with the set;
+    None: they could not be looked at.
     """
 
     links: Mapping[int, Link]
@@ -50,22 +57,24 @@ class Seen:
     forwards: bool
     ipv6: bool
     neighbours: Mapping[tuple[IPAddress, int], bytes] = field(default_factory=dict)
+    elements: Collection[tuple[NftSet, str]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Mend:
     """key, what: see ward.Repair. requests: put it back, in this order.
     enable_ipv6: to be done before all of them, which rtnetlink cannot: set
-    disable_ipv6 of the link to 0.
+    disable_ipv6 of the link to 0. element: to be created.
     """
 
     key: str
     what: str
     requests: tuple[Request, ...] = ()
     enable_ipv6: bool = False
+    element: Element | None = None
 
 
-def mends(record: Record, seen: Seen, *, replace: bool) -> list[Mend]:
+def mends(record: Record, seen: Seen, *, replace: bool, parts: Parts = NO_PARTS) -> list[Mend]:
     """In an order in which they can be done. None of a link that is gone, or
     about to be removed. replace: also routes by which others took the place of
     the attachment's.
@@ -73,7 +82,8 @@ def mends(record: Record, seen: Seen, *, replace: bool) -> list[Mend]:
     link = seen.links.get(record.host_ifindex)
     if link is None or not belongs(record, link):
         return []
-    return [*_link(record, link, seen), *_addresses(record, seen, replace)]
+    found = [*_link(record, link, seen), *_addresses(record, seen, replace)]
+    return [*found, *_parts(record, link, seen, parts)] if record.parts else found
 
 
 def belongs(record: Record, link: Link) -> bool:
@@ -179,3 +189,13 @@ def _addresses(record: Record, seen: Seen, replace: bool) -> Iterator[Mend]:
             f"route to {ip}/{bits} by {name}: found {found}",
             ((messages.host_route_again if replace else messages.host_route)(record, ip),),
         )
+
+
+def _parts(record: Record, link: Link, seen: Seen, parts: Parts) -> Iterator[Mend]:
+    for finding, requests in parts.findings(record, link):
+        yield Mend(finding.what, str(finding), tuple(requests))
+    if seen.elements is None:
+        return
+    for element in parts.elements(record):
+        if (element.set, comment_of(record.host_ifindex, element)) not in seen.elements:
+            yield Mend(str(element), f"{element}: found nothing", element=element)

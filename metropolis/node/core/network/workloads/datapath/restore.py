@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a restart finds is taken over, and what others changed is put back.
 
-    scan     at a start: dump, plan, remove what never finished, put right
+    scan     at a start: dump, plan, remove what never finished, and elements of
+             no link; put right
     repair   at every look of the reconciler: dump, compare, put right
     present  after lost events: which links there still are
 
@@ -13,16 +14,29 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.datapath import observe, plan, repairs
+from metropolis.node.core.network.workloads.datapath.elements import (
+    Elements,
+    NftSet,
+    comment_of,
+)
 from metropolis.node.core.network.workloads.datapath.host import Host, forwards, refusals
 from metropolis.node.core.network.workloads.datapath.interface import HoldIdle, Record, Scan
+from metropolis.node.core.network.workloads.datapath.parts import Parts
+from metropolis.node.core.network.workloads.errors import WorkloadError
 from metropolis.node.core.network.workloads.model import IPAddress
 from osbase.netlink import rtnl
-from osbase.netlink.errors import BatchError, NetlinkError, RequestError, errno_name
+from osbase.netlink.errors import (
+    BatchError,
+    DumpInterrupted,
+    NetlinkError,
+    RequestError,
+    errno_name,
+)
 from osbase.netlink.message import Request
 from osbase.netlink.neighbours import RTM_DELNEIGH
 
@@ -42,8 +56,10 @@ _ALREADY_PUT_BACK = {
 class Restorer:
     """See the module."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, parts: Parts, elements: Elements) -> None:
         self._host = host
+        self._parts = parts
+        self._elements = elements
         # Host indexes of links whose routes others had before a start.
         self._contested: set[int] = set()
         # Since when what is for an address leaves by another link, monotonic.
@@ -56,20 +72,55 @@ class Restorer:
 
     def _scan(self) -> Scan:
         routes = self._host.routes()
-        planned = plan.plan(self._host.links(), routes)
+        links = self._host.links()
+        planned = plan.plan(links, routes, self._parts)
         # First of all, so that what stays can have its routes.
-        for name, index in [(link.name, link.ifindex) for link in planned.half_made] + [
+        removed = [(link.name, link.ifindex) for link in planned.half_made] + [
             (record.host_interface, record.host_ifindex) for record in planned.duplicates
-        ]:
+        ]
+        for name, index in removed:
             self._host.batch_tolerating({errno.ENODEV}, rtnl.del_link(index, name))
+        # Before what is missing is put back: they may have its keys.
+        remaining = {link.ifindex for link in links} - {index for _, index in removed}
+        strays = self._remove_strays(planned.complete, remaining)
         return Scan(
             complete=planned.complete,
-            repairs=self._finish(planned.complete),
+            repairs=(*strays, *self._finish(planned.complete)),
             half_made=tuple(link.name for link in planned.half_made),
             duplicates=tuple(record.host_interface for record in planned.duplicates),
             held=planned.held,
             foreign=planned.foreign,
         )
+
+    def _remove_strays(
+        self, complete: Sequence[Record], remaining: Collection[int]
+    ) -> Iterator[Repair]:
+        """Remove elements of links that are gone, and those of attachments that
+        have others by now. remaining: the indexes of all links; the elements of
+        those that are left alone are left alone.
+        """
+        if not self._parts:
+            return
+        expected = {
+            record.host_ifindex: {
+                (element.set, comment_of(record.host_ifindex, element))
+                for element in self._parts.elements(record)
+            }
+            for record in complete
+        }
+        strays = [
+            one
+            for one in self._elements.there()
+            if one.ifindex not in remaining
+            or (one.ifindex in expected and (one.set, one.comment) not in expected[one.ifindex])
+        ]
+        error = ""
+        try:
+            self._elements.destroy(strays)
+        except WorkloadError as refused:
+            error = str(refused)
+        for one in strays:
+            yield Repair(str(one), f"{one}: is of no attachment", error)
 
     def present(self) -> frozenset[int]:
         """See Datapath."""
@@ -135,15 +186,24 @@ class Restorer:
         routes, hops = self._host.routes(), self._host.first_hops()
         links = {link.ifindex: link for link in self._host.links()}
         neighbours = self._host.neighbours()
-        seen = repairs.Seen(links, routes, hops, forwards(), self._host.ipv6, neighbours)
+        elements = self._look_at_elements() if any(record.parts for record in records) else None
+        seen = repairs.Seen(links, routes, hops, forwards(), self._host.ipv6, neighbours, elements)
         done: list[Repair] = []
         for record in records:
             taking = replace and record.host_ifindex not in self._contested
-            if mends := repairs.mends(record, seen, replace=taking):
+            if mends := repairs.mends(record, seen, replace=taking, parts=self._parts):
                 with hold(record) as held:
                     if held:
                         done += self._mend(record, mends, allow)
         return done
+
+    def _look_at_elements(self) -> Collection[tuple[NftSet, str]] | None:
+        """None: others change them all the time. There is another look."""
+        try:
+            return {(one.set, one.comment) for one in self._elements.there()}
+        except DumpInterrupted as error:
+            log.info("%s", error)
+            return None
 
     def _mend(
         self, record: Record, mends: Sequence[repairs.Mend], allow: Allow
@@ -162,6 +222,11 @@ class Restorer:
             errors.setdefault(key, str(one))
             if request.kind == rtnl.RTM_NEWROUTE and one.errno == errno.EEXIST:
                 self._contested.add(record.host_ifindex)
+        elements = [mend.element for mend in allowed if mend.element is not None]
+        try:
+            self._elements.create(record.host_ifindex, elements)
+        except WorkloadError as error:
+            errors |= {str(element): str(error) for element in elements}
         for mend in mends:
             yield Repair(mend.key, mend.what, errors.get(mend.key, ""), left=mend not in allowed)
 

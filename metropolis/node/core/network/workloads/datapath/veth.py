@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The datapath made of veth pairs and routes, by batched rtnetlink.
 
-What is sent is in batches: pair (host), inside (namespace), commit (host).
+What is sent is in batches: pair (host), inside (namespace), commit (host). The
+nftables elements of its parts, if it has any, are created before the commit, by
+one transaction. So what has its record has its elements; if they are there
+without it, the link is removed by a start, and they are, as elements of no
+link. A removal takes them away before the link: nothing leads to an address
+that is about to be another's. What others take away is put back by a start, and
+by the reconciler.
 
 The pair is sent alone, because the kernel goes on after a request that failed:
 what follows names the link by its index, which is ours only if it was made.
@@ -13,12 +19,17 @@ record tells which are missing.
 
 import errno
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address
 
 from metropolis.node import allocs
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.datapath import checks, messages, names, observe
+from metropolis.node.core.network.workloads.datapath.elements import (
+    Element,
+    Elements,
+    comment_of,
+)
 from metropolis.node.core.network.workloads.datapath.host import LOOPBACK, Host, refusals
 from metropolis.node.core.network.workloads.datapath.interface import (
     HoldIdle,
@@ -35,6 +46,7 @@ from metropolis.node.core.network.workloads.datapath.netns import (
     KernelNetns,
     open_netns,
 )
+from metropolis.node.core.network.workloads.datapath.parts import LinkPart, Parts
 from metropolis.node.core.network.workloads.datapath.removal import Removals, Remover
 from metropolis.node.core.network.workloads.datapath.restore import Restorer
 from metropolis.node.core.network.workloads.errors import (
@@ -50,6 +62,7 @@ from osbase.netlink import netns as namespaces
 from osbase.netlink import rtnl
 from osbase.netlink.errors import BatchError, NetlinkError
 from osbase.netlink.events import RECEIVE_BUFFER, LinkEvents
+from osbase.netlink.link import Link
 from osbase.netlink.message import Request
 from osbase.netlink.transport import NetlinkSocket, make_strict
 
@@ -60,16 +73,21 @@ _CREATE_LOCK_TIMEOUT_S = 0.05
 class KernelDatapath:
     """Attachments in the network namespace of the thread that calls `open`.
 
-    event_buffer: bytes of link events that the kernel may keep for us.
+    parts: that attachments may have. event_buffer: bytes of link events that
+    the kernel may keep for us.
     """
 
-    def __init__(self, *, event_buffer: int = RECEIVE_BUFFER) -> None:
+    def __init__(
+        self, parts: Sequence[LinkPart] = (), *, event_buffer: int = RECEIVE_BUFFER
+    ) -> None:
+        self._parts = Parts(parts)
         self._event_buffer = event_buffer
         self._host = Host()
+        self._elements = Elements(self._parts.sets)
         self._host_netns: HostNetns | None = None
         self._host_cookie = 0
         self._events: LinkEvents | None = None
-        self._restorer = Restorer(self._host)
+        self._restorer = Restorer(self._host, self._parts, self._elements)
         self._removals = Removals(Remover(self._host).remove, len(allocs.LINK_GROUPS_REMOVAL))
         self._create_lock = threading.Lock()
 
@@ -100,9 +118,15 @@ class KernelDatapath:
         if events is not None:
             events.close()
         self._host.close()
+        self._elements.close()
         self._host_netns = None
 
     # ---- What there is ------------------------------------------------------
+
+    @property
+    def parts(self) -> Sequence[LinkPart]:
+        """See Datapath."""
+        return self._parts.all
 
     @property
     def ipv6(self) -> bool:
@@ -158,8 +182,10 @@ class KernelDatapath:
         assert isinstance(netns, KernelNetns)
         if record.ips[-1].version == 6 and not self._host.ipv6:
             raise NoIPv6(f"{_attach(record)}: the node's kernel has no IPv6")
+        elements = self._parts.elements(record)
         self._create_pair(netns, record)
         loopback_was_up = True
+        made: Sequence[Element] = ()
         inner = NetlinkSocket(netns.inner)
         where = _INSIDE
         try:
@@ -169,9 +195,11 @@ class KernelDatapath:
                 inside, lambda: messages.inside(record, metric, loopback=not loopback_was_up)
             )
             where = "the host"
+            self._elements.create(record.host_ifindex, elements)
+            made = elements
             self._commit(record)
         except BaseException as error:
-            self._undo(record, None if loopback_was_up else inner, error)
+            self._undo(record, None if loopback_was_up else inner, error, elements=made)
             if isinstance(error, BatchError):
                 raise _attach_error(record, error, where) from error
             if isinstance(error, (NetlinkError, OSError)):
@@ -207,15 +235,18 @@ class KernelDatapath:
         return AlreadyExists(f"if_name {show(record.if_name)}: is taken in the network namespace")
 
     def _commit(self, record: Record) -> None:
+        ipv6, first = self._host.ipv6, self._parts.requests(record)
+
         def requests() -> list[Request]:
-            return messages.commit(record, ipv6=self._host.ipv6)
+            return messages.commit(record, ipv6=ipv6, first=first)
 
         try:
-            self._host.batch_encoded(messages.encode_commit(record, ipv6=self._host.ipv6), requests)
+            encoded = messages.encode_commit(record, ipv6=ipv6, first=first)
+            self._host.batch_encoded(encoded, requests)
         except BatchError as error:
             # An IPv4 route whose source address somebody took off lo.
             sent = requests()
-            route = len(sent) - 1 if record.ips[-1].version == 4 else 3
+            route = len(sent) - 1 if record.ips[-1].version == 4 else len(first) + 3
             failed = {(one.index, one.errno) for one in error.errors}
             if failed != {(route, errno.EINVAL)} or record.ips[0].version != 4:
                 raise
@@ -229,11 +260,13 @@ class KernelDatapath:
         cause: BaseException,
         *,
         verify: bool = False,
+        elements: Sequence[Element] = (),
     ) -> None:
-        """Remove the pair, and with it all that is on either end, and set lo
-        down again where this attach had set it up.
+        """Remove the elements, the pair, and with it all that is on either end,
+        and set lo down again where this attach had set it up.
         """
         try:
+            self._elements.destroy(elements)
             link = self._host.link(record.host_ifindex) if verify else None
             if not verify or (link is not None and link.name == record.host_interface):
                 request = rtnl.del_link(record.host_ifindex, record.host_interface)
@@ -245,7 +278,7 @@ class KernelDatapath:
                     rtnl.set_link_down(LOOPBACK, "lo"),
                     rtnl.del_address(LOOPBACK, "lo", IPv4Address("127.0.0.1"), 8),
                 )
-        except (NetlinkError, OSError) as error:
+        except (WorkloadError, NetlinkError, OSError) as error:
             raise UndoFailed(
                 f"{_attach(record)}: {cause}; then undoing it failed: {error}; Detach removes "
                 "the rest"
@@ -265,13 +298,33 @@ class KernelDatapath:
             elif side.link is not None and side.link.peer_netns is not None:
                 there = observe.inside(host, record, side.link.peer_netns)
                 findings += checks.compare_inside(record, there)
+            if record.parts:
+                findings += self._compare_parts(record, side.link)
         return tuple(findings)
+
+    def _compare_parts(self, record: Record, link: Link | None) -> Iterator[Finding]:
+        for finding, _ in self._parts.findings(record, link) if link is not None else ():
+            yield finding
+        elements = self._parts.elements(record)
+        there = {(one.set, one.comment) for one in self._elements.there()} if elements else ()
+        for element in elements:
+            if (element.set, comment_of(record.host_ifindex, element)) not in there:
+                yield Finding(str(element), element.data or "there", checks.NOTHING)
 
     # ---- Detach -------------------------------------------------------------
 
     def remove(self, records: Sequence[Record]) -> None:
         """See Datapath, and removals."""
+        self._destroy_elements(records)
         self._removals.remove(records)
+
+    def clean_up(self, record: Record) -> None:
+        """See Datapath."""
+        self._destroy_elements([record])
+
+    def _destroy_elements(self, records: Sequence[Record]) -> None:
+        having = [record for record in records if record.parts]
+        self._elements.destroy([one for record in having for one in self._parts.elements(record)])
 
 
 def _attach(record: Record) -> str:

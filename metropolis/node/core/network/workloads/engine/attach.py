@@ -5,15 +5,22 @@
     --------  ---------  -------------------------------  ----------------------
     protect   ledger     no Collect touches the workload  nothing
     lock      locks      the workload, the namespace      nothing
-    reserve   ledger     addresses, indexes, the names    nothing: it is memory
+    reserve   ledger     addresses, indexes, the names,   nothing: it is memory
+                         the resources of parts
     create    datapath   the pair of links                a link without records
                          the inside of the namespace        (a start removes it)
-                         records and routes (the commit)  an attachment
-    settle    ledger     ATTACHED; watchers are told        (a start adopts it)
+                         nftables elements of parts       elements of no link,
+                                                            too (they as well)
+                         what parts add to the link,      an attachment
+                         records and routes (the commit)    (a start adopts it)
+    settle    ledger     ATTACHED; watchers are told      an attachment
 
 After an error of `create` nothing is left, and the reservation is dropped. If
 undoing fails as well, the entry is BROKEN: a Detach or the next Attach removes
 what is there. A repeated request finds the attachment, and gets it again.
+
+A link that is gone when the attach settles has left its elements: they are
+removed before its addresses and resources are free.
 """
 
 from collections.abc import Sequence
@@ -107,12 +114,14 @@ class Attacher:
             self._create(reserved, netns, intent.requested_ips)
             self._ledger.check_presence(reserved, self._datapath.present)
         except UndoFailed:
-            self._ledger.settle(entry, State.BROKEN)
+            if not self._ledger.settle(entry, State.BROKEN):
+                self._detacher.clean_up(entry)
             raise
         except BaseException:
             self._ledger.drop(entry)
             raise
         if not self._ledger.settle(entry, State.ATTACHED):
+            self._detacher.clean_up(entry)
             raise NotFound(
                 f"attach {show(intent.workload_id)}: the network namespace was removed meanwhile"
             )
@@ -159,9 +168,13 @@ def _same_or_raise(record: Record, intent: AttachIntent, cookie: int) -> Attachm
     operation = f"attach {show(intent.workload_id)}, interface {show(intent.if_name)}"
     if record.netns_cookie != cookie:
         raise AlreadyExists(f"{operation}: exists in another network namespace")
-    if record.request != intent.digest():
+    # The digest covers the parts. But one may have been lost with its names.
+    if record.request != intent.digest() or record.parts != intent.parts:
+        ips, mac = ", ".join(map(str, record.ips)), record.mac.hex(":")
+        with_parts = "".join(f", {show(f'{letter} {text}')}" for letter, text in record.parts)
+        other_parts = ", or other parts" if record.parts or intent.parts else ""
         raise AlreadyExists(
-            f"{operation}: exists with {', '.join(map(str, record.ips))}, MAC "
-            f"{record.mac.hex(':')}, made by a request for other addresses or another MAC"
+            f"{operation}: exists with {ips}, MAC {mac}{with_parts}, made by a request for other "
+            f"addresses or another MAC{other_parts}"
         )
     return attachment_of(record)

@@ -5,20 +5,33 @@
     --------  ---------  ---------------------------  --------------------------
     lock      locks      the workload                 an attachment
     leave     ledger     LEAVING; List hides it       an attachment
-    remove    datapath   deletes the links            an attachment, or nothing
-    drop      ledger     frees addresses and names    nothing
+    remove    datapath   deletes nftables elements    an attachment (a start
+                         of parts                       puts them back)
+                         deletes the links            an attachment, or nothing
+    drop      ledger     frees addresses, resources   nothing
+                         and names
 
 After an error of `remove` the entry is BROKEN, and a repeated call tries again.
+
+An attachment may also be lost: its link is gone with its namespace. Then what
+outlives the link is removed, if it has parts, and what it had is freed.
 """
 
+import logging
 from collections.abc import Iterable
 
 from metropolis.node.core.network.workloads.datapath.interface import Datapath
-from metropolis.node.core.network.workloads.engine.entries import Entry, State
+from metropolis.node.core.network.workloads.engine.entries import Entry, State, owner_text
 from metropolis.node.core.network.workloads.engine.ledger import Ledger
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone
 from metropolis.node.core.network.workloads.engine.locks import Locks, TimeRemaining
-from metropolis.node.core.network.workloads.errors import InvalidArgument, NotFound
+from metropolis.node.core.network.workloads.errors import (
+    InvalidArgument,
+    NotFound,
+    WorkloadError,
+)
+
+log = logging.getLogger(__name__)
 
 
 class Detacher:
@@ -66,7 +79,22 @@ class Detacher:
             self._datapath.remove([entry.record for entry in leaving])
         except BaseException:
             for entry in leaving:
-                self._ledger.settle(entry, State.BROKEN)
+                if not self._ledger.settle(entry, State.BROKEN):
+                    self.clean_up(entry)
             raise
         for entry in leaving:
             self._ledger.drop(entry)
+
+    def clean_up(self, entry: Entry) -> None:
+        """Remove what outlives the link of an entry that was lost, and free
+        what it had; see Ledger.removed. What cannot be removed is removed by a
+        start; until then an attach that needs its keys is refused.
+        """
+        if not entry.record.parts:
+            return
+        try:
+            self._datapath.clean_up(entry.record)
+        except WorkloadError as error:
+            log.error("%s is gone: %s", owner_text(entry.record.workload_id), error)
+        finally:
+            self._ledger.free(entry)

@@ -32,6 +32,7 @@ from metropolis.node.core.network.workloads.model import (
     IPAddress,
     IPNetwork,
 )
+from metropolis.node.core.network.workloads.parts import check_texts
 from metropolis.node.core.network.workloads.validate import check_attach, check_detach, show
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Engine:
         self._start_lock = threading.Lock()
         self._started = False
         self._closed = False
-        ledger, locks, settings = Ledger(), Locks(), Settings()
+        ledger, locks, settings = Ledger(datapath.parts), Locks(), Settings()
         self._ledger, self._locks, self._settings = ledger, locks, settings
         self._readiness = Readiness(ledger, datapath, conditions, settings, lambda: self._started)
         self._left_alone = LeftAlone(ledger, datapath, conditions)
@@ -170,6 +171,7 @@ class Engine:
         All or nothing.
         """
         check_attach(intent)
+        check_texts(self._datapath.parts, intent.parts)
         if not self._started:
             self._readiness.refuse_unless_ready()
         return self._attacher.attach(intent, time_remaining)
@@ -262,6 +264,7 @@ class Engine:
                 show(entry.record.if_name),
                 owner_text(entry.record.workload_id),
             )
+            self._detacher.clean_up(entry)
 
     def _on_overrun(self) -> None:
         """Find out which removals were missed."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links that are left alone, and whose addresses are not handed out.
+"""Links that are left alone; their addresses and resources are not handed out.
 
 Not thread-safe: the ledger's.
 """
@@ -9,15 +9,17 @@ from dataclasses import replace
 
 from metropolis.node.core.network.workloads.datapath.interface import Held, Record
 from metropolis.node.core.network.workloads.engine.pool import AddressPool
+from metropolis.node.core.network.workloads.engine.resources import Resources
 from metropolis.node.core.network.workloads.model import IPAddress
 from metropolis.node.core.network.workloads.validate import show
 
 
 class HeldLinks:
-    """See the module. pool: where their addresses are in use."""
+    """See the module. pool, resources: where what they have is in use."""
 
-    def __init__(self, pool: AddressPool) -> None:
+    def __init__(self, pool: AddressPool, resources: Resources) -> None:
         self._pool = pool
+        self._resources = resources
         self._by_index: dict[int, Held] = {}
 
     def adopt(self, found: Iterable[Held], used: set[IPAddress]) -> None:
@@ -26,8 +28,11 @@ class HeldLinks:
         for one in found:
             ips = tuple(ip for ip in one.ips if ip not in used)
             used.update(ips)
+            holder = f"link {show(one.name)}, which is left alone"
             for ip in ips:
-                self._pool.adopt(ip, f"link {show(one.name)}, which is left alone")
+                self._pool.adopt(ip, holder)
+            if one.record is not None:
+                self._resources.adopt(one.record, holder)
             self._by_index[one.ifindex] = replace(one, ips=ips)
 
     def remove(self, ifindex: int) -> Held | None:
@@ -35,12 +40,14 @@ class HeldLinks:
         held = self._by_index.pop(ifindex, None)
         for ip in held.ips if held is not None else ():
             self._pool.release(ip)
+        if held is not None and held.record is not None:
+            self._resources.release(held.record)
         return held
 
     def claim(self, host_interface: Callable[[str], str]) -> list[Record]:
         """Return the records of links that lost their workload's id and bear
         the name that `host_interface` gives for their interface; they are held
-        no more, and their addresses stay in use.
+        no more, and what they have stays in use.
         """
         claimed: list[Record] = []
         for index, held in list(self._by_index.items()):

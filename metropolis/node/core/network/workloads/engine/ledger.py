@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who has what: attachments, addresses, indexes, claims, protected workloads.
+"""Who has what: attachments, addresses, resources, indexes, protection.
 
 What is here is a copy of what the kernel knows: `adopt` reads it back. Every
 public method takes the mutex itself and returns without kernel work, which it
@@ -33,9 +33,11 @@ from metropolis.node.core.network.workloads.engine.numbers import (
 )
 from metropolis.node.core.network.workloads.engine.pool import AddressPool
 from metropolis.node.core.network.workloads.engine.protected import ProtectedWorkloads
+from metropolis.node.core.network.workloads.engine.resources import Resources
 from metropolis.node.core.network.workloads.engine.watchers import Event, Kind, Watcher, Watchers
 from metropolis.node.core.network.workloads.errors import AlreadyExists
 from metropolis.node.core.network.workloads.model import AttachIntent, IPAddress, IPNetwork
+from metropolis.node.core.network.workloads.parts import Part
 from metropolis.node.core.network.workloads.validate import show
 
 type _Prefixes = tuple[Sequence[IPNetwork], Collection[IPAddress], Collection[IPNetwork]]
@@ -79,7 +81,8 @@ class Ledger:
     Longer than other classes, since all that needs the mutex is here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parts: Sequence[Part] = ()) -> None:
+        """parts: that say which resources an attachment needs."""
         self.watchers = Watchers()
         self._indexes = index_numbers()
         # All below: guarded by the mutex.
@@ -88,7 +91,8 @@ class Ledger:
         self._pool = AddressPool()
         self._adopted = False
         self._prefixes: _Prefixes = ((), (), ())
-        self._held = HeldLinks(self._pool)
+        self._resources = Resources(parts)
+        self._held = HeldLinks(self._pool, self._resources)
         self._overruns = 0
         self._protected = ProtectedWorkloads()
 
@@ -101,6 +105,7 @@ class Ledger:
                 self._tables.add(Entry(record, State.ATTACHED, announced=True))
                 for ip in record.ips:
                     self._pool.adopt(ip, owner_text(record.workload_id))
+                self._resources.adopt(record, owner_text(record.workload_id))
             used = {ip for entry in self._tables for ip in entry.record.ips}
             self._held.adopt(held, used)
             self._pool.set_prefixes(*self._prefixes)
@@ -219,7 +224,13 @@ class Ledger:
                 ips=ips,
                 request=intent.digest(),
                 owner=intent.owner,
+                parts=intent.parts,
             )
+            try:
+                self._resources.take(record, owner_text(record.workload_id))
+            except BaseException:
+                self._release_addresses(record)
+                raise
             entry = Entry(record, State.ATTACHING)
             metric = further_metric(peer) if neighbours else 0
             self._tables.add(entry)
@@ -246,6 +257,8 @@ class Ledger:
                 peer_ifindex=before.peer_ifindex if peer_ifindex is None else peer_ifindex,
                 ips=ips,
             )
+            self._resources.release(before)
+            self._resources.take(record, owner_text(record.workload_id))
             self._tables.replace(entry, record)
             entry.gone = False
 
@@ -264,12 +277,12 @@ class Ledger:
             reserved.entry.gone = reserved.entry.gone or missing
 
     def settle(self, entry: Entry, state: State) -> bool:
-        """End a step in this state. If the link is gone the entry is dropped,
-        and False returned.
+        """End a step in this state. If the link is gone the entry is lost, see
+        `removed`, and False returned.
         """
         with self._mutex:
             if entry.gone:
-                self._drop(entry)
+                self._lose(entry)
                 return False
             entry.move_to(state)
             if state is State.ATTACHED:
@@ -289,7 +302,13 @@ class Ledger:
     def drop(self, entry: Entry) -> None:
         """Forget an entry and free what it has. Twice is once."""
         with self._mutex:
-            self._drop(entry)
+            if self._forget(entry):
+                self._free(entry.record)
+
+    def free(self, entry: Entry) -> None:
+        """Free what a lost entry still has; see `removed`."""
+        with self._mutex:
+            self._free(entry.record)
 
     # ---- Collections --------------------------------------------------------
 
@@ -345,6 +364,8 @@ class Ledger:
             records = self._held.claim(host_interface)
             for record in records:
                 entry = Entry(replace(record, workload_id=workload_id), State.ATTACHED)
+                self._resources.release(record)
+                self._resources.adopt(entry.record, owner_text(workload_id))
                 self._tables.add(entry)
                 self._announce(entry)
             return bool(records)
@@ -352,6 +373,10 @@ class Ledger:
     def removed(self, ifindex: int) -> tuple[Entry | None, Held | None]:
         """Note that a link is gone. Returns the attachment that ended with it,
         and the link that was left alone, as far as it was one.
+
+        The attachment is lost, and what it had is free; but where it has parts,
+        not before the caller has called `free`, since something outlives the
+        link that leads to its addresses, and has the keys of its resources.
         """
         with self._mutex:
             held = self._held.remove(ifindex)
@@ -360,7 +385,7 @@ class Ledger:
                 entry.gone = True  # the call that is busy with it goes on
                 return None, held
             if entry is not None:
-                self._drop(entry)
+                self._lose(entry)
             return entry, held
 
     def overrun(self) -> list[int]:
@@ -386,14 +411,25 @@ class Ledger:
         entry.announced = True
         self._publish(Kind.ATTACHED, entry)
 
-    def _drop(self, entry: Entry) -> None:
+    def _lose(self, entry: Entry) -> None:
+        if self._forget(entry) and not entry.record.parts:
+            self._free(entry.record)
+
+    def _forget(self, entry: Entry) -> bool:
         if not self._tables.drop(entry):
-            return
+            return False
         entry.gone = True
         if entry.announced:
             leaving = entry.state is State.LEAVING
             self._publish(Kind.DETACHED if leaving else Kind.LOST, entry)
-        for ip in entry.record.ips:
+        return True
+
+    def _free(self, record: Record) -> None:
+        self._release_addresses(record)
+        self._resources.release(record)
+
+    def _release_addresses(self, record: Record) -> None:
+        for ip in record.ips:
             self._pool.release(ip)
 
     def _publish(self, kind: Kind, entry: Entry) -> None:

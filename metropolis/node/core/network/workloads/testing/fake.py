@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.datapath import names, plan
+from metropolis.node.core.network.workloads.datapath.elements import Element, NftSet
 from metropolis.node.core.network.workloads.datapath.interface import (
     Held,
     HoldIdle,
@@ -25,6 +26,7 @@ from metropolis.node.core.network.workloads.datapath.interface import (
     Scan,
     UndoFailed,
 )
+from metropolis.node.core.network.workloads.datapath.parts import LinkPart, Parts
 from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -53,7 +55,8 @@ class FakeKernel:
     changed: what others made of links on the host, by index; `links` has what
     their records say. held: links that are left alone. without_ipv6: cookies
     of namespaces that have IPv6 switched off. default_routes: cookie and metric
-    of others' in namespaces.
+    of others' in namespaces. elements: of nftables, by set and key: the host
+    index of the attachment, and the element.
     """
 
     namespaces: dict[str, int] = field(default_factory=dict)
@@ -66,6 +69,7 @@ class FakeKernel:
     held: dict[int, Held] = field(default_factory=dict)
     without_ipv6: set[int] = field(default_factory=set)
     default_routes: set[tuple[int, int]] = field(default_factory=set)
+    elements: dict[tuple[NftSet, str], tuple[int, Element]] = field(default_factory=dict)
     half_made: list[str] = field(default_factory=list)
     cookies: Iterator[int] = field(default_factory=lambda: itertools.count(1000))
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -77,7 +81,8 @@ class FakeKernel:
 
 
 class FakeDatapath:
-    """Attachments in a FakeKernel.
+    """Attachments in a FakeKernel. parts: see Datapath; what they add to a
+    link, and find there, is not tried.
 
     on_create, on_remove: called within create (after the interface is made)
     and remove (before it is gone); raise from them to fail the call.
@@ -85,8 +90,9 @@ class FakeDatapath:
     repair_error: raised by repair.
     """
 
-    def __init__(self, kernel: FakeKernel | None = None) -> None:
+    def __init__(self, kernel: FakeKernel | None = None, *, parts: Sequence[LinkPart] = ()) -> None:
         self.kernel = kernel or FakeKernel()
+        self._parts = Parts(parts)
         self.on_create: Callable[[Record], None] = lambda _: None
         self.on_remove: Callable[[Sequence[Record]], None] = lambda _: None
         self.ipv6 = True
@@ -95,6 +101,11 @@ class FakeDatapath:
         self.repair_error: WorkloadError | None = None
         self._on_removed: Callable[[int], None] | None = None
         self._on_overrun: Callable[[], None] | None = None
+
+    @property
+    def parts(self) -> Sequence[LinkPart]:
+        """See Datapath."""
+        return self._parts.all
 
     def open(self, on_removed: Callable[[int], None], on_overrun: Callable[[], None]) -> None:
         """See Datapath."""
@@ -105,17 +116,28 @@ class FakeDatapath:
         if self.scan_error is not None:
             raise self.scan_error
         half_made, self.kernel.half_made = self.kernel.half_made, []
-        complete, duplicates = plan.resolve(self.kernel.links.values(), self._routes())
+        links = self.kernel.links.values()
+        complete, duplicates = plan.resolve(links, self._routes(), self._parts)
         for record in duplicates:
             self.take_link(record.host_ifindex)
         return Scan(
             complete,
-            repairs=self.repair(complete, lambda _: True, lambda _: contextlib.nullcontext(True)),
+            repairs=(
+                *self._remove_strays(),
+                *self.repair(complete, lambda _: True, lambda _: contextlib.nullcontext(True)),
+            ),
             half_made=tuple(half_made),
             duplicates=tuple(record.host_interface for record in duplicates),
             held=tuple(self.kernel.held.values()),
             foreign=tuple(held.name for held in self.kernel.held.values()),
         )
+
+    def _remove_strays(self) -> Iterator[Repair]:
+        present = self.present()
+        for key, (index, element) in list(self.kernel.elements.items()):
+            if index not in present:
+                del self.kernel.elements[key]
+                yield Repair(str(element), f"{element}: is of no attachment")
 
     def _routes(self) -> set[tuple[IPAddress, int]]:
         """A route is that of the first who asked for it."""
@@ -180,14 +202,31 @@ class FakeDatapath:
                 raise NoIPv6(f"attach {show(record.workload_id)}: IPv6 is switched off")
             if (record.netns_cookie, metric) in routes:
                 raise RouteTaken(f"attach {show(record.workload_id)}: EEXIST")
+            self._create_elements(record, self._parts.elements(record))
             self.on_create(record)
         except BaseException as error:
             if self.undo_fails:
                 raise UndoFailed(f"{error}; undo failed") from error
+            self.clean_up(record)
             self.take_link(record.host_ifindex)
             raise
         if record.host_ifindex not in kernel.links and not self.undo_fails:
             return  # its namespace died; the removal was told
+
+    def _create_elements(self, record: Record, elements: Sequence[Element]) -> None:
+        """All, or none."""
+        with self.kernel.lock:
+            made = {(one.set, one.key): (record.host_ifindex, one) for one in elements}
+            for key in made.keys() & self.kernel.elements.keys():
+                raise AlreadyExists(f"create {made[key][1]}: exists")
+            self.kernel.elements |= made
+
+    def _missing(self, record: Record) -> list[Element]:
+        return [
+            one
+            for one in self._parts.elements(record)
+            if self.kernel.elements.get((one.set, one.key)) != (record.host_ifindex, one)
+        ]
 
     def check(self, record: Record, netns: Netns | None) -> tuple[Finding, ...]:
         """See Datapath."""
@@ -203,6 +242,8 @@ class FakeDatapath:
                 findings.append(Finding(f"{what.upper()} of {name}", str(expected), str(found)))
         if record.host_ifindex in self.kernel.routes_lost and netns is not None:
             findings.append(Finding("route to 0.0.0.0/0 inside", "one", "nothing"))
+        for one in self._missing(record):
+            findings.append(Finding(str(one), one.data or "there", "nothing"))
         return tuple(findings)
 
     def repair(self, records: Sequence[Record], allow: Allow, hold: HoldIdle) -> tuple[Repair, ...]:
@@ -211,8 +252,10 @@ class FakeDatapath:
             raise self.repair_error
         done: list[Repair] = []
         for record in records:
-            link = self.kernel.changed.get(record.host_ifindex)
-            if link is None or self.kernel.links.get(record.host_ifindex) != record:
+            link = self.kernel.changed.get(record.host_ifindex, record)
+            if link == record and not self._missing(record):
+                continue
+            if self.kernel.links.get(record.host_ifindex) != record:
                 continue
             with hold(record) as held:
                 if held:
@@ -232,17 +275,31 @@ class FakeDatapath:
                 continue
             link = replace(link, **{field_name: getattr(record, field_name)})
             yield Repair(key, key)
-        if link == record:
-            del self.kernel.changed[record.host_ifindex]
-        else:
+        self.kernel.changed.pop(record.host_ifindex, None)
+        if link != record:
             self.kernel.changed[record.host_ifindex] = link
+        for element in self._missing(record):
+            if left := not allow(str(element)):
+                yield Repair(str(element), str(element), left=left)
+                continue
+            self._create_elements(record, [element])
+            yield Repair(str(element), str(element))
 
     def remove(self, records: Sequence[Record]) -> None:
         """See Datapath."""
         self.on_remove(records)
         for record in records:
+            self.clean_up(record)
             if self.kernel.links.get(record.host_ifindex) == record:
                 self.take_link(record.host_ifindex)
+
+    def clean_up(self, record: Record) -> None:
+        """See Datapath."""
+        with self.kernel.lock:
+            for one in self._parts.elements(record):
+                index, _ = self.kernel.elements.get((one.set, one.key), (0, one))
+                if index == record.host_ifindex:
+                    del self.kernel.elements[one.set, one.key]
 
     def close(self) -> None:
         """See Datapath."""

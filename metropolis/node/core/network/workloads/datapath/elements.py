@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nftables elements that attachments have.
+
+An element is a key of a set or a map whose table somebody else makes: this
+creates elements, finds those that are there, and takes them away, each by one
+transaction for all parts of an attachment. Where no attachment has elements,
+libnftables is not even loaded.
+
+Each element has a comment, which says whose it is:
+
+    mw2e.INDEX.DIGEST.KEY   INDEX: of the link on the host, hex. DIGEST: 8 hex
+                            digits of the key and the data, so that an element
+                            whose data was changed is not taken for ours. KEY:
+                            as in the command, so that it can be removed
+
+So one dump of a set, which understands neither keys nor data, tells which of
+the expected elements are missing and which belong to no attachment. Elements
+without such a comment are others': they are left alone.
+
+Created, never added: `create` makes the kernel refuse a key that exists,
+whatever its data, and with it the whole transaction. Removed by `destroy`,
+which does not mind what is gone; as it minds neither whose element has the key,
+only the holder of the resource (see the ledger) may remove it.
+
+Why not one element at a time: half of an attachment's would be there.
+"""
+
+import hashlib
+import itertools
+import re
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from metropolis.node.core.network.workloads.datapath.host import refusals
+from metropolis.node.core.network.workloads.errors import AlreadyExists, KernelRefused
+
+if TYPE_CHECKING:
+    from osbase.nftables import Nftables
+
+# A comment has at most 128 characters (NFTNL_UDATA_COMMENT_MAXLEN).
+_KEY_MAX = 128 - len("mw2e.ffffffff.01234567.")
+_WORDS = re.compile(r"[0-9A-Za-z.:/_ -]+")
+_COMMENT = re.compile(r"mw2e\.([0-9a-f]{1,8})\.[0-9a-f]{8}\.([0-9A-Za-z.:/_ -]+)")
+_EXISTS = "File exists"  # strerror(EEXIST), in the text of libnftables
+
+
+@dataclass(frozen=True, slots=True)
+class NftSet:
+    """A set or a map. family: `inet`. The names are constants of this tree."""
+
+    family: str
+    table: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.family} {self.table} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """An element. key, data: as nft(8) writes them, `tcp . 80`, `10.0.0.1 .
+    8080`; data "": of a set.
+    """
+
+    set: NftSet
+    key: str
+    data: str = ""
+
+    def __str__(self) -> str:
+        return f"element {self.key} of {self.set}"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a comment says. ifindex: of the link on the host."""
+
+    set: NftSet
+    comment: str
+    ifindex: int
+    key: str
+
+    def __str__(self) -> str:
+        return f"element {self.key} of {self.set}"
+
+
+# ---- Text, pure -------------------------------------------------------------
+
+
+def comment_of(ifindex: int, element: Element) -> str:
+    """Return the comment of an element of this link's attachment."""
+    digest = hashlib.blake2b(f"{element.key}\0{element.data}".encode(), digest_size=4)
+    return f"mw2e.{ifindex:x}.{digest.hexdigest()}.{element.key}"
+
+
+def parse_comment(in_set: NftSet, comment: str) -> Found | None:
+    """Return what the comment of an element says; None: it is not ours."""
+    found = _COMMENT.fullmatch(comment)
+    return None if found is None else Found(in_set, comment, int(found[1], 16), found[2])
+
+
+def create_text(ifindex: int, elements: Iterable[Element]) -> str:
+    """Return the commands that create elements of this link's attachment: one
+    a set, each in a line. ValueError: a key or data that cannot be written.
+    """
+    texts: dict[NftSet, list[str]] = {}
+    for one in elements:
+        for word in (one.key, one.data) if one.data else (one.key,):
+            if not _WORDS.fullmatch(word) or len(one.key) > _KEY_MAX:
+                raise ValueError(f"{one}: cannot be written: {word!a}")
+        data = f" : {one.data}" if one.data else ""
+        text = f'{one.key} comment "{comment_of(ifindex, one)}"{data}'
+        texts.setdefault(one.set, []).append(text)
+    return _commands("create", texts)
+
+
+def destroy_text(elements: Iterable[Element | Found]) -> str:
+    """Return the commands that take elements away."""
+    texts: dict[NftSet, list[str]] = {}
+    for one in elements:
+        texts.setdefault(one.set, []).append(one.key)
+    return _commands("destroy", texts)
+
+
+def _commands(verb: str, texts: dict[NftSet, list[str]]) -> str:
+    return "\n".join(f"{verb} element {one} {{ {', '.join(some)} }}" for one, some in texts.items())
+
+
+def refused_key(error: str) -> str:
+    """Return the key that libnftables points at, "" if it points at none.
+
+    error: its text, which repeats the command, and has a `^` below the element:
+
+        Error: Could not process rule: File exists
+        create element inet t s { 7 comment "x", 2 comment "y" }
+                                                 ^
+    """
+    lines = error.split("\n")
+    for command, pointer in itertools.pairwise(lines):
+        at = pointer.find("^")
+        if at >= 0 and not pointer.strip("^ ") and "{ " in command:
+            element = command[: at + 1].count(",")
+            texts = command.partition("{ ")[2].split(", ")
+            return texts[element].partition(" comment")[0]
+    return ""
+
+
+# ---- The kernel -------------------------------------------------------------
+
+
+class Elements:
+    """Elements in the network namespace of the threads that call this.
+
+    sets: all that elements may be in. Thread-safe; the methods but `close` do
+    nothing, at no cost, where there are no elements.
+    """
+
+    def __init__(self, sets: Iterable[NftSet]) -> None:
+        self._sets = tuple(dict.fromkeys(sets))
+        self._lock = threading.Lock()
+        self._context: Nftables | None = None
+
+    def close(self) -> None:
+        """Elements stay; may be used again."""
+        with self._lock:
+            context, self._context = self._context, None
+        if context is not None:
+            context.close()
+
+    def create(self, ifindex: int, elements: Sequence[Element]) -> None:
+        """Create the elements of a link's attachment: all, or none.
+
+        Raises AlreadyExists, which names the set and the key, or KernelRefused.
+        """
+        if not elements:
+            return
+        if (error := self._apply(create_text(ifindex, elements))) is None:
+            return
+        if _EXISTS not in error:
+            raise KernelRefused(f"create {_words(elements)}: {_one_line(error)}")
+        key = refused_key(error)
+        taken = [one for one in elements if one.key == key] or elements
+        raise AlreadyExists(
+            f"create {_words(taken)}: exists, and no attachment that this service knows has it; "
+            "remove it"
+        )
+
+    def destroy(self, elements: Sequence[Element | Found]) -> None:
+        """Take elements away, those that are there; also where there is no such
+        set or table any more. Raises KernelRefused.
+        """
+        if not elements:
+            return
+        if self._apply(destroy_text(elements)) is None:
+            return
+        with refusals(f"remove {_words(elements)}"):
+            there = {one for one in self._sets if self._comments(one) is not None}
+        left = [one for one in elements if one.set in there]
+        if left and (error := self._apply(destroy_text(left))) is not None:
+            raise KernelRefused(f"remove {_words(left)}: {_one_line(error)}")
+
+    def there(self) -> list[Found]:
+        """Return the elements of attachments, by a dump of each set; none of
+        sets that are not there. Raises NetlinkError: DumpInterrupted if others
+        change them all the time.
+        """
+        return [
+            found
+            for one in self._sets
+            for comment in self._comments(one) or ()
+            if (found := parse_comment(one, comment)) is not None
+        ]
+
+    def _comments(self, one: NftSet) -> list[str] | None:
+        from osbase.nftables import digest
+
+        with digest.open_socket() as sock:
+            return digest.element_comments(sock, one.family, one.table, one.name)
+
+    def _apply(self, text: str) -> str | None:
+        """Carry out a transaction. Returns why it was refused; None: done.
+
+        The library is loaded by the first that needs it.
+        """
+        from osbase.nftables import Nftables, NftablesError
+
+        try:
+            with self._lock:
+                if self._context is None:
+                    self._context = Nftables()
+                context = self._context
+            context.apply(text)
+        except NftablesError as error:
+            return str(error)
+        return None
+
+
+def _words(elements: Sequence[Element | Found]) -> str:
+    """Name the first, and say how many more there are."""
+    more = f" and {len(elements) - 1} more" if len(elements) > 1 else ""
+    return f"{elements[0]}{more}"
+
+
+def _one_line(error: str) -> str:
+    return error.partition("\n")[0].removeprefix("Error: ")

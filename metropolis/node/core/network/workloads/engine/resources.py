@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which attachment has which resource of the node, such as a host port.
+
+Not thread-safe: the ledger's.
+"""
+
+from collections.abc import Hashable, Sequence
+from itertools import chain
+
+from metropolis.node.core.network.workloads.datapath.interface import Record
+from metropolis.node.core.network.workloads.errors import AlreadyExists
+from metropolis.node.core.network.workloads.parts import Part, Resource
+
+
+class Resources:
+    """See the module. parts: that say what an attachment needs."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = {part.letter: part for part in parts}
+        # The host index and the name of each resource's holder.
+        self._holders: dict[Hashable, tuple[int, str]] = {}
+
+    def take(self, record: Record, holder: str) -> None:
+        """Take all that the attachment needs, or nothing. holder: its name, for
+        others. Raises AlreadyExists, which names who has the resource.
+        """
+        needed = self._of(record)
+        for resource in needed:
+            if resource.key in self._holders:
+                _, other = self._holders[resource.key]
+                raise AlreadyExists(f"{resource.text}: is taken by {other}")
+        for resource in needed:
+            self._holders[resource.key] = (record.host_ifindex, holder)
+
+    def adopt(self, record: Record, holder: str) -> None:
+        """Take what nobody has of it, at a start."""
+        for resource in self._of(record):
+            self._holders.setdefault(resource.key, (record.host_ifindex, holder))
+
+    def release(self, record: Record) -> None:
+        """Give back what the attachment has."""
+        for resource in self._of(record):
+            index, _ = self._holders.get(resource.key, (0, ""))
+            if index == record.host_ifindex:
+                del self._holders[resource.key]
+
+    def _of(self, record: Record) -> list[Resource]:
+        return list(
+            chain.from_iterable(
+                self._parts[letter].resources(text, record.ips) for letter, text in record.parts
+            )
+        )
