@@ -141,7 +141,7 @@ def refused_key(error: str) -> str:
         at = pointer.find("^")
         if at >= 0 and not pointer.strip("^ ") and "{ " in command:
             element = command[: at + 1].count(",")
-            texts = command.partition("{ ")[2].split(", ")
+            texts = command.partition("{ ")[2].removesuffix(" }").split(", ")
             return texts[element].partition(" comment")[0]
     return ""
 

@@ -207,7 +207,7 @@ class FakeDatapath:
         except BaseException as error:
             if self.undo_fails:
                 raise UndoFailed(f"{error}; undo failed") from error
-            self.clean_up(record)
+            self._take_elements(record)
             self.take_link(record.host_ifindex)
             raise
         if record.host_ifindex not in kernel.links and not self.undo_fails:
@@ -289,12 +289,15 @@ class FakeDatapath:
         """See Datapath."""
         self.on_remove(records)
         for record in records:
-            self.clean_up(record)
+            self._take_elements(record)
             if self.kernel.links.get(record.host_ifindex) == record:
                 self.take_link(record.host_ifindex)
 
     def clean_up(self, record: Record) -> None:
         """See Datapath."""
+        self._take_elements(record)
+
+    def _take_elements(self, record: Record) -> None:
         with self.kernel.lock:
             for one in self._parts.elements(record):
                 index, _ = self.kernel.elements.get((one.set, one.key), (0, one))

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel's datapath as the contract's tests use it."""
 
+import json
 import os
 import queue
+import subprocess
+from collections.abc import Sequence
 
 from pyroute2 import IPRoute
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads.datapath import names
 from metropolis.node.core.network.workloads.datapath.interface import Datapath, Record
+from metropolis.node.core.network.workloads.datapath.parts import LinkPart
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.testing.lab import Pod
 from osbase.netlink import rtnl
@@ -17,12 +21,13 @@ from osbase.netlink.transport import NetlinkSocket
 
 
 class KernelBench:
-    """See contract.Bench."""
+    """See contract.Bench, and parts_contract.PartsBench."""
 
     not_netns = "/proc/self/ns/mnt"
     home = f"/proc/{os.getpid()}/ns/net"
 
-    def __init__(self) -> None:
+    def __init__(self, parts: Sequence[LinkPart] = ()) -> None:
+        self.parts = parts
         self.removed: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.pods: dict[str, Pod] = {}
         self.opened: list[KernelDatapath] = []
@@ -37,7 +42,7 @@ class KernelBench:
         self.pods.pop(path).close()
 
     def again(self) -> Datapath:
-        datapath = KernelDatapath()
+        datapath = KernelDatapath(self.parts)
         datapath.open(self.removed.put, lambda: None)
         datapath.watch()
         self.opened.append(datapath)
@@ -79,6 +84,23 @@ class KernelBench:
                     rtnl.set_link_up(index, name),
                 ]
             )
+
+    def keys(self) -> set[str]:
+        listed = subprocess.run(
+            ["nft", "--json", "list", "map", "inet", "toy", "colours"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        (found,) = (one["map"] for one in json.loads(listed.stdout)["nftables"] if "map" in one)
+        keys = (key for key, _ in found.get("elem", ()))
+        return {str(key["elem"]["val"] if isinstance(key, dict) else key) for key in keys}
+
+    def take_key(self, key: str) -> None:
+        subprocess.run(["nft", f"delete element inet toy colours {{ {key} }}"], check=True)
+
+    def add_key(self, key: str) -> None:
+        subprocess.run(["nft", f"add element inet toy colours {{ {key} : 10.9.9.9 }}"], check=True)
 
     def close(self) -> None:
         self.opened[0].remove(self.opened[0].scan().complete)

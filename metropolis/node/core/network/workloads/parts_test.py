@@ -1,0 +1,560 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A part of an attachment, from a request to a restart, in all that iterates.
+
+The part is testing.toy_part, which nothing but tests knows. `host` is the
+kernel, and the fake.
+"""
+
+import itertools
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from ipaddress import ip_network
+from typing import Any, Protocol
+
+import pytest
+
+from metropolis.node.core.network.workloads.datapath.interface import Datapath
+from metropolis.node.core.network.workloads.datapath.parts import LinkPart, Parts
+from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
+from metropolis.node.core.network.workloads.engine.engine import Engine
+from metropolis.node.core.network.workloads.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    KernelRefused,
+    NotAttached,
+    NotFound,
+    WorkloadError,
+)
+from metropolis.node.core.network.workloads.model import AttachIntent, Attachment, PartText
+from metropolis.node.core.network.workloads.parts import TEXT_MAX
+from metropolis.node.core.network.workloads.testing.fake import HOME, FakeDatapath, FakeKernel
+from metropolis.node.core.network.workloads.testing.lab import Pod, objects
+from metropolis.node.core.network.workloads.testing.toy_part import COLOUR, COLOURS, TABLE
+from osbase.netlink.transport import NetlinkSocket
+from osbase.nftables import Nftables, digest
+
+WAIT_S = 10.0
+PREFIXES = [ip_network("10.0.0.0/28"), ip_network("fd00::/124")]
+RED: tuple[PartText, ...] = (("c", "red"),)
+BLUE_RED: tuple[PartText, ...] = (("c", "blue,red"),)
+
+
+class Host(Protocol):
+    """What the tests need: a kernel and an engine over it."""
+
+    engine: Engine
+
+    def restart(self, parts: Sequence[LinkPart] = (COLOUR,)) -> None:
+        """Another engine over what the last one left."""
+
+    def add_netns(self) -> str:
+        """Return the path of a new namespace."""
+
+    def kill_netns(self, path: str) -> None:
+        """End it."""
+
+    def keys(self) -> set[str]:
+        """The keys in the part's map."""
+
+    def take_key(self, key: str) -> None:
+        """Remove one behind everybody's back."""
+
+
+class FakeHost:
+    """See Host."""
+
+    def __init__(self) -> None:
+        self.kernel = FakeKernel(namespaces={"/home": HOME})
+        self._count = itertools.count()
+        self.restart()
+
+    def restart(self, parts: Sequence[LinkPart] = (COLOUR,)) -> None:
+        self.datapath = FakeDatapath(self.kernel, parts=parts)
+        self.engine = started(self.datapath)
+
+    def add_netns(self) -> str:
+        path = f"/{next(self._count)}"
+        self.kernel.add_netns(path)
+        return path
+
+    def kill_netns(self, path: str) -> None:
+        self.datapath.kill_netns(path)
+
+    def keys(self) -> set[str]:
+        return {key for _, key in self.kernel.elements}
+
+    def take_key(self, key: str) -> None:
+        del self.kernel.elements[COLOURS, key]
+
+
+class KernelHost:
+    """See Host."""
+
+    def __init__(self) -> None:
+        nft(TABLE)
+        self.pods: dict[str, Pod] = {}
+        self.engine = started(KernelDatapath((COLOUR,)))
+
+    def restart(self, parts: Sequence[LinkPart] = (COLOUR,)) -> None:
+        self.engine.close()
+        self.engine = started(KernelDatapath(parts))
+
+    def add_netns(self) -> str:
+        pod = Pod()
+        self.pods[pod.path] = pod
+        return pod.path
+
+    def kill_netns(self, path: str) -> None:
+        self.pods.pop(path).close()
+
+    def keys(self) -> set[str]:
+        with digest.open_socket() as sock:
+            found = digest.element_comments(sock, "inet", "toy", "colours")
+        return {comment.rpartition(".")[2] for comment in found or ()}
+
+    def take_key(self, key: str) -> None:
+        nft(f"delete element inet toy colours {{ {key} }}")
+
+    def close(self) -> None:
+        self.restart()
+        self.engine.collect(lambda _, __: False)
+        self.engine.close()
+        for pod in self.pods.values():
+            pod.close()
+        nft("flush ruleset")
+
+
+def started(datapath: Datapath) -> Engine:
+    engine = Engine(datapath)
+    engine.start()
+    engine.set_prefixes(PREFIXES)
+    return engine
+
+
+def nft(command: str) -> None:
+    subprocess.run(["nft", command], check=True)
+
+
+@pytest.fixture
+def kernel() -> Iterator[KernelHost]:
+    before = objects()
+    made = KernelHost()
+    with_first_hop = objects()
+    yield made
+    made.close()
+    assert objects() in (before, with_first_hop)
+
+
+@pytest.fixture(params=["fake", "kernel"])
+def host(request: pytest.FixtureRequest) -> Host:
+    if request.param == "fake":
+        return FakeHost()
+    made: Host = request.getfixturevalue("kernel")
+    return made
+
+
+def attach(
+    host: Host, path: str, parts: tuple[PartText, ...] = RED, workload_id: str = "w1"
+) -> Attachment:
+    return host.engine.attach(AttachIntent(workload_id, path, "eth0", parts=parts))
+
+
+def awaited(look: Callable[[], bool]) -> bool:
+    """Whether it is so, at last: events come by themselves."""
+    deadline = time.monotonic() + WAIT_S
+    while not (so := look()) and time.monotonic() < deadline:
+        pass
+    return so
+
+
+def always(_: str) -> bool:
+    return True
+
+
+# ---- The same for both ------------------------------------------------------
+
+
+def test_the_same_request_again_is_the_same_attachment(host: Host) -> None:
+    path = host.add_netns()
+    made = attach(host, path, BLUE_RED)
+    assert host.keys() == {"1", "3"}
+    assert attach(host, path, BLUE_RED) == made
+    others: list[tuple[PartText, ...]] = [RED, (("c", "blue,green"),), ()]
+    for other in others:
+        with pytest.raises(AlreadyExists, match=r"'c blue,red', made by a request .* other parts"):
+            attach(host, path, other)
+    assert host.keys() == {"1", "3"}
+
+
+def test_a_resource_has_one_holder(host: Host) -> None:
+    attach(host, host.add_netns(), BLUE_RED)
+    in_use = host.engine.in_use(PREFIXES[0])
+    for text in ("red", "blue", "green,red"):
+        with pytest.raises(AlreadyExists, match=r"colour .*: is taken by workload 'w1'"):
+            attach(host, host.add_netns(), (("c", text),), "w2")
+    assert host.engine.in_use(PREFIXES[0]) == in_use
+    attach(host, host.add_netns(), (("c", "green"),), "w2")
+    assert host.keys() == {"1", "2", "3"}
+    host.engine.detach("w1")
+    assert host.keys() == {"2"}
+    attach(host, host.add_netns(), RED, "w3")
+    assert host.keys() == {"2", "3"}
+
+
+def test_a_restart_reads_it_back(host: Host) -> None:
+    path = host.add_netns()
+    made = attach(host, path, BLUE_RED)
+    host.restart()
+    assert host.keys() == {"1", "3"}
+    assert attach(host, path, BLUE_RED) == made
+    with pytest.raises(AlreadyExists, match="colour red: is taken by workload 'w1'"):
+        attach(host, host.add_netns(), RED, "w2")
+    host.engine.detach("w1")
+    attach(host, host.add_netns(), RED, "w2")
+    assert host.keys() == {"3"}
+
+
+def test_what_is_missing_is_found_and_put_back(host: Host) -> None:
+    attach(host, host.add_netns(), BLUE_RED)
+    host.take_key("3")
+    (checked,) = host.engine.check("w1")
+    (found,) = checked.findings
+    assert (found.what, found.found) == ("element 3 of inet toy colours", "nothing")
+    (repair,) = host.engine.repair(always)
+    assert (repair.key, repair.error) == (found.what, "")
+    assert host.keys() == {"1", "3"}
+    (checked,) = host.engine.check("w1")
+    assert checked.findings == ()
+    assert not host.engine.repair(always)
+
+
+def test_what_ends_with_its_namespace(host: Host) -> None:
+    """Its elements and colours are free as its addresses are."""
+    attach(host, path := host.add_netns(), BLUE_RED)
+    host.kill_netns(path)
+    assert awaited(lambda: host.engine.in_use(PREFIXES[0]) == 0)
+    assert host.keys() == set()
+    with pytest.raises(NotAttached):
+        host.engine.check("w1")
+    attach(host, host.add_netns(), RED, "w2")
+    assert host.keys() == {"3"}
+
+
+def test_a_removal_of_what_others_have_taken(host: Host) -> None:
+    attach(host, host.add_netns(), BLUE_RED)
+    for key in ("1", "3"):
+        host.take_key(key)
+    host.engine.detach("w1")
+    attach(host, host.add_netns(), RED, "w2")
+    assert host.keys() == {"3"}
+
+
+def test_a_collection(host: Host) -> None:
+    for number, colour in enumerate(("blue", "green", "red")):
+        attach(host, host.add_netns(), (("c", colour),), f"w{number}")
+    attach(host, host.add_netns(), (), "w3")
+    collected = host.engine.collect(lambda workload_id, _: workload_id == "w1")
+    assert len(collected.removed) == 3
+    assert host.keys() == {"2"}
+    attach(host, host.add_netns(), BLUE_RED, "w0")
+
+
+@pytest.mark.parametrize(
+    ("parts", "field"),
+    [
+        ((("x", "red"),), "parts"),
+        ((("i", "red"),), "parts"),
+        ((("c", "red"), ("c", "blue")), "parts"),
+        ((("c", ""),), "colours"),
+        ((("c", "red,blue"),), "colours"),
+        ((("c", "purple"),), "colours"),
+        ((("c", "r\xe9d"),), "colours"),
+        ((("c", "x" * (TEXT_MAX + 1)),), "colours"),
+    ],
+)
+def test_what_is_not_understood(parts: tuple[PartText, ...], field: str) -> None:
+    host = FakeHost()
+    with pytest.raises(InvalidArgument) as refused:
+        attach(host, host.add_netns(), parts)
+    assert refused.value.field == field
+    assert not host.kernel.links
+
+
+@pytest.mark.parametrize("letters", ["cc", "i", "o"])
+def test_letters_are_of_one_part_each(letters: str) -> None:
+    def part(letter: str) -> LinkPart:
+        made = LinkPart()
+        made.letter = letter
+        return made
+
+    with pytest.raises(ValueError, match="letters of parts"):
+        Parts([part(letter) for letter in letters])
+
+
+def test_parts_are_in_the_digest_and_others_are_as_they_were() -> None:
+    intent = AttachIntent("w", "/n", "eth0")
+    digests = {replace(intent, parts=parts).digest() for parts in ((), RED, BLUE_RED)}
+    assert len(digests) == 3
+    assert intent.digest().hex() == "e4a6a0577479b2b4"  # as of the first version
+
+
+# ---- What only a fake can be made to do -------------------------------------
+
+
+def test_the_namespace_dies_during_the_attach() -> None:
+    host = FakeHost()
+    path = host.add_netns()
+    host.datapath.on_create = lambda _: host.kill_netns(path)
+    with pytest.raises(NotFound):
+        attach(host, path)
+    assert (host.keys(), host.engine.in_use(PREFIXES[0])) == (set(), 0)
+    host.datapath.on_create = lambda _: None
+    attach(host, host.add_netns(), RED, "w2")
+
+
+def test_an_undo_that_fails() -> None:
+    """A Detach removes the rest; the colour is not free before."""
+    host = FakeHost()
+
+    def refuse(_: object) -> None:
+        raise KernelRefused("no")
+
+    host.datapath.on_create, host.datapath.undo_fails = refuse, True
+    with pytest.raises(KernelRefused, match="undo failed"):
+        attach(host, host.add_netns())
+    host.datapath.on_create, host.datapath.undo_fails = lambda _: None, False
+    with pytest.raises(AlreadyExists, match="is taken by workload 'w1'"):
+        attach(host, host.add_netns(), RED, "w2")
+    host.engine.detach("w1")
+    assert host.keys() == set()
+    attach(host, host.add_netns(), RED, "w2")
+
+
+def test_elements_that_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is gone is gone all the same; a start removes them."""
+    host = FakeHost()
+    attach(host, path := host.add_netns())
+
+    def refuse(_: object) -> None:
+        raise KernelRefused("no")
+
+    monkeypatch.setattr(host.datapath, "clean_up", refuse)
+    host.kill_netns(path)
+    assert (host.keys(), host.engine.in_use(PREFIXES[0])) == ({"3"}, 0)
+    with pytest.raises(WorkloadError):
+        attach(host, host.add_netns(), RED, "w2")
+    host.restart()
+    assert host.keys() == set()
+    attach(host, host.add_netns(), RED, "w2")
+
+
+# ---- What only the kernel shows ---------------------------------------------
+
+
+def test_what_a_part_adds_to_the_link(kernel: KernelHost) -> None:
+    made = attach(kernel, kernel.add_netns(), BLUE_RED)
+    path = f"/proc/sys/net/ipv4/conf/{made.host_interface}/tag"
+
+    def tag() -> str:
+        with open(path) as file:
+            return file.read().strip()
+
+    assert tag() == "1"
+    with open(path, "w") as file:
+        file.write("7")
+    (checked,) = kernel.engine.check("w1")
+    (found,) = checked.findings
+    assert (found.what, found.expected, found.found) == (f"tag of {made.host_interface}", "1", "7")
+    (repair,) = kernel.engine.repair(always)
+    assert (repair.key, repair.error) == (found.what, "")
+    assert tag() == "1"
+    assert not kernel.engine.repair(always)
+
+
+def test_a_part_that_a_version_does_not_know(kernel: KernelHost) -> None:
+    """The link is left alone, with its elements, and its addresses."""
+    made = attach(kernel, path := kernel.add_netns(), BLUE_RED)
+    before = objects()
+    for parts in ((), (_Other(),), (_Younger(), _Other())):
+        kernel.restart(parts)
+        assert kernel.engine.list() == []
+        assert "made by a newer version" in kernel.engine.notes()["workloads"]
+        assert objects() == before
+        assert kernel.keys() == {"1", "3"}
+        with pytest.raises(AlreadyExists):
+            kernel.engine.attach(
+                AttachIntent("w2", kernel.add_netns(), "eth0", requested_ips=made.ips)
+            )
+    kernel.restart()
+    assert attach(kernel, path, BLUE_RED) == made
+
+
+class _Other(type(COLOUR)):  # type: ignore[misc]
+    """A part of another letter, with the same map."""
+
+    letter = "d"
+
+
+class _Younger(type(COLOUR)):  # type: ignore[misc]
+    """The part as it was before there was blue."""
+
+    def check(self, text: str) -> None:
+        if "blue" in text:
+            raise InvalidArgument("blue", field=self.name)
+
+
+def test_the_table_is_gone(kernel: KernelHost) -> None:
+    """An attach is refused; a removal, a look and a start do without."""
+    attach(kernel, kernel.add_netns(), RED)
+    attach(kernel, kernel.add_netns(), (("c", "blue"),), "w2")
+    nft("delete table inet toy")
+    with pytest.raises(KernelRefused, match="create element 2 of inet toy colours: No such file"):
+        attach(kernel, kernel.add_netns(), (("c", "green"),), "w3")
+    assert {repair.key for repair in kernel.engine.repair(always) if repair.error} == {
+        "element 3 of inet toy colours",
+        "element 1 of inet toy colours",
+    }
+    kernel.engine.detach("w1")
+    kernel.restart()
+    nft(TABLE)
+    kernel.engine.repair(always)
+    assert kernel.keys() == {"1"}
+
+
+def test_another_s_element_is_left_alone(kernel: KernelHost) -> None:
+    nft('add element inet toy colours { 2 comment "mw2e" : 10.0.0.9 }')
+    with pytest.raises(AlreadyExists, match="element 2 of inet toy colours: exists"):
+        attach(kernel, kernel.add_netns(), (("c", "blue,green"),))
+    kernel.restart()
+    assert kernel.keys() == {"mw2e"}
+
+
+def test_an_element_whose_data_others_changed(kernel: KernelHost) -> None:
+    """It is found, and not replaced: only what is missing is put back."""
+    attach(kernel, kernel.add_netns())
+    kernel.take_key("3")
+    nft("add element inet toy colours { 3 : 10.0.0.9 }")
+    (checked,) = kernel.engine.check("w1")
+    assert [found.what for found in checked.findings] == ["element 3 of inet toy colours"]
+    (repair,) = kernel.engine.repair(always)
+    assert "exists" in repair.error
+
+
+def test_without_parts_there_is_no_nftables(
+    kernel: KernelHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the library nor a dump, for an attach, a look, or a removal."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("nftables was used")
+
+    monkeypatch.setattr("osbase.nftables.Nftables.__init__", refuse)
+    monkeypatch.setattr("osbase.nftables.digest.open_socket", refuse)
+    attach(kernel, path := kernel.add_netns(), ())
+    assert kernel.engine.check("w1", netns_path=path)
+    assert not kernel.engine.repair(always)
+    kernel.engine.detach("w1")
+    kernel.restart(())
+    attach(kernel, kernel.add_netns(), ())
+    kernel.restart(())
+    kernel.engine.detach("w1")
+    monkeypatch.undo()
+
+
+# ---- SIGKILL ----------------------------------------------------------------
+
+_ACTS: Sequence[tuple[type, str]] = [
+    (NetlinkSocket, "batch"),
+    (NetlinkSocket, "batch_encoded"),
+    (Nftables, "apply"),
+]
+
+
+def killed_at(point: int, act: Callable[[Engine], object]) -> bool:
+    """Run `act` with a new engine in a process of its own, that is killed at a
+    point: before or after it sends something to the kernel, counted from 1.
+    Returns whether it got there.
+    """
+    if (pid := os.fork()) == 0:
+        try:
+            _die_at(point)
+            act(started(KernelDatapath((COLOUR,))))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
+
+
+def _die_at(point: int) -> None:
+    count = itertools.count(1)
+
+    def pass_point() -> None:
+        if next(count) == point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def wrap(real: Callable[..., None]) -> Callable[..., None]:
+        def wrapped(*arguments: Any) -> None:
+            pass_point()
+            real(*arguments)
+            pass_point()
+
+        return wrapped
+
+    for kind, name in _ACTS:
+        setattr(kind, name, wrap(getattr(kind, name)))
+
+
+@pytest.mark.parametrize("attaching", [True, False])
+def test_killed_at_every_point(kernel: KernelHost, attaching: bool) -> None:
+    """Of an attach, or a removal: the next start finds it whole, or nothing."""
+    path = kernel.add_netns()
+    intent = AttachIntent("w1", path, "eth0", parts=BLUE_RED)
+    left: set[tuple[bool, bool]] = set()
+
+    def act(engine: Engine) -> None:
+        if attaching:
+            engine.attach(intent)
+        else:
+            engine.detach("w1")
+
+    def prepare() -> None:
+        if attaching:
+            kernel.engine.detach("w1")
+        else:
+            kernel.engine.attach(intent)
+        kernel.engine.close()
+
+    prepare()
+    nothing = objects()
+    for point in itertools.count(1):
+        killed = killed_at(point, act)
+        linked, keys = objects() != nothing, kernel.keys()
+        assert keys in (set(), {"1", "3"})
+        left.add((linked, bool(keys)))
+        # One that recovers is killed, too.
+        for again in itertools.count(1):
+            if not killed_at(again, lambda _: None):
+                break
+            if point % 5:  # all of them at some, one at others
+                break
+        kernel.restart()
+        found = kernel.engine.list()
+        assert kernel.keys() == ({"1", "3"} if found else set())
+        for checked in kernel.engine.check("w1") if found else ():
+            assert checked.findings == ()
+        act(kernel.engine)
+        assert kernel.keys() == ({"1", "3"} if attaching else set())
+        prepare()
+        if not killed:
+            break
+    assert point > (8 if attaching else 6)
+    # Elements without a commit, of an attach; a commit without elements, of a
+    # removal; and before and after.
+    assert len(left) >= 3
+    kernel.engine = started(KernelDatapath((COLOUR,)))
