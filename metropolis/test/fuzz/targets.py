@@ -57,6 +57,8 @@ def netlink_messages(data: bytes) -> None:
         if record is not None and record.workload_id:
             again = dataclasses.replace(link, altnames=names.altnames_of(record))
             assert plan.record_of(again) == record
+            if record.parts:
+                continue  # of which this version has none
             seen = repairs.Seen({record.host_ifindex: link}, {}, {}, forwards=True, ipv6=True)
             with contextlib.suppress(ProtocolError):
                 repairs.mends(record, seen, replace=True)

@@ -5,22 +5,14 @@ The part is testing.toy_part, which nothing but tests knows. `host` is the
 kernel, and the fake.
 """
 
-import itertools
-import os
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from ipaddress import ip_network
-from typing import Any, Protocol
 
 import pytest
 
-from metropolis.node.core.network.workloads.datapath.interface import Datapath
 from metropolis.node.core.network.workloads.datapath.parts import LinkPart, Parts
-from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
-from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -29,124 +21,29 @@ from metropolis.node.core.network.workloads.errors import (
     NotFound,
     WorkloadError,
 )
-from metropolis.node.core.network.workloads.model import AttachIntent, Attachment, PartText
+from metropolis.node.core.network.workloads.model import AttachIntent, PartText
 from metropolis.node.core.network.workloads.parts import TEXT_MAX
-from metropolis.node.core.network.workloads.testing.fake import HOME, FakeDatapath, FakeKernel
-from metropolis.node.core.network.workloads.testing.lab import Pod, objects
-from metropolis.node.core.network.workloads.testing.toy_part import COLOUR, COLOURS, TABLE
-from osbase.netlink.transport import NetlinkSocket
-from osbase.nftables import Nftables, digest
+from metropolis.node.core.network.workloads.testing.lab import objects
+from metropolis.node.core.network.workloads.testing.parts_host import (
+    BLUE_RED,
+    PREFIXES,
+    RED,
+    FakeHost,
+    Host,
+    KernelHost,
+    attach,
+    kernel_host,
+    nft,
+)
+from metropolis.node.core.network.workloads.testing.toy_part import TABLE, Colour
 
 WAIT_S = 10.0
-PREFIXES = [ip_network("10.0.0.0/28"), ip_network("fd00::/124")]
-RED: tuple[PartText, ...] = (("c", "red"),)
-BLUE_RED: tuple[PartText, ...] = (("c", "blue,red"),)
-
-
-class Host(Protocol):
-    """What the tests need: a kernel and an engine over it."""
-
-    engine: Engine
-
-    def restart(self, parts: Sequence[LinkPart] = (COLOUR,)) -> None:
-        """Another engine over what the last one left."""
-
-    def add_netns(self) -> str:
-        """Return the path of a new namespace."""
-
-    def kill_netns(self, path: str) -> None:
-        """End it."""
-
-    def keys(self) -> set[str]:
-        """The keys in the part's map."""
-
-    def take_key(self, key: str) -> None:
-        """Remove one behind everybody's back."""
-
-
-class FakeHost:
-    """See Host."""
-
-    def __init__(self) -> None:
-        self.kernel = FakeKernel(namespaces={"/home": HOME})
-        self._count = itertools.count()
-        self.restart()
-
-    def restart(self, parts: Sequence[LinkPart] = (COLOUR,)) -> None:
-        self.datapath = FakeDatapath(self.kernel, parts=parts)
-        self.engine = started(self.datapath)
-
-    def add_netns(self) -> str:
-        path = f"/{next(self._count)}"
-        self.kernel.add_netns(path)
-        return path
-
-    def kill_netns(self, path: str) -> None:
-        self.datapath.kill_netns(path)
-
-    def keys(self) -> set[str]:
-        return {key for _, key in self.kernel.elements}
-
-    def take_key(self, key: str) -> None:
-        del self.kernel.elements[COLOURS, key]
-
-
-class KernelHost:
-    """See Host."""
-
-    def __init__(self) -> None:
-        nft(TABLE)
-        self.pods: dict[str, Pod] = {}
-        self.engine = started(KernelDatapath((COLOUR,)))
-
-    def restart(self, parts: Sequence[LinkPart] = (COLOUR,)) -> None:
-        self.engine.close()
-        self.engine = started(KernelDatapath(parts))
-
-    def add_netns(self) -> str:
-        pod = Pod()
-        self.pods[pod.path] = pod
-        return pod.path
-
-    def kill_netns(self, path: str) -> None:
-        self.pods.pop(path).close()
-
-    def keys(self) -> set[str]:
-        with digest.open_socket() as sock:
-            found = digest.element_comments(sock, "inet", "toy", "colours")
-        return {comment.rpartition(".")[2] for comment in found or ()}
-
-    def take_key(self, key: str) -> None:
-        nft(f"delete element inet toy colours {{ {key} }}")
-
-    def close(self) -> None:
-        self.restart()
-        self.engine.collect(lambda _, __: False)
-        self.engine.close()
-        for pod in self.pods.values():
-            pod.close()
-        nft("flush ruleset")
-
-
-def started(datapath: Datapath) -> Engine:
-    engine = Engine(datapath)
-    engine.start()
-    engine.set_prefixes(PREFIXES)
-    return engine
-
-
-def nft(command: str) -> None:
-    subprocess.run(["nft", command], check=True)
 
 
 @pytest.fixture
 def kernel() -> Iterator[KernelHost]:
-    before = objects()
-    made = KernelHost()
-    with_first_hop = objects()
-    yield made
-    made.close()
-    assert objects() in (before, with_first_hop)
+    with kernel_host() as made:
+        yield made
 
 
 @pytest.fixture(params=["fake", "kernel"])
@@ -155,12 +52,6 @@ def host(request: pytest.FixtureRequest) -> Host:
         return FakeHost()
     made: Host = request.getfixturevalue("kernel")
     return made
-
-
-def attach(
-    host: Host, path: str, parts: tuple[PartText, ...] = RED, workload_id: str = "w1"
-) -> Attachment:
-    return host.engine.attach(AttachIntent(workload_id, path, "eth0", parts=parts))
 
 
 def awaited(look: Callable[[], bool]) -> bool:
@@ -375,6 +266,14 @@ def test_what_a_part_adds_to_the_link(kernel: KernelHost) -> None:
     assert not kernel.engine.repair(always)
 
 
+def test_a_first_hop_that_others_took_off_lo(kernel: KernelHost) -> None:
+    """The route that was refused for it is found among what a part adds."""
+    subprocess.run(["ip", "address", "del", "169.254.77.1/32", "dev", "lo"], check=True)
+    attach(kernel, path := kernel.add_netns(), BLUE_RED)
+    (checked,) = kernel.engine.check("w1", netns_path=path)
+    assert checked.findings == ()
+
+
 def test_a_part_that_a_version_does_not_know(kernel: KernelHost) -> None:
     """The link is left alone, with its elements, and its addresses."""
     made = attach(kernel, path := kernel.add_netns(), BLUE_RED)
@@ -393,13 +292,13 @@ def test_a_part_that_a_version_does_not_know(kernel: KernelHost) -> None:
     assert attach(kernel, path, BLUE_RED) == made
 
 
-class _Other(type(COLOUR)):  # type: ignore[misc]
+class _Other(Colour):
     """A part of another letter, with the same map."""
 
     letter = "d"
 
 
-class _Younger(type(COLOUR)):  # type: ignore[misc]
+class _Younger(Colour):
     """The part as it was before there was blue."""
 
     def check(self, text: str) -> None:
@@ -463,98 +362,3 @@ def test_without_parts_there_is_no_nftables(
     kernel.restart(())
     kernel.engine.detach("w1")
     monkeypatch.undo()
-
-
-# ---- SIGKILL ----------------------------------------------------------------
-
-_ACTS: Sequence[tuple[type, str]] = [
-    (NetlinkSocket, "batch"),
-    (NetlinkSocket, "batch_encoded"),
-    (Nftables, "apply"),
-]
-
-
-def killed_at(point: int, act: Callable[[Engine], object]) -> bool:
-    """Run `act` with a new engine in a process of its own, that is killed at a
-    point: before or after it sends something to the kernel, counted from 1.
-    Returns whether it got there.
-    """
-    if (pid := os.fork()) == 0:
-        try:
-            _die_at(point)
-            act(started(KernelDatapath((COLOUR,))))
-            os._exit(0)
-        finally:
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status in (0, -signal.SIGKILL)
-    return status != 0
-
-
-def _die_at(point: int) -> None:
-    count = itertools.count(1)
-
-    def pass_point() -> None:
-        if next(count) == point:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def wrap(real: Callable[..., None]) -> Callable[..., None]:
-        def wrapped(*arguments: Any) -> None:
-            pass_point()
-            real(*arguments)
-            pass_point()
-
-        return wrapped
-
-    for kind, name in _ACTS:
-        setattr(kind, name, wrap(getattr(kind, name)))
-
-
-@pytest.mark.parametrize("attaching", [True, False])
-def test_killed_at_every_point(kernel: KernelHost, attaching: bool) -> None:
-    """Of an attach, or a removal: the next start finds it whole, or nothing."""
-    path = kernel.add_netns()
-    intent = AttachIntent("w1", path, "eth0", parts=BLUE_RED)
-    left: set[tuple[bool, bool]] = set()
-
-    def act(engine: Engine) -> None:
-        if attaching:
-            engine.attach(intent)
-        else:
-            engine.detach("w1")
-
-    def prepare() -> None:
-        if attaching:
-            kernel.engine.detach("w1")
-        else:
-            kernel.engine.attach(intent)
-        kernel.engine.close()
-
-    prepare()
-    nothing = objects()
-    for point in itertools.count(1):
-        killed = killed_at(point, act)
-        linked, keys = objects() != nothing, kernel.keys()
-        assert keys in (set(), {"1", "3"})
-        left.add((linked, bool(keys)))
-        # One that recovers is killed, too.
-        for again in itertools.count(1):
-            if not killed_at(again, lambda _: None):
-                break
-            if point % 5:  # all of them at some, one at others
-                break
-        kernel.restart()
-        found = kernel.engine.list()
-        assert kernel.keys() == ({"1", "3"} if found else set())
-        for checked in kernel.engine.check("w1") if found else ():
-            assert checked.findings == ()
-        act(kernel.engine)
-        assert kernel.keys() == ({"1", "3"} if attaching else set())
-        prepare()
-        if not killed:
-            break
-    assert point > (8 if attaching else 6)
-    # Elements without a commit, of an attach; a commit without elements, of a
-    # removal; and before and after.
-    assert len(left) >= 3
-    kernel.engine = started(KernelDatapath((COLOUR,)))

@@ -5,6 +5,7 @@
     world           an engine over the fake
     contract        the tests that both datapaths must pass
     parts_contract  those of attachments with parts
+    parts_host      an engine over either, with a part
     toy_part        the part that these have
     fake_bench      what the contracts need, of the fake
     kernel_bench    the same of the kernel
