@@ -17,6 +17,7 @@ from metropolis.node.core.network.reconcile.reconciler import Reconciler
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.reconcile.watch import Kind
 from metropolis.node.core.network.workloads.conditions import Conditions
+from metropolis.node.core.network.workloads.errors import KernelRefused
 from osbase.netlink.errors import DumpInterrupted
 from osbase.supervisor import Backoff, Context, Supervisor
 
@@ -260,7 +261,7 @@ async def test_looks_that_fail(bench: Bench) -> None:
     async with bench.running(thing, kinds=(), every_s=0.01):
         await until(lambda: thing.looks > 1)
         assert bench.conditions.problems() == {}
-        thing.fails = [OSError(12, "no memory")] * 4
+        thing.fails = [OSError(12, "no memory"), KernelRefused("list links: EIO")] * 2
         await until(lambda: bool(bench.conditions.problems()))
         assert "cannot be looked at" in bench.conditions.problems()["reconcile thing"]
         await until(lambda: not bench.conditions.problems())

@@ -36,6 +36,9 @@ class Ward(Protocol):
         """For logs and counters: "rules", "workloads"."""
 
     def look(self, allow: Allow) -> Sequence[Repair]:
-        """Compare and put back; return what was wrong. Blocks; never raises
-        for what the kernel refuses, which is a Repair with an error.
+        """Compare and put back; return what was wrong. Blocks.
+
+        A repair that the kernel refuses is a Repair with an error. Raises
+        NetlinkError, OSError or WorkloadError when the kernel does not say what
+        there is.
         """

@@ -22,5 +22,4 @@ reaches no kernel. Nothing here knows a veth, netlink, or an implementation of
 the datapath.
 
     locks       who waits for whom; one lock per workload and per namespace
-    ward        lets the reconciler look at the attachments
 """

@@ -7,9 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from metropolis.node.core.network.reconcile.ward import Ward
 from metropolis.node.core.network.workloads.engine.engine import Engine
-from metropolis.node.core.network.workloads.engine.ward import WorkloadsWard
 from metropolis.node.core.network.workloads.errors import (
     InvalidArgument,
     KernelRefused,
@@ -151,16 +149,17 @@ def test_the_mutex_is_free_during_a_look(world: World) -> None:
     assert len(world.engine.repair(allow)) == 1
 
 
-def test_a_look_that_fails_is_a_repair_with_an_error(world: World) -> None:
-    ward: Ward = WorkloadsWard(world.engine)
-    assert ward.name == "workloads"
+def test_damage_is_left_or_put_back_as_allowed(world: World) -> None:
     world.engine.attach(intent("a", "/a"))
-    assert not ward.look(always)
+    assert not world.engine.repair(always)
     damage(world)
-    (repair,) = ward.look(lambda _: False)
+    (repair,) = world.engine.repair(lambda _: False)
     assert repair.left
-    (repair,) = ward.look(always)
+    (repair,) = world.engine.repair(always)
     assert (repair.left, repair.error) == (False, "")
+
+
+def test_a_look_that_fails_raises(world: World) -> None:
     world.datapath.repair_error = KernelRefused("look at attachments: EIO")
-    (repair,) = ward.look(always)
-    assert (repair.key, repair.error) == ("workloads", "look at attachments: EIO")
+    with pytest.raises(KernelRefused, match="look at attachments: EIO"):
+        world.engine.repair(always)
