@@ -7,7 +7,6 @@
     link      links; veth, altnames: special kinds     pure
     address   addresses of links                       pure
     route     routes; fibrules, neighbours             pure
-    rtnl      link, address, route under one name      pure
     template  batches encoded once, filled often       pure
     errors    the one error family
     genl      families of generic netlink              pure

@@ -21,7 +21,7 @@ import pytest_asyncio
 from metropolis.test.launch.images import find_images
 from metropolis.test.launch.lab import ROUTER_IPV6, Lab
 from metropolis.test.launch.node import AGENT_CHANNEL
-from osbase.netlink import rtnl
+from osbase.ip import link_local
 from osbase.test.qemu.accel import find_accel
 from osbase.test.qemu.config import Drive, Machine, Tap
 from osbase.test.qemu.vm import Vm
@@ -47,7 +47,7 @@ class Ended:
 
 def _ipv6(mac: str) -> IPv6Address:
     """The address that a link with this MAC gives itself by advertisements."""
-    own = rtnl.link_local(bytes.fromhex(mac.replace(":", "")))
+    own = link_local(bytes.fromhex(mac.replace(":", "")))
     return IPv6Address(ROUTER_IPV6.network.network_address.packed[:8] + own.packed[8:])
 
 

@@ -14,7 +14,7 @@ from metropolis.node.core.curator.directory import Entry, Removal
 from metropolis.node.core.curator.etcd import Compacted, LeaseGone
 from metropolis.node.core.curator.transaction import Put, Transaction
 from metropolis.test.etcd import Etcd
-from osbase.netlink.rtnl import set_link_up
+from osbase.netlink.link import set_link_up
 from osbase.netlink.transport import NetlinkSocket
 
 KEY = keys.NODES + b"a"

@@ -26,9 +26,13 @@ from metropolis.node.core.network.workloads.validate import show
 from osbase.conntrack import sources
 from osbase.net.dhcp4 import lease, packet
 from osbase.net.dhcp4.machine import Machine
-from osbase.netlink import message, rtnl
+from osbase.netlink import message
+from osbase.netlink.address import parse_address
 from osbase.netlink.errors import NetlinkError, ProtocolError
+from osbase.netlink.ifla import RTM_GETLINK
+from osbase.netlink.link import Link, parse_link, parse_link_removed
 from osbase.netlink.message import Request
+from osbase.netlink.route import parse_route
 from osbase.netlink.transport import NetlinkSocket
 
 _MAC: Final = bytes.fromhex("020000000001")
@@ -36,7 +40,7 @@ _MAC: Final = bytes.fromhex("020000000001")
 
 def netlink_messages(data: bytes) -> None:
     """Datagrams of the kernel: messages, their attributes, our records."""
-    links: list[rtnl.Link] = []
+    links: list[Link] = []
     try:
         found = list(message.decode(data))
     except ProtocolError:
@@ -45,13 +49,13 @@ def netlink_messages(data: bytes) -> None:
         with contextlib.suppress(ProtocolError):
             message.error_of(one)
         with contextlib.suppress(ProtocolError):
-            rtnl.parse_route(one)
+            parse_route(one)
         with contextlib.suppress(ProtocolError):
-            rtnl.parse_address(one)
+            parse_address(one)
         with contextlib.suppress(ProtocolError):
-            rtnl.parse_link_removed(one)
+            parse_link_removed(one)
         with contextlib.suppress(ProtocolError):
-            links.append(rtnl.parse_link(one))
+            links.append(parse_link(one))
     for link in links:
         record = plan.record_of(link)
         if record is not None and record.workload_id:
@@ -110,7 +114,7 @@ def netlink_conversation(data: bytes) -> None:
         length = int.from_bytes(rest[:2])
         answers.append(rest[2 : 2 + length])
         rest = rest[2 + length :]
-    request = Request(rtnl.RTM_GETLINK, 0, bytes(16), "fuzz")
+    request = Request(RTM_GETLINK, 0, bytes(16), "fuzz")
     sock = NetlinkSocket(_Script(answers), timeout_s=0)
     calls: list[Callable[[], object]] = [
         lambda: sock.batch([request, request]),

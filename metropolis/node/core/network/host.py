@@ -9,7 +9,7 @@ from typing import Final
 from metropolis.node import allocs
 from metropolis.node.core.network import sysctls
 from osbase.net import addressing
-from osbase.netlink.rtnl import set_link_up
+from osbase.netlink.link import set_link_up
 from osbase.netlink.transport import NetlinkSocket
 
 _LOOPBACK: Final = 1

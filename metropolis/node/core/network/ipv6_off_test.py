@@ -26,7 +26,7 @@ from metropolis.node.core.network.testing.nodecore import NodeCore
 from metropolis.node.core.network.workloads.spec import workload_pb2
 from osbase.net import addressing, external
 from osbase.net.dhcp4.testserver import Server
-from osbase.netlink.rtnl import Route
+from osbase.netlink.route import Route
 from osbase.netlink.transport import NetlinkSocket
 from osbase.test.namespaces import LIMIT_S, at, inside, sh
 

@@ -5,10 +5,10 @@ import threading
 
 from metropolis.test.bench.common.errors import BenchError
 from metropolis.test.world.namespaces import Netns
-from osbase.netlink import rtnl
 from osbase.netlink.events import LinkEvents
-from osbase.netlink.rtnl import LinkRemoved
+from osbase.netlink.link import LinkRemoved
 from osbase.netlink.transport import NetlinkSocket
+from osbase.netlink.veth import VethEnd, new_veth
 
 _END_S = 300.0
 _SENTINEL = 1 << 22  # an index
@@ -33,9 +33,9 @@ def settle() -> None:
         netns = Netns()
         try:
             with open(netns.path, "rb") as file, NetlinkSocket() as sock:
-                near = rtnl.VethEnd("sentinel", _SENTINEL, None)
-                far = rtnl.VethEnd("sentinel", 2, None)
-                sock.batch([rtnl.new_veth(near, far, netns_fd=file.fileno(), mtu=1500, group=0)])
+                near = VethEnd("sentinel", _SENTINEL, None)
+                far = VethEnd("sentinel", 2, None)
+                sock.batch([new_veth(near, far, netns_fd=file.fileno(), mtu=1500, group=0)])
         finally:
             netns.close()
         if not gone.wait(_END_S):

@@ -21,8 +21,19 @@ from metropolis.test.bench.links import messages
 from metropolis.test.bench.links.messages import Pod
 from metropolis.test.bench.links.model import Ability, Kind, LinksError
 from metropolis.test.bench.links.pods import Namespace, Refused, send
-from osbase.netlink import attrs, rtnl
+from osbase.netlink import attrs
+from osbase.netlink.address import add_address, del_address
 from osbase.netlink.errors import BatchError
+from osbase.netlink.ifla import (
+    IFLA_ADDRESS,
+    IFLA_ALT_IFNAME,
+    IFLA_GROUP,
+    IFLA_IFNAME,
+    IFLA_MTU,
+    IFLA_NET_NS_FD,
+    IFLA_PROP_LIST,
+)
+from osbase.netlink.link import Link, del_link, get_link_by_name, parse_link
 from osbase.netlink.transport import NetlinkSocket
 
 _YES = "yes"
@@ -50,16 +61,16 @@ class Scene:
         near: Sequence[bytes] = (),
         far: Sequence[bytes] = (),
         *data: tuple[int, int],
-    ) -> Iterator[tuple[rtnl.Link, rtnl.Link]]:
+    ) -> Iterator[tuple[Link, Link]]:
         """A pair besides, the far end in the client; gone afterwards."""
         request = messages.pair(
             self.kind,
             _NEAR,
-            [attrs.text(rtnl.IFLA_IFNAME, b"near"), *near],
+            [attrs.text(IFLA_IFNAME, b"near"), *near],
             _FAR,
             [
-                attrs.text(rtnl.IFLA_IFNAME, b"far"),
-                attrs.u32(rtnl.IFLA_NET_NS_FD, self.client.fd),
+                attrs.text(IFLA_IFNAME, b"far"),
+                attrs.u32(IFLA_NET_NS_FD, self.client.fd),
                 *far,
             ],
             messages.mode(self.kind) + [attrs.u32(number, value) for number, value in data],
@@ -69,11 +80,11 @@ class Scene:
             yield _link(self.host, "near"), _link(self.client.route, "far")
         finally:
             with contextlib.suppress(Refused):
-                send(self.host, [rtnl.del_link(_NEAR, "near")])
+                send(self.host, [del_link(_NEAR, "near")])
 
 
-def _link(route: socket.socket, name: str) -> rtnl.Link:
-    return rtnl.parse_link(NetlinkSocket(route).get(rtnl.get_link_by_name(name)))
+def _link(route: socket.socket, name: str) -> Link:
+    return parse_link(NetlinkSocket(route).get(get_link_by_name(name)))
 
 
 def _both(got: tuple[object, object], want: object) -> str:
@@ -106,26 +117,26 @@ def _indexes(scene: Scene) -> str:
 
 
 def _group(scene: Scene) -> str:
-    group = attrs.u32(rtnl.IFLA_GROUP, 77)
+    group = attrs.u32(IFLA_GROUP, 77)
     with scene.pair([group], [group]) as (near, far):
         return _both((near.group, far.group), 77)
 
 
 def _mtu(scene: Scene) -> str:
-    mtu = attrs.u32(rtnl.IFLA_MTU, 9000)
+    mtu = attrs.u32(IFLA_MTU, 9000)
     with scene.pair([mtu], [mtu]) as (near, far):
         return _both((near.mtu, far.mtu), 9000)
 
 
 def _mac(scene: Scene) -> str:
     mac = bytes.fromhex("02aabbccddee")
-    given = attrs.attr(rtnl.IFLA_ADDRESS, mac)
+    given = attrs.attr(IFLA_ADDRESS, mac)
     with scene.pair([given], [given]) as (near, far):
         return _both((near.mac.hex(":"), far.mac.hex(":")), mac.hex(":"))
 
 
 def _altname(scene: Scene) -> str:
-    names = attrs.nested(rtnl.IFLA_PROP_LIST, attrs.text(rtnl.IFLA_ALT_IFNAME, b"other-name"))
+    names = attrs.nested(IFLA_PROP_LIST, attrs.text(IFLA_ALT_IFNAME, b"other-name"))
     with scene.pair([names]) as (near, _):
         return _YES if near.altnames else "accepted, without effect"
 
@@ -143,7 +154,7 @@ def _peer(scene: Scene) -> str:
 
 def _removal(scene: Scene) -> str:
     with scene.pair():
-        send(scene.client.route, [rtnl.del_link(_FAR, "far")])
+        send(scene.client.route, [del_link(_FAR, "far")])
         try:
             _link(scene.host, "near")
         except BatchError as error:
@@ -232,7 +243,7 @@ def _spoof(scene: Scene, version: int) -> None:
     target = str(scene.server_pod.ipv4 if version == 4 else scene.server_pod.ipv6), _PORT
     bits = address.max_prefixlen
     family = socket.AF_INET if version == 4 else socket.AF_INET6
-    send(scene.client.route, [rtnl.add_address(1, "lo", address, bits, no_dad=version == 6)])
+    send(scene.client.route, [add_address(1, "lo", address, bits, no_dad=version == 6)])
     cpus = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cpus)})
     try:
@@ -251,7 +262,7 @@ def _spoof(scene: Scene, version: int) -> None:
                     receiver.recv(64)
     finally:
         os.sched_setaffinity(0, cpus)
-        send(scene.client.route, [rtnl.del_address(1, "lo", address, bits)])
+        send(scene.client.route, [del_address(1, "lo", address, bits)])
 
 
 def _rule_counter(name: str) -> str:

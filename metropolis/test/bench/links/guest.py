@@ -24,7 +24,8 @@ from metropolis.test.bench.links.abilities import Scene
 from metropolis.test.bench.links.messages import Pod
 from metropolis.test.bench.links.model import Kind, LinksError, Measured, Plan, Samples
 from metropolis.test.bench.links.pods import Namespace, attach, send
-from osbase.netlink import netns, rtnl
+from osbase.netlink import netns
+from osbase.netlink.link import del_link, del_links_by_group
 from osbase.netlink.transport import open_raw
 
 _KINDS = tuple(Kind)
@@ -107,12 +108,12 @@ class Guest:
         for place in range(plan.singles):
             for kind in turns(place + results.round):
                 pod = pods[kind][place]
-                took = send(self._host, [rtnl.del_link(pod.host_index, pod.host_name)])
+                took = send(self._host, [del_link(pod.host_index, pod.host_name)])
                 results.add(kind, "delete one", "us", took)
         rest = plan.attaches - plan.singles
         for kind in turns(results.round):
             group = pods[kind][0].group
-            took = send(self._host, [rtnl.del_links_by_group(group)])
+            took = send(self._host, [del_links_by_group(group)])
             results.add(kind, f"delete {rest} by group", "us", took)
 
     def _traffic(self, plan: Plan, results: Results) -> None:

@@ -13,8 +13,24 @@ from ipaddress import IPv4Address, IPv6Address
 
 from metropolis.node import allocs
 from metropolis.test.bench.links.model import Kind
-from osbase.netlink import attrs, rtnl
+from osbase.ip import AF_INET, AF_INET6, AF_UNSPEC, family_of
+from osbase.netlink import attrs
+from osbase.netlink.address import add_address
+from osbase.netlink.altnames import add_link_altnames
+from osbase.netlink.ifla import (
+    IFLA_ADDRESS,
+    IFLA_GROUP,
+    IFLA_IFNAME,
+    IFLA_INFO_DATA,
+    IFLA_INFO_KIND,
+    IFLA_LINKINFO,
+    IFLA_MTU,
+    IFLA_NET_NS_FD,
+    RTM_NEWLINK,
+)
+from osbase.netlink.link import set_link_alias, set_link_up
 from osbase.netlink.message import NLM_F_CREATE, NLM_F_EXCL, Request
+from osbase.netlink.route import RT_SCOPE_LINK, add_route
 
 IFLA_NUM_TX_QUEUES = 31
 IFLA_NUM_RX_QUEUES = 32
@@ -65,7 +81,7 @@ class Pod:
 
 def mac(kind: Kind, address: bytes) -> list[bytes]:
     """A link's MAC; nothing where the kind has none."""
-    return [] if kind is Kind.NETKIT_L3 else [attrs.attr(rtnl.IFLA_ADDRESS, address)]
+    return [] if kind is Kind.NETKIT_L3 else [attrs.attr(IFLA_ADDRESS, address)]
 
 
 def queues(kind: Kind) -> list[bytes]:
@@ -90,40 +106,40 @@ def pair(
 ) -> Request:
     """Create a pair. near, far: attributes of the ends; data: the kind's."""
     name = "netkit" if kind.netkit else "veth"
-    peer = _IFINFO.pack(rtnl.AF_UNSPEC, 0, pod_index, 0, 0) + b"".join(far)
+    peer = _IFINFO.pack(AF_UNSPEC, 0, pod_index, 0, 0) + b"".join(far)
     info = attrs.nested(
-        rtnl.IFLA_LINKINFO,
-        attrs.text(rtnl.IFLA_INFO_KIND, name.encode()),
-        attrs.nested(rtnl.IFLA_INFO_DATA, attrs.attr(PEER_INFO, peer), *data),
+        IFLA_LINKINFO,
+        attrs.text(IFLA_INFO_KIND, name.encode()),
+        attrs.nested(IFLA_INFO_DATA, attrs.attr(PEER_INFO, peer), *data),
     )
-    body = _IFINFO.pack(rtnl.AF_UNSPEC, 0, host_index, 0, 0) + b"".join(near) + info
-    return Request(rtnl.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, "create {} pair", (kind,))
+    body = _IFINFO.pack(AF_UNSPEC, 0, host_index, 0, 0) + b"".join(near) + info
+    return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, "create {} pair", (kind,))
 
 
 def change(host_index: int, data: Sequence[bytes]) -> Request:
     """Change attributes of a netkit pair, by its host end."""
     info = attrs.nested(
-        rtnl.IFLA_LINKINFO,
-        attrs.text(rtnl.IFLA_INFO_KIND, b"netkit"),
-        attrs.nested(rtnl.IFLA_INFO_DATA, *data),
+        IFLA_LINKINFO,
+        attrs.text(IFLA_INFO_KIND, b"netkit"),
+        attrs.nested(IFLA_INFO_DATA, *data),
     )
-    body = _IFINFO.pack(rtnl.AF_UNSPEC, 0, host_index, 0, 0) + info
-    return Request(rtnl.RTM_NEWLINK, 0, body, "change netkit pair {}", (host_index,))
+    body = _IFINFO.pack(AF_UNSPEC, 0, host_index, 0, 0) + info
+    return Request(RTM_NEWLINK, 0, body, "change netkit pair {}", (host_index,))
 
 
 def create(kind: Kind, pod: Pod, netns_fd: int) -> list[Request]:
     """The first send: both ends, with all they need but what comes later."""
     near = [
-        attrs.text(rtnl.IFLA_IFNAME, pod.host_name.encode()),
-        attrs.u32(rtnl.IFLA_MTU, MTU),
-        attrs.u32(rtnl.IFLA_GROUP, pod.group),
+        attrs.text(IFLA_IFNAME, pod.host_name.encode()),
+        attrs.u32(IFLA_MTU, MTU),
+        attrs.u32(IFLA_GROUP, pod.group),
         *mac(kind, allocs.FIRST_HOP_MAC),
         *queues(kind),
     ]
     far = [
-        attrs.text(rtnl.IFLA_IFNAME, b"eth0"),
-        attrs.u32(rtnl.IFLA_NET_NS_FD, netns_fd),
-        attrs.u32(rtnl.IFLA_MTU, MTU),
+        attrs.text(IFLA_IFNAME, b"eth0"),
+        attrs.u32(IFLA_NET_NS_FD, netns_fd),
+        attrs.u32(IFLA_MTU, MTU),
         *mac(kind, pod.mac),
         *queues(kind),
     ]
@@ -133,13 +149,13 @@ def create(kind: Kind, pod: Pod, netns_fd: int) -> list[Request]:
 def inside(pod: Pod) -> list[Request]:
     """The second send, in the pod's namespace."""
     index = pod.pod_index
-    requests = [rtnl.set_link_up(_LOOPBACK, "lo"), rtnl.set_link_up(index, "eth0")]
+    requests = [set_link_up(_LOOPBACK, "lo"), set_link_up(index, "eth0")]
     for ip, hop in ((pod.ipv4, allocs.FIRST_HOP_IPV4), (pod.ipv6, allocs.FIRST_HOP_IPV6)):
-        family = rtnl.family_of(ip)
+        family = family_of(ip)
         requests += [
-            rtnl.add_address(index, "eth0", ip, ip.max_prefixlen, no_dad=ip.version == 6),
-            rtnl.add_route(hop, index, "eth0", family=family, protocol=_RTPROT_STATIC),
-            rtnl.add_route(
+            add_address(index, "eth0", ip, ip.max_prefixlen, no_dad=ip.version == 6),
+            add_route(hop, index, "eth0", family=family, protocol=_RTPROT_STATIC),
+            add_route(
                 None,
                 index,
                 "eth0",
@@ -159,19 +175,19 @@ def commit(pod: Pod) -> list[Request]:
     key, record = (f"{what}-{pod.number:040x}" for what in ("key", "record"))
     protocol = allocs.ROUTE_PROTOCOL_WORKLOAD
     return [
-        rtnl.set_link_alias(index, name, f"{pod.number:064x}", ipv6=True),
-        rtnl.add_link_altnames(index, name, key, record),
-        rtnl.set_link_up(index, name),
-        rtnl.add_route(
+        set_link_alias(index, name, f"{pod.number:064x}", ipv6=True),
+        add_link_altnames(index, name, key, record),
+        set_link_up(index, name),
+        add_route(
             pod.ipv4,
             index,
             name,
-            family=rtnl.AF_INET,
+            family=AF_INET,
             protocol=protocol,
             source=allocs.FIRST_HOP_IPV4,
         ),
-        rtnl.add_address(index, name, allocs.FIRST_HOP_IPV6, 64, no_dad=True),
-        rtnl.add_route(pod.ipv6, index, name, family=rtnl.AF_INET6, protocol=protocol),
+        add_address(index, name, allocs.FIRST_HOP_IPV6, 64, no_dad=True),
+        add_route(pod.ipv6, index, name, family=AF_INET6, protocol=protocol),
     ]
 
 
@@ -179,6 +195,6 @@ def host_first_hop() -> list[Request]:
     """What the host needs once: lo up, and the IPv4 first hop on it."""
     hop = allocs.FIRST_HOP_IPV4
     return [
-        rtnl.set_link_up(_LOOPBACK, "lo"),
-        rtnl.add_address(_LOOPBACK, "lo", hop, 32, scope=rtnl.RT_SCOPE_LINK),
+        set_link_up(_LOOPBACK, "lo"),
+        add_address(_LOOPBACK, "lo", hop, 32, scope=RT_SCOPE_LINK),
     ]

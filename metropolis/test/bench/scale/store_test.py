@@ -12,7 +12,7 @@ from metropolis.node.core.curator.directory import Directory
 from metropolis.test.bench.scale import oracle, simulated
 from metropolis.test.bench.scale.store import Fleet
 from metropolis.test.etcd import Etcd
-from osbase.netlink.rtnl import set_link_up
+from osbase.netlink.link import set_link_up
 from osbase.netlink.transport import NetlinkSocket
 
 NODES = 500

@@ -22,7 +22,7 @@ from metropolis.node.core.network.overlay.mesh import Exchange, Identity, Peer
 from metropolis.test.etcd import Credentials, Etcd
 from osbase import event
 from osbase.ip import IPAddress, IPNetwork
-from osbase.netlink.rtnl import set_link_up
+from osbase.netlink.link import set_link_up
 from osbase.netlink.transport import NetlinkSocket
 from osbase.supervisor import Context, Supervisor
 

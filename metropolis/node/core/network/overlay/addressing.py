@@ -26,7 +26,7 @@ from typing import Final
 from metropolis.node import allocs
 from metropolis.node.core.network.overlay.device import Links
 from metropolis.node.core.network.overlay.mesh import IPAddress, IPNetwork, Mesh
-from osbase.netlink.rtnl import RTN_UNREACHABLE, Route
+from osbase.netlink.route import RTN_UNREACHABLE, Route
 
 _METRIC_HELD: Final = 50
 _METRIC_NETWORK: Final = 100

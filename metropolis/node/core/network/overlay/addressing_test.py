@@ -12,7 +12,7 @@ from metropolis.node.core.network.overlay import addressing
 from metropolis.node.core.network.overlay.device import Links
 from metropolis.node.core.network.overlay.mesh import IPNetwork, Mesh
 from metropolis.node.core.network.overlay.testing.contract import net
-from osbase.netlink.rtnl import RTN_UNREACHABLE
+from osbase.netlink.route import RTN_UNREACHABLE
 
 NETWORKS = net("10.192.0.0/12", "fd00:10:192::/64")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from metropolis.node.core.network.overlay.mesh import IPAddress, IPNetwork
-from osbase.netlink.rtnl import Route
+from osbase.netlink.route import Route
 
 KEY_SIZE: Final = 32
 """Bytes of a key, private or public (linux/wireguard.h, WG_KEY_LEN)."""

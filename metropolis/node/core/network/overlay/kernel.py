@@ -26,10 +26,29 @@ from metropolis.node.core.network.overlay.device import (
     PeerChange,
 )
 from metropolis.node.core.network.overlay.mesh import IPNetwork
-from osbase.netlink import genl, rtnl
+from osbase.ip import AF_INET, AF_INET6
+from osbase.netlink import genl
+from osbase.netlink.address import add_address, del_address, dump_addresses, parse_address
 from osbase.netlink.errors import BatchError
+from osbase.netlink.link import (
+    Link,
+    del_link,
+    get_link_by_name,
+    new_link,
+    parse_link,
+    set_link_group,
+    set_link_mtu,
+    set_link_up,
+)
 from osbase.netlink.message import Request
-from osbase.netlink.rtnl import AF_INET, AF_INET6, RTN_UNREACHABLE, Link, Route
+from osbase.netlink.route import (
+    RTN_UNREACHABLE,
+    Route,
+    del_route,
+    dump_routes,
+    parse_route,
+    replace_route,
+)
 from osbase.netlink.transport import NetlinkSocket, make_strict, open_raw
 
 _NAME = allocs.OVERLAY_LINK
@@ -81,7 +100,7 @@ class LinuxKernel:
 
     def _link(self, sock: NetlinkSocket) -> Link | None:
         try:
-            return rtnl.parse_link(sock.get(rtnl.get_link_by_name(_NAME)))
+            return parse_link(sock.get(get_link_by_name(_NAME)))
         except BatchError as error:
             if error.errors[0].errno == errno.ENODEV:
                 return None
@@ -98,7 +117,7 @@ class LinuxKernel:
         with _with_hints(port), self._route() as sock:
             link = found = self._link(sock)
             if link is None:
-                new = rtnl.new_link(_NAME, "wireguard", mtu=mtu, group=allocs.LINK_GROUP_OVERLAY)
+                new = new_link(_NAME, "wireguard", mtu=mtu, group=allocs.LINK_GROUP_OVERLAY)
                 sock.batch([new])
                 link = self._link(sock)
             if link is None or link.kind != b"wireguard":
@@ -111,8 +130,8 @@ class LinuxKernel:
                 generic.batch([identity])
             sock.batch(
                 [
-                    rtnl.set_link_group(link.ifindex, _NAME, allocs.LINK_GROUP_OVERLAY),
-                    rtnl.set_link_up(link.ifindex, _NAME),
+                    set_link_group(link.ifindex, _NAME, allocs.LINK_GROUP_OVERLAY),
+                    set_link_up(link.ifindex, _NAME),
                 ]
             )
         return None if found is None else found.mtu
@@ -128,7 +147,7 @@ class LinuxKernel:
     def set_mtu(self, mtu: int) -> None:
         """See Kernel."""
         with self._route() as sock:
-            sock.batch([rtnl.set_link_mtu(self._index(sock), _NAME, mtu)])
+            sock.batch([set_link_mtu(self._index(sock), _NAME, mtu)])
 
     def set_private_key(self, private_key: bytes) -> None:
         """See Kernel."""
@@ -156,8 +175,8 @@ class LinuxKernel:
             ifindex = self._index(sock)
             addresses = set()
             for family in (AF_INET, AF_INET6):
-                for message in sock.dump(rtnl.dump_addresses(family, ifindex)):
-                    found = rtnl.parse_address(message)
+                for message in sock.dump(dump_addresses(family, ifindex)):
+                    found = parse_address(message)
                     if found is not None and found.protocol == allocs.ROUTE_PROTOCOL_OVERLAY:
                         addresses.add(found.address)
             return Links(frozenset(addresses), frozenset(_own_routes(sock)))
@@ -183,7 +202,7 @@ class LinuxKernel:
             for address in add.addresses:
                 bits, protocol = address.max_prefixlen, allocs.ROUTE_PROTOCOL_OVERLAY
                 requests.append(
-                    rtnl.add_address(
+                    add_address(
                         ifindex,
                         _NAME,
                         address,
@@ -192,10 +211,10 @@ class LinuxKernel:
                         protocol=protocol,
                     )
                 )
-            requests += [rtnl.replace_route(placed(route), _NAME) for route in add.routes]
-            requests += [rtnl.del_route(placed(route), _NAME) for route in remove.routes]
+            requests += [replace_route(placed(route), _NAME) for route in add.routes]
+            requests += [del_route(placed(route), _NAME) for route in remove.routes]
             requests += [
-                rtnl.del_address(ifindex, _NAME, address, address.max_prefixlen)
+                del_address(ifindex, _NAME, address, address.max_prefixlen)
                 for address in remove.addresses
             ]
             sock.batch(requests)
@@ -234,8 +253,8 @@ def _on(route: Route, ifindex: int | None) -> Route:
 
 def _own_routes(sock: NetlinkSocket) -> Iterator[Route]:
     for family in (AF_INET, AF_INET6):
-        for message in sock.dump(rtnl.dump_routes(family, allocs.ROUTE_PROTOCOL_OVERLAY)):
-            route = rtnl.parse_route(message)
+        for message in sock.dump(dump_routes(family, allocs.ROUTE_PROTOCOL_OVERLAY)):
+            route = parse_route(message)
             if route is not None:  # without IPv6 the kernel answers with all families
                 yield _on(route, None)
 
@@ -255,18 +274,16 @@ def withdraw(prefixes: Collection[IPNetwork]) -> None:
     with NetlinkSocket() as sock:
         for route in list(_own_routes(sock)):
             if any(_overlap(route.destination, prefix) for prefix in prefixes):
-                _tolerating(sock, errno.ESRCH, rtnl.del_route(route, _NAME))
+                _tolerating(sock, errno.ESRCH, del_route(route, _NAME))
         for family in (AF_INET, AF_INET6):
-            for message in sock.dump(rtnl.dump_addresses(family, 0)):
-                found = rtnl.parse_address(message)
+            for message in sock.dump(dump_addresses(family, 0)):
+                found = parse_address(message)
                 if (
                     found is not None
                     and found.protocol == allocs.ROUTE_PROTOCOL_OVERLAY
                     and any(found.address in prefix for prefix in prefixes)
                 ):
-                    request = rtnl.del_address(
-                        found.ifindex, _NAME, found.address, found.prefix_length
-                    )
+                    request = del_address(found.ifindex, _NAME, found.address, found.prefix_length)
                     _tolerating(sock, errno.EADDRNOTAVAIL, request)
 
 
@@ -281,13 +298,13 @@ def leave() -> None:
     withdraw(_EVERYTHING)
     with NetlinkSocket() as sock:
         try:
-            link = rtnl.parse_link(sock.get(rtnl.get_link_by_name(_NAME)))
+            link = parse_link(sock.get(get_link_by_name(_NAME)))
         except BatchError as error:
             if error.errors[0].errno == errno.ENODEV:
                 return
             raise
         if link.kind == b"wireguard" or link.group == allocs.LINK_GROUP_OVERLAY:
-            _tolerating(sock, errno.ENODEV, rtnl.del_link(link.ifindex, _NAME))
+            _tolerating(sock, errno.ENODEV, del_link(link.ifindex, _NAME))
 
 
 def _overlap(one: IPNetwork, other: IPNetwork) -> bool:

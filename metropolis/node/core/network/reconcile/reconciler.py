@@ -31,8 +31,8 @@ from metropolis.node.core.network.reconcile.ward import Repair, Ward
 from metropolis.node.core.network.reconcile.watch import Kind
 from metropolis.node.core.network.workloads.conditions import Conditions
 from metropolis.node.core.network.workloads.errors import WorkloadError
-from osbase.netlink import rtnl
 from osbase.netlink.errors import BatchError, NetlinkError
+from osbase.netlink.link import get_link
 from osbase.netlink.transport import NetlinkSocket
 from osbase.supervisor import Context, in_thread
 from osbase.supervisor.tree import Runnable
@@ -242,7 +242,7 @@ def _concerned(pending: dict[Kind, set[int]]) -> set[Kind]:
 
 def _exists(sock: NetlinkSocket, ifindex: int) -> bool:
     try:
-        sock.get(rtnl.get_link(ifindex))
+        sock.get(get_link(ifindex))
     except BatchError as error:
         if error.errors[0].errno == errno.ENODEV:
             return False

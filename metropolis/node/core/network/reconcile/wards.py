@@ -21,10 +21,14 @@ from metropolis.node import allocs
 from metropolis.node.core.network import sysctls
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.conditions import Conditions
+from osbase.ip import AF_INET, AF_INET6
 from osbase.ip import IPAddress as _IPAddress
-from osbase.netlink import fibrules, rtnl
+from osbase.netlink import fibrules
+from osbase.netlink.address import add_address, del_address, dump_addresses, parse_address
 from osbase.netlink.errors import BatchError, NetlinkError
+from osbase.netlink.link import get_link, parse_link, set_link_up
 from osbase.netlink.message import Request
+from osbase.netlink.route import RT_SCOPE_HOST, RT_SCOPE_UNIVERSE, RTN_LOCAL, get_route, parse_route
 from osbase.netlink.transport import NetlinkSocket
 from osbase.nftables import NftablesError
 from osbase.nftables.digest import BaseChain, base_chains, open_socket
@@ -128,18 +132,18 @@ class Host:
         # Table and priority, as fib_default_rules_init and fib6_rules_net_init
         # have them. Another priority is fine, others move them: as long as
         # main's default route does not take what is for the node itself.
-        (rtnl.AF_INET, _LOCAL, 0),
-        (rtnl.AF_INET, _MAIN, 32766),
-        (rtnl.AF_INET, 253, 32767),
-        (rtnl.AF_INET6, _LOCAL, 0),
-        (rtnl.AF_INET6, _MAIN, 32766),
+        (AF_INET, _LOCAL, 0),
+        (AF_INET, _MAIN, 32766),
+        (AF_INET, 253, 32767),
+        (AF_INET6, _LOCAL, 0),
+        (AF_INET6, _MAIN, 32766),
     )
     _TABLES: Final = {_LOCAL: "local", _MAIN: "main", 253: "default"}
     _ADDRESSES: Final[tuple[tuple[_IPAddress, int, int], ...]] = (
         # Address, prefix length, scope.
-        (IPv4Address("127.0.0.1"), 8, rtnl.RT_SCOPE_HOST),
-        (allocs.FIRST_HOP_IPV4, 32, rtnl.RT_SCOPE_UNIVERSE),
-        (IPv6Address("::1"), 128, rtnl.RT_SCOPE_HOST),
+        (IPv4Address("127.0.0.1"), 8, RT_SCOPE_HOST),
+        (allocs.FIRST_HOP_IPV4, 32, RT_SCOPE_UNIVERSE),
+        (IPv6Address("::1"), 128, RT_SCOPE_HOST),
     )
 
     def look(self, allow: Allow) -> Sequence[Repair]:
@@ -160,7 +164,7 @@ class Host:
         return repairs
 
     def _look_at_rules(self, sock: NetlinkSocket, put_back: Callable[..., None]) -> None:
-        families = (rtnl.AF_INET, rtnl.AF_INET6) if _has_ipv6() else (rtnl.AF_INET,)
+        families = (AF_INET, AF_INET6) if _has_ipv6() else (AF_INET,)
         for family in families:
             rules = map(fibrules.parse_rule, sock.dump(fibrules.dump_rules(family)))
             first: dict[int, int] = {}
@@ -170,7 +174,7 @@ class Host:
             for of, table, priority in self._RULES:
                 if of != family:
                     continue
-                version = 4 if family == rtnl.AF_INET else 6
+                version = 4 if family == AF_INET else 6
                 what = f"IPv{version} routing rule {priority}: lookup {self._TABLES[table]}"
                 request = fibrules.add_rule(family, table, priority)
                 if table not in first:
@@ -179,26 +183,26 @@ class Host:
                     put_back(what, f"{what} came after that of main", request)
 
     def _look_at_loopback(self, sock: NetlinkSocket, put_back: Callable[..., None]) -> None:
-        if not rtnl.parse_link(sock.get(rtnl.get_link(_LOOPBACK))).up:
-            put_back("link lo: up", "lo was down", rtnl.set_link_up(_LOOPBACK, "lo"))
+        if not parse_link(sock.get(get_link(_LOOPBACK))).up:
+            put_back("link lo: up", "lo was down", set_link_up(_LOOPBACK, "lo"))
         present = {
             found.address
-            for family in ((rtnl.AF_INET, rtnl.AF_INET6) if _has_ipv6("lo") else (rtnl.AF_INET,))
-            for message in sock.dump(rtnl.dump_addresses(family, _LOOPBACK))
-            if (found := rtnl.parse_address(message)) is not None
+            for family in ((AF_INET, AF_INET6) if _has_ipv6("lo") else (AF_INET,))
+            for message in sock.dump(dump_addresses(family, _LOOPBACK))
+            if (found := parse_address(message)) is not None
         }
         for address, bits, scope in self._ADDRESSES:
             if address.version == 6 and not _has_ipv6("lo"):
                 continue
             key = f"address {address} of lo"
-            add = rtnl.add_address(_LOOPBACK, "lo", address, bits, scope=scope)
+            add = add_address(_LOOPBACK, "lo", address, bits, scope=scope)
             if address not in present:
                 put_back(key, f"{address}/{bits} was gone from lo", add)
             elif address.version == 4 and not _is_local(sock, address):
                 # As after a flush of the table local: with the address, its
                 # route comes again. In IPv6 it comes some time after the
                 # address, so that it is missing is no damage.
-                remove = rtnl.del_address(_LOOPBACK, "lo", address, bits)
+                remove = del_address(_LOOPBACK, "lo", address, bits)
                 put_back(key, f"{address} had no local route", remove, add)
 
 
@@ -299,7 +303,7 @@ def _has_ipv6(link: str = "all") -> bool:
 
 def _is_local(sock: NetlinkSocket, address: _IPAddress) -> bool:
     try:
-        route = rtnl.parse_route(sock.get(rtnl.get_route(address)))
+        route = parse_route(sock.get(get_route(address)))
     except BatchError:
         return False
-    return route is not None and route.kind == rtnl.RTN_LOCAL
+    return route is not None and route.kind == RTN_LOCAL

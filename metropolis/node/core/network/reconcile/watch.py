@@ -24,9 +24,18 @@ from collections.abc import Callable
 from typing import Final
 
 from metropolis.node import allocs
-from osbase.netlink import attrs, bpf, fibrules, rtnl
+from osbase.netlink import attrs, bpf, fibrules
+from osbase.netlink.address import RTM_DELADDR, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR
 from osbase.netlink.events import Events
+from osbase.netlink.ifla import IFF_UP, RTM_NEWLINK, RTNLGRP_LINK
 from osbase.netlink.message import Message
+from osbase.netlink.route import (
+    RTM_DELROUTE,
+    RTM_NEWROUTE,
+    RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV6_ROUTE,
+    RTPROT_KERNEL,
+)
 from osbase.nftables.digest import generation_events
 
 PAUSE_S: Final = 0.05
@@ -49,21 +58,21 @@ type OnEvent = Callable[[Kind, int], None]
 
 _RTM_NEWNETCONF: Final = 80
 _GROUPS: Final = (
-    rtnl.RTNLGRP_LINK,
-    rtnl.RTNLGRP_IPV4_IFADDR,
-    rtnl.RTNLGRP_IPV4_ROUTE,
-    rtnl.RTNLGRP_IPV6_IFADDR,
-    rtnl.RTNLGRP_IPV6_ROUTE,
+    RTNLGRP_LINK,
+    RTNLGRP_IPV4_IFADDR,
+    RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV6_IFADDR,
+    RTNLGRP_IPV6_ROUTE,
     fibrules.RTNLGRP_IPV4_RULE,
     fibrules.RTNLGRP_IPV6_RULE,
     24,  # RTNLGRP_IPV4_NETCONF
     25,  # RTNLGRP_IPV6_NETCONF
 )
 _KINDS: Final = {
-    rtnl.RTM_NEWLINK: Kind.LINK,
-    rtnl.RTM_DELADDR: Kind.ADDRESS,
-    rtnl.RTM_NEWROUTE: Kind.ROUTE,
-    rtnl.RTM_DELROUTE: Kind.ROUTE,
+    RTM_NEWLINK: Kind.LINK,
+    RTM_DELADDR: Kind.ADDRESS,
+    RTM_NEWROUTE: Kind.ROUTE,
+    RTM_DELROUTE: Kind.ROUTE,
     fibrules.RTM_DELRULE: Kind.POLICY,
     _RTM_NEWNETCONF: Kind.SETTING,
 }
@@ -76,7 +85,7 @@ _LINK_FLAGS: Final = 16 + 8
 _LINK_CHANGE: Final = 16 + 12
 _ALL_CHANGED: Final = 1 << 31  # as of a link that is new
 _REPLACE: Final = 0x100  # NLM_F_REPLACE
-_KERNEL: Final = rtnl.RTPROT_KERNEL
+_KERNEL: Final = RTPROT_KERNEL
 _OURS: Final = sorted(
     (
         allocs.ROUTE_PROTOCOL_UPLINK,
@@ -89,17 +98,17 @@ _ONE_SETTING: Final = 16 + 4 + 8 + 8
 
 MATCHES: Final = (
     bpf.Match(
-        rtnl.RTM_NEWLINK,
+        RTM_NEWLINK,
         (
-            bpf.bit_set(_LINK_CHANGE, 4, rtnl.IFF_UP),
+            bpf.bit_set(_LINK_CHANGE, 4, IFF_UP),
             bpf.bit_clear(_LINK_CHANGE, 4, _ALL_CHANGED),
-            bpf.bit_clear(_LINK_FLAGS, 4, rtnl.IFF_UP),
+            bpf.bit_clear(_LINK_FLAGS, 4, IFF_UP),
         ),
     ),
-    bpf.Match(rtnl.RTM_DELADDR),
-    bpf.Match(rtnl.RTM_NEWROUTE, (bpf.bit_set(_FLAGS, 2, _REPLACE),)),
-    bpf.Match(rtnl.RTM_DELROUTE, (bpf.Byte(_ROUTE_PROTOCOL, low=_OURS[0], high=_OURS[-1]),)),
-    bpf.Match(rtnl.RTM_DELROUTE, (bpf.Byte(_ROUTE_PROTOCOL, low=_KERNEL, high=_KERNEL),)),
+    bpf.Match(RTM_DELADDR),
+    bpf.Match(RTM_NEWROUTE, (bpf.bit_set(_FLAGS, 2, _REPLACE),)),
+    bpf.Match(RTM_DELROUTE, (bpf.Byte(_ROUTE_PROTOCOL, low=_OURS[0], high=_OURS[-1]),)),
+    bpf.Match(RTM_DELROUTE, (bpf.Byte(_ROUTE_PROTOCOL, low=_KERNEL, high=_KERNEL),)),
     bpf.Match(fibrules.RTM_DELRULE),
     bpf.Match(_RTM_NEWNETCONF, (bpf.Byte(bpf.low_byte(_LENGTH, 4), high=_ONE_SETTING),)),
 )

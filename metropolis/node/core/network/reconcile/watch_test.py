@@ -20,8 +20,9 @@ from metropolis.node.core.network.reconcile import watch
 from metropolis.node.core.network.reconcile.watch import Kind
 from metropolis.node.core.network.workloads.datapath import messages
 from metropolis.node.core.network.workloads.datapath.interface import Record
-from osbase.netlink import netns, rtnl
+from osbase.netlink import netns
 from osbase.netlink.events import Events
+from osbase.netlink.link import del_link, del_links_by_group
 from osbase.netlink.transport import NetlinkSocket
 
 LIMIT_S = 20.0
@@ -193,10 +194,10 @@ def test_an_attach_is_not_told_and_a_removal_is(heard: Heard) -> None:
                 there.batch(messages.inside(made, number, loopback=True))
                 here.batch(messages.commit(made, ipv6=True))
             assert heard.all() == []
-            here.batch([rtnl.del_link(102, "wl1")])
+            here.batch([del_link(102, "wl1")])
             assert {index for _, index in heard.all()} == {102}
             # Now, and not some time after the namespace is closed.
-            here.batch([rtnl.del_links_by_group(allocs.LINK_GROUP_WORKLOAD)])
+            here.batch([del_links_by_group(allocs.LINK_GROUP_WORKLOAD)])
     ip(f"address del {allocs.FIRST_HOP_IPV4}/32 dev lo")
     os.close(other)
     os.close(home)

@@ -17,7 +17,7 @@ from metropolis.node.core.network.rules.ruleset import RuleSet
 from metropolis.node.core.network.rules.settings import Settings
 from osbase import event
 from osbase.net.links import LinkState
-from osbase.netlink.rtnl import RTN_UNREACHABLE, Route
+from osbase.netlink.route import RTN_UNREACHABLE, Route
 from osbase.test.namespaces import LIMIT_S, sh
 
 UPLINK = LinkState(10, "up0", b"\2" * 6, 1500, True, True)

@@ -24,13 +24,12 @@ from typing import Final
 
 from metropolis.node.core.network.rules.ruleset import RuleSet
 from osbase import event
+from osbase.ip import AF_INET, AF_INET6
 from osbase.net.links import LinkState
 from osbase.netlink import bpf, fibrules
 from osbase.netlink.errors import BatchError
 from osbase.netlink.message import Message
-from osbase.netlink.rtnl import (
-    AF_INET,
-    AF_INET6,
+from osbase.netlink.route import (
     RT_TABLE_MAIN,
     RTN_UNICAST,
     RTNLGRP_IPV4_ROUTE,

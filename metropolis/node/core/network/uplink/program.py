@@ -29,7 +29,7 @@ from osbase.net.config import Interface
 from osbase.net.dhcp4 import Lease, clock
 from osbase.net.links import LinkState
 from osbase.netlink.errors import NetlinkError
-from osbase.netlink.rtnl import dump_links, get_link, parse_link, set_link_up
+from osbase.netlink.link import dump_links, get_link, parse_link, set_link_up
 from osbase.netlink.transport import NetlinkSocket
 
 log = logging.getLogger(__name__)

@@ -35,37 +35,38 @@ from metropolis.node import allocs
 from metropolis.node.core.network import sysctls
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.sysctls import Sysctl, SysctlError
+from osbase.ip import AF_INET, AF_INET6, family_of, link_local
 from osbase.net import addressing, mtu, solicit
 from osbase.net.addressing import Addressing
 from osbase.net.dhcp4 import clock
 from osbase.net.links import LinkState, state_of
-from osbase.netlink.errors import NetlinkError
-from osbase.netlink.message import Request
-from osbase.netlink.rtnl import (
-    AF_INET,
-    AF_INET6,
+from osbase.netlink.address import (
     IFA_F_DADFAILED,
     IFA_F_TENTATIVE,
-    RT_SCOPE_LINK,
-    RTN_LOCAL,
     Address,
-    Link,
     add_address,
-    add_local_route,
     del_address,
     dump_addresses,
-    dump_local_routes,
-    dump_routes,
-    family_of,
-    get_link,
-    link_local,
     parse_address,
+)
+from osbase.netlink.errors import NetlinkError
+from osbase.netlink.link import (
+    Link,
+    get_link,
     parse_link,
-    parse_route,
     set_link_arp,
     set_link_group,
     set_link_master,
     set_link_up,
+)
+from osbase.netlink.message import Request
+from osbase.netlink.route import (
+    RT_SCOPE_LINK,
+    RTN_LOCAL,
+    add_local_route,
+    dump_local_routes,
+    dump_routes,
+    parse_route,
 )
 from osbase.netlink.transport import NetlinkSocket
 

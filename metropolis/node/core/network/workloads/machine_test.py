@@ -45,7 +45,7 @@ from metropolis.node.core.network.workloads.errors import (
 )
 from metropolis.node.core.network.workloads.model import AttachIntent, IPAddress
 from metropolis.node.core.network.workloads.testing.lab import Pod, objects
-from osbase.netlink import rtnl
+from osbase.ip import link_local
 from osbase.netlink.message import Request
 from osbase.netlink.transport import NetlinkSocket
 
@@ -577,7 +577,7 @@ class Api(RuleBasedStateMachine):
         reached = {a.host_ifindex: list(a.ips) for a in listed.values()}
         for a in listed.values():
             if any(ip.version == 6 for ip in a.ips):
-                reached[a.host_ifindex].append(rtnl.link_local(a.mac))
+                reached[a.host_ifindex].append(link_local(a.mac))
         assert routes == {(str(ip), index) for index, ips in reached.items() for ip in ips}
         assert hops == {
             a.host_ifindex for a in listed.values() if any(ip.version == 6 for ip in a.ips)

@@ -18,7 +18,7 @@ from metropolis.node.core.network.overlay.device import (
     PeerChange,
 )
 from osbase.netlink.errors import BatchError, RequestError
-from osbase.netlink.rtnl import RTN_UNICAST, Route
+from osbase.netlink.route import RTN_UNICAST, Route
 
 
 @dataclass

@@ -17,8 +17,10 @@ from metropolis.node.core.network.workloads.datapath import names
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.model import Finding, IPAddress, routes_of
 from metropolis.node.core.network.workloads.validate import show
-from osbase.netlink import rtnl
-from osbase.netlink.rtnl import Address, Link, Route
+from osbase.ip import link_local
+from osbase.netlink.address import Address
+from osbase.netlink.link import Link
+from osbase.netlink.route import Route
 
 NOTHING = "nothing"
 # Alone, without the prefix it is in. On a router a prefix of a link costs an
@@ -55,7 +57,7 @@ def reached(record: Record) -> tuple[IPAddress, ...]:
     the link-local one, too, so that the first hop can be pinged.
     """
     if any(ip.version == 6 for ip in record.ips):
-        return (*record.ips, rtnl.link_local(record.mac))
+        return (*record.ips, link_local(record.mac))
     return record.ips
 
 

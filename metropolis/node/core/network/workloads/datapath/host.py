@@ -10,12 +10,23 @@ from collections.abc import Callable, Iterator, Sequence
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads.errors import KernelRefused
 from metropolis.node.core.network.workloads.model import IPAddress
-from osbase.netlink import rtnl
+from osbase.ip import AF_INET, AF_INET6
+from osbase.netlink.address import Address, add_address, dump_addresses, parse_address
 from osbase.netlink.errors import BatchError, NetlinkError
+from osbase.netlink.link import (
+    Link,
+    dump_links,
+    get_link,
+    get_link_by_name,
+    parse_link,
+    set_link_up,
+)
 from osbase.netlink.message import Request
 from osbase.netlink.neighbours import dump_neighbours, parse_written
+from osbase.netlink.route import RT_SCOPE_LINK, Route, dump_routes, parse_route
 from osbase.netlink.template import Encoded
 from osbase.netlink.transport import SocketPool
+from osbase.netlink.veth import load_veth
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +77,8 @@ class Host:
         hop = allocs.FIRST_HOP_IPV4
         self.batch_tolerating(
             {errno.EEXIST},
-            rtnl.set_link_up(LOOPBACK, "lo"),
-            rtnl.add_address(LOOPBACK, "lo", hop, 32, scope=rtnl.RT_SCOPE_LINK),
+            set_link_up(LOOPBACK, "lo"),
+            add_address(LOOPBACK, "lo", hop, 32, scope=RT_SCOPE_LINK),
         )
 
     def load_veth(self) -> None:
@@ -75,45 +86,45 @@ class Host:
         beside it may fail.
         """
         try:
-            self.batch_tolerating({errno.EBADF}, rtnl.load_veth())
+            self.batch_tolerating({errno.EBADF}, load_veth())
         except BatchError as error:
             log.error("no workload can be attached with this kernel: %s", error)
 
     # ---- What is there ------------------------------------------------------
 
-    def links(self) -> list[rtnl.Link]:
+    def links(self) -> list[Link]:
         """Return all links."""
         with self.sockets.socket() as host:
-            return [rtnl.parse_link(message) for message in host.dump(rtnl.dump_links())]
+            return [parse_link(message) for message in host.dump(dump_links())]
 
-    def routes(self) -> dict[tuple[IPAddress, int], rtnl.Route]:
+    def routes(self) -> dict[tuple[IPAddress, int], Route]:
         """Return the host routes of workloads, by address and link's index."""
-        found: dict[tuple[IPAddress, int], rtnl.Route] = {}
+        found: dict[tuple[IPAddress, int], Route] = {}
         protocol = allocs.ROUTE_PROTOCOL_WORKLOAD
-        families = (rtnl.AF_INET, rtnl.AF_INET6) if self.ipv6 else (rtnl.AF_INET,)
+        families = (AF_INET, AF_INET6) if self.ipv6 else (AF_INET,)
         for family in families:
             with self.sockets.socket() as host:
-                messages = host.dump(rtnl.dump_routes(family, protocol))
+                messages = host.dump(dump_routes(family, protocol))
             for message in messages:
-                route = rtnl.parse_route(message)
+                route = parse_route(message)
                 if route is None or route.protocol != protocol or route.ifindex is None:
                     continue
                 if route.destination.prefixlen == route.destination.max_prefixlen:
                     found[route.destination.network_address, route.ifindex] = route
         return found
 
-    def first_hops(self) -> dict[int, rtnl.Address]:
+    def first_hops(self) -> dict[int, Address]:
         """Return the IPv6 first hops, by the link's index."""
         if not self.ipv6:
             return {}
         with self.sockets.socket() as host:
-            messages = host.dump(rtnl.dump_addresses(rtnl.AF_INET6, 0))
-        found = (rtnl.parse_address(message) for message in messages)
+            messages = host.dump(dump_addresses(AF_INET6, 0))
+        found = (parse_address(message) for message in messages)
         return {one.ifindex: one for one in found if one and one.address == allocs.FIRST_HOP_IPV6}
 
     def neighbours(self) -> dict[tuple[IPAddress, int], bytes]:
         """Return the MACs that a program wrote, by address and link's index."""
-        families = (rtnl.AF_INET, rtnl.AF_INET6) if self.ipv6 else (rtnl.AF_INET,)
+        families = (AF_INET, AF_INET6) if self.ipv6 else (AF_INET,)
         found: dict[tuple[IPAddress, int], bytes] = {}
         for family in families:
             with self.sockets.socket() as host:
@@ -122,18 +133,18 @@ class Host:
                         found[one.address, one.ifindex] = one.mac
         return found
 
-    def link(self, ifindex: int) -> rtnl.Link | None:
+    def link(self, ifindex: int) -> Link | None:
         """Return the link of an index."""
-        return self._get(rtnl.get_link(ifindex))
+        return self._get(get_link(ifindex))
 
-    def link_named(self, name: str) -> rtnl.Link | None:
+    def link_named(self, name: str) -> Link | None:
         """Return the link of a name."""
-        return self._get(rtnl.get_link_by_name(name))
+        return self._get(get_link_by_name(name))
 
-    def _get(self, request: Request) -> rtnl.Link | None:
+    def _get(self, request: Request) -> Link | None:
         try:
             with self.sockets.socket() as host:
-                return rtnl.parse_link(host.get(request))
+                return parse_link(host.get(request))
         except BatchError as error:
             if error.errors[0].errno == errno.ENODEV:
                 return None

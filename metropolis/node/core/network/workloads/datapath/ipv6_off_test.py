@@ -18,7 +18,8 @@ from metropolis.node.core.network.workloads.testing.contract import (
     always,
 )
 from metropolis.node.core.network.workloads.testing.lab import Pod, objects, pods
-from osbase.netlink import rtnl
+from osbase.ip import AF_INET6
+from osbase.netlink.link import Link
 from osbase.netlink.message import Message, Request
 from osbase.netlink.template import Encoded
 from osbase.netlink.transport import NetlinkSocket
@@ -89,12 +90,12 @@ def test_a_kernel_without_ipv6_is_asked_nothing_of_it(monkeypatch: pytest.Monkey
     real = os.path.exists
     monkeypatch.setattr(os.path, "exists", lambda path: path != "/proc/sys/net/ipv6" and real(path))
     # And says nothing of it.
-    monkeypatch.setattr(rtnl.Link, "ipv6_addresses", False)
+    monkeypatch.setattr(Link, "ipv6_addresses", False)
     real_dump, real_batch = NetlinkSocket.dump, NetlinkSocket.batch
     real_encoded = NetlinkSocket.batch_encoded
 
     def mind(requests: Sequence[Request]) -> None:
-        assert all(request.body[0] != rtnl.AF_INET6 for request in requests)
+        assert all(request.body[0] != AF_INET6 for request in requests)
         # Of a link, among its settings: the type of the attribute of a family.
         assert all(b"\x0a\x80" not in request.body for request in requests)
 

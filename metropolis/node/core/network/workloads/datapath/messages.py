@@ -21,9 +21,14 @@ from metropolis.node import allocs
 from metropolis.node.core.network.workloads.datapath import checks, names
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.model import IPAddress
-from osbase.netlink import rtnl
+from osbase.ip import family_of, link_local
+from osbase.netlink.address import add_address
+from osbase.netlink.altnames import add_link_altnames, set_link_up_by_altname
+from osbase.netlink.link import set_link_alias, set_link_up
 from osbase.netlink.message import Request
+from osbase.netlink.route import Route, add_route, replace_route
 from osbase.netlink.template import Encoded, Sample, Template, encoded
+from osbase.netlink.veth import VethEnd, new_veth
 
 _LOOPBACK = 1  # its index in every namespace
 _RTPROT_STATIC = 4
@@ -40,28 +45,28 @@ _ID_MAX = names.PIECE_MAX
 
 def pair(record: Record, netns_fd: int) -> list[Request]:
     """The link, of which nothing is ours until it is made."""
-    host = rtnl.VethEnd(record.host_interface, record.host_ifindex, allocs.FIRST_HOP_MAC)
-    peer = rtnl.VethEnd(record.if_name, record.peer_ifindex, record.mac)
+    host = VethEnd(record.host_interface, record.host_ifindex, allocs.FIRST_HOP_MAC)
+    peer = VethEnd(record.if_name, record.peer_ifindex, record.mac)
     group = allocs.LINK_GROUP_WORKLOAD
-    return [rtnl.new_veth(host, peer, netns_fd=netns_fd, mtu=record.mtu, group=group)]
+    return [new_veth(host, peer, netns_fd=netns_fd, mtu=record.mtu, group=group)]
 
 
 def inside(record: Record, metric: int, *, loopback: bool) -> list[Request]:
     """loopback: set lo up, too."""
     index, name = record.peer_ifindex, record.if_name
-    requests = [rtnl.set_link_up(_LOOPBACK, "lo")] if loopback else []
-    requests.append(rtnl.set_link_up(index, name))
+    requests = [set_link_up(_LOOPBACK, "lo")] if loopback else []
+    requests.append(set_link_up(index, name))
     for ip in record.ips:
         hop: IPAddress = allocs.FIRST_HOP_IPV4 if ip.version == 4 else allocs.FIRST_HOP_IPV6
-        family = rtnl.family_of(ip)
-        requests.append(rtnl.add_address(index, name, ip, ip.max_prefixlen, no_dad=ip.version == 6))
+        family = family_of(ip)
+        requests.append(add_address(index, name, ip, ip.max_prefixlen, no_dad=ip.version == 6))
         # The explicit route to the first hop instead of RTNH_F_ONLINK, which
         # gVisor's netstack cannot import.
         requests.append(
-            rtnl.add_route(hop, index, name, family=family, protocol=_RTPROT_STATIC, metric=metric)
+            add_route(hop, index, name, family=family, protocol=_RTPROT_STATIC, metric=metric)
         )
         requests.append(
-            rtnl.add_route(
+            add_route(
                 None,
                 index,
                 name,
@@ -88,9 +93,9 @@ def commit(record: Record, *, ipv6: bool, first: Sequence[Request] = ()) -> list
     index, name = record.host_ifindex, record.host_interface
     requests = [
         *first,
-        rtnl.set_link_alias(index, name, record.workload_id, ipv6=ipv6, reverse_path=True),
-        rtnl.add_link_altnames(index, name, *names.altnames_of(record)),
-        rtnl.set_link_up_by_altname(names.record_altname(record)),
+        set_link_alias(index, name, record.workload_id, ipv6=ipv6, reverse_path=True),
+        add_link_altnames(index, name, *names.altnames_of(record)),
+        set_link_up_by_altname(names.record_altname(record)),
     ]
     for ip in record.ips:
         requests += host_address(record, ip)
@@ -108,22 +113,22 @@ def host_address(record: Record, ip: IPAddress) -> Iterable[Request]:
         yield first_hop(record)
     yield host_route(record, ip)
     if ip.version == 6:
-        yield host_route(record, rtnl.link_local(record.mac))
+        yield host_route(record, link_local(record.mac))
 
 
 def first_hop(record: Record) -> Request:
     """The IPv6 first hop on the link."""
     hop, bits = allocs.FIRST_HOP_IPV6, checks.FIRST_HOP_BITS_6
-    return rtnl.add_address(record.host_ifindex, record.host_interface, hop, bits, no_dad=True)
+    return add_address(record.host_ifindex, record.host_interface, hop, bits, no_dad=True)
 
 
 def host_route(record: Record, ip: IPAddress) -> Request:
     """The route to one of checks.reached."""
-    return rtnl.add_route(
+    return add_route(
         ip,
         record.host_ifindex,
         record.host_interface,
-        family=rtnl.family_of(ip),
+        family=family_of(ip),
         protocol=allocs.ROUTE_PROTOCOL_WORKLOAD,
         source=allocs.FIRST_HOP_IPV4 if ip.version == 4 else None,
         # Workloads may have asked for the same MAC, so others may have it.
@@ -135,13 +140,13 @@ def host_route_again(record: Record, ip: IPAddress) -> Request:
     """As host_route, in place of one that somebody else made."""
     if ip.is_link_local:
         return host_route(record, ip)
-    route = rtnl.Route(
+    route = Route(
         destination=ip_network(ip),
         ifindex=record.host_ifindex,
         protocol=allocs.ROUTE_PROTOCOL_WORKLOAD,
         source=allocs.FIRST_HOP_IPV4 if ip.version == 4 else None,
     )
-    return rtnl.replace_route(route, record.host_interface)
+    return replace_route(route, record.host_interface)
 
 
 # ---- The same, encoded ------------------------------------------------------

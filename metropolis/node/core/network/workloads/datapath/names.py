@@ -53,7 +53,7 @@ from ipaddress import IPv4Address, IPv6Address
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.model import IPAddress, PartText
 from metropolis.node.core.network.workloads.parts import TEXT_MAX
-from osbase.netlink.rtnl import ALTIFNAMSIZ
+from osbase.netlink.ifla import ALTIFNAMSIZ
 
 VERSION = 2
 

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from metropolis.node.core.network.workloads.datapath.checks import HostSide, Inside, reached
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.model import IPAddress
-from osbase.netlink import rtnl
+from osbase.ip import AF_INET, AF_INET6, family_of
+from osbase.netlink.address import Address, dump_addresses, parse_address
 from osbase.netlink.errors import BatchError, errno_name
+from osbase.netlink.link import Link, get_link, parse_link
 from osbase.netlink.message import Message, Request
+from osbase.netlink.route import Route, dump_link_routes, get_route, parse_route
 from osbase.netlink.transport import NetlinkSocket
 
 _LOOPBACK = 1  # its index in every namespace
@@ -27,9 +30,9 @@ def host_side(host: NetlinkSocket, record: Record) -> HostSide:
     """What the host has of the attachment."""
     families = _families(record)
     routes = {ip: _route(host, ip, record.host_ifindex) for ip in reached(record)}
-    loopback = _addresses(host, rtnl.AF_INET, _LOOPBACK) if rtnl.AF_INET in families else ()
-    six = rtnl.AF_INET6 in families
-    addresses = _addresses(host, rtnl.AF_INET6, record.host_ifindex) if six else ()
+    loopback = _addresses(host, AF_INET, _LOOPBACK) if AF_INET in families else ()
+    six = AF_INET6 in families
+    addresses = _addresses(host, AF_INET6, record.host_ifindex) if six else ()
     return HostSide(_link(host, record.host_ifindex), addresses, loopback, routes)
 
 
@@ -43,8 +46,8 @@ def inside(sock: NetlinkSocket, record: Record, netnsid: int | None) -> Inside:
         routes = tuple(
             route
             for family in families
-            for message in _dump(sock, rtnl.dump_link_routes(family, index))
-            if (route := rtnl.parse_route(message)) is not None and route.ifindex == index
+            for message in _dump(sock, dump_link_routes(family, index))
+            if (route := parse_route(message)) is not None and route.ifindex == index
         )
     return Inside(
         link=_link(sock, index, netnsid),
@@ -59,7 +62,7 @@ def inside(sock: NetlinkSocket, record: Record, netnsid: int | None) -> Inside:
 def elsewhere(host: NetlinkSocket, ip: IPAddress, ifindex: int) -> str:
     """Where what is for an address goes, in words; "": by the link."""
     try:
-        route = rtnl.parse_route(host.get(rtnl.get_route(ip)))
+        route = parse_route(host.get(get_route(ip)))
     except BatchError as error:
         return f"nowhere ({errno_name(error.errors[0].errno)})"
     if route is None:
@@ -68,7 +71,7 @@ def elsewhere(host: NetlinkSocket, ip: IPAddress, ifindex: int) -> str:
 
 
 def _families(record: Record) -> tuple[int, ...]:
-    return tuple(rtnl.family_of(ip) for ip in record.ips)
+    return tuple(family_of(ip) for ip in record.ips)
 
 
 def _absent[T](ask: Callable[[], T]) -> T | None:
@@ -80,21 +83,21 @@ def _absent[T](ask: Callable[[], T]) -> T | None:
         raise
 
 
-def _route(sock: NetlinkSocket, ip: IPAddress, ifindex: int) -> rtnl.Route | None:
-    request = rtnl.get_route(ip, ifindex=ifindex if ip.is_link_local else 0)
-    return _absent(lambda: rtnl.parse_route(sock.get(request)))
+def _route(sock: NetlinkSocket, ip: IPAddress, ifindex: int) -> Route | None:
+    request = get_route(ip, ifindex=ifindex if ip.is_link_local else 0)
+    return _absent(lambda: parse_route(sock.get(request)))
 
 
-def _link(sock: NetlinkSocket, ifindex: int, netnsid: int | None = None) -> rtnl.Link | None:
-    request = rtnl.get_link(ifindex, netnsid=netnsid)
-    return _absent(lambda: rtnl.parse_link(sock.get(request)))
+def _link(sock: NetlinkSocket, ifindex: int, netnsid: int | None = None) -> Link | None:
+    request = get_link(ifindex, netnsid=netnsid)
+    return _absent(lambda: parse_link(sock.get(request)))
 
 
 def _addresses(
     sock: NetlinkSocket, family: int, ifindex: int, netnsid: int | None = None
-) -> tuple[rtnl.Address, ...]:
-    request = rtnl.dump_addresses(family, ifindex, netnsid=netnsid)
-    found = (rtnl.parse_address(message) for message in _dump(sock, request))
+) -> tuple[Address, ...]:
+    request = dump_addresses(family, ifindex, netnsid=netnsid)
+    found = (parse_address(message) for message in _dump(sock, request))
     return tuple(one for one in found if one is not None and one.ifindex == ifindex)
 
 

@@ -21,7 +21,7 @@ from metropolis.node.core.network.workloads.testing.kernel_bench import KernelBe
 from metropolis.node.core.network.workloads.testing.lab import objects
 from metropolis.node.core.network.workloads.testing.parts_contract import PartsContract
 from metropolis.node.core.network.workloads.testing.toy_part import COLOUR, TABLE
-from osbase.netlink.rtnl import Link
+from osbase.netlink.link import Link
 
 ONE = Record(
     workload_id="w1",

@@ -36,7 +36,7 @@ from metropolis.node.core.network.workloads.datapath import names
 from metropolis.node.core.network.workloads.datapath.interface import Held, Record
 from metropolis.node.core.network.workloads.datapath.parts import NO_PARTS, Parts
 from metropolis.node.core.network.workloads.model import IPAddress
-from osbase.netlink.rtnl import Link
+from osbase.netlink.link import Link
 
 _OUR_GROUPS = (allocs.LINK_GROUP_WORKLOAD, *allocs.LINK_GROUPS_REMOVAL)
 

@@ -14,7 +14,8 @@ from metropolis.node.core.network.workloads.datapath import names, plan
 from metropolis.node.core.network.workloads.datapath.interface import Held, Record
 from metropolis.node.core.network.workloads.model import IPAddress
 from metropolis.node.core.network.workloads.testing import version1
-from osbase.netlink.rtnl import IFF_NOARP, IFF_UP, Link
+from osbase.netlink.ifla import IFF_NOARP, IFF_UP
+from osbase.netlink.link import Link
 
 MAC = allocs.FIRST_HOP_MAC
 

@@ -36,8 +36,9 @@ from metropolis.node.core.network.workloads.datapath.host import Host
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.errors import KernelRefused, WorkloadError
 from metropolis.node.core.network.workloads.validate import show
-from osbase.netlink import rtnl
+from osbase.netlink.altnames import del_link_by_altname, set_group_by_altname
 from osbase.netlink.errors import BatchError, NetlinkError
+from osbase.netlink.link import del_link, del_links_by_group
 
 log = logging.getLogger(__name__)
 
@@ -186,12 +187,12 @@ class Remover:
         index that has passed to another link can be hit.
         """
         if len(records) == 1:
-            requests = [rtnl.del_link_by_altname(names.record_altname(records[0]))]
+            requests = [del_link_by_altname(names.record_altname(records[0]))]
         else:
             requests = [
-                rtnl.set_group_by_altname(names.record_altname(record), group) for record in records
+                set_group_by_altname(names.record_altname(record), group) for record in records
             ]
-            requests.append(rtnl.del_links_by_group(group))
+            requests.append(del_links_by_group(group))
         try:
             self._host.batch(*requests)
         except BatchError as error:
@@ -213,7 +214,7 @@ class Remover:
                 # Gone, or an attach that could not be undone, without records.
                 link = self._host.link(record.host_ifindex)
                 if link is not None and link.name == record.host_interface:
-                    request = rtnl.del_link(link.ifindex, link.name)
+                    request = del_link(link.ifindex, link.name)
                     self._host.batch_tolerating({errno.ENODEV}, request)
                 continue
             operation = f"detach {show(record.workload_id)}"

@@ -23,21 +23,43 @@ from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.datapath.parts import NO_PARTS, Parts
 from metropolis.node.core.network.workloads.model import MTU_MIN, IPAddress
 from metropolis.node.core.network.workloads.validate import show
-from osbase.netlink import rtnl
+from osbase.ip import link_local
+from osbase.netlink.address import Address, del_address
+from osbase.netlink.altnames import add_link_altnames
+from osbase.netlink.ifla import (
+    DEVCONF_DISABLE_IPV6,
+    IPV4_DEVCONF_ARP_ACCEPT,
+    IPV4_DEVCONF_ARP_IGNORE,
+    IPV4_DEVCONF_FORWARDING,
+    IPV4_DEVCONF_RP_FILTER,
+)
+from osbase.netlink.link import (
+    Link,
+    rename_link,
+    set_link_alias,
+    set_link_arp,
+    set_link_group,
+    set_link_ipv4_setting,
+    set_link_mac,
+    set_link_master,
+    set_link_mtu,
+    set_link_no_ipv6_address,
+    set_link_up,
+)
 from osbase.netlink.message import Request
 from osbase.netlink.neighbours import del_neighbour
-from osbase.netlink.rtnl import Address, Link, Route
+from osbase.netlink.route import Route
 
 # Without it, what the pod sends goes no further than the host.
-_FORWARDING = {"forwarding": (rtnl.IPV4_DEVCONF_FORWARDING, 1)}
+_FORWARDING = {"forwarding": (IPV4_DEVCONF_FORWARDING, 1)}
 # By it the kernel judges who asks for the first hop (rules.workloads): with 0
 # or 2, as sysctl files set all links, invented askers get neighbour entries.
-_RP_FILTER = {"rp_filter": (rtnl.IPV4_DEVCONF_RP_FILTER, 1)}
+_RP_FILTER = {"rp_filter": (IPV4_DEVCONF_RP_FILTER, 1)}
 # The first hop is an address of lo: with more than 0 nobody answers for it.
-_ARP_IGNORE = {"arp_ignore": (rtnl.IPV4_DEVCONF_ARP_IGNORE, 0)}
+_ARP_IGNORE = {"arp_ignore": (IPV4_DEVCONF_ARP_IGNORE, 0)}
 
 # With 1, answers with invented senders make neighbour entries.
-_ARP_ACCEPT = {"arp_accept": (rtnl.IPV4_DEVCONF_ARP_ACCEPT, 0)}
+_ARP_ACCEPT = {"arp_accept": (IPV4_DEVCONF_ARP_ACCEPT, 0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,51 +129,51 @@ def _link(record: Record, link: Link, seen: Seen) -> Iterator[Mend]:
         return Mend(f"link {name}: {what}", text, requests)
 
     if link.name != name:
-        yield mend("name", name, show(link.name), rtnl.rename_link(index, name))
+        yield mend("name", name, show(link.name), rename_link(index, name))
     group = allocs.LINK_GROUP_WORKLOAD
     if link.group != group:
-        yield mend("group", group, link.group, rtnl.set_link_group(index, name, group))
+        yield mend("group", group, link.group, set_link_group(index, name, group))
     if link.master is not None:
-        enslaved = rtnl.set_link_master(index, name, 0)
+        enslaved = set_link_master(index, name, 0)
         yield mend("master", "none", f"index {link.master}", enslaved)
     mac = allocs.FIRST_HOP_MAC
     if link.mac != mac:
-        request = rtnl.set_link_mac(index, name, mac)
+        request = set_link_mac(index, name, mac)
         yield mend("MAC", mac.hex(":"), link.mac.hex(":"), request)
     if link.mtu != record.mtu:
         # IPv6 that the kernel took off comes back with the kernel's settings.
         again = _no_addresses(index, name) if seen.ipv6 and link.mtu < MTU_MIN else ()
-        request = rtnl.set_link_mtu(index, name, record.mtu)
+        request = set_link_mtu(index, name, record.mtu)
         yield mend("MTU", record.mtu, link.mtu, request, *again)
     if link.alias != record.workload_id.encode():
-        request = rtnl.set_link_alias(index, name, record.workload_id, ipv6=False)
+        request = set_link_alias(index, name, record.workload_id, ipv6=False)
         found = show(link.alias.decode("ascii", "replace"))
         yield mend("alias", show(record.workload_id), found, request)
     if lost := [one for one in names.altnames_of(record) if one not in link.altnames]:
-        request = rtnl.add_link_altnames(index, name, *lost)
+        request = add_link_altnames(index, name, *lost)
         yield mend("alternative names", ", ".join(map(show, lost)), "none of these", request)
     if not link.arp:
-        yield mend("ARP", "on", "off", rtnl.set_link_arp(index, name))
+        yield mend("ARP", "on", "off", set_link_arp(index, name))
     settings = _ARP_ACCEPT | _ARP_IGNORE | _RP_FILTER | (_FORWARDING if seen.forwards else {})
     for what, (number, value) in settings.items() if record.ips[0].version == 4 else ():
         is_now = link.ipv4_setting(number)
         if is_now not in (None, value):
-            request = rtnl.set_link_ipv4_setting(index, name, number, value)
+            request = set_link_ipv4_setting(index, name, number, value)
             yield mend(f"ipv4 {what}", value, is_now, request)
-    if record.ips[-1].version == 6 and link.ipv6_setting(rtnl.DEVCONF_DISABLE_IPV6):
+    if record.ips[-1].version == 6 and link.ipv6_setting(DEVCONF_DISABLE_IPV6):
         key = f"link {name}: ipv6 disable_ipv6"
         yield Mend(key, f"disable_ipv6 of {name}: expected 0, found 1", enable_ipv6=True)
     if link.ipv6_addresses:
         yield mend("ipv6 addr_gen_mode", "none", "another", *_no_addresses(index, name))
     if not link.up:
-        yield mend("state", "up", "down", rtnl.set_link_up(index, name))
+        yield mend("state", "up", "down", set_link_up(index, name))
 
 
 def _no_addresses(index: int, name: str) -> tuple[Request, Request]:
     """Each would bring a route to fe80::/64; see checks.FIRST_HOP_BITS_6."""
     return (
-        rtnl.set_link_no_ipv6_address(index, name),
-        rtnl.del_address(index, name, rtnl.link_local(allocs.FIRST_HOP_MAC), 64),
+        set_link_no_ipv6_address(index, name),
+        del_address(index, name, link_local(allocs.FIRST_HOP_MAC), 64),
     )
 
 
@@ -161,9 +183,7 @@ def _addresses(record: Record, seen: Seen, replace: bool) -> Iterator[Mend]:
         hop, bits = allocs.FIRST_HOP_IPV6, checks.FIRST_HOP_BITS_6
         there = seen.first_hops.get(index)
         if there is None or not there.usable:
-            taken = (
-                () if there is None else (rtnl.del_address(index, name, hop, there.prefix_length),)
-            )
+            taken = () if there is None else (del_address(index, name, hop, there.prefix_length),)
             state = "nothing" if there is None else "one that is not usable"
             yield Mend(
                 f"address {hop} of {name}",

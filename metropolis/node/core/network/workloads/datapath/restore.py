@@ -29,7 +29,7 @@ from metropolis.node.core.network.workloads.datapath.interface import HoldIdle, 
 from metropolis.node.core.network.workloads.datapath.parts import Parts
 from metropolis.node.core.network.workloads.errors import WorkloadError
 from metropolis.node.core.network.workloads.model import IPAddress
-from osbase.netlink import rtnl
+from osbase.netlink.address import RTM_DELADDR, RTM_NEWADDR
 from osbase.netlink.errors import (
     BatchError,
     DumpInterrupted,
@@ -37,8 +37,10 @@ from osbase.netlink.errors import (
     RequestError,
     errno_name,
 )
+from osbase.netlink.link import del_link
 from osbase.netlink.message import Request
 from osbase.netlink.neighbours import RTM_DELNEIGH
+from osbase.netlink.route import RTM_NEWROUTE
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +49,8 @@ log = logging.getLogger(__name__)
 _DIVERSION_REPORTED_AFTER_S = 5.0
 # What is put back may be back already; a route that exists is another's.
 _ALREADY_PUT_BACK = {
-    (rtnl.RTM_NEWADDR, errno.EEXIST),
-    (rtnl.RTM_DELADDR, errno.EADDRNOTAVAIL),
+    (RTM_NEWADDR, errno.EEXIST),
+    (RTM_DELADDR, errno.EADDRNOTAVAIL),
     (RTM_DELNEIGH, errno.ENOENT),
 }
 
@@ -79,7 +81,7 @@ class Restorer:
             (record.host_interface, record.host_ifindex) for record in planned.duplicates
         ]
         for name, index in removed:
-            self._host.batch_tolerating({errno.ENODEV}, rtnl.del_link(index, name))
+            self._host.batch_tolerating({errno.ENODEV}, del_link(index, name))
         # Before what is missing is put back: they may have its keys.
         remaining = {link.ifindex for link in links} - {index for _, index in removed}
         strays = self._remove_strays(planned.complete, remaining)
@@ -220,7 +222,7 @@ class Restorer:
         for one in refused:
             key, request = requests[one.index]
             errors.setdefault(key, str(one))
-            if request.kind == rtnl.RTM_NEWROUTE and one.errno == errno.EEXIST:
+            if request.kind == RTM_NEWROUTE and one.errno == errno.EEXIST:
                 self._contested.add(record.host_ifindex)
         elements = [mend.element for mend in allowed if mend.element is not None]
         try:

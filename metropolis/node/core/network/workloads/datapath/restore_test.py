@@ -29,11 +29,15 @@ from metropolis.node.core.network.workloads.testing.contract import (
 )
 from metropolis.node.core.network.workloads.testing.kernel_bench import KernelBench
 from metropolis.node.core.network.workloads.testing.lab import Pod, settled
-from osbase.netlink import rtnl
+from osbase.ip import family_of, link_local
+from osbase.netlink.altnames import add_link_altnames
+from osbase.netlink.ifla import IFF_NOARP, RTM_NEWLINK
+from osbase.netlink.link import dump_links, parse_link, set_link_group, set_link_up
 from osbase.netlink.message import Request
 from osbase.netlink.netns import open_current
-from osbase.netlink.rtnl import VethEnd
+from osbase.netlink.route import RTPROT_BOOT, Route, replace_route
 from osbase.netlink.transport import NetlinkSocket
+from osbase.netlink.veth import VethEnd, new_veth
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,9 @@ def enslaved(record: Record) -> None:
 
 
 def without_arp(record: Record) -> None:
-    body = struct.pack("=BxHiII", 0, 0, record.host_ifindex, rtnl.IFF_NOARP, rtnl.IFF_NOARP)
+    body = struct.pack("=BxHiII", 0, 0, record.host_ifindex, IFF_NOARP, IFF_NOARP)
     with NetlinkSocket() as sock:
-        sock.batch([Request(rtnl.RTM_NEWLINK, 0, body, "set ARP off")])
+        sock.batch([Request(RTM_NEWLINK, 0, body, "set ARP off")])
 
 
 def written(path: str, value: int) -> Callable[[Record], None]:
@@ -93,7 +97,7 @@ def by_another(record: Record) -> None:
     """As `ip route replace`, of somebody who means well."""
     with NetlinkSocket() as sock:
         ip, lo = ip_network(record.ips[0]), 1
-        sock.batch([rtnl.replace_route(rtnl.Route(ip, lo, rtnl.RTPROT_BOOT), "lo")])
+        sock.batch([replace_route(Route(ip, lo, RTPROT_BOOT), "lo")])
 
 
 IPV4_ROUTE = "route 10.9.0.1/32"
@@ -137,7 +141,7 @@ DAMAGES = [
 def ping(pod: Pod, record: Record) -> None:
     """The pod and the host reach each other, in both families."""
     for ip in record.ips:
-        family, hop = rtnl.family_of(ip), first_hop(ip.version)
+        family, hop = family_of(ip), first_hop(ip.version)
         with socket.socket(family, socket.SOCK_DGRAM) as host:
             host.settimeout(WAIT_S)
             with pod.socket(family, socket.SOCK_DGRAM) as inside:
@@ -161,7 +165,7 @@ def test_unfinished_attaches_are_removed_and_foreign_links_left(bench: KernelBen
 
     def veth(name: str, index: int, mac: bytes | None = None) -> Request:
         peer = VethEnd(f"p{index}", index + 1, None)
-        return rtnl.new_veth(VethEnd(name, index, mac), peer, netns_fd=fd, mtu=1500, group=group)
+        return new_veth(VethEnd(name, index, mac), peer, netns_fd=fd, mtu=1500, group=group)
 
     def altnames(index: int) -> list[str]:
         return list(names.altnames_of(replace(kept, netns_cookie=index, host_ifindex=index)))
@@ -175,19 +179,19 @@ def test_unfinished_attaches_are_removed_and_foreign_links_left(bench: KernelBen
                 veth("foreign", 7100),
                 veth("wl0123456789abc", 7200),  # our form of name, not our MAC
                 veth("newer", 7300, mac),
-                rtnl.add_link_altnames(7300, "newer", *newer),
+                add_link_altnames(7300, "newer", *newer),
                 veth("part", 7310, mac),  # with a part that is unknown
-                rtnl.add_link_altnames(7310, "part", *part),
+                add_link_altnames(7310, "part", *part),
                 veth("wl0123456789abd", 7500, mac),  # ours but for the group
-                rtnl.set_link_group(7500, "wl0123456789abd", 0),
+                set_link_group(7500, "wl0123456789abd", 0),
                 veth("moved", 7600, mac),  # our records, of another index
-                rtnl.add_link_altnames(7600, "moved", *altnames(7601)),
-                rtnl.set_link_up(7600, "moved"),
+                add_link_altnames(7600, "moved", *altnames(7601)),
+                set_link_up(7600, "moved"),
                 veth("wl0123456789abe", 7700, mac),  # lost one of its records
-                rtnl.add_link_altnames(7700, "wl0123456789abe", altnames(7700)[0]),
+                add_link_altnames(7700, "wl0123456789abe", altnames(7700)[0]),
                 veth("leaving", 7800, mac),  # a removal had begun
-                rtnl.add_link_altnames(7800, "leaving", *altnames(7800)),
-                rtnl.set_link_group(7800, "leaving", allocs.LINK_GROUPS_REMOVAL[0]),
+                add_link_altnames(7800, "leaving", *altnames(7800)),
+                set_link_group(7800, "leaving", allocs.LINK_GROUPS_REMOVAL[0]),
             ]
         )
     os.close(fd)
@@ -240,7 +244,7 @@ def test_what_others_do_to_a_link_is_put_right(
     with IPRoute() as witness:
         for bridge in witness.link_lookup(ifname="br0"):
             witness.link("del", index=bridge)
-    words = {"N": record.host_interface, "OWN": str(rtnl.link_local(record.mac))}
+    words = {"N": record.host_interface, "OWN": str(link_local(record.mac))}
     expected = [key.format_map(words) for key in damage.keys]
     assert [(one.key, one.error) for one in repairs] == [(key, "") for key in expected]
     assert settled("fe80::1", 2) == before
@@ -380,7 +384,7 @@ def test_version_1_leaves_what_this_version_makes_alone(bench: KernelBench) -> N
     create(bench, bench.add_netns())
     create(bench, bench.add_netns(), **OTHER | {"workload_id": "x" * 255})
     with NetlinkSocket() as sock:
-        links = [rtnl.parse_link(message) for message in sock.dump(rtnl.dump_links())]
+        links = [parse_link(message) for message in sock.dump(dump_links())]
     assert sum(link.group == allocs.LINK_GROUP_WORKLOAD for link in links) == 2
     assert not any(version1.is_ours(link) for link in links)
 

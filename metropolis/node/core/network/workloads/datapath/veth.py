@@ -59,10 +59,10 @@ from metropolis.node.core.network.workloads.errors import (
 from metropolis.node.core.network.workloads.model import Finding
 from metropolis.node.core.network.workloads.validate import show
 from osbase.netlink import netns as namespaces
-from osbase.netlink import rtnl
+from osbase.netlink.address import del_address
 from osbase.netlink.errors import BatchError, NetlinkError
 from osbase.netlink.events import RECEIVE_BUFFER, LinkEvents
-from osbase.netlink.link import Link
+from osbase.netlink.link import Link, LinkRemoved, del_link, set_link_down
 from osbase.netlink.message import Request
 from osbase.netlink.transport import NetlinkSocket, make_strict
 
@@ -96,7 +96,7 @@ class KernelDatapath:
     def open(self, on_removed: Callable[[int], None], on_overrun: Callable[[], None]) -> None:
         """See Datapath. Puts the IPv4 first hop on lo where it is missing."""
 
-        def removed(event: rtnl.LinkRemoved) -> None:
+        def removed(event: LinkRemoved) -> None:
             on_removed(event.ifindex)
 
         with refusals("open the datapath"):
@@ -269,14 +269,14 @@ class KernelDatapath:
             self._elements.destroy(elements)
             link = self._host.link(record.host_ifindex) if verify else None
             if not verify or (link is not None and link.name == record.host_interface):
-                request = rtnl.del_link(record.host_ifindex, record.host_interface)
+                request = del_link(record.host_ifindex, record.host_interface)
                 self._host.batch_tolerating({errno.ENODEV}, request)
             if loopback is not None:
                 # Its IPv4 address stays when it goes down, the IPv6 one goes.
                 loopback.batch_tolerating(
                     {errno.EADDRNOTAVAIL},
-                    rtnl.set_link_down(LOOPBACK, "lo"),
-                    rtnl.del_address(LOOPBACK, "lo", IPv4Address("127.0.0.1"), 8),
+                    set_link_down(LOOPBACK, "lo"),
+                    del_address(LOOPBACK, "lo", IPv4Address("127.0.0.1"), 8),
                 )
         except (WorkloadError, NetlinkError, OSError) as error:
             raise UndoFailed(

@@ -24,7 +24,7 @@ from metropolis.node.core.network.workloads.testing.contract import (
 )
 from metropolis.node.core.network.workloads.testing.kernel_bench import KernelBench
 from metropolis.node.core.network.workloads.testing.lab import objects, pods
-from osbase.netlink import rtnl
+from osbase.ip import link_local
 from osbase.netlink.errors import ReplyLost
 from osbase.netlink.message import Request
 from osbase.netlink.template import Encoded, encoded
@@ -51,7 +51,7 @@ class TestKernelDatapath(DatapathContract):
                 for r in witness.get_routes()
                 if r["proto"] == allocs.ROUTE_PROTOCOL_WORKLOAD
             }
-            own = str(rtnl.link_local(record.mac))
+            own = str(link_local(record.mac))
             assert ours.keys() == {"10.9.0.1", "fd00:9::1", own}
             assert ours["10.9.0.1"].get("prefsrc") == "169.254.77.1"
 
@@ -137,7 +137,7 @@ class TestKernelDatapath(DatapathContract):
         record = create(bench, path)
         index, peer = record.host_ifindex, record.peer_ifindex
         key = names.key_altname(record)
-        own = rtnl.link_local(record.mac)
+        own = link_local(record.mac)
         steps: dict[str, list[tuple[str, dict[str, Any], set[str]]]] = {
             "outside": [
                 ("link", {"group": 9, "index": index}, {"group"}),

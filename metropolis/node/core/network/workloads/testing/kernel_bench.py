@@ -15,9 +15,10 @@ from metropolis.node.core.network.workloads.datapath.interface import Datapath, 
 from metropolis.node.core.network.workloads.datapath.parts import LinkPart
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.testing.lab import Pod
-from osbase.netlink import rtnl
-from osbase.netlink.rtnl import VethEnd
+from osbase.netlink.altnames import add_link_altnames
+from osbase.netlink.link import set_link_alias, set_link_up
 from osbase.netlink.transport import NetlinkSocket
+from osbase.netlink.veth import VethEnd, new_veth
 
 
 class KernelBench:
@@ -78,10 +79,10 @@ class KernelBench:
         with NetlinkSocket() as sock:
             sock.batch(
                 [
-                    rtnl.new_veth(host, peer, netns_fd=pod.fd, mtu=record.mtu, group=group),
-                    rtnl.set_link_alias(index, name, record.workload_id, ipv6=True),
-                    rtnl.add_link_altnames(index, name, *names.altnames_of(record)),
-                    rtnl.set_link_up(index, name),
+                    new_veth(host, peer, netns_fd=pod.fd, mtu=record.mtu, group=group),
+                    set_link_alias(index, name, record.workload_id, ipv6=True),
+                    add_link_altnames(index, name, *names.altnames_of(record)),
+                    set_link_up(index, name),
                 ]
             )
 

@@ -12,9 +12,10 @@ from collections.abc import Iterable
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads.datapath.interface import Record
-from osbase.netlink import rtnl
+from osbase.netlink.altnames import add_link_altnames
+from osbase.netlink.link import Link, set_link_alias, set_link_up
 from osbase.netlink.message import Request
-from osbase.netlink.rtnl import Link, VethEnd
+from osbase.netlink.veth import VethEnd, new_veth
 
 _KEY = re.compile(r"mw1k\.([0-9a-f]{16})\.(.{1,15})", re.DOTALL)
 _RECORD = re.compile(
@@ -58,7 +59,7 @@ def is_ours(link: Link) -> bool:
 
 def pair(record: Record, netns_fd: int) -> Request:
     """The link, before it has names."""
-    return rtnl.new_veth(
+    return new_veth(
         VethEnd(record.host_interface, record.host_ifindex, allocs.FIRST_HOP_MAC),
         VethEnd(record.if_name, record.peer_ifindex, record.mac),
         netns_fd=netns_fd,
@@ -70,6 +71,6 @@ def pair(record: Record, netns_fd: int) -> Request:
 def commit(record: Record) -> Iterable[Request]:
     """Its names, and up; without addresses and routes."""
     index, name = record.host_ifindex, record.host_interface
-    yield rtnl.set_link_alias(index, name, record.workload_id, ipv6=True)
-    yield rtnl.add_link_altnames(index, name, *altnames(record))
-    yield rtnl.set_link_up(index, name)
+    yield set_link_alias(index, name, record.workload_id, ipv6=True)
+    yield add_link_altnames(index, name, *altnames(record))
+    yield set_link_up(index, name)
