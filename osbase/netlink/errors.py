@@ -42,11 +42,13 @@ class DumpInterrupted(NetlinkError):
 class RequestError:
     """One request of a batch that the kernel refused.
 
-    index: position in the batch; what: the request in words; errno: positive;
-    text: the kernel's extended acknowledgement, or empty.
+    index: position in the batch; kind: the request's message type; what: the
+    request in words, for people; errno: positive; text: the kernel's extended
+    acknowledgement, or empty.
     """
 
     index: int
+    kind: int
     what: str
     errno: int
     text: str = ""

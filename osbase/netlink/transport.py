@@ -166,7 +166,8 @@ class NetlinkSocket:
                     continue
                 number, text = error_of(message)
                 if number:
-                    errors.append(RequestError(index, requests[index].what, number, text))
+                    failed = requests[index]
+                    errors.append(RequestError(index, failed.kind, failed.what, number, text))
                 if message.sequence == last:
                     if errors:
                         raise BatchError(errors)
@@ -199,7 +200,7 @@ class NetlinkSocket:
                     continue
                 number, text = error_of(message)
                 if number:
-                    raise BatchError([RequestError(0, request.what, number, text)])
+                    raise BatchError([RequestError(0, request.kind, request.what, number, text)])
                 if found is None:
                     raise ProtocolError(f"{request.what}: acknowledged without an answer")
                 return found
@@ -252,7 +253,7 @@ class NetlinkSocket:
                     continue
                 number, text = error_of(message)
                 if number:
-                    raise BatchError([RequestError(0, request.what, number, text)])
+                    raise BatchError([RequestError(0, request.kind, request.what, number, text)])
                 yield message
                 return
 

@@ -27,6 +27,7 @@ from osbase.netlink.errors import (
     ReplyLost,
     ReplyTimeout,
 )
+from osbase.netlink.ifla import RTM_NEWLINK
 from osbase.netlink.link import (
     del_link,
     dump_links,
@@ -172,9 +173,9 @@ def test_a_batch_goes_on_after_a_failure_and_tells_each(here: int, sock: Netlink
                 del_link(2000, "b2000"),
             ]
         )
-    assert [(e.index, e.errno) for e in caught.value.errors] == [
-        (0, errno.ENODEV),
-        (2, errno.ENODEV),
+    assert [(e.index, e.kind, e.errno) for e in caught.value.errors] == [
+        (0, RTM_NEWLINK, errno.ENODEV),
+        (2, RTM_NEWLINK, errno.ENODEV),
     ]
     assert "set nothing up: ENODEV" in str(caught.value)
 

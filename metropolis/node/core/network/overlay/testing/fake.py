@@ -18,6 +18,7 @@ from metropolis.node.core.network.overlay.device import (
     PeerChange,
 )
 from osbase.netlink.errors import BatchError, RequestError
+from osbase.netlink.ifla import RTM_GETLINK
 from osbase.netlink.route import RTN_UNICAST, Route
 
 
@@ -49,7 +50,7 @@ class FakeKernel:
     def _need_link(self, what: str) -> None:
         self._begin()
         if not self.exists:
-            raise BatchError([RequestError(0, what, errno.ENODEV)])
+            raise BatchError([RequestError(0, RTM_GETLINK, what, errno.ENODEV)])
 
     def ensure_link(self, mtu: int, private_key: bytes, port: int) -> int | None:
         """See Kernel."""

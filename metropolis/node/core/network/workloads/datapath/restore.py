@@ -256,7 +256,7 @@ class Restorer:
             ]
         except NetlinkError as error:
             return [
-                RequestError(index, request.what, errno.EIO, str(error))
+                RequestError(index, request.kind, request.what, errno.EIO, str(error))
                 for index, request in enumerate(requests)
             ]
         return []

@@ -62,8 +62,10 @@ from osbase.netlink import netns as namespaces
 from osbase.netlink.address import del_address
 from osbase.netlink.errors import BatchError, NetlinkError
 from osbase.netlink.events import RECEIVE_BUFFER, LinkEvents
+from osbase.netlink.ifla import RTM_NEWLINKPROP
 from osbase.netlink.link import Link, LinkRemoved, del_link, set_link_down
 from osbase.netlink.message import Request
+from osbase.netlink.route import RTM_NEWROUTE
 from osbase.netlink.transport import NetlinkSocket, make_strict
 
 _INSIDE = "the network namespace"
@@ -342,9 +344,9 @@ def _attach_error(record: Record, error: BatchError, where: str) -> WorkloadErro
         )
     if first.errno == errno.ENODEV:
         return NotFound(f"{operation}: the network namespace was removed meanwhile ({first})")
-    if first.errno == errno.EEXIST and where == _INSIDE and first.what.startswith("add route"):
+    if first.errno == errno.EEXIST and where == _INSIDE and first.kind == RTM_NEWROUTE:
         return RouteTaken(f"{operation}: {first}")
-    if first.errno == errno.EEXIST and "alternative names" in first.what:
+    if first.errno == errno.EEXIST and first.kind == RTM_NEWLINKPROP:
         return AlreadyExists(
             f"if_name {show(record.if_name)}: another attachment was made under this name in the "
             "network namespace"
