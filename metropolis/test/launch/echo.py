@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ping addresses without end: python3 echo.py SECONDS ADDRESS...
 
-    ADDRESS NUMBER      a line for each answer; numbers count from 0
+    ADDRESS NUMBER      an answer; numbers count from 0
+    late SECONDS        this process ran later than it wanted to, by a second
+                        or more
+    ADDRESS: ERROR      a ping was not sent; it has a number, too
 
 A node gets this text and runs it in the network namespace of a pod, so it uses
-the standard library only. A ping that cannot be sent has a number, too.
+the standard library only.
 
 busybox's ping cannot count losses: its receive buffer has 14 KB, and in IPv4
 all ICMP of the namespace goes into it. A process that waits a second or two
@@ -30,6 +33,7 @@ _REQUEST = {4: 8, 6: 128}
 # the number again, since a sequence number has 16 bits, up to ping's 56 bytes.
 _ECHO = struct.Struct("!BBHHHI52x")
 _IDENTIFIER = os.getpid() & 0xFFFF
+_LATE_S = 1.0
 
 
 def open_socket(version: int) -> socket.socket:
@@ -80,11 +84,13 @@ def main(every_s: float, targets: list[str]) -> None:
     number, due = 0, time.monotonic()
     while True:
         if (wait := due - time.monotonic()) <= 0:
+            if wait <= -_LATE_S:
+                print(f"late {-wait:.3f}", flush=True)
             for target, version in versions.items():
                 try:
                     sockets[version].sendto(request(version, number), (target, 0))
-                except OSError:
-                    continue  # no route, no buffer: it is lost
+                except OSError as error:
+                    print(f"{target}: {error}", flush=True)
             number += 1
             due = max(due + every_s, time.monotonic())
             continue

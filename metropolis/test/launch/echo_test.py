@@ -33,10 +33,16 @@ class Pings:
         self.process = process
 
     def answer(self) -> tuple[str, int]:
+        """Wait for the next answer."""
+        while True:
+            sender, _, number = self.line().partition(" ")
+            if sender != "late" and not sender.endswith(":"):
+                return sender, int(number)
+
+    def line(self) -> str:
         """Wait for the next line."""
         assert self.process.stdout is not None
-        sender, number = self.process.stdout.readline().split()
-        return sender, int(number)
+        return self.process.stdout.readline()
 
     def numbers(self, count: int) -> dict[str, list[int]]:
         """Wait until each sender has given so many answers."""
@@ -71,6 +77,9 @@ def test_what_cannot_be_sent_has_a_number(version: int) -> None:
     """A route comes later: the numbers tell what was lost until then."""
     address = NOWHERE[version]
     with pings(0.02, LOOPBACK[version], address) as running:
+        while not (line := running.line()).startswith(address):
+            pass
+        assert line.rstrip().endswith("Network is unreachable")
         sender, number = "", -1
         while number < 5:
             sender, number = running.answer()
@@ -134,3 +143,14 @@ def test_replies_to_others_are_not_its_own() -> None:
         running.answer()
         _send_reply(4, (running.process.pid + 1) & 0xFFFF, 1_000_000)
         assert max(running.numbers(20)[LOOPBACK[4]]) < 1_000_000
+
+
+def test_a_process_says_that_it_was_late() -> None:
+    with pings(0.02, LOOPBACK[4]) as running:
+        running.answer()
+        running.process.send_signal(signal.SIGSTOP)
+        time.sleep(1.2)  # this long
+        running.process.send_signal(signal.SIGCONT)
+        while not (line := running.line()).startswith("late "):
+            pass
+    assert 1.0 <= float(line.split()[1]) < 60

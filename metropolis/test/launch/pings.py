@@ -11,6 +11,7 @@ echo.py runs on the node, in the network namespace of the pod.
 import asyncio
 import bisect
 import contextlib
+import itertools
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,17 @@ _ECHO = Path(__file__).with_name("echo.py")
 
 class PingsError(Exception):
     """Pings ended that should go on."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Pings without an answer, between two that have one. begin, end: when the
+    answers came, seconds of the monotonic clock.
+    """
+
+    begin: float
+    end: float
+    count: int
 
 
 @dataclass
@@ -46,19 +58,54 @@ class Answers:
         """Return how many came after that."""
         return len(self.times) - bisect.bisect_right(self.times, when)
 
-    def lost(self, since: float = 0.0) -> int:
-        """Return how many pings between the answers after `since`, and the one
-        before, have not been answered.
+    def gaps(self, since: float = 0.0) -> list[Gap]:
+        """Return the gaps between the answers after `since`, and the one
+        before.
         """
         first = max(0, bisect.bisect_right(self.times, since) - 1)
-        numbers = set(self.numbers[first:])
-        return max(numbers) - min(numbers) + 1 - len(numbers) if numbers else 0
+        answered = sorted(zip(self.numbers[first:], self.times[first:], strict=True))
+        return [
+            Gap(begin, end, later - number - 1)
+            for (number, begin), (later, end) in itertools.pairwise(answered)
+            if later - number > 1
+        ]
+
+    def lost(self, since: float = 0.0) -> int:
+        """Return how many pings are in the gaps."""
+        return sum(gap.count for gap in self.gaps(since))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What pings said at once. answers: senders and numbers. late_s: by how
+    much the pod's process ran too late. unsent: errors.
+    """
+
+    answers: tuple[tuple[IPAddress, int], ...] = ()
+    late_s: float = 0.0
+    unsent: tuple[str, ...] = ()
+
+
+def parse(lines: Iterable[bytes]) -> Batch:
+    """Parse lines of echo.py."""
+    answers: list[tuple[IPAddress, int]] = []
+    unsent: list[str] = []
+    late_s = 0.0
+    for line in map(bytes.decode, lines):
+        first, _, rest = line.partition(" ")
+        if first == "late":
+            late_s = max(late_s, float(rest))
+        elif first.endswith(":"):
+            unsent.append(line)
+        else:
+            answers.append((ip_address(first), int(rest)))
+    return Batch(tuple(answers), late_s, tuple(unsent))
 
 
 async def pings(
     node: Node, pod: Pod, targets: Iterable[IPAddress], every_s: float
-) -> AsyncIterator[list[tuple[IPAddress, int]]]:
-    """Ping from a pod; yield senders and numbers of answers as they come.
+) -> AsyncIterator[Batch]:
+    """Ping from a pod; yield what it says, as it comes.
 
     Raises PingsError, CriError and AgentError when it cannot go on.
     """
@@ -70,8 +117,7 @@ async def pings(
         rest = b""
         while data := await process.read():
             *lines, rest = (rest + data).split(b"\n")
-            fields = [line.decode().split() for line in lines]
-            yield [(ip_address(sender), int(number)) for sender, number in fields]
+            yield parse(lines)
         said = (await process.read_all(1)).decode(errors="replace").strip()
         raise PingsError(f"{pod.name}: pings ended: status {await process.wait()}: {said}")
 
@@ -85,7 +131,7 @@ async def pinging(
 
     async def note() -> None:
         async for batch in pings(node, pod, targets, every_s):
-            for sender, number in batch:
+            for sender, number in batch.answers:
                 answers[sender].add(time.monotonic(), number)
 
     async with asyncio.TaskGroup() as group:

@@ -18,12 +18,13 @@ from typing import Self
 
 from metropolis.test.launch.cluster import Cluster
 from metropolis.test.launch.node import Node
-from metropolis.test.launch.pings import Answers, pings
+from metropolis.test.launch.pings import Answers, Gap, pings
 from metropolis.test.launch.reach import Place
 from osbase.test.agent.client import AgentGoneError, AgentRestartedError
 
 EVERY_S = 0.5
 """Between pings, seconds."""
+_AROUND_S = 2.0  # what a machine without a CPU delays may be lost a little later
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Prober:
 
     def __init__(self, cluster: Cluster) -> None:
         self.answers: dict[Pair, Answers] = {}
+        # Of each pod: from when to when its machine had no CPU.
+        self._late: dict[str, list[tuple[float, float]]] = {}
         self._cluster = cluster
         self._news = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
@@ -108,8 +111,12 @@ class Prober:
         }
         async for batch in pings(node, place.pod, targets, EVERY_S):
             now = time.monotonic()
-            for sender, number in batch:
+            for sender, number in batch.answers:
                 self.answers[targets[sender]].add(now, number)
+            if batch.late_s:
+                self._late.setdefault(place.pod.name, []).append((now - batch.late_s, now))
+            for line in batch.unsent:
+                print(f"{place.pod.name}: a ping was not sent: {line}", flush=True)
             async with self._news:
                 self._news.notify_all()
 
@@ -149,7 +156,29 @@ class Prober:
                 return
             await asyncio.sleep(left)
 
-    def lost(self, since: float) -> dict[Pair, int]:
-        """Return the pairs that lost pings since then, and how many."""
-        counts = {pair: answers.lost(since) for pair, answers in self.answers.items()}
+    def lost(self, since: float, *, excuse: bool = False) -> dict[Pair, int]:
+        """Return the pairs that lost pings since then, and how many.
+
+        excuse: but for those lost while one of the two machines, or both, had
+        no CPU for a second or more. That is said.
+        """
+        counts = {
+            pair: sum(
+                gap.count
+                for gap in answers.gaps(since)
+                if not (excuse and self._excused(pair, gap))
+            )
+            for pair, answers in self.answers.items()
+        }
         return {pair: count for pair, count in counts.items() if count}
+
+    def _excused(self, pair: Pair, gap: Gap) -> bool:
+        for pod in (pair.source, pair.target):
+            for begin, end in self._late.get(pod, ()):
+                if begin - _AROUND_S <= gap.end and gap.begin <= end + _AROUND_S:
+                    print(
+                        f"{pair}: {gap.count} pings lost; {pod} had no CPU for {end - begin:.1f} s",
+                        flush=True,
+                    )
+                    return True
+        return False

@@ -2,7 +2,7 @@
 """Answers, counted; what is in the way of pings."""
 
 import asyncio
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -15,8 +15,8 @@ from metropolis.test.launch.cluster import Cluster, Member
 from metropolis.test.launch.cri import CriError, Pod
 from metropolis.test.launch.lab import Port
 from metropolis.test.launch.node import Node
-from metropolis.test.launch.pings import Answers
-from metropolis.test.launch.prober import Prober
+from metropolis.test.launch.pings import Answers, Batch, parse
+from metropolis.test.launch.prober import Pair, Prober
 from metropolis.test.launch.reach import Place
 from osbase.test.agent.client import AgentGoneError
 
@@ -46,6 +46,37 @@ def test_lost() -> None:
 def test_answers_in_another_order_lose_nothing() -> None:
     assert answers(0, 2, 1, 3).lost(0) == 0
     assert answers(0, 3, 1, 4).lost(0) == 1
+
+
+def test_lines() -> None:
+    lines = [b"10.0.0.1 7", b"late 1.500", b"fd00::1 8", b"10.0.0.2: [Errno 101] no", b"late 1.2"]
+    answered = ((ip_address("10.0.0.1"), 7), (ip_address("fd00::1"), 8))
+    assert parse(lines) == Batch(answered, 1.5, ("10.0.0.2: [Errno 101] no",))
+    assert parse([]) == Batch()
+
+
+@pytest.mark.parametrize(
+    ("late", "counted"),
+    [
+        ({}, 3),
+        ({"a": [(2.5, 3.5)]}, 0),
+        ({"b": [(5.0, 9.0)]}, 0),
+        # Another machine; or long before, or after.
+        ({"c": [(2.5, 3.5)]}, 3),
+        ({"a": [(0.0, 0.5)]}, 3),
+        ({"b": [(40.0, 41.0)]}, 3),
+    ],
+)
+def test_what_a_machine_without_a_cpu_excuses(
+    late: dict[str, list[tuple[float, float]]], counted: int
+) -> None:
+    prober = Prober(cast(Cluster, None))
+    pair = Pair("a", "b", 4)
+    # Three are missing between the answers at 4 and at 5.
+    prober.answers = {pair: Answers([3.0, 4.0, 5.0, 6.0], [0, 1, 5, 6])}
+    prober._late = late
+    assert prober.lost(0.0) == {pair: 3}
+    assert prober.lost(0.0, excuse=True) == ({pair: counted} if counted else {})
 
 
 @given(st.lists(st.integers(0, 50)), st.floats(0, 60))
