@@ -12,7 +12,7 @@
     datapath   how it is made in the kernel
     testing    the fake, the contract suite that both keep, a lab
 
-    for all of them:  model, errors, validate, conditions
+    for all of them:  model, errors, validate, conditions, parts
 
 A room imports what is right of it, and nothing else: build/lint checks that.
 The steps of an attach, and what a crash leaves after each, are in
@@ -24,10 +24,10 @@ to them. Routed, no bridge, the same link-local first hop on every node.
 
 The kernel is the database. All that a restart must know is on the host-side
 link: workload id, owner, namespace identity, interface name, addresses, MAC,
-MTU and a digest of the request (alternative names; see names), and the peer's
-index. No state file: nothing can be stale, and a reboot starts clean. A link
-without its records is an attach that never finished: a restart removes it. One
-that has them is a running pod, and is put right. Links that only look like
+MTU, parts and a digest of the request (alternative names; see names), and the
+peer's index. No state file: nothing can be stale, and a reboot starts clean. A
+link without its records is an attach that never finished: a restart removes it.
+One that has them is a running pod, and is put right. Links that only look like
 ours, or that a newer version made, are left alone, their addresses are not
 handed out, and Status says so.
 
@@ -43,6 +43,7 @@ and it is compared and put back, by a start and by every look of the ward:
               the kernel chose (addr_gen_mode)
     routes    of protocol 77: the workload's addresses, its link-local one
     records   name, alias, alternative names: for a removal, and a restart
+    parts     what they added to the link; their nftables elements
 
 It does not depend on: proxies, redirects, accept_ra; IPv6's
 conf/LINK/forwarding, since the kernel looks at `all`. What is not of one link,
@@ -52,6 +53,19 @@ of a removal, and attachments that a call is busy with, are not touched.
 
 An attach is three sends: create the pair (host); configure the inside
 (namespace); name, up, first hop and routes (host, the commit).
+
+What a request asks for besides addresses is a part: a module that says, purely,
+all that is to be known of it. The rest iterates over the parts that the program
+which serves has given to the datapath, so that a new one touches no other:
+
+    check        which texts it understands           engine, recovery
+    resources    what it reserves on the node         ledger
+    requests     what it adds to the link             attach, repair
+    elements     what it has in nftables              attach, repair, removal
+    findings     what of the link differs             Check, repair
+
+Its text is written on the link, and read back from there by a restart. The
+product has none yet (datapath.registry); testing.toy_part is one.
 
 An attachment ends by Detach, by Collect (whatever is not said to be live), or
 with its namespace, which is noticed; Watch tells of each. Check says what is

@@ -11,9 +11,12 @@
               ├──> observe    reads what checks compares
               │      └──> checks    what differs from a record, pure
               ├──> netns      the namespaces of the host and of workloads
+              ├──> elements   nftables elements of attachments
               └──> host       sockets, batches and dumps of the host
 
     names      records on links: the format that a restart reads, pure
+    parts      what a part of an attachment says to all of these, pure
+    registry   the parts that there are
 
 The fake in ../testing passes the same contract suite.
 """

@@ -197,7 +197,7 @@ class KernelDatapath:
                 inside, lambda: messages.inside(record, metric, loopback=not loopback_was_up)
             )
             where = "the host"
-            self._elements.create(record.host_ifindex, elements)
+            self._create_elements(record, elements)
             made = elements
             self._commit(record)
         except BaseException as error:
@@ -235,6 +235,12 @@ class KernelDatapath:
                 "exists on the host; remove it"
             )
         return AlreadyExists(f"if_name {show(record.if_name)}: is taken in the network namespace")
+
+    def _create_elements(self, record: Record, elements: Sequence[Element]) -> None:
+        try:
+            self._elements.create(record.host_ifindex, elements)
+        except WorkloadError as error:
+            raise type(error)(f"{_attach(record)}: {error}") from error
 
     def _commit(self, record: Record) -> None:
         ipv6, first = self._host.ipv6, self._parts.requests(record)
@@ -326,7 +332,11 @@ class KernelDatapath:
 
     def _destroy_elements(self, records: Sequence[Record]) -> None:
         having = [record for record in records if record.parts]
-        self._elements.destroy([one for record in having for one in self._parts.elements(record)])
+        try:
+            elements = [one for record in having for one in self._parts.elements(record)]
+            self._elements.destroy(elements)
+        except WorkloadError as error:
+            raise KernelRefused(f"detach {show(having[0].workload_id)}: {error}") from error
 
 
 def _attach(record: Record) -> str:

@@ -10,6 +10,7 @@
       │     └─────────────> ledger                the mutex
       │                       ├─ entries    attachments, and how to find them
       │                       ├─ pool       addresses
+      │                       ├─ resources  what parts reserve: host ports
       │                       ├─ held       links that are left alone
       │                       ├─ protected  what Collect leaves alone
       │                       └─ watchers   who hears of every change
