@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node's part in its cluster, by etcd; see README.md.
 
-    curator       what runs: connects, watches, commits, tells
+    curator       what runs: connects, watches, commits
+    place         what follows from what was read, and who is told
     membership    pure: what a node does, given what it knows
     directory     pure: what the store says, as peers
     records, keys pure: values and keys of the store, checked

@@ -11,8 +11,9 @@
     AWAY -> LISTING <-> WATCHING        each life of a connection;
      ^---------+------------+           any failure ends it
 
-Tasks share a connection: one lists and watches, and is the only one that tells
-the directory what is so; one commits what membership.decide says; one keeps the
+`place` has what follows from what is read, and decides; this module has the
+connection. Tasks share one: one lists and watches, and is the only one that
+takes news into the directory; one commits what the place decides; one keeps the
 lease alive; one waits for others. The first failure of any ends all, and after
 a while (Backoff) the next endpoint is tried. What was read stays: while etcd is
 away, peers, prefixes and traffic are as they were.
@@ -40,19 +41,18 @@ import contextlib
 import enum
 import logging
 import random
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from metropolis.node.core.config import Cluster, PodPrefixes
 from metropolis.node.core.curator import etcd, keys
 from metropolis.node.core.curator.credentials import Credentials, CredentialsError, Files
-from metropolis.node.core.curator.directory import Changes, Directory
+from metropolis.node.core.curator.directory import Changes
 from metropolis.node.core.curator.etcd import Compacted, Etcd, EtcdError, LeaseGone
-from metropolis.node.core.curator.membership import TRANSIENT, Decision, Me, Standing, decide
+from metropolis.node.core.curator.place import Place
 from metropolis.node.core.curator.renewal import Renewal
-from metropolis.node.core.curator.transaction import Transaction
-from metropolis.node.core.network.overlay.mesh import Exchange, Mesh
+from metropolis.node.core.network.overlay.mesh import Exchange
 from osbase import event
 from osbase.ip import IPAddress, IPNetwork
 from osbase.supervisor import Backoff, Context
@@ -145,8 +145,6 @@ class Curator:
         Nothing happens before `run`.
         """
         self._config = config
-        self._identity = exchange.identity
-        self._underlay = underlay
         self._timing = timing or Timing()
         self._renewal = Renewal(Files(config.ca_file, config.cert_file, config.key_file))
         self.credentials = self._renewal.note
@@ -154,26 +152,17 @@ class Curator:
         random.shuffle(self._endpoints)
         self._log = logging.getLogger(__name__)
         self._phase = Phase.AWAY
-        self._trouble = ""
-        self.trouble = event.Value[str]("the curator's trouble")
-        self.trouble.set(f"waiting for etcd at {', '.join(config.etcd_endpoints)}")
-        self._directory = Directory(config.node_id)
         self._cluster_id = 0
         self._revision = 0  # all up to it is in the directory
         self._next_list = 0.0
         self._news = event.Value[int]("revision of what was read")
-        self._others_are_back = False
-        self._absent: dict[str, tuple[IPNetwork, ...]] = {}
-        self._me = Me(config.node_id, version, underlay=config.underlay_address, using=held)
-        self._decision: Decision | None = None
-        self._due = asyncio.Event()
         self._leased = asyncio.Event()
+        self.place = Place(config, exchange, underlay, pod_prefixes, version=version, held=held)
         self.mesh = exchange.mesh
         self.peers = exchange.peers
         self.pod_prefixes = pod_prefixes
         self.published = exchange.published
-        if held:
-            self.pod_prefixes.set(PodPrefixes(held))
+        self.trouble = self.place.trouble
 
     async def run(self, ctx: Context) -> None:
         """Until cancelled. Healthy from the start: etcd may come much later."""
@@ -181,9 +170,7 @@ class Curator:
         self._phase = Phase.AWAY
         ctx.signal_healthy()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow_identity())
-            group.create_task(self._follow_underlay())
-            group.create_task(self._remind())
+            group.create_task(self.place.run(ctx.logger, self._timing.remind_s))
             group.create_task(self._renewal.follow())
             group.create_task(self._stay_connected())
 
@@ -260,10 +247,9 @@ class Curator:
             raise _Renewed
 
     def _lost(self, trouble: str) -> None:
-        if self._phase is not Phase.AWAY or trouble != self._trouble:
+        if self._phase is not Phase.AWAY or trouble != self.place.away:
             self._log.warning("etcd is away: %s", trouble)
-        self._trouble = trouble
-        self._tell_trouble()
+        self.place.set_away(trouble)
         self._to(Phase.AWAY)
 
     def _to(self, new: Phase) -> None:
@@ -281,7 +267,7 @@ class Curator:
                 "reading everything anew", status.revision, self._revision,
             )  # fmt: skip
             self._revision = 0
-        elif self._revision and not await connection.commit(self._relied_on()):
+        elif self._revision and not await connection.commit(self.place.relied_on()):
             self._log.info("what this node holds has changed; reading everything anew")
             self._revision = 0
         in_step = asyncio.Event()
@@ -295,22 +281,12 @@ class Curator:
     async def _await_others(self, in_step: asyncio.Event) -> None:
         await in_step.wait()
         await asyncio.sleep(self._timing.return_s(len(self._endpoints)))
-        self._others_are_back = True
-        self._due.set()
+        self.place.others_are_back = True
+        self.place.due.set()
         try:
             await asyncio.Event().wait()
         finally:
-            self._others_are_back = False
-
-    def _relied_on(self) -> Transaction:
-        """That what our place in the cluster rests on is as it was."""
-        directory, node_id = self._directory, self._me.node_id
-        compared = [
-            keys.CLUSTER,
-            keys.member(node_id),
-            *(keys.claim(prefix) for prefix in directory.node(node_id).claims),
-        ]
-        return Transaction({key: directory.revision_of(key) for key in compared})
+            self.place.others_are_back = False
 
     # --- What is so -----------------------------------------------------------
 
@@ -322,15 +298,14 @@ class Curator:
                     self._to(Phase.LISTING)
                     listing = await connection.list(keys.ROOT)
                     self._cluster_id = listing.cluster_id
-                    changes = self._directory.replace(listing.entries)
+                    changes = self.place.directory.replace(listing.entries)
                     self._next_list = loop.time() + list_interval(
-                        self._timing.list_every_s, len(self._directory.nodes), random.random()
+                        self._timing.list_every_s, len(self.place.directory.nodes), random.random()
                     )
                     self._take(changes, listing.revision)
                 if not in_step.is_set():
                     self._log.info("etcd at %s, revision %d", connection.endpoint, self._revision)
-                    self._trouble = ""
-                    self._tell_trouble()
+                    self.place.set_away("")
                     in_step.set()
                 self._to(Phase.WATCHING)
                 async with asyncio.timeout_at(self._next_list):
@@ -338,7 +313,7 @@ class Curator:
                         connection.watch(keys.ROOT, self._revision + 1)
                     ) as batches:
                         async for batch in batches:
-                            self._take(self._directory.apply(batch.events), batch.revision)
+                            self._take(self.place.directory.apply(batch.events), batch.revision)
             except TimeoutError:
                 self._to(Phase.LISTING)
             except Compacted as error:
@@ -346,135 +321,30 @@ class Curator:
                 self._revision = 0
 
     def _take(self, changes: Changes, revision: int) -> None:
-        first = self._decision is None
-        self._tell_peers(changes, complete=first)
+        self.place.take(changes)
         self._revision = revision
-        before = self._absent
-        self._absent = self._find_absent(self._directory.nodes if first else before)
-        if changes.ours or first or self._absent != before:
-            self._decide()
         self._news.set(revision)
 
-    def _find_absent(self, names: Iterable[str]) -> dict[str, tuple[IPNetwork, ...]]:
-        """Return those of these nodes that hold prefixes, but are no peers as
-        they have not been seen, with what they hold.
-        """
-        found = {}
-        for name in names:
-            node = self._directory.node(name)
-            if name != self._me.node_id and node.peer is None and not node.removed:
-                if held := self._directory.held_by(name):
-                    found[name] = held
-        return found
-
-    def _tell_peers(self, changes: Changes, *, complete: bool = False) -> None:
-        for note in changes.notes:
-            self._log.warning("refused: %s", note)
-        if complete:
-            # Those of another curator, before it failed, may not be any more.
-            self.peers.replace(changes.peers)
-        elif changes.peers or changes.gone:
-            self.peers.update(changes.peers, changes.gone)
-
-    async def _follow_identity(self) -> None:
-        async for identity in self._identity.watch():
-            self._me = replace(self._me, identity=identity)
-            own = frozenset(
-                key for key in (identity.public_key, identity.next_public_key) if key is not None
-            )
-            self._tell_peers(self._directory.set_own_keys(own))
-            self._reconsider()
-
-    async def _follow_underlay(self) -> None:
-        async for address in self._underlay.watch():
-            self._me = replace(self._me, underlay=self._config.underlay_address or address)
-            self._reconsider()
-
     # --- What to do about it --------------------------------------------------
-
-    def _reconsider(self) -> None:
-        """Decide again, if anything is known yet."""
-        if self._decision is not None:
-            self._decide()
-
-    def _decide(self) -> None:
-        before, directory = self._decision, self._directory
-        decision = decide(directory, self._me)
-        self._decision = decision
-        self._tell_trouble()
-        said = None if before is None else (before.standing, before.reason)
-        if decision.standing not in TRANSIENT and (decision.standing, decision.reason) != said:
-            level = logging.INFO if decision.standing is Standing.JOINED else logging.WARNING
-            self._log.log(level, "%s", decision.reason)
-        self._use(decision.own)
-        if decision.standing is Standing.JOINED:
-            self._joined()
-        self._due.set()
-
-    def _tell_trouble(self) -> None:
-        decision, trouble = self._decision, ""
-        if self._trouble:
-            trouble = f"etcd is away: {self._trouble}"
-        elif decision is not None and decision.standing is not Standing.JOINED:
-            trouble = f"cluster: {decision.reason}"
-        if _peek(self.trouble) != trouble:
-            self.trouble.set(trouble)
-
-    def _use(self, own: tuple[IPNetwork, ...]) -> None:
-        for prefix in self._me.using:
-            if prefix not in own:
-                claim = self._directory.claims.get(prefix)
-                holder = claim.node_id if claim is not None else ""
-                self._log.error(
-                    "%s is not this node's any more%s; workloads that have addresses of it "
-                    "cannot be reached by other nodes", prefix,
-                    f', but "{holder}"\'s' if holder not in ("", self._me.node_id) else "",
-                )  # fmt: skip
-        self._me = replace(self._me, using=own)
-        if _peek(self.pod_prefixes) != PodPrefixes(own):
-            self.pod_prefixes.set(PodPrefixes(own))
-        config = self._directory.cluster
-        if config is None:
-            return
-        member = self._directory.node(self._me.node_id).member
-        mesh = Mesh(
-            tuple(network.prefix for network in config.networks),
-            own,
-            config.mtu,
-            0 if member is None else member.wanted_key_epoch,
-            tuple(prefix for held in self._absent.values() for prefix in held),
-        )
-        if _peek(self.mesh) != mesh:
-            self.mesh.set(mesh)
-
-    def _joined(self) -> None:
-        entry, identity = self._directory.node(self._me.node_id).entry, self._me.identity
-        assert entry is not None, "joined by it"
-        assert identity is not None, "joined by it"
-        self._me = replace(self._me, published=entry.mod_revision)
-        if _peek(self.published) != identity:
-            self.published.set(identity)
 
     async def _settle(self, connection: Etcd, in_step: asyncio.Event) -> None:
         # What was decided on the store of before may be wrong for this one.
         await in_step.wait()
         while True:
-            decision = self._decision
-            self._due.clear()
-            if decision is None or decision.commit is None or self._is_early(decision):
-                await self._due.wait()
+            decision = self.place.decision
+            self.place.due.clear()
+            if decision is None or decision.commit is None or self.place.is_early(decision):
+                await self.place.due.wait()
                 continue
             seen = self._revision
-            if decision.record and not self._me.lease:
-                lease = await connection.grant(self._timing.lease_s)
-                self._me = replace(self._me, lease=lease)
+            if decision.record and not self.place.lease:
+                self.place.set_lease(await connection.grant(self._timing.lease_s))
                 self._leased.set()
-                self._reconsider()
                 continue
             try:
                 revision = await connection.commit(decision.commit)
             except LeaseGone:
-                self._end_lease()
+                self.place.set_lease(0)
                 continue
             try:
                 # If it failed, something it rests on has changed, which the
@@ -487,21 +357,13 @@ class Curator:
                     f"{connection.endpoint}: watch: is behind revision {revision or seen + 1}"
                 ) from error
 
-    def _is_early(self, decision: Decision) -> bool:
-        """Whether a record would tell of a key before all know it."""
-        identity, seen = self._me.identity, self._directory.node(self._me.node_id).seen
-        if not decision.record or identity is None or not identity.switching:
-            return False
-        written = seen is not None and seen.public_key == identity.public_key
-        return not written and not self._others_are_back
-
     async def _news_beyond(self, revision: int) -> None:
         async with asyncio.timeout(self._timing.deadline_s):
             await self._news.watch().get(lambda newest: newest > revision)
 
     async def _keep_lease(self, connection: Etcd) -> None:
         while True:
-            lease = self._me.lease
+            lease = self.place.lease
             if not lease:
                 self._leased.clear()
                 await self._leased.wait()
@@ -510,28 +372,10 @@ class Curator:
                 await connection.keep_alive(lease, self._timing.lease_s / 3)
             except LeaseGone as error:
                 self._log.warning("%s; publishing anew", error)
-                if self._me.lease == lease:
-                    self._end_lease()
-
-    def _end_lease(self) -> None:
-        self._me = replace(self._me, lease=0)
-        self._reconsider()
-
-    async def _remind(self) -> None:
-        while True:
-            await asyncio.sleep(self._timing.remind_s)
-            decision = self._decision
-            if decision is not None and decision.standing not in (*TRANSIENT, Standing.JOINED):
-                self._log.warning("still so: %s", decision.reason)
+                if self.place.lease == lease:
+                    self.place.set_lease(0)
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> str:
     error = errors.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else str(error)
-
-
-def _peek[T](value: event.Value[T]) -> T | None:
-    try:
-        return value.peek()
-    except LookupError:
-        return None

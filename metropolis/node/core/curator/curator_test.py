@@ -63,7 +63,7 @@ async def test_peers_are_complete_before_the_first_mesh(tmp_path: Path) -> None:
                 seen.append(len(last.curator.peers))
                 super().set(value)
 
-        last.curator.mesh = Looked("mesh")
+        last.curator.place.mesh = Looked("mesh")
         async with last:
             await last.joined()
         assert seen[0] == 5
