@@ -154,3 +154,11 @@ def test_peek_without_a_value_names_it() -> None:
     """The error says which value has not been set."""
     with pytest.raises(LookupError, match="prefixes has no value yet"):
         event.Value[int]("prefixes").peek()
+
+
+def test_peek_with_a_default() -> None:
+    value = event.Value[int | None]("prefixes")
+    assert value.peek(7) == 7
+    assert value.peek(None) is None
+    value.set(None)
+    assert value.peek(7) is None

@@ -7,6 +7,9 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
+from typing import Final, overload
+
+_NO_DEFAULT: Final = object()
 
 
 class Value[T]:
@@ -40,12 +43,22 @@ class Value[T]:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_wake, future)
 
-    def peek(self) -> T:
-        """The newest value; LookupError when none was set yet."""
+    @overload
+    def peek(self) -> T: ...
+
+    @overload
+    def peek[D](self, default: D) -> T | D: ...
+
+    def peek(self, default: object = _NO_DEFAULT) -> object:
+        """Return the newest value. When there is none yet: the default, or
+        raise LookupError if no default is given.
+        """
         newest = self._newest
-        if newest is None:
+        if newest is not None:
+            return newest[0]
+        if default is _NO_DEFAULT:
             raise LookupError(f"{self._name} has no value yet")
-        return newest[0]
+        return default
 
     def watch(self) -> Watcher[T]:
         """A new watcher, which has seen nothing yet."""

@@ -109,17 +109,11 @@ class Membership:
             while True:
                 await changed.wait()
                 changed.clear()
-                if (why := client.trouble.peek()) and not _has_prefixes(self._pod_prefixes):
+                pods = self._pod_prefixes.peek(PodPrefixes())
+                if (why := client.trouble.peek()) and not pods.prefixes:
                     conditions.set(_CONDITION, why)
                 else:
                     conditions.clear(_CONDITION)
-
-
-def _has_prefixes(pods: event.Value[PodPrefixes]) -> bool:
-    try:
-        return bool(pods.peek().prefixes)
-    except LookupError:
-        return False
 
 
 def software_version() -> str:

@@ -186,7 +186,7 @@ class Place:
             trouble = f"etcd is away: {self.away}"
         elif decision is not None and decision.standing is not Standing.JOINED:
             trouble = f"cluster: {decision.reason}"
-        if _peek(self.trouble) != trouble:
+        if self.trouble.peek(None) != trouble:
             self.trouble.set(trouble)
 
     def _use(self, own: tuple[IPNetwork, ...]) -> None:
@@ -200,7 +200,7 @@ class Place:
                     f', but "{holder}"\'s' if holder not in ("", self._me.node_id) else "",
                 )  # fmt: skip
         self._me = replace(self._me, using=own)
-        if _peek(self.pod_prefixes) != PodPrefixes(own):
+        if self.pod_prefixes.peek(None) != PodPrefixes(own):
             self.pod_prefixes.set(PodPrefixes(own))
         config = self.directory.cluster
         if config is None:
@@ -213,7 +213,7 @@ class Place:
             0 if member is None else member.wanted_key_epoch,
             tuple(prefix for held in self._absent.values() for prefix in held),
         )
-        if _peek(self.mesh) != mesh:
+        if self.mesh.peek(None) != mesh:
             self.mesh.set(mesh)
 
     def _joined(self) -> None:
@@ -221,7 +221,7 @@ class Place:
         assert entry is not None, "joined by it"
         assert identity is not None, "joined by it"
         self._me = replace(self._me, published=entry.mod_revision)
-        if _peek(self.published) != identity:
+        if self.published.peek(None) != identity:
             self.published.set(identity)
 
     async def _remind(self, every_s: float) -> None:
@@ -230,10 +230,3 @@ class Place:
             decision = self.decision
             if decision is not None and decision.standing not in (*TRANSIENT, Standing.JOINED):
                 self._log.warning("still so: %s", decision.reason)
-
-
-def _peek[T](value: event.Value[T]) -> T | None:
-    try:
-        return value.peek()
-    except LookupError:
-        return None

@@ -67,7 +67,7 @@ class Renewal:
             async with contextlib.aclosing(changes(files)) as looks:
                 async for _ in looks:
                     with contextlib.suppress(CredentialsError):
-                        before = _peek(self.latest)
+                        before = self.latest.peek(None)
                         if await self._look() == before:
                             self.again()
         except OSError as error:
@@ -98,7 +98,7 @@ class Renewal:
 
     def again(self) -> None:
         """Have the latest tried once more beside a connection with others."""
-        latest = _peek(self.latest)
+        latest = self.latest.peek(None)
         if latest is not None and self._proven is not None and latest != self._proven:
             self.latest.set(latest)
 
@@ -111,13 +111,13 @@ class Renewal:
         if used != self._proven:
             self._proven = used
             self._judged = await asyncio.to_thread(credentials.judge, used)
-        if used == _peek(self.latest):
+        if used == self.latest.peek(None):
             self._refusal = ""
         self._tell()
 
     def refused(self, tried: Credentials, why: str) -> None:
         """Etcd has not, while it accepts the proven ones."""
-        if tried == _peek(self.latest):
+        if tried == self.latest.peek(None):
             if why != self._refusal:
                 self._log_kept(why)
             self._refusal = why
@@ -135,7 +135,7 @@ class Renewal:
         self._broken = ""
         if found == self._proven:
             self._refusal = ""
-        if found != _peek(self.latest):
+        if found != self.latest.peek(None):
             self._refusal = ""
             self.latest.set(found)
         self._tell()
@@ -157,10 +157,3 @@ class Renewal:
         text = "; ".join(notes)
         if self.note.peek() != text:
             self.note.set(text)
-
-
-def _peek(value: event.Value[Credentials]) -> Credentials | None:
-    try:
-        return value.peek()
-    except LookupError:
-        return None

@@ -143,7 +143,7 @@ class Gate:
         if self._cluster is not None:
             self._held = held_networks()
         self._kernel = self._look()
-        self._verdict = self._judge(None, _peek(self._pods))
+        self._verdict = self._judge(None, self._pods.peek(None))
         withdraw(self._verdict.refusals)
         self._tell_status(self._verdict)
         return self._verdict.networks
@@ -226,18 +226,18 @@ class Gate:
         if self._stale:
             await asyncio.sleep(max(0.0, self._rested_at - loop.time()))
         self._due.clear()
-        mesh = None if outer is None else _peek(outer.mesh)
+        mesh = None if outer is None else outer.mesh.peek(None)
         if watcher is not None:
             # The table is complete before the first mesh.
             self._peers.change(watcher.take())
-        status = _peek(self._status)
+        status = self._status.peek(None)
         if self._stale:
             self._stale = False
             begun = loop.time()
             self._kernel = await asyncio.to_thread(self._look)
             self._rested_at = loop.time() + _LOOKS_REST * (loop.time() - begun)
         # One set of prefixes for all that follows: others may come meanwhile.
-        pods = _peek(self._pods)
+        pods = self._pods.peek(None)
         before, verdict = self._verdict, self._judge(mesh, pods)
         self._verdict = verdict
         self._say_new(before, verdict)
@@ -255,7 +255,7 @@ class Gate:
         if pods is not None:
             self._admit(pods, verdict)
         self._say_over(before, verdict)
-        if status is not None and _peek(self.considered) != status:
+        if status is not None and self.considered.peek(None) != status:
             self.considered.set(status)
 
     def _judge(self, mesh: Mesh | None, pods: PodPrefixes | None) -> Verdict:
@@ -266,7 +266,7 @@ class Gate:
 
     def _strays(self, verdict: Verdict) -> tuple[IPNetwork, ...]:
         known = (*verdict.networks, *verdict.refusals)
-        running = _peek(self.running)
+        running = self.running.peek(None)
         addresses = map(ip_network, running or ())
         outside = [one for one in addresses if overlap.inside(one, known) is None]
         taken = overlap.conflicts(outside, [*self._kernel, *self._named()])
@@ -279,7 +279,7 @@ class Gate:
     def _named(self) -> Iterable[Used]:
         """Addresses that are known by other means than the kernel's."""
         yield from self._fixed
-        status = _peek(self._status) or UplinkStatus()
+        status = self._status.peek(None) or UplinkStatus()
         for server in status.dns:
             yield overlap.of_address(server, "name server")
         for host, addresses in self._resolved.items():
@@ -317,7 +317,7 @@ class Gate:
             own=_without(mesh.own, verdict),
             absent=_without(mesh.absent, verdict),
         )
-        if _peek(inner.mesh) != allowed:
+        if inner.mesh.peek(None) != allowed:
             inner.mesh.set(allowed)
 
     def _admit(self, pods: PodPrefixes, verdict: Verdict) -> None:
@@ -327,7 +327,7 @@ class Gate:
             tuple(one for one in pods.prefixes if one not in verdict.prefixes),
             overlap.lacking(pods.prefixes, verdict, optional),
         )
-        if _peek(self.admitted) != admitted:
+        if self.admitted.peek(None) != admitted:
             self.admitted.set(admitted)
 
 
@@ -450,10 +450,3 @@ async def _addresses_of(host: str) -> tuple[IPAddress, ...]:
 
     threading.Thread(target=ask, name=f"resolve {host}", daemon=True).start()
     return await answer
-
-
-def _peek[T](value: event.Value[T]) -> T | None:
-    try:
-        return value.peek()
-    except LookupError:
-        return None

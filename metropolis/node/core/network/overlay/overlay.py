@@ -371,12 +371,8 @@ class _Life:
         """Nothing: _rotate looks at it."""
 
     def _around(self) -> Surroundings:
-        try:
-            published = self._overlay._published.peek()
-        except LookupError:
-            published = None
         return Surroundings(
-            published,
+            self._overlay._published.peek(None),
             self._mesh.wanted_key_epoch,
             int(time.time()),
             self._overlay._rotation_s,
@@ -441,10 +437,7 @@ def link_mtu(asked: int | None, uplink: int | None) -> int:
 
 
 def _uplink_mtu(uplink: event.Value[LinkState | None]) -> int | None:
-    try:
-        link = uplink.peek()
-    except LookupError:
-        return None
+    link = uplink.peek(None)
     return None if link is None else link.mtu
 
 

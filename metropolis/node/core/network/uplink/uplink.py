@@ -218,10 +218,7 @@ class Uplink:
             self._ward.aim = aim
 
     def _now(self) -> UplinkStatus:
-        try:
-            return self._status.peek()
-        except LookupError:
-            return UplinkStatus()
+        return self._status.peek(UplinkStatus())
 
     async def _watch(
         self,
@@ -336,9 +333,8 @@ class Uplink:
                 again = True
             except TimeoutError:
                 again = False
-            try:
-                addresses = reach.peek()
-            except LookupError:  # a carrier, before anything is known
+            addresses = reach.peek(None)
+            if addresses is None:  # a carrier, before anything is known
                 continue
             try:
                 await asyncio.to_thread(
