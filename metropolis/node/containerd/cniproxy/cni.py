@@ -130,7 +130,7 @@ class CNI:
             self._hang_up()
 
     def load(self, *opts: Opt) -> None:
-        """Replace the networks by those the options add; on error, keep them."""
+        """Replace the networks by those the options add; keep them on error."""
         with self._lock:
             settings = copy.deepcopy(self._settings)
             settings.networks.clear()

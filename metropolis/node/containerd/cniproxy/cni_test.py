@@ -83,8 +83,8 @@ def netns() -> Iterator[str]:
     os.close(descriptor)
 
 
-"""Take one connection to `path`; forward each chunk after a delay."""
-    """Take one connection to `path`; each word from behind it takes a while."""
+def relay(path: Path, behind: str, delay_s: float) -> None:
+    """Take one connection to `path`; forward each chunk after a delay."""
 
     def copy(source: socket.socket, target: socket.socket, wait_s: float) -> None:
         while data := source.recv(65536):
