@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which time servers chronyd is told of, with the real node core and DHCP. That
-it hears of them, and sets the clock, is in //metropolis/test/e2e:time_test.
+"""Which time servers chronyd gets, with the real node core and DHCP. That
+it uses them, and sets the clock, is in //metropolis/test/e2e:time_test.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def test_those_of_dhcp_until_others_come(
 def test_those_of_the_configuration(
     world: None, core: NodeCore, sources: Path, tmp_path: Path
 ) -> None:
-    """Without an uplink, too; DHCP's do not count. That chronyd cannot be told
-    is said.
+    """Without an uplink, too; DHCP's do not count. That chronyd is unreachable
+    is in the log.
     """
     core.config = network('ntp_server: "2001:db8::7" ntp_server: "ntp.example.org"')
     core.start()
@@ -74,7 +74,7 @@ def test_those_of_the_configuration(
 
 
 def test_none(world: None, core: NodeCore, sources: Path) -> None:
-    """Is no problem, and is said."""
+    """This is no problem, and is in Status."""
     core.config = network("")
     core.start()
     assert core.problem() == ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runnable on the fake kernel: what it tells the kernel, and when."""
+"""The runnable on the fake kernel: what it programs, and when."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def link(mtu: int) -> LinkState:
 
 
 class Bench:
-    """An overlay, what it is told, and the kernel that it has."""
+    """An overlay, its inputs, and its kernel."""
 
     def __init__(
         self, directory: Path, *, rotation_s: float | None = None, kernel: FakeKernel | None = None
@@ -82,7 +82,7 @@ class Bench:
             assert await running == []
 
     async def publishes(self) -> None:
-        """The store, which tells what it was told."""
+        """Publish as the store does."""
         async for identity in self.overlay.identity.watch():
             self.published.set(identity)
 
@@ -99,7 +99,7 @@ async def until(what: Callable[[], bool]) -> None:
 
 
 async def test_nothing_is_removed_before_the_first_mesh(bench: Bench) -> None:
-    """Then strangers are, and what is right already is not told again."""
+    """Then unlisted peers are removed; right ones are not sent again."""
     one, stranger = peer(1), b"s" * 32
     present = {
         public: DevicePeer(entry.endpoint, entry.allowed)
@@ -121,7 +121,7 @@ async def test_nothing_is_removed_before_the_first_mesh(bench: Bench) -> None:
 
 
 async def test_who_is_away_from_the_store_stays(bench: Bench) -> None:
-    """Over a restart, until it is back or is no more."""
+    """Its peer stays over a restart, until it is back or deleted."""
     back, gone, stranger = peer(1), peer(2), b"s" * 32
     present = {
         public: DevicePeer(entry.endpoint, entry.allowed)
@@ -145,7 +145,7 @@ async def test_who_is_away_from_the_store_stays(bench: Bench) -> None:
 
 
 async def test_a_restart_leaves_the_size(bench: Bench) -> None:
-    """Until mesh and uplink are known, it is what an earlier life knew."""
+    """Until mesh and uplink are known, it is that of an earlier run."""
     bench.kernel.exists, bench.kernel.mtu = True, 8820
     sizes: list[int] = []
     bench.kernel.set_mtu = sizes.append  # type: ignore[method-assign, assignment]
@@ -188,7 +188,7 @@ async def test_what_fails_is_made_good(bench: Bench) -> None:
         bench.kernel.delete_link()
         bench.peers.set("n3", peer(3))
         await until(lambda: bench.kernel.exists and len(bench.kernel.peers) == 3)
-        # The link is new: whoever had sessions with the old one has to know.
+        # The link is new: peers with sessions to the old one have to know.
         await until(lambda: len(set(bench.kernel.prompted)) == 3)
 
 
@@ -257,7 +257,7 @@ DAMAGES: list[tuple[Callable[[FakeKernel], None], set[str]]] = [
 async def test_damage_is_put_back(
     bench: Bench, damage: Callable[[FakeKernel], None], keys: set[str]
 ) -> None:
-    """All as it was, once; unless it is to be left."""
+    """All is as before, repaired once; unless the ward may not."""
     bench.mesh.set(MESH)
     bench.peers.update({"n1": peer(1), "n2": peer(2)})
     async with bench.running():
@@ -282,7 +282,7 @@ async def test_damage_is_put_back(
 
 
 async def test_a_peer_that_moved_is_no_damage(bench: Bench) -> None:
-    """It is answered where it was heard from."""
+    """It is answered where it sent from."""
     bench.mesh.set(MESH)
     bench.peers.set("n1", peer(1))
     async with bench.running():
@@ -371,7 +371,7 @@ async def test_a_rotation_by_age(tmp_path: Path) -> None:
 
 
 class SlowLists(FakeKernel):
-    """Of a large cluster: a list of its peers takes a while."""
+    """The kernel in a large cluster: a list of its peers takes a while."""
 
     TAKES_S = 0.05
 
@@ -386,8 +386,8 @@ class SlowLists(FakeKernel):
 
 
 async def test_lists_are_a_tenth_of_the_time(tmp_path: Path) -> None:
-    """However many peers change their keys, one after the other; and each is
-    looked at.
+    """However many peers change their keys, one after the other, and each is
+    checked.
     """
     kernel = SlowLists()
     bench = Bench(tmp_path, kernel=kernel)
@@ -404,7 +404,7 @@ async def test_lists_are_a_tenth_of_the_time(tmp_path: Path) -> None:
             )
             await until(lambda key=one.public_key: key not in kernel.peers)  # type: ignore[misc]
             await asyncio.sleep(0.04)
-        # No peer of the fake kernel answers, so each is made anew.
+        # No peer of the fake kernel answers, so each is made again.
         anew = {one.next_public_key for one in moving}
         await until(
             lambda: anew == {c.public_key for b in kernel.batches for c in b if c.remove} & anew

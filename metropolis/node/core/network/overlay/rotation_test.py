@@ -86,8 +86,8 @@ def test_private_keys_are_in_no_text() -> None:
 class World:
     """A node whose process may end at any step, and the cluster's store.
 
-    What the kernel's key may be is checked at each: one that all who read the
-    store take handshakes from, or have until now.
+    At each step the kernel's key is checked: all nodes that read the
+    store accept handshakes from it, or have until now.
     """
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class World:
             self.store.append(self.told)
 
     def wait(self) -> None:
-        """All watchers have heard what is in the store."""
+        """All watchers have read the store's content."""
         if self.store and self.store[-1].next_public_key is not None:
             self.announced.add(self.store[-1].next_public_key)
         self.graced = True
@@ -150,7 +150,7 @@ STEPS = st.lists(st.sampled_from(["publish", "wait", "move", "crash", "boot", "w
 
 @given(STEPS)
 def test_a_crash_anywhere_leads_to_the_same_end(steps: list[str]) -> None:
-    """No key is used before it was announced, heard of and published; and when
+    """No key is used before it was announced, received and published; and when
     everything works again, the rotation that was wanted ends.
     """
     world = World()
