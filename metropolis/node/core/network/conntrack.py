@@ -4,7 +4,7 @@
     count, a few times a second ── below 75 % ──> nothing
         └─ above ─> census, every 5 s or more ─> entries of each workload
                ├─ above its fair share ─> new flows refused for 10 s, renewed
-                              └─ none is, at 95 %     ─> the largest are logged
+               └─ none is, at 95 %     ─> the largest sources are logged
 
 The rate of new flows that the rules allow a workload (base.render) makes
 filling the table slow; the guard stops it. A refusal is an element with a

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which pod prefixes overlap a used network or address. Pure.
 
-        in use                                   refuses a pod prefix that
-        a network on a link                      shares an address with it
-        a network behind a gateway               equals or contains it
+    in use                                   refuses a pod prefix that
+    a network on a link                      shares an address with it
+    a network behind a gateway               equals or contains it
     one address (host, gateway, name         contains it
     server, etcd, another node's underlay)
-        a network whose route is preferred       shares an address with it
+    a network whose route is preferred       shares an address with it
     to the main table's, as some VPNs' are
 
 A route to more than the prefix is ordinary: with 10.0.0.0/8 through a router

@@ -3,7 +3,7 @@
 
     STATE_DIR/overlay/            0700
       key.json                    0600, replaced as a whole
-            key.json.damaged-<time>     an unreadable file, kept for an operator
+      key.json.damaged-<time>     an unreadable file, kept for an operator
 
 Public keys are computed by libcrypto, which images have for Python's hashlib
 and ssl. The kernel could: set a key on a link and read the public one back. But

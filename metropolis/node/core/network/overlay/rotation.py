@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The life of a key: how it is exchanged without losing connections. Pure.
 
-        STEADY    --WANTED-->    ANNOUNCED   the next key is made, and announced
-        ANNOUNCED --PUBLISHED--> GRACE       the cluster's store has it
-        GRACE     --ELAPSED-->   COMMITTED   and all nodes; announced as the key
-        COMMITTED --PUBLISHED--> STEADY      and the store: it is the key here
+    STEADY    --WANTED-->    ANNOUNCED   the next key is made, and announced
+    ANNOUNCED --PUBLISHED--> GRACE       the cluster's store has it
+    GRACE     --ELAPSED-->   COMMITTED   all nodes have it; announced as the key
+    COMMITTED --PUBLISHED--> STEADY      the store has that: it is the key here
 
 A peer accepts a handshake only from keys that it knows: so the next key is
 announced first, and peers make it a second peer without allowed IPs. A packet

@@ -3,12 +3,12 @@
 
     kind       events
     RULES      every commit to nftables
-        ROUTE      a route of ours, or that came with an address, is deleted;
-                   any route is replaced
-        ADDRESS    an address is deleted
-        SETTING    forwarding, rp_filter and the like, of one link or of all
-        POLICY     a routing policy rule is deleted
-        LINK       a link is set down
+    ROUTE      a route of ours, or that came with an address, is deleted;
+               any route is replaced
+    ADDRESS    an address is deleted
+    SETTING    forwarding, rp_filter and the like, of one link or of all
+    POLICY     a routing policy rule is deleted
+    LINK       a link is set down
 
 An attach causes no such event: the filter in the kernel passes neither new
 links, routes and addresses, nor the settings of a new link, which come all in

@@ -4,7 +4,7 @@
     uplink
      +- links      makes bond and VLAN, if configured, and removes former ones
      +- link       follows the topmost link: present, gone, carrier, MTU
-     +- addresses  one life of that link: settings, up, addresses, announcing
+     +- addresses  one life of that link: settings, up, addresses, announcements
          +- dhcp4  the client, if configured
 
 The link may appear late, vanish, come back, get another name or MAC:

@@ -14,14 +14,14 @@ from metropolis.node.core.network.workloads.validate import show
 
 
 class HeldLinks:
-    """See the module. pool: where their addresses are in use."""
+    """See the module. pool: has their addresses as used ones."""
 
     def __init__(self, pool: AddressPool) -> None:
         self._pool = pool
         self._by_index: dict[int, Held] = {}
 
     def adopt(self, found: Iterable[Held], used: set[IPAddress]) -> None:
-        """Hold links. used: addresses that attachments have."""
+        """Hold links. used: addresses of attachments."""
         used = set(used)
         for one in found:
             ips = tuple(ip for ip in one.ips if ip not in used)
@@ -31,16 +31,16 @@ class HeldLinks:
             self._by_index[one.ifindex] = replace(one, ips=ips)
 
     def remove(self, ifindex: int) -> Held | None:
-        """Forget a link, and free what it held. Returns it if it was there."""
+        """Stop holding a link, and free its addresses. Returns it, if held."""
         held = self._by_index.pop(ifindex, None)
         for ip in held.ips if held is not None else ():
             self._pool.release(ip)
         return held
 
     def claim(self, host_interface: Callable[[str], str]) -> list[Record]:
-        """Return the records of links that lost their workload's id and bear
-        the name that `host_interface` gives for their interface; they are held
-        no more, and their addresses stay in use.
+        """Return the records of links that lost their workload's id and have
+        the name that `host_interface` gives for their interface. They are no
+        longer held, and their addresses stay in use.
         """
         claimed: list[Record] = []
         for index, held in list(self._by_index.items()):

@@ -17,7 +17,7 @@ class WorkloadsWard:
         self._engine = engine
 
     def look(self, allow: Allow) -> Sequence[Repair]:
-        """See Ward. Before the engine is started there is nothing to see."""
+        """See Ward. Before the engine is started it finds nothing."""
         try:
             return self._engine.repair(allow)
         except WorkloadError as error:
