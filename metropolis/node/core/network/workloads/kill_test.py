@@ -19,8 +19,8 @@ import pytest
 from pyroute2 import IPRoute
 
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
-from metropolis.node.core.network.workloads.testing import doomed, dump
-from metropolis.node.core.network.workloads.testing.doomed import Call, Plan
+from metropolis.node.core.network.workloads.testing import dump, killed
+from metropolis.node.core.network.workloads.testing.killed import Call, Plan
 from metropolis.node.core.network.workloads.testing.lab import Pod
 from metropolis.node.core.network.workloads.testing.served import DEADLINE_S, PREFIXES, Client
 from metropolis.node.core.network.workloads.testing.trace import calls, traced
@@ -34,11 +34,11 @@ MAC = bytes.fromhex("020000000000")
 # each service is forked of a process that has imported all of it, and has no
 # thread. (This process has gRPC's, and may not fork.)
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([doomed.__name__])
+_FORKS.set_forkserver_preload([killed.__name__])
 
 
-class Doomed:
-    """A service that ends where a plan says; see testing.doomed."""
+class KilledService:
+    """A service that ends where a plan says; see testing.killed."""
 
     def __init__(self, socket_path: Path, plan: Plan = NEVER) -> None:
         self.log = socket_path.parent.parent / "log"
@@ -47,7 +47,7 @@ class Doomed:
         self._orders, orders = _FORKS.Pipe()
         self._output, output = _FORKS.Pipe(duplex=False)
         self.process = _FORKS.Process(
-            target=doomed.run, args=(orders, output, str(self.log), plan, arguments)
+            target=killed.run, args=(orders, output, str(self.log), plan, arguments)
         )
         self.process.start()
         orders.close()
@@ -92,7 +92,7 @@ class World:
     def __init__(self, tmp_path: Path) -> None:
         self.path = tmp_path / "run" / "s"
         self.pods = {"pod": Pod(), "other": Pod()}
-        self.served = Doomed(self.path)
+        self.served = KilledService(self.path)
         self.served.client.attach("other", self.pods["other"])
         self.base = dump.take_settled(self.pods)
         self.gains: dict[str, dump.State] = {}
@@ -169,7 +169,7 @@ class World:
         return "part"
 
     def restart(self, plan: Plan = NEVER) -> None:
-        self.served = Doomed(self.path, plan)
+        self.served = KilledService(self.path, plan)
 
     def row(self, *row: str) -> None:
         self.rows.append(row)

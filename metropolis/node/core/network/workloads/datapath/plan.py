@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to make of the links that a restart finds. Pure.
+"""What a restart does with the links that it finds. Pure.
 
     link ─> ours, whole ──> duplicates? ─ no ──> adopted, repaired
           │                     └─ yes: the one in use adopted, others removed
@@ -7,23 +7,23 @@
           ├ looks like ours ──> left alone, counted, its addresses held
           └ all others          not our business
 
-Ours is a veth that bears our records under its own index; or that has none of
-them, as before it was given them, but our form of name, our MAC and our group.
-With its records it is a running pod, whatever else became of it: down, in
-another group, renamed, without alias. That is put right; see `repairs`. Only
-what never got its records is removed, and what a removal had begun with.
-Without them it is never set up, and gets no routes: what has routes had them.
+Ours is a veth that has our records under its own index; or that has none, as
+before they are written, but our form of name, our MAC and our group. A link
+with records is a running pod, whatever else became of it: down, in another
+group, renamed, without alias. It is repaired; see `repairs`. Removed are only
+links that never got their records, and those whose removal had begun. Without
+records a link is never set up, and gets no routes: a link with routes had them.
 
-A link is left alone if anything of that is not so: in doubt it is somebody
-else's, or a pod's. So is one with names that a newer version made; and one of
-version 1 whose alias, the only place of the workload id, was changed: the
-link's name is a hash of the id, which tells that, and by which a call that has
-the id finds it. What has routes of ours, or a record, holds their addresses.
+In doubt a link is somebody else's, or a pod's, and is left alone. So is one
+with names of a newer version; and one of version 1 whose alias, the only place
+of the workload id, was changed: the link's name is a hash of the id, which
+reveals the change, and by which a call with the id finds it. The addresses of a
+link with our routes, or a record, are held.
 
 Duplicates are attachments that claim one address, one interface of one
-workload, or one name in one namespace. The kernel forbids most of it (names,
-alternative names, routes), so it takes a hand that renames links. The one
-that has the routes stays: it is the one that has the traffic.
+workload, or one name in one namespace. The kernel prevents most of it (names,
+alternative names, routes), so somebody must have renamed links. The one with
+the routes stays, since it has the traffic.
 """
 
 from collections.abc import Collection, Hashable, Iterable, Iterator
@@ -39,7 +39,7 @@ _OUR_GROUPS = (allocs.LINK_GROUP_WORKLOAD, *allocs.LINK_GROUPS_REMOVAL)
 
 
 def is_ours(link: Link) -> bool:
-    """Whether this service, or an older one, made the link."""
+    """Return whether this service, or an older version, made the link."""
     if link.kind != b"veth" or names.is_newer(link.altnames):
         return False
     found = names.parse_altnames(link.altnames)
@@ -54,7 +54,7 @@ def is_ours(link: Link) -> bool:
 
 
 def looks_like_ours(link: Link) -> bool:
-    """Whether somebody could take it for ours."""
+    """Return whether somebody could take it for ours."""
     return (
         link.group in _OUR_GROUPS
         or names.is_host_interface(link.name)
@@ -63,9 +63,9 @@ def looks_like_ours(link: Link) -> bool:
 
 
 def record_of(link: Link) -> Record | None:
-    """The attachment of a link of ours; None when it never was one, or is about
-    to be none. It is as it should be, but for host_interface, which is the
-    name that the link has. workload_id "": it cannot be known.
+    """Return the attachment of a link of ours; None if it never was one, or is
+    being removed. All is as it should be except host_interface, which is the
+    link's present name. workload_id "": it is unknown.
     """
     found = names.parse_altnames(link.altnames)
     if found is None or link.group in allocs.LINK_GROUPS_REMOVAL or not link.peer:
@@ -87,7 +87,7 @@ def record_of(link: Link) -> Record | None:
 
 
 def _id_of_alias(link: Link, if_name: str) -> str:
-    """The alias, unless the link's name says that it is another's."""
+    """Return the alias, unless it does not match the link's name."""
     workload_id = link.alias.decode("ascii", "replace")
     if not names.is_part_text(workload_id):
         return ""
@@ -99,8 +99,8 @@ def _id_of_alias(link: Link, if_name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """complete: to adopt; they are named as they should be. half_made: to
-    remove. duplicates: also. held, foreign: see datapath.Scan.
+    """complete: to adopt, with the names they should have. half_made,
+    duplicates: to remove. held, foreign: see interface.Scan.
     """
 
     complete: tuple[Record, ...]
@@ -111,7 +111,7 @@ class Plan:
 
 
 def plan(links: Iterable[Link], routes: Collection[tuple[IPAddress, int]]) -> Plan:
-    """routes: our host routes, as address and interface index."""
+    """Plan. routes: our host routes, as address and interface index."""
     whole: list[Record] = []
     half_made: list[Link] = []
     foreign: list[tuple[Link, Record | None]] = []
@@ -122,7 +122,7 @@ def plan(links: Iterable[Link], routes: Collection[tuple[IPAddress, int]]) -> Pl
                 foreign.append((link, None))
         elif (record := record_of(link)) is None:
             if link.ifindex in routed and link.group not in allocs.LINK_GROUPS_REMOVAL:
-                foreign.append((link, None))  # others took its records
+                foreign.append((link, None))  # others removed its records
             else:
                 half_made.append(link)
         elif record.workload_id:
@@ -156,7 +156,7 @@ def _held(
 def resolve(
     records: Collection[Record], routes: Collection[tuple[IPAddress, int]]
 ) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    """Those that stay, in their order, and those that claim what is theirs."""
+    """Return those that stay, in order, and those that claim the same."""
 
     def worth(record: Record) -> tuple[int, bool, int]:
         routed = sum((ip, record.host_ifindex) in routes for ip in record.ips)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of an attachment is put back on the host, and how. Pure.
+"""The repairs of an attachment on the host. Pure.
 
-For what a pod's traffic depends on, see the package. What differs is compared
-with what a few dumps said; each difference is a Mend with a key of its own, so
-that what others change again and again can be left to them.
+The package says what a pod's traffic depends on. The records are compared with
+a few dumps; each difference is a Mend with a key of its own, so that a thing
+that others change again and again can be left to them.
 
-Inside the namespace nothing is put back: that is the workload's own.
+Nothing inside the namespace is restored: that is the workload's own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,12 +22,12 @@ from osbase.netlink.message import Request
 from osbase.netlink.neighbours import del_neighbour
 from osbase.netlink.rtnl import Address, Link, Route
 
-# Without it, what the pod sends goes no further than the host.
+# Without it, the pod's packets go no further than the host.
 _FORWARDING = {"forwarding": (rtnl.IPV4_DEVCONF_FORWARDING, 1)}
-# By it the kernel judges who asks for the first hop (rules.workloads): with 0
-# or 2, as sysctl files set all links, invented askers get neighbour entries.
+# The kernel uses it to check who resolves the first hop (rules.workloads): with
+# 0 or 2, as sysctl files set all links, invented senders become neighbours.
 _RP_FILTER = {"rp_filter": (rtnl.IPV4_DEVCONF_RP_FILTER, 1)}
-# The first hop is an address of lo: with more than 0 nobody answers for it.
+# The first hop is an address of lo: above 0 the kernel does not answer for it.
 _ARP_IGNORE = {"arp_ignore": (rtnl.IPV4_DEVCONF_ARP_IGNORE, 0)}
 
 # With 1, answers with invented senders make neighbour entries.
@@ -36,12 +36,11 @@ _ARP_ACCEPT = {"arp_accept": (rtnl.IPV4_DEVCONF_ARP_ACCEPT, 0)}
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the host has. links: by index. routes: our host routes, by address
+    """The host's state. links: by index. routes: our host routes, by address
     and index. first_hops: the IPv6 first hop, by index of the link. forwards:
-    the host as a whole does, in IPv4; else its links need not, and setting
-    that right, which sets all of them, is for who looks after the host. ipv6:
-    its kernel has it. neighbours: MACs that somebody wrote, by address and
-    index of the link.
+    whether the host as a whole does, in IPv4; otherwise links need not, and the
+    ward of the host's setting sets all of them. ipv6: whether the kernel has
+    it. neighbours: MACs that somebody wrote, by address and index of the link.
     """
 
     links: Mapping[int, Link]
@@ -54,9 +53,9 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Mend:
-    """key, what: see ward.Repair. requests: put it back, in this order.
-    enable_ipv6: to be done before all of them, which rtnetlink cannot: set
-    disable_ipv6 of the link to 0.
+    """key, what: see ward.Repair. requests: the repair, in this order.
+    enable_ipv6: first set disable_ipv6 of the link to 0, which rtnetlink
+    cannot.
     """
 
     key: str
@@ -66,8 +65,8 @@ class Mend:
 
 
 def mends(record: Record, seen: Seen, *, replace: bool) -> list[Mend]:
-    """In an order in which they can be done. None of a link that is gone, or
-    about to be removed. replace: also routes by which others took the place of
+    """Return repairs in a possible order. There is none for a link that is gone
+    or being removed. replace: also replace routes of others in the place of
     the attachment's.
     """
     link = seen.links.get(record.host_ifindex)
@@ -77,10 +76,10 @@ def mends(record: Record, seen: Seen, *, replace: bool) -> list[Mend]:
 
 
 def belongs(record: Record, link: Link) -> bool:
-    """Whether a link of the record's index is the record's, and not in a
-    removal's hands.
+    """Return whether the link with a record's index is the record's, and not
+    being removed.
     """
-    # Not the key, which the next in the namespace may have.
+    # Not by the key, which the next interface in the namespace may have.
     own = {record.host_interface, *names.altnames_of(record)[-1:]}
     return (
         not own.isdisjoint((link.name, *link.altnames))
@@ -109,7 +108,7 @@ def _link(record: Record, link: Link, seen: Seen) -> Iterator[Mend]:
         request = rtnl.set_link_mac(index, name, mac)
         yield mend("MAC", mac.hex(":"), link.mac.hex(":"), request)
     if link.mtu != record.mtu:
-        # IPv6 that the kernel took off comes back with the kernel's settings.
+        # IPv6 that the kernel disabled comes back with the kernel's settings.
         again = _no_addresses(index, name) if seen.ipv6 and link.mtu < MTU_MIN else ()
         request = rtnl.set_link_mtu(index, name, record.mtu)
         yield mend("MTU", record.mtu, link.mtu, request, *again)
@@ -138,7 +137,7 @@ def _link(record: Record, link: Link, seen: Seen) -> Iterator[Mend]:
 
 
 def _no_addresses(index: int, name: str) -> tuple[Request, Request]:
-    """Each would bring a route to fe80::/64; see checks.FIRST_HOP_BITS_6."""
+    """Each brings a route to fe80::/64; see checks.FIRST_HOP_BITS_6."""
     return (
         rtnl.set_link_no_ipv6_address(index, name),
         rtnl.del_address(index, name, rtnl.link_local(allocs.FIRST_HOP_MAC), 64),
@@ -163,7 +162,7 @@ def _addresses(record: Record, seen: Seen, replace: bool) -> Iterator[Mend]:
     for ip in checks.reached(record):
         mac = seen.neighbours.get((ip, index), record.mac)
         if mac != record.mac:
-            # The kernel asks, and finds the pod.
+            # The kernel resolves the address, and finds the pod.
             what = f"neighbour {ip} of {name}: found {mac.hex(':') or 'none'}, written by others"
             yield Mend(f"neighbour {ip} of {name}", what, (del_neighbour(index, name, ip),))
         route = seen.routes.get((ip, index))

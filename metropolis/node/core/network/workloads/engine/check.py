@@ -70,10 +70,10 @@ class Checker:
 
     def repair(self, allow: Allow) -> Sequence[Repair]:
         """See Engine.repair."""
-        return self._datapath.repair(self._ledger.attached(), allow, self._hold_idle)
+        return self._datapath.repair(self._ledger.attached(), allow, self._lock_if_idle)
 
     @contextlib.contextmanager
-    def _hold_idle(self, record: Record) -> Iterator[bool]:
+    def _lock_if_idle(self, record: Record) -> Iterator[bool]:
         """Lock an attachment's workload, if no call is busy with it."""
         lock = self._locks.workload.try_hold(record.workload_id)
         if lock is None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A datapath without a kernel, for tests of what is above it.
+"""A datapath without a kernel, for tests of the layers above it.
 
-What the kernel refuses it refuses: names and indexes that are taken, addresses
-that have a route, namespaces that are not there. Its state outlives `close`,
-as the kernel's does: give the same FakeKernel to a new FakeDatapath.
+It refuses what the kernel refuses: names and indexes that are taken, addresses
+that have a route, namespaces that do not exist. Its state outlives `close`, as
+the kernel's does: give the same FakeKernel to a new FakeDatapath.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.datapath import names, plan
 from metropolis.node.core.network.workloads.datapath.interface import (
     Held,
-    HoldIdle,
     IndexTaken,
+    LockIfIdle,
     Netns,
     NoIPv6,
     Record,
@@ -47,13 +47,13 @@ class FakeNetns:
 
 @dataclass
 class FakeKernel:
-    """What is there. links: by host index; metrics likewise; names_inside:
-    (cookie, name) of interfaces of others, as half_made are names of links.
-    routes_lost: host indexes of links whose routes inside somebody took.
-    changed: what others made of links on the host, by index; `links` has what
-    their records say. held: links that are left alone. without_ipv6: cookies
-    of namespaces that have IPv6 switched off. default_routes: cookie and metric
-    of others' in namespaces.
+    """The kernel's state. links: by host index; so are metrics; names_inside:
+    (cookie, name) of others' interfaces. half_made: names of links.
+    routes_lost: host indexes of links whose routes inside somebody removed.
+    changed: links on the host as others changed them, by index; `links` has
+    their records. held: links that are left alone. without_ipv6: cookies of
+    namespaces that have IPv6 switched off. default_routes: cookie and metric of
+    others' in namespaces.
     """
 
     namespaces: dict[str, int] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class FakeKernel:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def add_netns(self, path: str) -> int:
-        """A new namespace at the path."""
+        """Add a namespace at the path; return its cookie."""
         self.namespaces[path] = next(self.cookies)
         return self.namespaces[path]
 
@@ -118,7 +118,7 @@ class FakeDatapath:
         )
 
     def _routes(self) -> set[tuple[IPAddress, int]]:
-        """A route is that of the first who asked for it."""
+        """Return the routes; a route belongs to the first to request it."""
         first: dict[IPAddress, int] = {}
         for index, record in self.kernel.links.items():
             for ip in record.ips:
@@ -187,7 +187,7 @@ class FakeDatapath:
             self.take_link(record.host_ifindex)
             raise
         if record.host_ifindex not in kernel.links and not self.undo_fails:
-            return  # its namespace died; the removal was told
+            return  # its namespace died; the removal was reported
 
     def check(self, record: Record, netns: Netns | None) -> tuple[Finding, ...]:
         """See Datapath."""
@@ -205,7 +205,9 @@ class FakeDatapath:
             findings.append(Finding("route to 0.0.0.0/0 inside", "one", "nothing"))
         return tuple(findings)
 
-    def repair(self, records: Sequence[Record], allow: Allow, hold: HoldIdle) -> tuple[Repair, ...]:
+    def repair(
+        self, records: Sequence[Record], allow: Allow, hold: LockIfIdle
+    ) -> tuple[Repair, ...]:
         """See Datapath."""
         if self.repair_error is not None:
             raise self.repair_error
@@ -248,10 +250,10 @@ class FakeDatapath:
         """See Datapath."""
         self._on_removed = self._on_overrun = None
 
-    # ---- What happens in a kernel without being asked for --------------------
+    # ---- Events in a kernel --------------------------------------------------
 
     def take_link(self, ifindex: int, *, told: bool = True) -> None:
-        """The link is gone; told: the event is delivered."""
+        """Remove the link; told: the event is delivered."""
         with self.kernel.lock:
             self.kernel.links.pop(ifindex, None)
             self.kernel.metrics.pop(ifindex, None)
@@ -261,13 +263,13 @@ class FakeDatapath:
             self._on_removed(ifindex)
 
     def kill_netns(self, path: str, *, told: bool = True) -> None:
-        """The namespace dies, and its links with it."""
+        """End the namespace, with its links."""
         cookie = self.kernel.namespaces.pop(path)
         for index, link in list(self.kernel.links.items()):
             if link.netns_cookie == cookie:
                 self.take_link(index, told=told)
 
     def overrun(self) -> None:
-        """Events were lost."""
+        """Lose events."""
         assert self._on_overrun is not None
         self._on_overrun()
