@@ -33,7 +33,7 @@ ENV = {
 
 
 def execution(command: str, version: str = "1.1.0", /, **config: Any) -> Request:
-    """A request; upper-case keywords are of the environment."""
+    """Return a request; upper-case keywords go into the environment."""
     env = ENV | {"CNI_COMMAND": command}
     env |= {f"CNI_{k}": v for k, v in config.items() if k.isupper()}
     body = {"cniVersion": version, "name": "metropolis", "type": "cniproxy"}

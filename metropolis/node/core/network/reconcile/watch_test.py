@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What wakes the reconciler, of what ip(8), nft(8) and an attach do.
+"""Which changes by ip(8), nft(8) and an attach wake the reconciler.
 
-Events come in order: what is not heard before the last is not heard.
+Events come in order: an event that did not come before the last never comes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LAST = ("rule add pref 900 lookup 77", "rule del pref 900")
 
 
 class Heard:
-    """What was told, in order."""
+    """The events, in order."""
 
     def __init__(self) -> None:
         self.queue: queue.SimpleQueue[tuple[Kind, int]] = queue.SimpleQueue()
@@ -42,7 +42,7 @@ class Heard:
         raise AssertionError("nothing was lost")
 
     def all(self) -> list[tuple[Kind, int]]:
-        """Return all of now, but for a mark that is made at the end."""
+        """Return all until now, without the mark that ends them."""
         for command in LAST:
             ip(command)
         found = []
@@ -57,7 +57,7 @@ def ip(command: str) -> None:
 
 @pytest.fixture
 def heard() -> Iterator[Heard]:
-    """With two links that are up; what that is told by is forgotten."""
+    """Two links that are up; their own events are dropped."""
     ip(f"link add d0 index {PLAIN} type veth peer name d1")
     for command in ("link set d0 up", "link set d1 up", "address add 192.0.2.1/24 dev d0"):
         ip(command)
