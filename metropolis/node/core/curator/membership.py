@@ -102,7 +102,7 @@ def decide(directory: Directory, me: Me) -> Decision:
     held, missing, lost = _prefixes(directory, config, me)
     kept = _ordered((*held, *lost))
     if me.identity is None:
-        # Without a key, another machine cannot be told from this node.
+        # Without a key, another machine looks the same as this node.
         using = tuple(prefix for prefix in kept if prefix in me.using)
         return Decision(Standing.NO_KEY, "the WireGuard key is not known yet", using)
     if missing or node.member is None or set(node.member.prefixes) != set(held):

@@ -352,7 +352,7 @@ async def test_without_inotify(tmp_path: Path, no_inotify: None) -> None:
 
 async def test_the_end_is_told_in_time(tmp_path: Path) -> None:
     made = Authority(tmp_path).client("node")
-    for before_s, told in ((WARN_S + 3600, False), (WARN_S - 3600, True)):
+    for before_s, reported in ((WARN_S + 3600, False), (WARN_S - 3600, True)):
         ends = credentials.judge(credentials.read(files_of(made))).ends
         assert ends == 4102444799  # 2099-12-31 23:59:59
         now_s = ends - before_s
@@ -360,4 +360,4 @@ async def test_the_end_is_told_in_time(tmp_path: Path) -> None:
         (one,) = await renewal.candidates()
         await renewal.proved(one)
         expected = f"the certificate in use ends 2099-12-31 23:59 UTC: renew {made.cert}"
-        assert renewal.note.peek() == (expected if told else "")
+        assert renewal.note.peek() == (expected if reported else "")

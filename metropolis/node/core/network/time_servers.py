@@ -65,13 +65,13 @@ class TimeServers:
         if not await asyncio.to_thread(self._path.parent.is_dir):
             ctx.signal_done()
             return
-        told: tuple[str, ...] | None = None
+        passed: tuple[str, ...] | None = None
         async for status in self._status.watch():
             servers = self._servers or tuple(map(str, status.ntp))
             # Most changes of the uplink's status do not matter here.
-            if servers != told:
+            if servers != passed:
                 await self._use(ctx, servers)
-                told = servers
+                passed = servers
 
     async def _use(self, ctx: Context, servers: tuple[str, ...]) -> None:
         before = await asyncio.to_thread(self._read)

@@ -29,7 +29,7 @@ def sources(core: NodeCore) -> Path:
     return path
 
 
-def told(sources: Path) -> list[str]:
+def reported(sources: Path) -> list[str]:
     return re.findall(r"^server (\S+) iburst$", sources.read_text(), re.MULTILINE)
 
 
@@ -42,15 +42,15 @@ def test_those_of_dhcp_until_others_come(
     option = "--dhcp-option=option:ntp-server,"
     with dnsmasq(tmp_path, f"{option}192.0.2.123,192.0.2.124"):
         core.wait_for(f"{LOG}192.0.2.123, 192.0.2.124")
-        assert told(sources) == ["192.0.2.123", "192.0.2.124"]
+        assert reported(sources) == ["192.0.2.123", "192.0.2.124"]
     assert core.stop() == 0
     # Nobody answers: what is known stays.
     core.start()
     core.wait_for("root.network.uplink.addresses")
-    assert told(sources) == ["192.0.2.123", "192.0.2.124"]
+    assert reported(sources) == ["192.0.2.123", "192.0.2.124"]
     with dnsmasq(tmp_path, f"{option}192.0.2.200"):
         core.wait_for(f"{LOG}192.0.2.200")
-        assert told(sources) == ["192.0.2.200"]
+        assert reported(sources) == ["192.0.2.200"]
 
 
 def test_those_of_the_configuration(
@@ -63,14 +63,14 @@ def test_those_of_the_configuration(
     core.start()
     core.wait_for(f"{LOG}2001:db8::7, ntp.example.org")
     core.wait_for("chronyc: No such file or directory")
-    assert told(sources) == ["2001:db8::7", "ntp.example.org"]
+    assert reported(sources) == ["2001:db8::7", "ntp.example.org"]
     assert core.stop() == 0
     core.config = network(f'{DYNAMIC} ntp_server: "192.0.2.9"')
     core.start()
     add_uplink()
     with dnsmasq(tmp_path, "--dhcp-option=option:ntp-server,192.0.2.123"):
         core.wait_for("root.network.names: name servers: 192.0.2.53")
-        assert told(sources) == ["192.0.2.9"]
+        assert reported(sources) == ["192.0.2.9"]
 
 
 def test_none(world: None, core: NodeCore, sources: Path) -> None:

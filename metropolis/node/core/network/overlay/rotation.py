@@ -114,15 +114,15 @@ def identity(state: State) -> Identity:
 
 def due(state: State, around: Surroundings) -> Event | None:
     """Return the event that is due; None: there is none."""
-    told = around.published == identity(state)
+    published = around.published == identity(state)
     if state.stage is Stage.STEADY:
         # Not before the cluster has the present key: it is away.
         age = around.now_s - state.made_s
         old = around.rotation_s is not None and age >= around.rotation_s
-        return Event.WANTED if told and (around.wanted_epoch > state.epoch or old) else None
+        return Event.WANTED if published and (around.wanted_epoch > state.epoch or old) else None
     if state.stage is Stage.GRACE:
         return Event.ELAPSED if around.graced else None
-    return Event.PUBLISHED if told else None
+    return Event.PUBLISHED if published else None
 
 
 def step(state: State, event: Event, *, fresh: KeyPair, wanted_epoch: int, now_s: int) -> State:

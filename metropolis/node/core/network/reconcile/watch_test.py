@@ -61,11 +61,11 @@ def heard() -> Iterator[Heard]:
     ip(f"link add d0 index {PLAIN} type veth peer name d1")
     for command in ("link set d0 up", "link set d1 up", "address add 192.0.2.1/24 dev d0"):
         ip(command)
-    told = Heard()
-    events = watch.route_events(told.put, told.overrun)
+    reported = Heard()
+    events = watch.route_events(reported.put, reported.overrun)
     events.start()
     try:
-        yield told
+        yield reported
     finally:
         events.close()
         ip("link del d0")
@@ -84,8 +84,8 @@ def test_a_route_of_ours_that_is_deleted_or_replaced(
     ip(f"-{version} route add {route} dev d0 proto {protocol}")
     assert heard.all() == []
     ip(f"-{version} route replace {route} dev d1 proto static")
-    (told,) = heard.all()
-    assert told[0] is Kind.ROUTE
+    (reported,) = heard.all()
+    assert reported[0] is Kind.ROUTE
     ip(f"-{version} route replace {route} dev d0 proto {protocol}")
     assert heard.all() == [(Kind.ROUTE, PLAIN)]
     ip(f"-{version} route flush proto {protocol}")
@@ -149,9 +149,9 @@ def test_a_setting_that_is_written(heard: Heard, path: str) -> None:
     before = int(Path("/proc/sys/net", path).read_text())
     for value in (1 - min(before, 1), before):
         setting(path, value)
-        told = heard.all()
-        assert told
-        assert {kind for kind, _ in told} == {Kind.SETTING}
+        reported = heard.all()
+        assert reported
+        assert {kind for kind, _ in reported} == {Kind.SETTING}
 
 
 def test_rules_that_are_deleted(heard: Heard) -> None:

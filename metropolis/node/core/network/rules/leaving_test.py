@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which of a pod's packets leave the node outside of the overlay, and how.
 
-The attacker is a pod with raw sockets. In the end an honest packet passes on the
-same path.
+The attacker is a pod with raw sockets. In the end an honest packet passes on
+the same path.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def test_nothing_leaves_with_a_pods_address(settings: Settings, version: int, by
 
 
 def _icmp(source: str, to: str, kind: int) -> bytes:
-    """Of all types, except neighbour discovery's, which has its own rules."""
+    """All types, except neighbour discovery's, which has its own rules."""
     whole = packets.echo(source, to, b"x" * 24)
     at = 20 if whole[0] >> 4 == 4 else 40
     body = bytes([kind, 0, 0, 0]) + whole[at + 4 :]
@@ -117,7 +117,7 @@ class Connection:
         )
 
     def works(self) -> tuple[list[Packet], list[Packet]]:
-        """Send data each way; return what pod and server received until then."""
+        """Send data each way; return what pod and server received so far."""
         self.answer(PSH | ACK, 5001, 1001, b"from-the-server")
         inside = self.pod.until(b"from-the-server")
         self.pod.send(
@@ -206,8 +206,8 @@ def test_the_nodes_own_connections_live_too(version: int, flags: int) -> None:
 @MODES
 @FAMILIES
 def test_a_flow_whose_route_changes_does_not_leave(settings: Settings, version: int) -> None:
-    """A flow to a far pod that began on the overlay, in both directions, and one
-    that the far pod began: the route is on the uplink now.
+    """A flow to a far pod that began on the overlay, in both directions, and
+    one that the far pod began: the route is on the uplink now.
     """
     apply(settings)
     pod_ip, far = POD[version], FAR_POD[version]
@@ -315,8 +315,8 @@ def test_within_the_node_nothing_is_dropped() -> None:
 
 
 def test_without_an_address_nothing_is_masqueraded() -> None:
-    """The uplink has a route and no address yet: another address would stay with
-    the flow. (In IPv4 the kernel finds none, and drops.)
+    """The uplink has a route and no address yet: another address would stay
+    with the flow. (In IPv4 the kernel finds none, and drops.)
     """
     apply(Settings(NETWORKS))
     ports, others = (next(PORTS), 7), ("up0", "lan", "overlay")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API as callers have it: gRPC, the kernel, and bad input.
+"""The API as callers use it: gRPC, the kernel, and bad input.
 
 Runs in a network namespace of its own, as its root.
 """
@@ -33,7 +33,7 @@ from osbase.rpc import choose
 SERVICE = "/metropolis.node.core.network.workloads.WorkloadNetworking/"
 Code = grpc.StatusCode
 WAIT_S = 20.0
-# Of osbase.rpc: its servers pass the same tests.
+# From osbase.rpc: its servers pass the same tests.
 IMPLEMENTATION = os.environ.get("RPC_SERVER", choose.AUTO)
 
 
@@ -61,7 +61,7 @@ class World:
         self.pod.close()
 
     def refused(self, method: str, data: bytes) -> tuple[grpc.StatusCode, str]:
-        """Send raw bytes; the status of the refusal."""
+        """Send raw bytes; return the status of the refusal."""
         call: Any = self.client.channel.unary_unary(SERVICE + method)
         with pytest.raises(grpc.RpcError) as caught:
             call(data, timeout=10)
@@ -230,7 +230,7 @@ def test_the_socket_is_private(world: World) -> None:
 
 
 def test_the_socket_is_never_more_open(tmp_path: Path) -> None:
-    """Seen by a thread that looks as fast as it can, with nothing masked."""
+    """A thread watches as fast as it can, with nothing masked."""
     path = tmp_path / "run" / "s"
     modes: set[int] = set()
     done = threading.Event()
@@ -315,7 +315,7 @@ def test_stop_finishes_the_calls_under_way(world: World, monkeypatch: pytest.Mon
 
 
 class Gate:
-    """Attaches stop at it with all but the last of their work done."""
+    """Attaches stop at it when only their last step is left."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.arrived, self.opened = threading.Semaphore(0), threading.Event()
@@ -347,7 +347,7 @@ def attach_with(client: Client, workload_id: str, pod: Pod, timeout: float) -> A
 
 
 def test_stop_finishes_attaches_under_way(world: World, gate: Gate) -> None:
-    """The last of their work is done after the server was told to stop."""
+    """Their last step is done after the server's stop has begun."""
     with pods(4) as made, ThreadPoolExecutor() as pool:
         calls = [world.client.attach_later(f"p{n}", pod) for n, pod in enumerate(made)]
         gate.wait(4)
@@ -459,7 +459,7 @@ def test_status_and_list_answer_while_all_workers_are_stuck(tmp_path: Path, gate
 
 
 def test_a_start_that_is_cancelled_leaves_no_server(world: World, tmp_path: Path) -> None:
-    """As node core does it: the start goes on, and the server is stopped."""
+    """As in node core: the start goes on, and the server is stopped."""
     for number in range(10):
         path = tmp_path / str(number) / "s"
         server = WorkloadServer(world.engine, path)
@@ -541,7 +541,7 @@ def test_a_watch_is_told_every_loss_of_a_flood(tmp_path: Path) -> None:
         for n, pod in enumerate(made):
             world.client.attach(f"p{n}", pod)
         watch.next(32)
-        with world.engine._ledger._mutex, IPRoute() as witness:  # who reads waits for it
+        with world.engine._ledger._mutex, IPRoute() as witness:  # the reader waits
             for pod in made:
                 pod.close()
             while any(link.get("group") == 8 for link in witness.get_links()):

@@ -59,4 +59,4 @@ def bench() -> FakeBench:
 
 
 class TestFakeDatapath(DatapathContract):
-    """All of the contract."""
+    """The whole contract."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written on a host-side link, and how it is read back. Pure.
+"""The names written on a host-side link, and their parser. Pure.
 
     name        wlXXXXXXXXXXXXX   a hash of workload id and interface name, so
                                   that the kernel allows each pair once
@@ -19,23 +19,23 @@
 Parts, by letter:
 
     i   the workload id: an alias can be changed by anybody, by mistake
-    o   who asked for the attachment: `api`, or `cni NETWORK`
-    h   reserved: host ports, as ranges, of which the number is bounded
-    n   reserved: what network policy knows the workload as
+    o   the owner: `api`, or `cni NETWORK`
+    h   reserved: host ports, as a bounded number of ranges
+    n   reserved: the workload's identity in network policy
 
 `mw2` is the version of the format. An alternative name has at most 127 bytes,
 of any characters but NUL and `/`; keys have at most 36, records 93, pieces of
 parts 127. INDEX makes parts unique on the host. All of them are added by one
-message, the key first, since it is the one that can be refused, and the record
-last: where it is, all is.
+message, the key first, since only it can be refused, and the record
+last: so a link with a record has all of them.
 
-A name that begins as these do and is not understood, be it of another version
-or a part with an unknown letter, says that a newer version made the link, and
-that there is more to it than can be seen: such a link is left alone.
+A name that begins like these and is not understood, of another version or a
+part with an unknown letter, means that a newer version made the link, and that
+it has more than this version can see: such a link is left alone.
 
 Version 1 has no parts and no MTU: `mw1k.NETNS.IF`, `mw1r.INDEX.MAC.DIGEST.IPV4
-.IPV6`. It takes any other version's keys and records as what it must leave
-alone. Links that it made keep its names: they are adopted with what they have.
+.IPV6`. It treats any other version's keys and records as foreign, and leaves
+them alone. Its links keep their names: they are adopted as they are.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ ID_PART = "i"
 OWNER_PART = "o"
 _PARTS = (ID_PART, OWNER_PART)
 
-# Of a piece's text, with the longest index before it.
+# Length of a piece's text, with the longest index before it.
 PIECE_MAX = ALTIFNAMSIZ - 1 - len("mw2p.ffffffff.i11.")
 _TEXT_MAX = 255  # characters of ASCII, in at most three pieces
 
@@ -70,24 +70,24 @@ _HOST_INTERFACE = re.compile(r"wl[0-9a-f]{13}")
 
 
 def host_interface(workload_id: str, if_name: str) -> str:
-    """The name of the link on the host: 15 characters, 52 bits of hash."""
+    """Return the link's name on the host: 15 characters, 52 bits of hash."""
     # The length first, so that no two pairs have the same text.
     text = struct.pack(">H", len(workload_id)) + workload_id.encode() + if_name.encode()
     return "wl" + hashlib.blake2b(text, digest_size=8).hexdigest()[:13]
 
 
 def is_host_interface(name: str) -> bool:
-    """Whether a link's name is of the form that host_interface makes."""
+    """Return whether a link's name has the form of host_interface's."""
     return _HOST_INTERFACE.fullmatch(name) is not None
 
 
 def key_altname(record: Record) -> str:
-    """The name that two attachments cannot share."""
+    """Return the name that two attachments cannot share."""
     return f"mw{record.version}k.{record.netns_cookie:016x}.{record.if_name}"
 
 
 def record_altname(record: Record) -> str:
-    """The name by which the link is found, whatever else became of it."""
+    """Return the name by which a restart finds the link, however changed."""
     by_version = {ip.version: ip.packed.hex() for ip in record.ips}
     packed = f"{by_version.get(4, '')}.{by_version.get(6, '')}"
     mtu = "" if record.version == 1 else f".{record.mtu:x}"
@@ -98,7 +98,7 @@ def record_altname(record: Record) -> str:
 
 
 def part_altnames(ifindex: int, letter: str, text: str) -> tuple[str, ...]:
-    """The names of a part. ValueError: more text than fits."""
+    """Return the names of a part. Raises ValueError for too long a text."""
     if not text or not is_part_text(text):
         raise ValueError(f"part {letter} {text!a}: must be 1 to {_TEXT_MAX} of printable ASCII")
     count = pieces_of(text)
@@ -111,18 +111,18 @@ def part_altnames(ifindex: int, letter: str, text: str) -> tuple[str, ...]:
 
 
 def pieces_of(text: str) -> int:
-    """How many names a text takes."""
+    """Return the number of names for a text."""
     return -(-len(text) // PIECE_MAX)
 
 
 def part_prefix(ifindex: int, letter: str, number: int = 1, count: int = 1) -> str:
-    """A part's name, up to its text."""
+    """Return a part's name, up to its text."""
     return f"mw2p.{ifindex:x}.{letter}{number}{count}."
 
 
 def altnames_of(record: Record) -> tuple[str, ...]:
-    """All alternative names of an attachment's link, in the order in which
-    they are added.
+    """Return all alternative names of an attachment's link, in the order of
+    adding them.
     """
     if record.version == 1:
         return key_altname(record), record_altname(record)
@@ -186,7 +186,7 @@ def parse_altnames(altnames: Iterable[str]) -> LinkNames | None:
 
 
 def _part(altnames: Iterable[str], ifindex: int, letter: str) -> str:
-    """The text of a part; "" unless every piece is there, once."""
+    """Return the text of a part; "" unless every piece exists once."""
     found = [part for name in altnames if (part := _PART.fullmatch(name))]
     pieces = sorted(
         (int(part[3]), int(part[4]), part[5])
@@ -202,24 +202,24 @@ def _part(altnames: Iterable[str], ifindex: int, letter: str) -> str:
 
 
 def is_part_text(text: str) -> bool:
-    """Whether the text may be a workload id or an owner."""
+    """Return whether the text may be a workload id or an owner."""
     return len(text) <= _TEXT_MAX and text.isascii() and text.isprintable()
 
 
 def _is_text(name: str) -> bool:
-    """False for bytes that were not UTF-8, which no request can have had."""
+    """Return False for bytes that are not UTF-8, which no request has."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def bears_record(altnames: Iterable[str]) -> bool:
-    """Whether any of the names is a key, a part or a record, of whatever
+    """Return whether any of the names is a key, a part or a record, of any
     version, whole or broken.
     """
     return any(_ANY.match(name) for name in altnames)
 
 
 def is_newer(altnames: Iterable[str]) -> bool:
-    """Whether any of the names is of a version, or a part, that this version
+    """Return whether any of the names has a version, or a part, that this one
     does not know.
     """
     return any(_is_unknown(name, found) for name in altnames if (found := _ANY.match(name)))
@@ -238,7 +238,7 @@ def _is_unknown(name: str, found: re.Match[str]) -> bool:
 
 
 def addresses_in(altnames: Iterable[str]) -> tuple[IPAddress, ...]:
-    """The addresses that records name, as far as this version can tell."""
+    """Return the addresses in records, as far as this version can read them."""
     ips: list[IPAddress] = []
     for name in altnames:
         fields = name.split(".")

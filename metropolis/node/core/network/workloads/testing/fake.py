@@ -252,22 +252,22 @@ class FakeDatapath:
 
     # ---- Events in a kernel --------------------------------------------------
 
-    def take_link(self, ifindex: int, *, told: bool = True) -> None:
-        """Remove the link; told: the event is delivered."""
+    def take_link(self, ifindex: int, *, reported: bool = True) -> None:
+        """Remove the link; reported: the event is delivered."""
         with self.kernel.lock:
             self.kernel.links.pop(ifindex, None)
             self.kernel.metrics.pop(ifindex, None)
             self.kernel.changed.pop(ifindex, None)
             self.kernel.held.pop(ifindex, None)
-        if told and self._on_removed is not None:
+        if reported and self._on_removed is not None:
             self._on_removed(ifindex)
 
-    def kill_netns(self, path: str, *, told: bool = True) -> None:
+    def kill_netns(self, path: str, *, reported: bool = True) -> None:
         """End the namespace, with its links."""
         cookie = self.kernel.namespaces.pop(path)
         for index, link in list(self.kernel.links.items()):
             if link.netns_cookie == cookie:
-                self.take_link(index, told=told)
+                self.take_link(index, reported=reported)
 
     def overrun(self) -> None:
         """Lose events."""
