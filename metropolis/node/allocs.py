@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers and names shared by several components of a node, in one place.
 
-Whatever two components must agree on without talking to each other, or must
-not collide on, is allocated here, with who uses it: link groups, route
-protocols, well-known addresses, sockets. What only one component knows
-stays in that component. Constants only: importing this module costs nothing.
+Here is allocated what two components must agree on without talking to each
+other, or must not collide on, with its users: link groups, route protocols,
+well-known addresses, sockets. What only one component knows stays in that
+component. Constants only: importing this module costs nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 # --- Link groups (IFLA_GROUP), the numbers that nftables rules match on. ----
-# 0 is the kernel's default group: hardware and everything not ours.
+# 0 is the kernel's default group: hardware and all links of others.
 
 LINK_GROUP_WORKLOAD: Final = 8
 """Host-side links of workloads.
@@ -22,11 +22,11 @@ Set by: network.workloads, at link creation. Matched by: the node's rule set
 (network.rules: masquerade, anti-spoofing); link dumps on recovery."""
 
 LINK_GROUPS_REMOVAL: Final = (0x6D770008, 0x6D770009)
-"""Links of workloads that are about to be deleted, in one request a group.
+"""Links of workloads that are about to be deleted, by one request a group.
 
-Set by: network.workloads, one group for each request that may be under way.
-Matched by: the node's rule set, which lets nothing pass by such a link; link
-dumps on recovery, which removes it."""
+Set by: network.workloads, one group for each deletion that may be under way.
+Matched by: the node's rule set, which drops all traffic of such a link; link
+dumps on recovery, which deletes them."""
 
 LINK_GROUP_OVERLAY: Final = 9
 """The links of the cluster's overlay network.
@@ -41,18 +41,18 @@ Set and reconciled by: network.uplink, which removes those that the
 configuration does not have any more."""
 
 UPLINK_MTU_MARK: Final = "mw-mtu."
-"""Begins an alternative name of a link whose MTU a DHCP server made smaller:
+"""Prefix of an alternative name of a link whose MTU a DHCP server reduced:
 `mw-mtu.1500.2` on link 2, which had 1500 bytes before. Set, read, and removed
-when the MTU is what it was, by: network.uplink."""
+once the MTU is restored, by: network.uplink."""
 
 # --- Route protocols (rtm_protocol): who owns a route. ----------------------
-# Below 5 belong to the kernel and the boot; 8-18, 42, 186-192 are taken by
-# routing daemons (linux/rtnetlink.h). Addresses bear the same numbers
-# (IFA_PROTO), of which the kernel's own are below 4.
+# Those below 5 belong to the kernel and the boot; 8-18, 42, 186-192 to routing
+# daemons (linux/rtnetlink.h). Addresses have the same numbers (IFA_PROTO), of
+# which the kernel's own are below 4.
 
 ROUTE_PROTOCOL_UPLINK: Final = 76
-"""Addresses and routes of the uplink, by DHCP or by hand. Set and reconciled
-by: network.uplink. Those of router advertisements are the kernel's (9)."""
+"""Addresses and routes of the uplink, static or by DHCP. Set and reconciled
+by: network.uplink. Those from router advertisements are the kernel's (9)."""
 
 ROUTE_PROTOCOL_WORKLOAD: Final = 77
 """Host routes (/32, /128) to workloads.
@@ -91,17 +91,17 @@ WIREGUARD_PORT: Final = 51820
 to by: the overlay's peers. Let through by: firewalls between nodes."""
 
 MASQUERADE_PORTS: Final = (1024, 32767)
-"""First and last source port that flows of workloads are given when they leave
-the node. No other port of the node is below: EPHEMERAL_PORTS, WIREGUARD_PORT.
-Used by: the node's rule set."""
+"""First and last source port that the rule set gives flows of workloads when
+they leave the node. The node's other ports are above: EPHEMERAL_PORTS,
+WIREGUARD_PORT. Used by: the node's rule set."""
 
 EPHEMERAL_PORTS: Final = (32768, 60999)
-"""First and last port of the connections that the node itself begins; the
-kernel's default, pinned. Set by: network service, in sysctls. Matched by: the
-node's rule set."""
+"""First and last port of connections that the node itself opens; the kernel's
+default, pinned. Set by: network service, in sysctls. Matched by: the node's
+rule set."""
 
 CURATOR_PORT: Final = 2379
-"""TCP port of etcd, where an endpoint names none. Connected to by: curator."""
+"""TCP port of etcd where an endpoint has none. Connected to by: curator."""
 
 # --- Names. ------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ NFTABLES_TABLE: Final = "metropolis"
 """The `inet` table with the node's static rules. Owned by: network.rules."""
 
 REFUSED_LINKS: Final = "refused_links"
-"""The set of that table with the links, by index and each with a timeout, whose
+"""The set in that table with the links, by index and each with a timeout, whose
 new flows are refused. Made by: network.rules. Filled by: network.conntrack."""
 
 # --- Files and sockets on the node. -------------------------------------------
@@ -128,8 +128,8 @@ network.cni."""
 
 RESOLV_CONF: Final = "/run/metropolis/resolv.conf"
 """Name servers of the node, in resolv.conf(5)'s format. Written by: network
-service. Read by: whatever resolves on the node, if the image's
-/etc/resolv.conf is a link to it."""
+service. Read by: the node's resolvers, if the image's /etc/resolv.conf links
+to it."""
 
 TIME_DIR: Final = "/run/metropolis/time"
 """Time servers of the node, for chronyd: node.sources. Made by: the node's

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node image must hold, must not hold, and how big it may be."""
+"""What the node image must contain, must not contain, and its size limit."""
 
 import functools
 import os
@@ -25,7 +25,7 @@ def nodes() -> dict[str, Node]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The image's files, extracted."""
+    """Extract the image; return its files."""
     return extract(IMAGE, tmp_path_factory.mktemp("image"))
 
 
@@ -49,8 +49,9 @@ def test_sizes() -> None:
         ("package managers", r".*/(apt|apt-get|dpkg|dpkg-deb|rpm|pip|pip3|ensurepip)(/.*)?"),
         ("perl", r".*/perl[^/]*(/.*)?"),
         ("CNI plugins", r".*/(bridge-cni|host-local|loopback|portmap|ptp)|/usr/lib/cni/.*|/opt/.*"),
-        # Of CNI: what a runtime would read, execute or write. What is left is
-        # the protocol's Python in node core, for runtimes built elsewhere.
+        # CNI: anything that a runtime would read, execute or write. What is
+        # left is the protocol's Python in node core, for runtimes built
+        # elsewhere.
         ("CNI", r"(?!/usr/lib/metropolis/)(.*/cni([/.].*)?|.*\.conflist|.*/cniproxy)"),
         ("documentation", r"/usr/share/(doc|man|info|locale|lintian|bash-completion)(/.*)?"),
         ("development files", r".*\.(a|h|pyi|pyx|pxd)|/usr/include/.*"),

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process's own cgroup, by which rules know its sockets.
+"""The process's own cgroup, by which nftables rules recognise its sockets.
 
 A socket belongs for its life to the cgroup of the process that made it, and a
-rule can ask for that: so a connection of this process is known without its
+rule can match it. So the rules recognise a connection of this process without
+its ports, and no workload can imitate one.
 ports, and no workload can have one like it.
 
 Under an init that gives services no cgroups (runit, the node image's) the
@@ -25,12 +26,11 @@ log = logging.getLogger(__name__)
 
 
 def own(root: str = ROOT, proc: str = "/proc/self/cgroup") -> str | None:
-    """Return the path of this process's cgroup below `root`, after making it
-    if there is none yet; the same again gives the same. To be called before
-    the sockets that it is to be known by are made.
+    """Return the path of this process's cgroup below `root`; make one if there
+    is none. Idempotent. Call it before the sockets are made that rules match.
 
-    None, with a word in the log: there is no cgroup2 at `root`, or it may not
-    be written.
+    Returns None, and logs why, if there is no cgroup2 at `root`, or it is not
+    writable.
     """
     try:
         with open(proc, encoding="utf-8", errors="surrogateescape") as file:
@@ -56,9 +56,9 @@ def own(root: str = ROOT, proc: str = "/proc/self/cgroup") -> str | None:
 
 
 def path_of(text: str) -> str | None:
-    """The path in cgroup2, without the first slash, of /proc/PID/cgroup's text
-    (cgroups(7)); "" in the root, None without cgroup2, or outside of what this
-    process sees.
+    """Return the path in cgroup2, without the first slash, from the text of
+    /proc/PID/cgroup (cgroups(7)): "" in the root; None without cgroup2, or
+    outside of this process's cgroup namespace.
     """
     for line in text.splitlines():
         if line.startswith("0::/") and "/.." not in line:

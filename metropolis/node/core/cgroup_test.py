@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process's cgroup: found, made, or not to be had."""
+"""The process's cgroup: found, made, or unavailable."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from metropolis.node.core import cgroup
 
 @pytest.fixture
 def world(tmp_path: Path) -> tuple[str, str]:
-    """Files in the place of a cgroup2 root and of a process in it."""
+    """Make files that stand for a cgroup2 root and a process in it."""
     (tmp_path / "cgroup.procs").touch()
     proc = tmp_path / "self"
     proc.write_text("0::/\n")
@@ -35,7 +35,7 @@ def test_path_of(text: str, path: str | None) -> None:
 
 
 def test_made_and_joined_again(world: tuple[str, str], tmp_path: Path) -> None:
-    """From the root; a restart finds the same one."""
+    """A process in the root makes one; a restart finds the same one."""
     for _ in range(2):
         assert cgroup.own(*world) == cgroup.NAME
     assert (tmp_path / cgroup.NAME / "cgroup.procs").read_text() == str(os.getpid())
@@ -53,7 +53,7 @@ def test_without_cgroup2(world: tuple[str, str], tmp_path: Path) -> None:
 
 
 def test_refused(world: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It goes on without one, and says why."""
+    """The process goes on without one, and logs why."""
     (tmp_path / cgroup.NAME).touch()
     assert cgroup.own(*world) is None
     assert "EEXIST" in caplog.text

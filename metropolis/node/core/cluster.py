@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node's membership in its cluster: the curator client, and what it needs.
+"""A node's membership in its cluster: the curator client and its inputs.
 
     uplink_status -> underlay -+
     overlay: identity ---------+-> curator <-> etcd
                                +-> mesh, peers -> overlay
                                +-> pod prefixes -> workloads
 
-The only place that knows both the curator and the network service.
+Only this module knows both the curator and the network service.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Membership:
     """`link` is for the network service; `start` runs the rest."""
 
     def __init__(self, config: Cluster, pod_prefixes: event.Value[PodPrefixes]) -> None:
-        """pod_prefixes: set to what the node holds, by the curator."""
+        """pod_prefixes: the curator sets it to the node's prefixes."""
         self._config = config
         self._pod_prefixes = pod_prefixes
         self._exchange = Exchange()
@@ -50,12 +50,12 @@ class Membership:
     def start(
         self, ctx: Context, status: event.Value[UplinkStatus], conditions: Conditions
     ) -> None:
-        """Run the parts as children. conditions: get why there is no prefix."""
+        """Run the parts as children. conditions: gets why it has no prefix."""
 
         async def underlay(ctx: Context) -> None:
             ctx.signal_healthy()
             async for now in status.watch():
-                # Of an uplink that lost its address, others keep the last.
+                # When the uplink lost its address, others keep the last one.
                 if now.external:
                     self._underlay.set(now.external[0])
 
@@ -66,7 +66,7 @@ class Membership:
         ctx.run("curator", curator)
 
     async def _curator(self, ctx: Context, conditions: Conditions) -> None:
-        # It takes seconds to import on a slow machine; meanwhile others start.
+        # The import takes seconds on a slow machine; meanwhile others start.
         module = await asyncio.to_thread(
             importlib.import_module, "metropolis.node.core.curator.curator"
         )
@@ -94,8 +94,8 @@ class Membership:
         await client.run(ctx)
 
     async def _tell_trouble(self, client: Curator, conditions: Conditions) -> None:
-        """While the node has no prefix, say why not. One that has keeps it, and
-        pods have their network, with etcd or without: no problem then.
+        """Report why the node has no prefix, for as long as it has none. A node
+        that has prefixes keeps them, with etcd or without: no problem then.
         """
         changed = asyncio.Event()
 
@@ -117,7 +117,7 @@ class Membership:
 
 
 def software_version() -> str:
-    """Return what the node runs, as its image says (os-release(5))."""
+    """Return the version of the node's image (os-release(5))."""
     try:
         release = platform.freedesktop_os_release()
     except OSError:

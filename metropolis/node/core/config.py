@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node's configuration: a file in, checked value objects out.
 
-`load` reads and parses, `check` is pure. Everything that is wrong is in one
-ConfigError, a line each: file, then line and column or field, then what.
+`load` reads and parses, `check` is pure. All faults are in one ConfigError, one
+line each: the file, then line and column or field, then the fault.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from osbase.net import config as net_config
 from osbase.net.config import Interface, Problems, quoted
 
 MAX_FILE = 1 << 20
-MTU_MIN = 1280  # IPv6's least (RFC 8200, section 5)
+MTU_MIN = 1280  # IPv6's minimum (RFC 8200, section 5)
 MTU_MAX = 65535
 NAMES_WAIT_S = 30.0
 NEW_FLOWS_PER_SECOND = 1000
@@ -36,19 +36,19 @@ NTP_SERVERS_MAX = 8
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; a line for each thing wrong."""
+    """The configuration cannot be used; the text has a line for each fault."""
 
 
 @dataclass(frozen=True)
 class PodPrefixes:
-    """Where workloads' addresses come from. reserved: given to none."""
+    """Workloads' addresses come from these. reserved: never allocated."""
 
     prefixes: tuple[IPNetwork, ...] = ()
     reserved: frozenset[IPAddress] = frozenset()
 
 
 class AccessMode(enum.Enum):
-    """What pods may reach of the node: see NodeAccess in config.proto."""
+    """What pods may reach on the node: see NodeAccess in config.proto."""
 
     NOTHING = "nothing"
     LISTED = "listed"
@@ -57,7 +57,7 @@ class AccessMode(enum.Enum):
 
 @dataclass(frozen=True, order=True)
 class Ports:
-    """A range of ports, both ends in it. protocol: tcp, udp or sctp."""
+    """A range of ports, inclusive. protocol: tcp, udp or sctp."""
 
     protocol: str
     first: int
@@ -66,7 +66,7 @@ class Ports:
 
 @dataclass(frozen=True)
 class NodeAccess:
-    """ports: of AccessMode.LISTED, else none."""
+    """ports: for AccessMode.LISTED, else empty."""
 
     mode: AccessMode = AccessMode.NOTHING
     ports: tuple[Ports, ...] = ()
@@ -74,13 +74,13 @@ class NodeAccess:
 
 @dataclass(frozen=True)
 class Network:
-    """uplink None: there is none. mtu None: the uplink's.
+    """uplink None: the node has no uplink. mtu None: the uplink's.
 
     forwarded: destinations that pods reach although they are link-local or a
-    cloud's. routed_pods: others begin connections to pods. ipv6_optional:
-    workloads do without it where there is none. names_wait_s: for how long
-    Status waits for name servers. new_flows_per_second: of one workload.
-    ntp_servers: addresses or names; none: those of DHCP.
+    cloud's. routed_pods: other hosts may begin connections to pods.
+    ipv6_optional: workloads do without IPv6 where it is absent. names_wait_s:
+    how long Status waits for name servers, seconds. new_flows_per_second: limit
+    of one workload. ntp_servers: addresses or names; empty: DHCP's.
     """
 
     uplink: Interface | None = None
@@ -99,7 +99,7 @@ class Network:
 class Cluster:
     """The node's cluster. etcd_endpoints: "HOST:PORT", as gRPC takes them.
 
-    underlay_address None: the uplink's. key_rotation_s None: when asked to.
+    underlay_address None: the uplink's. key_rotation_s None: on request only.
     """
 
     node_id: str
@@ -113,7 +113,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """The whole configuration. cluster None: the node is on its own."""
+    """The whole configuration. cluster None: the node is in no cluster."""
 
     network: Network = Network()
     cluster: Cluster | None = None
@@ -132,7 +132,7 @@ def load(path: str) -> NodeConfig:
 
 
 def parse(data: bytes, path: str) -> NodeConfig:
-    """Parse and check what `path` contains. Raises ConfigError."""
+    """Parse and check `data`, the content of `path`. Raises ConfigError."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -155,7 +155,7 @@ def parse(data: bytes, path: str) -> NodeConfig:
 
 
 def check(message: config_pb2.NodeConfig, problems: Problems) -> NodeConfig:
-    """Check a message; what is wrong is added to `problems`."""
+    """Check a message; append each fault to `problems`."""
     network = message.network
     uplink = None
     if network.HasField("uplink"):
@@ -252,11 +252,11 @@ _LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"  # of DNS (RFC 1123)
 
 
 def _is_host(text: str) -> bool:
-    """Whether it is an address without a scope, or a name (RFC 1123)."""
+    """Return whether it is an address without a scope, or a name (RFC 1123)."""
     try:
         return "%" not in text and not ip_address(text).is_unspecified
     except ValueError:
-        # What ends in a number is an address that is wrong.
+        # A text that ends in a number is meant as an address, a wrong one.
         return (
             len(text) <= 253
             and re.fullmatch(rf"({_LABEL}\.)*{_LABEL}\.?", text) is not None
@@ -265,8 +265,8 @@ def _is_host(text: str) -> bool:
 
 
 def _prefix(text: str) -> IPNetwork:
-    """Parse a prefix, host bits or not. ValueError; also for one with a scope
-    ("fe80::%eth0/64"), which Python takes, and nftables does not.
+    """Parse a prefix, with host bits or without. Raises ValueError; also for a
+    scope ("fe80::%eth0/64"), which Python accepts and nftables does not.
     """
     if "%" in text:
         raise ValueError("has a scope")
@@ -274,7 +274,7 @@ def _prefix(text: str) -> IPNetwork:
 
 
 def is_node_id(text: str) -> bool:
-    """Whether it can name a node: a DNS label in lower case (RFC 1123)."""
+    """Return whether it can name a node: a lower-case DNS label (RFC 1123)."""
     return text == text.lower() and re.fullmatch(_LABEL, text) is not None
 
 
@@ -321,7 +321,7 @@ def _cluster(message: config_pb2.Cluster, problems: Problems) -> Cluster:
 
 
 def etcd_endpoint(text: str) -> str | None:
-    """Return "HOST:PORT" with IPv6 in brackets; None when it is neither."""
+    """Return "HOST:PORT", with IPv6 in brackets; None when it is neither."""
     found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]{1,253})(?::([0-9]{1,5}))?", text)
     if found is None:
         return None

@@ -34,7 +34,7 @@ network {
 
 
 def test_good() -> None:
-    """Everything that may be said."""
+    """Every field is read."""
     network = parse(GOOD, "node.textproto").network
     assert network.uplink is not None
     assert network.uplink.dhcp4 is not None
@@ -44,7 +44,7 @@ def test_good() -> None:
 
 
 def test_empty_is_a_node_without_uplink_or_prefixes() -> None:
-    """A control plane may supply the prefixes later."""
+    """Without prefixes it is valid: a cluster supplies them later."""
     assert parse(b"", "f") == NodeConfig()
 
 
@@ -92,7 +92,7 @@ def test_empty_is_a_node_without_uplink_or_prefixes() -> None:
     ],
 )  # fmt: skip
 def test_problems_name_file_field_and_value(text: str, message: str) -> None:
-    """So that they are found in the file."""
+    """Errors name line and column, so that they are found in the file."""
     with pytest.raises(ConfigError) as caught:
         parse(f"network {{ {text} }}".encode(), "node.textproto")
     assert "node.textproto: network." in str(caught.value)
@@ -100,7 +100,7 @@ def test_problems_name_file_field_and_value(text: str, message: str) -> None:
 
 
 def test_all_problems_at_once() -> None:
-    """A line each."""
+    """Each fault has a line."""
     with pytest.raises(ConfigError) as caught:
         parse(b'network { mtu: 1 pod_prefix: "x" reserved_address: "y" }', "f")
     assert len(str(caught.value).splitlines()) == 3
@@ -118,7 +118,7 @@ def test_all_problems_at_once() -> None:
     ],
 )
 def test_syntax_errors_name_the_place(data: bytes, message: str) -> None:
-    """File, line and column."""
+    """The error names file, line and column."""
     with pytest.raises(ConfigError) as caught:
         parse(data, "f")
     assert message in str(caught.value)
@@ -126,7 +126,7 @@ def test_syntax_errors_name_the_place(data: bytes, message: str) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_survived(data: bytes) -> None:
-    """Garbage is a ConfigError, or happens to be right."""
+    """Garbage is a ConfigError, or happens to be valid."""
     try:
         parse(data, "f")
     except ConfigError as error:
@@ -134,7 +134,7 @@ def test_any_bytes_are_survived(data: bytes) -> None:
 
 
 def test_files(tmp_path: Path) -> None:
-    """Missing, a directory, too long, good."""
+    """A file that is missing, a directory, too long, good."""
     with pytest.raises(ConfigError, match="none: No such file"):
         load(str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="Is a directory"):
@@ -152,7 +152,7 @@ def _network(text: str) -> Network:
 
 
 def test_what_pods_may_reach() -> None:
-    """Nothing by default; else what is listed, or all; what is forwarded."""
+    """Pods reach nothing by default; else the list, or all."""
     assert _network("").node_access == NodeAccess(AccessMode.NOTHING)
     assert _network('node_access { mode: "all" }').node_access == NodeAccess(AccessMode.ALL)
     ports = 'port: "10250/tcp" port: "53/udp" port: "30000-32767/sctp" port: "53/udp"'
@@ -168,7 +168,7 @@ def test_what_pods_may_reach() -> None:
 
 
 def test_waits_and_limits() -> None:
-    """What is not said has its default; 0 seconds are not waited."""
+    """An absent field has its default; 0 seconds means no wait."""
     plain = _network("")
     assert (plain.ipv6_optional, plain.names_wait_s, plain.new_flows_per_second) == (
         False,
@@ -187,7 +187,7 @@ def test_time_servers() -> None:
 
 
 def test_an_uplink_within_the_pod_prefix_is_no_reason_not_to_start() -> None:
-    """It is the prefix that is refused, by the gate; Status says it."""
+    """The gate refuses the prefix, not the parser; Status reports it."""
     text = 'uplink { static { address: "10.0.0.9/24" } } pod_prefix: "10.0.0.0/16"'
     assert _network(text).pods.prefixes == (ip_network("10.0.0.0/16"),)
 
@@ -203,7 +203,7 @@ cluster {
 
 
 def test_cluster() -> None:
-    """A node of a cluster has its prefixes from there."""
+    """A node of a cluster gets its prefixes from the cluster."""
     cluster = parse((CLUSTER % "key_rotation_hours: 2").encode(), "f").cluster
     assert cluster == Cluster(
         "node-1", ("etcd.test:2379", "[2001:db8::7]:2400"), key_rotation_s=7200.0
@@ -235,7 +235,7 @@ def test_cluster() -> None:
     ],
 )  # fmt: skip
 def test_problems_of_a_cluster(text: str, message: str) -> None:
-    """Each is found, and named."""
+    """Each fault is found, and named."""
     with pytest.raises(ConfigError) as caught:
         parse(text.encode(), "f")
     assert message in str(caught.value)

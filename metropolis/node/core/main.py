@@ -2,11 +2,11 @@
 """Node core: the one process that makes a node part of Metropolis.
 
 It reads the node's configuration, then runs everything in one supervised tree
-until SIGTERM or SIGINT. On a stop, calls under way are finished; what it
-programmed stays in the kernel, and workloads keep their network.
+until SIGTERM or SIGINT. On a stop it finishes calls under way; its routes,
+links and rules stay in the kernel, and workloads keep their network.
 
-Exit status: 0 stopped as asked, 1 something did not end in time or the
-interpreter failed, 2 wrong usage or configuration.
+Exit status: 0 after a stop; 1 if something did not end in time or the
+interpreter failed; 2 for a wrong usage or configuration.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from metropolis.node.core.config import NodeConfig
 
 _SHUTDOWN_LIMIT_S: Final = 20.0
-# A connection is a file, and callers may come by the hundred at once.
+# A connection is a file, and hundreds of clients may call at once.
 _FILES: Final = 4096
 _LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -36,12 +36,12 @@ log = logging.getLogger("core")
 
 
 class ConsoleFormatter(logging.Formatter):
-    """Lines for a serial console, that sort with the kernel's own.
+    """Lines for a serial console, which sort with the kernel's own.
 
         [   12.345678] I root.network.uplink: eth0 has 192.0.2.7/24
 
-    Time is since boot, as the kernel's. Control characters are escaped: what
-    is logged may have come from a packet. Only tracebacks have lines.
+    The time is since boot, as in the kernel's. Control characters are escaped:
+    the text may come from a packet. Only tracebacks have several lines.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -149,13 +149,13 @@ async def _serve(config: NodeConfig, arguments: argparse.Namespace) -> int:
     membership = None
     own_cgroup = None
     if config.cluster is None:
-        # On a node of its own, the configuration is who knows the prefixes.
+        # Without a cluster, the configuration supplies the prefixes.
         pod_prefixes.set(config.network.pods)
     else:
         from metropolis.node.core import cgroup
         from metropolis.node.core.cluster import Membership
 
-        # Before the connections to etcd that it is to tell.
+        # Before the connections to etcd, which it covers.
         own_cgroup = cgroup.own()
         membership = Membership(config.cluster, pod_prefixes)
     paths = Paths(
@@ -197,7 +197,7 @@ async def _serve(config: NodeConfig, arguments: argparse.Namespace) -> int:
         return 0
     log.error("did not end within %.0f s: %s", _SHUTDOWN_LIMIT_S, ", ".join(stuck))
     logging.shutdown()
-    # Threads and tasks that do not end must not keep the process.
+    # Threads and tasks that do not end must not keep the process alive.
     os._exit(1)
 
 

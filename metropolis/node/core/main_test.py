@@ -18,7 +18,7 @@ LIMIT_S = 120
 
 
 def core(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run it to its end."""
+    """Run node core to its end."""
     return subprocess.run(
         [sys.executable, "-m", "metropolis.node.core.main", *arguments],
         check=False,
@@ -30,7 +30,7 @@ def core(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_says_everything() -> None:
-    """Every option, the default file, and the exit status."""
+    """--help shows every option, the default file, and the exit status."""
     done = core("--help")
     assert done.returncode == 0
     for text in (
@@ -49,14 +49,14 @@ def test_help_says_everything() -> None:
     "arguments", [["--no-such"], ["--log-level", "loud"], ["surplus"], ["--config"]]
 )
 def test_wrong_usage_is_2(arguments: list[str]) -> None:
-    """With a usage line."""
+    """The error comes with a usage line."""
     done = core(*arguments)
     assert done.returncode == 2
     assert "usage: node-core" in done.stderr
 
 
 def test_wrong_configuration_is_2_and_no_traceback(tmp_path: Path) -> None:
-    """File, field, value; the node is left alone."""
+    """The error names file, field, value; the node is not changed."""
     file = tmp_path / "node.textproto"
     done = core("--config", str(file))
     assert (done.returncode, "No such file" in done.stderr) == (2, True)
@@ -69,7 +69,7 @@ def test_wrong_configuration_is_2_and_no_traceback(tmp_path: Path) -> None:
 
 
 def test_check_only_checks(tmp_path: Path) -> None:
-    """And changes nothing."""
+    """The check changes nothing."""
     file = tmp_path / "node.textproto"
     file.write_text('network { pod_prefix: "10.0.0.0/24" }')
     assert core("--config", str(file), "--check").returncode == 0
@@ -77,7 +77,7 @@ def test_check_only_checks(tmp_path: Path) -> None:
 
 
 def test_help_imports_little() -> None:
-    """Nothing that a slow machine needs seconds for."""
+    """--help imports nothing that takes seconds on a slow machine."""
     script = (
         "import sys; import metropolis.node.core.main; "
         "print([m for m in ('grpc', 'google.protobuf', 'pyroute2') if m in sys.modules])"
@@ -111,14 +111,14 @@ def test_it_may_have_as_many_files_as_is_allowed(before: str, after: int) -> Non
 
 
 def test_console_lines() -> None:
-    """Time since boot, level, name; control characters cannot fake lines."""
+    """Lines have time since boot, level, name; control characters are safe."""
     record = logging.LogRecord("root.x", logging.WARNING, "", 0, "a\x1b[2J\nb %s", ("c",), None)
     line = ConsoleFormatter().format(record)
     assert re.fullmatch(r"\[ *\d+\.\d{6}\] W root\.x: a\\x1b\[2J\\nb c", line)
 
 
 def test_console_tracebacks_are_indented() -> None:
-    """Each line belongs to the one above."""
+    """Each line of a traceback belongs to the line above."""
     try:
         raise ValueError("bad\x07")
     except ValueError:

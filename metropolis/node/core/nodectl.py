@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator's command on a node: what its network is like.
+"""The operator's command on a node: shows the state of its network.
 
-    nodectl status            what is wrong, and what is worth knowing
+    nodectl status            problems and notes
     nodectl list              attachments
-    nodectl check [WORKLOAD]  what of attachments is not as it should be
+    nodectl check [WORKLOAD]  how attachments differ from what they should be
 
-It asks the workload network service, and changes nothing. See OPERATING.md for
-what the answers mean. Packets that are dropped are not the service's to count:
-`nft list counters` shows them.
+It asks the workload network service, and changes nothing. OPERATING.md explains
+the answers. Dropped packets are counted by the kernel: `nft list counters`
+shows them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ workload, 3 the service does not answer.
 
 @dataclass(frozen=True)
 class Answer:
-    """What to print. wrong: whether something is."""
+    """The text to print. wrong: whether it reports a problem."""
 
     wrong: bool
     text: str
@@ -43,15 +43,15 @@ class Answer:
 
 
 class NoAnswerError(Exception):
-    """The service cannot be asked; says why."""
+    """The service does not answer; the text says why."""
 
 
 class UnknownError(Exception):
-    """There is no such workload; says so."""
+    """The service knows no such workload."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; exits with 2 when it is wrong."""
+    """Parse the command line; exit with 2 when it is wrong."""
     parser = argparse.ArgumentParser(
         prog="nodectl",
         description="Show what this node's network is like. Changes nothing.",
@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _text(argument: str) -> str:
-    """Refuse bytes that are no UTF-8, which gRPC cannot carry."""
+    """Refuse bytes that are not UTF-8, which gRPC cannot carry."""
     try:
         argument.encode()
     except UnicodeEncodeError as error:
@@ -131,7 +131,7 @@ def run(given: argparse.Namespace) -> Answer:
 
 
 def status(answer: Any) -> Answer:
-    """Say a StatusResponse. Pure."""
+    """Render a StatusResponse. Pure."""
     problems = {one.name: one.text for one in answer.problems}
     notes = {one.name: one.text for one in answer.notes}
     lines = [f"wrong: {name}: {text}" for name, text in problems.items()] or ["ok"]
@@ -141,7 +141,7 @@ def status(answer: Any) -> Answer:
 
 
 def listing(attachments: Iterable[Any]) -> Answer:
-    """Say the attachments of a List. Pure."""
+    """Render the attachments of a List. Pure."""
     rows = [_row(one) for one in attachments]
     heads = ("workload", "interface", "addresses", "link", "owner")
     table = [
@@ -157,7 +157,7 @@ def listing(attachments: Iterable[Any]) -> Answer:
 
 
 def checked(answer: Any) -> Answer:
-    """Say a CheckResponse. Pure."""
+    """Render a CheckResponse. Pure."""
     lines: list[str] = []
     rows: list[dict[str, Any]] = []
     wrong = False
@@ -193,7 +193,7 @@ def _cell(value: Any) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     given = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         answer = run(given)

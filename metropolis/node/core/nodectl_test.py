@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator's command on a node, of an engine over the fake."""
+"""The operator's command on a node, with an engine on the fake datapath."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_all_is_well(world: World) -> None:
 
 
 def test_notes_are_shown_also_when_something_is_wrong(world: World) -> None:
-    """Then more than ever: a filter of others may be the reason."""
+    """Notes matter most then: a foreign filter may be the cause."""
     world.conditions.note("foreign_filters", "ip filter FORWARD")
     world.conditions.set("reconcile rules", PROBLEM)
     world.engine.set_prefixes([])
@@ -91,7 +91,7 @@ def test_attachments(world: World) -> None:
 
 
 def test_one_that_cannot_be_checked_hides_no_other(world: World) -> None:
-    """As a call for it hangs in the kernel."""
+    """A workload whose Check hangs in the kernel hides no other."""
     world.engine.attach(AttachIntent("web-1", "/0", "eth0"))
     world.engine.attach(AttachIntent("web-2", "/0", "eth1"))
     with world.engine._locks.workload.hold("web-1"):

@@ -8,10 +8,9 @@ For Python programs that start containers and would otherwise exec CNI plugins:
         result = cni.setup(sandbox_id, "/run/netns/blue")
         address = result.interfaces["eth0"].ip_configs[0].ip
 
-One network exists, the service's; no CNI configuration is read and no plugin
-is executed. README.md maps go-cni's names to these, and says what is absent and
-why.
-The exec shim that stock runtimes use is beside this, in shim/.
+There is one network, the service's; no CNI configuration is read and no plugin
+is executed. README.md maps go-cni's names to these, and lists what is absent
+and why. shim/ has the exec shim that stock runtimes use.
 
 `cni` is the client, `options` what `new` and `load` take, `namespace` what the
 calls take, `result` what they return, `errors` what they raise.

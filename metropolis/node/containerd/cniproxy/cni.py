@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client: go-cni's CNI, over gRPC to the workload network service.
 
-Every call has a deadline. A call that fails has left nothing behind but for
-one that ran out of time: remove() makes sure. remove() works whatever is
-loaded, and needs no more than the id, for namespaces are gone when it comes
-late.
+Every call has a deadline. A call that fails leaves nothing behind, except when
+its deadline has passed: then call remove(). remove() works whatever is loaded,
+and needs only the id, since the namespace may be gone by then.
 
-The id is the sandbox's, not the pod's: of two sandboxes of one pod, removing
-the old one must not cut off the new one.
+The id is the sandbox's, not the pod's: if a pod has two sandboxes, removing the
+old one must not cut off the new one.
 """
 
 import copy
@@ -47,9 +46,9 @@ _LO = result.Config(
     ),
     mac="00:00:00:00:00:00",
 )
-_STATUS_S = 5.0  # for the status that tells why a call was refused
-# A restarted service is found again soon, and not after minutes. Not
-# min_reconnect_backoff_ms: that is how long a connection may take at least.
+_STATUS_S = 5.0  # for the status that explains why a call was refused
+# A restarted service is found again within seconds, not minutes. This is not
+# min_reconnect_backoff_ms: that is the least time a connection may take.
 _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 500),
@@ -59,7 +58,7 @@ _CHANNEL_OPTIONS = [
 
 @dataclass(frozen=True)
 class NetworkConf:
-    """A plugin's configuration; `source` is it as JSON."""
+    """A plugin's configuration; `source` is the same as JSON."""
 
     type: str
     source: str
@@ -67,7 +66,7 @@ class NetworkConf:
 
 @dataclass(frozen=True)
 class NetworkConfList:
-    """A network's configuration; `source` is it as JSON."""
+    """A network's configuration; `source` is the same as JSON."""
 
     name: str
     cni_version: str
@@ -77,7 +76,7 @@ class NetworkConfList:
 
 @dataclass(frozen=True)
 class ConfNetwork:
-    """A network, and what its interface is called."""
+    """A network and the name of its interface."""
 
     config: NetworkConfList
     if_name: str
@@ -95,7 +94,7 @@ class ConfigResult:
 
 
 class _Line:
-    """A channel, closed when it is neither wanted nor used."""
+    """A channel; it is closed once it is replaced and no call uses it."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -104,16 +103,16 @@ class _Line:
 
 
 class CNI:
-    """Made by new(); for any number of threads. close() it, or use `with`."""
+    """The client, made by new(); thread-safe. close() it, or use `with`."""
 
     def __init__(self, settings: Settings) -> None:
-        """Make one; nothing is connected before the first call."""
+        """Make a client; it connects with the first call."""
         self._lock = threading.Lock()  # of what follows
         self._settings = settings
         self._line: _Line | None = None
 
     def __enter__(self) -> Self:
-        """Return it."""
+        """Return the client."""
         return self
 
     def __exit__(
@@ -122,16 +121,16 @@ class CNI:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close it."""
+        """Close the client."""
         self.close()
 
     def close(self) -> None:
-        """Hang up, after the calls under way; the next one connects again."""
+        """Close the channel after the calls under way; the next reconnects."""
         with self._lock:
             self._hang_up()
 
     def load(self, *opts: Opt) -> None:
-        """Replace the networks by what the options add; on error, keep them."""
+        """Replace the networks by those the options add; keep them on error."""
         with self._lock:
             settings = copy.deepcopy(self._settings)
             settings.networks.clear()
@@ -179,13 +178,13 @@ class CNI:
     def remove(
         self, id: str, path: str, *opts: NamespaceOpt, timeout_s: float | None = None
     ) -> None:
-        """Take the sandbox's network away; none is no error.
+        """Remove the sandbox's network; an absent one is no error.
 
-        `path` may be empty or gone; one that is another namespace than the
-        sandbox's leaves everything as it is. Options mean nothing. Raises
-        CNINotInitializedError when the service is away: repeat it later. It is
-        not repeated here, as by the Go package: that is for a process which
-        lives as long as pods do.
+        `path` may be empty or gone; if it is another namespace than the
+        sandbox's, nothing changes. Options are ignored. Raises
+        CNINotInitializedError when the service is away: repeat it later. The
+        Go package repeats it itself, since its process lives as long as pods
+        do.
         """
         request = pb.DetachRequest(workload_id=_text("id", id), netns=_netns(path))
         self._call(f"remove {id!r:.80}", lambda stub: stub.Detach, request, timeout_s)
@@ -196,9 +195,9 @@ class CNI:
         """Compare the sandbox's interface with the kernel.
 
         Raises NotFoundError when it has none, or `path` is no namespace, and
-        CheckError when anything differs: at the host, in the namespace at
-        `path` (empty: as far as it is seen from the host), or with the node's
-        network as a whole.
+        CheckError when anything differs: on the host, in the namespace at
+        `path` (empty: as far as the host can see), or in the node's network
+        as a whole.
         """
         settings = self._ready()
         _namespace(opts)
@@ -217,7 +216,7 @@ class CNI:
             raise CheckError(f"{operation}: {'; '.join(wrong)}")
 
     def get_config(self) -> ConfigResult:
-        """Tell the settings and the networks."""
+        """Return the settings and the networks."""
         settings = self._current()
         return ConfigResult(
             plugin_dirs=tuple(settings.plugin_dirs),
@@ -268,8 +267,8 @@ class CNI:
                     line.channel.close()
 
     def _hang_up(self) -> None:
-        """With the lock. Calls of other threads may be under way: the last of
-        them closes the channel.
+        """Drop the channel; call with the lock held. Calls of other threads may
+        be under way: the last of them closes the channel.
         """
         line, self._line = self._line, None
         if line is not None and not line.calls:
@@ -277,7 +276,7 @@ class CNI:
 
 
 def new(*opts: Opt) -> CNI:
-    """Make a client; raise InvalidConfigError for an option that cannot be."""
+    """Make a client; raise InvalidConfigError for an option that is wrong."""
     settings = Settings()
     for opt in opts:
         opt(settings)
@@ -285,7 +284,7 @@ def new(*opts: Opt) -> CNI:
 
 
 def _is_ready(stub: workload_pb2_grpc.WorkloadNetworkingStub, timeout_s: float) -> bool:
-    """Whether the service answers, and has a network to give."""
+    """Return whether the service answers and has a network to give."""
     try:
         stub.Status(pb.StatusRequest(), timeout=min(timeout_s, _STATUS_S))
     except grpc.RpcError:
@@ -294,7 +293,7 @@ def _is_ready(stub: workload_pb2_grpc.WorkloadNetworkingStub, timeout_s: float) 
 
 
 def _text(what: str, value: str) -> str:
-    """Refuse what protobuf would: strings that are not Unicode."""
+    """Refuse what protobuf would refuse: strings that are not Unicode."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -314,7 +313,7 @@ def _namespace(opts: tuple[NamespaceOpt, ...]) -> Namespace:
 
 
 def _result(settings: Settings, path: str, namespace: Namespace, made: pb.AttachResponse) -> Result:
-    """Make the result; ValueError for addresses that are none."""
+    """Make the result; raise ValueError if an address is none."""
     ips = [ip_address(packed) for packed in made.ip]
     gateways = {gateway.version: gateway for gateway in map(ip_address, made.gateway)}
     interfaces: dict[str, result.Config] = {}
@@ -347,7 +346,7 @@ def _result(settings: Settings, path: str, namespace: Namespace, made: pb.Attach
 
 
 def _network(settings: Settings, name: str) -> ConfNetwork:
-    """Write down as a configuration what is none."""
+    """Describe the service's network as a CNI configuration."""
     kind, if_name, version = {
         NETWORK_NAME: ("cniproxy", settings.default_interface, "1.1.0"),
         LO_NETWORK_NAME: ("loopback", "lo", "0.3.1"),

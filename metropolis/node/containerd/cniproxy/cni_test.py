@@ -84,7 +84,7 @@ def netns() -> Iterator[str]:
 
 
 def relay(path: Path, behind: str, delay_s: float) -> None:
-    """Take one connection to `path`; each word from behind it takes a while."""
+    """Take one connection to `path`; forward each chunk after a delay."""
 
     def copy(source: socket.socket, target: socket.socket, wait_s: float) -> None:
         while data := source.recv(65536):
@@ -158,7 +158,7 @@ def test_remove_and_check(cni: cniproxy.CNI, netns: str, engine: Engine) -> None
 
 
 def test_check_compares_with_the_kernel(cni: cniproxy.CNI, netns: str) -> None:
-    """What differs at the host, and in the namespace if that is named."""
+    """Check reports differences on the host, and in a named namespace."""
     host = next(
         name
         for name, config in cni.setup("sandbox-1", netns).interfaces.items()
@@ -258,7 +258,7 @@ def test_errors_of_the_service_keep_their_cause(
 def test_unavailable_is_not_always_uninitialized(
     cni: cniproxy.CNI, netns: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a service that has too much to do with one sandbox the words stay."""
+    """Too many calls for one sandbox: the service's message is kept."""
     started, go_on = threading.Semaphore(0), threading.Event()
     real = engine._datapath.open_netns
 
@@ -346,7 +346,7 @@ def test_many_at_once(cni: cniproxy.CNI, engine: Engine) -> None:
 
 
 def test_others_close_and_load_meanwhile(cni: cniproxy.CNI, socket_path: str) -> None:
-    """Which ends no call that is under way."""
+    """close() ends no call that is under way."""
 
     def calls() -> None:
         for _ in range(50):
@@ -399,7 +399,7 @@ def test_an_answer_that_is_none_is_an_error() -> None:
 
 
 def test_a_service_with_only_the_base_of_the_api() -> None:
-    """One that answers with addresses and nothing else."""
+    """A service that answers with addresses and nothing else."""
     settings = options.Settings(networks=[options.NETWORK_NAME])
     made = pb.AttachResponse(ip=[bytes([10, 0, 0, 1])])
     found = cniproxy._result(settings, "/x", namespace.Namespace(), made)

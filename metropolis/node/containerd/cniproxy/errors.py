@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the client raises: one family, go-cni's members and three of ours."""
+"""What the client raises: one family, go-cni's errors and three of its own."""
 
 from typing import cast
 
@@ -7,7 +7,7 @@ import grpc
 
 
 class CNIError(Exception):
-    """Base; its text says operation, object and reason."""
+    """Base; the text names the operation, the object and the reason."""
 
 
 class CNINotInitializedError(CNIError):
@@ -26,7 +26,7 @@ class NotFoundError(CNIError):
 
 
 class InvalidResultError(CNIError):
-    """The service answered with what is none. go-cni: ErrInvalidResult."""
+    """The service's answer is invalid. go-cni: ErrInvalidResult."""
 
 
 class LoadError(CNIError):
@@ -34,11 +34,11 @@ class LoadError(CNIError):
 
 
 class DeadlineExceededError(CNIError):
-    """No answer in time; what was asked may be done or not. Call remove()."""
+    """No answer in time; the request may be done or not. Call remove()."""
 
 
 class CheckError(CNIError):
-    """Something is not as setup() made it; the text has all that differs."""
+    """Something is not as setup() made it; the text lists every difference."""
 
 
 class ServiceError(CNIError):
@@ -62,7 +62,7 @@ def is_unavailable(error: grpc.RpcError) -> bool:
 
 def from_rpc(operation: str, error: grpc.RpcError, *, ready: bool = False) -> CNIError:
     """Wrap an RPC's error; raise the result `from` it. ready: the service has
-    a network to give, so that is not why it is unavailable.
+    a network to give, so this is not why it is unavailable.
     """
     code = _call(error).code()
     kind = ServiceError if ready else _BY_CODE.get(code, ServiceError)
@@ -70,5 +70,5 @@ def from_rpc(operation: str, error: grpc.RpcError, *, ready: bool = False) -> CN
 
 
 def _call(error: grpc.RpcError) -> grpc.Call:
-    # What a stub raises is a grpc.Call as well, which grpc's types cannot say.
+    # A stub raises a grpc.Call, too, which grpc's types cannot express.
     return cast(grpc.Call, error)

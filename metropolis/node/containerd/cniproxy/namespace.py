@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What setup(), remove() and check() take about a namespace.
 
-Capabilities that the service does not have are an error when they ask for
+A capability that the service does not have is an error when it asks for
 something; the metadata of pods is accepted, and not used yet.
 """
 
@@ -62,7 +62,7 @@ _METADATA = {"cgroupPath", "io.kubernetes.cri.pod-annotations"}
 
 
 def with_labels(labels: Mapping[str, str]) -> NamespaceOpt:
-    """Tell about the pod: K8S_POD_NAMESPACE and the like.
+    """Describe the pod: K8S_POD_NAMESPACE and the like.
 
     IP (addresses, with commas between) and MAC ask for what they name, as in
     CNI_ARGS.
@@ -79,22 +79,22 @@ def with_labels(labels: Mapping[str, str]) -> NamespaceOpt:
 
 
 def with_args(key: str, value: str) -> NamespaceOpt:
-    """Tell one thing about the pod."""
+    """Describe the pod by one key."""
     return with_labels({key: value})
 
 
 def with_capability_port_map(mappings: Sequence[PortMapping]) -> NamespaceOpt:
-    """Map ports; any mapping is refused, the service has none."""
+    """Map ports; any mapping is refused, since the service has none."""
     return with_capability("portMappings", mappings)
 
 
 def with_capability_bandwidth(bandwidth: BandWidth) -> NamespaceOpt:
-    """Limit bandwidth; any limit is refused, the service has none."""
+    """Limit bandwidth; any limit is refused, since the service has none."""
     return with_capability("bandwidth", bandwidth if bandwidth != BandWidth() else None)
 
 
 def with_capability_dns(dns: DNS) -> NamespaceOpt:
-    """Have these resolver settings in the result."""
+    """Put these resolver settings into the result."""
 
     def apply(namespace: Namespace) -> None:
         namespace.dns = dns
@@ -103,12 +103,12 @@ def with_capability_dns(dns: DNS) -> NamespaceOpt:
 
 
 def with_capability_cgroup_path(path: str) -> NamespaceOpt:
-    """Tell the pod's control group."""
+    """Give the pod's control group; it is not used."""
     return with_capability("cgroupPath", path)
 
 
 def with_capability(name: str, value: Any) -> NamespaceOpt:
-    """Ask for `ips` (a list of strings), `mac` (a string), or tell metadata."""
+    """Ask for `ips` (a list of strings), `mac` (a string), or add metadata."""
 
     def apply(namespace: Namespace) -> None:
         if name == "ips":

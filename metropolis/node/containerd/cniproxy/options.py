@@ -77,7 +77,7 @@ def with_plugin_max_conf_num(count: int) -> Opt:
 
 
 def with_min_network_count(count: int) -> Opt:
-    """Be initialized with so many networks, lo included; 1 if not given."""
+    """Require this many networks, lo included; 1 if not given."""
 
     def apply(settings: Settings) -> None:
         settings.min_network_count = count
@@ -86,7 +86,7 @@ def with_min_network_count(count: int) -> Opt:
 
 
 def with_socket(path: str) -> Opt:
-    """Talk to the service at this unix socket. Not in go-cni."""
+    """Connect to the service at this unix socket. Not in go-cni."""
 
     def apply(settings: Settings) -> None:
         if not path.startswith("/"):
@@ -97,7 +97,7 @@ def with_socket(path: str) -> Opt:
 
 
 def with_timeout(seconds: float) -> Opt:
-    """Give each call so long, unless it says otherwise. Not in go-cni."""
+    """Set the deadline of calls that name none. Not in go-cni."""
 
     def apply(settings: Settings) -> None:
         if not seconds > 0:
@@ -108,7 +108,7 @@ def with_timeout(seconds: float) -> Opt:
 
 
 def with_default_conf(settings: Settings) -> None:
-    """Have the service's network."""
+    """Add the service's network."""
     _add(settings, NETWORK_NAME)
 
 
@@ -116,7 +116,7 @@ with_all_conf = with_default_conf
 
 
 def with_lo_network(settings: Settings) -> None:
-    """Have lo in results. The service brings it up in any case."""
+    """Add lo to results. The service brings it up in any case."""
     _add(settings, LO_NETWORK_NAME)
 
 

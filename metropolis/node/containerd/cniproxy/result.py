@@ -3,8 +3,8 @@
 
 The JSON is go-cni's Result as Go's encoding/json writes it: containerd keeps it
 in its store, so the names are an on-disk format. Absent lists are null there,
-absent addresses empty strings; `from_json` takes what `to_json` makes, and what
-is missing as absent.
+absent addresses empty strings. `from_json` accepts what `to_json` writes, and
+treats a missing key as an absent value.
 """
 
 import json
@@ -64,7 +64,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Result:
-    """Interfaces by name, the host's side among them; DNS by network."""
+    """Interfaces by name, the host's end among them; DNS by network."""
 
     interfaces: dict[str, Config] = field(default_factory=dict)
     dns: tuple[DNS, ...] = ()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The JSON of a result: go-cni's names, and any input survived."""
+"""The JSON of a result has go-cni's names; any input is survived."""
 
 import json
 from ipaddress import IPv4Address, IPv4Network, IPv6Address

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator does to a cluster: each one transaction on its store.
+"""An operator's changes to a cluster: each is one transaction on its store.
 
 A node that acts at the same time changes its member in the same transaction as
-its claims: one of the two fails, and what is done here is tried again on what
-is so then.
+its claims: one of the two transactions fails, and the operator's is tried again
+on the new state.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _TRIES: Final = 20
 
 
 class Refused(Exception):
-    """It was not done: why, and what to do instead."""
+    """The change was not made; the text says why, and what to do instead."""
 
 
 @dataclass(frozen=True)
 class View:
-    """The whole store. changes: what was wrong in it is in its notes."""
+    """The whole store. changes: its notes list what is wrong in the store."""
 
     directory: Directory
     changes: Changes
@@ -35,16 +35,16 @@ class View:
 
 
 async def view(etcd: Etcd) -> View:
-    """Read all of it. Raises EtcdError."""
+    """Read the whole store. Raises EtcdError."""
     listing = await etcd.list(keys.ROOT)
     directory = Directory("")
     return View(directory, directory.replace(listing.entries), listing.revision)
 
 
 async def init(etcd: Etcd, config: ClusterConfig) -> bool:
-    """Write the cluster's configuration, once. False: it was there, the same.
+    """Write the cluster's configuration, once. False: it exists, and is equal.
 
-    Raises Refused when there is another; EtcdError.
+    Raises Refused when it exists and differs; EtcdError.
     """
     if await etcd.commit(
         Transaction({keys.CLUSTER: 0}, (Put(keys.CLUSTER, records.encode_cluster(config)),))
@@ -65,11 +65,11 @@ async def init(etcd: Etcd, config: ClusterConfig) -> bool:
 
 
 async def set_networks(etcd: Etcd, networks: tuple[PodNetwork, ...]) -> bool:
-    """Correct the pod networks; the rest stays. False: they were so already.
+    """Replace the pod networks; the rest stays. False: they were equal already.
 
-    Nodes claim prefixes of the new ones at once, and keep claims of those that
-    are no more, which nobody else can get: their workloads run on. Raises
-    Refused when it would harm a node; EtcdError.
+    Nodes claim prefixes of the new networks at once. They keep claims in
+    former networks, which no other node can get: their workloads keep running.
+    Raises Refused when it would harm a node; EtcdError.
     """
     for _ in range(_TRIES):
         directory = (await view(etcd)).directory
@@ -91,7 +91,7 @@ async def set_networks(etcd: Etcd, networks: tuple[PodNetwork, ...]) -> bool:
 
 
 def _check_networks(directory: Directory, config: ClusterConfig) -> None:
-    """Raises Refused."""
+    """Check that no network harms a node. Raises Refused."""
     members = sum(node.member is not None and not node.removed for node in directory.nodes.values())
     for version in config.families:
         of_family = [one for one in config.networks if one.prefix.version == version]
@@ -115,13 +115,13 @@ def _check_networks(directory: Directory, config: ClusterConfig) -> None:
 
 
 def _splits(network: PodNetwork, prefix: records.IPNetwork) -> bool:
-    """Whether the network gives prefixes that overlap this one."""
+    """Return whether the network gives prefixes that overlap this one."""
     same = network.prefix.version == prefix.version
     return same and network.prefix.overlaps(prefix) and not network.gives(prefix)
 
 
 async def remove(etcd: Etcd, node_id: str) -> None:
-    """Free what a node holds and keep it out. Done already: nothing changes.
+    """Free a node's prefixes and keep the node out. Idempotent.
 
     Raises Refused when there is no such node; EtcdError.
     """
@@ -143,7 +143,7 @@ async def remove(etcd: Etcd, node_id: str) -> None:
 
 
 async def forget(etcd: Etcd, node_id: str) -> None:
-    """Let a removed node join anew, as if it had never been there.
+    """Let a removed node join again, as if it had never been there.
 
     Raises Refused when it was not removed; EtcdError.
     """

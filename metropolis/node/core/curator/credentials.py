@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Credentials for etcd, read from files, and what is wrong with them.
+"""Credentials for etcd, read from files and checked.
 
-gRPC says little of a TLS handshake that failed, and nothing of a file that is
-no PEM; so the files are read and checked here, by the same OpenSSL as Python's.
+gRPC reports little about a failed TLS handshake, and nothing about a file that
+is not PEM; so the files are read and checked here, with Python's own OpenSSL.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 
 
 class CredentialsError(Exception):
-    """A file cannot be used; names it."""
+    """A file cannot be used; the text names it."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """PEM: certificates that etcd's are signed by, our own with those between,
-    and its key.
+    """Paths of PEM files: the CA certificates for etcd, the node's certificate
+    with its intermediates, and its key.
     """
 
     ca: str
@@ -32,7 +32,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Credentials:
-    """What was in the files."""
+    """The content of the files."""
 
     files: Files
     ca: bytes
@@ -63,9 +63,9 @@ def read(files: Files) -> Credentials:
 
 @dataclass(frozen=True)
 class Judgement:
-    """problem: what a server would say to our certificate by itself, such as
-    that it has expired; "" when it is fine. ends: when it does, seconds since
-    1970, if it is fine and that can be told.
+    """problem: why a server would refuse our certificate by itself, such as its
+    expiry; "" when it is fine. ends: when the certificate expires, in seconds
+    since 1970, if it is fine and this is known.
     """
 
     problem: str = ""
@@ -73,10 +73,10 @@ class Judgement:
 
 
 def judge(credentials: Credentials) -> Judgement:
-    """Judge the certificate by the clock, which may be what is wrong. Blocks.
+    """Check the certificate by the clock, which may itself be wrong. Blocks.
 
-    It is presented to a server in memory that trusts just it: by whom it is
-    signed is not looked at.
+    The check presents it to a server in memory that trusts just it, so its
+    signature is not checked.
     """
     files = credentials.files
     with contextlib.suppress(OSError, ValueError):
@@ -107,8 +107,8 @@ def judge(credentials: Credentials) -> Judgement:
 
 
 def _load(context: ssl.SSLContext, credentials: Credentials) -> None:
-    """Load certificate and key as they were read: the files may be others now.
-    OpenSSL's Python takes files only.
+    """Load certificate and key as they were read: the files may have changed.
+    OpenSSL's Python API accepts files only.
     """
     with _file(credentials.cert) as cert, _file(credentials.key) as key:
         context.load_cert_chain(cert, key, password=_no_password)
@@ -116,7 +116,7 @@ def _load(context: ssl.SSLContext, credentials: Credentials) -> None:
 
 @contextlib.contextmanager
 def _file(data: bytes) -> Iterator[str]:
-    """A path of it, in memory."""
+    """Give a path of the data, in memory."""
     descriptor = os.memfd_create("credentials")
     try:
         with open(descriptor, "wb", closefd=False) as file:
@@ -134,8 +134,8 @@ def _read(path: str) -> bytes:
 
 
 def _text(pem: bytes) -> str:
-    """Return it as OpenSSL's Python takes it. Names of people stand in what is
-    between the certificates, which is not looked at.
+    """Return it as OpenSSL's Python API accepts it. Names of people stand
+    between the certificates, in text that is ignored.
     """
     return pem.decode("ascii", "ignore")
 

@@ -16,22 +16,22 @@ connection. Tasks share one: one lists and watches, and is the only one that
 takes news into the directory; one commits what the place decides; one keeps the
 lease alive; one waits for others. The first failure of any ends all, and after
 a while (Backoff) the next endpoint is tried. What was read stays: while etcd is
-away, peers, prefixes and traffic are as they were.
+away, peers, prefixes and traffic stay as they are.
 
-After a disconnection the watch goes on where it ended, if it is the same
-cluster, its revision is not behind, and the keys of this node are as they were.
-Else, and when the revision was compacted, everything is listed and compared
-with what is known; only differences are told on. An etcd that was restored from
-a snapshot may hide from that: its cluster id may be the same, its revision
-ahead again, and what differs another node's. Therefore everything is listed
-from time to time as well.
+After a disconnection the watch continues where it ended, if it is the same
+cluster, its revision is not behind, and the keys of this node are unchanged.
+Otherwise, and when the revision was compacted, everything is listed and
+compared with the known state; only differences are published. This may miss an
+etcd that was restored from a snapshot: its cluster id may be the same, its
+revision ahead again, and only another node's keys differ. Therefore everything
+is also listed from time to time.
 
-Nodes that lost etcd together come back one after the other. Who is not back yet
-does not know a new key, so a node that is writes one that it does not use yet
-only when all had time to return (Timing.return_s).
+Nodes that lost etcd together come back one after the other. A node that is not
+back yet does not know a new key, so a node that is back writes a key that it
+does not use yet only when all had time to return (Timing.return_s).
 
-Two machines with one node_id: see membership. The one that is refused says so
-once a minute, and has no prefixes.
+If two machines have one node_id (see membership), the refused one logs it once
+a minute, and has no prefixes.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ from osbase.supervisor import Backoff, Context
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds. lease_s: how long others see a node that is gone as alive.
-    list_every_s: everything is read anew, see list_interval. renew_s: new
-    credentials that etcd refuses are tried again.
+    """Seconds. lease_s: how long other nodes see a dead node as alive.
+    list_every_s: interval of complete lists, see list_interval. renew_s:
+    interval at which new credentials that etcd refuses are tried again.
     """
 
     lease_s: int = 30
@@ -75,30 +75,31 @@ class Timing:
 
     def return_s(self, endpoints: int) -> float:
         """Return for how long another node may still be away once etcd answers
-        this one: it has just begun an attempt in vain, and then tries each.
+        this one: it has just begun an attempt that fails, and then tries each.
         """
-        # Backoff lengthens by up to a quarter.
+        # Backoff adds up to a quarter.
         return self.deadline_s + endpoints * (1.25 * self.retry_max_s + self.deadline_s)
 
 
 _LISTED_OFTEN: Final = 1000
-"""Nodes. 600 s, 300 bytes a node and up to this many nodes: etcd sends all of
-them lists of 0.5 MB a second."""
+"""Nodes. With a list every 600 s, 300 bytes a node and this many nodes, etcd
+sends 0.5 MB of lists a second."""
 
 
 def list_interval(every_s: float, nodes: int, chance: float) -> float:
-    """Return after how long a node reads everything anew, seconds.
+    """Return the interval between complete lists of one node, seconds.
 
-    As many lists as there are nodes, each with all nodes: in a large cluster
-    they are rarer by the square, and cost no more than in one of _LISTED_OFTEN.
-    chance: 0 to 1; a quarter sooner or later, lest all nodes list at once.
+    There are as many lists as nodes, and each has all nodes: so in a large
+    cluster the interval grows by the square, and all lists cost no more than
+    in one of _LISTED_OFTEN nodes. chance: 0 to 1; up to a quarter sooner or
+    later, so that nodes do not list at the same time.
     """
     rarer = max(1.0, nodes / _LISTED_OFTEN)
     return every_s * rarer * rarer * (0.75 + chance / 2)
 
 
 class Phase(enum.Enum):
-    """How the curator and etcd are connected."""
+    """The state of the connection to etcd."""
 
     AWAY = "away"
     LISTING = "listing"
@@ -113,20 +114,20 @@ _TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
 
 
 class _Renewed(Exception):
-    """Etcd accepts other credentials; connect with them."""
+    """Etcd accepts other credentials; reconnect with them."""
 
 
 class Curator:
-    """`run` is the runnable. What it tells, for anybody to watch:
+    """`run` is the runnable. Its values may be watched by anybody:
 
     mesh          set once the first complete state was read, then at changes
     peers         the other nodes; complete before the first mesh
     pod_prefixes  this node's own. `held` until etcd has answered; empty while
                   it has no place in the cluster
-    published     the identity that others read in etcd, once it is there
+    published     the identity that other nodes read in etcd, once written
     trouble       why the node may have no prefix: etcd is away, or the node has
-                  no place in the cluster; "": there is none
-    credentials   what is to be known of them; "": nothing
+                  no place in the cluster; "": no problem
+    credentials   a note about them for operators; "": none
     """
 
     def __init__(
@@ -140,8 +141,8 @@ class Curator:
         held: tuple[IPNetwork, ...] = (),
         timing: Timing | None = None,
     ) -> None:
-        """exchange: with the overlay. held: prefixes that the kernel has from
-        before a restart. underlay: taken where the configuration has none.
+        """exchange: shared with the overlay. held: prefixes that the kernel has
+        from before a restart. underlay: used where the configuration has none.
         Nothing happens before `run`.
         """
         self._config = config
@@ -153,7 +154,7 @@ class Curator:
         self._log = logging.getLogger(__name__)
         self._phase = Phase.AWAY
         self._cluster_id = 0
-        self._revision = 0  # all up to it is in the directory
+        self._revision = 0  # the directory has all changes up to it
         self._next_list = 0.0
         self._news = event.Value[int]("revision of what was read")
         self._leased = asyncio.Event()
@@ -165,7 +166,7 @@ class Curator:
         self.trouble = self.place.trouble
 
     async def run(self, ctx: Context) -> None:
-        """Until cancelled. Healthy from the start: etcd may come much later."""
+        """Run until cancelled. Healthy at once: etcd may come much later."""
         self._log = ctx.logger
         self._phase = Phase.AWAY
         ctx.signal_healthy()
@@ -192,15 +193,15 @@ class Curator:
                 self._to(Phase.AWAY)
                 continue
             self._endpoints.append(self._endpoints.pop(0))
-            # All nodes lose etcd at once, and should not come back at once; but
-            # who has just got credentials has waited for them.
+            # All nodes lose etcd at once, and should not come back at once;
+            # but a node that has just got credentials has waited for them.
             pause = backoff.died(loop.time() - began) * random.uniform(0.5, 1)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await latest.get()
 
     async def _connect(self, latest: event.Watcher[Credentials]) -> Etcd:
-        """latest: what was there before, or is tried here, counts as seen."""
+        """latest: its present value, or one tried here, counts as seen."""
         if latest.changed():
             await latest.get()
         candidates = await self._renewal.candidates()
@@ -221,9 +222,9 @@ class Curator:
         raise failures[0]
 
     async def _renew(self, latest: event.Watcher[Credentials]) -> None:
-        """Try what is new beside the connection, which ends only if etcd takes
-        it. What it does not take it may take later: when a certificate begins,
-        or an authority is known to it. Raises _Renewed.
+        """Try new credentials beside the connection, which ends only if etcd
+        accepts them. Etcd may accept them later: when a certificate becomes
+        valid, or an authority becomes known to it. Raises _Renewed.
         """
         fresh: Credentials | None = None
         while True:
@@ -288,7 +289,7 @@ class Curator:
         finally:
             self.place.others_are_back = False
 
-    # --- What is so -----------------------------------------------------------
+    # --- The state of the store -----------------------------------------------
 
     async def _follow(self, connection: Etcd, in_step: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
@@ -328,7 +329,7 @@ class Curator:
     # --- What to do about it --------------------------------------------------
 
     async def _settle(self, connection: Etcd, in_step: asyncio.Event) -> None:
-        # What was decided on the store of before may be wrong for this one.
+        # A decision on the former store may be wrong for this one.
         await in_step.wait()
         while True:
             decision = self.place.decision
@@ -347,11 +348,11 @@ class Curator:
                 self.place.set_lease(0)
                 continue
             try:
-                # If it failed, something it rests on has changed, which the
-                # watch tells, or has told meanwhile.
+                # If it failed, something that it compares has changed; the
+                # watch reports that, or has reported it meanwhile.
                 await self._news_beyond(seen if revision is None else revision - 1)
             except TimeoutError as error:
-                # Of a restoration that hides, it never will.
+                # After a hidden restoration it never will.
                 self._revision = 0
                 raise EtcdError(
                     f"{connection.endpoint}: watch: is behind revision {revision or seen + 1}"

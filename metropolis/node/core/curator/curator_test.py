@@ -101,7 +101,7 @@ async def test_without_a_cluster_or_an_address_it_waits(tmp_path: Path) -> None:
         await cluster.log.wait("10.200.0.1 is inside pod network 10.200.0.0/16")
         machine.underlay.set(IPv4Address("198.51.100.7"))
         await machine.joined()
-        # A configuration that went bad changes nothing.
+        # A configuration that became invalid changes nothing.
         await cluster.put(keys.CLUSTER, b"\xff garbage")
         await cluster.log.wait('"cluster": is not the message', 2)
         assert len(machine.curator.mesh.peek().networks) == 2
@@ -180,8 +180,8 @@ async def test_held_prefixes_are_claimed_when_free_and_inside(tmp_path: Path) ->
 
 
 async def test_corrected_networks_are_taken_at_once(tmp_path: Path) -> None:
-    """New claims at once, also of nodes that are away meanwhile; the old ones
-    are kept, and found again when the networks are what they were.
+    """Nodes claim in the new networks at once, also those that are away
+    meanwhile; old claims stay, and are used again with the old networks.
     """
     async with start(tmp_path, *NETWORKS) as cluster:
         async with cluster.machine("a") as one, cluster.machine("b") as two:
@@ -220,7 +220,7 @@ async def test_networks_that_harm_are_refused(tmp_path: Path) -> None:
             ):
                 with pytest.raises(Refused, match=why):
                     await cluster.set_networks(text)
-            # A wider network, which gives what is held, is fine.
+            # A wider network that gives the claimed prefixes is fine.
             await cluster.set_networks("10.128.0.0/9:24")
             assert (await one.has_prefixes(lambda held: len(held) == 1)) == (prefix,)
 
@@ -257,7 +257,7 @@ async def test_a_peer_stays_when_its_lease_ends(tmp_path: Path) -> None:
             async with contextlib.aclosing(client.watch(keys.node("a"), start_at)) as batches:
                 async with asyncio.timeout(WAIT_S):
                     assert (await anext(batches)).events
-        # What comes after it in the store is seen after it.
+        # A later key in the store is seen after it.
         async with cluster.machine("c") as machine:
             await machine.joined()
             peers = await other.sees(lambda peers: "c" in peers)
@@ -295,13 +295,13 @@ async def test_two_machines_of_one_name(tmp_path: Path) -> None:
                 async with await cluster.connect() as client:
                     entry = (await client.list(keys.NODES)).entries[0]
                 assert records.decode_record(entry.value).public_key == key_of("a")
-        # The first is off: when its lease has ended, the name is free.
+        # The first is off: the name is free when its lease has ended.
         async with cluster.machine("a", key="another") as second:
             assert await second.joined() == held
 
 
 async def test_two_machines_of_one_name_and_key(tmp_path: Path) -> None:
-    """A cloned disk: the second is the first restarted, which stays out."""
+    """A cloned disk counts as the first one restarted, which stays out."""
     async with start(tmp_path, *NETWORKS) as cluster, cluster.machine("a") as first:
         held = await first.joined()
         async with cluster.machine("a") as second:
@@ -320,7 +320,7 @@ def bad(**changes: object) -> bytes:
 
 
 def hostile(claimed_by_a: tuple[IPNetwork, ...]) -> list[bytes]:
-    """Records that are each refused."""
+    """Return records that are each refused."""
     return [
         b"\xff\xfe\xfd" * 20,
         b"",
@@ -359,7 +359,7 @@ async def test_a_rogue_harms_nobody(tmp_path: Path) -> None:
             await cluster.put(keys.member("rogue"), b"\x08\x63")
             await cluster.put(keys.node("b"), b"garbage")
             await two.has_prefixes(lambda prefixes: len(prefixes) == 2)
-            # It goes on: the next node is seen.
+            # It continues: the next node is seen.
             async with cluster.machine("c") as three:
                 await three.joined()
                 after = await one.sees(lambda peers: "c" in peers)
@@ -379,7 +379,7 @@ async def test_a_claim_turned_into_garbage_is_claimed_again(tmp_path: Path) -> N
         held = await machine.joined()
         await cluster.put(keys.claim(held[0]), b"\xff\xff")
         async with cluster.machine("b") as other:
-            # Its claim may not be read yet; that of another is never taken.
+            # Its claim may be unreadable yet; another's is never taken.
             assert held[0] not in await other.joined()
             await other.sees(lambda peers: peers.get("a") is not None)
         assert machine.curator.pod_prefixes.peek().prefixes == held
@@ -390,7 +390,7 @@ async def test_a_claim_turned_into_garbage_is_claimed_again(tmp_path: Path) -> N
 
 
 async def test_everything_is_read_anew_from_time_to_time(tmp_path: Path) -> None:
-    """Peers and watch go on over the lists."""
+    """Peers and watch survive the lists."""
     async with start(tmp_path, *NETWORKS) as cluster:
         timing = replace(TIMING, list_every_s=0.1)
         async with cluster.machine("a", timing=timing) as one, contextlib.AsyncExitStack() as stack:
@@ -404,6 +404,6 @@ async def test_everything_is_read_anew_from_time_to_time(tmp_path: Path) -> None
 def test_lists_cost_no_more_in_a_larger_cluster() -> None:
     assert list_interval(600, 10, 0.5) == list_interval(600, 1000, 0.5) == 600
     assert (list_interval(600, 10, 0), list_interval(600, 10, 1)) == (450, 750)
-    # Lists in a second, times the nodes in each.
+    # Lists per second, times the nodes in each.
     traffic = [nodes * nodes / list_interval(600, nodes, 0.5) for nodes in (1000, 2000, 10000)]
     assert traffic == pytest.approx([traffic[0]] * 3)

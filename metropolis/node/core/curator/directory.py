@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the store says, as peers: events in, changes of peers out. Pure.
+"""The store's content as peers: events in, changes of peers out. Pure.
 
     directory.replace(all entries)  | apply(events) | set_own_keys(keys)
         -> Changes: peers to set, peers that are gone, lines for the log
 
 A peer is another node whose record was seen and that holds claims. A record
-says how it is reached, its claims which prefixes are behind it. It stays a
-peer when its record ends with its lease: then the node is away, or only cut off
-from etcd, and a WireGuard peer that does not answer harms nobody, while traffic
-must not depend on etcd. It goes when its claims are freed or its member is
+says how to reach it, its claims say which prefixes are behind it. A node stays
+a peer when its record ends with its lease: then it is away, or only cut off
+from etcd. A WireGuard peer that does not answer does no harm, and traffic must
+not depend on etcd. A peer is removed when its claims are freed or its member is
 REMOVED.
 
-Claims are never deleted, only freed. One that is absent all the same was lost
-by the store, such as by its restoration from an older snapshot: it counts as
-its holder's until another has it, so that pods keep their network while the
+Claims are never deleted, only freed. If one is absent all the same, the store
+has lost it, e.g. by a restoration from an older snapshot: it counts as its
+holder's until another node has it, so that pods keep their network while the
 holder claims it again.
 
-A value that is wrong is refused, and a line of the log says whose and why; of
-a node, the cluster or a claim, what was right before stays. Nobody else is
-touched by it. Of two nodes with one key, the first keeps it, as long as its
-record is alive; our own keys are nobody else's.
+A wrong value is refused, and a line of the log says whose it is and why; the
+last right value of that node, cluster or claim stays. No other node is
+affected. If two nodes have one key, the first keeps it while its record is
+alive; no other node can have our own keys.
 
-What a change costs does not grow with the cluster, but for one of the cluster's
-configuration.
+The cost of a change does not grow with the cluster, except a change of the
+cluster's configuration.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from osbase.ip import IPNetwork
 
 @dataclass(frozen=True)
 class Entry:
-    """A key with its value, as in the store. lease: 0, without one."""
+    """A key with its value, as in the store. lease: 0 if there is none."""
 
     key: bytes
     value: bytes
@@ -50,7 +50,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Removal:
-    """A key that is no more."""
+    """A key that was deleted."""
 
     key: bytes
 
@@ -59,19 +59,19 @@ type Event = Entry | Removal
 
 
 class ClaimState(enum.Enum):
-    """What there is at a claim's key."""
+    """The state of a claim's key."""
 
     HELD = "held"
     FREE = "free"
     LOST = "lost"
-    """Nothing, though there was; the store was restored, or edited."""
+    """It is gone, though it existed; the store was restored, or edited."""
     BAD = "bad"
-    """Garbage; belongs to whom it did before."""
+    """Its value is garbage; it belongs to its former holder."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """node_id: "" for nobody. mod_revision: 0 when the key is not there."""
+    """node_id: "" when it is free. mod_revision: 0 when the key is absent."""
 
     state: ClaimState
     node_id: str
@@ -80,8 +80,8 @@ class Claim:
 
 @dataclass
 class Changes:
-    """What came of events. ours: claims, members or the cluster changed, or our
-    own record: what we do may have to change. notes: lines for the log.
+    """The effects of events. ours: claims, members, the cluster or our own
+    record changed, so our decision may change. notes: lines for the log.
     """
 
     peers: dict[str, Peer] = field(default_factory=dict)
@@ -92,9 +92,9 @@ class Changes:
 
 @dataclass
 class Node:
-    """What is known of a node. entry: its record now; None: it has ended.
+    """The known state of a node. entry: its record now; None: it has ended.
 
-    seen: the newest record that can be read. good: the one that peers go by.
+    seen: the newest record that can be read. good: the one that peers use.
     """
 
     member: Member | None = None
@@ -108,7 +108,7 @@ class Node:
 
     @property
     def removed(self) -> bool:
-        """Whether an operator removed it."""
+        """Return whether an operator removed it."""
         return self.member is not None and self.member.removed
 
 
@@ -116,38 +116,37 @@ class Directory:
     """The store as one node knows it. Not thread-safe."""
 
     def __init__(self, node_id: str) -> None:
-        """Nothing is known yet."""
+        """Make an empty directory."""
         self._own = node_id
         self._own_keys: frozenset[bytes] = frozenset()
         self._entries: dict[bytes, Entry] = {}
         self._nodes: dict[str, Node] = {}
         self._claims: dict[IPNetwork, Claim] = {}
-        self._holders: dict[bytes, str] = {}  # of keys: the node that has it
-        self._waiting: dict[bytes, set[str]] = {}  # nodes refused for a key
+        self._holders: dict[bytes, str] = {}  # by key: the node that has it
+        self._waiting: dict[bytes, set[str]] = {}  # by key: nodes refused for it
         self._touched: dict[str, None] = {}
         self.cluster: ClusterConfig | None = None
         self.cluster_revision = 0
         self.cluster_problem = "is not there"
-        """Why `cluster` is not what the store has now; "": it is."""
+        """Why `cluster` differs from the store's; "": it does not."""
 
     @property
     def claims(self) -> Mapping[IPNetwork, Claim]:
-        """All claims that were ever seen."""
+        """Return all claims that were ever seen."""
         return self._claims
 
     @property
     def nodes(self) -> Mapping[str, Node]:
-        """All nodes that anything is known of."""
+        """Return all known nodes, by id."""
         return self._nodes
 
     def node(self, node_id: str) -> Node:
-        """What is known of a node."""
+        """Return the known state of a node."""
         return self._nodes.get(node_id) or Node()
 
     def held_by(self, node_id: str) -> tuple[IPNetwork, ...]:
-        """The prefixes that a node holds, inside the networks, in order.
-
-        Those that the store lost are among them.
+        """Return a node's prefixes inside the networks, in order, including
+        those that the store lost.
         """
         cluster = self.cluster
         if cluster is None:
@@ -156,13 +155,13 @@ class Directory:
         return tuple(sorted(held, key=lambda one: (one.version, int(one.network_address))))
 
     def revision_of(self, key: bytes) -> int:
-        """mod_revision of a key; 0: it is not there."""
+        """Return mod_revision of a key; 0: it is absent."""
         entry = self._entries.get(key)
         return 0 if entry is None else entry.mod_revision
 
     def replace(self, entries: Iterable[Entry]) -> Changes:
-        """Take a complete list: what differs from what is known is applied, in
-        the order in which it was written.
+        """Apply a complete list: its differences from the known state, in the
+        order in which they were written.
         """
         listed = {entry.key: entry for entry in entries}
         gone = [Removal(key) for key in self._entries if key not in listed]
@@ -170,7 +169,7 @@ class Directory:
         return self.apply([*gone, *sorted(new, key=lambda entry: entry.mod_revision)])
 
     def apply(self, events: Sequence[Event]) -> Changes:
-        """Take changes, all or nothing to be seen of them by others."""
+        """Apply events; readers see all of them or none."""
         changes = Changes()
         for event in events:
             self._apply(event, changes)
@@ -178,7 +177,7 @@ class Directory:
         return changes
 
     def set_own_keys(self, own: frozenset[bytes]) -> Changes:
-        """Say which keys are ours: who has one of them is no peer."""
+        """Set our own keys: a node that has one of them is no peer."""
         changes = Changes()
         released, self._own_keys = self._own_keys - own, own
         for key in own:
@@ -273,7 +272,7 @@ class Directory:
         node.entry = entry
         node.seen = node.good
         if entry is None:
-            # Its keys may be had by others now.
+            # Other nodes may have its keys now.
             for key in node.good.keys if node.good is not None else ():
                 self._wake(key)
             return
@@ -283,7 +282,7 @@ class Directory:
             raise RecordError(f"is the record of {records.quoted(record.node_id)}")
         node.seen = record
 
-    # --- What follows for peers -----------------------------------------------
+    # --- Effects on peers -----------------------------------------------------
 
     def _touch(self, node_id: str) -> Node:
         self._touched[node_id] = None
@@ -345,7 +344,7 @@ class Directory:
     def _accept(
         self, node_id: str, node: Node, record: Record, held: tuple[IPNetwork, ...]
     ) -> None:
-        """Go by a record from now on. Raises RecordError."""
+        """Use this record from now on. Raises RecordError."""
         assert self.cluster is not None, "who holds prefixes is in a cluster"
         records.check_address(record.address, self.cluster)
         for prefix in record.prefixes:
@@ -363,7 +362,7 @@ class Directory:
         node.refusal = ""
         for key in record.keys:
             holder = self._holders.get(key, node_id)
-            if holder != node_id:  # away, and its key is another's now
+            if holder != node_id:  # it is away, and another node has its key now
                 self._drop(holder, self._touch(holder))
             self._holders[key] = node_id
         for key in before:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peers of what the store says: each rule, and then any order of events."""
+"""Peers derived from the store: each rule, and then any order of events."""
 
 import sys
 from collections.abc import Callable
@@ -135,7 +135,7 @@ def test_a_peer_outlives_its_record_but_not_its_claims() -> None:
     assert list(store.peers["a"].prefixes) == [POD[0]]
     store.claim("", 0)
     assert store.peers == {}
-    # It comes back as any other.
+    # It comes back like any other.
     store.claim("a", 0)
     assert store.peers == {}
     store.publish(record("a", "x"))
@@ -171,10 +171,10 @@ def test_the_first_holder_of_a_key_keeps_it() -> None:
     changes = store.publish(record("b", "y"))
     assert changes.notes == ['"nodes/b": its public key is that of "a"']
     assert set(store.peers) == {"a"}
-    # Given up, it is the other's.
+    # Once given up, it is the other's.
     store.publish(record("a", "x"))
     assert set(store.peers) == {"a", "b"}
-    # A node that is away has it no longer.
+    # A node that is away has lost it.
     store.publish(record("c", "x"))
     assert "c" not in store.peers
     store.delete(keys.node("a"))
@@ -212,7 +212,7 @@ def test_we_are_no_peer_of_ours() -> None:
 
 
 def calls(action: Callable[[], object]) -> int:
-    """How many functions of ours and of Python are called in it."""
+    """Return how many functions of ours and of Python it calls."""
     made = 0
 
     def count(frame: FrameType, event: str, argument: object) -> None:
@@ -302,7 +302,7 @@ def test_whatever_happens_peers_fit_each_other(steps: list[tuple[object, ...]]) 
                 own = frozenset(record("a", name).public_key for name in names)
                 store.follow(store.directory.set_own_keys(own))
             case _:
-                # What was followed is what is: a list changes nothing.
+                # The followed state is complete: a list changes nothing.
                 changes = store.directory.replace(store.entries.values())
                 assert changes == Changes()
         peers = store.peers.values()
@@ -320,7 +320,7 @@ def test_whatever_happens_peers_fit_each_other(steps: list[tuple[object, ...]]) 
 
 @given(st.lists(STEP, max_size=30))
 def test_who_lists_late_has_the_same_claims(steps: list[tuple[object, ...]]) -> None:
-    """A list, after any events unseen, is what the store says."""
+    """A list after any unseen events gives the store's state."""
     store = Store()
     hidden = Store()
     for what, *rest in steps:

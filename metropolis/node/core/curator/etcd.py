@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""etcd, as far as the curator and metroctl need it: thin, in asyncio.
+"""etcd, as far as the curator and metroctl need it: a thin asyncio client.
 
     async with await dial(endpoints, files) as etcd:
         listing = await etcd.list(keys.ROOT)
         async for batch in etcd.watch(keys.ROOT, listing.revision + 1):
 
-One connection to one endpoint; `dial` tries several. Nothing is tried again in
-here: after an EtcdError the outcome of a transaction is unknown, and its caller
-looks at what is so. All calls but streams have a deadline. Calls fail on a
+A connection has one endpoint; `dial` tries several. This module repeats no
+call: after an EtcdError the outcome of a transaction is unknown, and its caller
+reads the state. All calls except streams have a deadline. Calls fail on a
 member that has lost its quorum (etcd's `hasleader`), rather than hang.
 
-Why not the etcd3 package of PyPI: it hides when a watch was interrupted, which
-is what the curator must know.
+Why not the etcd3 package of PyPI: it hides that a watch was interrupted, which
+the curator must know.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MAX_MESSAGE: Final = 8 << 20
 _NEEDS_LEADER: Final = (("hasleader", "true"),)
 
 _OPTIONS: Final = (
-    # A peer that is gone without a word is noticed within 15 s. etcd allows a
+    # A peer that vanishes silently is noticed within 15 s. etcd allows a
     # ping every 5 s (--grpc-keepalive-min-time).
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -54,11 +54,11 @@ _OPTIONS: Final = (
 
 
 class EtcdError(Exception):
-    """A call failed: endpoint, operation, why. Its outcome is unknown."""
+    """A call failed: endpoint, operation, reason. Its outcome is unknown."""
 
 
 class Compacted(EtcdError):
-    """The revision is no longer there: list anew."""
+    """The revision is no longer there: list again."""
 
 
 class LeaseGone(EtcdError):
@@ -67,7 +67,7 @@ class LeaseGone(EtcdError):
 
 @dataclass(frozen=True)
 class Status:
-    """Which cluster answers, and its newest revision."""
+    """The cluster that answers, and its newest revision."""
 
     cluster_id: int
     revision: int
@@ -84,16 +84,16 @@ class Listing:
 
 @dataclass(frozen=True)
 class Batch:
-    """All changes up to a revision; none, when only time has passed."""
+    """All changes up to a revision; empty if only the revision advanced."""
 
     revision: int
     events: tuple[Event, ...]
 
 
 async def dial(endpoints: Sequence[str], files: Files, *, deadline_s: float = _DEADLINE_S) -> Etcd:
-    """Connect to the first endpoint that answers; the files are read each time.
+    """Connect to the first endpoint that answers; read the files first.
 
-    Raises CredentialsError, or EtcdError that says it of each endpoint.
+    Raises CredentialsError, or EtcdError with the reason for each endpoint.
     """
     read = await asyncio.to_thread(credentials.read, files)
     return await connect(endpoints, read, deadline_s=deadline_s)
@@ -102,8 +102,8 @@ async def dial(endpoints: Sequence[str], files: Files, *, deadline_s: float = _D
 async def connect(
     endpoints: Sequence[str], read: credentials.Credentials, *, deadline_s: float = _DEADLINE_S
 ) -> Etcd:
-    """Connect to the first endpoint that answers. Raises EtcdError that says it
-    of each.
+    """Connect to the first endpoint that answers. Raises EtcdError with the
+    reason for each.
     """
     failures: list[str] = []
     for endpoint in endpoints:
@@ -119,14 +119,14 @@ async def connect(
         else:
             return etcd
     why = (await asyncio.to_thread(credentials.judge, read)).problem
-    # In one order: the caller tells by the text whether something has changed.
+    # Sorted: by the text, the caller sees whether something has changed.
     raise EtcdError("; ".join([*sorted(failures), *([why] if why else [])]))
 
 
 class Etcd:
-    """A connection to one endpoint. Use dial, and close it.
+    """A connection to one endpoint. Made by dial; close it.
 
-    greeting: the status when it was dialled.
+    greeting: the status at the time of connecting.
     """
 
     greeting = Status(0, 0)
@@ -159,7 +159,7 @@ class Etcd:
         await self._channel.close()
 
     async def status(self) -> Status:
-        """Ask which cluster this is, and its revision, of a quorum."""
+        """Read the cluster's id and revision, from a quorum."""
         request = rpc_pb2.RangeRequest(key=keys.CLUSTER, keys_only=True)
         response = await self._call("status", self._kv.Range(request, **self._how()))
         return Status(response.header.cluster_id, response.header.revision)
@@ -167,7 +167,7 @@ class Etcd:
     async def list(self, prefix: bytes) -> Listing:
         """Read all keys that begin with `prefix`, in pages, at one revision.
 
-        Raises Compacted when that ended meanwhile.
+        Raises Compacted when that revision was compacted meanwhile.
         """
         page, revision, cluster_id = _PAGE, 0, 0
         start, end = prefix, keys.end(prefix)
@@ -177,7 +177,7 @@ class Etcd:
             try:
                 response = await self._call("list", self._kv.Range(request, **self._how()))
             except _TooLarge:
-                # Somebody stored large values; one fits, whatever it is.
+                # Somebody stored large values; a single one always fits.
                 if page == 1:
                     raise
                 page = max(1, page // 8)
@@ -190,7 +190,7 @@ class Etcd:
             start = response.kvs[-1].key + b"\0"
 
     async def commit(self, transaction: Transaction) -> int | None:
-        """Commit; returns its revision, None when what it compares is not so.
+        """Commit; return its revision, or None when a comparison fails.
 
         Raises LeaseGone.
         """
@@ -253,10 +253,10 @@ class Etcd:
             call.cancel()
 
     async def watch(self, prefix: bytes, start: int) -> AsyncGenerator[Batch]:
-        """Every change of keys that begin with `prefix`, from revision `start`
-        on, without end. Raises Compacted when that is no longer there.
+        """Yield every change of keys that begin with `prefix`, from revision
+        `start` on, without end. Raises Compacted when that is compacted.
 
-        All of a revision is in one batch: fragments are put together.
+        All changes of a revision are in one batch: fragments are joined.
         """
         call = self._watch.Watch(metadata=_NEEDS_LEADER)
         create = rpc_pb2.WatchCreateRequest(
@@ -287,8 +287,8 @@ class Etcd:
                     revision = event.kv.mod_revision
                 if response.fragment or response.created:
                     continue
-                # The header's revision may be ahead of events still to come,
-                # but not without events (progress).
+                # The header's revision may be ahead of events still to come;
+                # without events (progress) it is not.
                 yield Batch(revision or response.header.revision, tuple(events))
                 events.clear()
                 revision = 0
@@ -303,7 +303,7 @@ class Etcd:
             return await call
         except grpc.aio.AioRpcError as error:
             raise self._error(operation, error) from error
-        except asyncio.InvalidStateError as error:  # written to a call that ended
+        except asyncio.InvalidStateError as error:  # a write to a call that ended
             raise EtcdError(f"{self.endpoint}: {operation}: the stream ended") from error
 
     def _error(self, operation: str, error: grpc.aio.AioRpcError) -> EtcdError:
@@ -315,8 +315,8 @@ class Etcd:
                 f"{self.endpoint}: {operation}: etcd's certificate is not one that "
                 f"{self._files.ca} vouches for, for this address ({detail})"
             )
-        # etcd says by the text alone which of its errors it is: gRPC's code is
-        # one for several (api/v3rpc/rpctypes/error.go), without details.
+        # Only the text says which error of etcd's it is: several share a gRPC
+        # code (api/v3rpc/rpctypes/error.go), without details.
         if code is grpc.StatusCode.OUT_OF_RANGE and "compacted" in detail:
             return Compacted(text)
         if code is grpc.StatusCode.NOT_FOUND and "lease" in detail:
@@ -339,7 +339,7 @@ def _event(event: kv_pb2.Event) -> Event:
 
 
 def _line(text: str) -> str:
-    """What etcd or gRPC says, printable and short."""
+    """Return etcd's or gRPC's text, printable and short."""
     printable = "".join(char if char.isprintable() else " " for char in text)
     return printable if len(printable) <= 300 else printable[:300] + "..."
 

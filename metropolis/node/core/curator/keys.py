@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keys of the cluster's store, and what they name. Pure."""
+"""The keys of the cluster's store and their meaning. Pure."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from metropolis.node.core.config import is_node_id
 from osbase.ip import IPNetwork
 
 ROOT: Final = b"/metropolis/v1/"
-"""What all keys begin with."""
+"""The prefix of all keys."""
 
 CLUSTER: Final = ROOT + b"cluster"
 MEMBERS: Final = ROOT + b"members/"
 CLAIMS: Final = ROOT + b"claims/"
 NODES: Final = ROOT + b"nodes/"
 
-_MAX_KEY: Final = 128  # bytes; the longest that is well formed has less
+_MAX_KEY: Final = 128  # bytes; every well-formed key is shorter
 
 
 class Kind(enum.Enum):
-    """What a key is of."""
+    """The kind of object that a key names."""
 
     CLUSTER = "cluster"
     MEMBER = "members"
@@ -34,7 +34,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Key:
-    """A key taken apart. name: the node, or the prefix; "": the cluster."""
+    """A parsed key. name: the node, or the prefix; "": the cluster."""
 
     kind: Kind
     name: str = ""
@@ -42,22 +42,22 @@ class Key:
 
 
 def member(node_id: str) -> bytes:
-    """The key of a node's Member."""
+    """Return the key of a node's Member."""
     return MEMBERS + node_id.encode()
 
 
 def claim(prefix: IPNetwork) -> bytes:
-    """The key of a prefix's Claim."""
+    """Return the key of a prefix's Claim."""
     return CLAIMS + str(prefix).encode()
 
 
 def node(node_id: str) -> bytes:
-    """The key of a node's NodeRecord."""
+    """Return the key of a node's NodeRecord."""
     return NODES + node_id.encode()
 
 
 def end(prefix: bytes) -> bytes:
-    """The end of the range of all keys that begin with `prefix`: etcd's
+    """Return the end of the range of keys that begin with `prefix`: etcd's
     range_end is exclusive (rpc.proto, RangeRequest).
     """
     return prefix[:-1] + bytes([prefix[-1] + 1])
@@ -65,13 +65,13 @@ def end(prefix: bytes) -> bytes:
 
 @functools.lru_cache(maxsize=1 << 15)
 def prefix_of(text: str) -> IPNetwork:
-    """Read a prefix, of which there is one text. ValueError: what is wrong.
+    """Read a prefix, which has only one valid text. Raises ValueError.
 
-    Remembered, as each is read three times: from its claim, its holder's Member
-    and its NodeRecord.
+    Results are cached, as each prefix is read three times: from its claim, its
+    holder's Member and its NodeRecord.
     """
     if "%" in text:
-        # A scope: another text, and another object, for the same addresses.
+        # A scope makes another text and object for the same addresses.
         raise ValueError("has a scope")
     try:
         network = ip_network(text)
@@ -83,9 +83,9 @@ def prefix_of(text: str) -> IPNetwork:
 
 
 def parse(key: bytes) -> Key | None:
-    """What a key names; None when it is none of ours.
+    """Return the parsed key; None when it is not one of these.
 
-    There is one key for a thing: "claims/10.0.0.0/024" is none.
+    An object has only one key: "claims/10.0.0.0/024" is none.
     """
     if not key.startswith(ROOT) or len(key) > _MAX_KEY or not key.isascii():
         return None

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node does about its place in the cluster, given what it knows. Pure.
+"""What a node does about its place in the cluster, given its knowledge. Pure.
 
     decide(directory, me) -> Decision: where it stands, why, the prefixes it
                              uses, and the transaction to commit, if any
 
-Prefixes are claimed in transactions that compare everything the choice rests
-on: that each claim is as it was seen, the node's member too (so it is not
-removed), and the cluster's configuration. So two nodes never get one prefix,
-whatever else happens at the same time: one of two transactions fails, and its
-node decides again, by what it sees then.
+Prefixes are claimed in transactions that compare everything the choice depends
+on: each claim, the node's member (so it is not removed), and the cluster's
+configuration. So two nodes never get one prefix, whatever else happens at the
+same time: one of two transactions fails, and its node decides again, by the
+state it then reads.
 
-A node that comes back finds its claims. Claims that are gone, when etcd was
-restored from an older snapshot, are claimed again: a node uses what it used
-(`Me.using`, at first what its kernel has) until another holds it.
+A node that comes back finds its claims. If claims are gone, because etcd was
+restored from an older snapshot, the node claims them again: it uses its former
+prefixes (`Me.using`, at first those in its kernel) until another holds them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from osbase.ip import IPAddress, IPNetwork
 
 
 class Standing(enum.Enum):
-    """Where a node stands in its cluster."""
+    """A node's position in its cluster."""
 
     NO_CLUSTER = "no cluster"
     NO_KEY = "no key"
@@ -47,15 +47,15 @@ class Standing(enum.Enum):
 
 
 TRANSIENT: Final = frozenset({Standing.CLAIMING, Standing.PUBLISHING, Standing.NO_KEY})
-"""Not worth a line of the log."""
+"""Reasons that need no line in the log."""
 
 
 @dataclass(frozen=True)
 class Me:
-    """What the node is by itself.
+    """The node's own state.
 
-    using: prefixes that its workloads have. lease: under which its record is;
-    0: none. published: mod_revision of the record as it wrote it last; 0: not
+    using: prefixes that its workloads have. lease: its record's lease; 0: it
+    has none. published: mod_revision of the record as it wrote it last; 0: not
     since it started.
     """
 
@@ -70,7 +70,7 @@ class Me:
 
 @dataclass(frozen=True)
 class Decision:
-    """reason: for the log. own: what the node uses, in order. record: whether
+    """reason: for the log. own: the node's prefixes, in order. record: whether
     `commit` writes the record, and so needs a lease.
     """
 
@@ -82,11 +82,11 @@ class Decision:
 
 
 class Exhausted(Exception):
-    """No prefix is left; names the networks."""
+    """No prefix is left; the text names the networks."""
 
 
 def decide(directory: Directory, me: Me) -> Decision:
-    """Say what to do now."""
+    """Return what to do now."""
     config = directory.cluster
     if config is None:
         reason = f"the cluster's configuration {directory.cluster_problem}"
@@ -102,7 +102,7 @@ def decide(directory: Directory, me: Me) -> Decision:
     held, missing, lost = _prefixes(directory, config, me)
     kept = _ordered((*held, *lost))
     if me.identity is None:
-        # Without a key, nobody can tell whether another machine is this node.
+        # Without a key, another machine looks the same as this node.
         using = tuple(prefix for prefix in kept if prefix in me.using)
         return Decision(Standing.NO_KEY, "the WireGuard key is not known yet", using)
     if missing or node.member is None or set(node.member.prefixes) != set(held):
@@ -126,16 +126,16 @@ def decide(directory: Directory, me: Me) -> Decision:
 def choose(
     config: ClusterConfig, claims: Mapping[IPNetwork, Claim], node_id: str, version: int
 ) -> IPNetwork:
-    """Choose a prefix of a family: never used, or else longest free.
+    """Choose a prefix of a family: an unused one, else the longest free.
 
-    The search begins at a hash of the node's id, so that nodes that join at
-    once rarely choose the same. Raises Exhausted.
+    The search begins at a hash of the node's id, so that nodes that join at the
+    same time rarely choose the same. Raises Exhausted.
     """
     networks = [network for network in config.networks if network.prefix.version == version]
     digest = hashlib.blake2b(node_id.encode(), digest_size=8).digest()
     for network in networks:
         start = int.from_bytes(digest) % network.size
-        # No more than all claims can be in the way.
+        # At most all claims can be in the way.
         for step in range(min(network.size, len(claims) + 1)):
             prefix = network.nth((start + step) % network.size)
             if prefix not in claims:
@@ -156,8 +156,8 @@ def choose(
 def _prefixes(
     directory: Directory, config: ClusterConfig, me: Me
 ) -> tuple[tuple[IPNetwork, ...], tuple[int, ...], tuple[IPNetwork, ...]]:
-    """What the store says we hold, the families of which there is none, and
-    what we use of these and can claim again.
+    """Return the prefixes that we hold by the store, the families without one,
+    and those of our prefixes in these families that we can claim again.
     """
     ours = directory.held_by(me.node_id)
     held = tuple(one for one in ours if directory.claims[one].state is ClaimState.HELD)
@@ -184,12 +184,12 @@ def _is_free(claim: Claim | None, node_id: str) -> bool:
 
 
 def _duplicate(directory: Directory, me: Me) -> str | None:
-    """Whether another machine is alive under our name; says so.
+    """Return a text if another machine is alive under our name, else None.
 
-    One from before we wrote ours is one that we have had: the store was
-    restored. A record with another key is another's: our own after the key was
-    lost, too, until its lease has ended. One with our key is ours from before a
-    restart, but not when it was written after ours.
+    A record from before we wrote ours is one of our former ones: the store was
+    restored. A record with another key is another machine's, or our own after
+    the key was lost, until its lease has ended. One with our key is ours from
+    before a restart, unless it was written after ours.
     """
     node = directory.node(me.node_id)
     entry, record, identity = node.entry, node.seen, me.identity
@@ -227,7 +227,7 @@ def _claim(
 
 
 def _values(directory: Directory, prefixes: Iterable[IPNetwork]) -> dict[bytes, bytes]:
-    """What is at their keys, of those that are there and can be read."""
+    """Return the values at the prefixes' keys, where they can be read."""
     claims = {prefix: directory.claims.get(prefix) for prefix in prefixes}
     return {
         keys.claim(prefix): records.encode_claim(claim.node_id)
@@ -255,7 +255,7 @@ def _publish(
     )
     value = records.encode_record(record)
     try:
-        # Others would refuse it.
+        # Other nodes would refuse it.
         records.decode_record(value)
         records.check_address(me.underlay, config)
     except RecordError as error:

@@ -27,7 +27,7 @@ ME = Me("me", "1", Identity(KEY), IPv4Address("192.0.2.1"))
 
 
 def directory(**values: bytes) -> Directory:
-    """With a cluster. Names: claim_0, member, node; at revisions from 2 on."""
+    """A cluster. Names: claim_0, member, node; at revisions from 2 on."""
     found = Directory("me")
     entries = [Entry(keys.CLUSTER, records.encode_cluster(CONFIG), 1)]
     for revision, (name, value) in enumerate(values.items(), 2):
@@ -110,7 +110,7 @@ def test_a_record_is_published_under_the_lease() -> None:
     known = directory(claim_2=claimed("me"), member=MEMBER, node=written())
     me = Me("me", "1", Identity(KEY), IPv4Address("192.0.2.1"), lease=7)
     assert decide(known, me).standing is Standing.JOINED
-    # Another lease of ours: from before a restart.
+    # Another lease of ours, from before a restart.
     me = Me("me", "1", Identity(KEY), IPv4Address("192.0.2.1"), lease=8)
     assert decide(known, me).standing is Standing.PUBLISHING
 
@@ -119,7 +119,7 @@ def test_two_machines_of_one_name() -> None:
     known = directory(claim_2=claimed("me"), member=MEMBER, node=written(b"o" * 32))
     decision = decide(known, ME)
     assert (decision.standing, decision.own) == (Standing.DUPLICATE, ())
-    # Nothing is used before that is known, but what workloads have already.
+    # Until that is known, only what workloads already have is used.
     decision = decide(known, Me("me"))
     assert (decision.standing, decision.own) == (Standing.NO_KEY, ())
     known = directory(claim_2=claimed("me"), member=MEMBER, node=written())
@@ -157,7 +157,7 @@ CLAIMS = st.dictionaries(
 
 @given(CLAIMS, st.text("abc", min_size=1))
 def test_choice(claims: dict[records.IPNetwork, Claim], node_id: str) -> None:
-    """Never used first; then the longest free; nothing that anybody has."""
+    """Unused first; then the longest free; nothing that a node holds."""
     free = {one: claim for one, claim in claims.items() if claim.state is ClaimState.FREE}
     try:
         chosen = choose(CONFIG, claims, node_id, 4)

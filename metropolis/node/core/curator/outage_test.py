@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""etcd that is away, killed, compacted, restored or another."""
+"""etcd is away, killed, compacted, restored or replaced."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ async def pair(directory: Path) -> AsyncIterator[tuple[Cluster, Machine, Machine
 
 @contextlib.asynccontextmanager
 async def outage(cluster: Cluster, nodes: int = 2) -> AsyncIterator[None]:
-    """etcd is gone within; what is in the log before has been waited for."""
+    """etcd is gone inside; all earlier log lines have been awaited."""
     before = cluster.log.count(REFUSED)
     await cluster.server.kill()
     await cluster.log.wait(REFUSED, before + nodes)
@@ -53,7 +53,7 @@ async def outage(cluster: Cluster, nodes: int = 2) -> AsyncIterator[None]:
 
 
 async def test_kill_and_restart_change_nothing(tmp_path: Path) -> None:
-    """Peers and prefixes stay, nothing is told."""
+    """Peers and prefixes stay, no change is published."""
     async with pair(tmp_path) as (cluster, one, two):
         lines = cluster.log.count(HERE)
         pods, mesh = one.curator.pod_prefixes.watch(), one.curator.mesh.watch()
@@ -69,12 +69,12 @@ async def test_kill_and_restart_change_nothing(tmp_path: Path) -> None:
             assert peers.take() == {}
         assert not pods.changed()
         assert not mesh.changed()
-        # That the connection was lost, and why there is no other.
+        # The lost connection, and why there is no other.
         assert cluster.log.count("etcd is away") == 4
 
 
 async def test_a_new_key_waits_for_those_who_lost_etcd_too(tmp_path: Path) -> None:
-    """They would send to the old one, and could not be answered."""
+    """Others would send to the old one, and could not be answered."""
     timing = replace(TIMING, deadline_s=1)
     old, new = key_of("a"), key_of("next")
     async with start(tmp_path, *NETWORKS) as cluster, cluster.machine("a", timing=timing) as one:
@@ -92,7 +92,7 @@ async def test_a_new_key_waits_for_those_who_lost_etcd_too(tmp_path: Path) -> No
 
 
 async def test_who_is_away_is_told_of_to_who_starts(tmp_path: Path) -> None:
-    """It may know more, from before: no reason to forget it."""
+    """It may know more from before, which is no reason to forget that."""
     async with start(tmp_path, *NETWORKS) as cluster:
         async with cluster.machine("b") as two:
             theirs = await two.joined()
@@ -118,7 +118,7 @@ async def test_who_was_a_peer_of_a_curator_that_failed(tmp_path: Path) -> None:
 
 
 async def test_a_node_starts_without_etcd(tmp_path: Path) -> None:
-    """It uses what it has held; joins when etcd comes."""
+    """A node uses its former prefixes, and joins when etcd comes."""
     async with start(tmp_path, *NETWORKS) as cluster:
         async with cluster.machine("a") as machine:
             held = await machine.joined()
@@ -135,7 +135,7 @@ async def test_compacted_while_away(tmp_path: Path) -> None:
     async with pair(tmp_path) as (cluster, one, _):
         async with outage(cluster):
             pass
-        # What happens now, the nodes cannot see.
+        # The nodes cannot see what happens now.
         cluster.server.move(ELSEWHERE)
         await cluster.server.start()
         await cluster.remove("b")
@@ -153,8 +153,8 @@ async def test_compacted_while_away(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("token", ["etcd-cluster", "another"])
 async def test_a_snapshot_from_before_the_claims(tmp_path: Path, token: str) -> None:
-    """Nodes claim what they had; peers see no change, whatever the cluster's
-    id is.
+    """Nodes claim their prefixes again; peers see no change, whatever the
+    cluster's id.
     """
     async with start(tmp_path, *NETWORKS) as cluster:
         await cluster.server.snapshot(tmp_path / "old")
@@ -177,7 +177,7 @@ async def test_a_snapshot_from_before_the_claims(tmp_path: Path, token: str) -> 
 
 
 async def test_a_snapshot_from_before_and_another_has_the_prefixes(tmp_path: Path) -> None:
-    """Who comes second claims others, and says so loudly."""
+    """The second to come claims others, and logs it as an error."""
     async with start(tmp_path, *NETWORKS) as cluster:
         await cluster.server.snapshot(tmp_path / "old")
         async with cluster.machine("a") as one:
@@ -201,7 +201,7 @@ async def test_a_snapshot_from_before_and_another_has_the_prefixes(tmp_path: Pat
 
 
 async def test_a_snapshot_from_before_a_join(tmp_path: Path) -> None:
-    """A node that joined after the snapshot is in again, the others unmoved."""
+    """A node that joined after the snapshot is in again, the others stay."""
     async with start(tmp_path, *NETWORKS) as cluster, cluster.machine("a") as one:
         held = await one.joined()
         await cluster.server.snapshot(tmp_path / "old")
@@ -209,7 +209,7 @@ async def test_a_snapshot_from_before_a_join(tmp_path: Path) -> None:
             theirs = await two.joined()
             await one.sees(lambda peers: "b" in peers)
             await cluster.server.restore(tmp_path / "old")
-            # By the first; what it writes may hide it from the second.
+            # The first writes; that may hide the restoration from the second.
             await cluster.log.wait("restored from a snapshot")
             await cluster.log.wait("joined with", 3)
             claims = await cluster.claims()
@@ -219,8 +219,8 @@ async def test_a_snapshot_from_before_a_join(tmp_path: Path) -> None:
 
 
 async def test_a_restoration_that_hides_is_found_by_listing(tmp_path: Path) -> None:
-    """The same cluster id, a revision ahead, and what this node holds is the
-    same: only the list from time to time shows that another is back.
+    """The cluster id is the same, the revision ahead, and this node's prefixes
+    are equal: only the periodic list shows that another node is back.
     """
     async with start(tmp_path, *NETWORKS) as cluster:
         # Long enough that it is connected again before.
@@ -247,7 +247,7 @@ async def test_a_restoration_that_hides_is_found_by_listing(tmp_path: Path) -> N
 
 
 async def test_an_etcd_without_anything(tmp_path: Path) -> None:
-    """Nodes go on as they are, and say what is missing."""
+    """Nodes go on unchanged, and report what is missing."""
     async with pair(tmp_path) as (cluster, one, two):
         held = one.curator.pod_prefixes.peek().prefixes
         await cluster.server.wipe()
@@ -261,7 +261,7 @@ async def test_an_etcd_without_anything(tmp_path: Path) -> None:
 
 
 async def test_the_next_endpoint_is_tried(tmp_path: Path) -> None:
-    """Two are dead, whichever comes first."""
+    """Two endpoints are dead, whatever the order."""
     async with start(tmp_path, *NETWORKS) as cluster:
         endpoints = ("127.0.0.1:1", cluster.server.endpoint, "127.0.0.1:2")
         for number in range(4):
@@ -270,7 +270,7 @@ async def test_the_next_endpoint_is_tried(tmp_path: Path) -> None:
 
 
 async def test_certificates_are_read_again(tmp_path: Path) -> None:
-    """Those that have expired are renewed in place; each error names a file."""
+    """Expired ones are renewed in place; each error names a file."""
     async with start(tmp_path, *NETWORKS) as cluster:
         authority, stranger = cluster.server.authority, Authority(tmp_path / "other", "stranger")
         files = files_of(authority.client("node", expired=True))

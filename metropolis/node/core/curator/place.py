@@ -6,8 +6,8 @@
       the store's changes, |       | --> trouble                  the node's
      lease, etcd's absence +-------+ --> decision                 for the store
 
-Not for calls to etcd: the curator makes them, and tells the place what it read.
-`membership.decide` says what to do; here is when to ask it, and who is told.
+Not for calls to etcd: the curator makes them, and passes on what it read.
+`membership.decide` says what to do; here is when to ask it, and who is informed.
 Used by one event loop only.
 """
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Machines that come, go and crash at random, with an etcd that does, too.
 
-At every revision of the store, by its own watch: no node has two prefixes of a
-family, and a claim goes from one node to another only by way of being free. And
-after every step: no two machines that run use one prefix, but for those that
-were removed while they were cut off, which cannot know.
+At every revision of the store, by the test's own watch: no node has two
+prefixes of a family, and a claim must be free before another node gets it.
+After every step: no two running machines use one prefix, except those that were
+removed while they were cut off, which cannot know.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ async def test_no_prefix_is_held_twice(tmp_path: Path, seed: int) -> None:
                     for prefix in prefixes_of(machine)
                 ]
                 assert len(set(used)) == len(used), used
-            # In the end, all that there is room for are in.
+            # In the end, all nodes that there is room for have joined.
             await cluster.server.start() if not cluster.server.running else None
             for name, (stack, _) in list(running.items())[6:]:
                 await stack.aclose()

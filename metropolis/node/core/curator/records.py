@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The values of the cluster's store: bytes in, checked value objects out. Pure.
 
-Whoever has credentials for etcd can write anything there. A value is right as
-it stands, by what is checked here, or it is refused as a whole: RecordError
-says what is wrong with it, in less than a line and printable. Whether values
-fit each other (keys that two nodes have, prefixes claimed by another) is the
-directory's to say.
+Whoever has credentials for etcd can write anything there. A value passes the
+checks here by itself, or it is refused as a whole: RecordError has the reason,
+printable and within a line. Whether values fit each other (two nodes with one
+key, prefixes claimed by another) is for the directory to decide.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from osbase.ip import IPAddress as IPAddress
 from osbase.ip import IPNetwork as IPNetwork
 
 MAX_VALUE: Final = 16384
-"""Bytes; of a longer value, only that it is too long is looked at."""
+"""Bytes; a longer value is refused unread."""
 
 _MAX_CLUSTER: Final = MAX_VALUE
 _MAX_OTHER: Final = 4096  # bytes
@@ -37,31 +36,31 @@ _LONGEST: Final = {4: 30, 6: 126}
 
 
 class RecordError(Exception):
-    """The value cannot be used; says why, in one printable line."""
+    """The value cannot be used; the text says why, in one printable line."""
 
 
 @dataclass(frozen=True)
 class PodNetwork:
-    """A network of pods, and the length of what a node claims of it."""
+    """A network of pods, and the prefix length of a node's part."""
 
     prefix: IPNetwork
     node_prefix_length: int
 
     def __str__(self) -> str:
-        """As operators write it: "10.200.0.0/16:24"."""
+        """Return it as operators write it: "10.200.0.0/16:24"."""
         return f"{self.prefix}:{self.node_prefix_length}"
 
     def gives(self, prefix: IPNetwork) -> bool:
-        """Whether a node may claim `prefix` of it."""
+        """Return whether a node may claim `prefix` in it."""
         return prefix.prefixlen == self.node_prefix_length and _inside(prefix, self.prefix)
 
     @property
     def size(self) -> int:
-        """How many prefixes there are to claim."""
+        """Return how many prefixes it has."""
         return 1 << (self.node_prefix_length - self.prefix.prefixlen)
 
     def nth(self, index: int) -> IPNetwork:
-        """The index-th of them, from 0."""
+        """Return the prefix with this index, from 0."""
         step = self.prefix.max_prefixlen - self.node_prefix_length
         first = int(self.prefix.network_address) + (index << step)
         return type(self.prefix)((first, self.node_prefix_length))
@@ -69,24 +68,24 @@ class PodNetwork:
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """What all nodes share. mtu None: each derives it from its uplink."""
+    """Settings of all nodes. mtu None: each derives it from its uplink."""
 
     networks: tuple[PodNetwork, ...]
     mtu: int | None = None
 
     def gives(self, prefix: IPNetwork) -> bool:
-        """Whether a node may claim `prefix`."""
+        """Return whether a node may claim `prefix`."""
         return any(network.gives(prefix) for network in self.networks)
 
     @property
     def families(self) -> tuple[int, ...]:
-        """4, 6 or both: of each, a node claims one prefix."""
+        """Return 4, 6 or both: a node claims one prefix of each family."""
         return tuple(dict.fromkeys(network.prefix.version for network in self.networks))
 
 
 @dataclass(frozen=True)
 class Member:
-    """A node's standing. prefixes: what it last said it holds."""
+    """A node's membership. prefixes: those it last published."""
 
     removed: bool
     wanted_key_epoch: int = 0
@@ -108,7 +107,7 @@ class Record:
 
     @property
     def keys(self) -> tuple[bytes, ...]:
-        """All that it may be known by."""
+        """Return all its keys."""
         return (self.public_key,) if self.next_public_key is None else (
             self.public_key, self.next_public_key,
         )  # fmt: skip
@@ -151,7 +150,7 @@ def pod_network(prefix: str, length: int) -> PodNetwork:
 
 
 def check_apart(networks: list[PodNetwork]) -> None:
-    """Check the last against those before. Raises RecordError on overlap."""
+    """Check the last against the others. Raises RecordError on overlap."""
     *before, last = networks
     for other in before:
         if last.prefix.overlaps(other.prefix):
@@ -159,7 +158,7 @@ def check_apart(networks: list[PodNetwork]) -> None:
 
 
 def encode_cluster(config: ClusterConfig) -> bytes:
-    """The inverse of decode_cluster."""
+    """Encode; the inverse of decode_cluster."""
     return pb.ClusterConfig(
         pod_network=[
             pb.PodNetwork(prefix=str(one.prefix), node_prefix_length=one.node_prefix_length)
@@ -180,7 +179,7 @@ def decode_member(data: bytes) -> Member:
 
 
 def encode_member(member: Member) -> bytes:
-    """The inverse of decode_member."""
+    """Encode; the inverse of decode_member."""
     return pb.Member(
         state=pb.Member.REMOVED if member.removed else pb.Member.ACTIVE,
         prefix=[str(prefix) for prefix in member.prefixes],
@@ -198,12 +197,12 @@ def decode_claim(data: bytes) -> str:
 
 
 def encode_claim(node_id: str) -> bytes:
-    """The inverse of decode_claim."""
+    """Encode; the inverse of decode_claim."""
     return pb.Claim(node_id=node_id).SerializeToString()
 
 
 def decode_record(data: bytes) -> Record:
-    """Decode a NodeRecord, without a look at others. Raises RecordError."""
+    """Decode a NodeRecord by itself. Raises RecordError."""
     message = pb.NodeRecord()
     _parse(message, data, _MAX_OTHER)
     if not is_node_id(message.node_id):
@@ -228,7 +227,7 @@ def decode_record(data: bytes) -> Record:
 
 
 def encode_record(record: Record) -> bytes:
-    """The inverse of decode_record."""
+    """Encode; the inverse of decode_record."""
     return pb.NodeRecord(
         node_id=record.node_id,
         public_key=record.public_key,
@@ -242,14 +241,14 @@ def encode_record(record: Record) -> bytes:
 
 
 def check_address(address: IPAddress, config: ClusterConfig) -> None:
-    """Whether other nodes can send to it. Raises RecordError."""
+    """Check that other nodes can send to it. Raises RecordError."""
     for network in config.networks:
         if address in network.prefix:
             raise RecordError(f"underlay_address {address} is inside pod network {network.prefix}")
 
 
 def quoted(text: str) -> str:
-    """Printable ASCII, short, in double quotes."""
+    """Return it as printable ASCII, short, in double quotes."""
     cut = text if len(text) <= 40 else text[:40] + "..."
     return '"' + cut.encode("ascii", "backslashreplace").decode().translate(_CONTROLS) + '"'
 

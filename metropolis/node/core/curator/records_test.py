@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values: what is written is read, what is wrong is refused, whatever comes."""
+"""Values: written ones are read back, any wrong one is refused."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network

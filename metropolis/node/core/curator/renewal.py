@@ -5,14 +5,14 @@
                      |                 |
                      +-- broken        +-- refused by etcd: the proven stay
 
-What etcd has accepted stays in memory until etcd has accepted something else,
-whatever becomes of the files: a set that is half written, does not belong
-together, has expired or is of an authority that etcd does not know (yet) takes
-nobody's connection away. While etcd is away both are tried, the newest first.
+Credentials that etcd has accepted stay in memory until etcd has accepted
+others, whatever happens to the files: a set that is half written, does not
+belong together, has expired or has an authority unknown to etcd (yet) breaks no
+connection. While etcd is away both are tried, the newest first.
 
-What is refused may be taken later, since the fault may have been the network's
-or etcd's own: it is tried again after each connection, each change of the
-files, and every minute (Timing.renew_s).
+Refused credentials may be accepted later, since the fault may have been the
+network's or etcd's: they are tried again after each connection, each change of
+the files, and every minute (Timing.renew_s).
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from osbase.inotify import EVERY_S, changes
 log = logging.getLogger(__name__)
 
 WARN_S: Final = 7 * 86400.0
-"""Before its end a certificate is worth a note."""
+"""So long before its end a certificate is worth a note."""
 
 
 class Renewal:
-    """`follow` looks at the files as they change; `candidates` says with what
-    to connect; `proved` and `refused` are told what came of it.
+    """`follow` reads the files when they change; `candidates` returns what to
+    connect with; `proved` and `refused` take the outcome.
 
-    latest  what could be read last, whether etcd takes it or not
-    note    what an operator should know; "": nothing
+    latest  the last set that could be read, whether etcd accepts it or not
+    note    a note for operators; "": none
     """
 
     def __init__(self, files: Files, *, clock: Callable[[], float] = time.time) -> None:
@@ -53,15 +53,15 @@ class Renewal:
         self._files = files
         self._clock = clock
         self._proven: Credentials | None = None
-        self._judged = Judgement()  # of the proven
+        self._judged = Judgement()  # of the proven ones
         self._broken = ""  # why the files cannot be read now
-        self._refusal = ""  # of the latest, by etcd
+        self._refusal = ""  # why etcd refuses the latest
         self.latest = event.Value[Credentials]("credentials in the files")
         self.note = event.Value[str]("what is to be known of credentials")
         self.note.set("")
 
     async def follow(self) -> None:
-        """Until cancelled."""
+        """Follow the files until cancelled."""
         files = (self._files.ca, self._files.cert, self._files.key)
         try:
             async with contextlib.aclosing(changes(files)) as looks:
@@ -71,7 +71,7 @@ class Renewal:
                         if await self._look() == before:
                             self.again()
         except OSError as error:
-            # No reason to do without etcd.
+            # Failing here is no reason to do without etcd.
             log.warning(
                 "changes of credentials are noticed at connections, and every %.0f s: %s",
                 EVERY_S,
@@ -83,8 +83,8 @@ class Renewal:
                 await self._look()
 
     async def candidates(self) -> tuple[Credentials, ...]:
-        """Read the files; return with what to connect, the best first. Raises
-        CredentialsError when there is nothing.
+        """Read the files; return what to connect with, the best first. Raises
+        CredentialsError when there are none.
         """
         found: list[Credentials] = []
         try:
@@ -103,11 +103,11 @@ class Renewal:
             self.latest.set(latest)
 
     def in_use(self, these: Credentials) -> bool:
-        """Whether they are what etcd has accepted last."""
+        """Return whether they are those that etcd accepted last."""
         return these == self._proven
 
     async def proved(self, used: Credentials) -> None:
-        """Etcd has accepted them."""
+        """Record that etcd has accepted them."""
         if used != self._proven:
             self._proven = used
             self._judged = await asyncio.to_thread(credentials.judge, used)

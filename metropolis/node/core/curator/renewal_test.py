@@ -38,7 +38,7 @@ AWAY = "etcd is away"
 
 
 def replace(target: str, source: str | Path) -> None:
-    """As a careful operator does."""
+    """Replace a file as a careful operator does."""
     new = Path(f"{target}.new")
     shutil.copyfile(source, new)
     new.rename(target)
@@ -59,20 +59,20 @@ def install(
     begins_in_s: float | None = None,
     ends_in_s: float | None = None,
 ) -> None:
-    """Put new ones of that name there; how long they hold: see Authority."""
+    """Install new ones of that name; how long they last: see Authority."""
     made = authority.client(name, expired=expired, begins_in_s=begins_in_s, ends_in_s=ends_in_s)
     put(files, files_of(made), kinds)
 
 
 def install_again(files: Files, authority: Authority, name: str) -> None:
-    """Put back what was installed by that name."""
+    """Put back the set that was installed by that name."""
     directory = authority.cert.parent
     made = Files(*map(str, (authority.cert, directory / f"{name}.pem", directory / f"{name}.key")))
     put(files, made, ("ca", "cert", "key"))
 
 
 def files_of_node(directory: Path) -> Files:
-    """Of their own; nothing is there yet."""
+    """Return paths of its own; the files do not exist yet."""
     pki = directory / "pki-of-node"
     pki.mkdir()
     return Files(*(str(pki / f"{kind}.pem") for kind in ("ca", "cert", "key")))
@@ -91,13 +91,13 @@ async def node(directory: Path) -> AsyncIterator[tuple[Cluster, Machine, Files]]
 
 
 def wait_for_end(files: Files) -> None:
-    """Until the certificate has expired."""
+    """Wait until the certificate has expired."""
     while not credentials.judge(credentials.read(files)).problem:
         time.sleep(0.2)
 
 
 async def follows(cluster: Cluster, machine: Machine) -> None:
-    """What another node writes arrives, and what this one has is published."""
+    """Another node's writes arrive, and this one's record is published."""
     async with cluster.machine(f"other-{time.monotonic_ns()}") as other:
         await other.joined()
         await machine.sees(lambda peers: other.node_id in peers)
@@ -106,7 +106,7 @@ async def follows(cluster: Cluster, machine: Machine) -> None:
 
 @pytest.mark.parametrize("order", ["ca cert key", "key cert ca", "cert ca key"])
 async def test_renewed_while_connected(tmp_path: Path, order: str) -> None:
-    """Nothing is told on, as nothing has changed; etcd is not even away."""
+    """Nothing is reported, as nothing has changed; etcd stays connected."""
     async with node(tmp_path) as (cluster, machine, files):
         watchers: list[event.Watcher[Any]] = [
             machine.curator.pod_prefixes.watch(),
@@ -137,7 +137,7 @@ async def test_renewed_while_connected(tmp_path: Path, order: str) -> None:
 
 
 async def test_what_is_wrong_is_not_used(tmp_path: Path) -> None:
-    """It is said once, by file; etcd's restart is survived meanwhile."""
+    """The error is logged once, by file; a restart of etcd is survived."""
     async with node(tmp_path) as (cluster, machine, files):
         authority, note = cluster.server.authority, machine.curator.credentials
         install(files, authority, "cert", name="second")
@@ -155,10 +155,10 @@ async def test_what_is_wrong_is_not_used(tmp_path: Path) -> None:
         missing = f"{files.ca}: No such file or directory"
         assert note.peek() == f"those of before are used: {missing}"
         assert cluster.log.count(f"{KEPT}{missing}") == 1
-        # Those that are used are put back, which renews nothing.
+        # The ones in use are put back, which renews nothing.
         install_again(files, authority, "first")
         await eventually(note, lambda text: text == "")
-        # A set that is whole, which etcd does not take: expired, or of others.
+        # A complete set that etcd refuses: expired, or another authority's.
         install(files, authority, "ca", "cert", "key", name="third", expired=True)
         await cluster.log.wait(f"{files.cert}: certificate has expired")
         stranger = Authority(tmp_path / "stranger", "stranger")
@@ -181,15 +181,15 @@ async def test_renewed_while_etcd_is_away(tmp_path: Path) -> None:
         await cluster.server.start()
         await cluster.log.wait(HERE, 2)
         await follows(cluster, machine)
-        # What was used is what is there: a stranger's do no harm to it.
+        # The ones in use are installed: a foreign set does them no harm.
         install(files, Authority(tmp_path / "s", "s"), "ca", "cert", "key", name="third")
         await cluster.log.wait(KEPT)
         await follows(cluster, machine)
 
 
 async def test_refused_by_an_etcd_that_comes_back(tmp_path: Path) -> None:
-    """It is said, too, and tried again when the files are written again; those
-    used before may be put back.
+    """The refusal is logged, too, and they are tried again when the files are
+    written again; the former ones may be put back.
     """
     async with node(tmp_path) as (cluster, machine, files):
         note = machine.curator.credentials
@@ -210,7 +210,7 @@ async def test_refused_by_an_etcd_that_comes_back(tmp_path: Path) -> None:
 async def test_a_broken_set_does_not_hurry_the_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is a pause between two, also after another set that was whole."""
+    """Two attempts have a pause between, even after another complete set."""
     loop, connect = asyncio.get_running_loop(), etcd.connect
     attempts: asyncio.Queue[tuple[float, credentials.Credentials]] = asyncio.Queue()
 
@@ -238,12 +238,12 @@ async def test_a_broken_set_does_not_hurry_the_attempts(
             for before, after in itertools.pairwise(times)
             if after - before < TIMING.retry_first_s / 2
         ]
-        # What was read before it was broken may still come in between, once.
+        # The set read before the broken one may still come, once.
         assert len(short) <= 2
 
 
 async def test_what_was_refused_is_tried_again(tmp_path: Path) -> None:
-    """When the files are written again, though they are the same."""
+    """Rewritten files are tried again, though they are equal."""
     authority, files = Authority(tmp_path / "pki"), files_of_node(tmp_path)
     install(files, authority, "ca", "cert", "key", name="first")
     renewal = Renewal(files)
@@ -282,7 +282,7 @@ async def test_text_between_certificates(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", ["node", "etcd"])
 async def test_another_authority(tmp_path: Path, first: str) -> None:
-    """Of both, whoever is first."""
+    """The node or etcd may be the first with the new authority."""
     async with node(tmp_path) as (cluster, machine, files):
         fresh = Authority(tmp_path / "fresh", "fresh")
         if first == "node":
@@ -299,7 +299,7 @@ async def test_another_authority(tmp_path: Path, first: str) -> None:
 
 
 async def test_a_certificate_that_begins_later(tmp_path: Path) -> None:
-    """Is used when it does, though nobody touches it again."""
+    """It is used once it is valid, though nobody touches the files again."""
     async with node(tmp_path) as (cluster, machine, files):
         authority = cluster.server.authority
         install(files, authority, "cert", "key", name="second", begins_in_s=12)
@@ -315,7 +315,7 @@ async def test_a_certificate_that_begins_later(tmp_path: Path) -> None:
 
 
 async def test_the_one_in_use_ends(tmp_path: Path) -> None:
-    """A connection goes on, as TLS judges when it begins; none is made."""
+    """A connection continues, as TLS checks at its start; a new one fails."""
     async with node(tmp_path) as (cluster, machine, files):
         authority = cluster.server.authority
         install(files, authority, "cert", "key", name="second", ends_in_s=6)
@@ -340,7 +340,7 @@ def no_inotify() -> Iterator[None]:
 
 
 async def test_without_inotify(tmp_path: Path, no_inotify: None) -> None:
-    """They are used from the next connection on at the latest; that is said."""
+    """They are used at the latest for the next connection; that is logged."""
     async with node(tmp_path) as (cluster, machine, files):
         await cluster.log.wait("and every 600 s: inotify_init1: Too many open files")
         install(files, cluster.server.authority, "cert", "key", name="second")
@@ -352,7 +352,7 @@ async def test_without_inotify(tmp_path: Path, no_inotify: None) -> None:
 
 async def test_the_end_is_told_in_time(tmp_path: Path) -> None:
     made = Authority(tmp_path).client("node")
-    for before_s, told in ((WARN_S + 3600, False), (WARN_S - 3600, True)):
+    for before_s, reported in ((WARN_S + 3600, False), (WARN_S - 3600, True)):
         ends = credentials.judge(credentials.read(files_of(made))).ends
         assert ends == 4102444799  # 2099-12-31 23:59:59
         now_s = ends - before_s
@@ -360,4 +360,4 @@ async def test_the_end_is_told_in_time(tmp_path: Path) -> None:
         (one,) = await renewal.candidates()
         await renewal.proved(one)
         expected = f"the certificate in use ends 2099-12-31 23:59 UTC: renew {made.cert}"
-        assert renewal.note.peek() == (expected if told else "")
+        assert renewal.note.peek() == (expected if reported else "")

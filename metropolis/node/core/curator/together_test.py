@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The curator and the kind of server that the workloads have, in one process.
+"""The curator and a server like the workloads' run in one process.
 
 gRPC's asyncio stack and the completion queues of //osbase/rpc share its core.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A transaction on the store: what must be so, and what becomes so then."""
+"""A transaction on the store: its comparisons and its writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Put:
-    """A key's new value. lease: what it ends with; 0: nothing."""
+    """A key's new value. lease: the key ends with it; 0: never."""
 
     key: bytes
     value: bytes
@@ -18,12 +18,12 @@ class Put:
 
 @dataclass(frozen=True)
 class Transaction:
-    """All or nothing: when each key of `compare` has that mod_revision (0: is
-    not there), and each of `values` that value, `puts` and `deletes` are done.
+    """All or nothing: `puts` and `deletes` are done when each key of `compare`
+    has that mod_revision (0: it is absent), and each of `values` that value.
     A key is in one of them, once.
 
-    values: what a revision alone does not say in a store that was restored,
-    where revisions count on from an older one.
+    values: for a restored store, whose revisions count on from an older one, so
+    that a revision alone proves nothing.
     """
 
     compare: Mapping[bytes, int]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Node core, the whole of it, while it restarts and its uplink changes.
+"""The whole node core, while it restarts and its uplink changes.
 
 The namespaces are those of service_test.
 """
@@ -34,8 +34,8 @@ from osbase.test.namespaces import LIMIT_S, inside, sh
 
 
 class Chatter:
-    """Numbered datagrams from a workload to the server and back, without a
-    pause, so that any interruption of traffic is a number that is missing.
+    """Numbered datagrams from a workload to the server and back, without
+    pause, so that any interruption of traffic is a missing number.
     """
 
     def __init__(self, version: int) -> None:
@@ -74,7 +74,7 @@ class Chatter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End: the server after the workload, whose last gets its answer."""
+        """Stop the workload first: its last datagram is answered."""
         echo, talk = self._threads
         self._stop.set()
         talk.join(LIMIT_S)
@@ -145,7 +145,7 @@ def test_uplink_that_appears_late_vanishes_and_returns(
 
 
 def test_external_addresses_are_told(uplink: None, core: NodeCore) -> None:
-    """That of the lease, and that of the router's advertisements."""
+    """The lease has one, and so have the router's advertisements."""
     core.start()
     core.wait_for("reachable by 192.0.2.50, 2001:db8:2:")
 
@@ -154,7 +154,7 @@ def test_external_addresses_are_told(uplink: None, core: NodeCore) -> None:
     "suspended_s", [0, 1_000_000], ids=["never suspended", "was suspended before"]
 )
 def test_a_lease_that_ends(world: None, core: NodeCore, suspended_s: int) -> None:
-    """The address goes in time, and nothing is masqueraded any more. Leases go
+    """The address goes in time, and masquerading ends. Leases end
     by a clock that counts suspension, and by no other.
     """
     if suspended_s:
@@ -173,7 +173,7 @@ def test_a_lease_that_ends(world: None, core: NodeCore, suspended_s: int) -> Non
             assert "inet " not in sh("ip -4 address show dev up0")
             assert sh("ip -4 route show default") == ""
             for _ in range(5):
-                with contextlib.suppress(OSError):  # told that there is no route
+                with contextlib.suppress(OSError):  # there is no route
                     pod.sendto(b"lost", (str(SERVER[4]), PORT))
             with inside("srv"):
                 end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -189,7 +189,7 @@ def test_a_lease_that_ends(world: None, core: NodeCore, suspended_s: int) -> Non
 
 
 def test_static_uplink(world: None, core: NodeCore) -> None:
-    """Both families by hand; what a former configuration left is removed."""
+    """Both families are static; a former configuration's are removed."""
     add_uplink()
     static = """
     network {{

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of node core in namespaces share."""
+"""Fixtures of node core's tests in namespaces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from osbase.test.namespaces import sh
 
 @pytest.fixture
 def world() -> Iterator[None]:
-    """The server's namespace, and two for workloads; no uplink yet."""
+    """Make the server's namespace, and two for workloads; no uplink yet."""
     for name in ("srv", "pod-a", "pod-b"):
         sh(f"ip netns add {name}")
     try:
@@ -33,7 +33,7 @@ def world() -> Iterator[None]:
 
 @pytest.fixture
 def uplink(world: None, tmp_path: Path) -> Iterator[None]:
-    """The uplink, and a server that gives addresses on it."""
+    """Make the uplink, and a DHCP server on it."""
     add_uplink()
     with dnsmasq(tmp_path):
         yield
@@ -41,7 +41,7 @@ def uplink(world: None, tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def core(world: None, tmp_path: Path) -> Iterator[NodeCore]:
-    """Node core, not started; stopped at the end, which must be clean."""
+    """Make node core, not started; stopping it at the end must be clean."""
     node = NodeCore(tmp_path)
     yield node
     if node.process is not None:
@@ -50,7 +50,7 @@ def core(world: None, tmp_path: Path) -> Iterator[NodeCore]:
 
 @pytest.fixture
 def other_link(world: None) -> Iterator[None]:
-    """A link `x0` of somebody else, up."""
+    """Make a foreign link `x0`, up."""
     sh("ip link add x0 type bridge")
     sh("ip link set x0 up")
     yield

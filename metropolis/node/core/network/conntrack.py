@@ -1,28 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guard of the table of tracked flows: no workload fills it for all.
+"""The guard of conntrack's table: no workload fills it at the others' expense.
 
     count, a few times a second ── below 75 % ──> nothing
         └─ above ─> census, every 5 s or more ─> entries of each workload
                ├─ above its fair share ─> new flows refused for 10 s, renewed
-               └─ nobody is, at 95 %   ─> the largest sources are named
+               └─ none is, at 95 %     ─> the largest sources are logged
 
 The rate of new flows that the rules allow a workload (base.render) makes
-filling the table slow; the guard ends it. A refusal is an element of a set of
-the rules with a timeout of its own, so that nothing stays refused when this
-service is away. Flows that exist go on; so do new ones *to* the workload.
+filling the table slow; the guard stops it. A refusal is an element with a
+timeout in a set of the rules, so that nothing stays refused when this service
+is away. Existing flows continue, and so do new flows *to* the workload.
 
 Masquerading has as many ports as allocs.MASQUERADE_PORTS for each destination,
-all workloads together, and they may be few where the table is large. So from
-half as many flows on there is a census, too: who has more than that to one
-destination is refused.
+for all workloads together, and these may be few where the table is large. So
+there is a census, too, from half as many flows on: a workload that has more
+than that to one destination is refused.
 
-A fair share is the guarded part of the table by the number of workloads: when
-that part is full of workloads' flows, one at least is above it. What it cannot
-do: many workloads, none above its share and together near the limit; flows
-from outside, which only the uplink's firewall can refuse. Then it says so.
+A fair share is the guarded part of the table divided by the number of
+workloads: when flows of workloads fill that part, one at least is above it.
+Limits: the guard cannot help if many workloads, none above its share, are
+together near the limit, or with flows from outside, which only the uplink's
+firewall can refuse. Then it logs that.
 
-Why not a limit of flows a workload in the rules: nftables counts a source's
-flows by walking them, milliseconds a packet at 10,000 (`ct count`).
+Why not a limit of flows per workload in the rules: nftables counts a source's
+flows by walking them, which takes milliseconds a packet at 10,000 (`ct count`).
 """
 
 from __future__ import annotations
@@ -47,20 +48,20 @@ from osbase.nftables import Nftables, NftablesError
 from osbase.supervisor import Context
 
 GUARDED: Final = 0.75
-"""The part of the table above which somebody is refused."""
+"""Above this part of the table workloads are refused."""
 FULL: Final = 0.95
-"""The part above which it is said even if nobody can be blamed."""
+"""Above this part it is logged even if no workload can be blamed."""
 CROWD: Final = (allocs.MASQUERADE_PORTS[1] + 1 - allocs.MASQUERADE_PORTS[0]) // 2
 """Masqueraded flows that a workload may have to one destination and port."""
 SHARE_MIN: Final = 64
-"""Flows that a workload may have in any case."""
+"""Flows that a workload may always have."""
 CENSUS_EVERY_S: Final = 5.0
-"""At least; and ten times as long as the last one took, for a million entries
-are seconds of a CPU."""
+"""Least pause between two; and ten times as long as the last one took, since a
+million entries are seconds of a CPU."""
 
 _LOOK_S: Final = 1.0
 _LOOK_SOON_S: Final = 0.2  # above half of the guarded part
-_SAID_EVERY_S: Final = 60.0  # that the table is full, and nobody to blame
+_SAID_EVERY_S: Final = 60.0  # the log line that the table is full
 _NAMED: Final = 10
 
 _PER_MIB: Final = 32  # entries; at 320 bytes each, a hundredth of the memory
@@ -73,18 +74,18 @@ log = logging.getLogger(__name__)
 
 
 def limit_for(memory: int) -> int:
-    """How many flows a machine with so many bytes of memory should track."""
+    """Return how many flows a machine with `memory` bytes should track."""
     return min(max(memory // 2**20 * _PER_MIB, _LIMIT_MIN), _LIMIT_MAX)
 
 
 def wanted_limit() -> int:
-    """How many flows this machine should track."""
+    """Return how many flows this machine should track."""
     return limit_for(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def prepare() -> None:
-    """Let the machine track enough flows. Where that is not ours to set, as in
-    a namespace, or cannot be, the limit stays, and the log has it.
+    """Set the kernel's limit high enough. If it cannot be set, as in a network
+    namespace, it stays, and a log line says so.
     """
     wanted = wanted_limit()
     try:
@@ -96,10 +97,10 @@ def prepare() -> None:
 
 class Limit:
     """The limit of the table as a ward (see network.reconcile.ward): others
-    lower it, as kube-proxy and sysctl files do. More than is wanted is fine.
+    lower it, as kube-proxy and sysctl files do. A higher one is fine.
 
-    Where it is not ours to set it is watched no further: no problem that is to
-    be mended here, and the log of the start has it.
+    If it cannot be set it is not watched: nobody can repair it here, and it
+    was logged at the start.
     """
 
     name = "conntrack-limit"
@@ -111,7 +112,7 @@ class Limit:
         limit: Callable[[], int] = conntrack.limit,
         raise_limit: Callable[[int], bool] = conntrack.raise_limit,
     ) -> None:
-        """wanted: None for what suits the machine."""
+        """wanted: None to compute it from the machine's memory."""
         self._wanted = wanted_limit() if wanted is None else wanted
         self._limit = limit
         self._raise = raise_limit
@@ -137,8 +138,8 @@ class Limit:
 
 @dataclass(frozen=True)
 class Load:
-    """A workload, its links on the host, and how many entries it made; crowd:
-    the most that are masqueraded and have one destination.
+    """A workload, its links on the host, and its number of entries. crowd: the
+    largest number of its masqueraded entries with one destination.
     """
 
     workload_id: str
@@ -148,7 +149,7 @@ class Load:
 
 
 def loads(census: Census, attachments: Iterable[Attachment]) -> list[Load]:
-    """The entries of each workload, of all its interfaces."""
+    """Return the entries of each workload, summed over its interfaces."""
     found: dict[str, Load] = {}
     for one in attachments:
         known = found.get(one.workload_id, Load(one.workload_id, (), 0))
@@ -162,7 +163,7 @@ def loads(census: Census, attachments: Iterable[Attachment]) -> list[Load]:
 
 
 def offenders(found: Sequence[Load], limit: int) -> list[Load]:
-    """Those above their fair share of a table of `limit`, largest first."""
+    """Return those above their share of a table of `limit`, largest first."""
     if not found:
         return []
     share = max(int(limit * GUARDED) // len(found), SHARE_MIN)
@@ -173,7 +174,7 @@ def offenders(found: Sequence[Load], limit: int) -> list[Load]:
 
 
 def largest(census: Census, owners: Mapping[IPAddress, str]) -> str:
-    """The sources with the most entries, in words, workloads by name."""
+    """Describe the sources with the most entries, workloads by name."""
     ordered = sorted(census.entries.items(), key=lambda item: (-item[1], str(item[0])))
     return ", ".join(
         f"{owners.get(source, source)} {number:,}" for source, number in ordered[:_NAMED]
@@ -186,9 +187,9 @@ def _named(found: Sequence[Load]) -> str:
 
 
 def refuse(ifindexes: Sequence[int], seconds: int) -> str:
-    """The transaction that refuses new flows from links for a while.
+    """Return the transaction that refuses new flows from links for a while.
 
-    An element that is there would keep its old end if it were only added.
+    Elements are deleted first: adding an existing one would keep its timeout.
     """
     where = f"element inet {allocs.NFTABLES_TABLE} {allocs.REFUSED_LINKS}"
     plain = ", ".join(str(one) for one in ifindexes)
@@ -197,7 +198,7 @@ def refuse(ifindexes: Sequence[int], seconds: int) -> str:
 
 
 class Guard:
-    """Looks at the table and refuses whom it must. `run` is the runnable."""
+    """Watches the table and refuses workloads. `run` is the runnable."""
 
     def __init__(
         self,
@@ -208,8 +209,8 @@ class Guard:
         crowd: int = CROWD,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """attachments: those there are now. limit: of the table. crowd:
-        of one workload to one destination.
+        """attachments: returns the present ones. limit: of the table. crowd: of
+        one workload to one destination.
         """
         self._attachments = attachments
         self._conditions = conditions
@@ -221,24 +222,24 @@ class Guard:
         self._refused: dict[str, Load] = {}
         self._failure = ""
         self.refusals = 0
-        """How many times a workload began to be refused."""
+        """How many times a refusal of a workload began."""
 
     async def run(self, ctx: Context) -> None:
-        """Look until cancelled."""
+        """Watch until cancelled."""
         ctx.signal_healthy()
         while True:
             wait_s = await asyncio.to_thread(self.look)
             await asyncio.sleep(wait_s)
 
     def look(self) -> float:
-        """Do once what is to be done; returns in how many seconds again."""
+        """Check once, and refuse if needed; return seconds until the next."""
         try:
             count, limit = conntrack.count(), self._limit()
             self._judge(count, limit)
         except (ConntrackError, NetlinkError, NftablesError, WorkloadError) as error:
-            # The table of rules may be away for a moment, or attachments not
-            # be recovered yet; a kernel without the census has the rate of new
-            # flows alone.
+            # The table of rules may be missing for a moment, or attachments not
+            # recovered yet; a kernel without the census has only the rate limit
+            # of new flows.
             self._fail(str(error))
             return _LOOK_S
         self._fail("")
@@ -265,7 +266,7 @@ class Guard:
         blamed = offenders(found, limit) if count > limit * GUARDED else []
         blamed += [load for load in found if load.crowd > self._crowd and load not in blamed]
         if blamed:
-            # Until the census after the next, if that never comes.
+            # Until the census after the next, in case that never comes.
             links = [index for load in blamed for index in load.ifindexes]
             with Nftables() as nft:
                 nft.apply(refuse(links, round(2 * pause_s)))
@@ -284,7 +285,7 @@ class Guard:
             self._conditions.note(_KEY, "")
 
     def _now_refused(self, refused: dict[str, Load]) -> None:
-        """Count and log what is new of it, and what is over."""
+        """Count and log refusals that begin, and those that end."""
         began = [load for key, load in refused.items() if key not in self._refused]
         ended = [load for key, load in self._refused.items() if key not in refused]
         self._refused = refused

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table that is full, and what of the node works all the same.
+"""conntrack's table is full, and the node's own connections work all the same.
 
     pod -- (group 8) this machine up0 -- world: etcd's port, a WireGuard peer
 

@@ -47,7 +47,7 @@ RULES = render(Settings(new_flows_per_second=NEW_FLOWS_MAX))
 def links() -> None:
     """A namespace behind each link; this one forwards."""
     connect(NAMES)
-    # The world says nothing to what floods it: an RST would end the flow.
+    # The far end of up0 is silent to floods: an RST would end the flow.
     with far("up0"), Nftables() as nft:
         nft.apply("""
             table inet t { chain c {
@@ -86,7 +86,7 @@ def pods() -> list[Attachment]:
 
 
 def udp(name: str, version: int, count: int, first: int = 1) -> None:
-    """A packet to each of so many ports of the world."""
+    """Send a packet to each of so many outside ports."""
     with far(name):
         sock = socket.socket(FAMILY[version], socket.SOCK_DGRAM)
     with sock:
@@ -103,7 +103,7 @@ def checksum(data: bytes) -> int:
 
 
 def syn(name: str, version: int, count: int, first: int = 1) -> None:
-    """Half of a connection to each of so many ports of the world."""
+    """Send a SYN to each of so many outside ports."""
     with far(name):
         sock = socket.socket(FAMILY[version], socket.SOCK_RAW, socket.IPPROTO_TCP)
     to = address(version, "up0")
@@ -117,7 +117,7 @@ def syn(name: str, version: int, count: int, first: int = 1) -> None:
 
 
 def echo(source: str | None, version: int) -> bool:
-    """A connection from a far end, or from here, to the world: is it made?"""
+    """Return whether a far end, or this one, can connect to the outside."""
     with far("up0"):
         server = socket.create_server((address(version, "up0"), 0), family=FAMILY[version])
     with contextlib.ExitStack() as stack:
@@ -138,7 +138,7 @@ def echo(source: str | None, version: int) -> bool:
 
 
 def refused() -> dict[int, float]:
-    """The links whose new flows are refused, and for how many seconds yet."""
+    """Return the links whose new flows are refused, and the seconds left."""
     listing = json.loads(sh(f"nft -j list set inet {allocs.NFTABLES_TABLE} {allocs.REFUSED_LINKS}"))
     elements = listing["nftables"][1]["set"].get("elem", [])
     names = {one["elem"]["val"]: one["elem"]["expires"] for one in elements}
@@ -324,7 +324,7 @@ def entries(**numbers: int) -> list[Load]:
     ("found", "names"),
     [
         ([], []),
-        (entries(a=751, b=0), ["a"]),  # the only one that does anything
+        (entries(a=751, b=0), ["a"]),  # the only active one
         (entries(a=375, b=375), []),  # each has its share
         (entries(a=376, b=400), ["b", "a"]),
         (entries(a=76, **{f"b{n}": 0 for n in range(9)}), ["a"]),
@@ -333,7 +333,7 @@ def entries(**numbers: int) -> list[Load]:
     ],
 )
 def test_offenders(found: Sequence[Load], names: list[str]) -> None:
-    """Of a table of 1,000: the guarded part, shared."""
+    """The guarded part of a table of 1,000 is shared."""
     assert [load.workload_id for load in guarding.offenders(found, 1000)] == names
 
 
@@ -347,7 +347,7 @@ def test_a_table_filled_by_workloads_has_an_offender(workloads: int) -> None:
 
 
 def test_loads_are_of_all_interfaces() -> None:
-    """A workload's flows, of both families and all its links; no one else's."""
+    """A workload's flows, of both families and all its links; no others."""
     one = pod("flooder", "w")
     two = replace(pod("quiet", "w"), if_name="eth1")
     census = Census(
@@ -387,7 +387,7 @@ def test_preparing_leaves_alone_what_is_not_ours(
 
 
 def test_a_limit_that_others_lower_is_raised_again() -> None:
-    """One that is higher than ours stays; a fight is left."""
+    """A higher limit than ours stays; a fight is given up."""
     table = {"limit": 65_536, "allowed": 1}
 
     def raise_limit(wanted: int) -> bool:
@@ -412,7 +412,7 @@ def test_a_limit_that_others_lower_is_raised_again() -> None:
 
 
 def test_a_limit_that_is_not_ours_is_no_problem() -> None:
-    """As in a namespace, by the kernel's own words."""
+    """As in a namespace, by the kernel's own error."""
     ward = guarding.Limit(conntrack.limit() + 1)
     for _ in range(2):
         assert not ward.look(lambda _: True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a part of the network service fails: in Status, until it does not."""
+"""A failing part of the network service is a problem in Status."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from osbase.nftables import NftablesError
 from osbase.supervisor import Backoff, Context, Runnable, in_thread
 
 LIVES_AFTER_S: Final = 5.0
-"""A part that failed, and has run again for so long, is no problem any more."""
+"""After a part has run again for so long, its failure is no problem."""
 
 _RETRY_FIRST_S: Final = 0.5
 _RETRY_MAX_S: Final = 5.0
 
-# Whose texts say enough.
+# Their texts need no type name.
 _EXPECTED: Final = (NetlinkError, NftablesError, OSError, WorkloadError)
 
 log = logging.getLogger(__name__)
 
 
 class Failures:
-    """Sets conditions, each by the name of the part that fails."""
+    """Sets conditions, one for each failing part, by its name."""
 
     def __init__(self, conditions: Conditions) -> None:
         self._conditions = conditions
 
     async def until_done(self, key: str, step: Callable[[], None], what: str) -> None:
-        """Take a step, in a thread, again and again until it does not fail; why
-        it does is in Status meanwhile. Not by dying: that would take the parts
-        with it that do not need the step.
+        """Repeat a step, in a thread, until it succeeds; Status has its error
+        meanwhile. The part does not fail, since that would end other parts
+        that do not need the step.
         """
         backoff = Backoff(_RETRY_FIRST_S, _RETRY_MAX_S, _RETRY_MAX_S)
         while True:
@@ -52,8 +52,8 @@ class Failures:
                 return
 
     def reported(self, name: str, runnable: Runnable) -> Runnable:
-        """Return the runnable such that its death is a problem of the node,
-        until it has lived on for a while. A link that is gone is none.
+        """Return the runnable such that its failure is a problem of the node,
+        until it has run again for a while. A vanished link is no problem.
         """
 
         async def run(ctx: Context) -> None:
@@ -76,8 +76,8 @@ class Failures:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the words of the first error of a group, or the error's own; of
-    many lines the first, since nft(8) adds all that it was to program.
+    """Return the text of a group's first error, or of the error itself. Only
+    its first line, since nft(8) appends the whole program.
     """
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

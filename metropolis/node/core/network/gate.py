@@ -6,21 +6,21 @@
                                                     ^      +-> overlay
     kernel, uplink, etcd's and peers' addresses ----+
 
-What overlaps something in use (see overlap) is refused: no address of it is
-given to a workload, no rule and no route knows it. Why is in the log, once when
-it begins and once when it ends, and in Status all the while. Workloads that run
-keep their addresses. Both sides are followed: a corrected network, a new lease
-and an address that is taken away are noticed as they come.
+A prefix or network that overlaps a used one (see overlap) is refused: no
+workload gets an address in it, no rule and no route has it. The reason is in
+the log, when it begins and when it ends, and in Status all the while. Running
+workloads keep their addresses. Both sides are followed: a corrected network, a
+new lease and a removed address take effect as they come.
 
-The overlay sees the cluster through the gate too, as an Exchange of its own.
+The overlay, too, sees the cluster through the gate, as an Exchange of its own.
 After a restart, until the mesh is known, the networks are those of the kernel.
 
-Workloads run on when their prefix is withdrawn, as by another configuration:
-the rules know their addresses, one by one, or others could send as these.
-What somebody else has by now is not among them.
+Workloads keep running when their prefix is withdrawn, e.g. by another
+configuration: the rules then know their addresses, one by one, or others could
+send from these. Addresses that somebody else uses by now are left out.
 
-Why not a check where prefixes are configured: what they overlap comes later,
-by DHCP, by router advertisements, by people, and differs from node to node.
+Why not a check where prefixes are configured: what they overlap comes later, by
+DHCP, by router advertisements, by people, and differs from node to node.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _OWN_GROUPS: Final = (
 _OWN_PROTOCOLS: Final = (allocs.ROUTE_PROTOCOL_WORKLOAD, allocs.ROUTE_PROTOCOL_OVERLAY)
 
 _LOOKS_REST: Final = 4
-"""How many times as long as a look took there is none: others may change routes
+"""The pause after a look, in times of its duration: others may change routes
 all the time."""
 
 _RESOLVE_AGAIN_S: Final = 300.0
@@ -72,8 +72,8 @@ _RESOLVE_RETRY_S: Final = 5.0
 
 @dataclass(frozen=True)
 class Admitted:
-    """What workloads get addresses of. refused: prefixes that they do not.
-    lacking: why there is none of an IP version that they should have.
+    """Prefixes for workloads' addresses. refused: those that are not used.
+    lacking: why a wanted IP version has no prefix.
     """
 
     pods: PodPrefixes
@@ -83,8 +83,8 @@ class Admitted:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the gate has to know of a cluster. endpoints: etcd's, "HOST:PORT".
-    address: the underlay's, as configured.
+    """What the gate needs to know about a cluster. endpoints: etcd's,
+    "HOST:PORT". address: the underlay's, as configured.
     """
 
     exchange: Exchange
@@ -93,12 +93,12 @@ class Cluster:
 
 
 class Gate:
-    """`run` is a runnable. `running` is to be set to the addresses of workloads
-    outside of what is admitted. What it tells, for anybody to watch:
+    """`run` is a runnable. Set `running` to the addresses of workloads outside
+    of the admitted prefixes. Its values may be watched by anybody:
 
     admitted    prefixes for the workloads
-    exchange    of the overlay; None: the node is in no cluster
-    considered  the newest status of the uplink that a verdict rests on
+    exchange    the overlay's; None: the node is in no cluster
+    considered  the newest status of the uplink that a verdict is based on
     """
 
     def __init__(
@@ -132,26 +132,26 @@ class Gate:
         self.considered = event.Value[UplinkStatus]("considered status of the uplink")
         self.exchange: Exchange | None = None
         if cluster is not None:
-            # Keys pass as they are.
+            # Keys pass unchanged.
             outer = cluster.exchange
             self.exchange = Exchange(published=outer.published, identity=outer.identity)
 
     def prepare(self) -> tuple[IPNetwork, ...]:
-        """Look for the first time; return the networks that the rules are to
-        know from their beginning. Blocks. Raises NetlinkError.
+        """Look for the first time; return the networks that the rules have from
+        their beginning. Blocks. Raises NetlinkError.
         """
         if self._cluster is not None:
             self._held = held_networks()
         self._kernel = self._look()
         self._verdict = self._judge(None, self._pods.peek(None))
         withdraw(self._verdict.refusals)
-        self._tell_status(self._verdict)
+        self._set_status(self._verdict)
         return self._verdict.networks
 
     async def run(self, ctx: Context) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         self._log = ctx.logger
-        self._say_new(Verdict(), self._verdict)
+        self._report_new(Verdict(), self._verdict)
         self._stale = True
         self._due.set()
         ctx.signal_healthy()
@@ -168,7 +168,7 @@ class Gate:
                 group.create_task(self._follow(outer.mesh))
                 group.create_task(self._decide(outer))
 
-    # --- What comes -----------------------------------------------------------
+    # --- Inputs ---------------------------------------------------------------
 
     def _wake(self) -> None:
         self._stale = True
@@ -189,8 +189,8 @@ class Gate:
             self._due.set()
 
     async def _resolve(self) -> None:
-        """Keep the addresses of etcd's hosts that are names. A failure keeps
-        what was found last.
+        """Keep the addresses of etcd's hosts that are names. On a failure the
+        last ones stay.
         """
         watcher = self._status.watch()
         while self._hosts:
@@ -204,23 +204,23 @@ class Gate:
                 async with asyncio.timeout(_RESOLVE_RETRY_S if missing else _RESOLVE_AGAIN_S):
                     await watcher.get()
 
-    # --- What follows ---------------------------------------------------------
+    # --- Effects --------------------------------------------------------------
 
     async def _decide(self, outer: Exchange | None) -> None:
         if outer is None:
             while True:
-                await self._turn(None, None)
+                await self._decide_once(None, None)
         with outer.peers.watch() as watcher:
             self._peers = _Peers()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_peers(watcher))
                 while True:
-                    await self._turn(outer, watcher)
+                    await self._decide_once(outer, watcher)
 
-    async def _turn(
+    async def _decide_once(
         self, outer: Exchange | None, watcher: event.TableWatcher[str, Peer] | None
     ) -> None:
-        """One verdict, and all that follows from it."""
+        """Make one verdict, and apply it."""
         loop = asyncio.get_running_loop()
         await self._due.wait()
         if self._stale:
@@ -240,7 +240,7 @@ class Gate:
         pods = self._pods.peek(None)
         before, verdict = self._verdict, self._judge(mesh, pods)
         self._verdict = verdict
-        self._say_new(before, verdict)
+        self._report_new(before, verdict)
         await asyncio.to_thread(
             self._rules.update,
             networks=verdict.networks,
@@ -254,7 +254,7 @@ class Gate:
             await asyncio.to_thread(withdraw, verdict.refusals)
         if pods is not None:
             self._admit(pods, verdict)
-        self._say_over(before, verdict)
+        self._report_ended(before, verdict)
         if status is not None and self.considered.peek(None) != status:
             self.considered.set(status)
 
@@ -277,7 +277,7 @@ class Gate:
         return overlap.of_kernel(found, self._by_hand)
 
     def _named(self) -> Iterable[Used]:
-        """Addresses that are known by other means than the kernel's."""
+        """Return addresses that are not known from the kernel."""
         yield from self._fixed
         status = self._status.peek(None) or UplinkStatus()
         for server in status.dns:
@@ -286,28 +286,28 @@ class Gate:
             for address in addresses:
                 yield overlap.of_address(address, f"etcd at {host},")
 
-    def _say_new(self, before: Verdict, now: Verdict) -> None:
-        """In Status all that is refused, in the log what was not before."""
+    def _report_new(self, before: Verdict, now: Verdict) -> None:
+        """Put all refusals into Status, and the new ones into the log."""
         if now.causes:
-            self._tell_status(now)
+            self._set_status(now)
         for refusal in now.causes:
             if refusal not in before.causes:
                 self._log.error("refused: %s", refusal)
 
-    def _tell_status(self, now: Verdict) -> None:
+    def _set_status(self, now: Verdict) -> None:
         if now.causes:
             self._conditions.set(_CONDITION, "; ".join(map(str, now.causes)))
         else:
             self._conditions.clear(_CONDITION)
 
-    def _say_over(self, before: Verdict, now: Verdict) -> None:
-        self._tell_status(now)
+    def _report_ended(self, before: Verdict, now: Verdict) -> None:
+        self._set_status(now)
         for refusal in before.causes:
             if refusal not in now.causes:
                 self._log.info("no longer refused: %s", refusal)
 
     def _pass_on(self, mesh: Mesh, verdict: Verdict) -> None:
-        """Let the overlay see the cluster without what is refused."""
+        """Show the overlay the cluster without refused prefixes."""
         assert self.exchange is not None, "only of a cluster"
         inner = self.exchange
         self._peers.pass_on(inner.peers, verdict)
@@ -332,18 +332,18 @@ class Gate:
 
 
 class _Peers:
-    """The other nodes, as the curator has them, and as the overlay may."""
+    """The other nodes, as the curator has them and as the overlay sees them."""
 
     def __init__(self) -> None:
-        """Nobody yet."""
+        """Begin without nodes."""
         self._all: dict[str, Peer] = {}
         self._changed: dict[str, Peer | None] = {}
         self._networks: tuple[IPNetwork, ...] = ()
         self._inside: dict[str, Used] = {}
-        self._refused: frozenset[IPNetwork] | None = None  # of what was passed on
+        self._refused: frozenset[IPNetwork] | None = None  # when last passed on
 
     def change(self, changed: dict[str, Peer | None]) -> None:
-        """Take those that changed; None: gone."""
+        """Apply changes; None: the node is gone."""
         for node_id, peer in changed.items():
             if peer is None:
                 self._all.pop(node_id, None)
@@ -368,8 +368,8 @@ class _Peers:
             self._inside[node_id] = overlap.of_address(peer.endpoint, what)
 
     def pass_on(self, table: event.Table[str, Peer], verdict: Verdict) -> None:
-        """Make the table what the overlay may see. Costs what changed, unless
-        what is refused did.
+        """Make the table what the overlay may see. The cost is that of the
+        changed nodes, unless the refusals changed.
         """
         refused = frozenset(verdict.refusals)
         if refused == self._refused:
@@ -384,7 +384,7 @@ class _Peers:
 
 
 def _allowed(peer: Peer | None, verdict: Verdict) -> Peer | None:
-    """Return the peer without prefixes that are refused; None: it has none."""
+    """Return the peer without refused prefixes; None: it has no others."""
     if peer is None or not verdict.refusals:
         return peer
     prefixes = _without(peer.prefixes, verdict)
@@ -399,8 +399,8 @@ def _without(prefixes: tuple[IPNetwork, ...], verdict: Verdict) -> tuple[IPNetwo
 def _of_configuration(
     config: Network, cluster: Cluster | None
 ) -> tuple[frozenset[IPNetwork], tuple[Used, ...], tuple[str, ...]]:
-    """Return the uplink's networks, the addresses in use, and hosts of etcd
-    that are names, as configured. Pure.
+    """Return the uplink's networks, the addresses in use, and those hosts of
+    etcd that are names, all as configured. Pure.
     """
     by_hand: set[IPNetwork] = set()
     fixed: list[Used] = []
@@ -410,7 +410,7 @@ def _of_configuration(
         by_hand |= {ip_interface(address.ip).network for address in config.uplink.addresses}
         by_hand |= {ip_interface(gateway).network for gateway in config.uplink.gateways}
         by_hand |= {route.destination for route in config.uplink.routes}
-        # Before there is a link that has them.
+        # Configured, before a link has them.
         fixed += [
             Used(address.network, f"{address.network} of the uplink (as configured)")
             for address in config.uplink.addresses
@@ -429,7 +429,7 @@ def _of_configuration(
 
 
 async def _addresses_of(host: str) -> tuple[IPAddress, ...]:
-    """Resolve a name; nothing when that fails. In a thread of its own, which
+    """Resolve a name; return nothing when that fails. It uses a thread that
     the end of the process does not wait for: it may take half a minute.
     """
     loop = asyncio.get_running_loop()

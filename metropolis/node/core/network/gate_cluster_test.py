@@ -79,7 +79,7 @@ def peer(name: str, endpoint: str = "192.0.2.9", prefixes: tuple[IPNetwork, ...]
 
 
 async def test_the_overlay_sees_no_network_that_is_refused(other_link: None) -> None:
-    """Nor own prefixes of it, nor those of peers; all of it when it is over."""
+    """Neither own prefixes in it nor peers' are used; all are afterwards."""
     sh("ip address add 198.51.100.10/24 dev x0")
     node = Node()
     node.outer.peers.set("b", peer("b"))

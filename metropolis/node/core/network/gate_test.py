@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pod prefixes that overlap what is in use, with the real node core and kernel.
 
-On a single node, by whatever the overlap comes and in every order. For a node
+On a single node, whatever causes the overlap and in every order. For a node
 in a cluster, see gate_cluster_test.
 """
 
@@ -128,8 +128,8 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def test_pods_of_a_prefix_that_was_withdrawn(other_link: None, core: NodeCore) -> None:
-    """By another configuration: nothing enters as they, until they are gone, or
-    somebody else has their address.
+    """By another configuration: nobody else can send from their addresses,
+    until they are gone, or somebody else has their address.
     """
     core.config = config(*PODS)
     core.start()
@@ -167,8 +167,8 @@ def test_pods_of_a_prefix_that_was_withdrawn(other_link: None, core: NodeCore) -
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_table_that_is_looked_up_first(other_link: None, core: NodeCore, version: int) -> None:
-    """As VPNs have: by it pods' addresses would go elsewhere, though it is more
-    than theirs. Before the rule is there, and after, it is nothing.
+    """As VPNs have: it would send pods' addresses elsewhere, though it is wider
+    than theirs. Before the rule exists, and after, the route is harmless.
     """
     wide, via = {4: ("10.0.0.0/8", "192.0.2.1"), 6: ("fd00::/8", "fe80::7")}[version]
     mine, other = PODS[version == 6], PODS[version == 4]
@@ -324,7 +324,7 @@ def test_an_address_by_hand_before_there_is_a_link(world: None, core: NodeCore) 
 
 
 async def test_workloads_do_not_wake_the_gate(world: None, core: NodeCore) -> None:
-    """What an attach and a detach make is no news for it."""
+    """The links and routes of an attach and a detach do not wake it."""
     core.config = config(*PODS, uplink="")
     await asyncio.to_thread(core.start)
     changes = occupied.changes((allocs.ROUTE_PROTOCOL_WORKLOAD, allocs.ROUTE_PROTOCOL_OVERLAY))

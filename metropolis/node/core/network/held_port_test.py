@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The overlay's port belongs to another program when node core starts: pods are
-listed and taken away, and Status says who is in the way.
+listed and removed, and Status names the port's owner.
 
 In a machine, since the host's kernel may have no WireGuard.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node's own network needs before workloads have theirs."""
+"""The node's own network settings, made before workloads get theirs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LOOPBACK: Final = 1
 
 
 def prepare_host() -> tuple[sysctls.SysctlError, ...]:
-    """Set the settings, loopback and first hop; the same again changes nothing.
+    """Set sysctls, loopback and first hop. Idempotent.
 
-    Returns what was refused, as where /proc/sys is mounted to be read only: the
-    ward of the settings says so in Status for as long as it matters, and what
-    runs has its network meanwhile. Raises NetlinkError.
+    Returns the refused settings, as where /proc/sys is mounted read-only: the
+    ward of the sysctls reports them in Status for as long as it matters, and
+    running workloads have their network meanwhile. Raises NetlinkError.
     """
     refused = sysctls.apply_each(sysctls.NODE)
     with NetlinkSocket() as sock:
@@ -34,6 +34,6 @@ def prepare_host() -> tuple[sysctls.SysctlError, ...]:
 
 
 def make_runtime_directory(socket_path: str) -> None:
-    """Make the directory of a socket, only for root, if it is not there."""
+    """Make the directory of a socket, mode 0700, if it is missing."""
     directory = Path(socket_path).parent
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)

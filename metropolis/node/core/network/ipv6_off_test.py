@@ -141,8 +141,8 @@ def test_an_overlay_of_both_families_has_ipv4() -> None:
 
 
 def test_ipv6_by_hand_does_not_keep_ipv4_away(core: NodeCore) -> None:
-    """Without IPv6 in the kernel it is left out, and that is said; where it was
-    only switched off, what is configured by hand is meant.
+    """Without IPv6 in the kernel it is left out, and logged; where it was
+    only switched off, a static configuration is used.
     """
     start(core, BY_HAND)
     attach(core)

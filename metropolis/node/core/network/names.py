@@ -2,12 +2,12 @@
 """Status waits for the node's name servers, for a bounded time.
 
 A pod keeps the name servers that it was started with (its runtime copies the
-node's resolv.conf), so one that is started before there are any has none for
-its life. Only Status waits: what is attached all the same has its network.
+node's resolv.conf), so a pod that is started before there are any never has
+one. Only Status waits: a workload that is attached meanwhile has its network.
 
-Nothing is waited for that will not come: without an uplink, without DHCP, or
-where its name servers are ignored. Those of the configuration are there from
-the start, and so are those that a former run of this process left.
+It does not wait for name servers that cannot come: without an uplink, without
+DHCP, or where DHCP's name servers are ignored. Those of the configuration are
+there from the start, and so are those that a former run of this process left.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CONDITION: Final = "names"
 
 
 def expected(uplink: Interface | None) -> bool:
-    """Whether name servers are still to come, by DHCP. Pure."""
+    """Return whether name servers are still expected from DHCP. Pure."""
     return (
         uplink is not None
         and uplink.dhcp4 is not None
@@ -43,7 +43,7 @@ def expected(uplink: Interface | None) -> bool:
 
 
 def has_servers(path: str) -> bool:
-    """Whether a resolv.conf(5) is there that names any. Blocks."""
+    """Return whether a resolv.conf(5) exists and names any. Blocks."""
     try:
         text = Path(path).read_text("utf-8", "replace")
     except OSError:
@@ -52,12 +52,12 @@ def has_servers(path: str) -> bool:
 
 
 class Names:
-    """`prepare`, then `wait` as a runnable, in which nothing waits twice."""
+    """Call `prepare`, then run `wait`, which waits once at most."""
 
     def __init__(
         self, uplink: Interface | None, resolv_conf: str, until: float, conditions: Conditions
     ) -> None:
-        """until: for how long at most, monotonic seconds."""
+        """until: the latest end of the wait, monotonic seconds."""
         self._uplink = uplink
         self._resolv_conf = resolv_conf
         self._until = until
@@ -65,8 +65,8 @@ class Names:
         self._waiting = False
 
     def prepare(self) -> None:
-        """Say at once in Status that it waits, if it does; write the names that
-        are known at once. Blocks. Raises OSError.
+        """Set the problem in Status at once, if it waits; write the names that
+        are known already. Blocks. Raises OSError.
         """
         uplink = self._uplink
         if uplink is not None and uplink.dns and not has_servers(self._resolv_conf):
@@ -76,7 +76,7 @@ class Names:
             self._conditions.set(_CONDITION, self._problem)
 
     async def wait(self, ctx: Context, status: event.Value[UplinkStatus]) -> None:
-        """Return when there are names, or the time is over."""
+        """Return when there are name servers, or the time is over."""
         ctx.signal_healthy()
         if self._waiting:
             await self._wait(ctx, status)

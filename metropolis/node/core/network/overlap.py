@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pod prefixes overlap what is in use already, and with what. Pure.
+"""Which pod prefixes overlap a used network or address. Pure.
 
     in use                                   refuses a pod prefix that
-    a network on a link                      has any address of it
-    a network behind a gateway               is it, or contains it
+    a network on a link                      shares an address with it
+    a network behind a gateway               equals or contains it
     one address (host, gateway, name         contains it
     server, etcd, another node's underlay)
-    a network whose route is preferred       has any address of it
+    a network whose route is preferred       shares an address with it
     to the main table's, as some VPNs' are
 
-A route to more than the prefix is ordinary: 10.0.0.0/8 through a router, with
-pods in 10.192.0.0/24, sends elsewhere what is not a pod's.
+A route to more than the prefix is ordinary: with 10.0.0.0/8 through a router
+and pods in 10.192.0.0/24, only other traffic goes to the router.
 
-In a conflict the pod prefix always gives way: without its address or underlay a
-node reaches nobody, the operator who could correct it included.
+In a conflict the pod prefix always loses: without its address or underlay a
+node reaches nobody, not even the operator who could correct it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _BY_ROUTE: Final = {4: "by hand", 9: "by router advertisement", 16: "by DHCP"}
 
 @dataclass(frozen=True)
 class Used:
-    """Something in use. text: for people. behind: a gateway."""
+    """A used network or address. text: for people. behind: via a gateway."""
 
     network: IPNetwork
     text: str
@@ -45,25 +45,25 @@ class Used:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A pod prefix or network that is not used. cause: what it overlaps."""
+    """A refused pod prefix or network. cause: what it overlaps."""
 
     prefix: IPNetwork
     cause: Used
 
     def __str__(self) -> str:
-        """Both of them."""
+        """Return the refused one and its cause."""
         return f"pod prefix {self.prefix} overlaps {self.cause.text}"
 
 
 def of_kernel(found: Iterable[Occupied], by_hand: Collection[IPNetwork]) -> list[Used]:
-    """Say what the kernel has. by_hand: of the uplink, as configured; what else
-    it has is by DHCP.
+    """Return what the kernel uses. by_hand: networks of the uplink, as
+    configured; its others come from DHCP.
     """
     return [Used(one.network, _text(one, by_hand), one.kind is Kind.ROUTE) for one in found]
 
 
 def of_address(address: IPAddress, what: str) -> Used:
-    """Say that an address is in use, by "name server" or the like."""
+    """Return an address in use; `what` is "name server" or the like."""
     return Used(ip_network(address), f"{what} {address}")
 
 
@@ -88,10 +88,10 @@ def conflicts(
     in_use: Sequence[Used],
     before: Mapping[IPNetwork, Refusal] | None = None,
 ) -> dict[IPNetwork, Refusal]:
-    """Return those that are refused, each with the first that it overlaps.
+    """Return the refused ones, each with the first that it overlaps.
 
-    before: what was refused so far. A cause that is still one stays: a second
-    is no news.
+    before: the former refusals. A cause that still holds is kept, since a
+    second one is no news.
     """
     known = before or {}
     found = {}
@@ -106,17 +106,17 @@ def conflicts(
 
 
 def overlap(prefix: IPNetwork, used: Used) -> bool:
-    """Whether the prefix cannot be the pods'; see above."""
+    """Return whether the prefix cannot be the pods'; see above."""
     return _within(used.network, prefix) if used.behind else share(prefix, used.network)
 
 
 def share(one: IPNetwork, other: IPNetwork) -> bool:
-    """Whether any address is in both."""
+    """Return whether both share an address."""
     return _within(one, other) or _within(other, one)
 
 
 def inside(prefix: IPNetwork, networks: Iterable[IPNetwork]) -> IPNetwork | None:
-    """Return the network that the prefix is of, if any."""
+    """Return the network that contains the prefix, if any."""
     return next((network for network in networks if _within(prefix, network)), None)
 
 
@@ -130,11 +130,10 @@ def _within(one: IPNetwork, other: IPNetwork) -> bool:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be used. networks: what is the pods', for the rules. prefixes:
-    addresses of workloads. refusals: by prefix or network that is refused, and
-    by prefix of such a network. withheld: the cluster's networks that are
-    refused, where pods of other nodes still are. in_use: what is somebody
-    else's in these.
+    """What may be used. networks: the pods', for the rules. prefixes: for
+    addresses of workloads. refusals: by refused prefix or network, and by
+    prefix inside of such a network. withheld: refused networks of the cluster,
+    where pods of other nodes still are. in_use: what others use in these.
     """
 
     networks: tuple[IPNetwork, ...] = ()
@@ -145,7 +144,7 @@ class Verdict:
 
     @property
     def causes(self) -> tuple[Refusal, ...]:
-        """Each refusal once, however many prefixes a network has here."""
+        """Return each refusal once, however many prefixes it covers here."""
         return tuple(dict.fromkeys(self.refusals.values()))
 
 
@@ -155,10 +154,10 @@ def judge(
     in_use: Sequence[Used],
     before: Mapping[IPNetwork, Refusal] | None = None,
 ) -> Verdict:
-    """Say which of a node's prefixes and of its cluster's networks to use.
+    """Return which of a node's prefixes and its cluster's networks to use.
 
     With a network all its prefixes are refused: their pods could reach no
-    other node. Everything else is judged by itself, so one IP version goes on
+    other node. All others are judged one by one, so one IP version continues
     without the other.
     """
     of_network = {prefix: inside(prefix, networks) for prefix in prefixes}
@@ -185,7 +184,7 @@ def judge(
 
 
 def lacking(prefixes: Iterable[IPNetwork], verdict: Verdict, optional: Collection[int]) -> str:
-    """Say why a workload would lack an address; "": it would not.
+    """Return why a workload would lack an address; "": it would not.
 
     It lacks one if all prefixes of an IP version are refused. optional: the
     versions that workloads may do without.

@@ -98,7 +98,7 @@ def test_both_are_named(one: Occupied, text: str) -> None:
 
 
 def test_the_cause_stays_while_it_is_one() -> None:
-    """A second one is no news; when the first is over, the second is told."""
+    """A second is no news; when the first is over, the second is reported."""
     prefixes = nets("10.192.0.0/24")
     one, two = (of_address(ip_address(text), "x") for text in ("10.192.0.1", "10.192.0.2"))
     first = conflicts(prefixes, [two])

@@ -10,8 +10,8 @@ from metropolis.node import allocs
 
 @dataclass(frozen=True)
 class Paths:
-    """Where the service listens and writes, and what serves gRPC there, see
-    osbase.rpc.choose; tests choose others.
+    """Where the service listens and writes. rpc_server: gRPC's implementation,
+    see osbase.rpc.choose; tests use other values.
     """
 
     workload_socket: str = allocs.WORKLOAD_SOCKET

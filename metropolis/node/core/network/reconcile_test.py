@@ -57,7 +57,7 @@ def masquerade() -> str:
 
 @pytest.fixture
 def node(uplink: None, core: NodeCore) -> NodeCore:
-    """Node core with an uplink and pod-a."""
+    """Run node core with an uplink and pod-a."""
     core.start()
     core.wait_for("up0 has 192.0.2.50/24")
     core.wait_for("reachable by 192.0.2.50, 2001:db8:2:")
@@ -142,7 +142,7 @@ CHANGES: list[tuple[str, list[str]]] = [
     ("workloads", ["ip -6 route flush proto 77"]),
     ("workloads", ["ip link set LINK down"]),
     ("workloads", ["ipv4/conf/LINK/forwarding 0"]),
-    # Of neighbours there are no events; of the rules that are flushed there is.
+    # Neighbours have no events; a flush of the rules has one.
     (
         "workloads",
         [
@@ -182,7 +182,7 @@ def dealt(count: int) -> list[list[tuple[str, list[str]]]]:
 def test_changes_are_put_back(node: NodeCore, changes: list[tuple[str, list[str]]]) -> None:
     """Logged, with traffic as before, and Status is OK."""
     for ward, commands in changes:
-        # What the change before had for consequences is over.
+        # The consequences of the change before are over.
         node.drain()
         began = time.monotonic()
         for command in commands:
@@ -213,7 +213,7 @@ def until(what: Callable[[], bool]) -> None:
 
 
 def test_a_fight_is_left_said_and_forgiven(node: NodeCore) -> None:
-    """Of a setting: the other program lets go, and then it is guarded again."""
+    """A setting: the other program gives up, and then it is guarded again."""
     fight(node, "sysctls", "ipv4/ip_forward 0")
     problem = node.problem()
     assert "net.ipv4.ip_forward was 0, not 1; put back 5 times" in problem
@@ -319,7 +319,7 @@ def test_attaches_beside_repairs(node: NodeCore) -> None:
 
 
 def test_what_changes_while_the_service_is_away(node: NodeCore) -> None:
-    """Is right when it is back."""
+    """It is right when it is back."""
     assert node.stop() == 0
     for command in ("nft flush ruleset", "ipv4/ip_forward 0", "ip rule flush"):
         change(command)
@@ -329,8 +329,8 @@ def test_what_changes_while_the_service_is_away(node: NodeCore) -> None:
 
 
 def test_settings_that_are_read_only(uplink: None, core: NodeCore) -> None:
-    """As /proc/sys is in many containers: it is said and nothing else fails;
-    the node has its uplink, and pods that run their network.
+    """As /proc/sys is in many containers: Status says so, nothing else fails;
+    the node has its uplink, and running pods have their network.
     """
     core.start()
     core.wait_for("up0 has 192.0.2.50/24")
@@ -355,7 +355,7 @@ def test_a_quiet_node_puts_nothing_back(node: NodeCore) -> None:
     """Not after its start, nor after an attach, a removal, a restart."""
     node.attach("pod-b")
     node.stub().Detach(workload_pb2.DetachRequest(workload_id="pod-b"), timeout=LIMIT_S)
-    # Each ward has looked since, at the latest when something was put back.
+    # Each ward has looked since, at the latest when something was restored.
     for command, ward in (
         ("ipv4/ip_forward 0", "sysctls"),
         ("nft flush ruleset", "rules"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network service: a runnable, the parts it runs, and what it tells.
+"""The network service: a runnable, the parts it runs, and its values.
 
     network           rule set, settings, loopback, first hop: then healthy
      +- workloads     the first to start: engine, then sockets
@@ -21,16 +21,16 @@
      +- resolvers     the uplink's name servers -> rule set
      +- uplink-note   what the uplink lacks -> Status
 
-Taking away depends on the kernel alone: `workloads` waits for no other part, so
+Removing depends on the kernel alone: `workloads` waits for no other part, so
 Detach, Collect, List, Check and Status are served while the rule set is
-refused, the overlay cannot be made, or there is no uplink. What gives waits: no
-prefix reaches the engine before the rules hold and the size of packets is
-known, and until then Attach is refused with the reason. A part that fails says
-why in Status at once (see `failures`), and is tried again.
+refused, the overlay cannot be made, or there is no uplink. Adding waits: no
+prefix reaches the engine before the rules are in place and the MTU is known,
+and until then Attach is refused with the reason. A failing part is a problem
+in Status at once (see `failures`), and is restarted.
 
 Workloads have their network with or without an uplink. A restart of any part
-touches no workload's traffic: what is programmed is replaced by the same, and
-the engine reads from the kernel what there is.
+disturbs no workload's traffic: the kernel's state is replaced by an equal one,
+and the engine reads its own from the kernel.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ from osbase.net.links import LinkState
 from osbase.supervisor import Context, Runnable
 
 LINKS_LOOKED_AT_S: Final = 20.0
-"""How often settings of single links are compared, besides at events."""
+"""Interval at which settings of single links are compared, besides events."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ClusterLink:
-    """The node's part in a cluster. key_rotation_s None: when asked to.
+    """The node's part in a cluster. key_rotation_s None: on request only.
     endpoints: etcd's, "HOST:PORT". address: the underlay's, as configured.
     """
 
@@ -85,12 +85,12 @@ class ClusterLink:
 
 
 class NetworkService:
-    """`run` is the runnable. The values may be watched by anybody:
+    """`run` is the runnable. Its values may be watched by anybody:
 
-    uplink_status  what the uplink has
-    pod_prefixes   set by whoever knows: the configuration, or a control plane
+    uplink_status  addresses, routes and name servers of the uplink
+    pod_prefixes   set by the configuration's reader, or a control plane
 
-    conditions: what Status says; for parts outside that fail, too.
+    conditions: the content of Status; parts outside may add to it.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class NetworkService:
         cgroup: str | None = None,
     ) -> None:
         """Nothing happens before `run`. cluster None: there is no overlay.
-        cgroup: of this process, as in Settings.
+        cgroup: this process's, as in Settings.
         """
         self._config = config
         self._paths = paths or Paths()
@@ -196,7 +196,7 @@ class NetworkService:
         ctx.signal_done()
 
     def _guard_node(self, ctx: Context) -> None:
-        """Put back what others change of the node as a whole."""
+        """Restore what others change on the node as a whole."""
         ctx.run("reconcile", self._reconciler.run)
         guarded: tuple[tuple[Ward, set[Kind], float], ...] = (
             (wards.Rules(self._rules), {Kind.RULES}, 5.0),
@@ -209,7 +209,7 @@ class NetworkService:
             ctx.run(f"ward-{ward.name}", self._reconciler.guard(ward, kinds=kinds, every_s=every_s))
 
     def _guard_link(self, ward: Ward) -> Runnable:
-        """A ward of one link or of many."""
+        """Return the runnable for a ward of links."""
         return self._reconciler.guard(
             ward, kinds=set(Kind) - {Kind.RULES}, every_s=LINKS_LOOKED_AT_S
         )
@@ -240,9 +240,9 @@ class NetworkService:
             self.conditions.note("uplink", text)
 
     def _prepare_host(self) -> None:
-        """The rules come first: from the moment the node forwards, they hold.
-        After a restart, those of the overlay as it was left hold until its
-        cluster is known; a node that is in none any more has none.
+        """The rules come first: they must be in place before the node forwards.
+        After a restart, those for the former overlay stay until the cluster is
+        known; a node that is in no cluster any more has none.
         """
         self._rules.apply(networks=self._gate.prepare())
         if self._overlay is None:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Node core, the whole of it, in namespaces.
+"""The whole node core, in namespaces.
 
     pod-a -+
            +- this namespace: node core ---- up0 = srv0 ---- "srv": dnsmasq
     pod-b -+                                                 (DHCP, RA), peers
 
 Node core is a process of its own; workloads are attached over its socket. The
-server's namespace has no route to workloads: what comes back was masqueraded.
+server's namespace has no route to workloads: only masqueraded flows return.
 """
 
 from __future__ import annotations
@@ -254,8 +254,8 @@ def test_the_node_is_not_for_workloads(uplink: None, core: NodeCore, version: in
 
 
 def test_the_reverse_path_is_strict_on_the_uplink(uplink: None, core: NodeCore) -> None:
-    """In the families that have their default route by it: here both, until
-    another home comes. Links of workloads have the kernel's own check for ARP.
+    """In the families that have their default route there: here both, until
+    another uplink comes. Links of workloads have the kernel's check for ARP.
     """
     core.start()
     core.wait_for("up0 has 192.0.2.50/24")
@@ -311,7 +311,7 @@ def test_workload_cannot_be_a_router(uplink: None, core: NodeCore) -> None:
 
 
 def test_server_takes_no_advertisement(world: None) -> None:
-    """Of the tests' own server: it goes on to answer from the address asked."""
+    """The tests' own server still answers from the requested address."""
     add_uplink()
     sh("ip link set up0 up")
     (link,) = json.loads(sh("nsenter --net=/run/netns/srv ip -json link show srv0"))

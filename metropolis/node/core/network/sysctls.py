@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel settings of a node's network, each with why.
+"""The kernel settings of a node's network, each with its reason.
 
 Source: Documentation/networking/ip-sysctl.rst. `all` and `default` are set
 before there are workloads; a link inherits `default` when it is created.
@@ -23,10 +23,10 @@ class SysctlError(Exception):
 
 @dataclass(frozen=True)
 class Sysctl:
-    """path: below /proc/sys/net, since link names may contain dots. value: of
-    several numbers, separated by blanks.
+    """path: below /proc/sys/net, since link names may contain dots. value:
+    several numbers are separated by blanks.
 
-    optional: may be missing, as those of the whole kernel are in a namespace.
+    optional: may be missing, as those of the whole kernel in a namespace.
     """
 
     path: str
@@ -37,22 +37,22 @@ class Sysctl:
 _VALUE_MAX: Final = 256
 
 FRAGMENT_S: Final = 2
-"""How long a packet of which fragments are missing is kept: they come one after
-another, and one that was lost does not come."""
+"""How long an incomplete packet is kept, seconds: fragments come one after the
+other, and a lost one never comes."""
 
 _FRAGMENT_MEMORY: Final = 64 * 2**20
 
 NODE: Final = (
-    # What is not whole yet has 4 MiB for 30 s by default, less than two
-    # thousand packets, for all pods, the node and WireGuard together. This is
-    # three times what one pod may have there, see rules.workloads.
-    # IPv6's own are not used: packets are put together before, for conntrack.
+    # Fragments of incomplete packets have 4 MiB for 30 s by default, less than
+    # two thousand packets, for all pods, the node and WireGuard together. Here
+    # it is three times one pod's share, see rules.workloads. IPv6's own
+    # limits are not used: conntrack reassembles packets first.
     Sysctl("ipv4/ipfrag_time", FRAGMENT_S),
     Sysctl("ipv4/ipfrag_high_thresh", _FRAGMENT_MEMORY),
     Sysctl("netfilter/nf_conntrack_frag6_timeout", FRAGMENT_S, optional=True),
     Sysctl("netfilter/nf_conntrack_frag6_high_thresh", _FRAGMENT_MEMORY, optional=True),
-    # Addresses that survive the removal of an older one of the same subnet,
-    # as when a new lease follows an old one.
+    # Keep addresses when an older one of the same subnet is removed, as when
+    # a new lease follows an old one.
     Sysctl("ipv4/conf/all/promote_secondaries", 1),
     # Reverse paths are checked by the rule set, strictly and in both families;
     # the kernel's own check knows IPv4 only, and takes the greater of `all` and
@@ -60,10 +60,10 @@ NODE: Final = (
     # be 2, which is no check where there is a default route.
     Sysctl("ipv4/conf/all/rp_filter", 0),
     Sysctl("ipv4/conf/default/rp_filter", 0),
-    # A redirect would tell workloads of a better first hop; there is none.
+    # A redirect would announce a better first hop to workloads; there is none.
     Sysctl("ipv4/conf/all/send_redirects", 0),
     Sysctl("ipv4/conf/default/send_redirects", 0),
-    # Nobody tells a node its routes but its configuration.
+    # Only its configuration sets a node's routes, and no neighbour.
     Sysctl("ipv4/conf/all/accept_redirects", 0),
     Sysctl("ipv4/conf/default/accept_redirects", 0),
     Sysctl("ipv6/conf/all/accept_redirects", 0),
@@ -71,9 +71,9 @@ NODE: Final = (
     Sysctl("ipv4/conf/all/accept_source_route", 0),
     Sysctl("ipv6/conf/all/accept_source_route", 0),
     Sysctl("ipv6/conf/default/accept_source_route", 0),
-    # A workload must not be a router for its node. The uplink says otherwise.
+    # A workload must not be a router for its node. The uplink differs.
     Sysctl("ipv6/conf/default/accept_ra", 0),
-    # Every workload is up to four neighbours, for it counts on both sides of
+    # Every workload is up to four neighbours, since it counts on both ends of
     # its link and the tables are the kernel's, not a namespace's; the default
     # is full at 256 dual-stack workloads.
     Sysctl("ipv4/neigh/default/gc_thresh1", 4096, optional=True),
@@ -84,18 +84,18 @@ NODE: Final = (
     Sysctl("ipv6/neigh/default/gc_thresh3", 65536, optional=True),
     # Workloads ask for the first hop's MAC on their links, and its address is
     # on lo: with 1 or more (as for direct server return) they get no answer.
-    # What is written to `default` reaches links of which it was never set, too.
+    # A write to `default` also reaches links that were never set themselves.
     Sysctl("ipv4/conf/all/arp_ignore", 0),
     Sysctl("ipv4/conf/default/arp_ignore", 0),
-    # An answer that nobody asked for makes no neighbour entry, or else one
-    # workload fills the table with invented ones. IPv6's is each link's own.
+    # An unsolicited answer makes no neighbour entry, or else one workload
+    # fills the table with invented ones. IPv6 has its own setting per link.
     Sysctl("ipv4/conf/all/arp_accept", 0),
     Sysctl("ipv4/conf/default/arp_accept", 0),
     Sysctl("ipv6/conf/default/accept_untracked_na", 0),
-    # Connections of the node are at none of the ports that flows of workloads
-    # are given: see allocs.MASQUERADE_PORTS.
+    # The node's own connections use no port that flows of workloads get: see
+    # allocs.MASQUERADE_PORTS.
     Sysctl("ipv4/ip_local_port_range", "{} {}".format(*allocs.EPHEMERAL_PORTS)),
-    # Last: what is forwarded is forwarded under the settings above.
+    # Last: forwarding starts with the settings above in place.
     Sysctl("ipv4/ip_forward", 1),
     Sysctl("ipv6/conf/all/forwarding", 1),
     # Links that are made later inherit these; the two above set them as well.
@@ -105,13 +105,13 @@ NODE: Final = (
 
 
 FORWARDS: Final = True
-"""Whether the node is a router to its neighbours, by the end of NODE."""
+"""Whether the node is a router to its neighbours, at the end of NODE."""
 
 
 def found_enabled(root: str = "/proc/sys/net") -> tuple[Sysctl, ...]:
-    """Return the settings by which IPv6 is enabled, if it is: a node without
-    IPv6 is what its operator wants, one that loses it later is not. Without
-    that of lo the node does not reach itself.
+    """Return the settings that enable IPv6, if it is enabled: a node without
+    IPv6 is its operator's choice, a later loss is not. Without IPv6 on lo the
+    node does not reach itself.
     """
     enabled = (Sysctl(f"ipv6/conf/{name}/disable_ipv6", 0) for name in ("all", "default", "lo"))
     return tuple(one for one in enabled if differs(one, root) is None)
@@ -128,28 +128,28 @@ def link(name: str) -> tuple[Sysctl, ...]:
 
 
 def forwarding(name: str) -> Sysctl:
-    """Return the setting by which what comes by a link is forwarded. The node's
-    own, ip_forward, sets it for all links, but others set it for one.
+    """Return the setting that forwards traffic from a link. The node's own,
+    ip_forward, sets it for all links, but others may set it for one.
     """
     return Sysctl(f"ipv4/conf/{name}/forwarding", 1)
 
 
 def forwards(root: str = "/proc/sys/net") -> bool:
-    """Whether the node as a whole forwards IPv4."""
+    """Return whether the node as a whole forwards IPv4."""
     return differs(Sysctl("ipv4/ip_forward", 1), root) is None
 
 
 def uplink(name: str, *, router_advertisements: bool, ipv6_on: bool = True) -> tuple[Sysctl, ...]:
-    """Return the settings of the uplink, before it is set up: the kernel asks
-    for router advertisements when a link comes up, and not again.
+    """Return the settings of the uplink. Apply them before it is up: the
+    kernel solicits router advertisements when a link comes up, and only then.
 
-    ipv6_on: whether the link is to have IPv6 though it is off for others.
+    ipv6_on: whether the link gets IPv6 though it is off for others.
     """
     return (
         # 2: also on a node that forwards.
         Sysctl(f"ipv6/conf/{name}/accept_ra", 2 if router_advertisements else 0),
-        # What is taken of them, and that they are asked for (-1: until they
-        # answer): guides to hardening set all four to 0 in `default`.
+        # What is accepted from them, and how long they are solicited (-1: until
+        # they answer): hardening guides set all four to 0 in `default`.
         *(
             (
                 Sysctl(f"ipv6/conf/{name}/accept_ra_defrtr", 1),
@@ -161,28 +161,28 @@ def uplink(name: str, *, router_advertisements: bool, ipv6_on: bool = True) -> t
             else ()
         ),
         *((Sysctl(f"ipv6/conf/{name}/disable_ipv6", 0),) if ipv6_on else ()),
-        # Answers to pods come by it, and neighbours ask for the node's address.
+        # Answers to pods arrive on it; neighbours resolve the node's address.
         forwarding(name),
         Sysctl(f"ipv4/conf/{name}/arp_ignore", 0),
         Sysctl(f"ipv4/conf/{name}/rp_filter", 0),
         Sysctl(f"ipv4/conf/{name}/send_redirects", 0),
         Sysctl(f"ipv4/conf/{name}/accept_redirects", 0),
         Sysctl(f"ipv6/conf/{name}/accept_redirects", 0),
-        # Neighbours are told at once where our addresses are, also while this
-        # service is away; see osbase.net.announce for what that leaves out.
+        # The kernel announces our addresses to neighbours at once, also while
+        # this service is away; osbase.net.announce says what that leaves out.
         Sysctl(f"ipv4/conf/{name}/arp_notify", 1),
         Sysctl(f"ipv6/conf/{name}/ndisc_notify", 1),
     )
 
 
 def apply(settings: Iterable[Sysctl], root: str = "/proc/sys/net") -> None:
-    """Write what differs. Raises SysctlError at the first that is refused."""
+    """Write those that differ. Raises SysctlError at the first refusal."""
     for setting in relevant(settings, root):
         _write(setting, root)
 
 
 def apply_each(settings: Iterable[Sysctl], root: str = "/proc/sys/net") -> tuple[SysctlError, ...]:
-    """Write what differs, as far as possible; return what was refused."""
+    """Write those that differ, as far as possible; return the refused."""
     refused = []
     for setting in settings:
         try:
@@ -193,8 +193,8 @@ def apply_each(settings: Iterable[Sysctl], root: str = "/proc/sys/net") -> tuple
 
 
 def differs(setting: Sysctl, root: str = "/proc/sys/net") -> str | None:
-    """Return the value that is there, if another is wanted; "": there is no
-    such setting, though it is not optional. None: all is right.
+    """Return the present value, if it differs from the wanted one; "": the
+    setting is missing, though it is not optional. None: it is right.
     """
     with Reader((setting,), root) as reader:
         return reader.differs(setting)
@@ -261,20 +261,20 @@ class Reader:
 
 
 def relevant(settings: Iterable[Sysctl], root: str = "/proc/sys/net") -> tuple[Sysctl, ...]:
-    """Return those that mean something to this kernel: one that was booted with
-    ipv6.disable=1 has none of IPv6's.
+    """Return those that this kernel has: booted with ipv6.disable=1 it has none
+    for IPv6.
     """
     six = has_ipv6(root)
     return tuple(one for one in settings if six or not one.path.startswith("ipv6/"))
 
 
 def has_ipv6(root: str = "/proc/sys/net") -> bool:
-    """Whether the kernel has IPv6 at all."""
+    """Return whether the kernel has IPv6 at all."""
     return os.path.isdir(os.path.join(root, "ipv6"))
 
 
 def ipv6_is_off(root: str = "/proc/sys/net") -> bool:
-    """Whether somebody has switched IPv6 off for all links, or the kernel."""
+    """Return whether IPv6 is off for all links, or in the kernel."""
     try:
         with open(os.path.join(root, "ipv6/conf/all/disable_ipv6"), encoding="ascii") as file:
             return file.read().strip() != "0"
@@ -286,8 +286,8 @@ def _write(setting: Sysctl, root: str) -> None:
     path = os.path.join(root, setting.path)
     dotted = "net." + setting.path.replace("/", ".")
     try:
-        # Writing what is there already is not free: forwarding, written,
-        # drops routes that were learnt.
+        # Writing an equal value is not free: writing `forwarding` drops
+        # learnt routes.
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             if os.read(fd, 64).split() != str(setting.value).encode().split():

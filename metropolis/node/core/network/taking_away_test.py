@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Taking away needs the kernel alone: whatever else of a node core fails to
-start, Detach, Collect, List, Check and Status are served, and say why.
+"""Removing needs the kernel alone: whatever other part of node core fails to
+start, Detach, Collect, List, Check and Status are served, with the reason.
 
 Each situation meets a node core that was killed while two pods had their
-network, so that there is something to take away.
+network, so that there is something to remove.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def nothing() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Situation:
-    """config: of the node core. refused: what Attach says; "": it is served;
-    None: that is for another test. said: what Status says, of problems and
+    """config: node core's. refused: Attach's error; "": it is served;
+    None: that is for another test. said: the text in Status, problems and
     notes together.
     """
 
@@ -138,8 +138,8 @@ def with_two_pods(core: NodeCore) -> None:
 
 @pytest.mark.parametrize("name", SITUATIONS)
 def test_taking_away_is_served(world: None, core: NodeCore, name: str) -> None:
-    """Status says why, Attach is refused with the same words or served, and
-    what there is can be seen, checked and taken away.
+    """Status has the reason, Attach is refused with the same text or served,
+    and attachments can be listed, checked and removed.
     """
     situation = SITUATIONS[name]
     with_two_pods(core)
@@ -204,7 +204,7 @@ def test_it_is_ready_once_the_reason_is_gone(world: None, core: NodeCore) -> Non
 
 
 def test_attachments_that_cannot_be_recovered(world: None, core: NodeCore) -> None:
-    """The kernel refuses everything: that is said, by each call, at once."""
+    """The kernel refuses everything: each call reports that at once."""
     with_two_pods(core)
     core.prefix = WITHOUT_NET_ADMIN
     core.start(ready=False)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's time servers, told to chronyd.
+"""Passes the node's time servers to chronyd.
 
     configuration, else DHCP -> node.sources -> chronyd, at once
 
 chronyd is a service of its own (metropolis/node/image): time is synchronised
-whatever becomes of this process. An image without it has no directory for the
-file, and then there is nothing to do here.
+whatever happens to this process. An image without it has no directory for the
+file, and then there is nothing to do.
 
-Servers stay until others are given: a lease that ends, or a restart of this
+Servers stay until others replace them: a lease that ends, or a restart of this
 process before its first answer, is no reason to lose the time.
 """
 
@@ -32,7 +32,7 @@ _RELOAD: Final = ("chronyc", "-n", "reload", "sources")
 
 
 class TimeError(Exception):
-    """chronyd could not be told."""
+    """chronyd could not be reached."""
 
 
 def render(servers: Iterable[str]) -> str:
@@ -45,7 +45,7 @@ def render(servers: Iterable[str]) -> str:
 
 
 class TimeServers:
-    """`run` is a runnable. servers: of the configuration."""
+    """`run` is a runnable. servers: from the configuration."""
 
     def __init__(
         self,
@@ -60,18 +60,18 @@ class TimeServers:
         self._conditions = conditions
 
     async def run(self, ctx: Context) -> None:
-        """Tell chronyd of each change, until it has heard of it."""
+        """Pass each change to chronyd, and repeat until chronyd has it."""
         ctx.signal_healthy()
         if not await asyncio.to_thread(self._path.parent.is_dir):
             ctx.signal_done()
             return
-        told: tuple[str, ...] | None = None
+        passed: tuple[str, ...] | None = None
         async for status in self._status.watch():
             servers = self._servers or tuple(map(str, status.ntp))
-            # Most of what changes of an uplink is no matter of this.
-            if servers != told:
+            # Most changes of the uplink's status do not matter here.
+            if servers != passed:
                 await self._use(ctx, servers)
-                told = servers
+                passed = servers
 
     async def _use(self, ctx: Context, servers: tuple[str, ...]) -> None:
         before = await asyncio.to_thread(self._read)

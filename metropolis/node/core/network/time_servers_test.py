@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which time servers chronyd is told of, with the real node core and DHCP. That
-it hears of them, and sets the clock, is in //metropolis/test/e2e:time_test.
+"""Which time servers chronyd gets, with the real node core and DHCP. That
+it uses them, and sets the clock, is in //metropolis/test/e2e:time_test.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def sources(core: NodeCore) -> Path:
     return path
 
 
-def told(sources: Path) -> list[str]:
+def reported(sources: Path) -> list[str]:
     return re.findall(r"^server (\S+) iburst$", sources.read_text(), re.MULTILINE)
 
 
@@ -42,39 +42,39 @@ def test_those_of_dhcp_until_others_come(
     option = "--dhcp-option=option:ntp-server,"
     with dnsmasq(tmp_path, f"{option}192.0.2.123,192.0.2.124"):
         core.wait_for(f"{LOG}192.0.2.123, 192.0.2.124")
-        assert told(sources) == ["192.0.2.123", "192.0.2.124"]
+        assert reported(sources) == ["192.0.2.123", "192.0.2.124"]
     assert core.stop() == 0
     # Nobody answers: what is known stays.
     core.start()
     core.wait_for("root.network.uplink.addresses")
-    assert told(sources) == ["192.0.2.123", "192.0.2.124"]
+    assert reported(sources) == ["192.0.2.123", "192.0.2.124"]
     with dnsmasq(tmp_path, f"{option}192.0.2.200"):
         core.wait_for(f"{LOG}192.0.2.200")
-        assert told(sources) == ["192.0.2.200"]
+        assert reported(sources) == ["192.0.2.200"]
 
 
 def test_those_of_the_configuration(
     world: None, core: NodeCore, sources: Path, tmp_path: Path
 ) -> None:
-    """Without an uplink, too; DHCP's do not count. That chronyd cannot be told
-    is said.
+    """Without an uplink, too; DHCP's do not count. That chronyd is unreachable
+    is in the log.
     """
     core.config = network('ntp_server: "2001:db8::7" ntp_server: "ntp.example.org"')
     core.start()
     core.wait_for(f"{LOG}2001:db8::7, ntp.example.org")
     core.wait_for("chronyc: No such file or directory")
-    assert told(sources) == ["2001:db8::7", "ntp.example.org"]
+    assert reported(sources) == ["2001:db8::7", "ntp.example.org"]
     assert core.stop() == 0
     core.config = network(f'{DYNAMIC} ntp_server: "192.0.2.9"')
     core.start()
     add_uplink()
     with dnsmasq(tmp_path, "--dhcp-option=option:ntp-server,192.0.2.123"):
         core.wait_for("root.network.names: name servers: 192.0.2.53")
-        assert told(sources) == ["192.0.2.9"]
+        assert reported(sources) == ["192.0.2.9"]
 
 
 def test_none(world: None, core: NodeCore, sources: Path) -> None:
-    """Is no problem, and is said."""
+    """This is no problem, and is in Status."""
     core.config = network("")
     core.start()
     assert core.problem() == ""

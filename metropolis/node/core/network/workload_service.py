@@ -10,8 +10,8 @@
     cni        cni.sock
 
 It waits for no other part: Detach, Collect, List, Check and Status are served
-whatever fails elsewhere. What gives waits: no prefix reaches the engine before
-the rules hold, which the gate sees to, and the size of packets is known.
+whatever fails elsewhere. Adding waits: no prefix reaches the engine before the
+rules are in place, which the gate ensures, and the MTU is known.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from metropolis.node.core.network.workloads.engine.engine import Engine
 
 DEFAULT_MTU: Final = 1500
-"""Of workloads on a node without an uplink, bytes."""
+"""MTU of workloads on a node without an uplink, bytes."""
 
 STRAYS_LOOKED_AT_S: Final = 10.0
-"""How often, while workloads have addresses of prefixes that were withdrawn."""
+"""Interval, seconds, while workloads have addresses of withdrawn prefixes."""
 
 CALLS_END_WITHIN_S: Final = 10.0
-"""How long calls under way may take to end when the service stops."""
+"""Time for calls under way to end when the service stops, seconds."""
 
 
 class WorkloadService:
@@ -67,7 +67,7 @@ class WorkloadService:
         guard_link: Callable[[Ward], Runnable],
     ) -> None:
         """uplink_link: None without an uplink. overlay_mtu: bytes; None without
-        an overlay. guard_link: returns what runs a ward of links.
+        an overlay. guard_link: returns the runnable for a ward of links.
         """
         self._config = config
         self._paths = paths
@@ -93,7 +93,7 @@ class WorkloadService:
             try:
                 await in_thread(engine.start)
             except Exception:
-                # Whatever it is, it must not be what nobody can be asked about.
+                # Whatever the error, List and Status must stay available.
                 ctx.run("recovery", recovery)
 
             sized = asyncio.Event()
@@ -131,7 +131,7 @@ class WorkloadService:
             await asyncio.to_thread(engine.close)
 
     async def _know_mtu(self, engine: Engine) -> None:
-        """The size of packets is known before the first attach."""
+        """Set the MTU before the first attach."""
         if self._config.mtu is None:
             of = "the overlay" if self._overlay_mtu is not None else "the uplink"
             engine.set_prefixes((), lacking=f"the MTU of workloads is not known yet: {of}'s is not")
@@ -157,7 +157,7 @@ class WorkloadService:
         ctx.signal_healthy()
         last = 0
         async for link in self._uplink_link.watch():
-            # When the uplink is gone, the size stays.
+            # When the uplink is gone, the MTU stays.
             if link is not None and (size := pod_mtu(link)) != last:
                 engine.set_mtu(size)
                 ctx.logger.info("MTU of new workloads is %d", size)
@@ -171,8 +171,8 @@ class WorkloadService:
             ctx.logger.info("pod prefixes: %s", ", ".join(map(str, prefixes)) or "none, not ready")
 
     async def _follow_strays(self, ctx: Context, engine: Engine) -> None:
-        """Tell the gate which addresses workloads have outside of the prefixes
-        by now, for as long as there are any.
+        """Report to the gate which addresses workloads have outside of the
+        present prefixes, for as long as there are any.
         """
         ctx.signal_healthy()
         watcher = self._gate.admitted.watch()
@@ -182,7 +182,7 @@ class WorkloadService:
             prefixes = admitted.pods.prefixes
             try:
                 found = await asyncio.to_thread(_outside, engine, prefixes)
-            except Unavailable:  # they are not recovered yet
+            except Unavailable:  # attachments are not recovered yet
                 again = True
             else:
                 again = bool(found)
@@ -221,8 +221,8 @@ def pod_mtu(link: LinkState | None) -> int:
 def _set_prefixes(
     engine: Engine, now: Admitted, before: tuple[IPNetwork, ...]
 ) -> tuple[IPNetwork, ...]:
-    """Returns all that the engine knows now. Prefixes that leave while they are
-    in use, or may return, are draining: their addresses are reused late.
+    """Return all prefixes that the engine knows now. A prefix that is withdrawn
+    while in use, or may return, is draining: its addresses are reused late.
     """
     prefixes = now.pods.prefixes
     gone = [one for one in before if engine.in_use(one)]
@@ -236,14 +236,14 @@ def _set_prefixes(
 
 
 def _outside(engine: Engine, prefixes: Sequence[IPNetwork]) -> tuple[IPAddress, ...]:
-    """Return the addresses of attachments that are of none of the prefixes."""
+    """Return the addresses of attachments that are in no prefix."""
     found = (ip for one in engine.list() for ip in one.ips)
     return tuple(ip for ip in found if overlap.inside(ip_network(ip), prefixes) is None)
 
 
 def _make_engine(conditions: Conditions) -> Engine:
     """Import and make the engine. Imports take seconds on a slow machine, so
-    this is run on another thread.
+    this runs in another thread.
     """
     from metropolis.node.core.network.workloads.datapath.registry import PARTS
     from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
@@ -253,14 +253,14 @@ def _make_engine(conditions: Conditions) -> Engine:
 
 
 def _make_server(engine: Engine, path: str, implementation: str) -> WorkloadServer:
-    """Likewise, of gRPC."""
+    """Import and make the gRPC server, also in another thread."""
     from metropolis.node.core.network.workloads.api.server import WorkloadServer
 
     return WorkloadServer(engine, path, implementation=implementation)
 
 
 def _make_cni_server(engine: Engine, path: str) -> CniServer:
-    """Likewise, of the shim's protocol."""
+    """Import and make the server of the shim's protocol, too."""
     from metropolis.node.core.network.cni.server import CniServer
 
     return CniServer(engine, path)

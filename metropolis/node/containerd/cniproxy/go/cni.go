@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cni takes github.com/containerd/go-cni's place when containerd is
-// built: it has the names of it that containerd uses, and gives a pod its
-// network by one call to the node's workload network service.
+// Package cni replaces github.com/containerd/go-cni when containerd is built.
+// It has those of its names that containerd uses, and gives a pod its network
+// by one call to the node's workload network service.
 //
 //	containerd -> Setup, Remove, Status -> gRPC, unix socket -> service
 //
 // It reads no CNI configuration, starts no process, writes no file and holds
-// no lock. Every call has a deadline. What became of a call that failed does
-// not matter: Setup can be repeated, and Remove needs no more than the id.
+// no lock. Every call has a deadline. The outcome of a call that failed does
+// not matter: Setup can be repeated, and Remove needs only the id.
 //
-// The id is the sandbox's, not the pod's: of two sandboxes of one pod, removing
+// The id is the sandbox's, not the pod's: if a pod has two sandboxes, removing
 // the old one must not cut off the new one.
 //
-// Why not the exec shim beside this: that costs a process per call, and a CNI
-// configuration and its cache on the node.
+// Why not the exec shim beside this: that costs a process per call, and needs a
+// CNI configuration and its cache on the node.
 package cni
 
 import (
@@ -36,7 +36,7 @@ import (
 )
 
 const (
-	// Of metropolis/node/allocs.py: WORKLOAD_SOCKET, FIRST_HOP_MAC.
+	// As in metropolis/node/allocs.py: WORKLOAD_SOCKET, FIRST_HOP_MAC.
 	workloadSocket = "/run/metropolis/network/workload.sock"
 	firstHopMAC    = "02:9c:52:fe:6d:0a"
 	// socketVariable names another socket, for tests.
@@ -47,27 +47,27 @@ const (
 	statusTimeout = 5 * time.Second
 )
 
-// CNI gives namespaces their network. It is for any number of goroutines.
+// CNI gives namespaces their network. It is safe for concurrent use.
 type CNI interface {
 	// Setup gives the sandbox id its network, in the namespace at path.
 	// Repeating it returns the same. ErrCNINotInitialized: the service is
-	// away, or not ready, as Status says it.
+	// away or not ready, as Status reports.
 	Setup(ctx context.Context, id string, path string, opts ...NamespaceOpts) (*Result, error)
 	// SetupSerially does as Setup: there is one network.
 	SetupSerially(ctx context.Context, id string, path string, opts ...NamespaceOpts) (*Result, error)
-	// Remove takes the sandbox's network away; none is no error. path may be
-	// empty or gone; one that is another namespace than the sandbox's leaves
-	// everything as it is. With the service away it is a success as well,
-	// and carried out when the service is back, or before a Setup of the id.
-	// What the service or the kernel refuses is an error.
+	// Remove removes the sandbox's network; an absent one is no error. path
+	// may be empty or gone; if it is another namespace than the sandbox's,
+	// nothing changes. While the service is away Remove succeeds, too, and is
+	// carried out when the service is back, or before a Setup of the id. A
+	// refusal by the service or the kernel is an error.
 	Remove(ctx context.Context, id string, path string, opts ...NamespaceOpts) error
-	// Load changes what GetConfig tells, by all the options or, on an error,
-	// none.
+	// Load changes what GetConfig returns: by all the options or, on an
+	// error, by none.
 	Load(opts ...Opt) error
 	// Status is nil when Setup would have an address to give, else
-	// ErrCNINotInitialized and why.
+	// ErrCNINotInitialized with the reason.
 	Status() error
-	// GetConfig tells the settings and the one network.
+	// GetConfig returns the settings and the one network.
 	GetConfig() *ConfigResult
 }
 
@@ -93,17 +93,17 @@ func New(opts ...Opt) (CNI, error) {
 	conn, err := grpc.NewClient("unix:"+socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithNoProxy(),
-		// A service that is back is found at once, and not after minutes. Not
-		// by ResetConnectBackoff: that iterates over a map which the channel
-		// may be writing to (grpc 1.81, clientconn.go), and Go ends a process
-		// for that.
+		// A restarted service is found at once, not after minutes. Not by
+		// ResetConnectBackoff: that iterates over a map which the channel may
+		// be writing to (grpc 1.81, clientconn.go), and Go ends a process for
+		// that.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{
 				BaseDelay: 20 * time.Millisecond, Multiplier: 1.6,
 				Jitter: 0.2, MaxDelay: 100 * time.Millisecond,
 			},
-			// Of one attempt that is answered slowly; a socket that is
-			// not there, or refuses, says so at once.
+			// For one attempt that is answered slowly; a socket that is missing,
+			// or refuses, fails at once.
 			MinConnectTimeout: 20 * time.Second,
 		}),
 	)
@@ -177,15 +177,15 @@ func (c *client) Remove(ctx context.Context, id string, path string, _ ...Namesp
 	return explain(fmt.Sprintf("remove %q", id), c.removals.remove(ctx, target{id, path}), false)
 }
 
-// unready explains why a Setup failed. An unavailable service is away, or not
-// ready, or has too much to do with this sandbox: its status tells which.
+// unready explains why a Setup failed. An unavailable service is away, not
+// ready, or too busy with this sandbox: its status says which.
 func (c *client) unready(operation string, err error) error {
 	return explain(operation, err, status.Code(err) == codes.Unavailable && isAway(c.status(statusTimeout)))
 }
 
-// explain names the operation and, if there is no network to be had at all,
-// makes it go-cni's error. The service's words stay, and the gRPC status of all
-// other errors, so that containerd passes its code on.
+// explain names the operation and, if there is no network at all, makes it
+// go-cni's error. The service's message stays, and so does the gRPC status of
+// all other errors, so that containerd passes its code on.
 func explain(operation string, err error, uninitialized bool) error {
 	if err == nil {
 		return nil

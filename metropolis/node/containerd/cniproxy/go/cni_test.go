@@ -2,8 +2,8 @@
 
 package cni
 
-// With a service that can be away, late, wrong and back: TestClient*. With the
-// real one at CNIPROXY_SOCKET, and namespaces in CNIPROXY_NETNS: TestService*.
+// TestClient*: a service that can be away, late, wrong and back. TestService*
+// the real one at CNIPROXY_SOCKET, and namespaces in CNIPROXY_NETNS.
 
 import (
 	"context"
@@ -24,10 +24,10 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// generous is longer than anything takes.
+// generous is longer than any step takes.
 const generous = time.Minute
 
-// double is a service that answers as it is told.
+// double is a service whose answers the test sets.
 type double struct {
 	pb.UnimplementedWorkloadNetworkingServer
 	mu       sync.Mutex
@@ -41,7 +41,7 @@ type double struct {
 	asked    chan string   // names of methods, if it is not full
 }
 
-// was notes a call.
+// was records a call.
 func (d *double) was(method string) {
 	select {
 	case d.asked <- method:
@@ -159,7 +159,7 @@ func serve(t *testing.T, path string, d *double) (stop func()) {
 	}
 }
 
-// at makes a client as CRI does, of the socket at path.
+// at makes a client as CRI does, for the socket at path.
 func at(t *testing.T, path string) CNI {
 	t.Helper()
 	t.Setenv(socketVariable, path)
@@ -216,7 +216,7 @@ func TestClientNotReady(t *testing.T) {
 	}
 }
 
-// Unavailable for another reason than that there is no network.
+// The service is unavailable for another reason than a missing network.
 func TestClientBusy(t *testing.T) {
 	busy := status.Error(codes.Unavailable, "5 other calls for this workload are under way; try again")
 	path := socket(t)
@@ -228,7 +228,7 @@ func TestClientBusy(t *testing.T) {
 	}
 }
 
-// Removed at once for whoever asks, and in fact when there is a service.
+// Remove succeeds at once, and is carried out when there is a service.
 func TestClientRemoveWithoutAService(t *testing.T) {
 	d := &double{asked: make(chan string, 10)}
 	path := socket(t)
@@ -239,7 +239,7 @@ func TestClientRemoveWithoutAService(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	cancel() // that of one who has gone
+	cancel() // the caller has gone
 	if err := c.Remove(context.Background(), "b", ""); err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +254,7 @@ func TestClientRemoveWithoutAService(t *testing.T) {
 	}
 }
 
-// What is refused later goes on, and is an error for whoever asks again.
+// A removal that is refused later goes on; the next caller gets the error.
 func TestClientRemoveThatIsRefusedLater(t *testing.T) {
 	d := &double{
 		fail:  status.Error(codes.Internal, "detach \"a\": EBUSY"),
@@ -285,7 +285,7 @@ func TestClientRemoveThatIsRefusedLater(t *testing.T) {
 	}
 }
 
-// A service that takes calls and answers none is as good as away.
+// A service that accepts calls and does not answer counts as away.
 func TestClientRemoveFromASilentService(t *testing.T) {
 	d := &double{hang: make(chan struct{}), silent: true, asked: make(chan string, 10)}
 	path := socket(t)
@@ -296,7 +296,7 @@ func TestClientRemoveFromASilentService(t *testing.T) {
 	d.await(t, "Detach", "Status")
 }
 
-// A socket that nobody reads, as of a service that is stopped.
+// Nobody reads the socket, as when the service's process is stopped.
 func TestClientRemoveFromAStoppedService(t *testing.T) {
 	path := socket(t)
 	listener, err := net.Listen("unix", path)
@@ -309,7 +309,7 @@ func TestClientRemoveFromAStoppedService(t *testing.T) {
 	}
 }
 
-// One that is busy, and says so, is waited for.
+// Remove waits for a service that is busy and answers its status.
 func TestClientRemoveFromABusyService(t *testing.T) {
 	d := &double{
 		fail:  status.Error(codes.Internal, "detach \"a\": EBUSY"),
@@ -334,7 +334,7 @@ func TestClientRemoveFromABusyService(t *testing.T) {
 	}
 }
 
-// What was removed before is not removed after.
+// A removal from before a Setup does not remove what was set up.
 func TestClientSetupAfterARemoval(t *testing.T) {
 	d := &double{answer: good(), asked: make(chan string, 10)}
 	path := socket(t)
@@ -363,7 +363,7 @@ func TestClientSetupAfterARemoval(t *testing.T) {
 	d.await(t, "Attach")
 }
 
-// For any number of goroutines; the race detector looks on.
+// Concurrent calls; the race detector checks them.
 func TestClientAtOnce(t *testing.T) {
 	path := socket(t)
 	defer serve(t, path, &double{answer: good()})()
@@ -396,7 +396,7 @@ func TestClientAtOnce(t *testing.T) {
 	}
 }
 
-// All options or none.
+// Load takes all options or none.
 func TestClientLoadThatFails(t *testing.T) {
 	c := at(t, socket(t))
 	wrong := errors.New("wrong")
@@ -433,7 +433,7 @@ func TestClientRefusals(t *testing.T) {
 	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), `setup "a" at "/n"`) {
 		t.Errorf("Setup: %v", err)
 	}
-	// An answer: it is not tried again.
+	// This is an answer: it is not tried again.
 	if err := c.Remove(context.Background(), "a", "/n"); status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("Remove: %v", err)
 	}
@@ -506,7 +506,7 @@ func TestClientRequest(t *testing.T) {
 	}
 }
 
-// The JSON that containerd stores: as go-cni's, both ways.
+// The JSON that containerd stores is go-cni's, both ways.
 func TestClientResult(t *testing.T) {
 	made, err := newResult("/n", nil, good())
 	if err != nil {
@@ -591,7 +591,7 @@ func TestServiceLife(t *testing.T) {
 	if err != nil || string(one) != string(two) {
 		t.Errorf("again: %s, %v", two, err)
 	}
-	// A sandbox without a namespace, and ports that the service has not.
+	// A sandbox without a namespace, and ports, which the service lacks.
 	if _, err := c.Setup(ctx, "go-b", "/nowhere"); status.Code(err) != codes.NotFound {
 		t.Errorf("no namespace: %v", err)
 	}
@@ -599,7 +599,7 @@ func TestServiceLife(t *testing.T) {
 	if status.Code(err) != codes.Unimplemented {
 		t.Errorf("port mapping: %v", err)
 	}
-	// Another's namespace leaves it alone; its id alone is enough.
+	// Another's namespace leaves it alone; the id alone is enough.
 	if err := c.Remove(ctx, "go-a", netns[1]); err != nil {
 		t.Error(err)
 	}

@@ -4,8 +4,8 @@ package cni
 
 import "errors"
 
-// What errors.Is finds in what is returned. The texts are go-cni's, since
-// kubelet and people look for them.
+// The errors that errors.Is finds in returned ones. The texts are go-cni's,
+// since kubelet and people look for them.
 var (
 	ErrCNINotInitialized = errors.New("cni plugin not initialized")
 	ErrInvalidConfig     = errors.New("invalid cni config")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Go package's own tests, one by one; some with the real service."""
+"""The Go package's own tests, one by one; some use the real service."""
 
 import os
 import re
@@ -90,7 +90,7 @@ def test_every_test_is_run() -> None:
 
 
 def test_races_are_detected() -> None:
-    """By what Go says of how the program was built."""
+    """Read from Go's own record of how the program was built."""
     done = subprocess.run(
         ["go", "version", "-m", PROGRAM], capture_output=True, text=True, check=True
     )
@@ -98,7 +98,7 @@ def test_races_are_detected() -> None:
 
 
 def test_constants_are_the_node_s() -> None:
-    """What Go cannot import: the socket, and the first hop's MAC address."""
+    """Constants that Go cannot import: the socket, the first hop's MAC."""
     program = Path(PROGRAM).read_bytes()
     assert allocs.WORKLOAD_SOCKET.encode() in program
     assert allocs.FIRST_HOP_MAC.hex(":").encode() in program

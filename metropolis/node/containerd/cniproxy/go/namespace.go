@@ -2,8 +2,7 @@
 
 package cni
 
-// What Setup and Remove take beside id and path: it is written straight into
-// the request.
+// The options of Setup and Remove: each is written straight into the request.
 
 import (
 	"fmt"
@@ -35,14 +34,14 @@ type BandWidth struct {
 	EgressBurst  uint64
 }
 
-// DNS has what resolv.conf(5) of the pod has.
+// DNS has the settings of the pod's resolv.conf(5).
 type DNS struct {
 	Servers  []string
 	Searches []string
 	Options  []string
 }
 
-// WithLabels adds what is known of the pod: its name, namespace, UID.
+// WithLabels adds metadata of the pod: its name, namespace, UID.
 func WithLabels(labels map[string]string) NamespaceOpts {
 	return func(request *pb.AttachRequest) error {
 		request.Labels = clean(labels)

@@ -4,8 +4,8 @@ package cni
 
 import "slices"
 
-// What New takes. Nothing of it changes what is done; it is what
-// GetConfig tells, and thus what `crictl info` shows.
+// The options of New. They do not change what is done, only what GetConfig
+// returns, and so what `crictl info` shows.
 
 // interfaceName is the one interface of a sandbox, as CRI expects it.
 const interfaceName = "eth0"
@@ -19,10 +19,10 @@ type settings struct {
 // Opt is an option of New.
 type Opt func(s *settings) error
 
-// WithMinNetworkCount means nothing: there is one network, and lo.
+// WithMinNetworkCount is ignored: there is one network, and lo.
 func WithMinNetworkCount(int) Opt { return WithDefaultConf }
 
-// WithPluginDir is told by GetConfig.
+// WithPluginDir is reported by GetConfig.
 func WithPluginDir(dirs []string) Opt {
 	dirs = slices.Clone(dirs)
 	return func(s *settings) error {
@@ -31,7 +31,7 @@ func WithPluginDir(dirs []string) Opt {
 	}
 }
 
-// WithPluginConfDir is told by GetConfig.
+// WithPluginConfDir is reported by GetConfig.
 func WithPluginConfDir(dir string) Opt {
 	return func(s *settings) error {
 		s.pluginConfDir = dir
@@ -39,7 +39,7 @@ func WithPluginConfDir(dir string) Opt {
 	}
 }
 
-// WithPluginMaxConfNum is told by GetConfig.
+// WithPluginMaxConfNum is reported by GetConfig.
 func WithPluginMaxConfNum(count int) Opt {
 	return func(s *settings) error {
 		s.pluginMaxConfNum = count
@@ -47,10 +47,10 @@ func WithPluginMaxConfNum(count int) Opt {
 	}
 }
 
-// WithLoNetwork means nothing: the service brings lo up.
+// WithLoNetwork is ignored: the service brings lo up.
 func WithLoNetwork(*settings) error { return nil }
 
-// WithDefaultConf means nothing: the service's network is the one there is.
+// WithDefaultConf is ignored: the service's network is the only one.
 func WithDefaultConf(*settings) error { return nil }
 
 // ConfigResult is what GetConfig returns; containerd writes it as JSON.

@@ -17,49 +17,49 @@ import (
 
 // The deletion of a pod must not depend on the service: its namespace goes, and
 // with it all that the service made. But a namespace that somebody keeps open
-// stays, and the service would adopt what is in it when it is back. So for
-// whoever asks, a removal that finds the service away or silent is a success,
-// and it is tried again until it is done, for as long as this process lives:
+// stays, and the service would adopt its link when it is back. So if a removal
+// finds the service away or silent, its caller gets a success, and it is tried
+// again until it is done, for as long as this process lives:
 //
 //	Remove ─> attempt ─ done, refused ────────────────> returned
 //	             └ away, silent ─> nil; tried again ─ done ─> logged
 //	                                    └─ away, refused ─┘
 //
-// There is one removal of an id and path, however often it is asked for. Who
-// asks again has it tried again at once, and hears what comes of that. An id
-// that is set up again is removed first.
+// There is one removal for an id and path, however often it is requested. A
+// further Remove triggers an attempt at once, and returns its outcome. Setup
+// first completes the removals of its id.
 //
 // Why not on disk: after a restart of containerd, kubelet or containerd itself
 // removes what is left of pods; and the service keeps nothing on disk either.
 
 const (
-	// How long the service may say nothing before it is asked for its status;
-	// and how long it may take to answer that. One that answers is busy.
+	// How long the service may be silent before it is asked for its status,
+	// and how long that answer may take. A service that answers is busy.
 	silence = 900 * time.Millisecond
-	// Of one attempt: longer than the service waits for anything (30 s).
+	// For one attempt: longer than the service waits for anything (30 s).
 	attemptTimeout = 40 * time.Second
 	// Between attempts, doubling. With thousands of removals under way it may
-	// be longer: attempts of all together are no more often than each.
+	// be longer: all together attempt no more often than one alone.
 	retryFirst = 200 * time.Millisecond
 	retryMost  = 5 * time.Second
 	retryEach  = 5 * time.Millisecond
-	// Attempts at once, for a service that has just come back.
+	// Concurrent attempts, for a service that has just come back.
 	retriesAtOnce = 8
 )
 
 type target struct{ id, path string }
 
-// removal is one that is under way. Guarded by removals.mu but for prompt.
+// removal is one that is under way. Guarded by removals.mu, except prompt.
 type removal struct {
-	tried  chan struct{} // closed at the end of the attempt that comes next
-	err    error         // what came of the last one
-	prompt chan struct{} // holds one: try again at once
+	tried  chan struct{} // closed at the end of the next attempt
+	err    error         // the outcome of the last attempt
+	prompt chan struct{} // capacity 1: try again at once
 }
 
 type removals struct {
 	service  pb.WorkloadNetworkingClient
 	places   chan struct{}
-	patience time.Duration // with an answer to Status
+	patience time.Duration // how long to wait for an answer to Status
 
 	mu      sync.Mutex
 	pending map[target]*removal
@@ -74,7 +74,7 @@ func newRemovals(conn *grpc.ClientConn) *removals {
 	}
 }
 
-// remove returns what came of it, and nil if the service is away or silent.
+// remove returns the outcome, and nil if the service is away or silent.
 func (r *removals) remove(ctx context.Context, what target) error {
 	one, tried := r.begin(ctx, what)
 	for {
@@ -95,8 +95,8 @@ func (r *removals) remove(ctx context.Context, what target) error {
 	}
 }
 
-// settle has the removals of an id tried before the id is set up again, since
-// later they would remove what was set up. It returns why one is not done.
+// settle tries the removals of an id before the id is set up again, since later
+// they would remove what was set up. It returns why one is not done.
 func (r *removals) settle(ctx context.Context, id string) error {
 	r.mu.Lock()
 	var earlier []target
@@ -122,8 +122,8 @@ func (r *removals) settle(ctx context.Context, id string) error {
 	return nil
 }
 
-// begin makes a removal, or has the one that is under way tried again. It
-// returns what is closed when that has been tried.
+// begin makes a removal, or triggers an attempt of the one under way. It
+// returns a channel that is closed after that attempt.
 func (r *removals) begin(ctx context.Context, what target) (*removal, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -158,7 +158,7 @@ func (r *removals) longest() time.Duration {
 func (r *removals) carryOut(ctx context.Context, what target, one *removal) {
 	err := r.attempt(ctx, what)
 	if !isAway(err) {
-		// An answer, for whoever asked. One who is refused asks again.
+		// A final answer for the caller. A refused caller asks again.
 		r.tell(what, one, err, true)
 		return
 	}
@@ -186,7 +186,7 @@ func (r *removals) carryOut(ctx context.Context, what target, one *removal) {
 	log.G(ctx).Infof("cniproxy: remove %q: done, now that the service is back", what.id)
 }
 
-// tell lets those who wait know what came of an attempt.
+// tell wakes those who wait for the outcome of an attempt.
 func (r *removals) tell(what target, one *removal, err error, last bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -209,7 +209,7 @@ func (r *removals) attempt(ctx context.Context, what target) error {
 	return err
 }
 
-// answers tells whether the service answers at all, ready or not.
+// answers returns whether the service answers at all, ready or not.
 func (r *removals) answers(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, r.patience)
 	defer cancel()
@@ -217,9 +217,9 @@ func (r *removals) answers(ctx context.Context) bool {
 	return err == nil
 }
 
-// isAway tells whether nobody has begun what was asked for, or whether that is
-// not known: there is no service, it ends, or it had too much to do. All else
-// are answers.
+// isAway returns whether the service has not begun the request, or may not
+// have: there is no service, it ends, or it was too busy. All other errors are
+// answers.
 func isAway(err error) bool {
 	switch status.Code(err) {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:

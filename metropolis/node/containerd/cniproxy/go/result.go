@@ -12,8 +12,8 @@ import (
 // Result is what Setup made. containerd keeps it as JSON in its metadata
 // store, so the names of fields here are an on-disk format: go-cni's.
 type Result struct {
-	// By name: the sandbox's interface, and the host's side of it, which
-	// has no Sandbox.
+	// By name: the sandbox's interface, and the host's end of it, which has
+	// no Sandbox.
 	Interfaces map[string]*Config
 	DNS        []resultDNS
 	Routes     []route

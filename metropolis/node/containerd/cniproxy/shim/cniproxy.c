@@ -1,30 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// cniproxy: what a container runtime executes as a CNI plugin. It knows no CNI:
-// it hands its arguments, the CNI_ part of its environment and its stdin to the
-// network service, relays the answer to stdout and exits with the answer's
-// code. The protocol is spoken by metropolis/node/core/network/cni.
+// cniproxy: the program that a container runtime executes as a CNI plugin. It
+// does not know CNI: it sends its arguments, the CNI_ part of its environment
+// and its stdin to the network service, copies the answer to stdout and exits
+// with the answer's code. metropolis/node/core/network/cni has the protocol.
 //
 //   request:  "MCNI" version | argv, env, stdin lengths | argv | env | stdin
 //   answer:   "MCNI" version | exit code, length | stdout bytes
 //   receipt:  one byte, once the answer is on stdout
 //
 // Numbers are 32 bits, big endian; argv and env are NUL-terminated strings.
-// Without the receipt the service takes back an ADD: a runtime that killed this
+// Without the receipt the service undoes an ADD: a runtime that killed this
 // process never learns of the interface, and may never delete it. So a receipt
 // that cannot be sent is a failure.
 //
-// Nothing reaches stdout before the whole answer is here. When there is none,
-// the CNI error printed is this program's own: code 11 (try again later) if the
-// service is away or died, for STATUS 50 (not available), 5 (I/O failure) if our
-// own side is at fault.
+// Nothing is written to stdout before the whole answer is here. If there is no
+// answer, the CNI error printed is the shim's own: code 11 (try again later)
+// if the service is away or died, 50 (not available) for STATUS, 5 (I/O failure)
+// if the fault is on this side.
 //
-// Two operations are known here. STATUS, for that code; and DEL, which needs no
-// configuration, so whatever becomes of stdin is no reason not to delete: it is
-// closed, never ends, is too large.
+// It knows two operations: STATUS, for that code; and DEL, which needs no
+// configuration, so a stdin that is closed, never ends or is too large is no
+// reason not to delete.
 //
-// Static and without malloc, because a start is all it costs: a runtime runs it
-// once per operation. The buffer is in .bss; untouched pages are free.
+// Static and without malloc, because its start is its whole cost: a runtime runs
+// it once per operation. The buffer is in .bss; untouched pages are free.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -44,8 +44,8 @@
 #ifndef CNIPROXY_SOCKET
 #define CNIPROXY_SOCKET "/run/metropolis/network/cni.sock"
 #endif
-#define TIMEOUT_MS 60000  // of everything together; runtimes allow 2 to 4 minutes
-#define DEL_STDIN_MS 1000 // for what DEL does not need
+#define TIMEOUT_MS 60000  // for everything together; runtimes allow 2 to 4 minutes
+#define DEL_STDIN_MS 1000 // for the stdin of DEL, which needs none
 #define MAGIC 0x4d434e49u // "MCNI"
 #define VERSION 1u
 #define HEAD_MAX (1u << 20)   // argv and environment together
@@ -83,8 +83,8 @@ static _Noreturn void fail(int code, const char *msg, int err)
     exit(1);
 }
 
-// Returns 0 once fd is ready (or broken: the call that follows says how), else
-// an errno, ETIMEDOUT at the deadline.
+// Returns 0 once fd is ready (or broken: the next call reports it), else an
+// errno, ETIMEDOUT at the deadline.
 static int ready(int fd, short events)
 {
     struct pollfd p = { .fd = fd, .events = events };
@@ -119,7 +119,7 @@ static size_t read_all(int fd, char *to, size_t size, int code, const char *msg)
     return have;
 }
 
-// Reads stdin as read_all does; returns 0, nothing, when that cannot be done.
+// Reads stdin as read_all does; returns 0 bytes when that cannot be done.
 static size_t read_leniently(char *to, size_t size)
 {
     int64_t end = deadline;
@@ -155,8 +155,8 @@ static uint32_t pack(char *const *strings, const char *prefix, char *to, size_t 
 
 static int dial(void)
 {
-    // Only tests set the variable. It is no way in: secure_getenv() ignores it
-    // for a set-uid program, and who sets a runtime's environment is root.
+    // Only tests set the variable. It gives nobody more rights: secure_getenv()
+    // ignores it for a set-uid program, and a runtime's environment is root's.
     const char *path = secure_getenv("CNIPROXY_SOCKET");
     struct sockaddr_un to = { .sun_family = AF_UNIX };
     int64_t left = deadline - now_ms();
@@ -174,7 +174,7 @@ static int dial(void)
     }
     if (fd < 0)
         fail(CNI_IO_FAILURE, "socket", errno);
-    // Or a full backlog would hold connect() for ever.
+    // Otherwise a full backlog would block connect() for ever.
     if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience)))
         fail(CNI_IO_FAILURE, "setsockopt SO_SNDTIMEO", errno);
     while (connect(fd, (struct sockaddr *)&to, sizeof(to)))
@@ -211,7 +211,7 @@ int main(int argc, char **argv)
         await(fd, POLLOUT, CNI_TRY_AGAIN_LATER, lost);
         ssize_t n = send(fd, buf.byte + sent, size - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (n < 0 && (errno == EPIPE || errno == ECONNRESET))
-            break; // it hung up early; what it had to say can still be read
+            break; // it hung up early; its answer can still be read
         if (n < 0 && errno != EINTR && errno != EAGAIN)
             fail(CNI_TRY_AGAIN_LATER, lost, errno);
         sent += n > 0 ? (size_t)n : 0;
@@ -228,8 +228,8 @@ int main(int argc, char **argv)
         fail(CNI_TRY_AGAIN_LATER, "the network service broke off its answer", EPIPE);
 
     for (size_t put = 0; put < size;) {
-        // A pipe that polls ready takes 4 KiB. When nobody reads there is also
-        // nobody to tell.
+        // A pipe that polls ready takes 4 KiB. When nobody reads, nobody can be
+        // informed either.
         if (ready(1, POLLOUT))
             return 1;
         ssize_t n = write(1, buf.byte + put, size - put < 4096 ? size - put : 4096);

@@ -21,13 +21,13 @@ from metropolis.node.core.network.cni import wire
 from metropolis.node.core.network.cni.wire import Answer, Request
 
 PROGRAM = str(Path(os.environ["CNIPROXY"]).absolute())
-GENEROUS_S = 60.0  # for what should take no time, on a machine that is busy
+GENEROUS_S = 60.0  # far longer than any step takes, even on a busy machine
 
 type Behaviour = Callable[[socket.socket], None]
 
 
 class Service:
-    """A socket, and a thread that treats its first connection as told."""
+    """A socket, and a thread that handles its first connection by `behave`."""
 
     def __init__(self, path: Path, behave: Behaviour) -> None:
         self.path = path
@@ -169,7 +169,7 @@ def test_an_answer_byte_by_byte(path: Path) -> None:
 
 
 def test_an_answer_before_the_request_is_read(path: Path) -> None:
-    """An early refusal is seen, though the rest cannot be sent."""
+    """The shim sees an early refusal, though it cannot send the rest."""
 
     def behave(connection: socket.socket) -> None:
         connection.sendall(wire.encode_answer(Answer(b"refused", 1)))
@@ -309,7 +309,7 @@ def test_without_the_service_each_command_has_its_code(path: Path, command: str,
 
 @pytest.mark.parametrize("closing", ["exec 1>&-; exec ", "exec 0<&- 1>&-; exec "])
 def test_an_answer_is_not_received_without_a_stdout(path: Path, closing: str) -> None:
-    """Not even by the socket, which would have the number that is free."""
+    """The socket must not get the descriptor that is free."""
     exchange = Exchange(wire.encode_answer(Answer(b"for nobody")))
     with serving(path, exchange):
         run = subprocess.run(

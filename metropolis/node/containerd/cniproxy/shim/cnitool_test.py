@@ -2,9 +2,9 @@
 """The CNI project's cnitool, unmodified, with our configuration, the shim, the
 service and the kernel.
 
-Runs in a network namespace of its own. CNITOOL, CNIPROXY and CONFLIST name what
-is executed and read. cnitool makes the container's id of the namespace's path,
-and keeps results below /var/lib/cni.
+Runs in a network namespace of its own. CNITOOL, CNIPROXY and CONFLIST name the
+files. cnitool derives the container's id from the namespace's path, and keeps
+results below /var/lib/cni.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ INET, INET6, UDP = socket.AF_INET, socket.AF_INET6, socket.SOCK_DGRAM
 
 @pytest.fixture(scope="module", autouse=True)
 def host() -> None:
-    """What the network service prepares; and a place for cnitool's results."""
+    """Prepare what the network service would; and a place for results."""
     for command in (
         "ip link set lo up",
         f"ip address add {allocs.FIRST_HOP_IPV4}/32 dev lo",
@@ -58,7 +58,7 @@ def engine() -> Iterator[Engine]:
 
 
 class Cnitool:
-    """cnitool and the directories that it is told of."""
+    """cnitool and the directories that it is given."""
 
     def __init__(self, folder: Path) -> None:
         self.socket = folder / "run" / "cni.sock"
@@ -74,7 +74,7 @@ class Cnitool:
         }
 
     def run(self, command: str, pod: Pod, **env: str) -> subprocess.CompletedProcess[str]:
-        """Execute it, whatever comes of it."""
+        """Execute it, whether it succeeds or not."""
         return subprocess.run(
             [CNITOOL, command, "metropolis", pod.path],
             env=self._env | env,
@@ -85,13 +85,13 @@ class Cnitool:
         )
 
     def ok(self, command: str, pod: Pod, **env: str) -> str:
-        """Execute it; it says nothing of an error."""
+        """Execute it; it must report no error."""
         done = self.run(command, pod, **env)
         assert (done.returncode, done.stderr) == (0, ""), done
         return done.stdout
 
     def refused(self, command: str, pod: Pod, **env: str) -> str:
-        """Execute it; it fails, and says this."""
+        """Execute it; it must fail with this error."""
         done = self.run(command, pod, **env)
         assert done.returncode == 1, done
         return done.stderr
@@ -99,7 +99,7 @@ class Cnitool:
 
 @pytest.fixture
 def cnitool(engine: Engine, tmp_path: Path) -> Iterator[Cnitool]:
-    """With the service's socket, which is served by a thread."""
+    """cnitool with the service's socket, which a thread serves."""
     made = Cnitool(tmp_path)
     loop = asyncio.new_event_loop()
     task = loop.create_task(CniServer(engine, made.socket).run())
@@ -110,7 +110,7 @@ def cnitool(engine: Engine, tmp_path: Path) -> Iterator[Cnitool]:
 
     thread = threading.Thread(target=serve)
     thread.start()
-    # The first turn of the loop binds; a call put there then follows it.
+    # The first iteration of the loop binds; a callback put there then follows.
     asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(GENEROUS_S)
     assert made.socket.exists()
     yield made
@@ -127,7 +127,7 @@ def pod() -> Iterator[Pod]:
 
 
 def addresses(result: dict[str, Any]) -> tuple[str, str]:
-    """Of both families, of a result."""
+    """Return the addresses of both families in a result."""
     four, six = (ip_interface(one["address"]).ip for one in result["ips"])
     assert (type(four), type(six)) == (IPv4Address, IPv6Address)
     return str(four), str(six)
@@ -181,8 +181,8 @@ def test_nothing_is_left_after_del(cnitool: Cnitool, pod: Pod, engine: Engine) -
 
 
 def test_gc(cnitool: Cnitool, engine: Engine) -> None:
-    """cnitool deletes what it has a result of, and then has the plugin collect
-    without saying what is live, which is refused: what others attached stays.
+    """cnitool deletes what it has a result of, then asks the plugin to collect
+    without a list of live ones, which is refused: other attachments stay.
     """
     with pods(3) as made:
         engine.attach(AttachIntent("other", made[2].path, "eth0"))

@@ -33,18 +33,18 @@ NETWORKS: Final = ("10.200.0.0/16:24", "fd00:200::/48:64")
 
 
 async def eventually[T](value: event.Value[T], where: Callable[[T], bool]) -> T:
-    """The first newest value of which `where` is true."""
+    """Return the first newest value for which `where` is true."""
     async with asyncio.timeout(WAIT_S):
         return await value.watch().get(where)
 
 
 def key_of(name: str) -> bytes:
-    """A public key, the same for the same name."""
+    """Return a public key, the same for the same name."""
     return hashlib.sha256(name.encode()).digest()
 
 
 class Log(logging.Handler):
-    """What is logged, to be waited for."""
+    """Collects log lines, which tests can wait for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,11 +56,11 @@ class Log(logging.Handler):
         self._came.set()
 
     def count(self, text: str) -> int:
-        """How many lines have it."""
+        """Return how many lines contain it."""
         return sum(text in record.getMessage() for record in self.records)
 
     async def wait(self, text: str, times: int = 1) -> None:
-        """Until so many lines have it."""
+        """Wait until so many lines contain it."""
         async with asyncio.timeout(WAIT_S):
             while self.count(text) < times:
                 self._came.clear()
@@ -68,7 +68,7 @@ class Log(logging.Handler):
 
     @contextlib.contextmanager
     def of_all(self) -> Iterator[Self]:
-        """Take what every logger logs."""
+        """Collect from every logger."""
         root = logging.getLogger()
         level = root.level
         root.addHandler(self)
@@ -81,8 +81,8 @@ class Log(logging.Handler):
 
 
 class Machine:
-    """One node. `async with` runs it; leaving is a crash: it says goodbye to
-    nobody. A new one of the same name is the machine after a restart.
+    """One node. `async with` runs it; leaving is a crash, without a goodbye.
+    A new one of the same name is the machine after a restart.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Machine:
         assert await self._task == []
 
     async def joined(self) -> tuple[IPNetwork, ...]:
-        """Wait until others can read of it (again); what it holds then."""
+        """Wait until others read its record (again); return its prefixes."""
         async with asyncio.timeout(WAIT_S):
             await self.published.get()
         return self.curator.pod_prefixes.peek().prefixes
@@ -145,12 +145,12 @@ class Machine:
     async def has_prefixes(
         self, where: Callable[[tuple[IPNetwork, ...]], bool]
     ) -> tuple[IPNetwork, ...]:
-        """Wait for prefixes of which `where` is true."""
+        """Wait for prefixes for which `where` is true."""
         found = await eventually(self.curator.pod_prefixes, lambda pods: where(pods.prefixes))
         return found.prefixes
 
     async def sees(self, where: Callable[[dict[str, Peer]], bool]) -> dict[str, Peer]:
-        """Wait for peers of which `where` is true."""
+        """Wait for peers for which `where` is true."""
         table = self.curator.peers
         async with asyncio.timeout(WAIT_S):
             with table.watch() as watcher:
@@ -176,54 +176,54 @@ class Cluster:
         timing: Timing = TIMING,
         underlay: str = "",
     ) -> Machine:
-        """Not running yet."""
+        """Make a machine that does not run yet."""
         return Machine(
             self.server.endpoints, self.files, node_id,
             held=held, key=key, timing=timing, underlay=underlay,
         )  # fmt: skip
 
     async def connect(self) -> etcd.Etcd:
-        """A client; close it."""
+        """Connect a client; the caller closes it."""
         return await etcd.dial(self.server.endpoints, self.files)
 
     async def init(self, *networks: str, mtu: int | None = None) -> None:
-        """What `metroctl cluster init` does."""
+        """Do as `metroctl cluster init`."""
         config = records.ClusterConfig(_pod_networks(networks), mtu)
         async with await self.connect() as client:
             await administration.init(client, config)
 
     async def set_networks(self, *networks: str) -> None:
-        """What `metroctl cluster set-networks` does."""
+        """Do as `metroctl cluster set-networks`."""
         async with await self.connect() as client:
             await administration.set_networks(client, _pod_networks(networks))
 
     async def remove(self, node_id: str) -> None:
-        """What `metroctl node remove` does."""
+        """Do as `metroctl node remove`."""
         async with await self.connect() as client:
             await administration.remove(client, node_id)
 
     async def forget(self, node_id: str) -> None:
-        """What `metroctl node forget` does."""
+        """Do as `metroctl node forget`."""
         async with await self.connect() as client:
             await administration.forget(client, node_id)
 
     async def put(self, key: bytes, value: bytes, lease: int = 0) -> None:
-        """What a rogue does."""
+        """Write a key as a rogue does."""
         async with await self.connect() as client:
             await client.commit(Transaction({}, (Put(key, value, lease),)))
 
     async def delete(self, *gone: bytes) -> None:
-        """What a rogue does."""
+        """Delete keys as a rogue does."""
         async with await self.connect() as client:
             await client.commit(Transaction({}, (), gone))
 
     async def holders(self) -> dict[IPNetwork, str]:
-        """Who holds what, in former networks too."""
+        """Return the holder of each prefix, also in former networks."""
         async with await self.connect() as client:
             return _holders(await client.list(keys.ROOT))
 
     async def claims(self) -> dict[IPNetwork, str]:
-        """Who holds what now."""
+        """Return the holder of each prefix now."""
         async with await self.connect() as client:
             return claims(await client.list(keys.ROOT))
 
@@ -234,7 +234,7 @@ def _pod_networks(texts: Sequence[str]) -> tuple[records.PodNetwork, ...]:
 
 
 def claims(listing: etcd.Listing) -> dict[IPNetwork, str]:
-    """Who holds what; checks that nobody has two of a family."""
+    """Return holders; check that no node has two prefixes of a family."""
     held = _holders(listing)
     number = Counter((prefix.version, node_id) for prefix, node_id in held.items())
     assert all(count == 1 for count in number.values()), number
@@ -252,7 +252,7 @@ def _holders(listing: etcd.Listing) -> dict[IPNetwork, str]:
 
 
 def files_of(credentials: Credentials) -> Files:
-    """As the curator takes them."""
+    """Return the files as the curator takes them."""
     return Files(*map(str, (credentials.ca, credentials.cert, credentials.key)))
 
 
@@ -260,7 +260,7 @@ def files_of(credentials: Credentials) -> Files:
 async def start(
     directory: Path, *networks: str, options: Sequence[str] = (), mtu: int | None = None
 ) -> AsyncIterator[Cluster]:
-    """A cluster on loopback; without networks, one nobody has initialised.
+    """Start a cluster on loopback; without networks it is not initialised.
 
     Its server may move to ELSEWHERE.
     """

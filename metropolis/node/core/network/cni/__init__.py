@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CNI, spoken by the network service: how stock runtimes reach it.
+"""CNI, served by the network service: how stock runtimes use it.
 
     containerd, CRI-O, Podman, nerdctl
         | exec, per operation
@@ -12,18 +12,18 @@
     stdout and exit code, back through cniproxy
 
 `wire`, `capabilities`, `protocol` and `result` are pure; `adapter` calls the
-engine and owns what must hold between calls; `server` moves bytes. CNI 0.3.1,
-0.4.0, 1.0.0 and 1.1.0 are spoken. One network exists, whatever a configuration
-calls it; the name decides only what a garbage collection looks at.
+engine and has the rules between calls; `server` moves bytes. The versions are
+CNI 0.3.1, 0.4.0, 1.0.0, 1.1.0. There is one network, whatever a configuration
+calls it; only garbage collection uses the name.
 
-Access: the socket is 0600 in a 0700 directory, so its caller is root, as the
-runtime that executes plugins is. No peer credentials are looked at.
+Access: the socket is 0600 in a 0700 directory, so its caller is root, as is the
+runtime that executes plugins. Peer credentials are not checked.
 
-Limits: see the table in `capabilities`. A configuration's name is its owner's
-in the records, so a network that is renamed leaves what it attached before to
+Limits: see the table in `capabilities`. A configuration's name is the owner in
+the records, so after a network is renamed its former attachments are left to
 DEL, or to the end of the namespace.
 
 Why not a plugin that does the work itself: it would start an interpreter per
-operation, and keep what it knows in files. Why not gRPC from C: this frame is
-ten lines on either side.
+operation, and keep its state in files. Why not gRPC from C: this frame is ten
+lines on either side.
 """

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CNI commands carried out by the engine, and what must hold between them.
+"""CNI commands carried out by the engine, and the rules between them.
 
-- An ADD whose answer nobody received is taken back: a runtime that killed the
+- An ADD is undone if nobody received its answer: a runtime that killed the
   plugin need not send a DEL (containerd#12926). Only what this very ADD created
   is removed, and ADD and DEL of one container wait for each other, so a retry
   sees either the attachment or nothing.
-- An ADD whose caller has gone before its turn came is not begun.
-- GC is the engine's Collect, of what the network of this name has attached: a
-  runtime's list is of one network, so what is not in it may be another's, or of
-  callers that do not speak CNI. What has no owner, since it was made before
-  owners were recorded, is left alone, too. Every ADD counts as live from its
-  arrival here until its answer was received. Runtimes must not run GC beside an
-  ADD at all; this holds even if one does. What cannot be seen from here: an ADD
-  that was answered after the runtime wrote its list and before GC came.
-- STATUS says whether an ADD would be served, also when no address is left for
-  one. The API's Status does not go so far: a node that is full is not broken.
+- An ADD whose caller has gone while it waited is not begun.
+- GC is the engine's Collect, limited to attachments of this name's network:
+  a runtime's list is of one network, so others may belong to another, or to
+  callers that do not use CNI. Attachments without an owner, from before owners
+  were recorded, stay, too. Every ADD counts as live from its arrival here until
+  its answer was received. Runtimes must not run GC beside an ADD at all; it is
+  safe even if one does. It cannot detect an ADD that was answered after the
+  runtime wrote its list and before GC came.
+- STATUS fails if an ADD would not be served, also when no address is left for
+  it. The API's Status does not go so far: a full node is not broken.
 - CHECK is the engine's Check, from inside the container's namespace, and a
-  comparison of prevResult with what the engine knows.
-- Repeating an ADD returns the attachment that is there, as over gRPC.
+  comparison of prevResult with the engine's attachment.
+- Repeating an ADD returns the existing attachment, as over gRPC.
 
-The engine blocks; its calls run in threads of the given executor, but for
+The engine blocks; its calls run in threads of the given executor, except
 STATUS, which must not wait behind attaches.
 """
 
@@ -48,50 +48,50 @@ _logger = logging.getLogger(__name__)
 
 _SMALL = 64 << 10  # stdin that is parsed in the event loop, bytes
 
-# What an ADD takes from stdin; all else of a request is from the environment.
+# The keys of stdin that an ADD uses; all else comes from the environment.
 _CONFIGURED = frozenset({"requested_ip", "requested_mac"})
 
-# Gives the answer to the caller; False if it is known not to have arrived.
+# Sends the answer to the caller; False if it certainly did not arrive.
 type Deliver = Callable[[Answer], Awaitable[bool]]
 
 
 class Engine(Protocol):
-    """What is needed of workloads.engine.Engine."""
+    """The methods of workloads.engine.Engine that are used here."""
 
     def attach(self, intent: AttachIntent, /) -> Attachment:
-        """Make an interface, or return it if it is there."""
+        """Make an interface, or return the existing one."""
 
     def detach(self, workload_id: str, netns_path: str = "", if_name: str = "") -> None:
-        """Remove what there is."""
+        """Remove it, if it exists."""
 
     def list(self, workload_id: str = "") -> Sequence[Attachment]:
-        """Return what there is, of one workload or of all."""
+        """Return the attachments of one workload or of all."""
 
     def check(self, workload_id: str, if_name: str = "", netns_path: str = "") -> Sequence[Checked]:
-        """Compare with the kernel; raise NotAttached when there is nothing."""
+        """Compare with the kernel; raise NotAttached if there is none."""
 
     def protect(self, workload_id: str) -> AbstractContextManager[None]:
-        """Keep Collect away from a workload for a `with` block."""
+        """Keep Collect from a workload's attachments for a `with` block."""
 
     def collect(
         self, is_live: Callable[[str, str], bool], *, of_owner: Callable[[str], bool]
     ) -> Collected:
-        """Remove what is not live, of owners of which `of_owner` is true, but
-        nothing of workloads that are protected at any time meanwhile.
+        """Remove attachments that are not live, of owners for which `of_owner`
+        is true, except those of workloads that are protected meanwhile.
         """
 
     def problems(self) -> dict[str, str]:
-        """Say why no attach is served, as "attach", and what else is wrong."""
+        """Return why no attach is served, as "attach", and other problems."""
 
     def check_room(self) -> None:
         """Raise Exhausted when an attach would get no address."""
 
 
 class Adapter:
-    """Serves an execution per `serve` call, any number at once, on one loop.
+    """Serves an execution per `serve` call, concurrently, on one event loop.
 
-    patience_s: how long an operation waits for another one on its container;
-    as long as the shim does for everything.
+    patience_s: how long an operation waits for another one on its container,
+    seconds; as long as the shim's limit for everything.
     """
 
     patience_s = 60.0
@@ -100,13 +100,13 @@ class Adapter:
         """Make one; its owner shuts down engine and executor."""
         self._engine = engine
         self._executor = executor
-        # By container id; a lock lives as long as somebody holds or awaits it.
+        # By container id; a lock lives while somebody holds or awaits it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def serve(self, request: Request, deliver: Deliver, gone: Callable[[], bool]) -> None:
-        """Carry out a request and deliver its answer, whatever it holds.
+        """Carry out a request and deliver its answer, for any input.
 
-        `gone` tells whether the caller has been seen to hang up.
+        `gone` returns whether the caller is known to have hung up.
         """
         try:
             if len(request.stdin) <= _SMALL:
@@ -125,9 +125,9 @@ class Adapter:
     async def _run(self, command: protocol.Command) -> Answer:
         match command:
             case Del():
-                async with self._hold(command.container_id):
-                    # No ADD takes what is invalid, so there is none of it; but
-                    # runtimes delete also what they could not add.
+                async with self._exclusive(command.container_id):
+                    # No ADD accepts an invalid id, so nothing is to delete;
+                    # but runtimes also delete what they could not add.
                     with contextlib.suppress(errors.InvalidArgument):
                         await self._detach(command.container_id, command.netns, command.if_name)
             case Check():
@@ -143,7 +143,7 @@ class Adapter:
         return Answer(b"")
 
     async def _guarded(self, command: protocol.Command, running: Awaitable[Answer]) -> Answer:
-        """Turn every error into an answer of the command's version."""
+        """Turn every error into an answer in the command's version."""
         name = type(command).__name__.upper()
         try:
             return await running
@@ -169,7 +169,7 @@ class Adapter:
             _logger.error("ADD %s %s: not received, not taken back: %s", *add.key, error)
 
     async def _add_protected(self, add: Add, deliver: Deliver, gone: Callable[[], bool]) -> None:
-        async with self._hold(add.container_id):
+        async with self._exclusive(add.container_id):
             if gone():
                 _logger.warning("ADD %s %s: caller has gone, not begun", *add.key)
                 return
@@ -219,7 +219,7 @@ class Adapter:
             raise CniError(Code.CHECK_FAILED, "not as it was added", "; ".join(found)[:2000])
 
     def _status(self) -> None:
-        """Not in the executor, where it might wait for attaches."""
+        """Check STATUS. Not in the executor, where it might wait."""
         problems = self._engine.problems()
         if not problems:
             try:
@@ -252,7 +252,7 @@ class Adapter:
         return await loop.run_in_executor(self._executor, lambda: call(*args, **kwargs))
 
     @contextlib.asynccontextmanager
-    async def _hold(self, container_id: str) -> AsyncIterator[None]:
+    async def _exclusive(self, container_id: str) -> AsyncIterator[None]:
         lock = self._locks.setdefault(container_id, asyncio.Lock())
         try:
             async with asyncio.timeout(self.patience_s):

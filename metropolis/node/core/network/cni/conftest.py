@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests with the real shim share."""
+"""Fixtures of the tests with the real shim."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ def netns() -> Iterator[Netns]:
 
 @pytest.fixture(scope="module", autouse=True)
 def host() -> None:
-    """What the network service prepares."""
+    """Prepare what the network service would."""
     run("ip", "link", "set", "lo", "up")
     run("ip", "address", "replace", f"{allocs.FIRST_HOP_IPV4}/32", "dev", "lo")
 
@@ -41,7 +41,7 @@ def engine() -> Iterator[GatedEngine]:
 
 @pytest.fixture
 async def service(engine: GatedEngine, tmp_path: Path) -> AsyncIterator[Path]:
-    """The socket of a server that serves."""
+    """Run a server; yield its socket."""
     path = tmp_path / "run" / "cni.sock"
     task = asyncio.create_task(CniServer(engine, path).run())
     await until(path.exists)

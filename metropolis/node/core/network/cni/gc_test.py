@@ -50,7 +50,7 @@ EVERYTHING: dict[str, Any] = {"cni.dev/valid-attachments": []}
 async def test_gc_spares_what_has_no_owner(
     service: Path, engine: GatedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As attachments have that were made before owners were recorded."""
+    """As attachments from before owners were recorded."""
     spaces = [Netns() for _ in range(2)]
     await cni(service, "ADD", "new", spaces[0].path)
     with monkeypatch.context() as patch:
@@ -89,7 +89,7 @@ async def test_gc_spares_an_add_in_flight(service: Path, engine: GatedEngine) ->
 
 
 async def start_gc_and_stop_it(service: Path, engine: GatedEngine) -> asyncio.Task[Any]:
-    """Start a collection of everything; return when it has seen what is."""
+    """Start a collection of everything; return when it has read the state."""
     engine.seen.clear()
     collecting = asyncio.create_task(cni(service, "GC", **EVERYTHING))
     await asyncio.to_thread(engine.collecting.acquire)
@@ -123,7 +123,7 @@ async def test_gc_spares_what_is_not_what_it_saw(
 async def test_gc_spares_an_add_that_waits_for_its_turn(
     service: Path, engine: GatedEngine, netns: Netns
 ) -> None:
-    """It has not come to the engine yet; its attachment is there already."""
+    """It has not reached the engine yet; its attachment exists already."""
     await cni(service, "ADD", "c1", netns.path)
     engine.arrived.acquire()
     collecting = await start_gc_and_stop_it(service, engine)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Others: in the same chain, on the same node, in the same pod.
+"""Other plugins: in the same chain, on the same node, in the same pod.
 
-With the real shim, both sockets of the service, and the kernel; as runtimes
-execute it.
+With the real shim, both sockets of the service, and the kernel; executed as by
+runtimes.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ EVERYTHING: dict[str, Any] = {"cni.dev/valid-attachments": []}
 
 @pytest.fixture
 def client(engine: GatedEngine, tmp_path: Path) -> Iterator[Client]:
-    """Of the API of the same engine."""
+    """Return a client of the same engine's API."""
     path = tmp_path / "workload.sock"
     server = WorkloadServer(engine, path)
     server.start()
@@ -52,7 +52,7 @@ async def add(service: Path, container: str, pod: Pod, name: str, **more: Any) -
 
 
 async def collect_cni(service: Path, engine: GatedEngine, name: str) -> set[str]:
-    """GC of a network, nothing of which is valid; who is left."""
+    """Run a GC of a network without valid attachments; return the rest."""
     assert await cni(service, "GC", name=name, **EVERYTHING) is None
     return {one.workload_id for one in engine.list()}
 
@@ -60,7 +60,7 @@ async def collect_cni(service: Path, engine: GatedEngine, name: str) -> set[str]
 async def test_a_collection_is_of_its_owner_alone(
     service: Path, engine: GatedEngine, client: Client
 ) -> None:
-    """Each owner's leaves all the others', in each order."""
+    """Each owner's GC leaves the others' attachments, in each order."""
     with pods(5) as (one, two, three, four, five):
 
         async def everything() -> None:
@@ -99,7 +99,7 @@ async def test_a_collection_is_of_its_owner_alone(
 async def test_what_has_no_owner_is_not_collected(
     service: Path, engine: GatedEngine, client: Client
 ) -> None:
-    """As older versions made it: by neither side, whatever is valid."""
+    """Attachments of older versions: no GC removes them."""
     with pods(1) as (pod,):
         intent = AttachIntent("old", pod.path, "eth0", owner="")
         await asyncio.to_thread(engine.attach, intent)
@@ -229,7 +229,7 @@ async def test_del_works_when_nothing_can_be_added(
 async def test_what_containerd_and_crio_send(
     service: Path, engine: GatedEngine, netns: Netns, version: str
 ) -> None:
-    """With all capabilities declared, and nothing asked for by most of them."""
+    """All capabilities are declared, and most ask for nothing."""
     args = (
         "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;"
         "K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=7f2c;K8S_POD_NEW=x"
@@ -268,7 +268,7 @@ async def test_what_containerd_and_crio_send(
 
 
 async def test_a_chain_that_makes_the_routes_again(service: Path, netns: Netns) -> None:
-    """As `route-override` does, of a result, which does not say what address a
+    """As `route-override` does; a result does not say what source address a
     route prefers.
     """
     result = await cni(service, "ADD", "c1", netns.path, name="chain")
@@ -284,7 +284,7 @@ async def test_a_chain_that_makes_the_routes_again(service: Path, netns: Netns) 
 
 
 async def test_a_chain_that_changes_the_interface(service: Path, netns: Netns) -> None:
-    """As `tuning` and `sbr` do, with results that say so."""
+    """As `tuning` and `sbr` do, with results that include their changes."""
     result = await cni(service, "ADD", "c1", netns.path, name="chain")
     netns.run("ip", "link", "set", "eth0", "address", "02:aa:00:00:00:07", "mtu", "1300")
     netns.run("ip", "address", "add", "192.0.2.7/24", "dev", "eth0")
@@ -307,7 +307,7 @@ async def test_a_chain_that_changes_the_interface(service: Path, netns: Netns) -
 async def test_several_networks_of_one_pod(
     service: Path, engine: GatedEngine, netns: Netns
 ) -> None:
-    """As Multus has them: one container, a network and an interface each."""
+    """As Multus does: one container, a network and an interface each."""
     first = await cni(service, "ADD", "c1", netns.path, name="cluster")
     wanted = {"cni": {"ips": ["10.192.0.77"], "mac": "02:ab:00:00:00:01", "unknown": 7}}
     second = await cni(service, "ADD", "c1", netns.path, name="storage", IFNAME="net1", args=wanted)

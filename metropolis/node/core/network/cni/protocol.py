@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CNI exec protocol: an execution in, a command or an error out; pure.
 
-Follows the CNI specification 1.1.0, sections 2 (parameters, operations) and 5
-(errors). What differs between versions: CHECK exists from 0.4.0 on, GC and
-STATUS from 1.1.0 on. Results are in `result`.
+It follows the CNI specification 1.1.0, sections 2 (parameters, operations) and
+5 (errors). Versions differ: CHECK exists from 0.4.0 on, GC and STATUS from
+1.1.0 on. Results are in `result`.
 
-Stricter than some plugins: a capability that is not implemented is an error,
-see `capabilities`. More lenient in DEL, which looks at nothing but the id, the
-interface and the namespace in the environment: what was once added can always
-be deleted, whatever has become of its configuration, or of the runtime that
-should send it.
+It is stricter than some plugins: an unsupported capability is an error, see
+`capabilities`. DEL is more lenient: it reads only the id, the interface
+and the namespace in the environment: any attachment can always be deleted,
+whatever has become of its configuration, or of the runtime that should send it.
 """
 
 import enum
@@ -25,15 +24,15 @@ from typing import Any, NoReturn, cast
 from metropolis.node.core.network.cni import capabilities
 from metropolis.node.core.network.cni.wire import Answer, Request
 
-# A JSON value; objects are what callers mostly want.
+# A JSON value; callers mostly want objects.
 type Json = dict[str, Any]
 type Address = IPv4Address | IPv6Address
-# What identifies an attachment: CNI_CONTAINERID and CNI_IFNAME.
+# The identity of an attachment: CNI_CONTAINERID and CNI_IFNAME.
 type Key = tuple[str, str]
 
 VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 LATEST = VERSIONS[-1]
-# What a configuration without cniVersion is of, says the specification.
+# The version of a configuration without cniVersion, by the specification.
 UNSTATED_VERSION = "0.1.0"
 
 _SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
@@ -57,7 +56,7 @@ class Code(enum.IntEnum):
     INVALID_CONFIG = 7
     TRY_AGAIN_LATER = 11
     NOT_AVAILABLE = 50  # STATUS: an ADD would fail
-    LIMITED = 51  # STATUS: and what is attached may have less than it should
+    LIMITED = 51  # STATUS: existing containers may have limited connectivity
     ALREADY_EXISTS = 100
     EXHAUSTED = 101
     KERNEL_REFUSED = 102
@@ -85,11 +84,11 @@ class CniError(Exception):
 
 
 def owner_of(network: str) -> str:
-    """The owner of what is attached for a network, at most 255 characters.
+    """Return the owner of a network's attachments, at most 255 characters.
 
-    A name that is longer, which the specification allows, is cut and has its
-    hash at the end, after a character that names do not have: nothing is
-    refused that was not before, and each network is an owner of its own.
+    A longer name, which the specification allows, is cut and has its hash at
+    the end, after a character that names do not have: so every name is
+    accepted, and each network is an owner of its own.
     """
     owner = f"cni {network}"
     if len(owner) <= _OWNER_MAX:
@@ -116,14 +115,14 @@ class Add:
 
     @property
     def key(self) -> Key:
-        """What identifies the attachment."""
+        """Return the identity of the attachment."""
         return self.container_id, self.if_name
 
 
 @dataclass(frozen=True)
 class Del:
-    """DEL. `netns` is empty when it was not given or can be no path. Id and
-    interface may be what no ADD takes.
+    """DEL. `netns` is empty if it is absent or cannot be a path. Id and
+    interface may be ones that no ADD accepts.
     """
 
     version: str
@@ -134,7 +133,7 @@ class Del:
 
 @dataclass(frozen=True)
 class Check:
-    """CHECK. `prev_result` is what ADD returned in the end."""
+    """CHECK. `prev_result` is the final result of ADD."""
 
     version: str
     container_id: str
@@ -145,7 +144,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Gc:
-    """GC of a network. `valid` is what stays."""
+    """GC of a network. `valid` lists the attachments to keep."""
 
     version: str
     valid: frozenset[Key]
@@ -161,7 +160,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Version:
-    """VERSION. `version` is what the caller said it speaks."""
+    """VERSION. `version` is the one that the caller speaks."""
 
     version: str
 
@@ -170,12 +169,12 @@ type Command = Add | Del | Check | Gc | Status | Version
 
 
 def encode(value: Json) -> bytes:
-    """JSON as a plugin prints it. ASCII, so that it holds any string."""
+    """Encode JSON as a plugin prints it, in ASCII, so it holds any string."""
     return json.dumps(value, allow_nan=False).encode() + b"\n"
 
 
 def parse(request: Request) -> Command:
-    """Understand one execution; raise CniError, and nothing else."""
+    """Parse one execution; raise CniError, and nothing else."""
     command = request.env.get("CNI_COMMAND", "")
     if command == "DEL":
         return _parse_del(request)
@@ -244,7 +243,7 @@ def _version(config: Json, command: str) -> str:
 
 
 def _stated_version(stdin: bytes) -> str:
-    """Read what VERSION is asked with, if anything; it always answers."""
+    """Return the version that VERSION comes with; it always answers."""
     try:
         config = _decode(stdin)
     except CniError:
@@ -319,8 +318,8 @@ def _args(env: Mapping[str, str]) -> dict[str, str]:
 def _addresses(values: object, source: str) -> tuple[Address, ...]:
     """Parse requested addresses, at most one per family.
 
-    A prefix length may come with each and means nothing here: workloads are
-    given host routes.
+    A prefix length may come with each and is ignored here: workloads get host
+    routes.
     """
     if not isinstance(values, list):
         _fail(Code.INVALID_CONFIG, f"{source} is {values!r:.80}", "a list of addresses is expected")
@@ -354,17 +353,17 @@ def _object(config: Json, name: str) -> Json:
 
 
 def _args_of_config(config: Json) -> Json:
-    """`args.cni`; what is no object is no args of CNI, and ignored."""
+    """Return `args.cni`; a value that is no object is ignored."""
     args = config.get("args")
     own = args.get("cni") if isinstance(args, dict) else None
     return own if isinstance(own, dict) else {}
 
 
 def _dns(config: Json, runtime: Json) -> Json:
-    """Merge the configuration's own dns with what the runtime asks for.
+    """Merge the configuration's own dns with the runtime's.
 
     The capability has other names (servers, searches) than the result, and
-    go-cni, which has no JSON names of its own, begins them with capitals.
+    go-cni, which sets no JSON names, capitalises them.
     """
     dns: Json = {}
     own = _object(config, "dns")
@@ -382,7 +381,7 @@ def _dns(config: Json, runtime: Json) -> Json:
 
 
 def _prev_result(config: Json) -> Json | None:
-    """Check that the lists of a result are lists of objects, and no more."""
+    """Check only that the lists of a result are lists of objects."""
     if config.get("prevResult") is None:
         return None
     result = _object(config, "prevResult")
@@ -429,8 +428,8 @@ def _parse_add(version: str, env: Mapping[str, str], config: Json) -> Add:
 
 
 def _parse_del(request: Request) -> Del:
-    """Of the configuration only the version is looked for, to answer in it. An
-    id or an interface that no ADD takes is no error: there is none of it.
+    """Parse DEL. The configuration is read only for the answer's version. An id
+    or an interface that no ADD accepts is no error: nothing exists by it.
     """
     stated = _stated_version(request.stdin)
     version = stated if stated in VERSIONS else LATEST
@@ -453,11 +452,11 @@ def _parse_check(version: str, env: Mapping[str, str], config: Json) -> Check:
 
 
 def _parse_gc(version: str, env: Mapping[str, str], config: Json) -> Gc:
-    """Parse the list of what stays.
+    """Parse the list of attachments to keep.
 
-    An empty list, and Go's null for one, make everything stale; a list that is
-    missing does not, for it is more likely to be forgotten. Runtimes before
-    cni#1101 gave it another name.
+    An empty list, and Go's null for one, make everything stale; a missing list
+    does not, since it was more likely forgotten. Runtimes before cni#1101 gave
+    it another name.
     """
     name = next((key for key in _GC_KEYS if key in config), None)
     if name is None:

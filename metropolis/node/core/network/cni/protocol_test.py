@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metropolis.node.core.network.cni import protocol
-from metropolis.node.core.network.cni.capabilities import CAPABILITIES, Fate
+from metropolis.node.core.network.cni.capabilities import CAPABILITIES, Support
 from metropolis.node.core.network.cni.protocol import (
     VERSIONS,
     Add,
@@ -33,7 +33,7 @@ ENV = {
 
 
 def execution(command: str, version: str = "1.1.0", /, **config: Any) -> Request:
-    """A request; upper-case keywords are of the environment."""
+    """Return a request; upper-case keywords go into the environment."""
     env = ENV | {"CNI_COMMAND": command}
     env |= {f"CNI_{k}": v for k, v in config.items() if k.isupper()}
     body = {"cniVersion": version, "name": "metropolis", "type": "cniproxy"}
@@ -236,11 +236,13 @@ DONE: dict[str, Any] = {
 
 
 def test_the_table_has_the_capabilities_of_the_conventions() -> None:
-    of = {fate: {name for name, one in CAPABILITIES.items() if one.fate is fate} for fate in Fate}
+    of = {
+        fate: {name for name, one in CAPABILITIES.items() if one.fate is fate} for fate in Support
+    }
     assert of == {
-        Fate.DONE: set(DONE),
-        Fate.IGNORED: set(IGNORED),
-        Fate.REFUSED: set(REFUSED) - {"of.the.future"},
+        Support.DONE: set(DONE),
+        Support.IGNORED: set(IGNORED),
+        Support.REFUSED: set(REFUSED) - {"of.the.future"},
     }
     assert all(one.why for one in CAPABILITIES.values())
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """CNI results of an attachment, in the shape of each version; pure.
 
-The CNI specification 1.1.0, section 5, and those of 0.3.1, 0.4.0 and 1.0.0:
+See the CNI specification 1.1.0, section 5, and those of 0.3.1, 0.4.0 and 1.0.0:
 
     ips[].version ("4", "6")    0.3.1, 0.4.0
     interfaces[].mtu            from 1.1.0 on
     routes[].scope              from 1.1.0 on
 
-The route to the first hop has no next hop of its own. Before 1.1.0 there was no
-scope to say so, and a route without gw means the gateway of the address: such
+The route to the first hop has no next hop of its own. Before 1.1.0 no scope
+could say so, and a route without gw means the gateway of the address: such
 routes are only in results that have scopes.
 """
 
@@ -29,7 +29,7 @@ _SCOPE_LINK = 253  # RT_SCOPE_LINK, linux/rtnetlink.h
 
 
 def success(add: Add, attachment: Attachment) -> Json:
-    """Make the result of ADD: what the previous plugin returned, then ours."""
+    """Make the result of ADD: the previous plugin's, then ours."""
     modern = add.version == "1.1.0"
     prev: dict[str, Any] = add.prev_result or {}
     interfaces: list[Json] = list(prev.get("interfaces") or [])
@@ -64,16 +64,15 @@ def success(add: Add, attachment: Attachment) -> Json:
 
 
 def differences(check: Check, checked: Checked) -> list[str]:
-    """List what is neither as the attachment has it, nor as plugins that came
-    later in the chain have legally changed it: their changes are in CHECK's
-    prevResult.
+    """List the differences from the attachment, except those that later plugins
+    of the chain have legally made: their changes are in CHECK's prevResult.
 
-    So another MAC (`tuning`), another MTU and a route that was taken away are
-    all right when prevResult has them; and the MTU always before 1.1.0, whose
-    results have none. Other plugins' interfaces, addresses and routes may be in
-    there, too, also addresses of our interface; ours are the interface of
-    CNI_IFNAME, our addresses of it, and its host side. An address without
-    `interface`, which is optional, may be of any.
+    So another MAC (`tuning`), another MTU and a removed route are all right
+    when prevResult has them; and the MTU always before 1.1.0, whose results
+    have none. prevResult may also have other plugins' interfaces, addresses and
+    routes, and more addresses of our interface; ours are the interface of
+    CNI_IFNAME, our addresses on it, and its host end. An address without
+    `interface`, which is optional, may be on any.
     """
     attachment = checked.attachment
     found: list[str] = []
@@ -110,12 +109,12 @@ def differences(check: Check, checked: Checked) -> list[str]:
 
 
 def _inside(what: str, check: Check) -> str:
-    """As findings of workloads.checks call it."""
+    """Return the name in findings of workloads.checks."""
     return f"{what} of {show(check.if_name)} inside"
 
 
 def _is_legal(finding: Finding, check: Check, ours: list[Json], attachment: Attachment) -> bool:
-    """Whether prevResult says that a later plugin made it so."""
+    """Return whether prevResult says that a later plugin made it so."""
     if finding.what == _inside("MAC", check):
         return any(str(one.get("mac")).lower() == finding.found for one in ours)
     if finding.what == _inside("MTU", check):
@@ -127,7 +126,7 @@ def _is_legal(finding: Finding, check: Check, ours: list[Json], attachment: Atta
 
 
 def _is_promised(route: Route, check: Check) -> bool:
-    """Whether the result still has our route."""
+    """Return whether the result still has our route."""
     if route.gateway is None and check.version != "1.1.0":
         return True  # results had no such routes
     wanted = str(route.destination), str(route.gateway or "")
@@ -136,8 +135,8 @@ def _is_promised(route: Route, check: Check) -> bool:
 
 
 def _is_as_promised(route: Route, finding: Finding) -> bool:
-    """Whether a plugin has made it again, as the result has it: a result has no
-    place for the address that a route prefers.
+    """Return whether a plugin has replaced it by the result's: a result cannot
+    express a route's preferred source address.
     """
     via = f"via {route.gateway} src "
     return route.gateway is not None and any(

@@ -100,7 +100,7 @@ def test_dns_is_in_the_result() -> None:
 def differences(
     prev: dict[str, Any], *findings: tuple[str, str, str], version: str = "1.1.0"
 ) -> list[str]:
-    """What CHECK says with this prevResult, when the engine finds this."""
+    """Return CHECK's findings for this prevResult and engine's findings."""
     check = Check(version, "c0ffee", "eth0", "/run/netns/blue", prev)
     checked = Checked(ATTACHMENT, tuple(Finding(*one) for one in findings), entered=True)
     return result.differences(check, checked)
@@ -149,7 +149,7 @@ def test_a_change_that_no_result_has_is_found(version: str, finding: tuple[str, 
 
 @pytest.mark.parametrize("version", VERSIONS[1:])
 def test_what_a_later_plugin_changed_is_right(version: str) -> None:
-    """And wrong again when it is not as that plugin left it."""
+    """And wrong again when it differs from that plugin's result."""
     prev = result.success(add(version), ATTACHMENT)
     prev["interfaces"][1] |= {"mac": "02:AB:00:00:00:02", "mtu": 1300}
     prev["routes"] = [one for one in prev["routes"] if one["dst"] != "::/0"]

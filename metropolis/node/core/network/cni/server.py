@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The socket that the exec shim talks to.
+"""The socket for the exec shim.
 
 One connection is one execution. A caller has five seconds to send its request;
-requests above a bound wait their turn. The answer has arrived when its receipt
-is there: an end of file without one means that the shim was killed.
+requests above a bound wait. The receipt confirms the answer: an end of file
+without one means that the shim was killed.
 
-Of the descriptors that the process may have, connections take a quarter at
-most: what is beyond waits in the kernel. Not by asyncio's own server, which
-accepts without a bound, and where no descriptor is left says so hundreds of
-times a second.
+Connections take at most a quarter of the process's descriptors; more of them
+wait in the kernel. Why not asyncio's own server: it accepts without a bound,
+and logs hundreds of errors a second when no descriptor is left.
 """
 
 import asyncio
@@ -31,15 +30,15 @@ from metropolis.node.core.network.workloads.api.server import (
 
 _logger = logging.getLogger(__name__)
 
-_THREADS = 16  # engine calls at once; the kernel gains nothing beyond
-_REQUESTS = 128  # that are not answered yet at once, up to 9 MiB each
+_THREADS = 16  # concurrent engine calls; more gain nothing in the kernel
+_REQUESTS = 128  # concurrent requests, up to 9 MiB each
 _BACKLOG = 512
 _REQUEST_S = 5.0
-# Longer than the shim's own limit for everything (TIMEOUT_MS, 60 s), so that it
-# is never us who give up on a receipt that still comes.
+# Longer than the shim's limit for everything (TIMEOUT_MS, 60 s), so that the
+# service never gives up on a receipt that still comes.
 _RECEIPT_S = 90.0
-_STOP_S = 10.0  # for calls in flight when the server is stopped
-_RETRY_S = 1.0  # when no connection can be accepted
+_STOP_S = 10.0  # for calls under way when the server is stopped
+_RETRY_S = 1.0  # pause when no connection can be accepted
 
 
 class CniServer:
@@ -54,10 +53,10 @@ class CniServer:
         self._path = Path(socket_path)
 
     async def run(self) -> None:
-        """Serve until cancelled; calls in flight are finished first.
+        """Serve until cancelled; calls under way are finished first.
 
-        Raise OSError if the socket cannot be made: somebody else serves it, it
-        is no socket, or others may use its directory.
+        Raises OSError if the socket cannot be made: another process serves it,
+        the path is no socket, or others may use its directory.
         """
         listener = _listener(self._path)
         inode = self._path.stat().st_ino
@@ -111,11 +110,11 @@ class _Session:
         except ConnectionError as error:
             _logger.info("caller hung up: %s", error)
         finally:
-            # What it has not read by now it does not read.
+            # A request that is not read by now is dropped.
             writer.transport.abort()
 
     async def stop(self) -> None:
-        """Wait for connections, then cancel what is left of them."""
+        """Wait for connections, then cancel those that remain."""
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=_STOP_S)
             for task in late:
@@ -125,13 +124,13 @@ class _Session:
         release = contextlib.ExitStack()
 
         async def deliver(answer: Answer) -> bool:
-            # A caller that does not take it keeps no other out.
+            # A slow reader blocks no other caller.
             release.close()
             try:
                 writer.write(wire.encode_answer(answer))
                 async with asyncio.timeout(_RECEIPT_S):
                     await writer.drain()
-                    # With an error nothing depends on whether it was heard.
+                    # After an error nothing depends on the receipt.
                     return bool(answer.exit_code or await reader.read(1))
             except OSError:  # a timeout is one
                 return False
@@ -154,13 +153,13 @@ class _Session:
 
 
 def _places() -> int:
-    """How many connections there may be."""
+    """Return the largest number of connections."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1024 if limit == resource.RLIM_INFINITY else min(1024, limit // 4)
 
 
 def _listener(path: Path) -> socket.socket:
-    """Bind the socket; a file that is there and that nobody serves goes."""
+    """Bind the socket; remove a file that nobody serves first."""
     make_private_directory(path.parent)
     refuse_if_served(path)
     path.unlink(missing_ok=True)

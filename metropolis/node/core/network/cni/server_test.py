@@ -93,7 +93,7 @@ async def test_callers_that_take_no_answer_keep_nobody_out(
 async def test_silent_callers_do_not_use_up_the_files(
     engine: GatedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Theirs and ours are of this process, which may have 256."""
+    """Both ends are in this process, which may have 256 descriptors."""
     path = tmp_path / "cni.sock"
     monkeypatch.setattr(f"{CniServer.__module__}._REQUEST_S", 0.5)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -207,8 +207,8 @@ async def test_status_says_all_that_is_wrong(service: Path, engine: GatedEngine)
 
 @pytest.mark.parametrize("full", ["10.192.0.0/30", "fd00:10:192::/126"])
 async def test_status_of_a_node_that_is_full(service: Path, engine: GatedEngine, full: str) -> None:
-    """Of one family: an ADD must have both. The API's own Status is about the
-    node, and stays OK.
+    """One family is full: an ADD must have both. The API's own Status is about
+    the node, and stays OK.
     """
     other = PREFIXES[1] if "." in full else PREFIXES[0]
     engine.set_prefixes([ip_network(full), other])
@@ -290,13 +290,13 @@ async def test_an_add_whose_caller_left_while_it_waited_is_not_begun(
     await asyncio.to_thread(engine.arrived.acquire)
     _, writer = await asyncio.open_unix_connection(service)
     writer.write(wire.encode_request(execution("ADD", "c1", netns.path, IFNAME="eth1")))
-    # The loop serves what came first, first: now it has the request ...
+    # The loop serves in order: now it has the request ...
     await cni(service, "VERSION")
     writer.close()
     await cni(service, "VERSION")  # ... and now it knows that the caller left.
     engine.gate.set()
     await first
-    await cni(service, "DEL", "c1", IFNAME="eth1")  # waits for its turn behind it
+    await cni(service, "DEL", "c1", IFNAME="eth1")  # waits for it
     assert not engine.arrived.acquire(blocking=False)
     assert netns.links() == {"lo", "eth0"}
 

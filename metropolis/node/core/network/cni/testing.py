@@ -34,10 +34,10 @@ GENEROUS_S = 60.0
 
 
 class GatedEngine(Engine):
-    """The engine, with gates that calls wait at when they are closed.
+    """The engine, with gates that block calls while they are closed.
 
-    gate: before an attach. made: after one. seen: after a collection saw what
-    there is, for each that it does.
+    gate: before an attach. made: after one. seen: for each attachment that a
+    collection considers.
     """
 
     def __init__(self) -> None:

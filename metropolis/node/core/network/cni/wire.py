@@ -6,8 +6,8 @@
     receipt:  one byte, once the answer is on the caller's stdout
 
 Numbers are 32 bits, big endian; argv and env are NUL-terminated strings, env of
-the form NAME=value. The version changes whenever anything here does: shim and
-service come from one image, and a mismatch is a fault, not a negotiation.
+the form NAME=value. The version changes with any change here: shim and service
+come from one image, and a mismatch is a fault, not a negotiation.
 """
 
 import struct
@@ -28,12 +28,12 @@ ANSWER_HEADER_SIZE = _ANSWER.size
 
 
 class WireError(ValueError):
-    """Bytes that are no frame of ours; says what is wrong with them."""
+    """The bytes are not a valid frame; the text says why."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """What follows a request's header, bytes each."""
+    """Lengths of the parts after a request's header, bytes."""
 
     argv: int
     env: int
@@ -41,7 +41,7 @@ class Lengths:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Return their sum."""
         return self.argv + self.env + self.stdin
 
 
@@ -60,7 +60,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the shim prints and exits with."""
+    """The shim's output and exit code."""
 
     stdout: bytes
     exit_code: int = 0
@@ -83,7 +83,7 @@ def parse_header(header: bytes) -> Lengths:
 
 
 def parse_body(lengths: Lengths, body: bytes) -> Request:
-    """Read what follows the header, lengths.total bytes; raise WireError."""
+    """Read the parts after the header, lengths.total bytes; raise WireError."""
     if len(body) != lengths.total:
         raise WireError(f"request: {len(body)} of {lengths.total} bytes")
     strings = lengths.argv + lengths.env
@@ -92,12 +92,12 @@ def parse_body(lengths: Lengths, body: bytes) -> Request:
         name, separator, value = entry.partition("=")
         if not separator or not name.startswith(ENV_PREFIX):
             raise WireError(f"request env: {entry[:80]!r} is no {ENV_PREFIX}NAME=value")
-        env.setdefault(name, value)  # of two, getenv() returns the first
+        env.setdefault(name, value)  # like getenv(), the first of two
     return Request(tuple(_strings(body[: lengths.argv], "argv")), env, body[strings:])
 
 
 def encode_request(request: Request) -> bytes:
-    """Make the bytes the shim would send; for tests and tools."""
+    """Encode a request as the shim does; for tests and tools."""
     argv = b"".join(_encode(s) for s in request.argv)
     env = b"".join(_encode(f"{name}={value}") for name, value in request.env.items())
     sizes = (len(argv), len(env), len(request.stdin))
@@ -105,14 +105,14 @@ def encode_request(request: Request) -> bytes:
 
 
 def encode_answer(answer: Answer) -> bytes:
-    """Make the bytes the shim waits for."""
+    """Encode an answer for the shim."""
     if len(answer.stdout) > ANSWER_MAX:
         raise WireError(f"answer: {len(answer.stdout)} bytes, at most {ANSWER_MAX}")
     return _ANSWER.pack(MAGIC, VERSION, answer.exit_code, len(answer.stdout)) + answer.stdout
 
 
 def parse_answer(answer: bytes) -> Answer:
-    """Invert encode_answer; for tests and tools. Raise WireError."""
+    """Decode; the inverse of encode_answer; for tools. Raise WireError."""
     if len(answer) < ANSWER_HEADER_SIZE:
         raise WireError(f"answer header: {len(answer)} of {ANSWER_HEADER_SIZE} bytes")
     magic, version, exit_code, size = _ANSWER.unpack_from(answer)

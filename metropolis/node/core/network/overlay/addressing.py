@@ -8,13 +8,13 @@
     10.192.0.0/12     dev overlay      pods elsewhere, src 10.192.7.0
     10.192.7.0/32     on overlay       this node, to pods
 
-The source is the network address of a prefix, which no pod ever gets. Without
-a prefix of a family there is nothing to send from, and no route: what is sent
-to the networks then meets the rule set, which lets nothing out (network.rules).
+The source is the network address of a prefix, which no pod ever gets. A family
+without a prefix has no source address, and no route: traffic to its networks
+then meets the rule set, which lets nothing out (network.rules).
 
 Unreachable routes have the better metric, for a network that is one node's
-prefix. They are also the node's memory, over a restart of the process while
-etcd is away, of what it holds: `held`.
+prefix. They also record which prefixes the node holds (`held`), over a restart
+of the process while etcd is away.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _METRIC_NETWORK: Final = 100
 
 
 def wanted(mesh: Mesh) -> Links:
-    """Return what there should be."""
+    """Return the addresses and routes that the mesh needs."""
     sources: dict[int, IPAddress] = {}
     for prefix in mesh.own:
         sources.setdefault(prefix.version, prefix.network_address)
@@ -51,7 +51,7 @@ def wanted(mesh: Mesh) -> Links:
 
 
 def difference(present: Links, target: Links) -> tuple[Links, Links]:
-    """Return what to add and what to remove. A route that only gets another
+    """Return those to add and those to remove. A route that only gets another
     source is replaced, never removed.
     """
     add = Links(target.addresses - present.addresses, target.routes - present.routes)

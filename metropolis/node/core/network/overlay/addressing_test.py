@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the link should have, and the way there."""
+"""The wanted addresses and routes, and the changes that lead there."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_nothing_of_a_family_without_a_prefix_of_it() -> None:
 
 @given(meshes(), meshes())
 def test_the_difference_leads_there(before: Mesh, after: Mesh) -> None:
-    """As the kernel does it: a route replaces that of its place."""
+    """Apply as the kernel does: a route replaces the one in its place."""
     present, target = addressing.wanted(before), addressing.wanted(after)
     add, remove = addressing.difference(present, target)
     places = {(route.destination, route.metric) for route in add.routes}

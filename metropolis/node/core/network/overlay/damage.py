@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What others changed of the overlay, in words, and what mends it.
+"""What others changed in the overlay, as text, and its repair.
 
-Compared are the link (there, up, group, MTU), its key and port, peers and what
-they may send, addresses, routes. Not compared is where peers are sent to: a
-peer that is heard from elsewhere is answered there, which is WireGuard's own
-doing, and looks the same as somebody's `wg set`.
+Compared are the link (present, up, group, MTU), its key and port, peers and
+their allowed IPs, addresses, routes. Endpoints of peers are not compared: a
+peer that sends from elsewhere is answered there, which is WireGuard's own doing
+and looks the same as somebody's `wg set`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from metropolis.node.core.network.overlay.peers import Entry
 
 @dataclass(frozen=True)
 class Aim:
-    """What the kernel should have. unlisted_peers: keys of peers that stay."""
+    """What the kernel should have. unlisted_peers: keys of peers to keep."""
 
     mtu: int
     public_key: bytes
@@ -38,13 +38,13 @@ class Aim:
 
 
 type Damage = tuple[str, str, Callable[[], object]]
-"""Key and words as of a ward.Repair, and what puts it back."""
+"""Key and text as in ward.Repair, and the function that repairs it."""
 
 
 def look(kernel: Kernel, aim: Aim) -> Iterator[Damage]:
-    """Compare, in an order in which things are to be put back: what comes
-    later is read when the one before has been dealt with. Blocks. Raises
-    NetlinkError or OverlayError.
+    """Compare, in the order of repairs: each part is read when the damage of
+    the one before has been repaired. Blocks. Raises NetlinkError or
+    OverlayError.
     """
 
     def ensure() -> None:
@@ -59,14 +59,14 @@ def look(kernel: Kernel, aim: Aim) -> Iterator[Damage]:
                 kernel.set_mtu(aim.mtu)
 
         yield key, words, put_back
-    if kernel.link() is None:  # and is left so: there is nothing to compare
+    if kernel.link() is None:  # it was not repaired: nothing to compare
         return
     device = kernel.device()
     if device.public_key != aim.public_key:
         yield f"link {name}: key", f"{name} had another key", ensure
     if device.port != aim.port:
         yield f"link {name}: port", f"{name} had port {device.port}, not {aim.port}", ensure
-    changes = peers.difference(known(device, aim), aim.entries)
+    changes = peers.difference(with_wanted_endpoints(device, aim), aim.entries)
     if changes:
         words = f"{len(changes):,} peers of {name} differed"
         yield f"link {name}: peers", words, lambda: kernel.apply(changes)
@@ -80,7 +80,7 @@ def look(kernel: Kernel, aim: Aim) -> Iterator[Damage]:
 
 
 def of_link(found: LinkFound | None, aim: Aim) -> Iterator[tuple[str, str]]:
-    """Return keys and words. Pure."""
+    """Return keys and texts. Pure."""
     name = allocs.OVERLAY_LINK
     if found is None:
         yield f"link {name}", f"{name} was gone"
@@ -94,8 +94,8 @@ def of_link(found: LinkFound | None, aim: Aim) -> Iterator[tuple[str, str]]:
         yield f"link {name}: MTU", f"{name} had MTU {found.mtu}, not {aim.mtu}"
 
 
-def known(device: Device, aim: Aim) -> dict[bytes, DevicePeer]:
-    """Return the peers as if each were where it should be. Pure."""
+def with_wanted_endpoints(device: Device, aim: Aim) -> dict[bytes, DevicePeer]:
+    """Return the peers, with the endpoints that they should have. Pure."""
     return {
         key: replace(peer, endpoint=aim.entries[key].endpoint)
         if key in aim.entries and peer.endpoint is not None

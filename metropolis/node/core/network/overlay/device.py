@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the overlay asks of the kernel: a narrow interface, and its words.
+"""The overlay's interface to the kernel, and its values.
 
-Of it there are two: `kernel.LinuxKernel`, and `testing.fake.FakeKernel`, and
+It has two implementations, `kernel.LinuxKernel` and `testing.fake.FakeKernel`;
 both pass the same suite, `testing.contract`.
 """
 
@@ -19,12 +19,12 @@ KEY_SIZE: Final = 32
 
 
 class OverlayError(Exception):
-    """The overlay cannot do its work, and why."""
+    """The overlay cannot do its work; the text says why."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a peer is sent to, outside of the overlay."""
+    """The underlay address and port of a peer."""
 
     address: IPAddress
     port: int
@@ -32,8 +32,8 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class DevicePeer:
-    """A peer as the kernel has it. handshake_ns: when the last was complete, in
-    nanoseconds since 1970; 0: there was none.
+    """A peer as the kernel has it. handshake_ns: time of the last complete
+    handshake, nanoseconds since 1970; 0: there was none.
     """
 
     endpoint: Endpoint | None = None
@@ -44,7 +44,7 @@ class DevicePeer:
 
 @dataclass(frozen=True)
 class Device:
-    """The link's WireGuard side. public_key None: it has no key. peers: by
+    """The link's WireGuard state. public_key None: it has no key. peers: by
     public key.
     """
 
@@ -64,11 +64,11 @@ class LinkFound:
 
 @dataclass(frozen=True)
 class PeerChange:
-    """What is to become of one peer.
+    """A change of one peer.
 
-    endpoint: None leaves it; a peer that is not there is made only if there is
-    one. add: what other peers may hold moves from them. drop: only what it
-    holds. prompt: begin a handshake now if there is no session.
+    endpoint: None leaves it; a missing peer is made only if there is one. add:
+    prefixes to allow; they move here from other peers. drop: only those that
+    the peer holds. prompt: begin a handshake now if there is no session.
     """
 
     public_key: bytes
@@ -81,8 +81,8 @@ class PeerChange:
 
 @dataclass(frozen=True)
 class Links:
-    """Addresses and routes of ours: the addresses of the overlay's link, all
-    routes of the overlay's protocol.
+    """The overlay's addresses and routes: the addresses of its link, and all
+    routes of its protocol.
     """
 
     addresses: frozenset[IPAddress] = frozenset()
@@ -90,46 +90,46 @@ class Links:
 
 
 class Kernel(Protocol):
-    """Every call may block for as long as the kernel works: use a thread, one
-    at a time. All raise NetlinkError, and leave a state that a dump tells.
+    """A call may block for as long as the kernel works: use a thread, one at a
+    time. All raise NetlinkError, and leave a state that a dump shows.
     """
 
     def ensure_link(self, mtu: int, private_key: bytes, port: int) -> int | None:
-        """Make the link have this key and port, and be up. What is right stays
-        untouched, sessions included. Of a link that was there the MTU stays,
-        and is returned, bytes; None: it was not there.
+        """Make the link have this key and port, and be up. Right settings are
+        not written, so sessions stay. An existing link keeps its MTU, which is
+        returned, bytes; None: the link is new.
 
         Raises OverlayError when something else has its name.
         """
 
     def link(self) -> LinkFound | None:
-        """Return how the link is; None: there is none of this kind."""
+        """Return the link's state; None: there is no link of this kind."""
 
     def set_mtu(self, mtu: int) -> None:
-        """Of the link, bytes."""
+        """Set the link's MTU, bytes."""
 
     def set_private_key(self, private_key: bytes) -> None:
-        """From now on this node is another one to its peers. Sessions take
-        what comes in by them until they expire, and nothing is sent by them.
+        """Change the key: this node is now another peer to its peers. Existing
+        sessions receive until they expire, and do not send.
         """
 
     def device(self) -> Device:
-        """Return all of it."""
+        """Return the link's key, port and peers."""
 
     def apply(self, changes: Sequence[PeerChange]) -> int:
-        """Carry the changes out; return how many messages that took.
+        """Carry the changes out; return the number of messages.
 
-        First everything is added, then dropped, then removed: what moves from
-        a peer to another belongs to one of them at any moment.
+        All additions come first, then drops, then removals: a prefix that moves
+        from a peer to another belongs to one of them at any moment.
         """
 
     def links(self) -> Links:
-        """Return what there is of ours."""
+        """Return the addresses and routes that exist."""
 
     def change_links(self, add: Links, remove: Links) -> None:
-        """Add, and then remove. A route replaces one of its destination and
-        metric.
+        """Add, and then remove. A route replaces the one with the same
+        destination and metric.
         """
 
     def close(self) -> None:
-        """Give up sockets. The next call opens new ones."""
+        """Close the sockets. The next call opens new ones."""

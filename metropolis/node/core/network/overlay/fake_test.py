@@ -31,7 +31,7 @@ class FakeBench:
 
 
 class TestFake(KernelContract):
-    """All of it."""
+    """The whole contract."""
 
     @pytest.fixture
     def bench(self) -> FakeBench:

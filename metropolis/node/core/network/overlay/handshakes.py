@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handshakes after a change of keys: begun at once, and looked after.
+"""Handshakes after a change of keys: begun at once, and verified.
 
     a key changes -> use_key, begun -> check -> (0.4 s or 0.8 s later) look
 
 A node that changed its own key begins a handshake at once with each peer with
 which it had a session, or has begun one lately: where it has nothing to send,
-the other direction would wait. So does a node that moves the prefixes of a peer
-to its new key (see peers). Whichever of the two is last finds that the other
-knows its key already.
+the other direction would wait. A node that moves the prefixes of a peer to its
+new key (see peers) does the same. Whichever of the two acts last finds that the
+other knows its key already.
 
-When two handshakes cross each other, each end drops its own as it takes the
-other's (noise.c), and none completes; any may also be lost. WireGuard tries
-again after five seconds. So shortly after a change of keys each peer is looked
-at. A peer without a handshake is removed and added again, which forgets when
-the last was begun, and with it the wait. One end looks sooner than the other,
-lest they cross again. This is done only then, and not for a peer that joins,
-because it takes a list of all peers. In a large cluster a look waits for others
-to share the list, so that lists take at most a tenth of the time.
+When two handshakes cross each other, each end drops its own as it accepts the
+other's (noise.c), and none completes; a handshake may also be lost. WireGuard
+tries again after five seconds. So shortly after a change of keys the overlay
+checks each peer. It removes and adds again a peer without a handshake: the
+kernel then forgets when the last was begun, and so does not wait. One end
+checks sooner than the other, so that they do not cross again. This is done only
+after a change of keys, and not for a peer that joins, because it takes a list
+of all peers. In a large cluster checks wait to share a list, so that lists take
+at most a tenth of the time.
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ from metropolis.node.core.network.overlay.peers import Entry
 from osbase.supervisor import in_thread
 
 _SESSION_S: Final = 180
-"""REJECT_AFTER_TIME of WireGuard: an older session is none."""
+"""REJECT_AFTER_TIME of WireGuard, seconds: an older session is unusable."""
 
 _LOOK_AFTER_S: Final = (0.4, 0.8)
-"""After a change of keys, whether there was a handshake: on the node with the
-larger public key, and on the other."""
+"""Delay of the check after a change of keys: on the node with the larger public
+key, and on the other."""
 
 _LOOKS_REST: Final = 9
-"""How many times as long as a list took there is none."""
+"""The pause after a list, in times of its duration."""
 
 
 @dataclass(frozen=True)
 class _Check:
-    """due: when to look, monotonic seconds. since_ns: a handshake before that
-    does not count, nanoseconds since 1970.
+    """due: when to check, monotonic seconds. since_ns: older handshakes do not
+    count, nanoseconds since 1970.
     """
 
     due: float
@@ -53,8 +54,8 @@ class _Check:
 
 
 class Handshakes:
-    """Of one run of the overlay. For its task, but for `use_key`, which may run
-    in a thread while the task waits for it.
+    """The handshakes of one run of the overlay. For its task only, except
+    `use_key`, which may run in a thread while the task waits for it.
     """
 
     def __init__(self, kernel: Kernel, log: logging.Logger) -> None:
@@ -65,12 +66,12 @@ class Handshakes:
         self._look_from = 0.0  # monotonic
 
     def begun(self, public_keys: Iterable[bytes]) -> None:
-        """Note that handshakes with these peers are about to be begun."""
+        """Record that handshakes with these peers are about to begin."""
         now = time.monotonic()
         self._prompted |= dict.fromkeys(public_keys, now)
 
     def time_remaining(self) -> float | None:
-        """Return the seconds until the next look is due; None: none is."""
+        """Return the seconds until the next check is due; None: none is."""
         now = time.monotonic()
         times = [max(check.due, self._look_from) - now for check in self._checks.values()]
         return min(times) if times else None
@@ -82,8 +83,8 @@ class Handshakes:
         self._kernel.set_private_key(private_key)
         since_ns = time.time_ns() - _SESSION_S * 1_000_000_000
         lately = time.monotonic() - _SESSION_S
-        # Peers that have sent nothing yet count: what was sent to them may have
-        # been lost, because it came before they knew this node's key.
+        # Peers that have sent nothing yet count: packets to them may have been
+        # lost, because they came before the peers knew this node's key.
         self._prompted = {key: when for key, when in self._prompted.items() if when >= lately}
         prompted = [
             key
@@ -94,9 +95,9 @@ class Handshakes:
         return prompted
 
     def check(self, public_keys: Iterable[bytes], own_public_key: bytes, since_ns: int) -> None:
-        """Look soon whether these peers had a handshake since then.
+        """Check soon whether these peers had a handshake since then.
 
-        since_ns: as of _Check.
+        since_ns: as in _Check.
         """
         soon, later = _LOOK_AFTER_S
         now = time.monotonic()
@@ -105,10 +106,10 @@ class Handshakes:
             self._checks[key] = _Check(now + wait, since_ns)
 
     async def look(self, entries: Mapping[bytes, Entry]) -> None:
-        """Make the peers again that had no handshake in time, once.
+        """Remove and add again, once, each peer without a handshake in time.
 
-        entries: the peers that there should be, by public key. Raises what the
-        kernel raises.
+        entries: the wanted peers, by public key. Raises what the kernel
+        raises.
         """
         now = time.monotonic()
         due = {key: check for key, check in self._checks.items() if check.due <= now}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node holds is read from its routes, whoever wrote them: here ip(8)."""
+"""A node's prefixes are read from its routes, also those of ip(8)."""
 
 from __future__ import annotations
 

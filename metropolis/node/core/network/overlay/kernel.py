@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The overlay's side of the real kernel; device.Kernel says what it promises.
+"""The real kernel of the overlay; device.Kernel is its specification.
 
-Two sockets, of rtnetlink and of generic netlink, opened when they are needed
-and kept, in the namespace of the thread that opens them. After an error they
-are closed: an answer may be outstanding.
+It has two sockets, for rtnetlink and generic netlink, opened on demand and
+kept, in the namespace of the thread that opens them. An error closes them,
+since an answer may be outstanding.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ _NAME = allocs.OVERLAY_LINK
 
 
 class LinuxKernel:
-    """A Kernel. open_socket: makes a netlink socket of a protocol; for tests in
-    several namespaces.
+    """A Kernel. open_socket: makes a netlink socket for a protocol; for tests
+    in several namespaces.
     """
 
     def __init__(self, open_socket: Callable[[int], socket.socket] = open_raw) -> None:
-        """Opens nothing yet."""
+        """Make it; sockets are opened later."""
         self._open = open_socket
         self._route_socket: NetlinkSocket | None = None
         self._generic_socket: NetlinkSocket | None = None
@@ -86,7 +86,7 @@ class LinuxKernel:
         with self._closing_on_error():
             if self._generic_socket is None:
                 self._generic_socket = NetlinkSocket(self._open(genl.NETLINK_GENERIC))
-                # Anew with each socket: the module may have been reloaded.
+                # Again for each socket: the module may have been reloaded.
                 self._family = genl.resolve(self._generic_socket, wireguard.FAMILY_NAME)
             yield self._generic_socket
 
@@ -182,8 +182,8 @@ class LinuxKernel:
             return Links(frozenset(addresses), frozenset(_own_routes(sock)))
 
     def change_links(self, add: Links, remove: Links) -> None:
-        """See Kernel. Without IPv6 in the kernel what is IPv6's is not added:
-        what is IPv4's works all the same.
+        """See Kernel. Without IPv6 in the kernel, IPv6's are not added: IPv4's
+        work all the same.
         """
         if not os.path.exists("/proc/sys/net/ipv6"):
             add = Links(
@@ -222,7 +222,7 @@ class LinuxKernel:
 
 @contextlib.contextmanager
 def _with_hints(port: int) -> Iterator[None]:
-    """Say of a refusal what people can do about it."""
+    """Add to a refusal what people can do about it."""
     hints = {
         errno.EADDRINUSE: f"another program has UDP port {port}; stop it",
         errno.EOPNOTSUPP: "the kernel has no WireGuard; load its module, wireguard",
@@ -237,8 +237,8 @@ def _with_hints(port: int) -> Iterator[None]:
 
 
 def _on(route: Route, ifindex: int | None) -> Route:
-    """The route through that link. Kernel tells and takes those of the overlay
-    without its index, which is nobody else's concern.
+    """Return the route with the link's index. Kernel's routes through the
+    overlay have no index, which is an internal detail here.
     """
     return Route(
         route.destination,
@@ -266,8 +266,8 @@ def own_routes() -> frozenset[Route]:
 
 
 def withdraw(prefixes: Collection[IPNetwork]) -> None:
-    """Take away routes to anything in these prefixes, and the overlay link's
-    addresses of it, as an earlier life left them. Blocks. Raises NetlinkError.
+    """Remove routes to anything in these prefixes, and the overlay link's
+    addresses in them, as an earlier run left them. Blocks. Raises NetlinkError.
     """
     if not prefixes:
         return
@@ -291,8 +291,8 @@ _EVERYTHING: Final = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 
 
 def leave() -> None:
-    """Take away all that an earlier life in a cluster left: routes, addresses
-    and the link, by which the other nodes are heard. Blocks. Raises
+    """Remove all that an earlier run in a cluster left: routes, addresses and
+    the link, through which other nodes still send. Blocks. Raises
     NetlinkError.
     """
     withdraw(_EVERYTHING)

@@ -58,7 +58,7 @@ def bench() -> Iterator[RealBench]:
 
 
 class TestReal(KernelContract):
-    """All of it."""
+    """The whole contract."""
 
     @pytest.fixture
     def bench(self, bench: RealBench) -> RealBench:
@@ -66,7 +66,7 @@ class TestReal(KernelContract):
 
 
 def test_wg_sees_the_same(bench: RealBench) -> None:
-    """By an independent witness: keys, endpoints, allowed IPs, no keepalive."""
+    """wg(8) sees the keys, endpoints, allowed IPs, no keepalive."""
     bench.kernel.ensure_link(1400, KEY, PORT)
     prefixes = net("10.9.1.0/24", "fd00:9::1:0/112")
     bench.kernel.apply([PeerChange(key(1), HERE, prefixes), PeerChange(key(2), THERE, prompt=True)])
@@ -83,7 +83,7 @@ def test_wg_sees_the_same(bench: RealBench) -> None:
 
 
 def test_ip_sees_the_same(bench: RealBench) -> None:
-    """Group, addresses, routes with their sources, and whose they are."""
+    """ip(8) sees group, addresses, routes with source and protocol."""
     bench.kernel.ensure_link(1400, KEY, PORT)
     mesh = Mesh(net("10.9.0.0/16", "fd00:9::/64"), net("10.9.1.0/24", "fd00:9::1:0/112"))
     bench.kernel.change_links(addressing.wanted(mesh), Links())

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WireGuard keys, and the file in which a node keeps its own.
+"""WireGuard keys, and the file with a node's own keys.
 
     STATE_DIR/overlay/            0700
       key.json                    0600, replaced as a whole
-      key.json.damaged-<time>     what could not be read, kept for whoever asks
+      key.json.damaged-<time>     an unreadable file, kept for an operator
 
 Public keys are computed by libcrypto, which images have for Python's hashlib
-and ssl. The kernel could: set a key on a link and read the public one back; but
-the next key's is needed while the link still has the present one.
+and ssl. The kernel could: set a key on a link and read the public one back. But
+the next public key is needed while the link still has the present key.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MAX_FILE: Final = 4096  # bytes
 
 
 class DamagedError(OverlayError):
-    """The file is there and is not one of ours."""
+    """The file exists and is not valid."""
 
 
 @functools.cache
@@ -83,18 +83,18 @@ def public_key(private: bytes) -> bytes:
 
 
 def pair_of(private: bytes) -> KeyPair:
-    """Return the key and its public one."""
+    """Return the pair for a private key."""
     return KeyPair(private, public_key(private))
 
 
 def generate() -> KeyPair:
-    """Return a new key."""
+    """Return a new pair."""
     return pair_of(clamp(os.urandom(KEY_SIZE)))
 
 
 def encode(state: State) -> bytes:
     """Return the file's content."""
-    # How much of the grace has passed is not known after a restart.
+    # A restart does not know how much of the grace period has passed.
     stage = Stage.ANNOUNCED if state.stage is Stage.GRACE else state.stage
     fields: dict[str, Any] = {
         "private_key": base64.b64encode(state.pair.private).decode(),
@@ -109,7 +109,7 @@ def encode(state: State) -> bytes:
 
 
 def decode(data: bytes) -> State:
-    """The reverse. Raises DamagedError, which does not repeat what is there."""
+    """Decode; the inverse. Raises DamagedError, which quotes nothing."""
     try:
         fields = json.loads(data)
         if not isinstance(fields, dict):
@@ -127,7 +127,7 @@ def decode(data: bytes) -> State:
             _number(fields, "next_epoch") if following else 0,
         )
     except (ValueError, RecursionError) as error:
-        # Those of json would quote the file.
+        # json's own message would quote the file.
         text = "not JSON" if isinstance(error, json.JSONDecodeError) else str(error)
         raise DamagedError(text) from None
 
@@ -153,15 +153,15 @@ def _number(fields: dict[str, Any], name: str) -> int:
 
 
 class KeyFile:
-    """Where the state is kept. Every method blocks, and raises OverlayError."""
+    """The file of the state. Methods block, and raise OverlayError."""
 
     def __init__(self, state_dir: str) -> None:
-        """Touches nothing yet."""
+        """Make it; nothing is read or written yet."""
         self._directory = Path(state_dir) / "overlay"
         self.path = self._directory / FILE_NAME
 
     def load(self) -> State | None:
-        """Return what was stored; None: nothing was. Raises DamagedError."""
+        """Return the stored state; None: there is none. Raises DamagedError."""
         try:
             with self.path.open("rb") as file:
                 data = file.read(_MAX_FILE + 1)
@@ -186,10 +186,10 @@ class KeyFile:
         return aside
 
     def store(self, state: State) -> None:
-        """Replace the file: after a crash there is the old or the new one."""
+        """Replace the file: after a crash the old or the new one exists."""
         new = self.path.with_name(f".{FILE_NAME}.new")
         try:
-            # One that is there stays as it is: it may be the whole machine's.
+            # An existing directory stays as it is: it may be shared.
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 new.unlink()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys are X25519's; the file survives what files go through."""
+"""Keys are X25519's; the file survives crashes and damage."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_vectors(private: str, public: str) -> None:
 
 @given(st.binary(min_size=32, max_size=32))
 def test_clamping_changes_no_public_key(private: bytes) -> None:
-    """X25519 does it anyway; but what the kernel tells is clamped."""
+    """X25519 does it anyway; but the kernel returns clamped keys."""
     clamped = keys.clamp(private)
     assert keys.clamp(clamped) == clamped
     assert keys.public_key(clamped) == keys.public_key(private)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the overlay is told, and what it tells: values that both sides share.
+"""Values that the curator and the overlay exchange.
 
     curator --> mesh, peers, published --> overlay
     curator <------- identity ------------ overlay
 
-Everything here was checked by who made it: keys have 32 bytes, no two peers
-share a key or overlap in their prefixes, and no prefix is outside the networks.
+The sender has checked all values: keys have 32 bytes, no two peers share a key
+or overlap in their prefixes, and no prefix is outside the networks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from osbase.ip import IPNetwork as IPNetwork
 
 @dataclass(frozen=True)
 class Peer:
-    """Another node. next_public_key: it will have that; None: it will not."""
+    """Another node. next_public_key: announced for a rotation, or None."""
 
     node_id: str
     public_key: bytes
@@ -31,16 +31,15 @@ class Peer:
 
 @dataclass(frozen=True)
 class Mesh:
-    """The cluster as this node is part of it.
+    """The cluster as this node takes part in it.
 
     networks: all pods', one route each. own: the prefixes this node holds;
-    none while it has no part in the cluster. mtu: as configured; None: derived
-    from the uplink. wanted_key_epoch: see Identity.epoch. absent: what nodes
-    hold that have not been seen since this one began to look; of such a node,
-    the kernel may know more.
+    empty while it has no part in the cluster. mtu: as configured; None: derived
+    from the uplink. wanted_key_epoch: see Identity.epoch. absent: prefixes of
+    nodes that have not been seen since this one started; the kernel may have
+    peers for them.
 
-    When it is set, the table of peers is complete: peers that are not in it
-    are strangers.
+    When it is set, the table of peers is complete: other peers are unlisted.
     """
 
     networks: tuple[IPNetwork, ...] = ()
@@ -52,11 +51,11 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Identity:
-    """The node's WireGuard keys, as others have to know them.
+    """The node's WireGuard keys, for the other nodes.
 
-    epoch: counts rotations; one is begun when the mesh wants a higher one.
-    next_public_key: of a rotation under way, to be told to all peers first.
-    switching: public_key is used only once it is published.
+    epoch: number of the rotation; a rotation begins when the mesh wants a
+    higher one. next_public_key: in a rotation under way, published to all peers
+    first. switching: public_key is used only once it is published.
     """
 
     public_key: bytes
@@ -67,10 +66,10 @@ class Identity:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What the curator and the overlay tell each other, on one node.
+    """The values that the curator and the overlay of one node share.
 
-    By the curator: mesh; peers, all other nodes by id; published, which keys of
-    ours others can read. By the overlay: identity.
+    The curator sets mesh; peers, all other nodes by id; published, our keys as
+    others can read them. The overlay sets identity.
     """
 
     mesh: event.Value[Mesh] = field(default_factory=lambda: event.Value("mesh"))

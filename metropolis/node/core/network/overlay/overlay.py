@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runnable: makes the kernel have what the mesh says, and keeps it so.
+"""The runnable: makes the kernel match the mesh, and keeps it so.
 
-One task waits for whatever comes next (the mesh, peers, the uplink, what is
-published, the clock) and deals with it, in a thread, before it looks again: the
-kernel is never told two things at once, and what comes meanwhile is one batch.
+One task waits for the next event (the mesh, peers, the uplink, a publication,
+the clock) and handles it, in a thread, before it waits again: so the kernel
+gets one change at a time, and events that come meanwhile are one batch.
 
-Only changes of the table of peers are read, and each costs the same, however
-many peers there are. Once in a life of the runnable the kernel's peers are
-listed and compared with the table: at the first mesh, because only then it is
-known which peers of the kernel are unlisted for good. Peers of nodes that are
-away from the cluster's store stay. Until then the kernel goes on with what it
-has, so that traffic flows while etcd is away, and nothing is interrupted by a
-restart.
+Only changes of the table of peers are read, and the cost of each does not
+depend on the number of peers. Once in a run, at the first mesh, the kernel's
+peers are listed and compared with the table: only then is it known which peers
+of the kernel are unlisted for good. Peers of nodes that are away from the
+cluster's store stay. Until the first mesh the kernel keeps what it has, so
+traffic flows while etcd is away, and a restart interrupts nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from osbase.netlink.errors import NetlinkError
 from osbase.supervisor import Context, in_thread
 
 MTU_MIN: Final = 1280
-"""Bytes. What IPv6 needs (RFC 8200, section 5)."""
+"""Bytes. IPv6's minimum (RFC 8200, section 5)."""
 
 OVERHEAD: Final = 80
 """Bytes that WireGuard adds to a packet, at most: 40 of IPv6, 8 of UDP, 16 of
@@ -57,15 +56,15 @@ its header and 16 of authentication."""
 DEFAULT_UPLINK_MTU: Final = 1500
 
 GRACE_S: Final = 3.0
-"""Between an announced key's publication and its use: time for all watchers to
-have told their kernels."""
+"""Between an announced key's publication and its use, seconds: time for all
+nodes to read it and to program their kernels."""
 
 _CLOCK_CHECK_S: Final = 3600.0
-"""For how long at most the system's clock is not looked at."""
+"""Longest pause between readings of the system's clock, seconds."""
 
 
 class Overlay:
-    """`run` is the runnable. The values may be watched by anybody:
+    """`run` is the runnable. Its values may be watched by anybody:
 
     identity  this node's keys, for the cluster's store
     mtu       of workloads' links, bytes
@@ -84,9 +83,9 @@ class Overlay:
     ) -> None:
         """Nothing happens before `run`.
 
-        exchange: with who knows the cluster. uplink: without a
-        value, as None, an MTU of 1500 is assumed. rotation_s: age at which a
-        key is exchanged; None: only when the mesh wants it.
+        exchange: shared with the curator. uplink: without a value, as with
+        None, an MTU of 1500 is assumed. rotation_s: age at which a key is
+        replaced; None: only when the mesh wants it.
         """
         self.identity = exchange.identity
         self.mtu = event.Value[int]("MTU of the overlay")
@@ -99,10 +98,10 @@ class Overlay:
         self._grace_s = grace_s
         self._kernel: Kernel = LinuxKernel() if kernel is None else kernel
         self._port = port
-        self._life: _Life | None = None
+        self._current: _Run | None = None
 
     async def run(self, ctx: Context) -> None:
-        """Run until something fails, which another run makes good."""
+        """Run until something fails, which the next run repairs."""
         try:
             state = await in_thread(self._load, ctx)
             found = await in_thread(
@@ -112,19 +111,19 @@ class Overlay:
                 self._port,
             )
             with self._peers.watch() as changes:
-                self._life = _Life(self, ctx, changes, state, found)
-                await self._life.run()
+                self._current = _Run(self, ctx, changes, state, found)
+                await self._current.run()
         finally:
-            self._life = None
+            self._current = None
             await in_thread(self._kernel.close)
 
     name = "overlay"
 
     def look(self, allow: Allow) -> Sequence[Repair]:
-        """See Ward: compare with the kernel what it was told last. Without a
+        """See Ward: compare the kernel with its last programming. Without a
         mesh there is nothing to compare. Blocks; not for the event loop.
         """
-        life = self._life
+        life = self._current
         if life is None:
             return ()
         asked = asyncio.run_coroutine_threadsafe(life.look(allow), life.loop)
@@ -143,8 +142,8 @@ class Overlay:
         return state
 
 
-class _Life:
-    """What one run of the overlay knows: forgotten with it."""
+class _Run:
+    """The state of one run of the overlay; it ends with the run."""
 
     def __init__(
         self,
@@ -154,7 +153,7 @@ class _Life:
         state: State,
         found: int | None,
     ) -> None:
-        """found: MTU of the link, when there was one."""
+        """found: MTU of the link, if it existed already."""
         self._overlay = overlay
         self._kernel = overlay._kernel
         self._ctx = ctx
@@ -178,7 +177,7 @@ class _Life:
         """See Overlay.run."""
         overlay = self._overlay
         sources: dict[str, tuple[_Get, _Handle]] = {
-            # Before the mesh, which says who is absent.
+            # Before the mesh, which lists the absent nodes.
             "peers": (self._changes.get, self._on_peers),
             "mesh": (overlay._mesh.watch().get, self._on_mesh),
             "uplink": (overlay._uplink.watch().get, self._on_uplink),
@@ -199,7 +198,7 @@ class _Life:
                         waiting[name] = asyncio.create_task(get(), name=f"overlay waits for {name}")
                 await asyncio.wait(
                     waiting.values(),
-                    timeout=self._patience(),
+                    timeout=self._timeout(),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 done = {name: task for name, task in waiting.items() if task.done()}
@@ -224,7 +223,7 @@ class _Life:
     async def _on_mesh(self, mesh: Mesh) -> None:
         self._mesh = mesh
         if self._index is None:
-            # What changes from here on is both in the copy and told again.
+            # Later changes are both in the copy and reported again.
             self._changes.take()
             index = Index()
             index.change(self._overlay._peers.copy())
@@ -244,8 +243,8 @@ class _Life:
         await self._resize()
 
     async def _remove_unlisted_peers(self, absent: frozenset[IPNetwork]) -> None:
-        """Remove peers of nodes that were away when this run began, and are not
-        away any more, and not listed either.
+        """Remove peers of nodes that were away when this run began, and now are
+        neither away nor listed.
         """
         parted = {key for key, allowed in self._unlisted_peers.items() if not allowed <= absent}
         if not parted:
@@ -262,9 +261,9 @@ class _Life:
         assert self._index is not None, "not waited for before"
         changes = self._index.change(changed)
         await self._apply(changes)
-        # What was there without prefixes is the next key of a rotation.
+        # A known peer without prefixes is the next key of a rotation.
         moved = [one.public_key for one in changes if one.prompt and one.endpoint is None]
-        # It may have come by a handshake before.
+        # Its handshake may have come earlier.
         self._handshakes.check(moved, self._state.pair.public, since_ns=1)
 
     async def _apply(self, changes: list[PeerChange]) -> None:
@@ -289,7 +288,7 @@ class _Life:
     # --- Damage ---------------------------------------------------------------
 
     async def look(self, allow: Allow) -> Sequence[Repair]:
-        """Have the task compare, between two of its other works."""
+        """Have the task compare, between two other events."""
         if self._ended:
             return ()
         answer: asyncio.Future[Sequence[Repair]] = self.loop.create_future()
@@ -329,24 +328,24 @@ class _Life:
                 else:
                     repairs.append(Repair(key, what))
         except OverlayError as error:
-            # The link went meanwhile; the next look finds it gone.
+            # The link vanished meanwhile; the next look reports that.
             repairs.append(Repair("link overlay", "the overlay was gone", error=str(error)))
         return repairs
 
-    # --- Size -----------------------------------------------------------------
+    # --- MTU ------------------------------------------------------------------
 
     async def _on_uplink(self, _: LinkState | None) -> None:
         await self._resize()
 
     async def _resize(self) -> None:
-        """Of a link that was there only once the mesh is known: what it has is
-        what an earlier life knew.
+        """Set the MTU. An existing link keeps its MTU until the mesh is known,
+        since an earlier run knew the mesh.
         """
         if self._found and self._index is None:
             return
         uplink = _uplink_mtu(self._overlay._uplink)
         if uplink is None and self._size:
-            # Of an uplink that is gone, the size stays, within what is asked.
+            # The last MTU stays without an uplink, within the configured one.
             uplink = self._uplink_mtu
         self._uplink_mtu = uplink
         size = link_mtu(self._mesh.mtu, uplink)
@@ -368,9 +367,9 @@ class _Life:
     # --- Keys -----------------------------------------------------------------
 
     async def _on_published(self, _: Identity) -> None:
-        """Nothing: _rotate looks at it."""
+        """Do nothing: _rotate reads the value."""
 
-    def _around(self) -> Surroundings:
+    def _surroundings(self) -> Surroundings:
         return Surroundings(
             self._overlay._published.peek(None),
             self._mesh.wanted_key_epoch,
@@ -379,32 +378,32 @@ class _Life:
             graced=time.monotonic() >= self._graced_at,
         )
 
-    def _patience(self) -> float | None:
-        """Return for how long nothing is due by itself, seconds; None: ever."""
-        times = (self._handshakes.time_remaining(), self._rotation_patience())
+    def _timeout(self) -> float | None:
+        """Return the seconds until the next timed work; None: there is none."""
+        times = (self._handshakes.time_remaining(), self._rotation_timeout())
         known = [seconds for seconds in times if seconds is not None]
         return max(0.0, min(known)) if known else None
 
-    def _rotation_patience(self) -> float | None:
+    def _rotation_timeout(self) -> float | None:
         if self._state.stage is Stage.GRACE:
             return self._graced_at - time.monotonic()
         interval = self._overlay._rotation_s
         if self._state.stage is not Stage.STEADY or interval is None:
             return None
         left = self._state.made_s + interval - time.time()
-        # If it is overdue, it is not the clock that is waited for.
+        # If the rotation is overdue, it waits for something else.
         return min(left + 1, _CLOCK_CHECK_S) if left > 0 else None
 
     async def _rotate(self) -> None:
-        """Take all steps that are due, storing each before it is told."""
-        while (what := rotation.due(self._state, around := self._around())) is not None:
+        """Take all steps that are due; store each before it is published."""
+        while (what := rotation.due(self._state, surroundings := self._surroundings())) is not None:
             fresh = keys.generate()
             new = rotation.step(
                 self._state,
                 what,
                 fresh=fresh,
-                wanted_epoch=around.wanted_epoch,
-                now_s=around.now_s,
+                wanted_epoch=surroundings.wanted_epoch,
+                now_s=surroundings.now_s,
             )
             await in_thread(self._overlay._file.store, new)
             self._state = new
@@ -420,7 +419,7 @@ class _Life:
 
 @dataclass(frozen=True)
 class _Look:
-    """A ward's look, and where it waits."""
+    """A ward's look, and the future that gets its result."""
 
     allow: Allow
     answer: asyncio.Future[Sequence[Repair]]
@@ -442,8 +441,8 @@ def _uplink_mtu(uplink: event.Value[LinkState | None]) -> int | None:
 
 
 def held_prefixes() -> tuple[IPNetwork, ...]:
-    """Return the prefixes that the kernel says this node holds: those of the
-    last mesh, until a reboot. Blocks. Raises NetlinkError.
+    """Return the prefixes that this node holds by its kernel: those of the last
+    mesh, until a reboot. Blocks. Raises NetlinkError.
     """
     return addressing.held(own_routes())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runnable on the fake kernel: what it tells the kernel, and when."""
+"""The runnable on the fake kernel: what it programs, and when."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def link(mtu: int) -> LinkState:
 
 
 class Bench:
-    """An overlay, what it is told, and the kernel that it has."""
+    """An overlay, its inputs, and its kernel."""
 
     def __init__(
         self, directory: Path, *, rotation_s: float | None = None, kernel: FakeKernel | None = None
@@ -82,7 +82,7 @@ class Bench:
             assert await running == []
 
     async def publishes(self) -> None:
-        """The store, which tells what it was told."""
+        """Publish as the store does."""
         async for identity in self.overlay.identity.watch():
             self.published.set(identity)
 
@@ -99,15 +99,15 @@ async def until(what: Callable[[], bool]) -> None:
 
 
 async def test_nothing_is_removed_before_the_first_mesh(bench: Bench) -> None:
-    """Then strangers are, and what is right already is not told again."""
-    one, stranger = peer(1), b"s" * 32
+    """Then unlisted peers are removed; right ones are not sent again."""
+    one, unlisted_peer = peer(1), b"s" * 32
     present = {
         public: DevicePeer(entry.endpoint, entry.allowed)
         for public, entry in entries_of(one).items()
     }
     async with bench.running():
         await bench.overlay.identity.watch().get()
-        bench.kernel.peers = present | {stranger: DevicePeer()}
+        bench.kernel.peers = present | {unlisted_peer: DevicePeer()}
         bench.peers.set("n1", one)
         bench.peers.set("n2", peer(2))
         await bench.overlay.mtu.watch().get()
@@ -115,14 +115,14 @@ async def test_nothing_is_removed_before_the_first_mesh(bench: Bench) -> None:
         bench.mesh.set(MESH)
         await until(lambda: bool(bench.kernel.batches))
         (changes,) = bench.kernel.batches
-        assert {change.public_key for change in changes} == {stranger, peer(2).public_key}
+        assert {change.public_key for change in changes} == {unlisted_peer, peer(2).public_key}
         assert set(bench.kernel.peers) == {one.public_key, peer(2).public_key}
         await until(lambda: bench.kernel.present != Links())
 
 
 async def test_who_is_away_from_the_store_stays(bench: Bench) -> None:
-    """Over a restart, until it is back or is no more."""
-    back, gone, stranger = peer(1), peer(2), b"s" * 32
+    """Its peer stays over a restart, until it is back or deleted."""
+    back, gone, unlisted_peer = peer(1), peer(2), b"s" * 32
     present = {
         public: DevicePeer(entry.endpoint, entry.allowed)
         for one in (back, gone)
@@ -130,7 +130,7 @@ async def test_who_is_away_from_the_store_stays(bench: Bench) -> None:
     }
     bench.peers.set("n3", peer(3))
     bench.mesh.set(replace(MESH, absent=(*back.prefixes, *gone.prefixes)))
-    bench.kernel.exists, bench.kernel.peers = True, present | {stranger: DevicePeer()}
+    bench.kernel.exists, bench.kernel.peers = True, present | {unlisted_peer: DevicePeer()}
     async with bench.running():
         await until(lambda: peer(3).public_key in bench.kernel.peers)
         assert set(bench.kernel.peers) == {*present, peer(3).public_key}
@@ -140,18 +140,18 @@ async def test_who_is_away_from_the_store_stays(bench: Bench) -> None:
         bench.mesh.set(MESH)
         await until(lambda: gone.public_key not in bench.kernel.peers)
         assert back.public_key in bench.kernel.peers
-        told = [change for batch in bench.kernel.batches for change in batch if change.remove]
-        assert {change.public_key for change in told} == {stranger, gone.public_key}
+        reported = [change for batch in bench.kernel.batches for change in batch if change.remove]
+        assert {change.public_key for change in reported} == {unlisted_peer, gone.public_key}
 
 
 async def test_a_restart_leaves_the_size(bench: Bench) -> None:
-    """Until mesh and uplink are known, it is what an earlier life knew."""
+    """Until mesh and uplink are known, it is that of an earlier run."""
     bench.kernel.exists, bench.kernel.mtu = True, 8820
     sizes: list[int] = []
     bench.kernel.set_mtu = sizes.append  # type: ignore[method-assign, assignment]
     async with bench.running():
-        told = bench.overlay.mtu.watch()
-        assert await told.get() == 8820
+        reported = bench.overlay.mtu.watch()
+        assert await reported.get() == 8820
         bench.mesh.set(Mesh(NETWORKS, MESH.own, mtu=8820))
         await until(lambda: bench.kernel.present != Links())
         bench.uplink.set(link(9000))
@@ -159,7 +159,7 @@ async def test_a_restart_leaves_the_size(bench: Bench) -> None:
         await until(lambda: bool(bench.kernel.peers))
         assert sizes == []
         bench.uplink.set(link(1500))
-        assert await told.get() == 1420
+        assert await reported.get() == 1420
         assert sizes == [1420]
 
 
@@ -188,7 +188,7 @@ async def test_what_fails_is_made_good(bench: Bench) -> None:
         bench.kernel.delete_link()
         bench.peers.set("n3", peer(3))
         await until(lambda: bench.kernel.exists and len(bench.kernel.peers) == 3)
-        # The link is new: whoever had sessions with the old one has to know.
+        # The link is new: peers with sessions to the old one have to know.
         await until(lambda: len(set(bench.kernel.prompted)) == 3)
 
 
@@ -257,7 +257,7 @@ DAMAGES: list[tuple[Callable[[FakeKernel], None], set[str]]] = [
 async def test_damage_is_put_back(
     bench: Bench, damage: Callable[[FakeKernel], None], keys: set[str]
 ) -> None:
-    """All as it was, once; unless it is to be left."""
+    """All is as before, repaired once; unless the ward may not."""
     bench.mesh.set(MESH)
     bench.peers.update({"n1": peer(1), "n2": peer(2)})
     async with bench.running():
@@ -282,7 +282,7 @@ async def test_damage_is_put_back(
 
 
 async def test_a_peer_that_moved_is_no_damage(bench: Bench) -> None:
-    """It is answered where it was heard from."""
+    """It is answered where it sent from."""
     bench.mesh.set(MESH)
     bench.peers.set("n1", peer(1))
     async with bench.running():
@@ -346,14 +346,14 @@ async def test_a_rotation_that_the_mesh_wants(bench: Bench) -> None:
     """Announced, published, waited for, published, and only then used."""
     bench.mesh.set(Mesh(NETWORKS, MESH.own, wanted_key_epoch=1))
     async with bench.running():
-        told = bench.overlay.identity.watch()
-        first = await told.get()
+        reported = bench.overlay.identity.watch()
+        first = await reported.get()
         assert first.epoch == 0
         bench.published.set(first)
-        announced = await told.get()
+        announced = await reported.get()
         assert (announced.public_key, announced.epoch) == (first.public_key, 0)
         bench.published.set(announced)
-        committed = await told.get(lambda said: said.epoch == 1)
+        committed = await reported.get(lambda said: said.epoch == 1)
         assert committed == Identity(announced.next_public_key or b"", 1, switching=True)
         assert bench.kernel.device().public_key == first.public_key
         bench.published.set(committed)
@@ -371,7 +371,7 @@ async def test_a_rotation_by_age(tmp_path: Path) -> None:
 
 
 class SlowLists(FakeKernel):
-    """Of a large cluster: a list of its peers takes a while."""
+    """The kernel in a large cluster: a list of its peers takes a while."""
 
     TAKES_S = 0.05
 
@@ -386,8 +386,8 @@ class SlowLists(FakeKernel):
 
 
 async def test_lists_are_a_tenth_of_the_time(tmp_path: Path) -> None:
-    """However many peers change their keys, one after the other; and each is
-    looked at.
+    """However many peers change their keys, one after the other, and each is
+    checked.
     """
     kernel = SlowLists()
     bench = Bench(tmp_path, kernel=kernel)
@@ -404,7 +404,7 @@ async def test_lists_are_a_tenth_of_the_time(tmp_path: Path) -> None:
             )
             await until(lambda key=one.public_key: key not in kernel.peers)  # type: ignore[misc]
             await asyncio.sleep(0.04)
-        # No peer of the fake kernel answers, so each is made anew.
+        # No peer of the fake kernel answers, so each is made again.
         anew = {one.next_public_key for one in moving}
         await until(
             lambda: anew == {c.public_key for b in kernel.batches for c in b if c.remove} & anew
@@ -423,16 +423,16 @@ def test_mtu(asked: int | None, uplink: int | None, expected: int) -> None:
 
 async def test_mtu_follows_the_uplink(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     async with bench.running():
-        told = bench.overlay.mtu.watch()
-        assert await told.get() == 1420
+        reported = bench.overlay.mtu.watch()
+        assert await reported.get() == 1420
         for uplink, expected in ((1450, 1370), (9000, 8920), (1300, MTU_MIN)):
             bench.uplink.set(link(uplink))
-            assert await told.get() == bench.kernel.mtu == expected
+            assert await reported.get() == bench.kernel.mtu == expected
         assert "MTU 1220 (uplink 1300, asked for None) is below" in caplog.text
         bench.uplink.set(link(1600))
-        assert await told.get() == 1520
+        assert await reported.get() == 1520
         bench.uplink.set(None)
         bench.mesh.set(Mesh(mtu=1500))
-        assert await told.get() == 1500
+        assert await reported.get() == 1500
         bench.mesh.set(Mesh())
-        assert await told.get() == 1520
+        assert await reported.get() == 1520

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peers by node, and what a change of them means for the kernel. Pure.
+"""Peers by node, and the effect of a change on the kernel. Pure.
 
-    node "a": key A, next A'    ->   peer A   at a's endpoint, a's prefixes
-                                     peer A'  at a's endpoint, nothing
+    node "a": key A, next A'    ->   peer A   at a's endpoint, with a's prefixes
+                                     peer A'  at a's endpoint, without any
 
-A node that is about to change its key is two peers for a while: the second
-makes the kernel take handshakes by the next key. When the key has changed, the
+A node that is about to change its key is two peers for a while: with the second
+the kernel accepts handshakes by the next key. When the key has changed, the
 prefixes move to it and the first is removed.
 
 A peer that gets its first prefixes is prompted: a handshake is begun. Both ends
-do so, and that of the one that is later succeeds: the other end knows it by
-then. Left to traffic, a first packet that is sent too early costs WireGuard's
-wait for a lost handshake, five seconds (REKEY_TIMEOUT); and who has just booted
-would be sent packets of sessions from before for fifteen.
+do so, and the later of the two succeeds, since the other end knows it by then.
+If traffic began the handshake, a first packet that is sent too early would cost
+WireGuard's wait for a lost handshake, five seconds (REKEY_TIMEOUT); and a node
+that has just booted would get packets of former sessions for fifteen.
 
-No keepalives: nodes reach each other directly, so there is no NAT whose state
-would have to be kept alive, and an idle pair of nodes costs nothing.
+No keepalives: nodes reach each other directly, so no NAT needs its state kept
+alive, and an idle pair of nodes costs nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Entry:
 
 
 def entries_of(peer: Peer | None) -> dict[bytes, Entry]:
-    """Return what a node is to the kernel, by public key."""
+    """Return the kernel's peers for a node, by public key."""
     if peer is None:
         return {}
     endpoint = Endpoint(peer.endpoint, peer.port)
@@ -47,16 +47,16 @@ def entries_of(peer: Peer | None) -> dict[bytes, Entry]:
 
 
 class Index:
-    """What all nodes are to the kernel, kept up with changes of some."""
+    """The kernel's peers for all nodes; updated by changes of some nodes."""
 
     def __init__(self) -> None:
-        """Nobody."""
+        """Begin without nodes."""
         self._nodes: dict[str, Peer] = {}
         self.entries: dict[bytes, Entry] = {}
 
     def change(self, changed: Mapping[str, Peer | None]) -> list[PeerChange]:
-        """Take the nodes' newest, None: gone; return what that changes. Costs
-        what the changed nodes are, not what the others are.
+        """Apply the nodes' newest values, None: gone; return the changes of the
+        kernel's peers. The cost depends on the changed nodes only.
         """
         old: dict[bytes, Entry] = {}
         new: dict[bytes, Entry] = {}
@@ -75,7 +75,7 @@ class Index:
 def difference(
     present: Mapping[bytes, DevicePeer], wanted: Mapping[bytes, Entry]
 ) -> list[PeerChange]:
-    """Return what makes the kernel's peers those that are wanted."""
+    """Return the changes that turn the kernel's peers into the wanted ones."""
     return _difference(present, wanted)
 
 

@@ -44,7 +44,7 @@ def test_a_node_comes_moves_and_goes() -> None:
 
 
 def test_a_rotation() -> None:
-    """A second peer without prefixes; then they move to it, and it is prompted;
+    """A second peer has no prefixes; then they move to it, and it is prompted;
     the first is removed.
     """
     index = Index()
@@ -60,7 +60,7 @@ def test_a_rotation() -> None:
 
 
 def test_a_key_that_another_node_has_now() -> None:
-    """As a node that joined anew, under another name."""
+    """As a node that joined again, under another name."""
     index = Index()
     index.change({"n1": peer(1)})
     again = replace(peer(2), public_key=key(1))
@@ -98,7 +98,7 @@ def everything(table: dict[str, Peer]) -> dict[bytes, DevicePeer]:
 
 @given(st.lists(tables(), min_size=1, max_size=5))
 def test_changes_lead_to_what_the_table_says(history: list[dict[str, Peer]]) -> None:
-    """Step by step, and in one comparison; nothing is told in vain."""
+    """Step by step, and in one comparison; without needless changes."""
     index, kernel, last = Index(), FakeKernel(exists=True), dict[str, Peer]()
     for table in history:
         changed = {

@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The life of a key: how it is exchanged without losing connections. Pure.
 
-    STEADY    --WANTED-->    ANNOUNCED   a next key is made, and told
+    STEADY    --WANTED-->    ANNOUNCED   the next key is made, and announced
     ANNOUNCED --PUBLISHED--> GRACE       the cluster's store has it
-    GRACE     --ELAPSED-->   COMMITTED   and all watchers; told: it is the key
+    GRACE     --ELAPSED-->   COMMITTED   all nodes have it; announced as the key
     COMMITTED --PUBLISHED--> STEADY      the store has that: it is the key here
 
-A peer takes a handshake only from keys that it knows: so the next key is
-announced first, and peers make it a second peer that has no allowed IPs. A
-packet counts only if it comes by the peer that its source belongs to: so peers
-have to move the allowed IPs when the key changes here, at the same moment.
-They do when they see the record change, and so does this node, which is
-told at about the same time: what differs between the two is the gap.
+A peer accepts a handshake only from keys that it knows: so the next key is
+announced first, and peers make it a second peer without allowed IPs. A packet
+is accepted only from the peer that its source belongs to: so when the key
+changes here, other nodes have to move the allowed IPs at the same moment. They
+do so when they see the record change, and so does this node, which sees it at
+about the same time: the difference between the two is the gap.
 
-Why not change the key here first and tell then: whatever keeps the record from
-being written, such as a store without a majority, would leave the node cut off
-for as long. This way nothing has changed until it is written.
+Why not change the key here first and publish it then: whatever keeps the record
+from being written, such as a store without a majority, would cut the node off
+for as long. This way nothing has changed until the record is written.
 
-Each step is stored before it is told or done, and done again after a crash:
-GRACE starts over, since nobody knows how long ago it began. In STEADY the
-kernel is given the key that is stored.
+Each step is stored before it is published or done, and done again after a
+crash: GRACE starts over, since its beginning is not stored. In STEADY the
+kernel gets the stored key.
 
-Both ends of a pair may do this at once. Whoever is last to act, by changing its
+Both ends of a pair may do this at once. The end that acts last, by changing its
 key or by moving the other's allowed IPs, begins a handshake, and by then both
-know the other's key: see Overlay.
+know the other's key: see handshakes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from metropolis.node.core.network.overlay.mesh import Identity
 
 
 class Stage(enum.Enum):
-    """Where in a rotation a node is."""
+    """The stage of a rotation that a node is in."""
 
     STEADY = "steady"
     ANNOUNCED = "announced"
@@ -45,7 +45,7 @@ class Stage(enum.Enum):
 
 
 class Event(enum.Enum):
-    """What moves it on."""
+    """An event that changes the stage."""
 
     WANTED = "wanted"
     PUBLISHED = "published"
@@ -62,7 +62,7 @@ TRANSITIONS: Final = {
 
 @dataclass(frozen=True)
 class KeyPair:
-    """32 bytes each. The private one is in no text of it."""
+    """32 bytes each. repr() omits the private key."""
 
     private: bytes = field(repr=False)
     public: bytes
@@ -70,8 +70,8 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class State:
-    """pair: the kernel's. epoch: its. made_s: when, seconds since 1970.
-    next_pair, next_epoch: what it becomes; None, 0: nothing, in STEADY.
+    """pair: the kernel's key. epoch: its number. made_s: its time, seconds
+    since 1970. next_pair, next_epoch: its successor; None, 0 in STEADY.
     """
 
     pair: KeyPair
@@ -82,7 +82,7 @@ class State:
     next_epoch: int = 0
 
     def __post_init__(self) -> None:
-        """Raise ValueError for what cannot be."""
+        """Raise ValueError for an impossible state."""
         if (self.stage is Stage.STEADY) != (self.next_pair is None):
             raise ValueError(f"stage {self.stage.value}, but the next key says otherwise")
         if self.epoch < 0 or (self.next_pair and self.next_epoch <= self.epoch):
@@ -91,8 +91,8 @@ class State:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What decides on the next step. published: None: nothing yet. now_s:
-    seconds since 1970. graced: the time for watchers is over.
+    """The inputs of the next step. published: None: nothing yet. now_s:
+    seconds since 1970. graced: the grace period is over.
     """
 
     published: Identity | None
@@ -103,7 +103,7 @@ class Surroundings:
 
 
 def identity(state: State) -> Identity:
-    """Return what others have to know."""
+    """Return the values for the other nodes."""
     match state.stage, state.next_pair:
         case Stage.ANNOUNCED | Stage.GRACE, KeyPair() as coming:
             return Identity(state.pair.public, state.epoch, coming.public)
@@ -113,20 +113,20 @@ def identity(state: State) -> Identity:
 
 
 def due(state: State, around: Surroundings) -> Event | None:
-    """Return what has happened, None: nothing that matters now."""
-    told = around.published == identity(state)
+    """Return the event that is due; None: there is none."""
+    published = around.published == identity(state)
     if state.stage is Stage.STEADY:
-        # Not before the cluster knows the present key: it is away.
+        # Not before the cluster has the present key: it is away.
         age = around.now_s - state.made_s
         old = around.rotation_s is not None and age >= around.rotation_s
-        return Event.WANTED if told and (around.wanted_epoch > state.epoch or old) else None
+        return Event.WANTED if published and (around.wanted_epoch > state.epoch or old) else None
     if state.stage is Stage.GRACE:
         return Event.ELAPSED if around.graced else None
-    return Event.PUBLISHED if told else None
+    return Event.PUBLISHED if published else None
 
 
 def step(state: State, event: Event, *, fresh: KeyPair, wanted_epoch: int, now_s: int) -> State:
-    """Return the next state. fresh: a new key, used if one is begun with.
+    """Return the next state. fresh: a new key, used if a rotation begins.
     Raises KeyError for an event that does not belong there.
     """
     stage = TRANSITIONS[state.stage, event]

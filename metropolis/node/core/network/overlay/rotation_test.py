@@ -31,8 +31,8 @@ def around(
 def test_a_whole_rotation() -> None:
     state, seen = START, []
     for expected in (Event.WANTED, Event.PUBLISHED, Event.ELAPSED, Event.PUBLISHED):
-        told = rotation.identity(state)
-        assert rotation.due(state, around(told, wanted=4, graced=True)) is expected
+        reported = rotation.identity(state)
+        assert rotation.due(state, around(reported, wanted=4, graced=True)) is expected
         state = rotation.step(state, expected, fresh=SECOND, wanted_epoch=4, now_s=2000)
         seen.append(rotation.identity(state))
     assert seen == [
@@ -46,10 +46,10 @@ def test_a_whole_rotation() -> None:
 
 
 def test_what_begins_one() -> None:
-    told = rotation.identity(START)
-    assert rotation.due(START, around(told)) is None
-    assert rotation.due(START, around(told, wanted=4)) is Event.WANTED
-    assert rotation.due(START, around(told, now_s=1600)) is Event.WANTED
+    reported = rotation.identity(START)
+    assert rotation.due(START, around(reported)) is None
+    assert rotation.due(START, around(reported, wanted=4)) is Event.WANTED
+    assert rotation.due(START, around(reported, now_s=1600)) is Event.WANTED
     # The cluster is away, or knows another key.
     assert rotation.due(START, around(None, wanted=4, now_s=1600)) is None
     assert rotation.due(START, around(Identity(SECOND.public), wanted=4)) is None
@@ -86,8 +86,8 @@ def test_private_keys_are_in_no_text() -> None:
 class World:
     """A node whose process may end at any step, and the cluster's store.
 
-    What the kernel's key may be is checked at each: one that all who read the
-    store take handshakes from, or have until now.
+    At each step the kernel's key is checked: all nodes that read the
+    store accept handshakes from it, or have until now.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class World:
         first = next(self.fresh)
         self.disk = keys.encode(State(first, 0, 0))
         self.kernel: KeyPair = first
-        self.told: Identity | None = None
+        self.reported: Identity | None = None
         self.store: list[Identity] = []
         self.announced: set[bytes] = set()
         self.wanted = 0
@@ -104,7 +104,7 @@ class World:
     def boot(self) -> None:
         self.state = keys.decode(self.disk)
         self.use(self.state.pair)
-        self.told = rotation.identity(self.state)
+        self.reported = rotation.identity(self.state)
         self.graced = False
 
     def use(self, pair: KeyPair) -> None:
@@ -114,11 +114,11 @@ class World:
             self.kernel = pair
 
     def publish(self) -> None:
-        if self.told is not None and (not self.store or self.store[-1] != self.told):
-            self.store.append(self.told)
+        if self.reported is not None and (not self.store or self.store[-1] != self.reported):
+            self.store.append(self.reported)
 
     def wait(self) -> None:
-        """All watchers have heard what is in the store."""
+        """All watchers have read the store's content."""
         if self.store and self.store[-1].next_public_key is not None:
             self.announced.add(self.store[-1].next_public_key)
         self.graced = True
@@ -142,7 +142,7 @@ class World:
             self.graced = False
         if new.stage is Stage.STEADY:
             self.use(new.pair)
-        self.told = rotation.identity(new)
+        self.reported = rotation.identity(new)
 
 
 STEPS = st.lists(st.sampled_from(["publish", "wait", "move", "crash", "boot", "want"]), max_size=60)
@@ -150,7 +150,7 @@ STEPS = st.lists(st.sampled_from(["publish", "wait", "move", "crash", "boot", "w
 
 @given(STEPS)
 def test_a_crash_anywhere_leads_to_the_same_end(steps: list[str]) -> None:
-    """No key is used before it was announced, heard of and published; and when
+    """No key is used before it was announced, received and published; and when
     everything works again, the rotation that was wanted ends.
     """
     world = World()
@@ -168,5 +168,5 @@ def test_a_crash_anywhere_leads_to_the_same_end(steps: list[str]) -> None:
         world.move(crash_after_store=False)
     assert world.state.stage is Stage.STEADY
     assert world.state.epoch >= world.wanted
-    assert world.store[-1] == rotation.identity(world.state) == world.told
+    assert world.store[-1] == rotation.identity(world.state) == world.reported
     assert world.kernel == world.state.pair

@@ -123,7 +123,7 @@ def test_cold_start_and_one_change(others: int) -> None:
 
 
 def test_pyroute2_beside_it() -> None:
-    """Why it is not used: a message a peer, and what a message takes."""
+    """Why it is not used: it sends a message per peer."""
     # Images have no sqlite3, which pyroute2 imports whatever it is used for.
     sys.modules.setdefault("sqlite3", types.ModuleType("sqlite3"))
     begun = time.perf_counter()

@@ -5,8 +5,8 @@
     pod1 -- node1 --+-- wan     each node in a network of its own; wan routes
     pod2 -- node2 --+
 
-A node is a namespace with an Overlay of its own. What the cluster's store would
-do, `Cluster` does: it hands each node's identity to all others, a little later.
+A node is a namespace with an Overlay of its own. `Cluster` does the store's
+work: it hands each node's identity to all others, a little later.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from osbase.test.namespaces import LIMIT_S
 NETWORKS = net("10.192.0.0/12", "fd00:10:192::/64")
 PORT = 51820
 STORE_S = 0.03
-"""From a node's word to another's ear, through a store: a guess, a slow one."""
+"""From one node to another through a store, seconds: a pessimistic guess."""
 
 
 def underlay(number: int, version: int, host: int = 2) -> IPAddress:
@@ -58,7 +58,7 @@ def pod_address(number: int, version: int) -> IPAddress:
 
 @dataclass
 class Node:
-    """One node, its pod, its overlay and what that is told."""
+    """One node, its pod, its overlay and the overlay's inputs."""
 
     number: int
     space: Space
@@ -85,7 +85,7 @@ class Node:
         return f"node{self.number}"
 
     def make(self) -> None:
-        """A new process, as it were; nothing is told yet."""
+        """Stand for a new process, without inputs yet."""
         self.kill, self.killed = asyncio.Event(), asyncio.Event()
         self.uplink.set(None)
         self.overlay = Overlay(
@@ -120,7 +120,7 @@ class Node:
             self.running = None
 
     def record(self, identity: Identity) -> Peer:
-        """What others are told."""
+        """Return the node as others see it."""
         number = self.number
         return Peer(
             self.name,
@@ -138,12 +138,12 @@ class Node:
 
 
 class Cluster:
-    """The store: what a node says of itself, all others hear."""
+    """The store: it passes a node's identity to all others."""
 
     def __init__(self, nodes: list[Node]) -> None:
         self.nodes = nodes
         self.delay_s = STORE_S  # until others hear
-        self.echo_s = 0.0  # from then until the node itself does
+        self.echo_s = 0.0  # from then until the node itself hears
         self.closed: set[tuple[str, str]] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -213,7 +213,7 @@ def wire(nodes: list[Node], wan: Space, version: int) -> None:
 async def world(
     directory: Path, count: int = 2, version: int = 4, grace_s: float = 0.5
 ) -> AsyncIterator[Cluster]:
-    """Nodes, connected, running, and told of each other."""
+    """Nodes, connected, running, and known to each other."""
     names = ["wan", *(f"node{n}" for n in range(count)), *(f"pod{n}" for n in range(count))]
     with spaces(*names) as (wan, *rest):
         nodes = [Node(n, rest[n], rest[count + n], directory, grace_s) for n in range(count)]
@@ -252,7 +252,7 @@ def udp(space: Space, version: int, port: int = 0) -> socket.socket:
 
 
 def reach(a: Space, b: Space, to: IPAddress, limit_s: float = LIMIT_S) -> IPAddress | None:
-    """A datagram from a is heard in b at last; its source. None: it is not."""
+    """Send from a until b receives; return the source, None: it does not."""
     with udp(a, to.version) as sender, udp(b, to.version) as receiver:
         port = receiver.getsockname()[1]
         deadline = time.monotonic() + limit_s
@@ -266,8 +266,8 @@ def reach(a: Space, b: Space, to: IPAddress, limit_s: float = LIMIT_S) -> IPAddr
 
 
 class Stream:
-    """Numbered datagrams from one pod to another, echoed, all the time, on
-    threads: what is lost, and the longest time without one, each way.
+    """Numbered datagrams from one pod to another and back, all the time, on
+    threads. It counts losses and the longest gap, each way.
     """
 
     def __init__(self, a: Node, b: Node, version: int) -> None:
@@ -315,7 +315,7 @@ class Stream:
         return self
 
     async def settle(self, seconds: float = 1.5) -> None:
-        """Go on for a while: what was lost shows."""
+        """Continue for a while, so that losses show."""
         before = len(self.back)
         await asyncio.sleep(seconds)
         await until(lambda: len(self.back) > before + 20)
@@ -331,11 +331,11 @@ class Stream:
         self._far.close()
 
     def lost(self) -> int:
-        """Of those sent since all was well."""
+        """Return the losses since all was well."""
         return sum(self._runs())
 
     def _runs(self) -> list[int]:
-        """How many were lost in a row, each time that some were."""
+        """Return the length of each run of losses."""
         heard = {number for number, _ in self.back}
         lost = [number not in heard for number in range(self._first, self.sent)]
         return [len(list(run)) for missing, run in itertools.groupby(lost) if missing]
@@ -385,7 +385,7 @@ async def test_pods_and_nodes_reach_pods(tmp_path: Path, version: int) -> None:
                     source = own[family == 6].network_address
                     assert await asyncio.to_thread(reach, a.space, b.pod, to) == source
                     assert await asyncio.to_thread(reach, b.pod, a.space, source) is not None
-        # A pod that is not there is not looked for elsewhere.
+        # A missing pod is not looked for on other nodes.
         absent = ip_address("10.192.0.99")
         with udp(cluster.nodes[0].space, 4) as sender, pytest.raises(OSError, match="No route"):
             sender.sendto(b"x", (str(absent), 9))
@@ -420,7 +420,7 @@ async def test_an_endpoint_that_moves(tmp_path: Path) -> None:
 
 
 async def test_a_restart_loses_no_packet(tmp_path: Path) -> None:
-    """Of the runnable, and of the process while the store is away."""
+    """The runnable restarts, and the process while the store is away."""
     async with world(tmp_path) as cluster:
         a, b = cluster.nodes
         async with Stream(a, b, 4) as stream:
@@ -435,7 +435,7 @@ async def test_a_restart_loses_no_packet(tmp_path: Path) -> None:
             a.start()
             await a.overlay.identity.watch().get()
             await stream.settle()
-            # It is told of its peers again, and nothing has to change.
+            # It gets its peers again, and nothing has to change.
             a.peers.set(b.name, b.record(b.overlay.identity.peek()))
             a.mesh.set(a.own_mesh())
             await stream.settle()
@@ -453,7 +453,7 @@ async def rotated(nodes: list[Node], epoch: int) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 async def test_a_rotation_loses_no_connection(tmp_path: Path, version: int) -> None:
-    """Of one end, then of the other, then of both at once."""
+    """One end changes its key, then the other, then both at once."""
     async with world(tmp_path, version=version) as cluster:
         a, b = cluster.nodes
         keys = {a.overlay.identity.peek().public_key, b.overlay.identity.peek().public_key}
@@ -475,8 +475,8 @@ async def test_a_rotation_loses_no_connection(tmp_path: Path, version: int) -> N
 
 @pytest.mark.parametrize("delay_ms", [0, 20])
 async def test_a_rotation_of_both_whoever_hears_first(tmp_path: Path, delay_ms: int) -> None:
-    """The others before the node itself, after it, or at once, where handshakes
-    cross if the way takes longer than what is between them. None costs the five
+    """Others learn it before the node, after it, or at once, where handshakes
+    cross if the way takes longer than the difference. None costs the five
     seconds that WireGuard would wait.
     """
     async with world(tmp_path) as cluster:

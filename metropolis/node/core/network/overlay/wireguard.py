@@ -8,11 +8,11 @@ A dump's message ends where the next allowed IP does not fit; the next message
 then has the same peer again, with its key and further allowed IPs only.
 
 Why not pyroute2: its WireGuard.set takes one peer, a message and a round trip
-each; it cannot drop an allowed IP, only replace all of them, so that what
-moves would belong to nobody for a moment; it decodes a dump to nested lists of
-attributes and leaves peers that continue to the caller; and it would be the
-image's only use of a package that takes a quarter of a second to import. The
-scale test prints what both take.
+each; it cannot drop one allowed IP, only replace all, so a prefix that moves
+would have no peer for a moment; it decodes a dump to nested lists of attributes
+and leaves peers that continue to the caller; and the image would import it for
+this alone, which takes a quarter of a second. The scale test prints the cost
+of both.
 
 Source: linux/wireguard.h, drivers/net/wireguard/netlink.c.
 """
@@ -40,7 +40,7 @@ from osbase.netlink.message import Message, Request
 
 FAMILY_NAME: Final = "wireguard"
 MAX_MESSAGE: Final = 32 * 1024
-"""Bytes of a message's peers. The attribute's own limit is 64 KiB, a socket's
+"""Bytes of peers in a message. The attribute's own limit is 64 KiB, a socket's
 send buffer 208 KiB; the kernel holds the lock of all links meanwhile."""
 
 _VERSION: Final = 1
@@ -71,8 +71,8 @@ _TIMESPEC: Final = struct.Struct("=qq")
 _FAMILIES: Final = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
 _SOCKADDR_IN: Final = 16  # bytes
 _SOCKADDR_IN6: Final = 28
-_ALLOWED_AT_ONCE: Final = 400  # 48 bytes each at most: within a message
-_PROMPT_S: Final = 25  # any keepalive but 0
+_ALLOWED_AT_ONCE: Final = 400  # 48 bytes each at most: they fit a message
+_PROMPT_S: Final = 25  # any keepalive interval above 0
 
 
 def set_identity(
@@ -89,8 +89,8 @@ def set_identity(
 
 
 def get_device(family: int, link: str) -> Request:
-    """Ask for all of the link, as a dump. ENODEV: no such link; EOPNOTSUPP: it
-    is of another kind.
+    """Request the link's whole state, as a dump. ENODEV: no such link;
+    EOPNOTSUPP: it is of another kind.
     """
     body = genl.body(_GET_DEVICE, _VERSION, attrs.text(_DEVICE_IFNAME, link.encode()))
     return Request(family, 0, body, "list peers of {}", (link,))
@@ -123,7 +123,7 @@ def set_peers(
 
 
 def _entries(changes: Sequence[PeerChange]) -> Iterator[bytes]:
-    """A change is up to four: added to, dropped from, removed, prompted."""
+    """Yield up to four entries a change: add, drop, remove, prompt."""
     for change in changes:
         if change.remove or not (change.endpoint or change.add):
             continue
@@ -143,8 +143,8 @@ def _entries(changes: Sequence[PeerChange]) -> Iterator[bytes]:
             yield _peer(change, _PEER_REMOVE_ME)
     for change in changes:
         if change.prompt:
-            # From none to some, the kernel sends a keepalive at once, for which
-            # it needs a session (set_peer in netlink.c).
+            # When the keepalive becomes non-zero, the kernel sends one at once,
+            # for which it needs a session (set_peer in netlink.c).
             for seconds in (_PROMPT_S, 0):
                 keepalive = attrs.attr(_PEER_KEEPALIVE, _U16.pack(seconds))
                 yield _peer(change, _PEER_UPDATE_ONLY, keepalive)
@@ -173,7 +173,7 @@ def _allowed(networks: Iterable[IPNetwork], *, remove: bool) -> bytes:
 
 
 def encode_endpoint(endpoint: Endpoint) -> bytes:
-    """A struct sockaddr_in or sockaddr_in6."""
+    """Return a struct sockaddr_in or sockaddr_in6."""
     family = _U16.pack(_FAMILIES[endpoint.address.version])
     head = family + struct.pack("!H", endpoint.port)
     if endpoint.address.version == 4:
@@ -182,7 +182,7 @@ def encode_endpoint(endpoint: Endpoint) -> bytes:
 
 
 def parse_endpoint(data: bytes) -> Endpoint:
-    """The reverse. Raises ProtocolError."""
+    """Parse; the inverse of encode_endpoint. Raises ProtocolError."""
     if len(data) not in (_SOCKADDR_IN, _SOCKADDR_IN6):
         raise ProtocolError(f"an endpoint of {len(data)} bytes")
     (family,) = _U16.unpack_from(data)
@@ -194,7 +194,7 @@ def parse_endpoint(data: bytes) -> Endpoint:
 
 
 def parse_device(messages: Iterable[Message]) -> Device:
-    """Put a dump together. Raises ProtocolError."""
+    """Join the messages of a dump. Raises ProtocolError."""
     public_key: bytes | None = None
     port = 0
     peers: dict[bytes, DevicePeer] = {}
@@ -208,7 +208,7 @@ def parse_device(messages: Iterable[Message]) -> Device:
             elif kind == _DEVICE_PEERS:
                 for _, entry in attrs.walk(data):
                     key, peer, networks = _parse_peer(entry)
-                    # Continued: all but the first lack what a peer has once.
+                    # A continuation: it lacks the peer's single attributes.
                     peers.setdefault(key, peer)
                     allowed.setdefault(key, set()).update(networks)
     return Device(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages are read back as they went out, however cut; garbage is told."""
+"""Messages are read back as sent, however split; garbage is an error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PEERS = st.dictionaries(
 
 
 def answer(request: Request) -> Message:
-    """What is sent, as if it were heard: the attributes are the same."""
+    """Read what is sent: the attributes are the same."""
     return Message(request.kind, 0, 1, 1, request.body)
 
 
@@ -59,7 +59,7 @@ def test_peers_survive_however_they_are_cut(peers: dict[bytes, DevicePeer], limi
 def test_a_peer_that_continues_in_further_messages(
     peers: dict[bytes, DevicePeer], at_once: int
 ) -> None:
-    """As the kernel dumps: all that a peer has once in its first part only."""
+    """As the kernel dumps: single attributes in a peer's first part only."""
     messages = [attrs.attr(4, bytes(32)) + attrs.attr(6, b"\x39\x30")]
     for key, peer in peers.items():
         allowed = sorted(peer.allowed, key=str)

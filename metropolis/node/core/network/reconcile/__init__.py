@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts back what others change of the node's network, and says so.
+"""Restores what others change in the node's network, and logs it.
 
-    ward        what is watched: one interface
+    ward        the interface of something that is guarded
     wards       those of the node as a whole
-    watch       what the kernel says of changes: filtered events
-    fights      when to stop putting a thing back       pure
+    watch       the kernel's events, filtered
+    fights      when to stop restoring a thing          pure
     reconciler  calls wards: events, a clock, logs, counts
 
 Firewalls, kube-proxy, sysctl files, network scripts and people change settings,
-rules, routes and addresses, of one link or of all. What a pod's traffic depends
-on is known to its wards:
+rules, routes and addresses, of one link or of all. The wards know which of
+these a pod's traffic depends on:
 
     ward       looks at                                     every, and at events
     rules      nftables tables of ours, by digest           5 s   RULES
@@ -20,10 +20,10 @@ on is known to its wards:
     workloads  links, routes and settings of attachments    20 s  all but RULES
     overlay    link, key, peers, addresses, routes          20 s  all but RULES
 
-Limits: a routing policy rule, route or rule of others that is better than ours
-stays; so do filters of others, which are noted (`wards.Foreign`), and queueing
-disciplines. Events lost are made good by the clock.
+Limits: foreign routing policy rules, routes and rules with a better priority
+stay; so do foreign filters, which Status notes (`wards.Foreign`), and queueing
+disciplines. The clock makes up for lost events.
 
-Why not put back at each event: the event says what changed, not what is right,
-and one that comes while the last is handled would be judged by what is no more.
+Why not restore at each event: the event says what changed, not what is right,
+and the state may have changed again by the time it is handled.
 """

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When to stop putting a thing back that another program changes again. Pure.
+"""When to stop restoring a thing that another program changes again. Pure.
 
     right --changed--> put back --changed--> ... five times in a minute --> left
       ^                                                                      |
       +------- found right by itself, or put back after ten minutes ---------+
 
 Two programs that undo each other's work all day help nobody: the thing flaps,
-and the log says the same for ever. So after a few rounds ours is the one
-that gives in, and says so, until the other has.
+and the log repeats itself for ever. So after a few rounds ours gives in, and
+logs it, until the other program has stopped.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ TRY_AGAIN_S: Final = 600.0
 
 @dataclass
 class _Thing:
-    """times: of repairs, monotonic seconds, the last few. left_since None: it
-    is not left. failed: it could not be put back.
+    """times: of the last few repairs, monotonic seconds. left_since None: it
+    is not left. failed: it could not be restored.
     """
 
     times: deque[float] = field(default_factory=lambda: deque(maxlen=REPAIRS))
@@ -44,7 +44,7 @@ class Fights:
         self._things: dict[str, _Thing] = {}
 
     def allow(self, key: str) -> bool:
-        """Whether the thing may be put back once more."""
+        """Return whether the thing may be restored once more."""
         thing = self._things.get(key)
         if thing is None:
             return True
@@ -54,7 +54,7 @@ class Fights:
         return len(thing.times) < REPAIRS or now - thing.times[0] >= WITHIN_S
 
     def looked(self, repairs: Sequence[Repair]) -> None:
-        """Take the result of a look, which is all that was wrong."""
+        """Take the result of a look: everything that was wrong."""
         now = self._now()
         wrong = {repair.key for repair in repairs}
         for repair in repairs:
@@ -80,5 +80,5 @@ class Fights:
 
     @property
     def left(self) -> Collection[str]:
-        """Keys of the things that are left as others want them."""
+        """Return keys of the things that are left as others set them."""
         return [key for key, thing in self._things.items() if thing.left_since is not None]

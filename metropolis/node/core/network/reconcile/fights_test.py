@@ -31,7 +31,7 @@ def fights(clock: Clock) -> Fights:
 
 
 def changed(fights: Fights, key: str = KEY, *, error: str = "") -> bool:
-    """A look finds it wrong; returns whether it is put back (or tried)."""
+    """Let a look find it wrong; return whether it is restored (or tried)."""
     if not fights.allow(key):
         fights.looked([Repair(key, "wrong", left=True)])
         return False
@@ -40,10 +40,10 @@ def changed(fights: Fights, key: str = KEY, *, error: str = "") -> bool:
 
 
 def fight(fights: Fights) -> None:
-    """Until it is left."""
+    """Break it until it is left."""
     for _ in range(REPAIRS):
         assert changed(fights)
-        fights.looked([])  # a look between finds what was put back
+        fights.looked([])  # a look in between finds it restored
     assert not changed(fights)
 
 
@@ -68,7 +68,7 @@ def test_only_a_minute_counts(fights: Fights, clock: Clock, pause_s: float, left
 
 
 def test_it_is_forgiven_when_it_is_right_by_itself(fights: Fights, clock: Clock) -> None:
-    """And all of the five are forgotten."""
+    """And all five are forgotten."""
     fight(fights)
     clock.now += 1
     assert not changed(fights)
@@ -97,7 +97,7 @@ def test_whoever_goes_on_is_left_again(fights: Fights, clock: Clock) -> None:
 
 
 def test_what_cannot_be_put_back_is_tried_each_time(fights: Fights) -> None:
-    """An error is no repair."""
+    """An error counts as no repair."""
     for _ in range(50):
         assert changed(fights, error="EPERM")
     fight(fights)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls wards when the kernel says something, and besides by the clock.
+"""Calls wards at the kernel's events, and periodically.
 
     kernel -> watch -> run: gather for a moment -> guard: a ward's look, in
               clock ----------------------------->   a thread
                                                    -> log, counts, Conditions
 
-A look compares everything of its ward, so a lost event costs time and nothing
-else. Looks of one ward never overlap, and rest as long as they took several
-times over, so that whoever commits rules or writes settings all day costs the
-node a bounded share.
+A look compares everything of its ward, so a lost event only delays a repair.
+Looks of one ward never overlap, and the pause after one is several times as
+long as it took, so that a program that commits rules or writes settings all day
+costs the node a bounded share.
 
-A thing that could not be put back, or is left (see fights), is a problem of the
+A thing that could not be restored, or is left (see fights), is a problem of the
 node until a look finds it right: Status is unavailable and says why.
 """
 
@@ -38,19 +38,19 @@ from osbase.supervisor import Context, in_thread
 from osbase.supervisor.tree import Runnable
 
 SETTLE_S: Final = 0.1
-"""After the first event of a burst, before anything is looked at."""
+"""Pause after the first event of a burst, before the look."""
 
 _REST_MIN_S: Final = 0.25
 _REST_MAX_S: Final = 1.0
-_REST: Final = 9.0  # times what the look took
-_AGAIN_S: Final = 2.0  # at the latest, after something could not be put back
-_LINKS: Final = 64  # more that changed at once are looked for in a list of all
+_REST: Final = 9.0  # pause after a look, in times of its duration
+_AGAIN_S: Final = 2.0  # at the latest, after a repair that failed
+_LINKS: Final = 64  # if more links changed at once, all are listed
 _NAMED: Final = 5  # repairs in a log line or a condition
-_FAILURES: Final = 3  # looks that fail in a row, before it is a problem
+_FAILURES: Final = 3  # successive looks that fail, before it is a problem
 
 
 class _Guard:
-    """One ward's wish to be woken."""
+    """A ward's task, and the events that wake it."""
 
     def __init__(self, kinds: frozenset[Kind]) -> None:
         self.kinds = kinds
@@ -58,7 +58,7 @@ class _Guard:
 
 
 class Reconciler:
-    """`run` and what `guard` returns are runnables. What is known of repairs
+    """`run` and the results of `guard` are runnables. The history of repairs
     outlives them.
     """
 
@@ -77,14 +77,14 @@ class Reconciler:
         self._fights: dict[str, Fights] = {}
         self._counts: dict[str, int] = {}
         self._said: dict[str, frozenset[tuple[str, bool]]] = {}
-        # Below: written by the threads of events, under the lock.
+        # Written by the threads of events, under the lock:
         self._lock = threading.Lock()
         self._pending: dict[Kind, set[int]] = {}
 
     # --- Events ---------------------------------------------------------------
 
     async def run(self, ctx: Context) -> None:
-        """Subscribe, and wake the guards when something came."""
+        """Subscribe, and wake the guards at events."""
         loop = asyncio.get_running_loop()
         news = asyncio.Event()
 
@@ -105,7 +105,7 @@ class Reconciler:
             sources.append(watch.rules_events(on_event, on_overrun))
             for source in sources:
                 source.start()
-            # What changed before the subscription.
+            # Changes from before the subscription.
             self._wake(Kind)
             ctx.signal_healthy()
             while True:
@@ -131,7 +131,7 @@ class Reconciler:
 
     def guard(self, ward: Ward, *, kinds: Iterable[Kind], every_s: float) -> Runnable:
         """Return a runnable that looks at once, at events of the kinds, and
-        `every_s` seconds after the last look. At most one of a ward's name may
+        `every_s` seconds after the last look. At most one for a ward's name may
         run at a time.
         """
         wanted = frozenset(kinds)
@@ -168,7 +168,7 @@ class Reconciler:
         return run
 
     async def _look(self, log: logging.Logger, ward: Ward, me: _Guard) -> bool:
-        """Return whether all that should be put back was."""
+        """Look once; return whether everything wrong was restored."""
         fights = self._fights.setdefault(ward.name, Fights(self._now))
         repairs = await in_thread(ward.look, fights.allow)
         fights.looked(repairs)
@@ -176,7 +176,7 @@ class Reconciler:
         if done:
             self._count(ward.name, len(done))
             log.warning("put back: %s", _listing([one.what for one in done]))
-            # Another's may have gone with it: routes, with an address of lo.
+            # Other wards' things may be gone, too: routes with lo's address.
             for guard in self._guards:
                 if guard is not me:
                     guard.woken.set()
@@ -189,12 +189,12 @@ class Reconciler:
         self._conditions.note("repairs", f"{sum(self._counts.values())}: {each}")
 
     def _judge(self, log: logging.Logger, name: str, wrong: Sequence[Repair]) -> None:
-        """What is wrong and stays so."""
+        """Set the condition for what remains wrong."""
         said = frozenset((one.key, one.left) for one in wrong)
         if wrong:
             problem = _listing([_problem(one) for one in wrong])
             self._conditions.set(_condition(name), problem)
-            # The words may differ each time; those lines would never end.
+            # The text may differ each time; it must not be logged each time.
             if said != self._said.get(name):
                 log.error("%s", problem)
         elif self._conditions.clear(_condition(name)):
@@ -227,8 +227,8 @@ def _listing(texts: Sequence[str]) -> str:
 
 
 def _concerned(pending: dict[Kind, set[int]]) -> set[Kind]:
-    """Return the kinds of events that are about more than links that are gone:
-    a removal takes routes and addresses with it. Blocks.
+    """Return the kinds of events that are not only about vanished links: a
+    removed link takes routes and addresses with it. Blocks.
     """
     links = set().union(*pending.values())
     if len(links) > _LINKS:

@@ -27,8 +27,8 @@ RULE = "rule add pref 100 lookup 77", "rule del pref 100"
 
 
 class Thing:
-    """A ward of one thing. wrong: until it is put back; stubborn: also then.
-    refused: why it cannot be. fails: errors that the next looks raise.
+    """A ward of one thing. wrong: until it is restored; stubborn: also then.
+    refused: why it cannot be restored. fails: errors of the next looks.
     """
 
     def __init__(self, name: str = "thing", key: str = "thing") -> None:
@@ -109,13 +109,13 @@ async def until(what: Callable[[], bool]) -> None:
 
 
 async def event() -> None:
-    """Make one of kind POLICY."""
+    """Cause an event of kind POLICY."""
     for command in RULE:
         await asyncio.to_thread(subprocess.run, ["ip", *command.split()], check=True)
 
 
 async def settled(thing: Thing) -> None:
-    """Until the looks at the start are over: its own and the subscription's."""
+    """Wait for the first looks: its own and the subscription's."""
     await until(lambda: thing.looks >= 2)
 
 
@@ -170,7 +170,7 @@ async def test_a_burst_of_events_is_few_looks(bench: Bench) -> None:
 
 
 async def test_an_event_during_a_look_makes_another(bench: Bench) -> None:
-    """What it is about may have been looked at before."""
+    """The change may have been seen before the event."""
     thing = Thing()
     async with bench.running(thing):
         await settled(thing)
@@ -187,7 +187,7 @@ async def test_an_event_during_a_look_makes_another(bench: Bench) -> None:
 
 @pytest.mark.parametrize("links", [20, 100])
 async def test_removed_links_wake_nobody(bench: Bench, links: int) -> None:
-    """Their routes and addresses go with them. By a list of all, or each."""
+    """Their routes and addresses vanish, too. By one list, or one by one."""
     thing = Thing()
     async with bench.running(thing, kinds=list(Kind)):
         await settled(thing)
@@ -211,7 +211,7 @@ async def test_removed_links_wake_nobody(bench: Bench, links: int) -> None:
 
 
 async def test_a_fight_is_given_up_and_said(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """Once, however often it is looked at, and until it is right by itself."""
+    """Once, however many looks find it, and until it is right by itself."""
     caplog.set_level(logging.INFO)
     thing = Thing()
     thing.wrong = thing.stubborn = True

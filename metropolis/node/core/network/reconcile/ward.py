@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Something whose state in the kernel is known, watched and put back."""
+"""Something whose state in the kernel is known, watched and restored."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Repair:
 
     key: the same each time the same thing is wrong ("sysctl
     net.ipv4.ip_forward", "route 10.192.0.7/32"): repairs are counted by it.
-    what: for people, what was found and what is wanted. error: why it could
-    not be put back; "": it was. left: it was not tried, as `allow` said.
+    what: for people, the found and the wanted state. error: why it could not
+    be restored; "": it was. left: it was not tried, since `allow` refused.
     """
 
     key: str
@@ -25,11 +25,11 @@ class Repair:
 
 
 type Allow = Callable[[str], bool]
-"""Whether the thing of that key may be put back once more."""
+"""Returns whether the thing with that key may be restored once more."""
 
 
 class Ward(Protocol):
-    """One look compares with the kernel and puts back what differs."""
+    """One look compares with the kernel and restores what differs."""
 
     @property
     def name(self) -> str:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wards of what belongs to the node as a whole.
+"""The wards of things that belong to the node as a whole.
 
 Rules    the rule set, as it was committed
 Sysctls  settings of the whole node
 Host     lo and its addresses, and the kernel's own routing policy rules
-Foreign  base chains of others that see what is forwarded: only said
+Foreign  foreign base chains that see forwarded packets: only reported
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from osbase.nftables.digest import BaseChain, base_chains, open_socket
 _LOOPBACK: Final = 1
 _LOCAL: Final = 255
 _MAIN: Final = 254
-_LAST: Final = 2**32  # after every rule's priority
+_LAST: Final = 2**32  # larger than every rule's priority
 _NAMED: Final = 3
 
 _INET_HOOKS: Final = {0: "prerouting", 2: "forward", 4: "postrouting", 5: "ingress"}
 _HOOKS: Final = {
     **dict.fromkeys(("inet", "ip", "ip6"), _INET_HOOKS),
-    # What is not asked for, or answered, by ARP gets no packets.
+    # Without ARP requests and answers it gets no packets.
     "arp": {0: "input", 1: "output"},
     "netdev": {0: "ingress", 1: "egress"},
 }
 
 
 def attempt(key: str, what: str, allow: Allow, put_back: Callable[[], object]) -> Repair:
-    """Put back what is wrong, if it is allowed."""
+    """Restore what is wrong, if `allow` permits; return the repair."""
     if not allow(key):
         return Repair(key, what, left=True)
     try:
@@ -60,22 +60,22 @@ def attempt(key: str, what: str, allow: Allow, put_back: Callable[[], object]) -
 
 
 class RuleSet(Protocol):
-    """What is needed of rules.RuleSet."""
+    """The methods of rules.RuleSet that are used here."""
 
     def differences(self) -> list[str]:
-        """Return, in words, what is not as it was applied."""
+        """Return texts: the differences from the applied rules."""
 
     def apply(self, *, fresh: bool = False) -> None:
-        """Program what is wanted; fresh: without what others added."""
+        """Program the wanted rules; fresh: without what others added."""
 
 
 class Rules:
-    """The whole rule set is one thing: it is replaced as one."""
+    """The whole rule set is one thing: it is replaced as a whole."""
 
     name = "rules"
 
     def __init__(self, rules: RuleSet) -> None:
-        """rules: applied before."""
+        """rules: already applied."""
         self._rules = rules
 
     def look(self, allow: Allow) -> Sequence[Repair]:
@@ -91,7 +91,7 @@ class Rules:
 
 
 class Sysctls:
-    """Settings, each by itself, in order."""
+    """Settings, each a thing, in order."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Sysctls:
         *,
         root: str = "/proc/sys/net",
     ) -> None:
-        """settings: as they are wanted."""
+        """settings: the wanted ones."""
         self.name = name
         self._root = root
         self._reader = sysctls.Reader(settings, root)
@@ -122,7 +122,7 @@ class Sysctls:
 
 
 class Host:
-    """What the kernel makes by itself in a new namespace, when lo comes up, and
+    """What the kernel itself makes in a new namespace and when lo comes up, and
     the first hop's address.
     """
 
@@ -207,7 +207,7 @@ class Host:
 
 
 class Workloads:
-    """Everything of attachments on the host; the engine knows it."""
+    """All kernel objects of attachments on the host; the engine checks them."""
 
     name = "workloads"
 
@@ -217,19 +217,19 @@ class Workloads:
 
 
 class Foreign:
-    """Filters of others, which decide on what is forwarded, too: not ours to
-    remove, and no problem by themselves, since they may accept elsewhere. But
-    whoever wonders why pods have no network wants to know. One that has no rule
-    and drops is a problem: it drops everything. So it does at any hook that
-    packets of pods pass, of any type; those of one link are told, too.
+    """Foreign filters, which also decide on forwarded packets. They are not
+    removed, and are no problem by themselves, since they may accept elsewhere;
+    but they are reported: they may explain why pods have no network. One that
+    has no rule and drops is a problem: it drops everything, at any hook that
+    packets of pods pass, of any type. Those of single links are reported, too.
 
-    Those of the old ip_tables are not seen.
+    Filters of the old ip_tables are not seen.
     """
 
     name = "foreign"
 
     def __init__(self, conditions: Conditions, log: logging.Logger) -> None:
-        """conditions: get a note."""
+        """conditions: receives a note."""
         self._conditions = conditions
         self._log = log
         self._last = ""
@@ -241,7 +241,7 @@ class Foreign:
             chains = base_chains(sock)
         text = describe(chains)
         closed = describe(
-            # What is of one link may be of one without pods.
+            # A filter of one link may be on one without pods.
             one
             for one in chains
             if not one.accepts and not one.rules and _hook(one) not in ("ingress", "egress")
@@ -263,10 +263,10 @@ class Foreign:
 
 
 def describe(chains: Iterable[BaseChain]) -> str:
-    """Return which chains of others filter what is forwarded. Pure.
+    """Return which foreign chains filter forwarded packets. Pure.
 
-    At hooks other than forward there are many that only mark or translate: of
-    these, those that drop what they do not accept.
+    At hooks other than forward many chains only mark or translate: reported
+    are those that drop what they do not accept.
     """
     texts = []
     for chain in chains:
@@ -281,17 +281,17 @@ def describe(chains: Iterable[BaseChain]) -> str:
 
 
 def _is_foreign(chain: BaseChain) -> bool:
-    """Whether it is somebody else's, at a hook that packets of pods pass."""
+    """Return whether it is foreign, at a hook that packets of pods pass."""
     return bool(_hook(chain)) and chain.table != allocs.NFTABLES_TABLE
 
 
 def _hook(chain: BaseChain) -> str:
-    """The name of a hook that packets of pods pass; "": of another."""
+    """Return the name of a hook that packets of pods pass, else ""."""
     return _HOOKS.get(chain.family, {}).get(chain.hook, "")
 
 
 def _has_ipv6(link: str = "all") -> bool:
-    """Whether the kernel, or the link, has IPv6 and it is not disabled."""
+    """Return whether the kernel, or the link, has IPv6, and enabled."""
     path = Path("/proc/sys/net/ipv6/conf", link, "disable_ipv6")
     if link == "all":
         return path.exists()

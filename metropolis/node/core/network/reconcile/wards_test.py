@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each ward finds and puts back what ip(8), nft(8) and files change."""
+"""Each ward finds and restores what ip(8), nft(8) and files change."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def never(_: str) -> bool:
 
 @pytest.fixture
 def host() -> Iterator[wards.Host]:
-    """Of a namespace that is as it should be."""
+    """Return the ward of a namespace that is as it should be."""
     ward = wards.Host()
     ward.look(always)
     assert ward.look(always) == []
@@ -54,7 +54,7 @@ def wait_for_route_of_loopback() -> None:
 
 
 def state() -> str:
-    """All that the ward is about."""
+    """Return all objects of the ward."""
     addresses = [
         line.strip().removesuffix(" proto kernel_lo")
         for line in sh("ip -oneline address show dev lo").splitlines()
@@ -77,7 +77,7 @@ def state() -> str:
             ["ip address flush dev lo"],
             {f"address {one} of lo" for one in (allocs.FIRST_HOP_IPV4, "127.0.0.1", "::1")},
         ),
-        # It takes ::1 along, which the kernel brings back by itself.
+        # ::1 vanishes with it; the kernel restores it.
         (["ip link set lo down"], {"link lo: up"}),
         (
             ["ip rule flush"],
@@ -109,7 +109,7 @@ def test_host_puts_back(host: wards.Host, commands: list[str], keys: set[str]) -
 
 
 def test_local_routes_come_back(host: wards.Host) -> None:
-    """With their addresses, though these were there."""
+    """With their addresses, which existed."""
     sh("ip route flush table local")
     assert f"address {allocs.FIRST_HOP_IPV4} of lo" in {one.key for one in host.look(always)}
     assert host.look(always) == []
@@ -136,8 +136,8 @@ def test_host_leaves_what_others_add(host: wards.Host, make: list[str], undo: li
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_local_is_looked_up_before_main(host: wards.Host, version: int) -> None:
-    """Else the first hop goes where the default route leads: a cause of its
-    own, not an address without a route.
+    """Otherwise the first hop is routed by the default route: a finding of
+    its own, not an address without a route.
     """
     ip = f"ip -{version}"
     sh("ip link add world type veth peer name world-peer")
@@ -222,7 +222,7 @@ def test_ipv6_stays_enabled_only_where_it_was() -> None:
 
 @pytest.fixture
 def rules() -> Iterator[RuleSet]:
-    """Applied."""
+    """A rule set that is applied."""
     made = RuleSet(Settings())
     made.apply()
     yield made
@@ -268,7 +268,7 @@ def test_what_an_update_put_back_is_said_and_counted(rules: RuleSet, command: st
 
 
 def test_what_an_update_put_back_is_right_in_a_fight(rules: RuleSet) -> None:
-    """Which had been left; so it is forgiven, and Status is OK again."""
+    """The rules had been left; so it is forgiven, and Status is OK again."""
     ward = wards.Rules(rules)
     subprocess.run(["nft", "flush ruleset"], check=True)
     assert [one.left for one in ward.look(never)] == [True]
@@ -285,7 +285,7 @@ def test_own_changes_are_no_damage(rules: RuleSet) -> None:
 
 
 class Refused:
-    """A rule set that the kernel does not take."""
+    """A rule set that the kernel refuses."""
 
     def differences(self) -> list[str]:
         return [f"inet chain metropolis c{number} is gone" for number in range(30)]
@@ -308,7 +308,7 @@ def test_rules_that_cannot_be_put_back() -> None:
 
 
 def test_filters_of_others_are_noted(rules: RuleSet, caplog: pytest.LogCaptureFixture) -> None:
-    """Once each; ours are not, nor what is on other hooks."""
+    """Each is reported once; neither ours nor those at other hooks are."""
     conditions = Conditions()
     ward = wards.Foreign(conditions, logging.getLogger())
     ward.look(always)

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel says of changes, sorted by what they may concern.
+"""The kernel's events, sorted by what they may concern.
 
-    kind       is said of
+    kind       events
     RULES      every commit to nftables
-    ROUTE      a route of ours, or that came with an address, that is deleted;
-               any that is replaced
-    ADDRESS    an address that is deleted
+    ROUTE      a route of ours, or that came with an address, is deleted;
+               any route is replaced
+    ADDRESS    an address is deleted
     SETTING    forwarding, rp_filter and the like, of one link or of all
-    POLICY     a routing policy rule that is deleted
-    LINK       a link that is set down
+    POLICY     a routing policy rule is deleted
+    LINK       a link is set down
 
-What an attach does is none of these: the filter in the kernel passes neither
-new links, routes and addresses, nor the settings of a link that is new, which
-come all in one message where a setting that is written comes alone. A removal
-does pass: the reconciler asks whether the link is still there.
+An attach causes no such event: the filter in the kernel passes neither new
+links, routes and addresses, nor the settings of a new link, which come all in
+one message where a single written setting comes alone. A removal does pass: the
+reconciler asks whether the link still exists.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from osbase.netlink.route import (
 from osbase.nftables.digest import generation_events
 
 PAUSE_S: Final = 0.05
-"""For how long events of a burst gather."""
+"""How long the kernel's events of a burst gather, seconds."""
 
 
 class Kind(enum.Enum):
@@ -54,7 +54,7 @@ class Kind(enum.Enum):
 
 
 type OnEvent = Callable[[Kind, int], None]
-"""Kind, and the index of the link that it is about; 0: of none, or of all."""
+"""Kind, and the index of the link that it is about; 0: no link, or all."""
 
 _RTM_NEWNETCONF: Final = 80
 _GROUPS: Final = (
@@ -83,7 +83,7 @@ _FLAGS: Final = 6
 _ROUTE_PROTOCOL: Final = 16 + 5
 _LINK_FLAGS: Final = 16 + 8
 _LINK_CHANGE: Final = 16 + 12
-_ALL_CHANGED: Final = 1 << 31  # as of a link that is new
+_ALL_CHANGED: Final = 1 << 31  # as for a new link
 _REPLACE: Final = 0x100  # NLM_F_REPLACE
 _KERNEL: Final = RTPROT_KERNEL
 _OURS: Final = sorted(
@@ -113,7 +113,7 @@ MATCHES: Final = (
     bpf.Match(_RTM_NEWNETCONF, (bpf.Byte(bpf.low_byte(_LENGTH, 4), high=_ONE_SETTING),)),
 )
 
-_INDEX = struct.Struct("=4xi")  # of ifinfomsg and ifaddrmsg
+_INDEX = struct.Struct("=4xi")  # in ifinfomsg and ifaddrmsg
 _RTMSG_SIZE: Final = 12
 _RTA_OIF: Final = 4
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What wakes the reconciler, of what ip(8), nft(8) and an attach do.
+"""Which changes by ip(8), nft(8) and an attach wake the reconciler.
 
-Events come in order: what is not heard before the last is not heard.
+Events come in order: an event that did not come before the last never comes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LAST = ("rule add pref 900 lookup 77", "rule del pref 900")
 
 
 class Heard:
-    """What was told, in order."""
+    """The events, in order."""
 
     def __init__(self) -> None:
         self.queue: queue.SimpleQueue[tuple[Kind, int]] = queue.SimpleQueue()
@@ -43,7 +43,7 @@ class Heard:
         raise AssertionError("nothing was lost")
 
     def all(self) -> list[tuple[Kind, int]]:
-        """Return all of now, but for a mark that is made at the end."""
+        """Return all until now, without the mark that ends them."""
         for command in LAST:
             ip(command)
         found = []
@@ -58,15 +58,15 @@ def ip(command: str) -> None:
 
 @pytest.fixture
 def heard() -> Iterator[Heard]:
-    """With two links that are up; what that is told by is forgotten."""
+    """Two links that are up; their own events are dropped."""
     ip(f"link add d0 index {PLAIN} type veth peer name d1")
     for command in ("link set d0 up", "link set d1 up", "address add 192.0.2.1/24 dev d0"):
         ip(command)
-    told = Heard()
-    events = watch.route_events(told.put, told.overrun)
+    reported = Heard()
+    events = watch.route_events(reported.put, reported.overrun)
     events.start()
     try:
-        yield told
+        yield reported
     finally:
         events.close()
         ip("link del d0")
@@ -85,8 +85,8 @@ def test_a_route_of_ours_that_is_deleted_or_replaced(
     ip(f"-{version} route add {route} dev d0 proto {protocol}")
     assert heard.all() == []
     ip(f"-{version} route replace {route} dev d1 proto static")
-    (told,) = heard.all()
-    assert told[0] is Kind.ROUTE
+    (reported,) = heard.all()
+    assert reported[0] is Kind.ROUTE
     ip(f"-{version} route replace {route} dev d0 proto {protocol}")
     assert heard.all() == [(Kind.ROUTE, PLAIN)]
     ip(f"-{version} route flush proto {protocol}")
@@ -150,9 +150,9 @@ def test_a_setting_that_is_written(heard: Heard, path: str) -> None:
     before = int(Path("/proc/sys/net", path).read_text())
     for value in (1 - min(before, 1), before):
         setting(path, value)
-        told = heard.all()
-        assert told
-        assert {kind for kind, _ in told} == {Kind.SETTING}
+        reported = heard.all()
+        assert reported
+        assert {kind for kind, _ in reported} == {Kind.SETTING}
 
 
 def test_rules_that_are_deleted(heard: Heard) -> None:

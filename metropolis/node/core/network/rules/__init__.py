@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's packet rules: what may go where, and what is refused.
+"""The node's packet rules: which traffic may pass, and which is dropped.
 
-settings      what decides the rules, one value
-drops         why packets are dropped: the list
+settings      all inputs of the rules, one value
+drops         the list of reasons for drops
 metadata      destinations that are not forwarded
 reverse_path  where the reverse path may be strict: asks the kernel
-syntax        words that several of its parts use      pure
+syntax        expressions that several parts share     pure
 workloads     what workloads may send                  pure
 base          settings -> the transaction, as text     pure
 ruleset       the loaded rules, kept as the settings say

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What workloads reach of the node itself, by the setting `node_access`.
+"""What workloads reach on the node itself, by the setting `node_access`.
 
 The attacker is a pod, here or on another node of the cluster.
 """
@@ -42,17 +42,17 @@ LISTED = NodeAccess(
 
 
 def settings(access: NodeAccess) -> Settings:
-    """Of a node in a cluster."""
+    """Return the settings of a node in a cluster."""
     return Settings(NETWORKS, node_access=access, overlay=True)
 
 
 def source(version: int, by: str) -> str:
-    """Of a pod behind the link."""
+    """Return an address of the pod behind the link."""
     return POD[version] if by == "pod" else FAR_POD[version]
 
 
 def targets(version: int, by: str) -> list[str]:
-    """The node's addresses, whichever link they are on."""
+    """Return the node's addresses, on any link."""
     found = [near(version, name) for name in ("up0", "lan", "overlay")]
     if version == 4 and by == "pod":
         found += [str(allocs.FIRST_HOP_IPV4)]
@@ -61,7 +61,7 @@ def targets(version: int, by: str) -> list[str]:
 
 @contextlib.contextmanager
 def tcp_listener(version: int, port: int) -> Iterator[socket.socket]:
-    """A listening socket of the node, on all its addresses."""
+    """Return a listening socket of the node, on all its addresses."""
     with socket.socket(FAMILY[version]) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if version == 6:
@@ -114,13 +114,13 @@ def test_what_the_setting_says_is_reached(
                     open_udp.add(port)
             assert open_udp == ports.get("udp", set()), to
     refused = 7 - sum(map(len, ports.values()))
-    # A handshake that is not finished is tried again.
+    # An unfinished handshake is tried again.
     assert counters().get("node_access", 0) >= refused * len(targets(version, by))
 
 
 @FAMILIES
 def test_the_link_local_first_hop_is_no_way_around(version: int) -> None:
-    """Of IPv6, by an address of the pod's and by its link-local one."""
+    """With IPv6, from an address of the pod and from its link-local one."""
     apply(settings(NodeAccess()))
     hop = str(allocs.FIRST_HOP_IPV6 if version == 6 else allocs.FIRST_HOP_IPV4)
     sources = [POD[version]] + (["fe80::70"] if version == 6 else [])
@@ -141,7 +141,7 @@ def test_the_link_local_first_hop_is_no_way_around(version: int) -> None:
 @FAMILIES
 @FROM
 def test_the_node_reaches_its_pods(version: int, by: str) -> None:
-    """Health checks: UDP, TCP and errors come back, with nothing let in."""
+    """Health checks: answers by UDP, TCP and errors pass, requests do not."""
     apply(settings(NodeAccess()))
     pod_ip = source(version, by)
     with taps(by) as (pod,), node_socket(version) as node:
@@ -154,7 +154,7 @@ def test_the_node_reaches_its_pods(version: int, by: str) -> None:
         with pytest.raises(ConnectionRefusedError):
             node.recv(100)
         with socket.socket(FAMILY[version]) as client:
-            # Closed with a RST: later tests do not get its FIN again and again.
+            # Closed with a RST: later tests do not get its repeated FIN.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.setblocking(False)
             with contextlib.suppress(BlockingIOError):

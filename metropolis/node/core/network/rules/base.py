@@ -14,80 +14,78 @@
                                 [postrouting: masquerade, then what may leave]
 
 The cost of a packet does not grow with the number of workloads: links are
-matched by their group, and a source is looked up in the routing table, where
-its host route is anyway. What grows with the cluster is one interval set a
-family.
+matched by their group, and a source is looked up in the routing table, which
+has its host route anyway. Only one interval set a family grows with the
+cluster.
 
-What a workload may send as its source:
+A workload may send these sources:
 - the addresses whose host routes lead back to its link, and no others. For
   IPv4 the lookup is the longest match, then compared with the link; for IPv6 it
-  is confined to the link: either way the node's, another workload's, and the
-  world's addresses fail.
-- the link-local address that has a host route, too, to the first hop only, and
-  only neighbour discovery and echo. So no router advertisements, redirects or
-  services by link-local addresses.
-The lookup lets pass what the kernel needs before it has an address: 0.0.0.0 to
+  is confined to the link: either way the node's, another workload's, and
+  outside addresses fail.
+- the link-local address, which has a host route, too: to the first hop only,
+  and only neighbour discovery and echo. So no router advertisements, redirects
+  or services on link-local addresses.
+The lookup passes what the kernel needs before it has an address: 0.0.0.0 to
 broadcast or multicast, :: to link-local or multicast (nft_fib_ipv4.c,
 nft_fib_ipv6.c). Workloads do not get their addresses that way: both are dropped
-explicitly, as are sources no packet can have (of IPv6, ::1 and multicast do
+explicitly, as are sources that no packet can have (IPv6's ::1 and multicast do
 not get as far as here: ip6_rcv_core in ip6_input.c).
 
-Nothing comes or leaves by the link of a workload that is being removed,
-whatever flow it is of: the workload's address may soon be another's.
+The link of a workload that is being removed passes no packet in or out,
+whatever its flow: the workload's address may soon be another's.
 
-By the overlay come addresses whose route is by it: no pod of this node, for its
-host route is longer, nor the node itself. This lookup must not be confined to
-the link, by which the route of the whole cluster leads.
+The overlay passes in only sources whose route leads there: no pod of this node,
+since its host route is longer, nor the node itself. This lookup must not be
+confined to the link, which has the route of the whole cluster.
 
-To 127.0.0.0/8 comes nothing by a link. The kernel sees to that, unless others
-set route_localnet, as kube-proxy does: then whoever is next to the node, or in
-it, reaches what listens to the node alone.
+No link passes packets to 127.0.0.0/8. The kernel ensures that, unless others
+set route_localnet, as kube-proxy does: then a neighbour of the node, or a
+workload, would reach services that listen on loopback only.
 
-By any other link comes neither a pod's, the first hop's or the node's address
-as a source, nor a pod as a destination. Sources are judged before conntrack, or
-else a forged packet would be a part of somebody's flow. Prefixes may be
-withdrawn while pods run, and others be unknown yet: so `forward` lets pass to
-a workload only answers, whatever the addresses; and what the node itself was
-asked for and translated (`ct status dnat`), as of a service's port.
-A neighbour advertisement from the node's own address passes: it is how the
-kernel learns that somebody else has it (RFC 4862, 5.4.4). fe80::1 passes, too:
-on other links it is an ordinary router's.
+Any other link passes neither a pod's, the first hop's or the node's address as
+a source, nor a pod as a destination. Sources are checked before conntrack, or
+else a forged packet would join an existing flow. Prefixes may be withdrawn
+while pods run, and others be unknown yet: so `forward` passes to a workload
+only answers, whatever the addresses; and connections to the node that it
+translated (`ct status dnat`), as to a service's port. A neighbour advertisement
+from the node's own address passes: by it the kernel learns that another host
+has it (RFC 4862, 5.4.4). fe80::1 passes, too: on other links it is an ordinary
+router's.
 
-Nothing leaves with a pod's address, whatever conntrack thinks of it: what is
-forwarded from a workload has, after it was masqueraded, an address of the node.
-A network of the cluster that the node refuses, for it overlaps addresses in
-use, still has pods on other nodes. What a workload sends to it would leave
-masqueraded and in clear, so only what is for the addresses in use does. The
-node's own packets leave: an operator may be where pods should not be.
-While the uplink has a route and no address yet (IPv6: a second of duplicate
-address detection), masquerading takes what it finds, and the flow would keep
-that for its life. Such packets are dropped after it and before conntrack
-confirms the flow, so the next packet is masqueraded again.
+No packet leaves with a pod's address, whatever conntrack thinks of it: after
+masquerading, a packet from a workload has an address of the node. If the node
+refuses a network of the cluster, because it overlaps addresses in use, other
+nodes still have pods in it. Packets of workloads to them would leave
+masqueraded and in clear, so only those to the addresses in use leave. The
+node's own packets leave: an operator may be at a pod's address. While the
+uplink has a route and no address yet (IPv6: a second of duplicate address
+detection), masquerading picks any address, and the flow would keep it for its
+life. Such packets are dropped after masquerading and before conntrack confirms
+the flow, so the next packet is masqueraded again.
 
-Masquerading is `fully-random`: many workloads' resolvers use the same
-source port at once, and conntrack entries that collide are lost packets. Its
-ports are never the node's own (allocs.MASQUERADE_PORTS): flows of the node that
-are not tracked cannot be taken for a workload's.
+Masquerading is `fully-random`: many workloads' resolvers use the same source
+port at once, and conntrack entries that collide are lost packets. Its ports are
+never the node's own (allocs.MASQUERADE_PORTS), so a flow of the node that is
+not tracked cannot be mistaken for a workload's.
 
-Fragments are limited by link before all else. What is not whole yet waits in
-memory that all links have in common, and when it is full nobody's fragments
-become whole, WireGuard's included.
+Fragments are limited by link before all else. Fragments of incomplete packets
+wait in memory that all links share; when it is full no packet is reassembled
+any more, WireGuard's included.
 
-A TCP packet that conntrack calls invalid is not translated back. It would be
-the node's then, which answers with a RST, and the peer ends the workload's
-connection. ICMP errors that are invalid concern flows that are not tracked: the
-kernel knows them.
+A TCP packet that conntrack calls invalid is not translated back. It would then
+be for the node, which answers with a RST, and the peer ends the workload's
+connection. Invalid ICMP errors concern flows that are not tracked: the kernel
+knows these.
 
-Nor does a workload, or another node, know of errors on the way to the world.
-One about a flow that is masqueraded would be translated back: whoever guesses
-the flow's port would speak to the workload that began it.
+Neither a workload nor another node may send errors about flows with the
+outside. An error about a masqueraded flow would be translated back: so by
+guessing the flow's port it could be sent to the workload that began the flow.
 
 New flows are counted by link, not by address, in an element each: the price is
 the same for the first flow and the millionth (`ct count` walks a source's
-flows). Only packets that would make an entry count: `new` is also what any
-further packet of a flow is that was not answered, and streams in one direction
-are no offence.
-
+flows). Only packets that would make an entry count: `new` also matches further
+packets of an unanswered flow, and streams in one direction are allowed.
 """
 
 from __future__ import annotations
@@ -144,7 +142,7 @@ _NETWORKS: Final = {
 
 _FILTER: Final = "type filter hook {}; policy accept;"
 _CHAINS: Final = {
-    # Before the kernel puts fragments together, which it does for conntrack at
+    # Before the kernel reassembles fragments, which it does for conntrack at
     # -400: all other chains see whole packets.
     "fragments": _FILTER.format("prerouting priority -450"),
     "fragment": "",
@@ -189,7 +187,7 @@ _ARP_CHAINS: Final = {
     "from_workload": "",
 }
 
-# Which layout is loaded: an update of another would leave its chains and sets.
+# The loaded layout: an update of another would leave its chains and sets.
 _LAYOUT: Final = (
     "layout_"
     + hashlib.sha256(
@@ -199,8 +197,8 @@ _LAYOUT: Final = (
 
 
 def render(settings: Settings) -> str:
-    """Return the transaction that makes the tables, or makes them again, with
-    counters at 0, whatever there is.
+    """Return the transaction that makes the tables, or replaces them, with
+    counters at 0, in any state.
     """
     return f"""
 table {_TABLE}
@@ -211,9 +209,9 @@ delete table {_ARP_TABLE}
 
 
 def render_update(settings: Settings) -> str:
-    """Return the transaction that replaces the rules, and keeps counters and
-    what is counted by link. The kernel refuses it where the tables are not
-    there, or are of another layout: its first command names that.
+    """Return the transaction that replaces the rules, and keeps the counters
+    and the sets by link. The kernel refuses it where the tables are missing, or
+    have another layout: its first command names that.
     """
     flushed = "\n".join(f"flush set {_TABLE} {name}" for name in _NETWORKS)
     return f"""
@@ -279,7 +277,7 @@ def _chains(chains: dict[str, str], rules: dict[str, list[str]]) -> str:
     return text
 
 
-# ---- What comes, before conntrack -------------------------------------------
+# ---- Incoming, before conntrack ---------------------------------------------
 
 
 def _from_outside(settings: Settings) -> dict[str, list[str]]:
@@ -297,16 +295,16 @@ def _from_outside(settings: Settings) -> dict[str, list[str]]:
             lines.append(LOOPBACK_ENTERED)
             lines.append(f"ip saddr {_HOP_NETWORK} {drop(Reason.FIRST_HOP_FORGED)}")
             lines.append(f"ip daddr {_HOP_NETWORK} {drop(Reason.FIRST_HOP_FORGED)}")
-        # What the node itself sends to many loops back, by the link it is sent
-        # to: of that alone the second lookup says that it has a way back.
+        # The node's own multicast loops back on the link it is sent to: the
+        # second lookup finds a way back on that link only.
         judged = "goto from_node_ipv6" if version == 6 else drop(Reason.NODE_FORGED)
         own = f"fib saddr type local fib saddr oif missing {judged}"
         if version in strict:
             name = strict[version]
             lines.append(f'iifname "{name}" goto strict_ipv{version}')
             rules[f"strict_ipv{version}"] = [
-                # What has its route by the uplink is nobody's here: one lookup
-                # is enough. Not confined to the link, see above.
+                # A source whose route is on the uplink is an outside one: one
+                # lookup is enough. Not confined to the link, see above.
                 f'fib saddr oifname "{name}" return',
                 own,
                 *_without_reverse_path(version, overlay=settings.overlay),
@@ -324,13 +322,13 @@ def _from_outside(settings: Settings) -> dict[str, list[str]]:
     rules["node_sends"] = []
     if settings.overlay:
         # By its own port, at this end. The kernel has one socket for all peers.
-        # Pods that are routed to may be asked at that port, too.
+        # Routed pods may receive at that port, too.
         own = "fib daddr type local " if settings.routed_pods else ""
         rules["from_outside"].append(f"udp dport {_WIREGUARD} {own}notrack")
         rules["node_sends"].append(f"udp sport {_WIREGUARD} notrack")
     if settings.cgroup is not None:
-        # Of connections that the node began, which are at these ports: the
-        # socket of what belongs to a workload need not be looked for.
+        # Connections that the node began are at these ports: workloads' packets
+        # need no lookup of a socket.
         level = len([part for part in settings.cgroup.split("/") if part])
         known = f'{_EPHEMERAL} socket cgroupv2 level {level} "{settings.cgroup.strip("/")}" notrack'
         rules["from_outside"].append(f"tcp dport {known}")
@@ -342,13 +340,13 @@ _EPHEMERAL: Final = "{}-{}".format(*allocs.EPHEMERAL_PORTS)
 
 
 def _without_reverse_path(version: int, *, overlay: bool) -> Iterator[str]:
-    """Yield the rules that let pass what has no route back, and need not."""
+    """Yield the rules for sources that need no route back."""
     if version == 4:
         yield "ip saddr { 0.0.0.0, 169.254.0.0/16 } return"
     else:
         yield "ip6 saddr { ::, fe80::/10 } return"
     if overlay:
-        # It is authenticated, and answers where it was heard from.
+        # It is authenticated, and answers where the peer sent from.
         yield f"udp dport {_WIREGUARD} return"
 
 
@@ -373,7 +371,7 @@ def _flows(settings: Settings) -> dict[str, list[str]]:
         ],
     }
     if settings.cgroup is not None:
-        # A FIN for a socket that waits for nothing else: it is small by then,
+        # A FIN for a socket that waits for nothing else: that is small by then,
         # without a cgroup, and conntrack does not know the flow.
         rules["invalid"].append(f"tcp dport {_EPHEMERAL} accept")
     rules["invalid"].append("meta l4proto tcp " + drop(Reason.INVALID_TCP))
@@ -381,9 +379,10 @@ def _flows(settings: Settings) -> dict[str, list[str]]:
 
 
 def _to_node(settings: Settings) -> dict[str, list[str]]:
-    # An error tells the node that a path is narrow or a host away, and is
-    # believed by what it quotes: whoever sends it. So workloads and other nodes
-    # speak of flows with pods only, and the overlay never of WireGuard's own.
+    # An error says that a path is narrow or a host away; the node believes it
+    # by the packet that it quotes, whoever sends it. So workloads and other
+    # nodes send errors about flows with pods only, and the overlay none about
+    # WireGuard.
     errors = "icmp type { destination-unreachable, source-quench, redirect, time-exceeded, "
     errors += "parameter-problem } "
     errors6 = "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, "
@@ -404,7 +403,7 @@ def _to_node(settings: Settings) -> dict[str, list[str]]:
         return rules
     rules["input"].append(f"meta iifgroup {OURS} goto to_node")
     rules["to_node"] = [
-        # What the node asked for, such as a health check.
+        # Answers to the node, such as those of a health check.
         "ct state established,related accept",
         "meta l4proto { icmp, icmpv6 } accept",
         *(
@@ -427,8 +426,8 @@ def _forward(settings: Settings) -> dict[str, list[str]]:
         to_workload.append("accept")
     else:
         to_workload += [
-            # A flow that was not masqueraded is between pods: its answers
-            # come by their links, whatever source is on what comes by others.
+            # A flow that was not masqueraded is between pods: its answers come
+            # on their links, whatever source packets on other links have.
             "ct direction reply ct status snat accept",
             "ct status dnat accept",
             drop(Reason.UNSOLICITED),
@@ -451,7 +450,7 @@ def _forward(settings: Settings) -> dict[str, list[str]]:
             f"meta iifgroup {OVERLAY} " + drop(Reason.OVERLAY_TRANSIT),
         ],
         "to_workload": to_workload,
-        # What was masqueraded and not translated otherwise is with the world.
+        # A flow that was masqueraded and not otherwise translated is outside.
         "error_to_workload": [
             "ct status & (snat | dnat) == snat " + drop(Reason.FORGED_ERROR),
             "accept",
@@ -461,7 +460,7 @@ def _forward(settings: Settings) -> dict[str, list[str]]:
     }
 
 
-# ---- What leaves ------------------------------------------------------------
+# ---- Outgoing ---------------------------------------------------------------
 
 
 def _leaving(settings: Settings) -> dict[str, list[str]]:
@@ -489,7 +488,7 @@ def _leaving(settings: Settings) -> dict[str, list[str]]:
             f"{by_removal('goto removed')} }}",
             "meta oiftype != loopback goto to_outside",
         ],
-        # The node's own packets have no link that they came by.
+        # The node's own packets have no incoming link.
         "to_outside": [*into, f"meta iifgroup {OURS} goto pod_leaves", *of],
         "pod_leaves": [
             *withheld,

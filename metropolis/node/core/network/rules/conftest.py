@@ -12,6 +12,6 @@ from metropolis.node.core.network.rules.testing.lab import lab
 
 @pytest.fixture(scope="module")
 def links() -> Iterator[None]:
-    """See lab. Each test loads the rules that it is about."""
+    """See lab. Each test loads its own rules."""
     with lab():
         yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why the rule set drops packets: the one list, a named counter each.
+"""The reasons why the rule set drops packets: each has a named counter.
 
 A rule drops only by `drop(REASON)`. The names are an interface: dashboards and
 tests read them with `nft list counters`.
@@ -12,7 +12,7 @@ from typing import Final
 
 
 class Reason(enum.Enum):
-    """A counter's name, and what it says of the packets."""
+    """A counter's name, and a description of its packets."""
 
     # From a workload.
     SPOOFED_IPV4 = ("spoofed_ipv4", "source is not the workload's")
@@ -50,19 +50,19 @@ class Reason(enum.Enum):
     UPLINK_NOT_READY = ("uplink_not_ready", "no address yet to masquerade with")
     POD_NETWORK_UNENCRYPTED = ("pod_network_unencrypted", "to a pod, by a link of neither kind")
     POD_ADDRESS_LEFT = ("pod_address_left", "a pod's address as source, by a link of neither kind")
-    # The table of ARP.
+    # In the table of ARP.
     ARP_TARGET = ("arp_target", "a workload asked who has an address not the first hop's")
     ARP_RATE = ("arp_rate", "more ARP than a workload needs")
     ARP_REMOVED = ("arp_removed", "ARP by the link of a workload that is being removed")
 
     @property
     def label(self) -> str:
-        """The counter's name."""
+        """Return the counter's name."""
         return self.value[0]
 
     @property
     def comment(self) -> str:
-        """What is dropped."""
+        """Return the description."""
         return self.value[1]
 
 
@@ -76,5 +76,5 @@ def drop(reason: Reason) -> str:
 
 
 def declared(reasons: tuple[Reason, ...]) -> str:
-    """Return the counters, for a table."""
+    """Return the declarations of the counters, for a table."""
     return "".join(f'    counter {one.label} {{ comment "{one.comment}"; }}\n' for one in reasons)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every drop has a reason of the list, and the other way round."""
+"""Every drop has a reason in the list, and every reason a drop."""
 
 from __future__ import annotations
 

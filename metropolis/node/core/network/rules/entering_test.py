@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may come by the uplink, another link, or the overlay, and what not.
+"""What may enter by the uplink, another link, or the overlay, and what not.
 
 The attacker is a host on the link, or a node of the cluster. Each test sends
-what must not pass and then what must, by the same way, and looks at what came
-before that.
+packets that must not pass, and then on the same path one that must, and checks
+which arrived before that.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ PORTS = iter(range(20_000, 30_000))
 
 
 def ask(pod: Tap, world: Tap, version: int, to: str) -> Packet:
-    """The pod begins a flow; returns the datagram as it left."""
+    """Have the pod begin a flow; return the datagram as it left."""
     marker = f"ask-{next(PORTS)}".encode()
     pod.send(packets.udp(POD[version], to, (next(PORTS), 53), marker))
     return world.until(marker)[-1]
 
 
 def answered(pod: Tap, world: Tap, asked: Packet, *before: bytes) -> list[Packet]:
-    """The world sends, and answers at last; returns what the pod gets."""
+    """Send from outside, then an answer; return what the pod receives."""
     answer = f"answer-{next(PORTS)}".encode()
     world.send(*before, packets.udp(asked.to, asked.source, asked.ports[::-1], answer))
     return pod.until(answer)
@@ -72,8 +72,8 @@ def answered(pod: Tap, world: Tap, asked: Packet, *before: bytes) -> list[Packet
 def test_nobody_outside_begins_anything_with_a_pod(
     settings: Settings, version: int, by: str
 ) -> None:
-    """Not with TCP of any flags, UDP, ICMP, in fragments, behind extension
-    headers or options, nor by WireGuard's port; the answer to a pod arrives.
+    """Not by TCP with any flags, UDP, ICMP, in fragments, behind extension
+    headers or options, nor at WireGuard's port; the answer to a pod arrives.
     """
     apply(settings)
     outside, pod_ip = near(version, by, 2), POD[version]
@@ -99,7 +99,7 @@ def test_nobody_outside_begins_anything_with_a_pod(
         got = answered(pod, world, asked, *attack)
     assert [one.source for one in got] == [to]
     seen = counters()
-    # Invalid ones and those of a known prefix do not get as far as the rest.
+    # The rules drop invalid ones and those of a known prefix earlier.
     dropped = ("pod_network_entered", "unsolicited", "invalid_tcp")
     assert sum(seen.get(name, 0) for name in dropped) >= len(attack) - 4, seen
     assert ("pod_network_entered" in seen) is bool(settings.networks)
@@ -108,9 +108,9 @@ def test_nobody_outside_begins_anything_with_a_pod(
 @FAMILIES
 @FOREIGN
 def test_configured_routes_to_pods_work(version: int, by: str) -> None:
-    """Of those who route pod prefixes on purpose: the pod's answer bears its
-    own address. What the pod begins is masqueraded all the same, and neither
-    pods' sources enter nor does anything go to other pods in clear.
+    """Hosts route pod prefixes to the node on purpose: the pod's answer has its
+    own address. A flow that the pod begins is masqueraded all the same; pods'
+    sources do not enter, and nothing leaves to other pods in clear.
     """
     apply(Settings(NETWORKS, routed_pods=True, overlay=True))
     outside, pod_ip, port = near(version, by, 2), POD[version], next(PORTS)
@@ -131,8 +131,8 @@ def test_configured_routes_to_pods_work(version: int, by: str) -> None:
 
 @FAMILIES
 def test_what_the_node_translates_enters(version: int) -> None:
-    """A service's port on the node, as others' rules make it: it is the node's
-    address that was asked, and that answers.
+    """A service's port on the node, by others' rules: the client connects to
+    the node's address, which answers.
     """
     apply(CLUSTER)
     outside, own, port = near(version, "up0", 2), near(version, "up0"), next(PORTS)
@@ -224,7 +224,7 @@ def test_forged_sources_do_not_enter(
 def test_nobody_outside_answers_in_a_flow_between_pods(
     settings: Settings, version: int, by: str, peer: dict[int, str]
 ) -> None:
-    """Also while the rules know no prefix: pods and their flows go on."""
+    """Also while the rules know no prefix: pods and their flows continue."""
     apply(settings)
     ports = (next(PORTS), next(PORTS))
     mine, other = POD[version], peer[version]
@@ -241,8 +241,8 @@ def test_nobody_outside_answers_in_a_flow_between_pods(
 @pytest.mark.parametrize("to", ["pod", "node"])
 @FAMILIES
 def test_the_overlay_brings_only_what_is_behind_it(version: int, to: str) -> None:
-    """A hostile node of the cluster has WireGuard's key: not this node's pods'
-    addresses, nor its own, nor the world's.
+    """A hostile node of the cluster has WireGuard's key: it may not use this
+    node's pods' addresses, the node's own, nor outside ones.
     """
     apply(CLUSTER)
     own = near(version, "overlay")
@@ -288,7 +288,7 @@ def test_the_overlay_goes_no_further_than_workloads(version: int, out: str) -> N
 @FAMILIES
 @FOREIGN
 def test_errors_about_a_masqueraded_flow_arrive(version: int, by: str) -> None:
-    """Whichever router sends them: that is how a pod learns the path's MTU."""
+    """Any router may send them: so a pod learns the path's MTU."""
     apply(CLUSTER)
     to = near(version, by, 9)
     route(version, to, by)
@@ -305,7 +305,7 @@ def test_errors_about_a_masqueraded_flow_arrive(version: int, by: str) -> None:
 @pytest.mark.parametrize("own_port", [0, allocs.WIREGUARD_PORT])
 @FAMILIES
 def test_errors_about_flows_of_the_node_arrive(version: int, own_port: int) -> None:
-    """Those of its own sockets, and of WireGuard, which are not tracked."""
+    """Errors for its own sockets, and for WireGuard, which are not tracked."""
     apply(CLUSTER)
     own, peer = near(version, "up0"), near(version, "up0", 2)
     with taps("up0") as (world,), node_socket(version, own_port) as node:
@@ -355,7 +355,7 @@ def test_a_duplicate_of_the_node_is_heard_of() -> None:
                 packets.udp(address, near(6, "up0"), (9, node.getsockname()[1]), b"honest"),
             )
             assert received(node, b"honest") == [b"honest"]
-            deadline = time.monotonic() + LIMIT_S  # the kernel puts it off
+            deadline = time.monotonic() + LIMIT_S  # the kernel delays it
             while "dadfailed" not in sh("ip -6 address show dev up0"):
                 assert time.monotonic() < deadline
         finally:
@@ -385,7 +385,7 @@ def test_the_nodes_own_multicast_loops_back(version: int, strict: bool) -> None:
 
 @FOREIGN
 def test_nothing_outside_reaches_the_first_hop(by: str) -> None:
-    """Whatever the node binds to it is for its workloads."""
+    """A service that the node binds to it is for its workloads."""
     apply(CLUSTER)
     hop, outside = str(allocs.FIRST_HOP_IPV4), near(4, by, 2)
     with taps(by) as (world,), node_socket(4) as node:

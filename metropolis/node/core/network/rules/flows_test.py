@@ -50,15 +50,15 @@ SLOW = Settings(NETWORKS, new_flows_per_second=RATE)
 
 
 def entries() -> int:
-    """How many flows conntrack has."""
+    """Return the number of conntrack's flows."""
     return int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
 
 
 @FAMILIES
 @pytest.mark.parametrize("to", ["world", "pod", "node"])
 def test_a_workload_begins_no_more_flows_than_its_rate(version: int, to: str) -> None:
-    """Whatever protocol and destination; its flow of before goes on, and
-    another's are begun.
+    """For any protocol and destination; its older flow continues, and another
+    workload begins flows.
     """
     apply(SLOW)
     target = {"world": WORLD, "pod": POD_B, "node": {v: near(v, "up0") for v in (4, 6)}}[to]
@@ -81,7 +81,7 @@ def test_a_workload_begins_no_more_flows_than_its_rate(version: int, to: str) ->
         made = entries() - start
         neighbour.send(packets.udp(other, WORLD[version], (600, 7), b"another"))
         world.until(b"another")
-    # The burst, and what a slow machine has time for.
+    # The burst, and those that a slow machine has time for.
     assert made <= sent // 2
     dropped = counters()["new_flow_rate"]
     assert sent // 2 <= dropped < sent
@@ -100,7 +100,7 @@ def test_a_stream_that_is_not_answered_is_one_flow(version: int) -> None:
 
 
 def test_nobody_refuses_a_link_for_ever() -> None:
-    """Nor does another program, which gives no end."""
+    """Nor those of another program, which does not close its end."""
     apply(Settings(NETWORKS))
     sh("nft add element inet metropolis refused_links { lo }")
     assert "lo expires " in sh("nft list set inet metropolis refused_links").replace('"', "")
@@ -108,8 +108,8 @@ def test_nobody_refuses_a_link_for_ever() -> None:
 
 @FAMILIES
 def test_links_that_are_refused_begin_nothing(version: int) -> None:
-    """As long as the guard of conntrack says, and no longer; also over an
-    update of the rules. What they began goes on, and they are answered.
+    """For as long as conntrack's guard says; also over an update of the rules.
+    Their older flows continue, and new flows to them are answered.
     """
     apply(Settings(NETWORKS))
     index = socket.if_nametoindex("pod")
@@ -135,7 +135,7 @@ def test_links_that_are_refused_begin_nothing(version: int) -> None:
 
 @FAMILIES
 def test_wireguard_is_not_tracked(version: int) -> None:
-    """In either direction, by the node's own port; all else is."""
+    """In either direction, at the node's own port; all others are tracked."""
     apply(Settings(NETWORKS, overlay=True))
     own, peer = near(version, "up0"), near(version, "up0", 2)
     with taps("up0") as (world,):
@@ -180,7 +180,7 @@ def cgroup() -> Iterator[str]:
 
 @FAMILIES
 def test_connections_of_a_cgroup_are_not_tracked(version: int, cgroup: str) -> None:
-    """By socket: the same of another process is."""
+    """By socket: another process's flow to the same port is tracked."""
     Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("32768 60999")
     RuleSet(Settings(NETWORKS, cgroup=cgroup)).apply(fresh=True)
     script = f"""
@@ -242,14 +242,14 @@ def _served(version: int, address: str) -> Iterator[socket.socket]:
 
 
 def test_without_its_cgroup_there_are_rules_all_the_same() -> None:
-    """nft refuses a path that is not there."""
+    """nft refuses a path that does not exist."""
     RuleSet(Settings(NETWORKS, cgroup="no/such")).apply()
     assert "cgroupv2" not in sh("nft list ruleset")
 
 
 def test_an_update_keeps_what_is_counted() -> None:
-    """Counters, rates and refused links; another layout is made anew, and
-    nothing of it stays; what others broke is mended.
+    """Counters, rates and refused links stay; another layout is replaced, and
+    nothing of it stays; damage by others is repaired.
     """
     rules = RuleSet(SLOW)
     rules.apply(fresh=True)
@@ -277,7 +277,7 @@ def test_an_update_keeps_what_is_counted() -> None:
 
 
 def _without_elements(listing: str) -> str:
-    """What is counted by link comes and goes."""
+    """Elements by link come and go."""
     lines = (line.partition("#")[0].rstrip() for line in listing.splitlines())
     return "\n".join(
         line for line in lines if "limit rate over 10/second burst 20 packets }" not in line
@@ -300,7 +300,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_what_others_broke_is_mended(how: str) -> None:
-    """Whatever is there, and in one transaction."""
+    """In any state, and in one transaction."""
     rules = RuleSet(Settings(NETWORKS))
     rules.apply(fresh=True)
     whole = sh("nft --stateless list ruleset")

@@ -45,7 +45,7 @@ def default(ifindex: int | None, kind: int = 1) -> Route:
     ],
 )
 def test_judgement(link: LinkState | None, routes: list[Route], strict: bool, why: str) -> None:
-    """Several next hops are no one link's; what is unreachable is no way."""
+    """A multipath route has no one link; an unreachable one is no way."""
     on, text = reverse_path.judge(link, routes)
     assert on is strict
     assert text.startswith(why)
@@ -68,7 +68,7 @@ def homes() -> Iterator[LinkState]:
 
 
 class Followed:
-    """A follower under way, and what it did last."""
+    """A running follower, and its last result."""
 
     def __init__(self, link: LinkState) -> None:
         """link: the uplink at first."""
@@ -79,7 +79,7 @@ class Followed:
         self.changed = asyncio.Event()
 
     def note(self, key: str, text: str) -> None:
-        """Take a note."""
+        """Record a note."""
         self.notes[key] = text
         self.changed.set()
 
@@ -99,7 +99,7 @@ class Followed:
 
 @pytest_asyncio.fixture
 async def followed(homes: LinkState) -> AsyncIterator[Followed]:
-    """It looks of its own accord, too, in the end."""
+    """It also looks without an event, in the end."""
     it = Followed(homes)
     task = asyncio.create_task(reverse_path.follow(it.link, it.rules, it.note, look_s=0.5))
     yield it
@@ -123,7 +123,7 @@ async def test_it_follows_routes_and_the_uplink(followed: Followed, homes: LinkS
     await followed.until(several, several)
     sh("ip -6 route del default via 2001:db8:1::1 dev lan metric 5000")
     await followed.until(several, strict)
-    sh("ip link set lan down")  # the kernel tells nobody of the IPv4 route
+    sh("ip link set lan down")  # the IPv4 route vanishes without an event
     await followed.until(strict, strict)
     followed.link.set(None)
     await followed.until("off: no uplink", "off: no uplink")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks that need no forged source: with what a pod, or a hostile node, may
-send as itself, against what all of the node share.
+"""Attacks without a forged source: packets that a pod, or a hostile node, may
+send as itself, against what all workloads of the node share.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def far_end(version: int, by: str) -> str:
 def test_errors_about_the_nodes_own_flows_are_not_believed(
     version: int, access: NodeAccess, by: str, port: int
 ) -> None:
-    """That nobody is there, or that the path is narrow."""
+    """Return errors: no host is there, or the path is narrow."""
     apply(Settings(NETWORKS, node_access=access, overlay=True))
     peer, liar = WORLD[version], far_end(version, by)
     with taps(by, "up0") as (attacker, world), node_socket(version, port) as node:
@@ -78,7 +78,7 @@ def test_errors_about_the_nodes_own_flows_are_not_believed(
 @ACCESS
 @BY
 def test_errors_about_flows_with_pods_arrive(version: int, access: NodeAccess, by: str) -> None:
-    """A health check of what does not listen, by a path that is narrow."""
+    """A health check of a closed port, over a narrow path."""
     apply(Settings(NETWORKS, node_access=access, overlay=True))
     pod_ip = far_end(version, by)
     with taps(by) as (pod,), node_socket(version) as node:
@@ -101,9 +101,8 @@ def test_errors_about_flows_with_pods_arrive(version: int, access: NodeAccess, b
 @FAMILIES
 @BY
 def test_errors_about_the_flows_of_other_pods_do_not_arrive(version: int, by: str) -> None:
-    """A flow to the world, of which the attacker guessed the port that it was
-    given: translated back, the error would be the other pod's to believe. Those
-    of routers arrive.
+    """The attacker guessed the port of another pod's flow to the outside:
+    translated back, the error would reach that pod. Errors of routers arrive.
     """
     apply(Settings(NETWORKS, overlay=True))
     peer, liar, victim = WORLD[version], far_end(version, by), POD_B[version]
@@ -124,7 +123,7 @@ def test_errors_about_the_flows_of_other_pods_do_not_arrive(version: int, by: st
 
 
 def first_fragment(source: str, to: str, number: int) -> bytes:
-    """Return a packet of which more would come."""
+    """Return the first fragment of a packet."""
     body = bytes(1024)
     if ip_address(source).version == 4:
         return packets.ip(source, to, packets.UDP, body, fragment=0x2000, number=number)
@@ -135,8 +134,8 @@ def first_fragment(source: str, to: str, number: int) -> bytes:
 @FAMILIES
 @BY
 def test_fragments_that_stay_so_leave_room_for_others(version: int, by: str) -> None:
-    """First ones without a last, as many as they like: another pod's, and the
-    world's answer to it, arrive in two parts.
+    """First fragments without a last, in any number: another pod's packet, and
+    the answer to it, arrive in two fragments.
     """
     sysctls.apply(one for one in sysctls.NODE if "frag" in one.path)
     apply(Settings(NETWORKS, overlay=True))
@@ -145,7 +144,7 @@ def test_fragments_that_stay_so_leave_room_for_others(version: int, by: str) -> 
     with taps(by, "pod-b", "up0") as (attacker, other, world):
         other.send(packets.udp(POD_B[version], WORLD[version], ports, b"begun"))
         asked = world.until(b"begun")[-1]
-        # Made before they are sent: a busy machine must exceed the limit too.
+        # Made before they are sent: a busy machine must exceed the limit, too.
         attacker.send(*[first_fragment(source, to, number) for number in range(FRAGMENTS)])
         question = packets.udp(POD_B[version], asked.to, ports, bytes(40) + b"question")
         other.send(*packets.fragments(question))

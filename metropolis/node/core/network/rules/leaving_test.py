@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a pod leaves the node by other links than the overlay, and how.
+"""Which of a pod's packets leave the node outside of the overlay, and how.
 
-The attacker is a pod with raw sockets. In the end an honest packet goes by the
-same way.
+The attacker is a pod with raw sockets. In the end an honest packet passes on
+the same path.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ FIRST, LAST = allocs.MASQUERADE_PORTS
 @FAMILIES
 @FOREIGN
 def test_nothing_leaves_with_a_pods_address(settings: Settings, version: int, by: str) -> None:
-    """TCP of each of the 64 combinations of flags without a flow, ICMP of each
-    type, odd protocols, fragments, headers between.
+    """Return TCP with each of the 64 combinations of flags without a flow, ICMP
+    of each type, odd protocols, fragments, extension headers.
     """
     apply(settings)
     to = near(version, by, 9)
@@ -76,13 +76,13 @@ def test_nothing_leaves_with_a_pods_address(settings: Settings, version: int, by
     assert got
     assert {one.source for one in got} == {own}
     assert all(FIRST <= one.ports[0] <= LAST for one in got if one.protocol in (6, 17))
-    # What begins a flow does so, also in the middle: as the node's.
+    # A packet that begins a flow is masqueraded, also in mid-connection.
     assert {SYN, ACK} <= {one.flags for one in got if one.protocol == packets.TCP}
     assert counters()["invalid"] >= 32
 
 
 def _icmp(source: str, to: str, kind: int) -> bytes:
-    """Of any type; not neighbour discovery's, which has rules of its own."""
+    """All types, except neighbour discovery's, which has its own rules."""
     whole = packets.echo(source, to, b"x" * 24)
     at = 20 if whole[0] >> 4 == 4 else 40
     body = bytes([kind, 0, 0, 0]) + whole[at + 4 :]
@@ -96,7 +96,7 @@ def _icmp(source: str, to: str, kind: int) -> bytes:
 
 
 class Connection:
-    """A TCP connection of a pod to the world, both ends by hand."""
+    """A TCP connection of a pod to the outside, both ends hand-made."""
 
     def __init__(self, pod: Tap, world: Tap, version: int, to: str) -> None:
         """The handshake."""
@@ -110,14 +110,14 @@ class Connection:
         world.tcp(ACK)
 
     def answer(self, flags: int, seq: int, ack: int, payload: bytes = b"") -> None:
-        """The server says something, to whom it came from."""
+        """Send from the server to the source that it saw."""
         ports = self.left.ports[::-1]
         self.world.send(
             packets.tcp(self.to, self.left.source, ports, flags, seq=seq, ack=ack, payload=payload)
         )
 
     def works(self) -> tuple[list[Packet], list[Packet]]:
-        """Data each way; returns what the pod and the server got until then."""
+        """Send data each way; return what pod and server received so far."""
         self.answer(PSH | ACK, 5001, 1001, b"from-the-server")
         inside = self.pod.until(b"from-the-server")
         self.pod.send(
@@ -135,7 +135,7 @@ class Connection:
 )
 def test_a_segment_far_outside_the_window_ends_nothing(version: int, by: str, flags: int) -> None:
     """The node is not its receiver, so it does not answer with a RST; the pod's
-    connection lives.
+    connection stays.
     """
     apply(Settings(NETWORKS, overlay=True))
     to = near(version, by, 9)
@@ -154,7 +154,7 @@ def test_a_segment_far_outside_the_window_ends_nothing(version: int, by: str, fl
 @FAMILIES
 @pytest.mark.parametrize("flags", [PSH | ACK, RST, RST | ACK, FIN | ACK, SYN | ACK, SYN])
 def test_the_pods_segments_outside_the_window_end_nothing(version: int, flags: int) -> None:
-    """Nor do they leave otherwise than the flow does."""
+    """They leave only as the flow does."""
     apply(Settings(NETWORKS, overlay=True))
     to = near(version, "up0", 9)
     route(version, to, "up0")
@@ -181,7 +181,7 @@ def test_the_nodes_own_connections_live_too(version: int, flags: int) -> None:
     apply(Settings(NETWORKS, overlay=True))
     own, server = near(version, "up0"), near(version, "up0", 2)
     with taps("up0") as (world,), socket.socket(FAMILY[version]) as node:
-        # Closed with a RST: later tests are not sent its FIN again and again.
+        # Closed with a RST: later tests do not get its repeated FIN.
         node.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         node.setblocking(False)
         with contextlib.suppress(BlockingIOError):
@@ -206,8 +206,8 @@ def test_the_nodes_own_connections_live_too(version: int, flags: int) -> None:
 @MODES
 @FAMILIES
 def test_a_flow_whose_route_changes_does_not_leave(settings: Settings, version: int) -> None:
-    """A flow to a far pod that began by the overlay, in both directions, and
-    one that the far pod began: the route is by the uplink now.
+    """A flow to a far pod that began on the overlay, in both directions, and
+    one that the far pod began: the route is on the uplink now.
     """
     apply(settings)
     pod_ip, far = POD[version], FAR_POD[version]
@@ -237,7 +237,7 @@ def test_a_flow_whose_route_changes_does_not_leave(settings: Settings, version: 
 def test_what_is_for_a_pod_leaves_by_the_overlay_only(
     version: int, by: str, origin: str, routed: bool
 ) -> None:
-    """A pod's packets and the node's own; those to somebody else go."""
+    """A pod's packets and the node's own are dropped; others' pass."""
     apply(Settings(NETWORKS, routed_pods=routed))
     far, beyond = FAR_POD[version], near(version, by, 2)
     try:
@@ -250,7 +250,7 @@ def test_what_is_for_a_pod_leaves_by_the_overlay_only(
                 if origin == "pod":
                     pod.send(packets.udp(POD[version], to, (next(PORTS), 7), payload))
                 else:
-                    with contextlib.suppress(PermissionError):  # dropped, and told so
+                    with contextlib.suppress(PermissionError):  # the drop's error
                         node.sendto(payload, (to, 7))
             got = [one.to for one in world.until(b"honest")]
     finally:
@@ -262,9 +262,9 @@ def test_what_is_for_a_pod_leaves_by_the_overlay_only(
 @FAMILIES
 @FOREIGN
 def test_what_is_for_a_refused_network_does_not_leave(version: int, by: str) -> None:
-    """But for the addresses in use, by which the node is reached: a pod of
-    another node may be there still. The node itself, and the family that is
-    not refused, go on; a pod of this node is reached as ever.
+    """Except to the addresses in use, by which the node is reached: a pod of
+    another node may still be there. The node itself, and the family that is not
+    refused, continue; a pod of this node is reached as before.
     """
     refused = {4: "203.0.113.0/24", 6: "2001:db8:77::/64"}
     away = {4: "203.0.113.200", 6: "2001:db8:77::200"}
@@ -315,8 +315,8 @@ def test_within_the_node_nothing_is_dropped() -> None:
 
 
 def test_without_an_address_nothing_is_masqueraded() -> None:
-    """The uplink has a route and no address yet: what is found in its place
-    would stay with the flow. (In IPv4 the kernel finds none, and drops.)
+    """The uplink has a route and no address yet: another address would stay
+    with the flow. (In IPv4 the kernel finds none, and drops.)
     """
     apply(Settings(NETWORKS))
     ports, others = (next(PORTS), 7), ("up0", "lan", "overlay")
@@ -355,7 +355,7 @@ def test_the_nodes_own_pod_address_does_not_leave(version: int) -> None:
             socket.socket(FAMILY[version], socket.SOCK_DGRAM) as free,
         ):
             bound.bind((address, 0))
-            with contextlib.suppress(PermissionError):  # dropped, and told so
+            with contextlib.suppress(PermissionError):  # the drop's error
                 bound.sendto(b"leak", (near(version, "up0", 2), 7))
             free.sendto(b"honest", (near(version, "up0", 2), 7))
             assert {one.source for one in world.until(b"honest")} == {near(version, "up0")}
@@ -365,7 +365,7 @@ def test_the_nodes_own_pod_address_does_not_leave(version: int) -> None:
 
 
 def _some(version: int) -> list[str]:
-    """An address of each network that is not forwarded to."""
+    """Return an address in each network that is not forwarded."""
     return [
         METADATA if str(one) == "169.254.0.0/16" else str(one[-1])
         for one in metadata.NOT_FORWARDED
@@ -376,8 +376,8 @@ def _some(version: int) -> list[str]:
 @MODES
 @FAMILIES
 def test_metadata_is_not_forwarded(settings: Settings, version: int) -> None:
-    """By any protocol and port; not port 53 either, for nothing is known to be
-    a name server there.
+    """By any protocol and port; also port 53, since no name server is known to
+    be there.
     """
     apply(settings)
     refused = _some(version)
@@ -397,7 +397,7 @@ def test_metadata_is_not_forwarded(settings: Settings, version: int) -> None:
 
 @FAMILIES
 def test_what_is_configured_is_forwarded(version: int) -> None:
-    """And name servers that the node has there, on port 53 alone."""
+    """Also name servers there, but only at port 53."""
     listed, server, *_ = _some(version)
     forwarded = ip_address(listed)
     networks = [one for one in metadata.NOT_FORWARDED if forwarded in one]

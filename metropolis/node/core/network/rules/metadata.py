@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Destinations that the node does not forward to, unless it is configured.
 
-Whatever runs on a cloud's machine and reaches its metadata service gets the
-machine's credentials. Most clouds serve it by a link-local address; these are
-the others, each by its provider's documentation.
+Any program on a cloud's machine that reaches its metadata service gets the
+machine's credentials. Most clouds serve it at a link-local address; these are
+the others, from each provider's documentation.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ CLOUDS: Final = (
 
 _EMBEDDING: Final = (
     (ip_network("64:ff9b::/96"), 96),  # NAT64's well-known prefix (RFC 6052)
-    (ip_network("64:ff9b:1::/96"), 96),  # NAT64's local one (RFC 8215), as it is used
+    (ip_network("64:ff9b:1::/96"), 96),  # NAT64's local one (RFC 8215), as used
     (ip_network("::ffff:0:0/96"), 96),  # IPv4-mapped (RFC 4291)
     (ip_network("2002::/16"), 16),  # 6to4 (RFC 3056)
 )
 
 
 def _embedded(network: IPNetwork) -> Iterator[IPNetwork]:
-    """Yield what a gateway would translate to the IPv4 network."""
+    """Yield the networks that a gateway would translate to the IPv4 network."""
     for prefix, bits in _EMBEDDING:
         shift = 128 - bits - 32
         address = int(prefix.network_address) | int(network.network_address) << shift
@@ -53,8 +53,8 @@ NOT_FORWARDED: Final = (
 
 
 def resolvers_among(servers: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
-    """Return the name servers that need an exception: the others are forwarded
-    to anyway.
+    """Return the name servers that need an exception; the others are forwarded
+    anyway.
     """
     found = {one for one in servers if any(one in network for network in NOT_FORWARDED)}
     return tuple(sorted(found, key=str))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ARP and neighbour discovery of a workload: its own addresses, and who has the
-first hop's.
+"""ARP and neighbour discovery of a workload: its own addresses, and the first
+hop's.
 
 The attacker is a pod with raw sockets, which invents neighbours: entries of a
 table that all workloads share.
@@ -41,7 +41,7 @@ SETTINGS = Settings(NETWORKS)
 
 
 def neighbours(name: str = "pod") -> dict[str, str]:
-    """Address and MAC of the entries of a link that were learnt."""
+    """Return address and MAC of a link's learnt entries."""
     return {
         entry["dst"]: entry.get("lladdr", "")
         for entry in json.loads(sh(f"ip -json neighbour show dev {name}"))
@@ -71,7 +71,7 @@ def advertised(tap: Tap, target: str) -> packets.Packet:
 @pytest.mark.parametrize("hardware", [1, 6])
 @pytest.mark.parametrize("target", [HOP4, near(4, "up0"), near(4, "overlay"), POD_B[4]])
 def test_invented_senders_of_arp_leave_no_entry(target: str, hardware: int) -> None:
-    """Whomever they ask for, of either type of hardware that a kernel takes."""
+    """For any address, with either hardware type that the kernel accepts."""
     apply(SETTINGS)
     assert not neighbours()
     invented = [f"10.192.9.{n}" for n in range(20)] + [POD_B[4], near(4, "up0"), "192.0.2.77"]
@@ -88,7 +88,7 @@ def test_invented_senders_of_arp_leave_no_entry(target: str, hardware: int) -> N
 
 @pytest.mark.parametrize("target", [near(4, "up0"), near(4, "overlay"), POD_B[4], "10.192.9.9"])
 def test_a_workload_asks_for_the_first_hop_only(target: str) -> None:
-    """In its own name, too: it has no other neighbour."""
+    """Also for its own address: it has no other neighbour."""
     apply(SETTINGS)
     with Tap("pod") as pod:
         for hardware in (1, 6):
@@ -112,7 +112,7 @@ SENDERS = {
 @pytest.mark.parametrize("kind", SENDERS)
 @pytest.mark.parametrize("to", ["hop", "solicited", "many"])
 def test_invented_senders_of_solicitations_leave_no_entry(kind: str, to: str) -> None:
-    """Whichever way they are sent."""
+    """However they are sent."""
     apply(SETTINGS)
     assert not neighbours()
     daddr = {"hop": HOP6, "solicited": packets.solicited(HOP6), "many": "ff02::1"}[to]
@@ -129,7 +129,7 @@ def test_invented_senders_of_solicitations_leave_no_entry(kind: str, to: str) ->
 @pytest.mark.parametrize("target", [near(6, "up0"), POD_B[6], link_local("pod"), "2001:db8::9"])
 @pytest.mark.parametrize("source", [POD[6], link_local("pod")])
 def test_a_workload_solicits_the_first_hop_only(source: str, target: str) -> None:
-    """In its own name, too."""
+    """Also for its own address."""
     apply(SETTINGS)
     with Tap("pod") as pod:
         for to in (HOP6, packets.solicited(target), packets.solicited(HOP6)):
@@ -141,8 +141,8 @@ def test_a_workload_solicits_the_first_hop_only(source: str, target: str) -> Non
 
 
 def test_neighbours_of_a_workload_are_found() -> None:
-    """Each asks for the other, by every address; unreachability is noticed by
-    probes; a MAC that changes is learnt, and back.
+    """Each resolves the other, at every address; probes detect that one is
+    unreachable; a changed MAC is learnt, and changed back.
     """
     apply(SETTINGS)
     second = bytes.fromhex("020000000077")
@@ -153,7 +153,7 @@ def test_neighbours_of_a_workload_are_found() -> None:
             for mac in (FAR_MAC, second, FAR_MAC):
                 _asks(pod, mac)
                 _is_asked(pod, mac)
-            # Probes of what is stale: unicast, from whatever address it has.
+            # Probes of stale entries: unicast, from any of its addresses.
             pod.send_as(packets.ETHER_ARP, packets.arp(POD[4], HOP4, mac=FAR_MAC))
             assert arp_reply(pod, HOP4) == ip_address(POD[4]).packed
             for source in (POD[6], link_local("pod")):
@@ -215,7 +215,7 @@ def _is_asked(pod: Tap, mac: bytes) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_more_than_a_workload_needs_is_dropped(version: int) -> None:
-    """A rate by link: another's requests are answered."""
+    """The rate is per link: another workload's requests are answered."""
     apply(SETTINGS)
     with taps("pod", "pod-b") as (pod, other):
         for _ in range(400):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing passes by the link of a workload that is being removed.
+"""No packet passes the link of a workload that is being removed.
 
 Detach moves links into a group and deletes the group. Between the two the pod
 still has its end, and all of its capabilities.
@@ -51,7 +51,7 @@ def back() -> Iterator[None]:
 
 
 def remove(*names: str, group: int = allocs.LINK_GROUPS_REMOVAL[0]) -> None:
-    """As the first request of a removal does."""
+    """Move links, as the first request of a removal does."""
     for name in names:
         sh(f"ip link set {name} group {group}")
 
@@ -60,8 +60,8 @@ def remove(*names: str, group: int = allocs.LINK_GROUPS_REMOVAL[0]) -> None:
 @FAMILIES
 @GROUPS
 def test_a_pod_reaches_nobody(back: None, settings: Settings, version: int, group: int) -> None:
-    """Not by its own address, another's, the world's or the node's; neither the
-    world, nor another pod, another node's, the node, or the metadata service.
+    """Neither with its own address, another's, an outside one or the node's;
+    neither to the outside, another pod, another node's, the node, or metadata.
     """
     apply(settings)
     own = POD[version]
@@ -80,7 +80,7 @@ def test_a_pod_reaches_nobody(back: None, settings: Settings, version: int, grou
                     pod.send(packets.echo(source, to, b"dropped"))
                     pod.send(*packets.fragments(packets.udp(source, to, (9, port), b"x" * 64)))
             assert counters()["removed"] >= len(sources) * len(targets) * 3
-            # What is honest goes by the same ways.
+            # Honest packets take the same paths.
             asking = packets.udp(POD_B[version], WORLD[version], (next(PORTS), 53), b"honest")
             pod_b.send(asking)
             assert len(up0.until(b"honest")) == 1
@@ -95,7 +95,7 @@ def test_a_pod_reaches_nobody(back: None, settings: Settings, version: int, grou
 @FAMILIES
 @GROUPS
 def test_nobody_reaches_a_pod(back: None, settings: Settings, version: int, group: int) -> None:
-    """Neither the world, another pod, another node's, nor the node itself."""
+    """Neither from outside, another pod, another node's, nor the node."""
     apply(settings)
     own, world = POD[version], WORLD[version]
     with taps("pod", "up0", "pod-b", "overlay") as (pod, up0, pod_b, overlay):
@@ -109,7 +109,7 @@ def test_nobody_reaches_a_pod(back: None, settings: Settings, version: int, grou
         overlay.send(packets.udp(FAR_POD[version], own, (9, 9), b"from a node"))
         with node_socket(version) as node, pytest.raises(PermissionError):
             node.sendto(b"from the node", (own, 9))
-        # Back in its group, what comes first is what is sent then.
+        # Back in its group, the first packet to arrive is the one sent then.
         sh(f"ip link set pod group {allocs.LINK_GROUP_WORKLOAD}")
         up0.send(packets.udp(world, asked.source, asked.ports[::-1], b"honest"))
         assert len(pod.until(b"honest")) == 1

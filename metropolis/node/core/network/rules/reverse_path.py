@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the reverse path may be strict: on the uplink, while all of the
-family's default routes are by it and no routing rule leads past them.
+"""Where the reverse path may be strict: on the uplink, while all default routes
+of the family lead there and no routing rule leads past them.
 
-A node with several homes is answered by one link for what came by another, and
-a strict check would cut it off; so would one that came before the route did. A
-VPN for all traffic is such a home: by a rule and a table of its own, or by the
-halves of the address space in the main one. So that and the rules are looked
-at: at the events of both, when the uplink changes, and now and then, for a link
-that goes down takes its IPv4 routes along and nobody is told. Routes of
-workloads are no events here: the kernel filters.
+A node with several uplinks may get on one link the answer to what it sent on
+another, and a strict check would cut it off; so would one that is set before
+the route exists. A VPN for all traffic is such an uplink: by a rule and a table
+of its own, or by routes for the halves of the address space in the main one. So
+default routes and rules are checked: at the events of both, when the uplink
+changes, and periodically, since a link that goes down takes its IPv4 routes
+along without an event. Routes of workloads are no events here: the kernel
+filters them.
 """
 
 from __future__ import annotations
@@ -41,28 +42,28 @@ from osbase.netlink.route import (
 from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
 
 LOOK_S: Final = 30.0
-"""How long a default route that vanished without an event may be missed."""
+"""How long a default route that vanished without an event may be missed, s."""
 
 type Note = Callable[[str, str], None]
 
 _FAMILIES: Final = {4: AF_INET, 6: AF_INET6}
-_DESTINATION_BITS: Final = 17  # where rtm_dst_len is: after header and family
+_DESTINATION_BITS: Final = 17  # offset of rtm_dst_len, with the header
 _SHORTEST: Final = 3
-"""Prefixes up to this are default routes, too: 0.0.0.0/1, 2000::/3."""
+"""Prefixes up to this length are default routes, too: 0.0.0.0/1, 2000::/3."""
 
-# Local, main and default: what each family's rules look up without policy.
+# Local, main and default: without policy a family's rules look up only these.
 _TABLES: Final = (255, RT_TABLE_MAIN, 253)
-# In the rules a name is quoted, and an asterisk at its end would match more.
+# The rules quote a name, and an asterisk at its end would match more.
 _NAME: Final = re.compile(r"[\w.:@+-]+", re.ASCII)
 
 
 def judge(
     link: LinkState | None, defaults: Iterable[Route], policy: Iterable[fibrules.Rule] = ()
 ) -> tuple[bool, str]:
-    """Return whether to be strict, and why in words. Pure.
+    """Return whether to be strict, and the reason as text. Pure.
 
-    defaults: of one family, and the halves. Routes of several next hops are by
-    no one link. policy: its routing rules.
+    defaults: routes of one family, and the halves. A route with several next
+    hops has no one link. policy: the family's routing rules.
     """
     if link is None:
         return False, "off: no uplink"
@@ -95,7 +96,7 @@ def look(link: LinkState | None) -> dict[int, tuple[bool, str]]:
 
 
 def _defaults(messages: Iterable[Message]) -> list[Route]:
-    """Parse default routes alone: there are as many others as workloads."""
+    """Parse default routes only: there are as many others as workloads."""
     found = [parse_route(one) for one in messages if one.body[1:2] <= bytes([_SHORTEST])]
     return [
         route for route in found if route is not None and route.destination.prefixlen <= _SHORTEST
@@ -103,7 +104,7 @@ def _defaults(messages: Iterable[Message]) -> list[Route]:
 
 
 def _rules(sock: NetlinkSocket, family: int) -> list[fibrules.Rule]:
-    """None without IPv6, or in a kernel that has no such rules."""
+    """Return the rules; empty without IPv6, or without rules in the kernel."""
     try:
         return [fibrules.parse_rule(one) for one in sock.dump(fibrules.dump_rules(family))]
     except BatchError as error:
@@ -115,8 +116,8 @@ def _rules(sock: NetlinkSocket, family: int) -> list[fibrules.Rule]:
 async def follow(
     link: event.Value[LinkState | None], rules: RuleSet, note: Note, *, look_s: float = LOOK_S
 ) -> None:
-    """Keep the rules' `strict` as it should be until cancelled, and say so in a
-    note a family. Raises OSError, NetlinkError, NftablesError.
+    """Keep the rules' `strict` right until cancelled, with a note for each
+    family. Raises OSError, NetlinkError, NftablesError.
     """
     again = event.Value[None]("a reason to look at default routes")
     with socket.socket(
@@ -127,7 +128,7 @@ async def follow(
         for group in (
             RTNLGRP_IPV4_ROUTE,
             RTNLGRP_IPV6_ROUTE,
-            # Their header is a route's; most rules have no destination.
+            # Rules have a route's header; most have no destination.
             fibrules.RTNLGRP_IPV4_RULE,
             fibrules.RTNLGRP_IPV6_RULE,
         ):
@@ -157,7 +158,7 @@ async def _listen(events: socket.socket, again: event.Value[None]) -> None:
         try:
             await loop.sock_recv(events, 65536)
         except OSError as error:
-            if error.errno != errno.ENOBUFS:  # lost some: look
+            if error.errno != errno.ENOBUFS:  # events were lost: look
                 raise
         again.set(None)
 
@@ -190,7 +191,7 @@ async def _program(
 
 
 def _only_defaults(events: socket.socket) -> None:
-    """Pass only datagrams that begin with such a route, in classic BPF."""
+    """Pass only datagrams that begin with a default route, in classic BPF."""
     code = struct.pack(
         "=" + "HBBI" * 4,
         *(0x30, 0, 0, _DESTINATION_BITS),  # load a byte

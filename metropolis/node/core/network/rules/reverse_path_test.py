@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A strict reverse path, where the settings say so and nowhere else.
+"""A strict reverse path where the settings demand it, and nowhere else.
 
 The attacker is a host on the uplink's link, with addresses that are not behind
-it; here those of the network of another link.
+it; here those in the network of another link.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def strict(*versions: int, overlay: bool = True) -> Settings:
 @FAMILIES
 @pytest.mark.parametrize("by", ["up0", "lan"])
 def test_only_the_uplink_is_strict(version: int, by: str) -> None:
-    """By the uplink come the world and its own neighbours; another home's
-    network comes by its own link alone, and by that the world, too.
+    """Outside sources and its own neighbours' enter by the uplink; another
+    uplink's network only by its own link, and outside ones there, too.
     """
     apply(strict(version))
     elsewhere = near(version, "lan" if by == "up0" else "up0", 5)
@@ -55,7 +55,7 @@ def test_only_the_uplink_is_strict(version: int, by: str) -> None:
 
 @FAMILIES
 def test_each_family_for_itself(version: int) -> None:
-    """Strict in the other, or in none."""
+    """Strict in the other family, or in none."""
     for settings in (strict(10 - version), strict()):
         apply(settings)
         with taps("up0") as (world,), node_socket(version) as node:
@@ -67,7 +67,7 @@ def test_each_family_for_itself(version: int) -> None:
 
 @FAMILIES
 def test_wireguard_may_come_another_way(version: int) -> None:
-    """Underlays are asymmetric at times; the node's own address never is."""
+    """Underlays may be asymmetric; the node's own address is always forged."""
     apply(strict(version))
     elsewhere, own = near(version, "lan", 5), near(version, "up0")
     with taps("up0") as (world,), node_socket(version, allocs.WIREGUARD_PORT) as node:

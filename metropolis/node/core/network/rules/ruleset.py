@@ -22,7 +22,7 @@ class RuleSet:
     """Keeps the kernel's rules as the settings say. Thread-safe; calls block.
 
     It knows what it applied last, and by digests whether that is still there;
-    it understands no rule that it reads.
+    it does not parse loaded rules.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -34,14 +34,14 @@ class RuleSet:
 
     @property
     def settings(self) -> Settings:
-        """What is wanted now."""
+        """Return the wanted settings."""
         return self._settings
 
     def apply(self, *, fresh: bool = False, **changes: Any) -> None:
-        """Program what is wanted, whatever is there. Raises NftablesError.
+        """Program the wanted rules, in any state. Raises NftablesError.
 
-        fresh: also remove what others added to the tables, for the price of the
-        counters and of what is limited at the moment. changes: see update.
+        fresh: also remove what others added to the tables; this resets counters
+        and rate limits. changes: see update.
         """
         with self._lock:
             self._settings = replace(self._settings, **changes)
@@ -60,26 +60,26 @@ class RuleSet:
                 self._apply()
 
     def differences(self) -> list[str]:
-        """Return, in words, what is not as it was applied; []: nothing.
+        """Return, as texts, the differences from the applied rules; []: none.
 
-        So is, once, what an update found and replaced: who puts back and counts
-        would not hear of it otherwise. Raises NetlinkError or OSError.
+        This includes, once, a difference that an update found and replaced:
+        otherwise the ward could not count it. Raises NetlinkError or OSError.
         """
         with self._lock:
             found = self._guard.differences()
             if not found and self._guard.doubtful:
-                # Others were busy when it was applied, and are not now.
+                # Others were busy when it was applied, and no longer are.
                 with contextlib.suppress(NftablesError):
                     self._apply()
-            # Once: who is not to put it back must see that it is right.
+            # Once: the ward must see that it is right.
             replaced, self._replaced = self._replaced, {}
             return [*(replaced | dict.fromkeys(found))]
 
     def _apply(self, *, fresh: bool = False) -> None:
         self._applied = None
         settings = self._settings
-        # nft looks a cgroup up when it loads the rule: one that is gone must
-        # not be the reason that there are no rules.
+        # nft resolves a cgroup when it loads the rule: a missing one must not
+        # be the reason that there are no rules.
         if settings.cgroup is not None and not (_CGROUPS / settings.cgroup.strip("/")).is_dir():
             settings = replace(settings, cgroup=None)
         with Nftables() as nft:
@@ -91,7 +91,7 @@ class RuleSet:
                 try:
                     nft.apply(base.render_update(settings))
                 except NftablesError:
-                    # Nothing is there, or not as this version makes it.
+                    # The tables are missing, or have another version's layout.
                     return False
                 return True
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the rule set is rendered from: a value, compared as a whole."""
+"""The inputs of the rule set: a value, compared as a whole."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _NOTHING: Final = NodeAccess()
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides what the rules are.
+    """All inputs of the rules.
 
     networks: the pod networks, the node's own prefixes and its cluster's.
     strays: addresses of workloads whose prefix was withdrawn while they run.
-    withheld: the cluster's networks that this node refuses, for they overlap
+    withheld: the cluster's networks that this node refuses, since they overlap
     addresses in use; in_use: those addresses.
     routed_pods, node_access, forwarded, new_flows_per_second: as configured.
     resolvers: the node's name servers. strict: the uplink's name, for each IP
-    version of which it has the only default route. overlay: there is one, so
-    WireGuard's packets are the node's own. cgroup: path below /sys/fs/cgroup
-    of the processes whose TCP connections are not tracked; None: of none.
+    version whose only default route it has. overlay: it exists, so WireGuard's
+    packets are the node's own. cgroup: path below /sys/fs/cgroup of the
+    processes whose TCP connections are not tracked; None: none are.
     """
 
     networks: tuple[IPNetwork, ...] = ()
@@ -43,5 +43,5 @@ class Settings:
 
     @property
     def pods(self) -> tuple[IPNetwork, ...]:
-        """Every address that is a pod's."""
+        """Return every network and address of pods."""
         return (*self.networks, *self.strays)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several parts of the rule set say in the same words. Pure."""
+"""Expressions that several parts of the rule set share. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOOPBACK_ENTERED: Final = "ip daddr 127.0.0.0/8 " + drop(Reason.LOOPBACK_ENTERED
 
 
 def elements(networks: Iterable[IPNetwork], version: int) -> str:
-    """Return the networks of a family as elements, none within another."""
+    """Return a family's networks as set elements, without nested ones."""
     if version == 4:
         return ", ".join(
             map(str, collapse_addresses(n for n in networks if isinstance(n, IPv4Network)))
@@ -29,12 +29,12 @@ def elements(networks: Iterable[IPNetwork], version: int) -> str:
 
 
 def by_removal(verdict: str) -> str:
-    """Return elements of a verdict map by group: of links being removed."""
+    """Return elements of a verdict map by group, for links being removed."""
     groups = allocs.LINK_GROUPS_REMOVAL
     return ", ".join(f"{group:#x} : {verdict}" for group in groups)
 
 
 def limited(name: str, per_second: int) -> str:
-    """Return a match: the packet's link exceeds the rate."""
+    """Return a match for packets whose link exceeds the rate."""
     limit = f"limit rate over {per_second}/second burst {2 * per_second} packets"
     return f"update @{name} {{ meta iif {limit} }}"

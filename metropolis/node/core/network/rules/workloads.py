@@ -20,14 +20,14 @@ from metropolis.node.core.network.rules.syntax import (
 )
 
 NEIGHBOURS_PER_SECOND: Final = 50
-"""Of ARP, and of neighbour discovery, by one workload. It asks for one address,
-the first hop's, and is asked for its own."""
+"""For ARP, and for neighbour discovery, of one workload. It resolves one
+address, the first hop's, and its own is resolved."""
 
 FRAGMENTS_PER_SECOND: Final = 2000
-"""By one workload, and by the overlay. The kernel keeps what is not whole yet
-for sysctls.FRAGMENT_S, in memory that all links have in common."""
+"""For one workload, and for the overlay. The kernel keeps incomplete packets
+for sysctls.FRAGMENT_S, in memory that all links share."""
 
-# Fragments wait to become whole before anything else is judged.
+# Fragments are reassembled before any other check.
 _FRAGMENTS_OF: Final = (
     f"{{ {WORKLOAD}, {OVERLAY}, {', '.join(map(hex, allocs.LINK_GROUPS_REMOVAL))} }}"
 )
@@ -87,11 +87,11 @@ def from_workload() -> dict[str, list[str]]:
 
 
 def arp() -> dict[str, list[str]]:
-    """Who asks is checked by the kernel itself, which answers only what has a
-    reverse path: each host link has rp_filter=1 for that. nftables has no fib
-    in this family.
+    """The kernel itself checks the sender: it answers only a source that has a
+    reverse path, by rp_filter=1 on each host link. nftables has no fib in this
+    family.
 
-    The bits are the operation and the target address. Spelled as `arp daddr ip`
+    The bits are the operation and the target address. Written as `arp daddr ip`
     they would be compared for hardware type 1 only, and the kernel answers 6,
     too (arp_process in arp.c). Answers make no neighbour entries.
     """

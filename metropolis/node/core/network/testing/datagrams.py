@@ -19,7 +19,7 @@ FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 def listen(namespace: str, version: int, port: int = PORT) -> socket.socket:
-    """A UDP socket in a namespace, on all its addresses."""
+    """Return a UDP socket in a namespace, on all its addresses."""
     with inside(namespace):
         sock = socket.socket(FAMILY[version], socket.SOCK_DGRAM)
     if version == 6:
@@ -30,7 +30,7 @@ def listen(namespace: str, version: int, port: int = PORT) -> socket.socket:
 
 
 def listen_here(version: int, port: int = PORT) -> socket.socket:
-    """A UDP socket on the node."""
+    """Return a UDP socket on the node."""
     sock = socket.socket(FAMILY[version], socket.SOCK_DGRAM)
     if version == 6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -40,7 +40,7 @@ def listen_here(version: int, port: int = PORT) -> socket.socket:
 
 
 def heard(receiver: socket.socket, sender: socket.socket, to: IPAddress, port: int) -> IPAddress:
-    """Send until it is heard; returns the source that the receiver saw."""
+    """Send until it arrives; return the source that the receiver saw."""
     deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:
         try:
@@ -54,7 +54,7 @@ def heard(receiver: socket.socket, sender: socket.socket, to: IPAddress, port: i
 
 
 def node_address(version: int) -> IPAddress:
-    """The node's own global address on the uplink."""
+    """Return the node's own global address on the uplink."""
     for entry in json.loads(sh(f"ip -json -{version} address show dev up0 scope global")):
         for found in entry["addr_info"]:
             return ip_address(found["local"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links of workloads and of the world, with their far ends.
+"""Links of workloads and of the outside, with their far ends.
 
     pod, flooder, quiet -- (group 8) this namespace, forwards -- up0
 
@@ -23,13 +23,13 @@ _HOPS: Final = {4: allocs.FIRST_HOP_IPV4, 6: allocs.FIRST_HOP_IPV6}
 
 
 def address(version: int, name: str, host: int = 2) -> str:
-    """Of a link: 2 is the far end, 1 this one."""
+    """Return an address of a link: 2 is the far end, 1 this one."""
     number = _NAMES.index(name) + 1
     return f"10.1.{number}.{host}" if version == 4 else f"fd01:{number}::{host}"
 
 
 def far(name: str) -> contextlib.AbstractContextManager[None]:
-    """Sockets made in the block are of the far end of a link."""
+    """Make sockets of the block at the far end of a link."""
     return inside(f"n-{name}")
 
 
@@ -60,7 +60,7 @@ def _as_the_world(version: int, name: str) -> None:
 
 
 def _as_a_workload(version: int, name: str) -> None:
-    """It asks for the first hop alone."""
+    """Configure a far end that resolves the first hop alone."""
     bits, more = (32, "") if version == 4 else (128, " nodad")
     hop, there = _HOPS[version], address(version, name)
     if version == 6:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The world of node core in a test: a server's namespace, and the process.
+"""The surroundings of node core in a test: a server's namespace, the process.
 
 pod-a -+
        +- this namespace: node core ---- up0 = srv0 ---- "srv": dnsmasq
@@ -38,12 +38,12 @@ network {
 
 
 def add_uplink(mtu: int = 1500) -> None:
-    """A veth to the server's namespace; this end is down, as hardware is.
+    """Add a veth to the server's namespace; this end is down, as hardware is.
 
-    The server forwards, as whoever advertises itself as a router does. If not,
-    it takes its own advertisements, and soon answers from an address they made,
-    which no masqueraded flow is with; and nodes that probe it are told that it
-    is no router, and give up their default route (RFC 4861 section 7.2.5).
+    The server forwards, as a router has to. If it did not, it would accept its
+    own advertisements, and soon answer from an address they made, which no
+    masqueraded flow expects; and nodes that probe it would learn that it is no
+    router, and give up their default route (RFC 4861 section 7.2.5).
     """
     peer = f"peer name srv0 mtu {mtu} netns srv"
     sh(f"ip link add up0 address 02:00:00:00:00:07 mtu {mtu} type veth {peer}")
@@ -57,7 +57,7 @@ def add_uplink(mtu: int = 1500) -> None:
 
 @contextlib.contextmanager
 def dnsmasq(tmp_path: Path, *more: str) -> Iterator[None]:
-    """DHCPv4 and router advertisements. more: arguments."""
+    """Serve DHCPv4 and router advertisements. more: arguments."""
     command = [
         *(
             "nsenter",
@@ -89,7 +89,7 @@ class NodeCore:
 
     directory: Path
     config: str = CONFIG
-    prefix: tuple[str, ...] = ()  # of the command
+    prefix: tuple[str, ...] = ()  # before the command
     process: subprocess.Popen[str] | None = None
     lines: queue.Queue[str] = field(default_factory=queue.Queue)
     seen: list[str] = field(default_factory=list)
@@ -99,7 +99,7 @@ class NodeCore:
         return self.directory / "run" / "network"
 
     def start(self, *, ready: bool = True) -> None:
-        """Start it, and wait until it serves; ready: and gives addresses."""
+        """Start it, wait until it serves; ready: and until it has addresses."""
         config = self.directory / "node.textproto"
         config.write_text(self.config)
         self.lines, self.seen = queue.Queue(), []
@@ -130,7 +130,7 @@ class NodeCore:
             self.wait_for("root.network.workloads.prefixes: pod prefixes:")
 
     def wait_for(self, text: str) -> str:
-        """Return the line of its log that has the text, at last."""
+        """Wait for a line of its log with the text; return it."""
         for line in self.seen:
             if text in line:
                 return line
@@ -146,7 +146,7 @@ class NodeCore:
                 return line
 
     def drain(self) -> None:
-        """Forget what it has said so far."""
+        """Drop its output so far."""
         self.seen.clear()
         with contextlib.suppress(queue.Empty):
             while self.lines.get_nowait():
@@ -158,7 +158,7 @@ class NodeCore:
         self.process.send_signal(number)
         status = self.process.wait(LIMIT_S)
         self.process = None
-        if status:  # which a test may have wanted, or not
+        if status:  # a test may have expected it, or not
             while line := self.lines.get(timeout=LIMIT_S):
                 self.seen.append(line)
             print("".join(self.seen))
@@ -167,13 +167,13 @@ class NodeCore:
     def stub(self) -> workload_pb2_grpc.WorkloadNetworkingStub:
         channel = grpc.insecure_channel(
             f"unix:{self.runtime / 'workload.sock'}",
-            # A channel of its own: none waits because a former one failed.
+            # A channel of its own does not wait because a former one failed.
             options=[("grpc.use_local_subchannel_pool", 1)],
         )
         return workload_pb2_grpc.WorkloadNetworkingStub(channel)
 
     def problem(self) -> str:
-        """Why Status is unavailable; "": it is OK."""
+        """Return why Status is unavailable; "": it is OK."""
         try:
             self.stub().Status(workload_pb2.StatusRequest(), timeout=LIMIT_S)
         except grpc.RpcError as error:
@@ -182,20 +182,20 @@ class NodeCore:
         return ""
 
     def said(self) -> str:
-        """All that Status says, problems and notes."""
+        """Return all problems and notes of Status."""
         request = workload_pb2.StatusRequest(report=True)
         status = self.stub().Status(request, timeout=LIMIT_S)
         return "\n".join(one.text for one in (*status.problems, *status.notes))
 
     def wait_until_said(self, text: str) -> None:
-        """Return when Status says it."""
+        """Wait until Status contains the text."""
         deadline = time.monotonic() + LIMIT_S
         while text not in (found := self.said()):
             assert time.monotonic() < deadline, f"Status never says {text!r}: {found}"
             time.sleep(0.02)
 
     def listed(self) -> set[str]:
-        """Workloads that have attachments."""
+        """Return the workloads that have attachments."""
         answer = self.stub().List(workload_pb2.ListRequest(), timeout=LIMIT_S)
         return {one.workload_id for one in answer.attachments}
 

@@ -20,8 +20,8 @@ from osbase.test.namespaces import LIMIT_S
 class Node:
     """A running uplink.
 
-    The reconciler is not here: its looks are called by hand, as often as a test
-    needs, so what is put back is put back by exactly one of them.
+    There is no reconciler: the test calls its looks, as often as it needs, so
+    each repair is by exactly one of them.
     """
 
     def __init__(self, config: Interface, resolv_conf: Path) -> None:
@@ -30,7 +30,7 @@ class Node:
         self.uplink = Uplink(config, self.status, resolv_conf=str(resolv_conf))
 
     async def when(self, holds: Callable[[UplinkStatus], bool]) -> UplinkStatus:
-        """Return the first status from now on of which that holds."""
+        """Return the first status from now on for which `holds` is true."""
         return await self.status.watch().get(holds)
 
     async def has(self, address: str) -> UplinkStatus:
@@ -38,12 +38,12 @@ class Node:
         return await self.when(lambda now: wanted in now.addresses)
 
     async def look(self, *refused: str) -> Sequence[Repair]:
-        """One look, in which those keys are left alone."""
+        """Look once; the ward may not repair the refused keys."""
         ward = self.uplink.ward()
         return await asyncio.to_thread(ward.look, lambda key: key not in refused)
 
     async def keys(self) -> set[str]:
-        """What one look puts back; nothing is refused."""
+        """Return the keys that one look repairs; nothing is refused."""
         repairs = await self.look()
         assert not any(one.error or one.left for one in repairs), repairs
         return {one.key for one in repairs}
@@ -51,7 +51,7 @@ class Node:
 
 @contextlib.asynccontextmanager
 async def running(config: Interface, tmp_path: Path) -> AsyncIterator[Node]:
-    """The uplink, supervised, stopped at the end, which must be clean."""
+    """Run the uplink, supervised; the stop at the end must be clean."""
     node = Node(config, tmp_path / "resolv.conf")
     supervisor = Supervisor(node.uplink.run)
     task = asyncio.create_task(supervisor.run(10))
@@ -64,7 +64,7 @@ async def running(config: Interface, tmp_path: Path) -> AsyncIterator[Node]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Look again and again."""
+    """Check repeatedly until it holds."""
     async with asyncio.timeout(LIMIT_S):
         while not await asyncio.to_thread(holds):  # noqa: ASYNC110
             await asyncio.sleep(0.02)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the node reaches the world.
+"""How the node reaches other networks.
 
     uplink     the runnable: follows the link, takes leases, announces addresses
     wanted     addresses, routes, MTU, name servers that it should have     pure
-    program    gives them to the kernel
-    ward       puts back what others take
+    program    programs them in the kernel
+    ward       restores what others remove
 
-Importing this package imports nothing.
+Importing this package imports nothing else.
 """

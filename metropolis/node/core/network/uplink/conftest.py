@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A link and a server for each test that asks for them."""
+"""A link and a server for each test that requests them."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ pytestmark = pytest.mark.usefixtures("world")
 async def test_odd_leases_work(
     options: dict[int, bytes | None], address: str, router: IPv4Address | None, tmp_path: Path
 ) -> None:
-    """The kernel takes them, and a look finds nothing to put back."""
+    """The kernel accepts them, and a look finds nothing to restore."""
     with leases(options):
         async with running(BY_DHCP, tmp_path) as node:
             await node.has(address)
@@ -75,7 +75,7 @@ async def test_odd_leases_work(
 
 
 async def test_name_servers_that_cannot_be_written(tmp_path: Path) -> None:
-    """The address does not need them; a look says so, and writes them later."""
+    """The address does not need them; a look reports and later writes them."""
     there = tmp_path / "resolv.conf"
     there.mkdir()
     async with running(BY_HAND, tmp_path) as node:
@@ -89,7 +89,7 @@ async def test_name_servers_that_cannot_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("gateway", ["172.31.1.1", "fd00:1::1"])
 async def test_a_gateway_beside_a_single_address(gateway: str, tmp_path: Path) -> None:
-    """By hand, as providers of single addresses have it."""
+    """A static one, as providers of single addresses have it."""
     version = ip_address(gateway).version
     own = {4: "203.0.113.5/32", 6: "2001:db8:5::1/128"}[version]
     text = f'name: "up0" static {{ address: "{own}" gateway: "{gateway}" }}'
@@ -117,7 +117,7 @@ def marks() -> list[str]:
 
 
 async def test_an_mtu_that_is_withdrawn(tmp_path: Path) -> None:
-    """At a renewal, and by a larger one; what was before comes back."""
+    """A renewal sets it, also to a larger one; the former one comes back."""
     sh("ip link set up0 mtu 1450")
     with leases({Option.INTERFACE_MTU: (1400).to_bytes(2)}) as server:
         async with running(BY_DHCP, tmp_path) as node:
@@ -161,7 +161,7 @@ async def test_a_smaller_mtu_is_kept_against_others(tmp_path: Path) -> None:
 
 
 async def test_a_restart_without_a_server(tmp_path: Path) -> None:
-    """Until one answers, the lease of before stays; the link is kept all the
+    """Until one answers, the former lease stays; the link is kept all the
     same.
     """
     with leases({}) as server:
@@ -186,8 +186,8 @@ async def test_a_restart_without_a_server(tmp_path: Path) -> None:
 
 
 async def test_what_a_former_run_had_and_a_server_that_is_away(tmp_path: Path) -> None:
-    """Its lease is put back for the rest of its time, with MTU and names; what
-    is by hand is as it is configured now, and does not wait.
+    """Its lease is used for the rest of its time, with MTU and names; static
+    addresses are those configured now, and do not wait.
     """
     options: dict[int, bytes | None] = {
         Option.DNS: bytes([192, 0, 2, 53]),
@@ -231,7 +231,7 @@ async def test_what_a_former_run_had_and_a_server_that_is_away(tmp_path: Path) -
 
 
 async def test_a_link_that_is_renamed(tmp_path: Path) -> None:
-    """As udev does: the uplink follows, when it is not chosen by the name."""
+    """As udev does: the uplink follows, if it is not chosen by name."""
     with leases({}):
         config = Interface(dhcp4=Dhcp4(), hardware_address=bytes.fromhex("020000000007"))
         async with running(config, tmp_path) as node:

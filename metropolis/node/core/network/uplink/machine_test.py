@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An uplink of a VLAN on a bond, in a machine: what its neighbours notice.
+"""An uplink of a VLAN on a bond, in a machine: its effect on neighbours.
 
     here                 "net"
     vlan7
@@ -7,7 +7,7 @@
              m1 ---- p1 [right] right0 --- r0  [core] core.7: 192.0.2.1
 
 Three bridges: `core` learns by which of the other two the node is reached, and
-from nobody but the node that this has changed.
+only the node informs it of a change.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def network() -> Iterator[None]:
 
 
 class Heard:
-    """What is announced on a link of the network, and when."""
+    """Announcements on a link of the network, with their time."""
 
     def __init__(self, link: str) -> None:
         with inside("net"):
@@ -108,7 +108,7 @@ class Heard:
                     self.times.append((time.monotonic(), IPv6Address(data[62:78])))
 
     def since(self, begin: float, version: int) -> int:
-        """How many times the node's address was announced."""
+        """Return how many times the node's address was announced."""
         return sum(at >= begin and one == NODE[version] for at, one in self.times)
 
     def close(self) -> None:
@@ -116,8 +116,8 @@ class Heard:
 
 
 class Stream:
-    """Numbered datagrams from the router to the node, 5 ms apart; nothing goes
-    back. How many were lost says more than when they came: the machine may be
+    """Numbered datagrams from the router to the node, 5 ms apart, without
+    answers. The number of lost ones says more than times: the machine may be
     emulated.
     """
 
@@ -152,7 +152,7 @@ class Stream:
         self._out.close()
 
     def lost(self, seen: int) -> int:
-        """How many did not come, after the first `seen` ones did."""
+        """Return how many did not arrive after the first `seen` ones."""
         after = self.arrivals[seen - 1 :]
         return after[-1] - after[0] + 1 - len(after)
 
@@ -162,9 +162,9 @@ def active() -> str:
 
 
 async def taken_over(name: str, then: str, stream: Stream, heard: Heard) -> None:
-    """Set the port of m0 down or up, and see traffic go on by another member.
+    """Set the port of m0 down or up, and check that another member takes over.
 
-    It is far from `core`, which goes on sending the old way until it is told.
+    It is far from `core`, which uses the old path until it is informed.
     """
     begin, before = time.monotonic(), len(stream.arrivals)
     net(f"ip link set p0 {name}")
@@ -187,8 +187,8 @@ def carrier_changes() -> dict[str, str]:
 
 
 async def test_failover_and_restart(tmp_path: Path) -> None:
-    """Traffic goes on by the other member, since the network is told where; a
-    new run of the service finds all as it was.
+    """The other member takes over, since the network is informed; a new run of
+    the service changes nothing.
     """
     logging.basicConfig(level=logging.INFO)
     with contextlib.ExitStack() as closing:
@@ -204,7 +204,7 @@ async def test_failover_and_restart(tmp_path: Path) -> None:
             assert (status.link.name, status.link.mtu) == ("vlan7", 1400)
             assert (status.dns, status.search) == (CONFIG.dns, CONFIG.search)
             assert "search example.org" in (tmp_path / "resolv.conf").read_text()
-            # Set by hand on a link that is up: announced twice, 2 s apart.
+            # A static address on a link that is up: announced twice, 2 s apart.
             await until(lambda: min(heard.since(begin, v) for v in (4, 6)) >= 2)
             print(f"address set: {heard.since(begin, 4)} ARP, {heard.since(begin, 6)} NA")
             await until(lambda: active() == "m0")
@@ -225,7 +225,7 @@ async def test_failover_and_restart(tmp_path: Path) -> None:
 
 
 async def test_late_member_and_another_configuration(tmp_path: Path) -> None:
-    """It waits for a first member; a VLAN that is no more wanted goes."""
+    """It waits for a first member; a VLAN that is not wanted any more goes."""
     sh("ip link del m0")
     sh("ip link set m1 name x1")
     config = replace(CONFIG, vlan=None, bond=replace(BOND, members=("m1", "m2"), primary=""))

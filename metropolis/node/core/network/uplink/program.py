@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the uplink does to the kernel, and to resolv.conf. Blocks.
+"""The uplink's changes of the kernel and of resolv.conf. Blocks.
 
 prepare       sets the link up, with its settings; undoes a former uplink
 left_behind   the lease of a former run
-program       addresses, routes, MTU, name servers; then the ward guards them
+program       addresses, routes, MTU, name servers; the ward guards them then
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 def prepare(config: Interface, group: int, state: LinkState) -> tuple[Sysctl, ...]:
     """Set the link up, with its settings, which are returned.
 
-    group: of the link, if others made it one of pods'. Settings that the kernel
-    refuses are logged. Raises NetlinkError.
+    group: the link's, if others put it into the pods'. Refused settings are
+    logged. Raises NetlinkError.
     """
     by_hand = any(address.version == 6 for address in config.addresses)
     settings = sysctls.relevant(
@@ -50,17 +50,17 @@ def prepare(config: Interface, group: int, state: LinkState) -> tuple[Sysctl, ..
         )
     )
     for refused in sysctls.apply_each(settings):
-        log.warning("%s", refused)  # and its ward, in Status
+        log.warning("%s", refused)  # its ward reports it in Status, too
     with NetlinkSocket() as sock:
         sock.batch([set_link_up(state.ifindex, state.name)])
-        # A former uplink loses what it got, and has its MTU back.
+        # A former uplink loses its addresses, and gets its MTU back.
         former = links_with_addresses()
         for link in map(parse_link, sock.dump(dump_links())):
             if link.ifindex == state.ifindex:
                 if (request := leave_pods_groups(link, group)) is not None:
                     sock.batch([request])
                 continue
-            with contextlib.suppress(NetlinkError):  # it may go meanwhile
+            with contextlib.suppress(NetlinkError):  # it may vanish meanwhile
                 sock.batch(mtu.steps(link, None, allocs.UPLINK_MTU_MARK))
                 if link.ifindex in former:
                     addressing.apply(
@@ -75,7 +75,7 @@ def prepare(config: Interface, group: int, state: LinkState) -> tuple[Sysctl, ..
 
 
 def left_behind(ifindex: int, resolv_conf: str) -> Lease | None:
-    """Return the lease that a former run had of the link, if it had any.
+    """Return the lease that a former run had on the link, None: it had none.
 
     Raises NetlinkError.
     """
@@ -91,15 +91,14 @@ def left_behind(ifindex: int, resolv_conf: str) -> Lease | None:
 
 
 def program(ward: UplinkWard, aim: Aim, wanted: Addressing) -> str:
-    """Give the link what is wanted, and the ward its aim.
+    """Program the wanted addressing, and set the ward's aim.
 
-    Returns what was refused that the link can do without, in words; "" if
-    nothing was.
-    Raises NetlinkError for the rest.
+    Returns a text about refusals that the link can do without; "" if there is
+    none. Raises NetlinkError for the others.
     """
     link = aim.link
     with ward.changing(), NetlinkSocket() as sock:
-        # First: what is not applied as a whole is not put back in parts.
+        # First: a state that is half applied is not restored.
         ward.aim = None
         addressing.apply(
             sock,
@@ -117,7 +116,7 @@ def program(ward: UplinkWard, aim: Aim, wanted: Addressing) -> str:
             refused = str(error)
         try:
             replace_file(aim.resolv_conf, aim.names)
-        except OSError as error:  # such as a file system that is full
+        except OSError as error:  # such as a full file system
             why = f"write {aim.resolv_conf}: {error.strerror}"
             refused = "; ".join(filter(None, (refused, why)))
         ward.aim = aim
@@ -125,6 +124,6 @@ def program(ward: UplinkWard, aim: Aim, wanted: Addressing) -> str:
 
 
 def links_with_addresses() -> frozenset[int]:
-    """Return the indexes of links with addresses of ours."""
+    """Return the indexes of links with addresses of the uplink's protocol."""
     with NetlinkSocket() as sock:
         return addressing.links_of(sock, allocs.ROUTE_PROTOCOL_UPLINK)

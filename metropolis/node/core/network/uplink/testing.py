@@ -35,11 +35,11 @@ def srv(command: str) -> str:
 
 @contextlib.contextmanager
 def lab() -> Iterator[None]:
-    """The link and the server's namespace."""
+    """Make the link and the server's namespace."""
     sh("ip netns add srv")
     add_link()
     sysctls.apply(sysctls.NODE)
-    sh("ip link set lo up")  # tables of routes come with it
+    sh("ip link set lo up")  # this makes the routing tables, too
     yield
     for link in json.loads(sh("ip -json link")):
         if link["ifname"].startswith("up"):
@@ -56,7 +56,7 @@ def add_link() -> None:
 
 @contextlib.contextmanager
 def leases(options: dict[int, bytes | None]) -> Iterator[Server]:
-    """A server of 192.0.2.50, renewed each 2 s."""
+    """Serve leases of 192.0.2.50, renewed every 2 s."""
     server = Server("srv0", ROUTER, IPv4Address("192.0.2.50"), 60, 2, 50, options=options)
     with inside("srv"):
         server.open()
@@ -71,12 +71,12 @@ def link(name: str = "up0") -> dict[str, object]:
 
 
 def addresses(version: int = 4) -> set[str]:
-    """The global ones, with prefix lengths."""
+    """Return the global ones, with prefix lengths."""
     return {
         f"{one['local']}/{one['prefixlen']}"
         for entry in json.loads(sh(f"ip -json -{version} address show dev up0 scope global"))
         for one in entry.get("addr_info", [])
-        if one  # "{}" for each that is not shown
+        if one  # "{}" stands for each that is not shown
     }
 
 

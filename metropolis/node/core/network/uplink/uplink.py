@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The uplink: how the node reaches the world.
+"""The uplink: the node's link to other networks.
 
     uplink
      +- links      makes bond and VLAN, if configured, and removes former ones
-     +- link       follows the topmost link: there, gone, carrier, MTU
+     +- link       follows the topmost link: present, gone, carrier, MTU
      +- addresses  one life of that link: settings, up, addresses, announcements
          +- dhcp4  the client, if configured
 
 The link may appear late, vanish, come back, get another name or MAC:
-`addresses` waits for it, and dies when it is gone or another, to wait for the
-next. What others take from it while it lives is put back by `ward`, which the
+`addresses` waits for it, and fails when it is gone or another, to wait for the
+next. What others remove from it meanwhile is restored by `ward`, which the
 reconciler calls. A restart finds bond and VLAN as it left them, and changes
 nothing that is right. An address by DHCP ends in the kernel at the end of its
-lease, whether this service lives or not; a restart finds it there, keeps it,
-and asks for it again.
+lease, whether this service runs or not; a restart finds it there, keeps it,
+and requests it again.
 
-IPv6 by router advertisements is the kernel's doing; what comes of it is in the
-status. Name servers in them (RDNSS) are not read. On a kernel without IPv6
-(ipv6.disable=1) addresses by hand of that family are left out, with a warning.
+IPv6 by router advertisements is the kernel's work; its result is in the status.
+Name servers in them (RDNSS) are not read. On a kernel without IPv6
+(ipv6.disable=1) static addresses of that family are left out, with a warning.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UplinkStatus:
-    """What the uplink has. link None: no such link (yet). addresses: by DHCP
-    and by hand, without those of router advertisements. external: by which
-    other hosts reach the node, whoever gave them, best first: see
-    osbase.net.external. search: DNS domains. ntp: time servers by DHCP.
+    """The state of the uplink. link None: it does not exist (yet). addresses:
+    static and by DHCP, without those of router advertisements. external: the
+    addresses by which other hosts reach the node, from any source, best first:
+    see osbase.net.external. search: DNS domains. ntp: time servers by DHCP.
     """
 
     link: LinkState | None = None
@@ -77,7 +77,7 @@ class LinkGoneError(Exception):
 
 
 class Uplink:
-    """`run` is a runnable; `status` and `link` tell what came of it."""
+    """`run` is a runnable; `status` and `link` are its results."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Uplink:
         reported: Callable[[str, Runnable], Runnable] = lambda _, runnable: runnable,
     ) -> None:
         """status: set at every change. reported: returns a runnable whose
-        failures are reported under a name.
+        failures become a problem under a name.
         """
         self._config = config
         self._status = status
@@ -100,12 +100,12 @@ class Uplink:
 
     @property
     def _group(self) -> int:
-        """Of links that are made, see `links`; others have none."""
+        """Return the group of links that it makes, see `links`; others: 0."""
         made = self._config.bond is not None or self._config.vlan is not None
         return allocs.LINK_GROUP_UPLINK if made else 0
 
     def ward(self) -> UplinkWard:
-        """Return what puts back what others take from the uplink."""
+        """Return the ward that restores what others remove from the uplink."""
         return self._ward
 
     async def run(self, ctx: Context) -> None:
@@ -132,7 +132,7 @@ class Uplink:
         watcher = self._built.watch()
         if not await watcher.get():
             self.link.set(None)
-            # Until it has a member, a bond has a MAC of its own making.
+            # Without a member, a bond has a MAC that it made up.
             await watcher.get(lambda built: built)
         name, mac = self._config.top_name, self._config.hardware_address
         if name or mac:
@@ -164,9 +164,9 @@ class Uplink:
         if self._config.dhcp4 is None:
             leases.set(None)
         else:
-            # Until a server answers, what a former run left is the lease.
+            # Until a server answers, the lease is that of a former run.
             left = await asyncio.to_thread(program.left_behind, state.ifindex, self._resolv_conf)
-            # What is by hand does not wait for a server, either.
+            # Static addresses do not wait for a server, either.
             leases.set(left)
             client = Client(
                 state.name,
@@ -190,7 +190,7 @@ class Uplink:
         ctx.signal_healthy()
         reach = event.Value[tuple[IPAddress, ...]]("the uplink's external addresses")
         changed = event.Value[None]("a reason to announce them")
-        # In this order: of several failures the first is the cause.
+        # In this order: the first of several failures is the cause.
         tasks = [
             asyncio.create_task(part)
             for part in (
@@ -228,7 +228,7 @@ class Uplink:
         client: Client | None,
         changed: event.Value[None],
     ) -> None:
-        """Raises LinkGoneError in the end."""
+        """Follow the link until LinkGoneError."""
         last = state
         async for new in watcher:
             if new is None or _identity(new) != _identity(state):
@@ -290,7 +290,7 @@ class Uplink:
             state.name,
             state.mac,
         ):
-            return  # these are not its addresses; its own life says them
+            return  # not its addresses; its own life reports them
         self._status.set(
             replace(
                 self._now(),
@@ -323,7 +323,7 @@ class Uplink:
         reach: event.Value[tuple[IPAddress, ...]],
         changed: event.Value[None],
     ) -> None:
-        """Tell the neighbours, twice each time."""
+        """Announce addresses to the neighbours, twice each time."""
         watcher = changed.watch()
         again = False
         while True:
@@ -345,11 +345,11 @@ class Uplink:
 
 
 def _identity(link: LinkState) -> tuple[int, str, bytes]:
-    """Settings go by the name, DHCP by the MAC."""
+    """Return what a life depends on: settings go by name, DHCP by MAC."""
     return link.ifindex, link.name, link.mac
 
 
 def _end(leases: event.Value[Lease | None], left: Lease) -> None:
-    """Give up what a former run left, unless there is something newer."""
+    """Give up a former run's lease, unless there is a newer one."""
     if leases.peek() is left:
         leases.set(None)

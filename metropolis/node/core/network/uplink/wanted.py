@@ -5,7 +5,7 @@ configuration --+
                 +--> addresses, routes | MTU | name servers -> resolv.conf
 lease ----------+
   ^
-  +-- left_lease: what a former run left in the kernel and in resolv.conf
+    +-- left_lease: the rest of a former run in the kernel and in resolv.conf
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _NOBODY: Final = IPv4Address(0)
 
 
 def without_ipv6(config: Interface) -> Interface:
-    """Return what is left of it on a kernel without IPv6. Pure. Name servers
-    stay: there may be a way to them, and there is no harm.
+    """Return the configuration without its IPv6, for a kernel without it. Pure.
+    Name servers stay: they may be reachable, and do no harm.
     """
     return replace(
         config,
@@ -51,7 +51,7 @@ def without_ipv6(config: Interface) -> Interface:
 
 
 def wanted_addressing(config: Interface, lease: Lease | None, now: float) -> Addressing:
-    """Return what the uplink should have. Pure. `now`: by the lease's clock."""
+    """Return the wanted addressing. Pure. `now`: by the lease's clock."""
     addresses = [Address(interface) for interface in config.addresses]
     routes = _gateways_elsewhere(config)
     for via in config.gateways:
@@ -67,8 +67,8 @@ def wanted_addressing(config: Interface, lease: Lease | None, now: float) -> Add
             if destination in by_hand:
                 continue
             routes.append(Route(destination, gateway, own))
-            # A gateway that is nobody's neighbour yet gets a route of its own
-            # (a /32 lease, as clouds give).
+            # A gateway in no network of the link gets a route of its own (a
+            # /32 lease, as clouds give).
             alone = IPv4Network(gateway) if gateway is not None else None
             if (
                 alone is not None
@@ -81,7 +81,7 @@ def wanted_addressing(config: Interface, lease: Lease | None, now: float) -> Add
 
 
 def _gateways_elsewhere(config: Interface) -> list[Route]:
-    """Return routes to gateways that are no neighbours of any address."""
+    """Return routes to gateways that are in no address's network."""
     vias = dict.fromkeys((*config.gateways, *(route.gateway for route in config.routes)))
     near = [address.network for address in config.addresses]
     near += [route.destination for route in config.routes if route.gateway is None]
@@ -95,8 +95,8 @@ def _gateways_elsewhere(config: Interface) -> list[Route]:
 
 
 def _source(config: Interface, via: IPAddress | None) -> IPAddress | None:
-    """In IPv4 a route says which of our addresses it is used with, so that it
-    goes when the address does: that of the gateway's network, or a /32.
+    """Return the source of an IPv4 route, so that it vanishes with the address:
+    the address in the gateway's network, or a /32.
     """
     if via is None or via.version == 6:
         return None
@@ -109,9 +109,9 @@ def _source(config: Interface, via: IPAddress | None) -> IPAddress | None:
 def wanted_mtu(config: Interface, lease: Lease | None) -> int | None:
     """Return the MTU that the lease gives, bytes; None: it gives none. Pure.
 
-    A server may make it smaller, since the link may be able to do no more (see
-    osbase.net.mtu), and has nothing to say where it was set by hand (which
-    osbase.net.stack does).
+    A server may only make it smaller, since the link may not be capable of more
+    (see osbase.net.mtu), and is ignored where it is set in the configuration
+    (which osbase.net.stack applies).
     """
     return None if config.mtu is not None or lease is None else lease.mtu
 
@@ -119,7 +119,7 @@ def wanted_mtu(config: Interface, lease: Lease | None) -> int | None:
 def wanted_names(
     config: Interface, lease: Lease | None
 ) -> tuple[tuple[IPAddress, ...], tuple[str, ...]]:
-    """Return DNS servers and search domains, by hand before by DHCP. Pure."""
+    """Return DNS servers and search domains, static before DHCP's. Pure."""
     dns, search = list(config.dns), list(config.search)
     if lease is not None and not (config.dhcp4 is not None and config.dhcp4.ignore_dns):
         dns += lease.dns
@@ -128,7 +128,7 @@ def wanted_names(
 
 
 def render_resolv_conf(dns: Iterable[IPAddress], search: Sequence[str]) -> str:
-    """Return a resolv.conf(5). The C library takes three servers."""
+    """Return a resolv.conf(5). The C library uses three servers."""
     lines = ["# Written by the network service; changes are overwritten."]
     if search:
         lines.append(f"search {' '.join(search)}")
@@ -137,8 +137,8 @@ def render_resolv_conf(dns: Iterable[IPAddress], search: Sequence[str]) -> str:
 
 
 def left_lease(left: Addressing, mtu: int | None, names: str, now: float) -> Lease | None:
-    """Return the lease of a former run, as far as it can be seen; None: there
-    was none. Pure. names: what its resolv.conf says.
+    """Return the lease of a former run, as far as it is visible; None: there
+    was none. Pure. names: the text of its resolv.conf.
     """
     routes = [(one.destination, one.gateway) for one in left.routes]
     for address in left.addresses:
@@ -166,7 +166,7 @@ def left_lease(left: Addressing, mtu: int | None, names: str, now: float) -> Lea
 
 
 def _read_names(text: str) -> tuple[tuple[IPv4Address, ...], tuple[str, ...]]:
-    """Undo render_resolv_conf, for what DHCP can give."""
+    """Parse the result of render_resolv_conf, for what DHCP can give."""
     dns: list[IPv4Address] = []
     search: tuple[str, ...] = ()
     for line in text.splitlines():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the uplink should have, from configuration and lease. No kernel."""
+"""The wanted state, from configuration and lease. No kernel."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ LEASE = Lease(
 
 
 def test_lease_ends_in_the_kernel() -> None:
-    """The address is valid for what is left, and routes are bound to it."""
+    """The address is valid for the rest, and routes are bound to it."""
     wanted = wanted_addressing(Interface(dhcp4=Dhcp4()), LEASE, now=700)
     assert wanted.addresses == (Address(LEASE.address, 3000),)
     assert wanted.routes == (Route(DEFAULT, ROUTER, LEASE.address.ip),)
 
 
 def test_infinite_lease() -> None:
-    """For ever is not a number of seconds."""
+    """Infinity is not a number of seconds."""
     lease = replace(LEASE, length_s=None)
     wanted = wanted_addressing(Interface(dhcp4=Dhcp4()), lease, now=700)
     assert wanted.addresses[0].valid_s == FOREVER
@@ -70,7 +70,7 @@ def test_gateway_beyond_the_prefix_gets_a_route() -> None:
 
 
 def test_static_of_both_families() -> None:
-    """Of IPv4, the route's source is the address in whose prefix it is."""
+    """In IPv4, the route's source is the address whose prefix has it."""
     config = Interface(
         addresses=(ip_interface("198.51.100.7/24"), ip_interface("2001:db8::7/64")),
         gateways=(ip_address("198.51.100.1"), ip_address("fe80::9")),
@@ -83,7 +83,7 @@ def test_static_of_both_families() -> None:
 
 
 def test_routes_by_hand_besides_a_lease() -> None:
-    """Where both have one to a destination, ours counts."""
+    """Where both have one to a destination, the configuration's is used."""
     ten = IPv4Network("10.0.0.0/8")
     six = StaticRoute(IPv6Network("2001:db8:1::/48"), ip_address("2001:db8::9"))
     config = Interface(
@@ -122,7 +122,7 @@ def test_names_by_hand_come_first() -> None:
 
 
 def test_mtu_by_hand_or_by_lease() -> None:
-    """By hand it is not the server's to say."""
+    """A server does not change a configured one."""
     lease = replace(LEASE, mtu=1400)
     assert wanted_mtu(Interface(), lease) == 1400
     assert wanted_mtu(Interface(mtu=1450), lease) is None
@@ -131,7 +131,7 @@ def test_mtu_by_hand_or_by_lease() -> None:
 
 
 def test_without_ipv6() -> None:
-    """What is IPv4's stays as it is."""
+    """IPv4's parts stay."""
     config = Interface(
         addresses=(ip_interface("192.0.2.7/24"), ip_interface("2001:db8::7/64")),
         gateways=(ip_address("2001:db8::1"), ROUTER),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the uplink should have, put back when others took it.
+"""The wanted state of the uplink, restored when others change it.
 
     Uplink -- aims --> UplinkWard <-- looks -- the reconciler
                           |
@@ -8,14 +8,14 @@
 Others flush addresses and routes, set the link down, change its settings, or
 overwrite resolv.conf. Each look compares all of it with the kernel. A change
 under way (another lease, another configuration) and a look exclude each other:
-what is compared is always what was applied last.
+a look always compares with what was applied last.
 
-IPv6 by router advertisements is the kernel's: it is not known here what there
-should be. What a look saw and the next one does not see is asked for again,
-from the routers. They say what there is; if they are silent, there is nothing.
-A link-local address that is missing is made as the kernel makes it; by that it
-asks the routers itself. Switching IPv6 off and on would do the same, and take
-away all that is still there.
+IPv6 by router advertisements is the kernel's: this module does not know its
+wanted state. If a look misses what the one before saw, it solicits the routers
+again. They announce it if it still exists; if they are silent, it does not. A
+missing link-local address is made as the kernel makes it; with it the kernel
+solicits the routers itself. Switching IPv6 off and on would do the same, and
+remove all that is still there.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ from osbase.netlink.route import (
 from osbase.netlink.transport import NetlinkSocket
 
 METRIC: Final = 100
-"""Of routes by DHCP or by hand: preferred to those of router advertisements
-(1024), if there are both."""
+"""Metric of routes by DHCP or static ones: preferred to those of router
+advertisements (1024), if both exist."""
 
 _RTPROT_RA: Final = 9
 _IFAPROT_KERNEL_RA: Final = 2
@@ -94,9 +94,10 @@ _PODS_GROUPS: Final = (
 
 @dataclass(frozen=True)
 class Aim:
-    """What was applied last. addressing: by the time, since leases end; None
-    before anything was applied. mtu: the server's, bytes. names: what
-    resolv.conf says. group: of the link, where others made it one of pods'.
+    """The state that was applied last. addressing: a function of the time,
+    since leases end; None before anything was applied. mtu: the server's,
+    bytes. names: the text of resolv.conf. group: the link's, if others put it
+    into the pods'.
     """
 
     link: LinkState
@@ -111,7 +112,7 @@ class Aim:
 
 
 class UplinkWard:
-    """A ward of network.reconcile. The uplink sets `aim`, with the lock."""
+    """A ward of network.reconcile. The uplink sets `aim`, under the lock."""
 
     name: Final = "uplink"
 
@@ -122,7 +123,7 @@ class UplinkWard:
         self._asked = 0
 
     def changing(self) -> AbstractContextManager[object]:
-        """Return what keeps looks away while the uplink is changed."""
+        """Return a lock against looks while the uplink is changed."""
         return self._lock
 
     def look(self, allow: Allow) -> Sequence[Repair]:
@@ -133,7 +134,7 @@ class UplinkWard:
                 return ()
             done: list[Repair] = []
             try:
-                # What was put back before an error counts, too.
+                # Repairs from before an error count, too.
                 for repair in self._look(aim, allow):
                     done.append(repair)
             except (NetlinkError, OSError) as error:
@@ -148,12 +149,13 @@ class UplinkWard:
                 return  # gone, or another: the uplink notices by itself
             name = link.name
             for setting in aim.settings:
-                # Where the node as a whole does not, links need not, and who
-                # sets that right sets them all.
+                # If the node as a whole does not forward, its links need not; a
+                # repair of the node's setting sets them all.
                 if setting != sysctls.forwarding(name) or sysctls.forwards():
                     yield from _setting(setting, allow)
             if (request := leave_pods_groups(link, aim.group)) is not None:
-                # The rules would take it for a pod's, and masquerade nothing.
+                # The rules would take it for a pod's link, and masquerade
+                # nothing.
                 what = f"{name} was put in group {link.group}, which is of pods"
                 yield _put_back(sock, f"group of {name}", what, [request], allow)
             if not link.up:
@@ -166,7 +168,7 @@ class UplinkWard:
                 requests = [set_link_arp(link.ifindex, name)]
                 yield _put_back(sock, f"ARP of {name}", what, requests, allow)
             if link.master is not None:
-                # A bridge or bond takes all that comes.
+                # A bridge or bond receives all that its members do.
                 what = f"{name} was made a part of link {link.master}"
                 requests = [set_link_master(link.ifindex, name, 0)]
                 yield _put_back(sock, f"master of {name}", what, requests, allow)
@@ -195,7 +197,7 @@ class UplinkWard:
         lost = self._seen - there
         own_addresses = [one for one in addresses if one.address.is_link_local]
         if lost and own_addresses and all(map(_tentative, own_addresses)):
-            return  # the kernel asks the routers when it is usable
+            return  # the kernel solicits the routers when it is usable
         if not own_addresses:
             if _read(f"ipv6/conf/{link.name}/addr_gen_mode") == _ADDR_GEN_MODE_NONE:
                 return
@@ -212,7 +214,7 @@ class UplinkWard:
             what = f"{link.name} lacks a link-local address"
             yield _put_back(sock, f"link-local address of {link.name}", what, [request], allow)
         elif lost and aim.advertised and self._asked < _ASKED_AT_MOST:
-            # Nothing says that it is not the routers who took it back.
+            # The routers themselves may have withdrawn it.
             self._asked += 1
             key = f"router advertisements on {link.name}"
             what = f"{link.name} lost IPv6 {' and '.join(sorted(lost))} of routers"
@@ -229,7 +231,7 @@ class UplinkWard:
 
 
 def _tentative(address: Address) -> bool:
-    """Whether duplicate address detection is under way."""
+    """Return whether duplicate address detection is under way."""
     return address.flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED) == IFA_F_TENTATIVE
 
 
@@ -241,8 +243,8 @@ def _link(sock: NetlinkSocket, ifindex: int) -> Link | None:
 
 
 def leave_pods_groups(link: Link, group: int) -> Request | None:
-    """Return the request that takes a link out of the groups by which the rules
-    know pods and the overlay; None: it is in none of them.
+    """Return the request that removes a link from the groups of pods and of the
+    overlay; None: it is in neither.
     """
     if link.group not in _PODS_GROUPS:
         return None
@@ -262,11 +264,11 @@ def _put_back(
 
 
 def _local_routes(sock: NetlinkSocket, link: Link, allow: Allow) -> Iterator[Repair]:
-    """Addresses of which the route in the table local is gone: what comes for
-    them is not the node's any more.
+    """Restore addresses whose route in the table local is gone: the node does
+    not receive packets for them any more.
 
-    With IPv6 the address is taken away, and put back like others that are
-    missing: a route that is added would outlive it.
+    An IPv6 address is removed, and restored like other missing ones: a route
+    that is added would outlive it.
     """
     lacking = _without_local_route(sock, link)
     if any(one.address.version == 6 for one in lacking):
@@ -285,7 +287,7 @@ def _local_routes(sock: NetlinkSocket, link: Link, allow: Allow) -> Iterator[Rep
 
 
 def _without_local_route(sock: NetlinkSocket, link: Link) -> list[Address]:
-    """Addresses that this service, or a router, gave the link."""
+    """Return addresses from this service or a router that lack the route."""
     addresses = [
         one
         for family in (AF_INET, AF_INET6)
@@ -308,7 +310,7 @@ def _without_local_route(sock: NetlinkSocket, link: Link) -> list[Address]:
 def _configured(
     sock: NetlinkSocket, link: Link, aim: Aim, wanted: Addressing, allow: Allow
 ) -> Iterator[Repair]:
-    """Put back what the configuration or a server gave."""
+    """Restore the addressing of the configuration or a server."""
     steps = mtu.steps(link, aim.mtu, allocs.UPLINK_MTU_MARK, by_hand=aim.mtu_by_hand)
     if steps:
         size = aim.mtu if aim.mtu is not None else "what it was"
@@ -363,7 +365,7 @@ def _names(aim: Aim, allow: Allow) -> Iterator[Repair]:
 
 
 def replace_file(path: str, text: str) -> None:
-    """Replace the file at once, for readers that look at any time."""
+    """Replace the file atomically."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f".{target.name}.new")

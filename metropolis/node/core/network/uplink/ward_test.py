@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What programs take from the uplink is put back.
+"""The uplink's state is restored after programs change it.
 
 this namespace: up0 ----- veth ----- srv0: namespace "srv", 192.0.2.1
 """
@@ -38,7 +38,7 @@ LINK_LOCAL = "link-local address of up0"
 
 
 def state() -> list[list[str]]:
-    """All addresses and routes, in any order, be they sure or not."""
+    """Return all addresses and routes, in any order, tentative or not."""
     commands = ("ip -o address show dev up0", "ip route show", "ip -6 route show")
     return [
         sorted(word for word in sh(command).split() if word not in ("nodad", "tentative"))
@@ -79,7 +79,7 @@ def state() -> list[list[str]]:
 async def test_what_others_take_is_put_back(
     command: str, put_back: set[str], tmp_path: Path
 ) -> None:
-    """By one look, and the next finds nothing."""
+    """One look restores it, and the next finds nothing."""
     async with running(BY_HAND, tmp_path) as node:
         await node.has("192.0.2.7/24")
         assert await node.keys() == set()
@@ -113,7 +113,7 @@ async def test_a_lease_is_put_back_for_the_rest_of_its_time(tmp_path: Path) -> N
 
 
 async def test_what_is_not_allowed_is_left(tmp_path: Path) -> None:
-    """It is reported; the rest is put back."""
+    """It is reported; the rest is restored."""
     async with running(BY_HAND, tmp_path) as node:
         await node.has("192.0.2.7/24")
         sh("ip -4 route flush proto 76")
@@ -128,8 +128,8 @@ async def test_what_is_not_allowed_is_left(tmp_path: Path) -> None:
 
 
 async def test_what_is_put_back_before_an_error_counts(tmp_path: Path) -> None:
-    """As with a directory in the place of resolv.conf: else who counts never
-    hears of the rest, and a fight has no end.
+    """As with a directory in the place of resolv.conf: otherwise the rest would
+    not be counted, and a fight would not end.
     """
     async with running(BY_HAND, tmp_path) as node:
         await node.has("192.0.2.7/24")
@@ -189,8 +189,8 @@ def router(tmp_path: Path) -> Iterator[None]:
 
 
 async def settled(node: Node) -> None:
-    """Wait until the router's address and route are there, and a look looks:
-    the kernel may be faster than the uplink.
+    """Wait until the router's address and route exist, and a look has seen
+    them: the kernel may be faster than the uplink.
     """
     await until(lambda: bool(addresses(6) and default_routes(6)))
     ward = node.uplink.ward()
@@ -206,7 +206,7 @@ async def settled(node: Node) -> None:
     ],
 )
 async def test_router_advertisements_are_asked_for_again(command: str, tmp_path: Path) -> None:
-    """An uplink by router advertisements alone: no DHCP, nothing by hand."""
+    """An uplink by router advertisements only: no DHCP, nothing static."""
     with router(tmp_path):
         async with running(Interface("up0"), tmp_path) as node:
             await settled(node)
@@ -222,8 +222,8 @@ TAKEN_OF_ROUTERS = ("accept_ra_defrtr", "accept_ra_pinfo", "autoconf", "router_s
 
 
 async def test_what_is_taken_of_routers(tmp_path: Path) -> None:
-    """As guides to hardening have it for all links that are made later, and as
-    others set it while it runs.
+    """As hardening guides set it for all later links, and as others set it at
+    run time.
     """
 
     def refuse(name: str) -> None:

@@ -2,27 +2,27 @@
 """The workload network service: gives pods, containers and VMs their network.
 
     gRPC ──> api ──┐
-    CNI  ──────────┴──> engine ──┬──> ledger      who has what, and the mutex
+    CNI  ──────────┴──> engine ──┬──> ledger      the state, and its mutex
                                  └──> datapath.interface
                                          ├── datapath.veth   rtnetlink
                                          └── testing.fake    for tests
 
-    api        what arrives: messages, the server
-    engine     what is whose, and in which order things happen
+    api        requests: messages, the server
+    engine     ownership, and the order of steps
     datapath   how it is made in the kernel
     testing    the fake, the contract suite that both keep, a lab
 
     for all of them:  model, errors, validate, conditions, parts
 
-A room imports what is right of it, and nothing else: build/lint checks that.
-The steps of an attach, and what a crash leaves after each, are in
-engine.attach; those of a removal in engine.detach.
+A folder imports only what is to its right: build/lint checks that. The steps of
+an attach, and what a crash leaves after each, are in engine.attach; those of a
+removal in engine.detach.
 
 An attachment is a veth pair: one end in the workload's network namespace with
 a /32 and a /128 address and its routes, the other on the host with the routes
 to them. Routed, no bridge, the same link-local first hop on every node.
 
-The kernel is the database. All that a restart must know is on the host-side
+The kernel is the database. A restart reads all its state from the host-side
 link: workload id, owner, namespace identity, interface name, addresses, MAC,
 MTU, parts and a digest of the request (alternative names; see names), and the
 peer's index. No state file: nothing can be stale, and a reboot starts clean. A
@@ -31,8 +31,8 @@ One that has them is a running pod, and is put right. Links that only look like
 ours, or that a newer version made, are left alone, their addresses are not
 handed out, and Status says so.
 
-Others change links, too. What a pod's traffic depends on, on the host, is this,
-and it is compared and put back, by a start and by every look of the ward:
+Others change links, too. A pod's traffic depends on the following, on the host.
+A start, and every look of the ward, compares and restores it:
 
     link      up, ARP on, in the workloads' group, in no bridge; MAC; MTU
     ipv4      conf/LINK/forwarding 1, while the host forwards at all;
@@ -46,10 +46,10 @@ and it is compared and put back, by a start and by every look of the ward:
     parts     what they added to the link; their nftables elements
 
 It does not depend on: proxies, redirects, accept_ra; IPv6's
-conf/LINK/forwarding, since the kernel looks at `all`. What is not of one link,
-such as ip_forward, lo, the rule set, and arp_ignore of `all`, is looked after
-by whoever sets it. Inside the namespace nothing is put back. Links in the group
-of a removal, and attachments that a call is busy with, are not touched.
+conf/LINK/forwarding, since the kernel uses `all`. Settings beyond one link,
+such as ip_forward, lo, the rule set, and arp_ignore of `all`, are guarded by
+their own wards. Nothing inside a namespace is restored. Links in a removal
+group, and attachments that a call is busy with, are not touched.
 
 An attach is three sends: create the pair (host); configure the inside
 (namespace); name, up, first hop and routes (host, the commit).
@@ -71,13 +71,13 @@ An attachment ends by Detach, by Collect (whatever is not said to be live), or
 with its namespace, which is noticed; Watch tells of each. Check says what is
 not as it was made, and of the node's problems, and mends nothing.
 
-Limits: one IPv4 and one IPv6 address an interface. Of several interfaces in
-one namespace the first has the default route, the others have it with a
-greater metric: what is to leave through them must be bound to the interface.
-Where IPv6 is switched off, in the node's kernel or in a namespace
-(net.ipv6.conf.*.disable_ipv6), and there is an IPv6 prefix, an attach is
-refused; if the node's configuration says that IPv6 is optional, it gets IPv4
-alone. It is found out by the kernel's refusal, so others pay nothing for it.
+Limits: one IPv4 and one IPv6 address an interface. If a namespace has several
+interfaces, the first has the default route, the others have it with a greater
+metric: traffic through them must be bound to the interface. Where IPv6 is off,
+in the node's kernel or in a namespace (net.ipv6.conf.*.disable_ipv6), and there
+is an IPv6 prefix, an attach is refused; if the node's configuration makes IPv6
+optional, it gets IPv4 alone. The kernel's refusal reveals it, so other attaches
+pay nothing for the check.
 
 Why not CNI plugins: two processes and a file a pod and call, tens of
 milliseconds, and leaks when one of them dies in between.

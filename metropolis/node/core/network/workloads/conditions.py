@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with the node's network, and what is worth knowing of it.
+"""Problems of the node's network, and notes about it.
 
-Whoever finds a problem sets it under a key of his own, and clears it when it is
-over. While there is any, Status is unavailable and says all of them, and Check
-has each as a finding. Notes say how things are, in Status; they are no problem.
+A part that finds a problem sets it under its own key, and clears it when it is
+over. While there is any, Status is unavailable and lists all, and Check has
+each as a finding. Notes inform, in Status, and are no problem.
 """
 
 import threading
@@ -21,8 +21,8 @@ class Conditions:
         self._notes: dict[str, str] = {}
 
     def set(self, key: str, problem: Problem) -> bool:
-        """Say that there is a problem; returns whether that is news. One that
-        is called says how it is at the time.
+        """Set a problem; return whether it is new. If it is a function, it is
+        called for the present text.
         """
         with self._lock:
             news = self._problems.get(key) != problem
@@ -30,12 +30,12 @@ class Conditions:
             return news
 
     def clear(self, key: str) -> bool:
-        """Say that it is over; returns whether there was one."""
+        """Clear a problem; return whether there was one."""
         with self._lock:
             return self._problems.pop(key, None) is not None
 
     def note(self, key: str, text: str) -> None:
-        """Say how something is; "": nothing is to be said."""
+        """Set a note; "" removes it."""
         with self._lock:
             if text:
                 self._notes[key] = text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an Attach and a Detach may cost, counted and not timed.
+"""Limits of the cost of an Attach and a Detach, counted and not timed.
 
 Time on a shared machine says nothing; system calls, netlink messages, processes
 and memory blocks do not depend on the machine. A number that grows here is
@@ -28,7 +28,7 @@ from metropolis.node.core.network.workloads.testing.trace import calls, split, t
 ID = "4c0f" * 16  # as long as containerd's
 MEASURED = 9  # calls, of which the median counts
 
-# Of the calling thread, RPC excluded: the target is 16.
+# By the calling thread, without RPC: the target is 16.
 ATTACH = Counter(
     {
         "newfstatat": 1,  # what the path is, before it is opened
@@ -44,9 +44,9 @@ ATTACH = Counter(
     }
 )
 DETACH = Counter({"sendto": 1, "recvfrom": 1})
-# Whatever makes a process or a thread.
+# The calls that make a process or a thread.
 CREATION = {"clone", "clone3", "fork", "vfork", "execve", "execveat"}
-# Of the interpreter and of the C library, now and then.
+# By the interpreter and the C library, now and then.
 RUNTIME = {"futex", "mmap", "munmap", "brk", "madvise", "mremap", "getrandom", "sched_yield"}
 
 
@@ -73,9 +73,9 @@ def detach(to: Engine, number: int = 0) -> None:
 
 
 def count(log: Path, act: Callable[[int], None]) -> Counter[str]:
-    """The calls that most runs of `act` make, by this thread, beside RUNTIME.
+    """Return this thread's calls in most runs of `act`, without RUNTIME.
 
-    A child of ours traces us; what is between two marks is one run.
+    A child process traces this one; a run is between two marks.
     """
     mark = "/the next run"
 
@@ -126,7 +126,7 @@ def test_system_calls(dual: Engine, tmp_path: Path) -> None:
 def test_netlink_messages(
     monkeypatch: pytest.MonkeyPatch, prefixes: list[str], first: list[int], second: list[int]
 ) -> None:
-    """In each send, of a namespace's first interface and a further one."""
+    """For each send, of a namespace's first interface and a further one."""
     sends: list[int] = []
 
     class Counting(socket.socket):
@@ -151,7 +151,7 @@ def test_netlink_messages(
 
 
 def test_nothing_is_allocated_for_good(dual: Engine) -> None:
-    """Once the pool has been round, and every template is made."""
+    """After a round of the pool, with every template made."""
     with pods(1) as (pod,):
 
         def cycle(times: int) -> int:

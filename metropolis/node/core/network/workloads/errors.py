@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a call of the service can fail with: one family, one code each."""
+"""The errors of the service's calls: one family, one code each."""
 
 from typing import ClassVar
 
@@ -27,7 +27,7 @@ class InvalidArgument(WorkloadError):
 
 
 class Unimplemented(WorkloadError):
-    """The request has what this service does not do yet."""
+    """The request uses a feature that the service lacks."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
 
@@ -61,7 +61,7 @@ class Unavailable(WorkloadError):
 
 
 class Aborted(WorkloadError):
-    """A watcher fell behind. Begin anew."""
+    """A watcher fell behind. Begin again."""
 
     code = grpc.StatusCode.ABORTED
 
@@ -69,7 +69,7 @@ class Aborted(WorkloadError):
 class GivenUp(WorkloadError):
     """The caller does not wait any more; nothing was begun for it.
 
-    One that has cancelled hears nothing, so the code is for the others.
+    A caller that has cancelled never sees it; the code is for others.
     """
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED

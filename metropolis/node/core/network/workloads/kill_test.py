@@ -19,8 +19,8 @@ import pytest
 from pyroute2 import IPRoute
 
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
-from metropolis.node.core.network.workloads.testing import doomed, dump
-from metropolis.node.core.network.workloads.testing.doomed import Call, Plan
+from metropolis.node.core.network.workloads.testing import dump, killed
+from metropolis.node.core.network.workloads.testing.killed import Call, Plan
 from metropolis.node.core.network.workloads.testing.lab import Pod
 from metropolis.node.core.network.workloads.testing.served import DEADLINE_S, PREFIXES, Client
 from metropolis.node.core.network.workloads.testing.trace import calls, traced
@@ -30,15 +30,15 @@ OUTPUTS = Path(os.environ.get("TEST_UNDECLARED_OUTPUTS_DIR", "/tmp"))
 MAC = bytes.fromhex("020000000000")
 
 
-# A new interpreter, and what it imports, would be most of what a point costs:
-# each service is forked of a process that has imported all of it, and has no
+# A new interpreter and its imports would be most of a point's cost: each
+# service is forked from a process that has imported all of it, and has no
 # thread. (This process has gRPC's, and may not fork.)
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([doomed.__name__])
+_FORKS.set_forkserver_preload([killed.__name__])
 
 
-class Doomed:
-    """A service that ends where a plan says; see testing.doomed."""
+class KilledService:
+    """A service that dies where a plan says; see testing.killed."""
 
     def __init__(self, socket_path: Path, plan: Plan = NEVER) -> None:
         self.log = socket_path.parent.parent / "log"
@@ -47,7 +47,7 @@ class Doomed:
         self._orders, orders = _FORKS.Pipe()
         self._output, output = _FORKS.Pipe(duplex=False)
         self.process = _FORKS.Process(
-            target=doomed.run, args=(orders, output, str(self.log), plan, arguments)
+            target=killed.run, args=(orders, output, str(self.log), plan, arguments)
         )
         self.process.start()
         orders.close()
@@ -61,13 +61,13 @@ class Doomed:
         assert self._orders.recv() is None
 
     def calls(self) -> list[Call]:
-        """What was counted since the last plan."""
+        """Return the calls that were counted since the last plan."""
         self._orders.send(None)
         found: list[Call] = self._orders.recv()
         return found
 
     def wait(self) -> int | None:
-        """Its exit status, once it has ended."""
+        """Return its exit status, once it has ended."""
         self.client.close()
         self._orders.close()
         self._output.close()
@@ -78,21 +78,21 @@ class Doomed:
         return status
 
     def end(self) -> None:
-        """SIGTERM."""
+        """Send SIGTERM."""
         self.process.terminate()
         assert self.wait() == 0
 
 
 class World:
-    """A host with a service, a pod to be attached, and one that is by-stander.
+    """A host with a service, a pod to be attached, and a bystander.
 
-    gains: what each attachment is to the kernel, by interface.
+    gains: each attachment's objects in the kernel, by interface.
     """
 
     def __init__(self, tmp_path: Path) -> None:
         self.path = tmp_path / "run" / "s"
         self.pods = {"pod": Pod(), "other": Pod()}
-        self.served = Doomed(self.path)
+        self.served = KilledService(self.path)
         self.served.client.attach("other", self.pods["other"])
         self.base = dump.take_settled(self.pods)
         self.gains: dict[str, dump.State] = {}
@@ -117,7 +117,7 @@ class World:
         self.served.client.detach("w", path, if_name)
 
     def learn(self, *if_names: str) -> None:
-        """Attach them for the first time, note their gains, detach them."""
+        """Attach them for the first time, record their gains, detach them."""
         state = self.base
         for if_name in if_names:
             self.attach(if_name)
@@ -129,20 +129,20 @@ class World:
         assert self.state() == set()
 
     def traced(self, act: Callable[[], None], *options: str) -> str:
-        """What strace says of the service while `act` runs."""
+        """Return strace's log of the service while `act` runs."""
         log = self.path.parent.parent / "strace"
         assert self.served.process.pid is not None, "it was started"
         return traced(self.served.process.pid, log, act, "-s", "0", *options)
 
     def listed(self) -> set[str]:
-        """Interfaces, as the service says."""
+        """Return the interfaces that the service lists."""
         request = pb.ListRequest(workload_id="w")
         found = self.served.client.stub.List(request, timeout=DEADLINE_S).attachments
         return {one.if_name for one in found}
 
     def state(self) -> set[str]:
-        """The interfaces that are there, each wholly; AssertionError if there
-        is anything besides, or anything less.
+        """Return the existing interfaces, each complete; AssertionError if
+        there is anything besides, or anything less.
         """
         expected = self.base
         found = self.listed()
@@ -157,7 +157,7 @@ class World:
         return found
 
     def left(self) -> str:
-        """In a word, what the kernel has while no service runs."""
+        """Return a word for the kernel's state while no service runs."""
         actual = dump.take(self.pods)
         states = {"nothing": [], "whole": list(self.gains)}
         for word, if_names in states.items():
@@ -169,7 +169,7 @@ class World:
         return "part"
 
     def restart(self, plan: Plan = NEVER) -> None:
-        self.served = Doomed(self.path, plan)
+        self.served = KilledService(self.path, plan)
 
     def row(self, *row: str) -> None:
         self.rows.append(row)
@@ -191,8 +191,8 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def plans(calls: list[Call], first: int = 0) -> Iterator[tuple[Plan, str]]:
-    """Every plan there is for these calls, without the first, and what it is in
-    words.
+    """Yield every plan for these calls, without the first, and its description
+    as text.
     """
     for number, call in enumerate(calls):
         if number < first:
@@ -228,8 +228,8 @@ def words(found: set[str]) -> str:
 def everywhere(
     world: World, name: str, prepare: Callable[[], None], act: Callable[[], None], whole: set[str]
 ) -> None:
-    """Kill at every point of `act`, which leads from the state that `prepare`
-    makes to `whole`.
+    """Kill at every point of `act`, which leads from the state of `prepare` to
+    `whole`.
     """
     prepare()
     world.served.arm()
@@ -248,7 +248,7 @@ def everywhere(
         left = world.left()
         world.restart()
         found = world.state()
-        # Per attachment: as before the call, or as after it.
+        # Each attachment is as before the call, or as after it.
         assert start & whole <= found <= start | whole, what
         act()
         assert world.state() == whole, what
@@ -257,7 +257,7 @@ def everywhere(
 
 
 def nothing() -> None:
-    """A state to begin from."""
+    """An initial state."""
 
 
 def test_attach(world: World) -> None:
@@ -305,8 +305,8 @@ def test_attach_that_fails(world: World) -> None:
         assert world.served.wait() == -signal.SIGKILL
         left = world.left()
         world.restart()
-        # If the last message was not sent, all but the route may be there:
-        # that attachment stays, and is told to lack its route, which another
+        # If the last message was not sent, all but the route may exist: that
+        # attachment stays, and is reported to lack its route, which another
         # had before.
         assert world.listed() in (set(), {"eth0"}), what
         found = world.listed()
@@ -349,8 +349,8 @@ def test_detach_of_all_interfaces(world: World) -> None:
 
 @pytest.mark.parametrize(("cut", "expected"), [(1, set()), (2, {"eth0"})], ids=["1", "2"])
 def test_recovery(world: World, cut: int, expected: set[str]) -> None:
-    """An unfinished attach and an attachment without its routes are there; the
-    service that clears up is killed, at every point, and the next one too.
+    """An unfinished attach and an attachment without its routes exist; the
+    service that cleans up is killed, at every point, and the next one too.
 
     cut: messages of the commit that were sent. The first is the alias, the
     second the records, with which it is a running pod, and is finished.
@@ -440,7 +440,7 @@ _ACTS = {
 
 
 def acts(log: str) -> list[str]:
-    """The calls in a log of strace that act; others must be harmless."""
+    """Return the acting calls in a log of strace; others must be harmless."""
     found: list[str] = []
     for name, text in calls(log):
         act = next((act for act, form in _ACTS.items() if re.match(form, text)), None)
@@ -453,8 +453,8 @@ def acts(log: str) -> list[str]:
 
 
 def test_there_are_no_other_points(world: World) -> None:
-    """strace sees the calls that were counted, in their order, and no other
-    call that could change something.
+    """strace sees the counted calls, in their order, and no other call that
+    could change something.
     """
     world.learn("eth0", "eth1")
     steps: list[Callable[[], None]] = [
@@ -471,8 +471,8 @@ def test_there_are_no_other_points(world: World) -> None:
 
 @pytest.mark.parametrize("name", ["setns", "socket", "sendto"])
 def test_killed_by_the_kernel_at_every_call(world: World, name: str) -> None:
-    """The same once more without any help of the service's: strace kills it as
-    it enters the first such call, the second, and so on until there is none.
+    """The same without the service's help: strace kills it as it enters the
+    first such call, the second, and so on until there is none.
     """
     world.learn("eth0")
     kills = 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random histories of the API on the real kernel, compared with a model.
 
-After every step the model must agree with what the service lists, what a
-watcher was told, and what pyroute2 finds on the host and in every pod. Steps:
+After every step the model must agree with the service's list, a watcher's
+events, and pyroute2's listings on the host and in every pod. Steps:
 attach (also with chosen addresses and MAC), repeat, detach, collect, check,
 restart, death in the middle of a call, the end of a namespace, other prefixes,
 changes of links by others, and calls that come at once.
@@ -104,8 +104,8 @@ states: set[object] = set()
 
 
 class Crash(BaseException):
-    """Instead of a SIGKILL: no line of the service's runs after it, as far as
-    the kernel can tell.
+    """Stands for a SIGKILL: no line of the service runs after it, as far as
+    the kernel can see.
     """
 
 
@@ -155,7 +155,7 @@ type Key = tuple[str, str]
 
 
 class Watched:
-    """The set as a watcher has it; a thread reads."""
+    """The set as a watcher sees it; a thread reads."""
 
     def __init__(self, watcher: Watcher) -> None:
         self.keys: set[Key] = set()
@@ -211,7 +211,7 @@ class Api(RuleBasedStateMachine):
         self.begin()
 
     def begin(self) -> None:
-        """A service."""
+        """Start a service."""
         self.engine = Engine(KernelDatapath())
         self.apply_prefixes()
         self.engine.start()
@@ -236,7 +236,7 @@ class Api(RuleBasedStateMachine):
     # ---- The model ----------------------------------------------------------
 
     def usable(self, version: int) -> list[IPAddress]:
-        """Addresses that may be given, used or not."""
+        """Return the addresses that may be given, used or not."""
         found: list[IPAddress] = []
         for text in self.prefixes[0]:
             prefix = ip_network(text)
@@ -251,7 +251,7 @@ class Api(RuleBasedStateMachine):
         return {ip for made in self.model.values() for ip in made.ips}
 
     def expected(self, key: Key, pod: int, asked: Sequence[str], mac: bytes | None) -> object:
-        """The attachment that is there, an error's type, or None: a new one."""
+        """Return the existing attachment, an error's type, None: a new one."""
         made = self.model.get(key)
         if made is not None:
             same = made.pod == pod and made.asked == (frozenset(asked), mac)
@@ -277,7 +277,7 @@ class Api(RuleBasedStateMachine):
         return AttachIntent(key[0], self.pods[pod].path, key[1], ips, mac)
 
     def note(self, key: Key, pod: int, asked: Sequence[str], mac: bytes | None, got: Any) -> None:
-        """A new attachment: is it what may be given?"""
+        """Check a new attachment against the allowed values."""
         wanted = {ip_network(text).version for text in self.prefixes[0]}
         assert {ip.version for ip in got.ips} == wanted
         assert set(map(ip_address, asked)) <= set(got.ips)
@@ -311,7 +311,7 @@ class Api(RuleBasedStateMachine):
 
     @rule(wanted=st.lists(st.tuples(workload_ids, if_names, pod_numbers), min_size=3, max_size=8))
     def attach_several(self, wanted: list[tuple[str, str, int]]) -> None:
-        """One after the other, so that histories have something to lose."""
+        """Attach several, so that histories have something to lose."""
         for workload_id, if_name, pod in wanted:
             self.attach(workload_id, if_name, pod, (), None)
 
@@ -368,7 +368,7 @@ class Api(RuleBasedStateMachine):
     def damage(
         self, workload_id: str, if_name: str, first: Damage, second: Damage, restart: bool
     ) -> None:
-        """Others change a link; a look, or a restart, puts it right."""
+        """Others change a link; a look, or a restart, repairs it."""
         found = [one for one in self.engine.list(workload_id) if one.if_name == if_name]
         if not found:
             return
@@ -425,7 +425,7 @@ class Api(RuleBasedStateMachine):
             assert expected is None
             self.note(key, pod, (), None, listed[key])
         else:
-            # It was not crashed late enough, or not at all and refused.
+            # It crashed not late enough, or not at all and was refused.
             assert crashed or expected is not None
 
     @rule(workload_id=workload_ids, sends=st.integers(0, 1), after=st.booleans())
@@ -442,7 +442,7 @@ class Api(RuleBasedStateMachine):
             act()
         crashed = crasher.crashed
         done["death within a call" if crashed else "death too late"] += 1
-        # It may still tell its watcher of what nobody else ever saw.
+        # It may still send its watcher an event that nobody else sees.
         crasher.crashed = True
         self.watched.close()
         self.engine.close()
@@ -516,7 +516,7 @@ class Api(RuleBasedStateMachine):
 
     @staticmethod
     def at_once(calls: list[Callable[[], Any]]) -> list[Any]:
-        """Answers or errors of the family, of calls that begin together."""
+        """Concurrent calls get answers or errors of the family."""
         barrier = threading.Barrier(len(calls))
 
         def run(call: Callable[[], Any]) -> Any:
@@ -529,7 +529,7 @@ class Api(RuleBasedStateMachine):
         with ThreadPoolExecutor(len(calls)) as pool:
             return list(pool.map(run, calls))
 
-    # ---- What must hold -----------------------------------------------------
+    # ---- Invariants ---------------------------------------------------------
 
     @invariant()
     def the_service_agrees(self) -> None:
@@ -593,7 +593,7 @@ class Api(RuleBasedStateMachine):
 
 
 def inside() -> tuple[dict[str, tuple[str, set[str]]], Counter[int]]:
-    """Interfaces but lo, with MAC and addresses; default routes by family."""
+    """Return interfaces but lo, with MAC and addresses; default routes."""
     with IPRoute() as witness:
         addresses: dict[int, set[str]] = {}
         for one in witness.get_addr():

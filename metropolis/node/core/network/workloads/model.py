@@ -12,18 +12,18 @@ from osbase.ip import IPAddress as IPAddress
 from osbase.ip import IPNetwork as IPNetwork
 
 MTU_MIN: Final = 1280
-"""With less, the kernel takes IPv6 off a link (RFC 8200, section 5)."""
+"""Below it the kernel disables IPv6 on a link (RFC 8200, section 5)."""
 
 type PartText = tuple[str, str]
 """A part of an attachment: the letter of the part, and its text; see parts."""
 
 OWNER_API: Final = "api"
-"""Who asks over the workload network API; others have names of their own."""
+"""The owner of attachments by the workload network API; others have names."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttachIntent:
-    """What an Attach asks for.
+    """The values of an Attach.
 
     workload_id: 1 to 255 printable ASCII characters. netns_path: absolute.
     if_name: the name inside. requested_ips: at most one per family, empty:
@@ -41,12 +41,12 @@ class AttachIntent:
     parts: tuple[PartText, ...] = ()
 
     def digest(self) -> bytes:
-        """Return 8 bytes that differ when two requests of one workload and
-        interface ask for different things.
+        """Return 8 bytes that differ when two requests for one workload and
+        interface differ.
 
-        The namespace is not in it: it is compared by its cookie. What is not
-        asked for is left out, so that a field of a later version leaves the
-        digests of old requests as they are.
+        The namespace is left out: it is compared by its cookie. So are absent
+        values, so that a field of a later version does not change the digests
+        of old requests.
         """
         state = hashlib.blake2b(digest_size=8)
         for ip in sorted(self.requested_ips, key=lambda ip: ip.version):
@@ -68,12 +68,12 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A workload's interface as it is.
+    """A workload's interface.
 
     ips: IPv4 first. mac: 6 bytes, of the end inside. host_interface and
     host_ifindex: the end on the host. mtu: bytes, both ends. gateways: the
-    first hop of each address, in the order of `ips`. owner: who asked for it
-    first; "" is not known, as version 1 of the records did not say.
+    first hop of each address, in the order of `ips`. owner: who first requested
+    it; "": unknown, since version 1 of the records had none.
     """
 
     workload_id: str
@@ -90,7 +90,7 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as the attachment has it; all texts for people.
+    """A difference from the attachment; all texts are for people.
 
     what: the object and its property.
     """
@@ -105,8 +105,8 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """An attachment compared with the kernel; no findings: it is as it should
-    be. entered: whether the namespace was entered, and routes inside compared.
+    """An attachment compared with the kernel; without findings it is right.
+    entered: whether the namespace was entered, and routes inside compared.
     """
 
     attachment: Attachment
@@ -116,7 +116,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """remaining: what could not be removed, each with the reason."""
+    """The result of a Collect. remaining: not removed, each with the reason."""
 
     removed: tuple[Attachment, ...]
     remaining: tuple[tuple[Attachment, str], ...]
@@ -131,7 +131,7 @@ _ON_LINK: dict[int, IPNetwork] = {
 
 
 def first_hop(family: int) -> IPAddress:
-    """The gateway of workloads in IP version 4 or 6."""
+    """Return the gateway of workloads in IP version 4 or 6."""
     return _FIRST_HOP[family]
 
 
@@ -142,5 +142,5 @@ _ROUTES = {
 
 
 def routes_of(versions: Iterable[int]) -> tuple[Route, ...]:
-    """The routes of an interface with addresses of these IP versions."""
+    """Return the routes of an interface with addresses of these versions."""
     return tuple([route for version in versions for route in _ROUTES[version]])

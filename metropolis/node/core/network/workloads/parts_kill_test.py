@@ -79,7 +79,7 @@ def _die_at(point: int) -> None:
 
 @pytest.mark.parametrize("attaching", [True, False])
 def test_killed_at_every_point(kernel: KernelHost, attaching: bool) -> None:
-    """Of an attach, or a removal: the next start finds it whole, or nothing."""
+    """The start after it finds the attachment whole, or nothing of it."""
     path = kernel.add_netns()
     intent = AttachIntent("w1", path, "eth0", parts=BLUE_RED)
     left: set[tuple[bool, bool]] = set()

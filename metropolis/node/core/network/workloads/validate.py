@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a request, before anything is touched. Pure.
+"""Checks of a request, before anything is changed. Pure.
 
 Every message names the field and the value. Values of callers are quoted as
 ASCII and cut, since they may be long, and errors travel in HTTP/2 headers.
@@ -23,7 +23,7 @@ _SPACE = frozenset(b"\t\n\v\f\r \xa0")
 
 
 def show(value: str | bytes) -> str:
-    """The value quoted for a message: ASCII, cut when long."""
+    """Quote the value for a message: ASCII, cut when long."""
     if len(value) <= _SHOWN:
         return ascii(value)
     unit = "bytes" if isinstance(value, bytes) else "characters"
@@ -94,7 +94,7 @@ def check_mac(value: bytes) -> None:
 
 
 def check_ips(values: Sequence[IPAddress]) -> None:
-    """Raise InvalidArgument for two of a family or what cannot be a host."""
+    """Raise InvalidArgument for two of a family, or if one is no host's."""
     seen: set[int] = set()
     for ip in values:
         if ip.version in seen:
@@ -104,7 +104,7 @@ def check_ips(values: Sequence[IPAddress]) -> None:
 
 
 def parse_ips(values: Sequence[bytes]) -> tuple[IPAddress, ...]:
-    """The addresses of packed ones, IPv4 first."""
+    """Parse packed addresses; return them IPv4 first."""
     found: list[IPAddress] = []
     for packed in values:
         if len(packed) not in (4, 16):
@@ -125,7 +125,7 @@ def check_attach(intent: AttachIntent) -> None:
 
 
 def check_detach(workload_id: str, netns_path: str, if_name: str) -> None:
-    """As check_attach; path and interface may be empty."""
+    """Check a Detach, as check_attach; path and interface may be empty."""
     check_workload_id(workload_id)
     if netns_path:
         check_netns_path(netns_path)

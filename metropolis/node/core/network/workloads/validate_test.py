@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests are checked before anything is touched."""
+"""Requests are checked before anything is changed."""
 
 from ipaddress import ip_address
 
@@ -107,11 +107,11 @@ def test_anything_is_accepted_or_refused(
         validate.check_attach(AttachIntent(workload_id, path, if_name, parsed, mac or None))
         validate.check_detach(workload_id, path, if_name)
     except InvalidArgument as error:
-        told = str(error)
+        reported = str(error)
     else:
         return
-    assert told.isascii()
-    assert len(told) < 500
+    assert reported.isascii()
+    assert len(reported) < 500
 
 
 def test_detach_needs_only_the_id() -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of and around the overlay share.
+"""Parts that tests of and around the overlay share.
 
-    fake      a kernel without a kernel
-    contract  the tests that both must pass
+    fake      a fake kernel
+    contract  the tests that both kernels must pass
 
 Not for the node's image.
 """

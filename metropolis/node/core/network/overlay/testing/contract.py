@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every kernel of the overlay must do. Subclass, provide `bench`."""
+"""The contract of the overlay's kernels. Subclass, provide `bench`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ THERE = Endpoint(ip_address("2001:db8::7"), 4711)
 
 
 class Bench(Protocol):
-    """kernel: of a namespace with nothing in it but `lo`, which is up."""
+    """kernel: in a namespace with nothing but `lo`, which is up."""
 
     kernel: Kernel
 
     def again(self) -> Kernel:
-        """Another kernel object for the same kernel: a restart."""
+        """Return another kernel object for the same kernel: a restart."""
 
     def take_name(self) -> None:
         """Make a link of another kind that has the name."""
@@ -43,16 +43,16 @@ class Bench(Protocol):
         """Delete the overlay's link."""
 
     def mtu(self) -> int:
-        """Of the link."""
+        """Return the link's MTU."""
 
 
 def net(*texts: str) -> tuple[IPNetwork, ...]:
-    """Networks."""
+    """Return networks."""
     return tuple(ip_network(text) for text in texts)
 
 
 def key(number: int) -> bytes:
-    """A public key, another one for each number."""
+    """Return a public key, a different one for each number."""
     return keys.public_key(keys.clamp(b"\0" + number.to_bytes(31, "little")))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The overlay's side of a kernel, without one. What is there outlives close."""
+"""A fake kernel for the overlay. Its state outlives close()."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from osbase.netlink.route import RTN_UNICAST, Route
 class FakeKernel:
     """A Kernel. exists: the link does. taken: something else has its name.
 
-    fail: errors that the next calls raise. batches: what `apply` was given.
+    fail: errors that the next calls raise. batches: the arguments of `apply`.
     prompted: public keys of peers with whom a handshake was begun.
     """
 
@@ -66,7 +66,7 @@ class FakeKernel:
         return found
 
     def delete_link(self) -> None:
-        """Behind everybody's back: with it go peers, addresses and routes."""
+        """Delete it as others would: with peers, addresses and routes."""
         self.exists, self.private_key, self.peers = False, None, {}
         kept = frozenset(route for route in self.present.routes if not _through_link(route))
         self.present = Links(frozenset(), kept)

@@ -24,12 +24,12 @@ class Space:
         return sh(f"ip netns exec {self.name} {command}")
 
     def inside[T](self, make: Callable[[], T]) -> T:
-        """What `make` returns when it is called in there."""
+        """Call `make` in the namespace; return its result."""
         with inside(self.name):
             return make()
 
     def kernel(self) -> LinuxKernel:
-        """The kernel in there."""
+        """Return the namespace's kernel."""
         return LinuxKernel(self.open_socket)
 
     def open_socket(self, protocol: int) -> socket.socket:
@@ -41,7 +41,7 @@ class Space:
 
 @contextlib.contextmanager
 def spaces(*names: str) -> Iterator[list[Space]]:
-    """Namespaces, deleted at the end."""
+    """Make namespaces; delete them at the end."""
     made: list[Space] = []
     try:
         for name in names:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the rule set share: packets, and links to send them by."""
+"""Parts that the rule set's tests share: packets, and links to send them."""

@@ -5,8 +5,8 @@
                               | this namespace  |
                               +--- forwards ----+-- overlay   (group 9)
 
-Far ends have no addresses: nothing answers but the test. Here the overlay is a
-veth, since the rules know links by their groups, and its name.
+Far ends have no addresses: only the test answers. The overlay is a veth here,
+since the rules know links by their group and name.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ ALL: Final = NodeAccess(AccessMode.ALL)
 MODES_OF_A_NODE: Final = {
     "cluster": Settings(NETWORKS, node_access=ALL, overlay=True),
     "single": Settings(NETWORKS, node_access=ALL),
-    # While no prefix is accepted, or after it was withdrawn: pods go on.
+    # While no prefix is accepted, or after it was withdrawn: pods keep running.
     "withdrawn": Settings(node_access=ALL),
     "routed": Settings(NETWORKS, node_access=ALL, routed_pods=True),
 }
-"""By name; pods may ask the node for everything."""
+"""By name; pods may reach everything on the node."""
 
 POD: Final = {4: "10.192.0.7", 6: "fd00:10:192::7"}
 POD_B: Final = {4: "10.192.0.8", 6: "fd00:10:192::8"}
 OWN: Final = {"pod": POD, "pod-b": POD_B}
 FAR_POD: Final = {4: "10.192.1.7", 6: "fd00:10:192::1:7"}
-"""A pod of another node; its route is by the overlay."""
+"""A pod of another node; its route is on the overlay."""
 WORLD: Final = {4: "198.51.100.9", 6: "2001:db8:9::9"}
-"""Somewhere beyond the uplink's router."""
+"""A host beyond the uplink's router."""
 METADATA: Final = "169.254.169.254"
 
 LINKS: Final = {
@@ -69,26 +69,26 @@ FAR_MAC: Final = bytes.fromhex("020000000099")
 
 
 def mac(name: str) -> bytes:
-    """Of this namespace's end of a link; the far end's is FAR_MAC."""
+    """Return the MAC of a link's near end; the far end's is FAR_MAC."""
     if LINKS[name] == allocs.LINK_GROUP_WORKLOAD:
         return allocs.FIRST_HOP_MAC
     return bytes([2, 0, 0, 0, 0, list(LINKS).index(name)])
 
 
 def near(version: int, name: str, host: int = 1) -> str:
-    """An address of a foreign link's own network; this namespace's is 1."""
+    """Return an address in a foreign link's network; the near end's is 1."""
     number = list(LINKS).index(name)
     return f"10.1.{number}.{host}" if version == 4 else f"fd01:{number}::{host}"
 
 
 def link_local(name: str) -> str:
-    """Of the workload behind a link, for which the host has a route."""
+    """Return the link-local address, with a route, of a link's workload."""
     return f"fe80::{list(LINKS).index(name) + 0x70:x}"
 
 
 @contextlib.contextmanager
 def lab() -> Iterator[None]:
-    """The links, their routes and neighbours; this namespace forwards."""
+    """Make the links, their routes and neighbours; this namespace forwards."""
     try:
         _build()
         yield
@@ -134,13 +134,13 @@ def _build() -> None:
 
 
 def _neighbour(version: int, address: str, name: str) -> None:
-    """Nobody is asked who has it: packet sockets answer nothing."""
+    """Add a neighbour: packet sockets answer no solicitation."""
     ether = f"lladdr {FAR_MAC.hex(':')} nud permanent"
     sh(f"ip -{version} neighbour replace {address} dev {name} {ether}")
 
 
 def route(version: int, to: str, by: str) -> None:
-    """Send what is for an address by a link that is not a workload's."""
+    """Route an address to a link that is not a workload's."""
     sh(f"ip -{version} route replace {to} via {near(version, by, 2)} dev {by}")
 
 
@@ -151,7 +151,7 @@ def apply(settings: Settings) -> None:
 
 
 def counters() -> dict[str, int]:
-    """Packets by counter, those that have any."""
+    """Return the counters that are not 0, in packets."""
     listing = json.loads(sh("nft --json list counters"))
     return {
         item["counter"]["name"]: item["counter"]["packets"]
@@ -171,11 +171,11 @@ class Tap:
             self._socket.bind(("eth0", 3))
 
     def __enter__(self) -> Self:
-        """Close it at the end."""
+        """Return it; it is closed at the end."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close."""
+        """Close it."""
         self._socket.close()
 
     def send(self, *data: bytes) -> None:
@@ -189,8 +189,8 @@ class Tap:
         self._socket.sendto(data, ("eth0", ether, 0, 0, to or mac(self._name)))
 
     def frames(self, until: bytes | None = None) -> Iterator[tuple[int, bytes]]:
-        """Yield Ethernet type and content of what comes; last what contains
-        `until`, which has to come.
+        """Yield Ethernet type and content of each frame, up to the one that
+        contains `until`, which must come.
         """
         deadline = time.monotonic() + LIMIT_S
         while select.select([self._socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -203,7 +203,7 @@ class Tap:
         raise AssertionError(f"{until or 'more'!r} did not come to {self._name}: {counters()}")
 
     def tcp(self, flags: int) -> packets.Packet:
-        """Return the next TCP packet that has just these flags."""
+        """Return the next TCP packet with exactly these flags."""
         for ether, data in self.frames():
             if ether in (packets.ETHER_IPV4, packets.ETHER_IPV6):
                 found = packets.parse(data)
@@ -212,8 +212,8 @@ class Tap:
         raise AssertionError("frames end only so")
 
     def until(self, marker: bytes) -> list[packets.Packet]:
-        """Return the IP packets up to that which contains the marker, which has
-        to come; without what the kernel says of its own accord.
+        """Return the IP packets up to the one that contains the marker, which
+        must come; without those that the kernel sends by itself.
         """
         return [
             packets.parse(data)
@@ -223,14 +223,14 @@ class Tap:
 
 
 def _chatter(data: bytes) -> bool:
-    """Of link-local multicast: solicitations, reports of groups."""
+    """Return whether it is link-local multicast: solicitations, MLD reports."""
     found = packets.parse(data)
     return found.to.startswith(("ff02:", "224.0.0."))
 
 
 @contextlib.contextmanager
 def taps(*names: str) -> Iterator[list[Tap]]:
-    """At the far ends of several links."""
+    """Open taps at the far ends of several links."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(Tap(name)) for name in names]
 
@@ -247,7 +247,7 @@ def node_socket(version: int, port: int = 0) -> Iterator[socket.socket]:
 
 
 def received(sock: socket.socket, last: bytes) -> list[bytes]:
-    """Return what a socket of the node gets, up to `last`, which must come."""
+    """Return what the node's socket receives, up to `last`, which must come."""
     found: list[bytes] = []
     while not found or found[-1] != last:
         try:

@@ -14,7 +14,7 @@ FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
 
 
 def checksum(data: bytes) -> int:
-    """The Internet's (RFC 1071)."""
+    """Return the Internet checksum (RFC 1071)."""
     data += b"\0" * (len(data) % 2)
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
@@ -23,7 +23,7 @@ def checksum(data: bytes) -> int:
 
 
 def version_of(address: str) -> int:
-    """4 or 6."""
+    """Return 4 or 6."""
     return ip_address(address).version
 
 
@@ -45,8 +45,8 @@ def ip(
     fragment: int = 0,
     number: int = 0,
 ) -> bytes:
-    """options: of IPv4. fragment: the field with flags and offset, number: the
-    identification, both of IPv4.
+    """Return an IP packet. options: IPv4's. fragment: the field with flags and
+    offset, number: the identification, both IPv4's.
     """
     a, b = ip_address(source).packed, ip_address(to).packed
     if len(a) == 16:
@@ -59,7 +59,7 @@ def ip(
 
 
 def udp(source: str, to: str, ports: tuple[int, int], payload: bytes) -> bytes:
-    """ports: source and destination."""
+    """Return a UDP packet. ports: source and destination."""
     body = struct.pack("!HHHH", *ports, 8 + len(payload), 0) + payload
     return ip(source, to, UDP, _over(source, to, UDP, body, 6))
 
@@ -74,7 +74,7 @@ def tcp(
     ack: int = 0,
     payload: bytes = b"",
 ) -> bytes:
-    """No options."""
+    """Return a TCP packet without options."""
     body = struct.pack("!HHIIBBHHH", *ports, seq, ack, 0x50, flags, 65535, 0, 0) + payload
     return ip(source, to, TCP, _over(source, to, TCP, body, 16))
 
@@ -109,7 +109,7 @@ def _error(source: str, about: bytes, kind: tuple[int, int], word: int) -> bytes
 
 
 def fragments(whole: bytes) -> list[bytes]:
-    """The packet in two, the transport header in the first."""
+    """Return the packet in two parts, the transport header in the first."""
     found = parse(whole)
     body = whole[20:] if found.version == 4 else whole[40:]
     cut = 16
@@ -126,8 +126,8 @@ def fragments(whole: bytes) -> list[bytes]:
 
 
 def with_extension(whole: bytes) -> bytes:
-    """Put what says nothing between the headers: IPv4 options, and destination
-    options of IPv6.
+    """Insert padding options between the headers: IPv4 options, or IPv6
+    destination options.
     """
     found = parse(whole)
     if found.version == 4:
@@ -175,8 +175,8 @@ def arp(
 
 @dataclass(frozen=True)
 class Packet:
-    """What is compared of one. ports (0, 0), flags 0: it has none. data: whole,
-    as it came.
+    """The compared fields. ports (0, 0), flags 0: it has none. data: the whole
+    packet.
     """
 
     source: str
@@ -188,12 +188,12 @@ class Packet:
 
     @property
     def version(self) -> int:
-        """4 or 6."""
+        """Return 4 or 6."""
         return self.data[0] >> 4
 
 
 def parse(data: bytes) -> Packet:
-    """Of IPv6, without extension headers."""
+    """Parse a packet; IPv6 without extension headers."""
     if data[0] >> 4 == 4:
         start = 4 * (data[0] & 15)
         protocol, source, to = data[9], data[12:16], data[16:20]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What arrives: the workload network API over gRPC.
+"""The workload network API over gRPC.
 
-    wire     messages to values of the model, and back, pure
+    wire     messages to values of the model, and back      pure
     server   the calls, on a unix socket; errors to status codes
     serve    a program that serves it alone, for tests and measurements
 

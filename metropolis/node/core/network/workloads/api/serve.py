@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serve the workload network API in the network namespace it is started in.
+"""Serve the workload network API in the network namespace of the process.
 
     serve --socket /run/x/workload.sock --prefix 10.192.0.0/24
 
 For tests, tracing and measuring: the node's own service is the same engine and
-server within the network service. Writes `ready` to standard output when it
-serves; ends with SIGTERM or SIGINT, after the calls under way.
+server within the network service. It writes `ready` to standard output when it
+serves, and ends with SIGTERM or SIGINT, after the calls under way.
 """
 
 import argparse

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine as a gRPC service on a unix socket.
 
-Served by osbase.rpc: netlink blocks its thread, so a call has one, and keeps
-it to its end. Who may connect is who may open the socket: 0600, in a directory
-in which nobody else may write, made with 0700 if it is missing. It is bound in
-a directory of its own, 0700, made private there, and then renamed to its place,
-so there is no moment at which it is more open, nor one at which the name is
-absent after a restart: a dead server's socket is replaced, a live one's is an
-error.
+osbase.rpc serves it: netlink blocks its thread, so each call has a thread to
+its end. The socket's mode, 0600, decides who may connect; nobody else may write
+to its directory, which is made with 0700 if it is missing. The socket is bound
+in a private directory, 0700, and then renamed to its place, so at no moment is
+it more open, or its name absent after a restart. A dead server's socket is
+replaced; a live one's is an error.
 
 Threads: calls that wait for the kernel, or for each other, have `workers`,
-which are made when they are wanted. Status and List, which wait for nobody,
-have two of their own, so they answer when all workers are stuck. Check may wait
-for the kernel, and has some of its own. A Watch has a thread for as long as it
-lasts; there are at most WATCHERS_MAX.
+which start on demand. Status and List never wait, and have two of their own, so
+they answer when all workers are stuck. Check may wait for the kernel, and has
+some of its own. A Watch has a thread for as long as it lasts; there are at most
+WATCHERS_MAX.
 """
 
 import contextlib
@@ -50,18 +49,18 @@ _STOPPING = "watch: the workload network service stops"
 
 WATCHERS_MAX = 32
 WORKERS = 96
-CHECKERS = 8  # calls of Check at a time
-CHECK_WAITS_S = 1.5  # for another call for its workload
+CHECKERS = 8  # concurrent calls of Check
+CHECK_WAITS_S = 1.5  # for another call on its workload
 
 
 class WorkloadServer:
-    """`start` serves, `stop` ends; an object is good for one of each, and each
-    may come first or while the other is under way: after `stop` nothing serves.
+    """`start` serves, `stop` ends; an object may do each once, in any order and
+    also concurrently: after `stop` it never serves.
 
-    socket_path: absolute. workers: calls at a time; removals that wait for the
-    kernel together are done together, so many. watch_backlog: changes that a
-    watcher may be behind, besides what gRPC has taken for it. implementation:
-    see osbase.rpc.choose.
+    socket_path: absolute. workers: concurrent calls; so many removals can share
+    one wait for the kernel. watch_backlog: changes that a watcher may be
+    behind, besides those that gRPC has buffered. implementation: see
+    osbase.rpc.choose.
     """
 
     def __init__(
@@ -121,8 +120,8 @@ class WorkloadServer:
     def stop(self, grace_s: float = 5.0) -> None:
         """Take no more calls, let those under way end; watches end at once.
 
-        After grace_s calls are cancelled: what waits for its turn is not begun,
-        and what was begun is finished all the same, and waited for.
+        After grace_s calls are cancelled: a call that waits is not begun, and a
+        call that was begun is finished all the same, and waited for.
         """
         with self._life:
             self._ended = True
@@ -137,11 +136,11 @@ class WorkloadServer:
 
 
 def make_private_directory(path: Path) -> None:
-    """The directory, mode 0700, made if it is not there.
+    """Make the directory, mode 0700, if it is missing.
 
-    One that exists stays as it is: it may be the whole machine's, as /run. The
-    socket's own mode says who may connect. But nobody else may be able to put
-    another socket in its place, or others' files be there (sticky, as /tmp):
+    An existing one stays as it is: it may be shared, as /run. The socket's own
+    mode decides who may connect. But nobody else may be able to put another
+    socket in its place, unless the directory is sticky, as /tmp:
     PermissionError.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -171,7 +170,7 @@ def refuse_if_served(path: Path) -> None:
 
 class _Methods:
     """What the handlers share. Requests and responses are bytes here: gRPC
-    would turn a request that cannot be decoded into INTERNAL and a traceback.
+    would turn an undecodable request into INTERNAL and a traceback.
     """
 
     def __init__(self, engine: Engine, watch_backlog: int) -> None:
@@ -212,7 +211,7 @@ class _Methods:
         return answer.SerializeToString()
 
     def check(self, data: bytes, call: Call) -> bytes:
-        """Check. It does not wait long for a call that is stuck."""
+        """Check. It does not wait long for a stuck call."""
         request = wire.decode(pb.CheckRequest, data)
         netns = request.netns
 
@@ -258,7 +257,7 @@ class _Methods:
                     self._watching.discard(watcher)
 
     def end_watches(self) -> None:
-        """Those that are, and those to come."""
+        """End present and later watches."""
         with self._mutex:
             self._stopping = True
             watching = list(self._watching)
@@ -283,13 +282,13 @@ def _server(methods: _Methods, workers: int, implementation: str) -> Server | St
         workers=workers,
         own_workers={f"{prefix}Check": CHECKERS},
         streams_at_once=WATCHERS_MAX,
-        # One server a socket; SO_REUSEPORT means nothing there.
+        # One server per socket; SO_REUSEPORT has no effect there.
         options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 20)],
     )
 
 
 def _coded(method: Unary) -> Unary:
-    """The method with its errors as status codes."""
+    """Return the method with its errors as status codes."""
 
     def serve(data: bytes, call: Call) -> bytes:
         try:
@@ -303,7 +302,7 @@ def _coded(method: Unary) -> Unary:
 
 
 def _coded_stream(method: Streaming) -> Streaming:
-    """As _coded."""
+    """Do as _coded for a streaming method."""
 
     def serve(data: bytes, stream: Stream) -> Generator[bytes]:
         try:

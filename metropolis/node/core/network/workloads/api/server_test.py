@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API as callers have it: gRPC, the kernel, and bad input.
+"""The API as callers use it: gRPC, the kernel, and bad input.
 
 Runs in a network namespace of its own, as its root.
 """
@@ -179,7 +179,7 @@ def test_the_socket_is_private(world: World) -> None:
 
 
 def test_the_socket_is_never_more_open(tmp_path: Path) -> None:
-    """Seen by a thread that looks as fast as it can, with nothing masked."""
+    """A thread watches as fast as it can, with nothing masked."""
     path = tmp_path / "run" / "s"
     modes: set[int] = set()
     done = threading.Event()
@@ -311,7 +311,7 @@ def test_a_watch_is_told_every_loss_of_a_flood(tmp_path: Path) -> None:
         for n, pod in enumerate(made):
             world.client.attach(f"p{n}", pod)
         watch.next(32)
-        with world.engine._ledger._mutex, IPRoute() as witness:  # who reads waits for it
+        with world.engine._ledger._mutex, IPRoute() as witness:  # the reader waits
             for pod in made:
                 pod.close()
             while any(link.get("group") == 8 for link in witness.get_links()):

@@ -25,14 +25,14 @@ INET, INET6, UDP, TCP = socket.AF_INET, socket.AF_INET6, socket.SOCK_DGRAM, sock
 
 @pytest.fixture(autouse=True)
 def forwarding() -> None:
-    """What the network service does on a node."""
+    """Prepare what the network service does on a node."""
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1")
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Served]]:
-    """Starts services on one socket; ends those left, and what they made."""
+    """Start services on one socket; end the rest, and remove their links."""
     started: list[Served] = []
 
     def one(**chosen: object) -> Served:
@@ -60,7 +60,7 @@ def test_traffic_flows_at_once_in_both_families(start: Callable[..., Served]) ->
             ]:
                 with server.socket(family, UDP) as s, client.socket(family, UDP) as c:
                     assert udp_round_trip(s, c, to) == (by, to)
-            # The host to the pod, with what it chooses as its own address.
+            # The host to the pod, with the source that it chooses.
             with one.socket(family, UDP) as s, socket.socket(family, UDP) as c:
                 c.settimeout(10)
                 own, answered = udp_round_trip(s, c, a)
@@ -152,8 +152,8 @@ def test_a_killed_service_loses_and_leaks_nothing(start: Callable[..., Served]) 
 def test_a_service_killed_at_any_time_leaves_whole_attachments_or_none(
     start: Callable[..., Served],
 ) -> None:
-    """Killed while it attaches twelve pods, a bit later each time. Then what
-    is not whole is gone, and what is there has all of its routes.
+    """Killed while it attaches twelve pods, a bit later each time. Then partial
+    attachments are gone, and the others have all their routes.
     """
     served = start()
     for done in range(5):
@@ -202,7 +202,7 @@ def test_nothing_forks_and_no_descriptor_is_lost(start: Callable[..., Served]) -
     def cycle() -> None:
         with pods(1) as (pod,):
             served.client.attach("w1", pod)
-            # Every thread is at home.
+            # Every thread is in the host's namespace.
             assert _namespaces(proc) == {os.stat("/proc/self/ns/net").st_ino}
             served.client.detach("w1")
 
@@ -213,7 +213,7 @@ def test_nothing_forks_and_no_descriptor_is_lost(start: Callable[..., Served]) -
         cycle()
     assert len(os.listdir(proc / "fd")) == before
     assert len(os.listdir(proc / "task")) < 40
-    # No child is there, and none ever was: the page faults of children that
+    # It has no child, and never had one: the page faults of children that
     # were waited for are field 11 of stat (proc_pid_stat(5)).
     assert "".join(path.read_text() for path in proc.glob("task/*/children")) == ""
     assert (proc / "stat").read_text().rpartition(")")[2].split()[8] == "0"
@@ -241,7 +241,7 @@ def test_pods_do_not_see_the_host_by_loopback_of_others(start: Callable[..., Ser
 
 
 def test_a_namespace_that_a_user_namespace_owns(start: Callable[..., Served]) -> None:
-    """As pods with user namespaces have it: root of the outer one may enter."""
+    """As for pods with user namespaces: root of the outer one may enter."""
     program = (
         "import os\n"
         "os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)\n"

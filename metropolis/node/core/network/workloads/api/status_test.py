@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Status, List and Check over gRPC, of an engine over the fake."""
+"""Status, List and Check over gRPC, with an engine on the fake datapath."""
 
 from collections.abc import Iterator
 from ipaddress import ip_network

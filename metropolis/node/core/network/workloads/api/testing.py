@@ -25,7 +25,7 @@ from osbase.rpc import choose
 SERVICE = "/metropolis.node.core.network.workloads.WorkloadNetworking/"
 Code = grpc.StatusCode
 WAIT_S = 20.0
-# Of osbase.rpc: its servers pass the same tests.
+# A server of osbase.rpc: all of them pass the same tests.
 IMPLEMENTATION = os.environ.get("RPC_SERVER", choose.AUTO)
 
 

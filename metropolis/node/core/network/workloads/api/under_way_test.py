@@ -52,7 +52,7 @@ def attach_with(client: Client, workload_id: str, pod: Pod, timeout: float) -> A
 
 
 def test_stop_finishes_attaches_under_way(world: World, gate: Gate) -> None:
-    """The last of their work is done after the server was told to stop."""
+    """The last of their work is done after the server began to stop."""
     with pods(4) as made, ThreadPoolExecutor() as pool:
         calls = [world.client.attach_later(f"p{n}", pod) for n, pod in enumerate(made)]
         gate.wait(4)

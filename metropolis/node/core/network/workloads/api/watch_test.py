@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watches over gRPC, of an engine over the fake. No kernel needed."""
+"""Watches over gRPC, with an engine on the fake datapath, without a kernel."""
 
 import threading
 from collections.abc import Iterator
@@ -91,7 +91,7 @@ def test_watches_leave_the_workers_alone_and_are_limited(world: World) -> None:
 
 
 def test_a_place_is_free_again_after_a_watch(world: World) -> None:
-    """Also of a client that goes while nothing happens."""
+    """Also a client that goes while nothing happens."""
 
     def begun() -> Any:
         while True:

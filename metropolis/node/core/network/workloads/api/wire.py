@@ -30,8 +30,8 @@ from metropolis.node.core.network.workloads.validate import (
 
 
 def decode[M: Message](kind: type[M], data: bytes) -> M:
-    """The message. Raises InvalidArgument for what is none, and names the
-    field when it is a string that is not UTF-8.
+    """Decode a message. Raises InvalidArgument if it is malformed, naming the
+    field if that is a string that is not UTF-8.
     """
     try:
         return kind.FromString(data)
@@ -43,8 +43,8 @@ def decode[M: Message](kind: type[M], data: bytes) -> M:
 
 
 def _bad_strings(kind: Descriptor, data: bytes, path: str = "") -> Iterator[tuple[str, bytes]]:
-    """Strings that are not UTF-8, by walking the wire format; stops where it
-    is not well-formed. protobuf.dev/programming-guides/encoding.
+    """Yield strings that are not UTF-8, by walking the wire format; stop where
+    it is malformed. Source: protobuf.dev/programming-guides/encoding.
     """
     offset = 0
     while offset < len(data):
@@ -72,8 +72,8 @@ def _bad_strings(kind: Descriptor, data: bytes, path: str = "") -> Iterator[tupl
 
 
 def _varint(data: bytes, offset: int) -> tuple[int, int]:
-    """The number, and where the next thing begins: at the end of the data if
-    the number does not end.
+    """Return the number and the offset behind it, which is the end of the data
+    if the number is not terminated.
     """
     value = 0
     for shift in range(0, 70, 7):
@@ -96,10 +96,10 @@ def _is_utf8(value: bytes) -> bool:
 
 
 def attach_intent(request: pb.AttachRequest) -> AttachIntent:
-    """The intent, unchecked but for addresses: InvalidArgument.
+    """Return the intent. Only addresses are checked: InvalidArgument.
 
-    Unimplemented: better no pod than one without the ports or the limits that
-    it was given.
+    Raises Unimplemented for ports and limits: better no pod than one without
+    them.
     """
     if request.port_mapping:
         first = request.port_mapping[0]
@@ -119,7 +119,7 @@ def attach_intent(request: pb.AttachRequest) -> AttachIntent:
 
 
 def attach_response(made: Attachment) -> bytes:
-    """The answer to an Attach, encoded."""
+    """Return the answer to an Attach, encoded."""
     answer = pb.AttachResponse(
         ip=[ip.packed for ip in made.ips],
         mac=made.mac,
@@ -131,8 +131,8 @@ def attach_response(made: Attachment) -> bytes:
 
 @functools.cache
 def _first_hops(versions: tuple[int, ...]) -> bytes:
-    """The part of the answer that only depends on the IP versions. The parts of
-    a message may be written one after the other (protobuf.dev, encoding).
+    """Return the part of the answer that only depends on the IP versions. Parts
+    of a message may simply be concatenated (protobuf.dev, encoding).
     """
     return pb.AttachResponse(
         gateway=[first_hop(version).packed for version in versions],
@@ -148,7 +148,7 @@ def _first_hops(versions: tuple[int, ...]) -> bytes:
 
 
 def status_response(notes: Mapping[str, str], problems: Mapping[str, str]) -> pb.StatusResponse:
-    """The answer to a Status that is OK, or is to report problems."""
+    """Return the answer to a Status that is OK, or reports problems."""
     return pb.StatusResponse(notes=_notes(notes), problems=_notes(problems))
 
 
@@ -157,7 +157,7 @@ def _notes(texts: Mapping[str, str]) -> list[pb.Note]:
 
 
 def attachment(made: Attachment) -> pb.Attachment:
-    """An entry of a List."""
+    """Return an entry of a List."""
     return pb.Attachment(
         workload_id=made.workload_id,
         if_name=made.if_name,
@@ -171,7 +171,7 @@ def attachment(made: Attachment) -> pb.Attachment:
 
 
 def check_response(checked: Iterable[Checked]) -> pb.CheckResponse:
-    """The answer to a Check."""
+    """Return the answer to a Check."""
     return pb.CheckResponse(
         attachments=[
             pb.CheckedAttachment(
@@ -188,7 +188,7 @@ def check_response(checked: Iterable[Checked]) -> pb.CheckResponse:
 
 
 def watch_event(event: Event) -> pb.WatchEvent:
-    """A message of a Watch."""
+    """Return a message of a Watch."""
     made = None if event.attachment is None else attachment(event.attachment)
     return pb.WatchEvent(kind=_KINDS[event.kind], attachment=made)
 
@@ -203,8 +203,8 @@ _KINDS = {
 
 
 def owner(request: pb.CollectRequest) -> str:
-    """Whose attachments to collect. Raises InvalidArgument for what cannot be
-    an owner.
+    """Return the owner whose attachments to collect. Raises InvalidArgument if
+    it cannot be an owner.
     """
     chosen = request.owner or OWNER_API
     check_owner(chosen)
@@ -212,8 +212,8 @@ def owner(request: pb.CollectRequest) -> str:
 
 
 def live(request: pb.CollectRequest) -> Callable[[str, str], bool]:
-    """What stays. Raises InvalidArgument for ids that nothing can have: whoever
-    sends them may mean what would be removed.
+    """Return which attachments stay. Raises InvalidArgument for impossible ids:
+    their sender may mean attachments that would be removed.
     """
     workloads = frozenset(request.live_workload_id)
     interfaces = {(one.workload_id, one.if_name) for one in request.live_interface}
@@ -228,7 +228,7 @@ def live(request: pb.CollectRequest) -> Callable[[str, str], bool]:
 
 
 def collect_response(collected: Collected) -> pb.CollectResponse:
-    """The answer to a Collect."""
+    """Return the answer to a Collect."""
     return pb.CollectResponse(
         removed=[attachment(one) for one in collected.removed],
         remaining=[

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages are decoded or refused, whatever comes over the wire."""
+"""Any message from the wire is decoded or refused."""
 
 import pytest
 from hypothesis import example, given
@@ -18,11 +18,11 @@ def test_garbage_is_decoded_or_refused(data: bytes) -> None:
         try:
             wire.decode(kind, data)
         except InvalidArgument as error:
-            told = str(error)
+            reported = str(error)
         else:
             continue
-        assert told.isascii()
-        assert len(told) < 300
+        assert reported.isascii()
+        assert len(reported) < 300
 
 
 def test_strings_that_are_not_utf8_are_named() -> None:

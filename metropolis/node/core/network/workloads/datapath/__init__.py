@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How attachments are made in the kernel, behind one interface.
 
-    interface ── what the engine knows: Datapath, Record, Netns, Scan
+    interface ── the engine's view: Datapath, Record, Netns, Scan
         │
        veth ──┬──> messages   the three batches of an attach, pure
               ├──> removal    the queue of removals, and the requests

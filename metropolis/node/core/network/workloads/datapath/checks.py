@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs between an attachment and what the kernel has. Pure.
+"""Compares an attachment with the kernel's state. Pure.
 
-`observe` reads the kernel, this compares. Only what an attach makes is
-compared: what a workload adds in its own namespace is its own business.
+`observe` reads the kernel, this module compares. Only what an attach makes is
+compared; whatever a workload adds in its own namespace is ignored.
 
-Not compared: metrics of routes inside, since which of a namespace's interfaces
-was the first is not recorded; and the node's rule set, which knows workloads
-by the link's group alone.
+Not compared: metrics of routes inside, since the records do not say which
+interface of a namespace was the first; and the node's rule set, which knows
+workloads only by the link's group.
 """
 
 from collections.abc import Iterator
@@ -23,17 +23,17 @@ from osbase.netlink.link import Link
 from osbase.netlink.route import Route
 
 NOTHING = "nothing"
-# Alone, without the prefix it is in. On a router a prefix of a link costs an
-# anycast address, whose end is waited for: a removal takes twice as long. And
-# fe80::/64 would be one route in a list of as many as there are links, walked
-# by each attach. So a workload's link-local address has a route of its own.
+# The address alone, without its prefix. On a router a prefix of a link costs an
+# anycast address, whose removal takes a wait: a detach takes twice as long. And
+# fe80::/64 would be one route in a list as long as there are links, walked by
+# each attach. So a workload's link-local address has a route of its own.
 FIRST_HOP_BITS_6 = 128
 
 
 @dataclass(frozen=True, slots=True)
 class HostSide:
-    """What the host has. addresses: of the link; routes: by which each of the
-    attachment's addresses is reached, None where there is no way.
+    """The host's state. addresses: of the link; routes: by address of the
+    attachment, None where there is no route.
     """
 
     link: Link | None
@@ -44,7 +44,7 @@ class HostSide:
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """What the namespace has. routes None: could not be looked at."""
+    """The namespace's state. routes None: they could not be read."""
 
     link: Link | None
     loopback: Link | None
@@ -53,8 +53,8 @@ class Inside:
 
 
 def reached(record: Record) -> tuple[IPAddress, ...]:
-    """The addresses to which the host has a route through the link: with IPv6
-    the link-local one, too, so that the first hop can be pinged.
+    """Return the addresses to which the host has a route through the link: with
+    IPv6 also the link-local one, so that the first hop can be pinged.
     """
     if any(ip.version == 6 for ip in record.ips):
         return (*record.ips, link_local(record.mac))
@@ -62,7 +62,7 @@ def reached(record: Record) -> tuple[IPAddress, ...]:
 
 
 def compare_host(record: Record, host: HostSide) -> Iterator[Finding]:
-    """What differs on the host."""
+    """Yield the differences on the host."""
     name = record.host_interface
     if host.link is None:
         yield Finding(f"link {name}", f"index {record.host_ifindex}", NOTHING)
@@ -104,7 +104,7 @@ def compare_host(record: Record, host: HostSide) -> Iterator[Finding]:
 
 
 def compare_inside(record: Record, inside: Inside) -> Iterator[Finding]:
-    """What differs in the workload's namespace."""
+    """Yield the differences in the workload's namespace."""
     name = show(record.if_name)
     if inside.link is None:
         yield Finding(f"link {name} inside", f"index {record.peer_ifindex}", NOTHING)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's datapath for each test, which leaves nothing behind."""
+"""The kernel's datapath for each test; nothing is left behind."""
 
 from collections.abc import Iterator
 

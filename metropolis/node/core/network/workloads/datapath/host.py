@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's side of rtnetlink: sockets, batches, and what is there."""
+"""The host's side of rtnetlink: sockets, batches, and queries."""
 
 import contextlib
 import errno
@@ -34,9 +34,9 @@ LOOPBACK = 1  # its index in every namespace
 
 
 class Host:
-    """The host's network namespace, in which every thread that calls this is.
+    """The host's network namespace; callers must be in it.
 
-    Thread-safe, but for `open` and `close`. Methods raise NetlinkError and
+    Thread-safe, except `open` and `close`. Methods raise NetlinkError and
     OSError. ipv6: whether the kernel has it; known once this is open.
     """
 
@@ -45,12 +45,12 @@ class Host:
         self.ipv6 = False
 
     def open(self) -> None:
-        """Begin, or begin again."""
+        """Open the sockets; also after `close`."""
         self.sockets = SocketPool()
         self.ipv6 = os.path.exists("/proc/sys/net/ipv6")
 
     def close(self) -> None:
-        """Close the sockets; those in use, when they come back."""
+        """Close the sockets; those in use close when they are returned."""
         self.sockets.close()
 
     # ---- Requests -----------------------------------------------------------
@@ -61,12 +61,12 @@ class Host:
             host.batch(requests)
 
     def batch_encoded(self, batch: Encoded, requests: Callable[[], Sequence[Request]]) -> None:
-        """Send an encoded batch. requests: what it says, for errors."""
+        """Send an encoded batch. requests: the same, decoded, for errors."""
         with self.sockets.socket() as host:
             host.batch_encoded(batch, requests)
 
     def batch_tolerating(self, tolerated: set[int], *requests: Request) -> None:
-        """Send requests at once; these error numbers are no errors."""
+        """Send requests at once; ignore the tolerated error numbers."""
         with self.sockets.socket() as host:
             host.batch_tolerating(tolerated, *requests)
 
@@ -82,15 +82,15 @@ class Host:
         )
 
     def load_veth(self) -> None:
-        """Load the module: else the first attach waits for it, and a second one
-        beside it may fail.
+        """Load the module: otherwise the first attach waits for it, and a
+        concurrent one may fail.
         """
         try:
             self.batch_tolerating({errno.EBADF}, load_veth())
         except BatchError as error:
             log.error("no workload can be attached with this kernel: %s", error)
 
-    # ---- What is there ------------------------------------------------------
+    # ---- Queries ------------------------------------------------------------
 
     def links(self) -> list[Link]:
         """Return all links."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one interface between the engine and what makes links, and its values.
+"""The interface between the engine and the implementations of links.
 
-Implementations: kernel.KernelDatapath, and testing.fake.FakeDatapath; the
-suite in testing/contract.py holds for both.
+Implementations: veth.KernelDatapath, and testing.fake.FakeDatapath; both pass
+the suite in testing/contract.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,8 +27,8 @@ class NoIPv6(KernelRefused):
 
 
 class RouteTaken(KernelRefused):
-    """The workload's namespace has such a route of this metric, by another
-    interface; the attach was undone.
+    """Another interface has such a route with this metric in the workload's
+    namespace; the attach was undone.
     """
 
 
@@ -63,20 +63,20 @@ class Record:
 
 
 class Netns(Protocol):
-    """An open network namespace, good for one call."""
+    """An open network namespace, valid for one call."""
 
     @property
     def cookie(self) -> int:
-        """Its identity: 64 bits, never used again until reboot."""
+        """Return its identity: 64 bits, not reused until reboot."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A link that is left alone, and whose addresses are not to be handed out
-    while it is there.
+    """A link that is left alone; its addresses are not handed out while it
+    exists.
 
-    newer: a newer version made it. record: of an attachment of ours that lost
-    its workload id, which is "" here; a call that names it, finds it by
+    newer: a newer version made it. record: an attachment of ours that lost its
+    workload id, which is "" here; a call with the id finds it by
     host_interface.
     """
 
@@ -89,14 +89,13 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What is there.
+    """The state that a scan found.
 
-    complete: attachments; no two claim the same. repairs: what of them was not
-    as it should be. half_made: names of links that attaches which never
-    finished left behind, and that are removed now. duplicates: names of links
-    that claimed what another one has, and that are removed now. held: see
-    Held. foreign: names of links that look like ours, are not, and were left
-    alone; those held are among them.
+    complete: attachments; no two claim the same. repairs: their differences
+    from what they should be. half_made: names of links from unfinished
+    attaches, removed now. duplicates: names of links that claimed what another
+    one has, removed now. held: see Held. foreign: names of links that look like
+    ours, are not, and were left alone; the held ones are among them.
     """
 
     complete: tuple[Record, ...]
@@ -107,13 +106,13 @@ class Scan:
     foreign: tuple[str, ...] = ()
 
 
-type HoldIdle = Callable[[Record], AbstractContextManager[bool]]
-"""Keep calls away from an attachment; False: one is busy with it, or it is
+type LockIfIdle = Callable[[Record], AbstractContextManager[bool]]
+"""Lock an attachment against calls; False: a call is busy with it, or it is
 gone."""
 
 
 class Datapath(Protocol):
-    """Thread-safe but for `open`, `scan` and `close`, called by one at a time.
+    """Thread-safe, except `open`, `scan` and `close`, which one thread calls.
 
     Errors are of the WorkloadError family.
     """
@@ -127,30 +126,30 @@ class Datapath(Protocol):
         """Whether the host has IPv6 at all; known once it is open."""
 
     def open(self, on_removed: Callable[[int], None], on_overrun: Callable[[], None]) -> None:
-        """Prepare the host, begin to note removals; see watch.
+        """Prepare the host, begin to record removals; see watch.
 
-        on_removed: the host index of a link that is gone, anyone's.
-        on_overrun: removals were missed; compare with `present`.
+        on_removed: called with the host index of any link that is gone.
+        on_overrun: events were lost; compare with `present`.
         """
 
     def scan(self) -> Scan:
         """List attachments, put back what they lack, clear up after unfinished
         ones and after those whose links are gone.
 
-        Running traffic is not touched.
+        Running traffic is not disturbed.
         """
 
     def watch(self) -> None:
-        """Begin to call the callbacks, also for what happened since `open`."""
+        """Begin the callbacks, also for events since `open`."""
 
     def present(self) -> frozenset[int]:
-        """The host indexes of all links of ours, and of those held."""
+        """Return the host indexes of all links of ours, and of held ones."""
 
     def open_netns(self, path: str) -> AbstractContextManager[Netns]:
-        """Raise InvalidArgument or NotFound when it is not one."""
+        """Open it; raise InvalidArgument or NotFound if it is none."""
 
     def is_host_netns(self, netns: Netns) -> bool:
-        """Whether it is the namespace of the host itself."""
+        """Return whether it is the namespace of the host itself."""
 
     def host_interface(self, workload_id: str, if_name: str) -> str:
         """Return the name of the link on the host. Pure."""
@@ -159,25 +158,25 @@ class Datapath(Protocol):
         """Make the attachment, wholly, or undo it and raise.
 
         metric: of its routes inside; 0 for the first interface of a namespace.
-        Raises NoIPv6 when that is why.
+        Raises NoIPv6 if IPv6 is off.
         """
 
     def check(self, record: Record, netns: Netns | None) -> tuple[Finding, ...]:
-        """What differs from the record; changes nothing.
+        """Return the differences from the record; change nothing.
 
-        netns: the attachment's namespace; None: what is inside is looked at
-        only as far as it can be seen from the host.
+        netns: the attachment's namespace; None: the inside is compared only as
+        far as the host can see it.
         """
 
-    def repair(self, records: Sequence[Record], allow: Allow, hold: HoldIdle) -> Sequence[Repair]:
-        """Put back on the host what differs from the records.
+    def repair(self, records: Sequence[Record], allow: Allow, hold: LockIfIdle) -> Sequence[Repair]:
+        """Restore on the host what differs from the records.
 
-        What is gone is no difference. Looks at all at once, and then holds
-        each that differs for as long as it is put right.
+        A vanished link is no difference. It reads all at once, and then locks
+        each attachment that differs while it is repaired.
         """
 
     def remove(self, records: Sequence[Record]) -> None:
-        """Remove the attachments; what is gone already is no error.
+        """Remove the attachments; a vanished one is no error.
 
         Returns when they are gone and their addresses may be used again.
         """

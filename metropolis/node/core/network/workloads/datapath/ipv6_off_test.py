@@ -26,7 +26,7 @@ from osbase.netlink.transport import NetlinkSocket
 
 
 class Switch(NamedTuple):
-    """Where IPv6 is switched off, below net/ipv6/conf, inside or outside."""
+    """What switches it off, below net/ipv6/conf, inside or outside."""
 
     where: str
     inside: bool = True
@@ -43,7 +43,7 @@ def write_inside(pod: Pod, path: str, value: int) -> None:
     ids=["all", "default", "default of the host"],
 )
 def test_where_ipv6_is_off_there_is_ipv4_alone_or_nothing(switch: Switch) -> None:
-    """By the kernel's refusal, undone; a look finds nothing to mend."""
+    """The kernel refuses, the attach is undone; a look finds no damage."""
     engine = Engine(KernelDatapath())
     engine.set_prefixes([ip_network("10.9.0.0/28"), ip_network("fd00:9::/124")])
     engine.start()
@@ -86,7 +86,7 @@ def test_where_ipv6_is_off_there_is_ipv4_alone_or_nothing(switch: Switch) -> Non
 
 
 def test_a_kernel_without_ipv6_is_asked_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that is sent is of the family; such a kernel would refuse it."""
+    """No message is of the family; such a kernel would refuse it."""
     real = os.path.exists
     monkeypatch.setattr(os.path, "exists", lambda path: path != "/proc/sys/net/ipv6" and real(path))
     # And says nothing of it.
@@ -96,7 +96,7 @@ def test_a_kernel_without_ipv6_is_asked_nothing_of_it(monkeypatch: pytest.Monkey
 
     def mind(requests: Sequence[Request]) -> None:
         assert all(request.body[0] != AF_INET6 for request in requests)
-        # Of a link, among its settings: the type of the attribute of a family.
+        # The type of the attribute of a family, among the settings of a link.
         assert all(b"\x0a\x80" not in request.body for request in requests)
 
     def dump(sock: NetlinkSocket, request: Request) -> list[Message]:

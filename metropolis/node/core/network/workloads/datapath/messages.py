@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three batches that make an attachment. Pure.
 
-    pair     host       veth pair, down, both ends with all they need
+    pair     host       veth pair, down, both ends with all attributes
     inside   namespace  lo and link up, addresses, first hop, default routes
     commit   host       alias, records, up, fe80::1, host routes
 
-Each is described once, as requests; `encode_` gives the same as bytes, by
-templates, of which there are as many as there are shapes: with and without
-IPv6, lengths of names. On a node that is a handful, whatever it does.
+Each is written once, as requests; `encode_` gives the same as bytes, from
+templates: one for each shape, i.e. with and without IPv6, and by length of the
+names. A node has only a handful of shapes.
 """
 
 import functools
@@ -33,14 +33,14 @@ from osbase.netlink.veth import VethEnd, new_veth
 _LOOPBACK = 1  # its index in every namespace
 _RTPROT_STATIC = 4
 _U32 = struct.Struct("=I")
-_TEMPLATES = 256  # of each kind; names may be of any length
-# A shorter id could be found in other parts of the message, and a longer one
+_TEMPLATES = 256  # of each kind; names may have any length
+# A shorter id could occur in other parts of the message, and a longer one
 # is in several names.
 _ID_MIN = 12
 _ID_MAX = names.PIECE_MAX
 
 
-# ---- What is asked for ------------------------------------------------------
+# ---- The requests -----------------------------------------------------------
 
 
 def pair(record: Record, netns_fd: int) -> list[Request]:
@@ -52,7 +52,7 @@ def pair(record: Record, netns_fd: int) -> list[Request]:
 
 
 def inside(record: Record, metric: int, *, loopback: bool) -> list[Request]:
-    """loopback: set lo up, too."""
+    """Return the namespace's requests. loopback: set lo up, too."""
     index, name = record.peer_ifindex, record.if_name
     requests = [set_link_up(_LOOPBACK, "lo")] if loopback else []
     requests.append(set_link_up(index, name))
@@ -84,10 +84,11 @@ def commit(record: Record, *, ipv6: bool, first: Sequence[Request] = ()) -> list
     """ipv6: the host has it. first: what parts of the attachment add; before
     the record, so that a link which has it was sent these.
 
-    The reverse path is for ARP: the rule set cannot look up who asks, and an
-    invented asker would be a neighbour entry.
+    rp_filter is for ARP: the rule set cannot look up the sender, and an
+    invented sender would become a neighbour entry.
 
-    Set up by the name of the record: without it the link stays down, and has no
+    The link is set up by the record's name: without it the link stays down, and
+    has no routes. So a link with routes has had its records; see plan.
     routes. So what has routes bore its records once; see plan.
     """
     index, name = record.host_ifindex, record.host_interface
@@ -103,7 +104,7 @@ def commit(record: Record, *, ipv6: bool, first: Sequence[Request] = ()) -> list
 
 
 def host_address(record: Record, ip: IPAddress) -> Iterable[Request]:
-    """What the host needs for an address: the first hop, and the route.
+    """Return the requests for an address: the first hop, and the route.
 
     Towards IPv4 addresses the host uses the first hop as its own address: it
     may have no other. In IPv6 it has fe80::1 on the link, and a route to the
@@ -117,7 +118,7 @@ def host_address(record: Record, ip: IPAddress) -> Iterable[Request]:
 
 
 def first_hop(record: Record) -> Request:
-    """The IPv6 first hop on the link."""
+    """Return the request for the IPv6 first hop on the link."""
     hop, bits = allocs.FIRST_HOP_IPV6, checks.FIRST_HOP_BITS_6
     return add_address(record.host_ifindex, record.host_interface, hop, bits, no_dad=True)
 
@@ -131,13 +132,14 @@ def host_route(record: Record, ip: IPAddress) -> Request:
         family=family_of(ip),
         protocol=allocs.ROUTE_PROTOCOL_WORKLOAD,
         source=allocs.FIRST_HOP_IPV4 if ip.version == 4 else None,
-        # Workloads may have asked for the same MAC, so others may have it.
+        # Workloads may have requested equal MACs, so links may share this
+        # address.
         exclusive=not ip.is_link_local,
     )
 
 
 def host_route_again(record: Record, ip: IPAddress) -> Request:
-    """As host_route, in place of one that somebody else made."""
+    """Do as host_route, in place of a route that somebody else made."""
     if ip.is_link_local:
         return host_route(record, ip)
     route = Route(
@@ -260,12 +262,12 @@ def _commit_template(
 
 
 def _noise(seed: int, field: str, size: int) -> bytes:
-    """Bytes like no others, the same at each start."""
+    """Return unique bytes, the same at each start."""
     return hashlib.shake_128(f"{seed} {field}".encode()).digest(size)
 
 
 def _sample(seed: int, versions: tuple[int, ...]) -> Record:
-    """A record like no other."""
+    """Return a unique record."""
     addresses: dict[int, IPAddress] = {
         4: IPv4Address(_noise(seed, "ipv4", 4)),
         6: IPv6Address(_noise(seed, "ipv6", 16)),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is sent is what is described, whatever is attached."""
+"""The encoded messages equal the described ones, for any attachment."""
 
 from ipaddress import IPv4Address, IPv6Address
 
@@ -13,7 +13,7 @@ from osbase.netlink.template import encoded
 IPV4 = st.integers(0, 2**32 - 1).map(IPv4Address)
 IPV6 = st.integers(0, 2**128 - 1).map(IPv6Address)
 INDEX = st.integers(2**20, 2**30)
-# What the API takes, from all of it.
+# The values that the API accepts.
 ID = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=255)
 NAME = st.text(st.characters(codec="ascii"), min_size=1, max_size=15)
 

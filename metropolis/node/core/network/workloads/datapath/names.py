@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written on a host-side link, and how it is read back. Pure.
+"""The names written on a host-side link, and their parser. Pure.
 
     name        wlXXXXXXXXXXXXX   a hash of workload id and interface name, so
                                   that the kernel allows each pair once
@@ -26,7 +26,7 @@ Letters of texts:
     the datapath is given
 
 A text of which a piece is missing is lost as a whole: the attachment is without
-that part then, and a repeated request is told so.
+that part then, and a repeated request is refused with that reason.
 
 `mw2` is the version of the format. An alternative name has at most 127 bytes,
 of any characters but NUL and `/`; keys have at most 36, records 93, pieces of
@@ -61,7 +61,7 @@ ID_PART = "i"
 OWNER_PART = "o"
 OWN_LETTERS = frozenset((ID_PART, OWNER_PART))
 
-# Of a piece's text, with the longest index before it.
+# Length of a piece's text, with the longest index before it.
 PIECE_MAX = ALTIFNAMSIZ - 1 - len("mw2p.ffffffff.i11.")
 _OWN_TEXT_MAX = 255  # characters of ASCII, in at most three pieces
 
@@ -76,24 +76,24 @@ _HOST_INTERFACE = re.compile(r"wl[0-9a-f]{13}")
 
 
 def host_interface(workload_id: str, if_name: str) -> str:
-    """The name of the link on the host: 15 characters, 52 bits of hash."""
+    """Return the link's name on the host: 15 characters, 52 bits of hash."""
     # The length first, so that no two pairs have the same text.
     text = struct.pack(">H", len(workload_id)) + workload_id.encode() + if_name.encode()
     return "wl" + hashlib.blake2b(text, digest_size=8).hexdigest()[:13]
 
 
 def is_host_interface(name: str) -> bool:
-    """Whether a link's name is of the form that host_interface makes."""
+    """Return whether a link's name has the form of host_interface's."""
     return _HOST_INTERFACE.fullmatch(name) is not None
 
 
 def key_altname(record: Record) -> str:
-    """The name that two attachments cannot share."""
+    """Return the name that two attachments cannot share."""
     return f"mw{record.version}k.{record.netns_cookie:016x}.{record.if_name}"
 
 
 def record_altname(record: Record) -> str:
-    """The name by which the link is found, whatever else became of it."""
+    """Return the name by which a restart finds the link, however changed."""
     by_version = {ip.version: ip.packed.hex() for ip in record.ips}
     packed = f"{by_version.get(4, '')}.{by_version.get(6, '')}"
     mtu = "" if record.version == 1 else f".{record.mtu:x}"
@@ -118,18 +118,18 @@ def part_altnames(ifindex: int, letter: str, text: str) -> tuple[str, ...]:
 
 
 def pieces_of(text: str) -> int:
-    """How many names a text takes."""
+    """Return the number of names for a text."""
     return -(-len(text) // PIECE_MAX)
 
 
 def part_prefix(ifindex: int, letter: str, number: int = 1, count: int = 1) -> str:
-    """A part's name, up to its text."""
+    """Return a part's name, up to its text."""
     return f"mw2p.{ifindex:x}.{letter}{number}{count}."
 
 
 def altnames_of(record: Record) -> tuple[str, ...]:
-    """All alternative names of an attachment's link, in the order in which
-    they are added.
+    """Return all alternative names of an attachment's link, in the order of
+    adding them.
     """
     if record.version == 1:
         return key_altname(record), record_altname(record)
@@ -228,12 +228,12 @@ def _longest(letter: str) -> int:
 
 
 def _is_text(name: str) -> bool:
-    """False for bytes that were not UTF-8, which no request can have had."""
+    """Return False for bytes that are not UTF-8, which no request has."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def bears_record(altnames: Iterable[str]) -> bool:
-    """Whether any of the names is a key, a part or a record, of whatever
+    """Return whether any of the names is a key, a part or a record, of any
     version, whole or broken.
     """
     return any(_ANY.match(name) for name in altnames)
@@ -261,7 +261,7 @@ def _is_unknown(name: str, found: re.Match[str], letters: Container[str]) -> boo
 
 
 def addresses_in(altnames: Iterable[str]) -> tuple[IPAddress, ...]:
-    """The addresses that records name, as far as this version can tell."""
+    """Return the addresses in records, as far as this version can read them."""
     ips: list[IPAddress] = []
     for name in altnames:
         fields = name.split(".")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written on a link is read back, and garbage is not."""
+"""Names written on a link are read back, and garbage is not."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address

@@ -43,9 +43,9 @@ class KernelNetns:
 
 
 class HostNetns:
-    """The file of the host's namespace, open for as long as anything refers to
-    this, so that `close` takes it from no thread that has entered another
-    namespace: a thread that cannot come back ends the process.
+    """The file of the host's namespace, open while anything refers to this, so
+    that `close` takes it from no thread that has entered another namespace: a
+    thread that cannot return ends the process.
     """
 
     __slots__ = ("cookie", "fd")

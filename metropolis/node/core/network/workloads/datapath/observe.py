@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads from the kernel what `checks` compares; changes nothing.
 
-A namespace is looked into over a socket inside, or, when its path is not known,
-from the host by the id that the peer's namespace has there. The kernel shows
-links and addresses that way, but no routes.
+A namespace is read over a socket inside, or, when its path is unknown, from the
+host by the peer namespace's id there. The kernel shows links and addresses that
+way, but no routes.
 """
 
 import errno
@@ -21,13 +21,13 @@ from osbase.netlink.route import Route, dump_link_routes, get_route, parse_route
 from osbase.netlink.transport import NetlinkSocket
 
 _LOOPBACK = 1  # its index in every namespace
-# What is told of a link, an address or a route that is not there. EINVAL: an
-# id of a namespace that is gone.
+# The kernel's errors for a missing link, address or route. EINVAL: the id of a
+# namespace that is gone.
 _ABSENT = {errno.ENODEV, errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES}
 
 
 def host_side(host: NetlinkSocket, record: Record) -> HostSide:
-    """What the host has of the attachment."""
+    """Return the host's state of the attachment."""
     families = _families(record)
     routes = {ip: _route(host, ip, record.host_ifindex) for ip in reached(record)}
     loopback = _addresses(host, AF_INET, _LOOPBACK) if AF_INET in families else ()
@@ -37,8 +37,8 @@ def host_side(host: NetlinkSocket, record: Record) -> HostSide:
 
 
 def inside(sock: NetlinkSocket, record: Record, netnsid: int | None) -> Inside:
-    """What the namespace has. netnsid: of the namespace, when the socket is
-    one of the host; None: when it is one inside.
+    """Return the namespace's state. netnsid: the namespace's id if the socket
+    is one of the host; None: the socket is inside.
     """
     index, families = record.peer_ifindex, _families(record)
     routes = None
@@ -60,7 +60,7 @@ def inside(sock: NetlinkSocket, record: Record, netnsid: int | None) -> Inside:
 
 
 def elsewhere(host: NetlinkSocket, ip: IPAddress, ifindex: int) -> str:
-    """Where what is for an address goes, in words; "": by the link."""
+    """Return where packets to an address go, as text; "": to the link."""
     try:
         route = parse_route(host.get(get_route(ip)))
     except BatchError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to make of the links that a restart finds. Pure.
+"""What a restart does with the links that it finds. Pure.
 
     link ─> ours, whole ──> duplicates? ─ no ──> adopted, repaired
           │                     └─ yes: the one in use adopted, others removed
@@ -7,12 +7,12 @@
           ├ looks like ours ──> left alone, counted, its addresses held
           └ all others          not our business
 
-Ours is a veth that bears our records under its own index; or that has none of
-them, as before it was given them, but our form of name, our MAC and our group.
-With its records it is a running pod, whatever else became of it: down, in
-another group, renamed, without alias. That is put right; see `repairs`. Only
-what never got its records is removed, and what a removal had begun with.
-Without them it is never set up, and gets no routes: what has routes had them.
+Ours is a veth that has our records under its own index; or that has none, as
+before they are written, but our form of name, our MAC and our group. A link
+with records is a running pod, whatever else became of it: down, in another
+group, renamed, without alias. It is repaired; see `repairs`. Removed are only
+links that never got their records, and those whose removal had begun. Without
+records a link is never set up, and gets no routes: a link with routes had them.
 
 A link is left alone if anything of that is not so: in doubt it is somebody
 else's, or a pod's. So is one with names that a newer version made, or with a
@@ -69,7 +69,7 @@ def is_newer(link: Link, parts: Parts = NO_PARTS) -> bool:
 
 
 def looks_like_ours(link: Link) -> bool:
-    """Whether somebody could take it for ours."""
+    """Return whether somebody could take it for ours."""
     return (
         link.group in _OUR_GROUPS
         or names.is_host_interface(link.name)
@@ -78,9 +78,9 @@ def looks_like_ours(link: Link) -> bool:
 
 
 def record_of(link: Link) -> Record | None:
-    """The attachment of a link of ours; None when it never was one, or is about
-    to be none. It is as it should be, but for host_interface, which is the
-    name that the link has. workload_id "": it cannot be known.
+    """Return the attachment of a link of ours; None if it never was one, or is
+    being removed. All is as it should be except host_interface, which is the
+    link's present name. workload_id "": it is unknown.
     """
     found = names.parse_altnames(link.altnames)
     if found is None or link.group in allocs.LINK_GROUPS_REMOVAL or not link.peer:
@@ -103,7 +103,7 @@ def record_of(link: Link) -> Record | None:
 
 
 def _id_of_alias(link: Link, if_name: str) -> str:
-    """The alias, unless the link's name says that it is another's."""
+    """Return the alias, unless it does not match the link's name."""
     workload_id = link.alias.decode("ascii", "replace")
     if not names.is_part_text(workload_id):
         return ""
@@ -115,8 +115,8 @@ def _id_of_alias(link: Link, if_name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """complete: to adopt; they are named as they should be. half_made: to
-    remove. duplicates: also. held, foreign: see datapath.Scan.
+    """complete: to adopt, with the names they should have. half_made,
+    duplicates: to remove. held, foreign: see interface.Scan.
     """
 
     complete: tuple[Record, ...]
@@ -140,7 +140,7 @@ def plan(
                 foreign.append((link, None))
         elif (record := record_of(link)) is None:
             if link.ifindex in routed and link.group not in allocs.LINK_GROUPS_REMOVAL:
-                foreign.append((link, None))  # others took its records
+                foreign.append((link, None))  # others removed its records
             else:
                 half_made.append(link)
         elif record.workload_id:
@@ -178,7 +178,7 @@ def resolve(
     routes: Collection[tuple[IPAddress, int]],
     parts: Parts = NO_PARTS,
 ) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    """Those that stay, in their order, and those that claim what is theirs."""
+    """Return those that stay, in order, and those that claim the same."""
 
     def worth(record: Record) -> tuple[int, bool, int]:
         routed = sum((ip, record.host_ifindex) in routes for ip in record.ips)

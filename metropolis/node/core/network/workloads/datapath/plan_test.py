@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a restart makes of links, without a kernel."""
+"""What a restart does with links, without a kernel."""
 
 from dataclasses import replace
 from ipaddress import ip_address
@@ -89,7 +89,7 @@ OLD = link_of(replace(record(1), version=1, owner=""))
     ],
 )
 def test_what_bears_its_records_is_a_running_pod(change: dict[str, Any]) -> None:
-    """Whatever others made of the link; and it is as the record says."""
+    """However others changed the link, the result is as in the record."""
     link = replace(WHOLE, **change)
     assert plan.plan([link], set()) == plan.Plan((record(1),))
 
@@ -151,7 +151,7 @@ def test_what_never_got_its_records_is_removed(link: Link) -> None:
 def test_what_others_took_the_records_of_is_a_running_pod(
     flags: int, altnames: tuple[str, ...]
 ) -> None:
-    """It has routes, which come last. Nobody gets its address."""
+    """It has routes, which come last. Its address is not handed out."""
     link = replace(WHOLE, altnames=altnames, flags=flags)
     ip = record(1).ips[0]
     held = Held(link.name, link.ifindex, (ip,))
@@ -171,7 +171,7 @@ def test_what_others_took_the_records_of_is_a_running_pod(
 )
 def test_links_that_only_look_like_ours_are_left_alone(link: Link) -> None:
     assert plan.plan([link], set()) == plan.Plan((), foreign=(link.name,))
-    # If they have a route of ours, nobody else gets the address.
+    # If they have a route of ours, the address is not handed out.
     routes = {(record(9).ips[0], link.ifindex), (record(8).ips[0], 1)}
     held = Held(link.name, link.ifindex, (record(9).ips[0],))
     assert plan.plan([link], routes) == plan.Plan((), held=(held,), foreign=(link.name,))
@@ -269,7 +269,7 @@ def test_no_two_that_stay_claim_the_same(
     assert len(kept) + len(removed) == len(records)
     assert len({ip for one in kept for ip in one.ips}) == 2 * len(kept)
     assert len({one.netns_cookie for one in kept}) == len(kept)
-    # Whoever goes had a reason: one that stays has something it claims.
+    # A link goes only if one that stays has something it claims.
     for one in removed:
         assert any(
             set(one.ips) & set(other.ips)

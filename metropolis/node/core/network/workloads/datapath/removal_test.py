@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is removed with whom, and who waits for whom.
+"""Which removals are done together, and which wait for others.
 
-The work is a double that stops when it is told: what it is called with shows
-the groups.
+The work is a double that stops when the test says so: its arguments are the
+groups.
 """
 
 import queue
@@ -27,7 +27,7 @@ def record(index: int) -> Record:
 
 
 class Work:
-    """Groups that are being removed, each until it is let go."""
+    """Groups that are being removed, until the test lets each go."""
 
     def __init__(self) -> None:
         self.groups: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
@@ -46,7 +46,7 @@ class Work:
         return {index: KernelRefused(f"no {index}") for index in self.failing}
 
     def call(self, *indexes: int) -> Future[None]:
-        """Returns when the call is in the queue, or is at work."""
+        """Return when the call is in the queue, or is at work."""
         with self.removals._mutex:
             before = len(self.removals._waiting)
         done = self.pool.submit(self.removals.remove, [record(index) for index in indexes])
@@ -110,8 +110,8 @@ def test_each_is_told_its_own_error(work: Work) -> None:
     work.go.release(2)
     first.result(WAIT_S)
     calls[0].result(WAIT_S)
-    for call, told in ((calls[1], "no 4"), (calls[2], "no 5")):
-        with pytest.raises(KernelRefused, match=told):
+    for call, reported in ((calls[1], "no 4"), (calls[2], "no 5")):
+        with pytest.raises(KernelRefused, match=reported):
             call.result(WAIT_S)
 
 

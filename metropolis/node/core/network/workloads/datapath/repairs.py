@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of an attachment is put back on the host, and how. Pure.
+"""The repairs of an attachment on the host. Pure.
 
-For what a pod's traffic depends on, see the package. What differs is compared
-with what a few dumps said; each difference is a Mend with a key of its own, so
-that what others change again and again can be left to them.
+The package says what a pod's traffic depends on. The records are compared with
+a few dumps; each difference is a Mend with a key of its own, so that a thing
+that others change again and again can be left to them.
 
-Inside the namespace nothing is put back: that is the workload's own.
+Nothing inside the namespace is restored: that is the workload's own.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -64,7 +64,7 @@ _ARP_ACCEPT = {"arp_accept": (IPV4_DEVCONF_ARP_ACCEPT, 0)}
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the host has. links: by index. routes: our host routes, by address
+    """The host's state. links: by index. routes: our host routes, by address
     and index. first_hops: the IPv6 first hop, by index of the link. forwards:
     the host as a whole does, in IPv4; else its links need not, and setting
     that right, which sets all of them, is for who looks after the host. ipv6:
@@ -109,10 +109,10 @@ def mends(record: Record, seen: Seen, *, replace: bool, parts: Parts = NO_PARTS)
 
 
 def belongs(record: Record, link: Link) -> bool:
-    """Whether a link of the record's index is the record's, and not in a
-    removal's hands.
+    """Return whether the link with a record's index is the record's, and not
+    being removed.
     """
-    # Not the key, which the next in the namespace may have.
+    # Not by the key, which the next interface in the namespace may have.
     own = {record.host_interface, *names.altnames_of(record)[-1:]}
     return (
         not own.isdisjoint((link.name, *link.altnames))
@@ -141,7 +141,7 @@ def _link(record: Record, link: Link, seen: Seen) -> Iterator[Mend]:
         request = set_link_mac(index, name, mac)
         yield mend("MAC", mac.hex(":"), link.mac.hex(":"), request)
     if link.mtu != record.mtu:
-        # IPv6 that the kernel took off comes back with the kernel's settings.
+        # IPv6 that the kernel disabled comes back with the kernel's settings.
         again = _no_addresses(index, name) if seen.ipv6 and link.mtu < MTU_MIN else ()
         request = set_link_mtu(index, name, record.mtu)
         yield mend("MTU", record.mtu, link.mtu, request, *again)
@@ -170,7 +170,7 @@ def _link(record: Record, link: Link, seen: Seen) -> Iterator[Mend]:
 
 
 def _no_addresses(index: int, name: str) -> tuple[Request, Request]:
-    """Each would bring a route to fe80::/64; see checks.FIRST_HOP_BITS_6."""
+    """Each brings a route to fe80::/64; see checks.FIRST_HOP_BITS_6."""
     return (
         set_link_no_ipv6_address(index, name),
         del_address(index, name, link_local(allocs.FIRST_HOP_MAC), 64),
@@ -193,7 +193,7 @@ def _addresses(record: Record, seen: Seen, replace: bool) -> Iterator[Mend]:
     for ip in checks.reached(record):
         mac = seen.neighbours.get((ip, index), record.mac)
         if mac != record.mac:
-            # The kernel asks, and finds the pod.
+            # The kernel resolves the address, and finds the pod.
             what = f"neighbour {ip} of {name}: found {mac.hex(':') or 'none'}, written by others"
             yield Mend(f"neighbour {ip} of {name}", what, (del_neighbour(index, name, ip),))
         route = seen.routes.get((ip, index))

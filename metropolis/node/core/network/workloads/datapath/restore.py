@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a restart finds is taken over, and what others changed is put back.
+"""Adopts the links that a restart finds, and restores what others changed.
 
     scan     at a start: dump, plan, remove what never finished, and elements of
              no link; put right
     repair   at every look of the reconciler: dump, compare, put right
     present  after lost events: which links there still are
 
-What to do is decided by `plan` and `repairs`, which are pure; it is done here.
+`plan` and `repairs` decide, and are pure; this module acts.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from metropolis.node.core.network.workloads.datapath.elements import (
     comment_of,
 )
 from metropolis.node.core.network.workloads.datapath.host import Host, forwards, refusals
-from metropolis.node.core.network.workloads.datapath.interface import HoldIdle, Record, Scan
+from metropolis.node.core.network.workloads.datapath.interface import LockIfIdle, Record, Scan
 from metropolis.node.core.network.workloads.datapath.parts import Parts
 from metropolis.node.core.network.workloads.errors import WorkloadError
 from metropolis.node.core.network.workloads.model import IPAddress
@@ -44,10 +44,10 @@ from osbase.netlink.route import RTM_NEWROUTE
 
 log = logging.getLogger(__name__)
 
-# A diversion that ends sooner is not reported: the host's own rules may be on
-# their way back.
+# A shorter diversion is not reported: the host's own rules may be about to
+# return.
 _DIVERSION_REPORTED_AFTER_S = 5.0
-# What is put back may be back already; a route that exists is another's.
+# The repair may be done already; an existing route is another's.
 _ALREADY_PUT_BACK = {
     (RTM_NEWADDR, errno.EEXIST),
     (RTM_DELADDR, errno.EADDRNOTAVAIL),
@@ -64,7 +64,7 @@ class Restorer:
         self._elements = elements
         # Host indexes of links whose routes others had before a start.
         self._contested: set[int] = set()
-        # Since when what is for an address leaves by another link, monotonic.
+        # When packets to an address began to leave by another link, monotonic.
         self._diverted_since: dict[tuple[IPAddress, int], float] = {}
 
     def scan(self) -> Scan:
@@ -131,29 +131,29 @@ class Restorer:
         return frozenset(link.ifindex for link in links if plan.looks_like_ours(link))
 
     def _finish(self, records: Sequence[Record]) -> tuple[Repair, ...]:
-        """At a start. Routes to these addresses that others have may have been
-        there before: an attach was refused, and its service killed before it
-        could undo it. Those are never taken.
+        """Repair at a start. Others' routes to these addresses may be older: an
+        attach was refused, and its service killed before it could undo it.
+        Such routes are never replaced.
         """
         self._contested = set()
         return tuple(self._repair(records, lambda _: True, _free, replace=False))
 
     # ---- Repair -------------------------------------------------------------
 
-    def repair(self, records: Sequence[Record], allow: Allow, hold: HoldIdle) -> Sequence[Repair]:
-        """See Datapath. A look is six dumps and a file, however many, and a
-        lookup an address.
+    def repair(self, records: Sequence[Record], allow: Allow, hold: LockIfIdle) -> Sequence[Repair]:
+        """See Datapath. A look is six dumps and a file, whatever the number of
+        attachments, and a lookup per address.
         """
         self._contested.intersection_update(record.host_ifindex for record in records)
         with refusals("look at attachments"):
             done = self._repair(records, allow, hold, replace=True)
             return [*done, *self._diverted(records, hold)]
 
-    def _diverted(self, records: Sequence[Record], hold: HoldIdle) -> Iterator[Repair]:
-        """Attachments whose routes are there, and not the first: a route of a
-        smaller metric, a rule, a local address of others. Not ours to remove;
-        but it is what people have to know, unless it is over at once, as when
-        the host's own rules are put back.
+    def _diverted(self, records: Sequence[Record], hold: LockIfIdle) -> Iterator[Repair]:
+        """Yield attachments whose routes exist, but are not preferred: others
+        have a route with a smaller metric, a rule, a local address. These are
+        not removed, but people have to know, unless it is over at once, as when
+        the host's own rules are restored.
         """
         before, self._diverted_since = self._diverted_since, {}
         now = time.monotonic()
@@ -162,7 +162,7 @@ class Restorer:
                 if not self._elsewhere(record, ip):
                     continue
                 with hold(record) as held:
-                    # What went meanwhile, with its route, is no matter of this.
+                    # It vanished meanwhile, with its route.
                     if not held or (ip, record.host_ifindex) not in self._host.routes():
                         continue
                     key = (ip, record.host_ifindex)
@@ -180,11 +180,11 @@ class Restorer:
             return observe.elsewhere(host, ip, record.host_ifindex)
 
     def _repair(
-        self, records: Sequence[Record], allow: Allow, hold: HoldIdle, *, replace: bool
+        self, records: Sequence[Record], allow: Allow, hold: LockIfIdle, *, replace: bool
     ) -> list[Repair]:
         if not records:
             return []
-        # The links last: what belongs to one that came meanwhile is not missed.
+        # The links last: a link that came meanwhile must not lack its parts.
         routes, hops = self._host.routes(), self._host.first_hops()
         links = {link.ifindex: link for link in self._host.links()}
         neighbours = self._host.neighbours()
@@ -233,11 +233,11 @@ class Restorer:
             yield Repair(mend.key, mend.what, errors.get(mend.key, ""), left=mend not in allowed)
 
     def _put_back(self, requests: Sequence[Request]) -> Sequence[RequestError]:
-        """What the kernel refuses: of each request, by its index."""
+        """Send the requests; return the refusals, with the request's index."""
         refused = self._refused(requests)
         if all(error.errno != errno.EINVAL for error in refused):
             return refused
-        # An IPv4 route whose source address somebody took off lo, maybe.
+        # An IPv4 route whose source address is perhaps missing on lo.
         try:
             self._host.ensure_first_hop()
         except NetlinkError as error:
@@ -264,13 +264,13 @@ class Restorer:
 
 @contextlib.contextmanager
 def _free(_: Record) -> Iterator[bool]:
-    """At a start there are no calls yet."""
+    """Yield True: at a start there are no calls yet."""
     yield True
 
 
 def _enable_ipv6(record: Record) -> str:
-    """Set what rtnetlink cannot. Returns why not; "": done. The thread is in
-    the namespace of the host, and so is its /proc/sys/net.
+    """Set what rtnetlink cannot. Returns the error; "": done. The thread is in
+    the host's namespace, and so is its /proc/sys/net.
     """
     path = f"/proc/sys/net/ipv6/conf/{record.host_interface}/disable_ipv6"
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a start and the reconciler's looks make of links, on the kernel."""
+"""What a start and the reconciler's looks do with links, on the kernel."""
 
 import os
 import socket
@@ -42,7 +42,7 @@ from osbase.netlink.veth import VethEnd, new_veth
 
 @dataclass(frozen=True)
 class Damage:
-    """What others do to the host's end of an attachment, and the repairs."""
+    """Damage to the host's end of an attachment, and the repairs."""
 
     name: str
     act: Callable[[Record], None]
@@ -94,7 +94,7 @@ def without_routes(record: Record) -> None:
 
 
 def by_another(record: Record) -> None:
-    """As `ip route replace`, of somebody who means well."""
+    """As by `ip route replace`, with good intent."""
     with NetlinkSocket() as sock:
         ip, lo = ip_network(record.ips[0]), 1
         sock.batch([replace_route(Route(ip, lo, RTPROT_BOOT), "lo")])
@@ -133,7 +133,7 @@ DAMAGES = [
     Damage("routes", without_routes, (IPV4_ROUTE, *IPV6_ROUTES[1:])),
     Damage("rp_filter 0", written("ipv4/conf/{}/rp_filter", 0), ("link {N}: ipv4 rp_filter",)),
     Damage("rp_filter 2", written("ipv4/conf/{}/rp_filter", 2), ("link {N}: ipv4 rp_filter",)),
-    # What neither traffic nor isolation depends on is not touched.
+    # Settings that neither traffic nor isolation needs are not touched.
     Damage("proxy_arp", written("ipv4/conf/{}/proxy_arp", 1), ()),
 ]
 
@@ -225,8 +225,8 @@ def test_unfinished_attaches_are_removed_and_foreign_links_left(bench: KernelBen
 def test_what_others_do_to_a_link_is_put_right(
     bench: KernelBench, damage: Damage, how: str
 ) -> None:
-    """By the running service and by the next; nothing of it is touched
-    twice, and nothing of the pod beside it.
+    """By the running service and by the next one; no part is touched twice, and
+    the pod beside it not at all.
     """
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     path = bench.add_netns()
@@ -295,8 +295,8 @@ def test_a_route_in_the_place_of_ours_is_replaced(bench: KernelBench) -> None:
 def test_what_comes_before_our_routes_is_said(
     bench: KernelBench, monkeypatch: pytest.MonkeyPatch, command: str, ip: str
 ) -> None:
-    """For as long as it does, of that attachment alone; it is not ours to
-    remove. Not at once: it may be over with the next ward's look.
+    """For as long as it lasts, for that attachment alone; it is not removed.
+    Not at once: it may be over with the next ward's look.
     """
     record = create(bench, bench.add_netns())
     other = create(bench, bench.add_netns(), **OTHER)
@@ -348,7 +348,7 @@ def test_what_the_kernel_refuses_is_said_of_each(bench: KernelBench) -> None:
 
 
 def test_attachments_of_version_1_are_adopted(bench: KernelBench) -> None:
-    """As they are: their names stay, and they are found by them."""
+    """They keep their names, and are found by them."""
     path = bench.add_netns()
     with bench.datapath.open_netns(path) as netns:
         new = record_for(netns, if_name="eth1", number=2, peer=3)

@@ -10,11 +10,11 @@ that is about to be another's. What others take away is put back by a start, and
 by the reconciler.
 
 The pair is sent alone, because the kernel goes on after a request that failed:
-what follows names the link by its index, which is ours only if it was made.
-The commit is one send, thus whole or not at all when the process is
-killed. A link without its record is an attach that never finished; routes come
-after `up` since the kernel has no route through a link that is down, and a
-record tells which are missing.
+later requests name the link by its index, which is ours only if it was made.
+The commit is one send, so a kill leaves it whole or unsent. A link without its
+record is an attach that never finished; routes come after `up`, since the
+kernel has no route through a link that is down, and a record says which are
+missing.
 """
 
 import errno
@@ -32,8 +32,8 @@ from metropolis.node.core.network.workloads.datapath.elements import (
 )
 from metropolis.node.core.network.workloads.datapath.host import LOOPBACK, Host, refusals
 from metropolis.node.core.network.workloads.datapath.interface import (
-    HoldIdle,
     IndexTaken,
+    LockIfIdle,
     Netns,
     NoIPv6,
     Record,
@@ -123,7 +123,7 @@ class KernelDatapath:
         self._elements.close()
         self._host_netns = None
 
-    # ---- What there is ------------------------------------------------------
+    # ---- Queries ------------------------------------------------------------
 
     @property
     def parts(self) -> Sequence[LinkPart]:
@@ -143,7 +143,7 @@ class KernelDatapath:
         """See Datapath."""
         return self._restorer.present()
 
-    def repair(self, records: Sequence[Record], allow: Allow, hold: HoldIdle) -> Sequence[Repair]:
+    def repair(self, records: Sequence[Record], allow: Allow, hold: LockIfIdle) -> Sequence[Repair]:
         """See Datapath."""
         return self._restorer.repair(records, allow, hold)
 
@@ -151,7 +151,7 @@ class KernelDatapath:
 
     def open_netns(self, path: str) -> KernelNetns:
         """See Datapath."""
-        host = self._host_netns  # a reference of our own keeps it open
+        host = self._host_netns  # this reference keeps it open
         if host is None:
             raise Unavailable("the workload network service has stopped")
         return open_netns(path, host)
@@ -169,9 +169,9 @@ class KernelDatapath:
     def create(self, netns: Netns, record: Record, *, metric: int) -> None:
         """See Datapath.
 
-        One at a time, as the kernel has it anyway: its lock (RTNL) is one that
-        threads spin for, which costs a seventh of the attaches a second at 16
-        at once. One that is stuck does not hold the others up.
+        One at a time, since the kernel serialises them anyway: threads spin for
+        its lock (RTNL), which costs a seventh of the throughput with 16
+        concurrent attaches. A stuck one does not delay the others.
         """
         alone = self._create_lock.acquire(timeout=_CREATE_LOCK_TIMEOUT_S)
         try:
@@ -216,7 +216,7 @@ class KernelDatapath:
         except BatchError as error:
             raise self._creation_error(record, error) from error
         except (NetlinkError, OSError) as error:
-            # Not known whether it was made. The index alone does not tell.
+            # It may have been made or not. The index alone does not tell.
             self._undo(record, None, error, verify=True)
             raise KernelRefused(f"{_attach(record)}: {error}") from error
 
@@ -252,7 +252,7 @@ class KernelDatapath:
             encoded = messages.encode_commit(record, ipv6=ipv6, first=first)
             self._host.batch_encoded(encoded, requests)
         except BatchError as error:
-            # An IPv4 route whose source address somebody took off lo.
+            # An IPv4 route whose source address is missing on lo.
             sent = requests()
             route = len(sent) - 1 if record.ips[-1].version == 4 else len(first) + 3
             failed = {(one.index, one.errno) for one in error.errors}
@@ -280,7 +280,8 @@ class KernelDatapath:
                 request = del_link(record.host_ifindex, record.host_interface)
                 self._host.batch_tolerating({errno.ENODEV}, request)
             if loopback is not None:
-                # Its IPv4 address stays when it goes down, the IPv6 one goes.
+                # Its IPv4 address stays when it goes down; the IPv6 one
+                # vanishes.
                 loopback.batch_tolerating(
                     {errno.EADDRNOTAVAIL},
                     set_link_down(LOOPBACK, "lo"),
@@ -340,12 +341,12 @@ class KernelDatapath:
 
 
 def _attach(record: Record) -> str:
-    """What an error was about."""
+    """Return the object of an error."""
     return f"attach {show(record.workload_id)}"
 
 
 def _attach_error(record: Record, error: BatchError, where: str) -> WorkloadError:
-    """The first refusal is the cause; later ones mostly follow from it."""
+    """Make the error of the first refusal; later ones mostly follow from it."""
     operation = _attach(record)
     first = error.errors[0]
     if first.errno == errno.EACCES and record.ips[-1].version == 6:

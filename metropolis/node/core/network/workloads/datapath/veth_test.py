@@ -32,7 +32,7 @@ from osbase.netlink.transport import NetlinkSocket, open_raw
 
 
 class TestKernelDatapath(DatapathContract):
-    """All of the contract, on the kernel."""
+    """The whole contract, on the kernel."""
 
     def test_both_ends_are_as_they_should_be(self, bench: KernelBench) -> None:
         path = bench.add_netns()
@@ -119,9 +119,9 @@ class TestKernelDatapath(DatapathContract):
                     create(bench, path)
                     break
                 except KernelRefused as error:
-                    told = str(error)
-            assert told.startswith("attach 'w1': ")
-            assert "EINVAL" in told
+                    reported = str(error)
+            assert reported.startswith("attach 'w1': ")
+            assert "EINVAL" in reported
             assert bench.pods[path].objects() == inside, target
             assert objects() == before, target
         assert target == 16  # requests of one attach
@@ -130,8 +130,8 @@ class TestKernelDatapath(DatapathContract):
     def test_a_check_finds_everything_that_can_be_taken(
         self, bench: KernelBench, where: str
     ) -> None:
-        """Each step takes something else; found is what is told of, in words,
-        when the namespace may be entered, and with `*` only then.
+        """Each step takes something else; found lists the reported differences,
+        if the namespace may be entered, and those with `*` only then.
         """
         path = bench.add_netns()
         record = create(bench, path)
@@ -168,7 +168,7 @@ class TestKernelDatapath(DatapathContract):
                 ("link", {"ifname": "renamed", "index": peer}, {"name"}),
             ],
         }
-        told: set[str] = set()
+        reported: set[str] = set()
         for verb, chosen, expected in steps[where]:
 
             def take(verb: str = verb, chosen: dict[str, Any] = chosen) -> None:
@@ -189,17 +189,17 @@ class TestKernelDatapath(DatapathContract):
             from_outside = {finding.what for finding in bench.datapath.check(record, None)}
             assert from_outside <= found
             for word in expected:
-                new = {what for what in found - told if word.rstrip("*") in what}
-                assert new, (chosen, found - told)
+                new = {what for what in found - reported if word.rstrip("*") in what}
+                assert new, (chosen, found - reported)
                 assert bool(new - from_outside) is word.endswith("*"), (word, new, from_outside)
-            told |= found
+            reported |= found
         bench.datapath.remove([record])
-        bench.again()  # puts back the first hop
+        bench.again()  # this restores the first hop
 
     def test_an_answer_that_is_lost_is_undone(
         self, bench: KernelBench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It is not known then whether the pair was made."""
+        """It is unknown then whether the pair was made."""
         path = bench.add_netns()
         before = objects()
         real = NetlinkSocket.batch_encoded
@@ -230,7 +230,7 @@ class TestKernelDatapath(DatapathContract):
 
 
 def test_closing_under_a_call_does_not_strand_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that does not find home would end this process."""
+    """A thread that cannot return to the host would end this process."""
     datapath = KernelDatapath()
     datapath.open(lambda _: None, lambda: None)
     home = os.stat("/proc/thread-self/ns/net").st_ino

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The service's logic: who has what, and in which order things happen.
+"""The service's logic: ownership, and the order of steps.
 
     engine         the public face: start, close, settings, calls
       ├─ attach    reserve, create, settle

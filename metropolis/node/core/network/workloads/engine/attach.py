@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An attach, in the order in which it happens.
+"""The steps of an attach, in their order.
 
     step      by         takes or makes                   after a crash there is
     --------  ---------  -------------------------------  ----------------------
@@ -13,7 +13,7 @@
                                                             too (they as well)
                          what parts add to the link,      an attachment
                          records and routes (the commit)    (a start adopts it)
-    settle    ledger     ATTACHED; watchers are told      an attachment
+    settle    ledger     ATTACHED; watchers hear it       an attachment
 
 After an error of `create` nothing is left, and the reservation is dropped. If
 undoing fails as well, the entry is BROKEN: a Detach or the next Attach removes
@@ -128,8 +128,8 @@ class Attacher:
         return attachment_of(entry.record)
 
     def _create(self, reserved: Reservation, netns: Netns, requested: Sequence[IPAddress]) -> None:
-        """Create the links. An attempt that met others' indexes or routes is
-        repeated with other ones.
+        """Create the links. An attempt that collides with others' indexes or
+        routes is repeated with different ones.
         """
         entry, metric = reserved.entry, reserved.metric
         for _ in range(_INDEX_ATTEMPTS):
@@ -137,13 +137,13 @@ class Attacher:
                 self._datapath.create(netns, entry.record, metric=metric)
                 return
             except IndexTaken:
-                # By another program's link, here or in the namespace.
+                # Taken by another program's link, here or in the namespace.
                 self._ledger.renumber(entry, peer_ifindex=random_index())
             except NoIPv6 as error:
                 self._refuse_unless_optional(entry, requested, error)
                 self._ledger.renumber(entry, without_ipv6=True)
             except RouteTaken:
-                # By an interface of another plugin: its route comes first.
+                # Taken by another plugin's interface: its route comes first.
                 if metric:
                     raise
                 metric = further_metric(entry.record.peer_ifindex)
@@ -164,7 +164,7 @@ class Attacher:
 
 
 def _same_or_raise(record: Record, intent: AttachIntent, cookie: int) -> Attachment:
-    """Return the attachment if the intent is what made it."""
+    """Return the attachment if the same intent made it, else raise."""
     operation = f"attach {show(intent.workload_id)}, interface {show(intent.if_name)}"
     if record.netns_cookie != cookie:
         raise AlreadyExists(f"{operation}: exists in another network namespace")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs between the records and the kernel: told, or put back."""
+"""Differences between the records and the kernel: reported, or repaired."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -70,11 +70,11 @@ class Checker:
 
     def repair(self, allow: Allow) -> Sequence[Repair]:
         """See Engine.repair."""
-        return self._datapath.repair(self._ledger.attached(), allow, self._hold_idle)
+        return self._datapath.repair(self._ledger.attached(), allow, self._lock_if_idle)
 
     @contextlib.contextmanager
-    def _hold_idle(self, record: Record) -> Iterator[bool]:
-        """Keep calls away from an attachment, if none is busy with it."""
+    def _lock_if_idle(self, record: Record) -> Iterator[bool]:
+        """Lock an attachment's workload, if no call is busy with it."""
         lock = self._locks.workload.try_hold(record.workload_id)
         if lock is None:
             yield False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check, and repairs for the reconciler, of an engine over the fake."""
+"""Check, and repairs for the reconciler, with an engine on the fake."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -61,7 +61,7 @@ def test_check_with_another_namespace_tells_and_does_not_enter(world: World) -> 
 
 
 def damage(world: World) -> None:
-    """Of every link, the MTU."""
+    """The links whose MTU is wrong."""
     for index, record in world.kernel.links.items():
         world.kernel.changed[index] = replace(record, mtu=9000)
 
@@ -89,7 +89,7 @@ def test_nothing_is_looked_at_before_the_start() -> None:
 
 
 def test_what_a_call_is_busy_with_is_not_touched(world: World) -> None:
-    """Neither by an attach, a detach, nor any other of the workload."""
+    """Neither by an attach, a detach, nor another call for the workload."""
     world.engine.attach(intent("a", "/a"))
     world.engine.attach(intent("b", "/b"))
     busy, go_on = threading.Event(), threading.Event()

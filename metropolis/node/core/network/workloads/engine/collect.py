@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Collect: remove what is not live, many at a time.
 
-What is live is asked once, of what there is when the collection begins. An
-attach that is under way then, or comes later, protects its workload for as long
-as the collection lasts, so nothing that is newer than the answer is removed.
+is_live is called once for each attachment that exists when the collection
+begins. An attach that is under way then, or begins later, protects its workload
+for as long as the collection lasts, so nothing newer than the answer is
+removed.
 """
 
 import contextlib
@@ -68,7 +69,7 @@ class Collector:
                 collected = _sum(collected, self._remove_held(idle))
         for workload_id, entries in busy.items():
             if not self._ledger.unprotected(entries):
-                continue  # it waits for no attach
+                continue  # it does not wait for an attach
             try:
                 with self._locks.workload.hold(workload_id, time_remaining):
                     collected = _sum(collected, self._remove_held(entries))
@@ -78,15 +79,15 @@ class Collector:
         return collected
 
     def _remove_held(self, entries: Sequence[Entry]) -> Collected:
-        """Remove entries of workloads whose locks are held: an attach that does
-        not protect one by now comes after.
+        """Remove entries of workloads whose locks are held: an attach that has
+        not protected its workload yet comes after.
         """
         entries = self._ledger.unprotected(entries)
         try:
             self._detacher.remove(entries)
             return Collected(tuple(attachment_of(entry.record) for entry in entries), ())
         except WorkloadError:
-            # It is not known which failed: each by itself.
+            # It is unknown which one failed: remove each by itself.
             removed: list[Attachment] = []
             remaining: list[tuple[Attachment, str]] = []
             for entry in entries:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collect, of an engine over the fake."""
+"""Collect, with an engine on the fake datapath."""
 
 import threading
 from collections.abc import Sequence
@@ -72,8 +72,8 @@ def test_collect_tells_what_remains_and_can_be_repeated(world: World) -> None:
 
 
 def test_collect_never_touches_an_attach_in_flight(world: World) -> None:
-    """Neither one that makes an attachment nor one that finds it, whether it
-    began before the collection or begins while that runs.
+    """Neither an attach that makes an attachment nor one that finds it, whether
+    it began before the collection or begins while that runs.
     """
     world.engine.set_prefixes([ip_network("10.0.0.0/24")])
     for letter in "abcd":
@@ -114,7 +114,7 @@ def test_collect_leaves_what_is_not_what_it_saw(world: World) -> None:
     def is_live(*_: str) -> bool:
         if not again:
             world.engine.detach("w1")
-            # As another process would: no attach of this engine is seen.
+            # As another process would: this engine sees no attach.
             world.engine.attach(intent())
             with world.engine._ledger._mutex:
                 world.engine._ledger._protected.begin_collection()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An engine over the fake for each test."""
+"""An engine on the fake datapath for each test."""
 
 import pytest
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A removal, in the order in which it happens; Detach, and others that remove.
+"""The steps of a removal, in their order; for Detach and other removals.
 
     step      by         does                         after a crash there is
     --------  ---------  ---------------------------  --------------------------
@@ -59,7 +59,7 @@ class Detacher:
             self.remove(entries)
 
     def _cookie_of(self, path: str) -> int | None:
-        """None when there is no such namespace any more."""
+        """Return the namespace's cookie; None when it is gone."""
         try:
             with self._datapath.open_netns(path) as netns:
                 return netns.cookie
@@ -69,8 +69,7 @@ class Detacher:
     def remove(self, entries: Iterable[Entry]) -> None:
         """Remove entries of workloads whose locks the caller holds.
 
-        Raises KernelRefused; those entries of which it is not known that they
-        are gone are BROKEN then.
+        Raises KernelRefused; entries that may still exist are BROKEN then.
         """
         leaving = self._ledger.leave(entries)
         if not leaving:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine's public face: start, close, settings, and the calls.
 
-Who does what is in the modules of this folder; what may run at the same time is
-in `locks`.
+The modules of this folder do the work; `locks` says which calls may run
+concurrently.
 """
 
 import logging
@@ -39,14 +39,14 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """The service's logic; synchronous, for any number of threads.
+    """The service's logic; synchronous and thread-safe.
 
-    Every method but `start` and `close` raises errors of the WorkloadError
-    family only. time_remaining: see `locks`.
+    All methods except `start` and `close` raise only errors of the
+    WorkloadError family. time_remaining: see `locks`.
     """
 
     def __init__(self, datapath: Datapath, conditions: Conditions | None = None) -> None:
-        """conditions: what else of the node's network decides Status."""
+        """conditions: other problems of the node's network, for Status."""
         conditions = conditions or Conditions()
         self._datapath = datapath
         self._start_lock = threading.Lock()
@@ -113,19 +113,19 @@ class Engine:
         *,
         lacking: str = "",
     ) -> None:
-        """Replace the prefixes that new attachments get addresses of.
+        """Replace the prefixes that new attachments get addresses from.
 
-        Any time, from any thread; attachments are untouched. Without prefixes
-        the service is not ready. draining: prefixes that hand out nothing new;
-        take them away when `in_use` returns 0. lacking: why there is no prefix
-        where there should be one, and so no new attachment. Raises
-        InvalidArgument when two overlap, and changes nothing then.
+        Thread-safe; attachments are untouched. Without prefixes the service is
+        not ready. draining: prefixes that hand out nothing new; remove them
+        when `in_use` returns 0. lacking: why a wanted prefix is missing, which
+        prevents new attachments. Raises InvalidArgument when two overlap, and
+        changes nothing then.
         """
         self._ledger.set_prefixes(prefixes, reserved, draining)
         self._readiness.lacking = lacking
 
     def in_use(self, prefix: IPNetwork) -> int:
-        """Return how many addresses of the prefix attachments have."""
+        """Return how many addresses of the prefix are in use."""
         return self._ledger.in_use(prefix)
 
     def set_mtu(self, mtu: int) -> None:
@@ -141,8 +141,8 @@ class Engine:
     # ---- Status -------------------------------------------------------------
 
     def status(self) -> None:
-        """Raise Unavailable, saying why, unless an attach could be served and
-        the node's network is as it should be.
+        """Raise Unavailable, with the reason, unless an attach could be served
+        and the node's network is as it should be.
         """
         if problems := self.problems():
             raise Unavailable("; ".join(dict.fromkeys(problems.values())))
@@ -152,12 +152,12 @@ class Engine:
         return self._readiness.problems()
 
     def notes(self) -> dict[str, str]:
-        """Return what is worth knowing of the node's network, by name."""
+        """Return notes on the node's network, by name."""
         return self._readiness.notes()
 
     def check_room(self) -> None:
-        """Raise Exhausted when an attach would get no address of a family that
-        there are prefixes of.
+        """Raise Exhausted when a family with prefixes has no address left for
+        an attach.
         """
         self._readiness.check_room()
 
@@ -166,7 +166,7 @@ class Engine:
     def attach(
         self, intent: AttachIntent, *, time_remaining: TimeRemaining = forever
     ) -> Attachment:
-        """Make the attachment, or return the one that the same request made.
+        """Make the attachment, or return the one from the same request.
 
         All or nothing.
         """
@@ -186,8 +186,8 @@ class Engine:
     ) -> None:
         """Remove a workload's interface, or all; a missing one is no error.
 
-        A path of another namespace than the attachment's leaves it alone; one
-        that is gone does not count. Works without prefixes, and before `start`.
+        A path of another namespace than the attachment's leaves it alone; a
+        vanished path is ignored. Works without prefixes, and before `start`.
         """
         check_detach(workload_id, netns_path, if_name)
         if not self._started:
@@ -204,16 +204,16 @@ class Engine:
     ) -> list[Checked]:
         """Compare a workload's interface, or all of them, with the kernel.
 
-        Changes nothing. netns_path: of the namespace, so that it can be
-        entered. Raises NotAttached when there is nothing to compare.
+        Changes nothing. netns_path: the namespace, to look inside. Raises
+        NotAttached when there is nothing to compare.
         """
         check_detach(workload_id, netns_path, if_name)
         self._readiness.refuse_unless_running()
         return self._checker.check(workload_id, if_name, netns_path, time_remaining)
 
     def protect(self, workload_id: str) -> Protection:
-        """Keep `collect` away from a workload for a `with` block: of a caller
-        that is about to attach to it, or has, and has not told anybody yet.
+        """Keep `collect` from a workload for a `with` block: for a caller that
+        attaches to it, until it has returned the answer.
         """
         return self._ledger.protect(workload_id)
 
@@ -224,30 +224,30 @@ class Engine:
         of_owner: Callable[[str], bool] = lambda _: True,
         time_remaining: TimeRemaining = forever,
     ) -> Collected:
-        """Remove what is not live, but nothing that an attach is busy with.
+        """Remove attachments that are not live, unless an attach is busy.
 
-        is_live: of a workload id and an interface name; it is asked once, by
-        this thread, of what there is when the collection begins. of_owner: of
-        an owner, "" where it is not known; what others own is left alone.
-        Workloads that are protected at any time since the collection began are
-        left alone, too: an attach does that. Works before `start`.
+        is_live: takes a workload id and an interface name; this thread calls it
+        once for each attachment that exists when the collection begins.
+        of_owner: takes an owner, "" where it is unknown; attachments of other
+        owners stay. So do workloads that are protected at any time since the
+        collection began, as an attach does. Works before `start`.
         """
         if not self._started:
             self.start()
         return self._collector.collect(is_live, of_owner, time_remaining)
 
     def repair(self, allow: Allow) -> Sequence[Repair]:
-        """Put back what others changed of the attachments; see ward.Ward.
+        """Restore what others changed in the attachments; see ward.Ward.
 
-        What a call is busy with is left alone. Raises KernelRefused when the
-        kernel does not say what there is.
+        Attachments that a call is busy with are skipped. Raises KernelRefused
+        when the kernel's state cannot be read.
         """
         return self._checker.repair(allow) if self._started else ()
 
     def watch(self, backlog: int = BACKLOG) -> Watcher:
         """Return a watcher: all attachments, and then every change.
 
-        To be left by `with`. backlog: how many changes it may be behind.
+        Use it in a `with` block. backlog: changes that it may be behind.
         """
         self._readiness.refuse_unless_running()
         return self._ledger.watch(backlog)
@@ -267,7 +267,7 @@ class Engine:
             self._detacher.clean_up(entry)
 
     def _on_overrun(self) -> None:
-        """Find out which removals were missed."""
+        """Find the removals whose events were lost."""
         before = self._ledger.overrun()
         present = self._datapath.present()
         missing = [index for index in before if index not in present]
@@ -275,11 +275,11 @@ class Engine:
         for index in missing:
             self._on_removed(index)
 
-    # Last, since within the class its name hides the type's.
+    # Last, since within the class its name hides the builtin type.
 
     def list(self, workload_id: str = "") -> list[Attachment]:
         """Return the attachments, of one workload or all. Raises Unavailable
-        before they are recovered: an empty list would not be true.
+        before they are recovered: an empty list would be wrong.
         """
         if not self._started and not self._closed:
             raise Unavailable(NOT_RUNNING)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attach, Detach and life of the engine over the fake: order, undo, races."""
+"""Attach, Detach and life of the engine on the fake: order, undo, races."""
 
 import threading
 from collections.abc import Sequence
@@ -98,7 +98,7 @@ def test_a_family_that_is_exhausted_fails_the_whole_attach(world: World) -> None
     with pytest.raises(Exhausted, match=r"fd00::/127 \(2 usable, 2 in use, 0 reserved\)"):
         world.engine.attach(intent("c", "/c"))
     world.engine.set_prefixes([ip_network("10.0.0.0/30")])
-    with pytest.raises(Exhausted):  # the address of IPv4 that was taken went back
+    with pytest.raises(Exhausted):  # the IPv4 address was returned
         world.engine.attach(intent("c", "/c"))
     world.engine.detach("a")
     assert str(world.engine.attach(intent("c", "/c")).ips[0]) == "10.0.0.1"
@@ -282,7 +282,7 @@ def test_a_namespace_that_dies_frees_its_address(world: World) -> None:
 def test_lost_events_are_made_up_for(world: World) -> None:
     gone = world.engine.attach(intent())
     kept = world.engine.attach(intent("w2", "/b"))
-    world.datapath.take_link(gone.host_ifindex, told=False)
+    world.datapath.take_link(gone.host_ifindex, reported=False)
     world.datapath.overrun()
     assert world.engine.list() == [kept]
 
@@ -291,7 +291,7 @@ def test_events_lost_during_an_attach_are_made_up_for(world: World) -> None:
     world.engine.set_prefixes([ip_network("10.0.0.1/32")])
 
     def die_unheard(record: Record) -> None:
-        world.datapath.take_link(record.host_ifindex, told=False)
+        world.datapath.take_link(record.host_ifindex, reported=False)
         world.datapath.overrun()
 
     world.datapath.on_create = die_unheard

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attachments as the service knows them, and the tables that find them.
+"""Attachments in memory, and the tables that find them.
 
 An attachment's life (any other step is an AssertionError):
 
@@ -9,8 +9,8 @@ An attachment's life (any other step is an AssertionError):
                                                ^                         │
                                                └─── could not be removed ┘
 
-An entry is dropped wherever its link is gone. Not thread-safe: the ledger owns
-the tables, and holds its mutex when it uses them.
+An entry is dropped when its link is gone. Not thread-safe: the ledger owns the
+tables, and uses them under its mutex.
 """
 
 import enum
@@ -41,10 +41,10 @@ _NEXT = {
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """An attachment. The ledger alone changes it; others read it.
+    """An attachment. Only the ledger changes it; others read it.
 
-    gone: the link was removed while a call was busy with it; never taken back
-    but by a new index. announced: watchers have been told of it.
+    gone: the link was removed while a call was busy with it; stays true unless
+    the entry gets a new index. announced: watchers were notified of it.
     """
 
     record: Record
@@ -74,7 +74,7 @@ class Tables:
         self._by_index[record.host_ifindex] = entry
 
     def drop(self, entry: Entry) -> bool:
-        """Forget an entry. Returns whether it was there."""
+        """Drop an entry. Returns whether it was there."""
         record = entry.record
         if self._by_index.pop(record.host_ifindex, None) is None:
             return False
@@ -89,15 +89,15 @@ class Tables:
         self._by_index[record.host_ifindex] = entry
 
     def of_workload(self, workload_id: str) -> Mapping[str, Entry]:
-        """A workload's entries, by the names of their interfaces."""
+        """Return a workload's entries, by their interface's name."""
         return self._by_workload.get(workload_id, {})
 
     def in_netns(self, cookie: int) -> Mapping[str, Entry]:
-        """A namespace's entries, by the names of their interfaces."""
+        """Return a namespace's entries, by their interface's name."""
         return self._by_netns.get(cookie, {})
 
     def at_index(self, ifindex: int) -> Entry | None:
-        """The entry whose link on the host has this index."""
+        """Return the entry whose link on the host has this index."""
         return self._by_index.get(ifindex)
 
     def __iter__(self) -> Iterator[Entry]:
@@ -114,12 +114,12 @@ def _discard[K](table: dict[K, dict[str, Entry]], key: K, name: str) -> None:
 
 
 def owner_text(workload_id: str) -> str:
-    """How messages name the owner of an address or a name."""
+    """Return the owner of an address or a name, for messages."""
     return f"workload {show(workload_id)}"
 
 
 def attachment_of(record: Record) -> Attachment:
-    """What callers see of a record."""
+    """Return the record's part that callers see."""
     versions = [ip.version for ip in record.ips]
     return Attachment(
         workload_id=record.workload_id,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing that the engine keeps grows with what it has done, over the fake.
+"""No state of the engine grows with its history, on the fake datapath.
 
 Counts the entries of every container that can be reached from the engine, after
 a history and after ten more of it, with other ids each time.
@@ -25,7 +25,7 @@ _CODE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, 
 
 
 def entries(root: object) -> int:
-    """Of dicts, lists, sets and deques that can be reached, but by code."""
+    """Count the entries of all reachable containers, without code."""
     seen: set[int] = set()
     waiting, total = [root], 0
     while waiting:
@@ -40,7 +40,7 @@ def entries(root: object) -> int:
 
 
 class World:
-    """An engine; each `next` is an id and a path that were not there before."""
+    """An engine; each `next` is a new id and path."""
 
     def __init__(self) -> None:
         self.datapath = FakeDatapath()
@@ -50,7 +50,7 @@ class World:
         self.count = 0
 
     def attach(self, **chosen: object) -> str:
-        """Of a new workload, refused or not; return the path and the id."""
+        """Attach a new workload, refused or not; return the path and the id."""
         self.count += 1
         name = f"/w{self.count}"
         self.datapath.kernel.add_netns(name)
@@ -70,7 +70,7 @@ def died(world: World) -> None:
 
 
 def died_unseen(world: World) -> None:
-    world.datapath.kill_netns(world.attach(), told=False)
+    world.datapath.kill_netns(world.attach(), reported=False)
     world.datapath.overrun()
 
 
@@ -139,7 +139,7 @@ def test_nothing_grows(history: Callable[[World], None], monkeypatch: pytest.Mon
 
 
 def test_growth_is_noticed() -> None:
-    """As of the pool when it remembered everything."""
+    """As in the pool when it remembered everything."""
     world = World()
     for _ in range(20):
         detached(world)

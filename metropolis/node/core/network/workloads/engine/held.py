@@ -23,7 +23,7 @@ class HeldLinks:
         self._by_index: dict[int, Held] = {}
 
     def adopt(self, found: Iterable[Held], used: set[IPAddress]) -> None:
-        """Hold links. used: addresses that attachments have."""
+        """Hold links. used: addresses of attachments."""
         used = set(used)
         for one in found:
             ips = tuple(ip for ip in one.ips if ip not in used)
@@ -36,7 +36,7 @@ class HeldLinks:
             self._by_index[one.ifindex] = replace(one, ips=ips)
 
     def remove(self, ifindex: int) -> Held | None:
-        """Forget a link, and free what it held. Returns it if it was there."""
+        """Stop holding a link, and free its addresses. Returns it, if held."""
         held = self._by_index.pop(ifindex, None)
         for ip in held.ips if held is not None else ():
             self._pool.release(ip)

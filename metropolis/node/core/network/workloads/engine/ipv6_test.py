@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where IPv6 is switched off: on the node, in a namespace. Over the fake."""
+"""IPv6 is switched off: on the node, in a namespace. On the fake datapath."""
 
 from ipaddress import IPv4Address, ip_address, ip_network
 
@@ -78,9 +78,9 @@ def test_the_first_attempt_that_is_told_to_be_gone_is_not_the_second(world: Worl
     late: list[int] = []
     real = world.datapath.take_link
 
-    def taking(ifindex: int, *, told: bool = True) -> None:
+    def taking(ifindex: int, *, reported: bool = True) -> None:
         late.append(ifindex)
-        real(ifindex, told=False)
+        real(ifindex, reported=False)
 
     world.datapath.take_link = taking  # type: ignore[method-assign]
     made = engine.attach(AttachIntent("w", "/b", "eth0"))

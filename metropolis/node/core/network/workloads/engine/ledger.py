@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who has what: attachments, addresses, resources, indexes, protection.
 
-What is here is a copy of what the kernel knows: `adopt` reads it back. Every
-public method takes the mutex itself and returns without kernel work, which it
-could not do: nothing here can reach a kernel (build/lint sees to that). So each
-is one step, seen whole or not at all, and none of them ever waits for long.
+It is a copy of the kernel's state: `adopt` reads it back. Every public method
+takes the mutex itself and returns without kernel work, which is impossible
+here: the ledger imports nothing that reaches a kernel (build/lint checks that).
+So each method is atomic, and none waits for long.
 
-Events of watchers are put into their queues under the mutex, too, so their
-order is the order of the steps.
+Events for watchers are put into their queues under the mutex, too, so they have
+the order of the steps.
 """
 
 import contextlib
@@ -45,8 +45,8 @@ type _Prefixes = tuple[Sequence[IPNetwork], Collection[IPAddress], Collection[IP
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What an attach has before it begins. metric: of the routes inside.
-    overruns: of events, so far; see `check_presence`.
+    """The reserved values of an attach. metric: of the routes inside. overruns:
+    of events, so far; see `check_presence`.
     """
 
     entry: Entry
@@ -76,16 +76,16 @@ class Protection:
 
 
 class Ledger:
-    """See the module. Thread-safe; entries are changed nowhere else.
+    """See the module. Thread-safe; only it changes entries.
 
-    Longer than other classes, since all that needs the mutex is here.
+    Longer than other classes, since everything that needs the mutex is here.
     """
 
     def __init__(self, parts: Sequence[Part] = ()) -> None:
         """parts: that say which resources an attachment needs."""
         self.watchers = Watchers()
         self._indexes = index_numbers()
-        # All below: guarded by the mutex.
+        # The mutex guards all attributes below.
         self._mutex = threading.Lock()
         self._tables = Tables()
         self._pool = AddressPool()
@@ -99,7 +99,7 @@ class Ledger:
     # ---- Recovery and settings ----------------------------------------------
 
     def adopt(self, complete: Iterable[Record], held: Iterable[Held]) -> None:
-        """Begin with what a scan found."""
+        """Start with the result of a scan."""
         with self._mutex:
             for record in complete:
                 self._tables.add(Entry(record, State.ATTACHED, announced=True))
@@ -119,8 +119,8 @@ class Ledger:
     ) -> None:
         """See Engine.set_prefixes."""
         with self._mutex:
-            # A pool looks at what is in use to choose where it begins. So
-            # before that is known, prefixes are only judged.
+            # A pool uses the addresses in use to choose where it begins. Before
+            # these are known, prefixes are only validated.
             pool = self._pool if self._adopted else AddressPool()
             pool.set_prefixes(prefixes, reserved, draining)
             self._prefixes = (tuple(prefixes), tuple(reserved), tuple(draining))
@@ -132,19 +132,19 @@ class Ledger:
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """The IP versions of which there is a prefix."""
+        """Return the IP versions that have a prefix."""
         with self._mutex:
             return self._pool.versions
 
     def check_room(self, *, ipv6: bool) -> None:
-        """Raise Exhausted when a family has no address left. ipv6: whether it
-        is one that workloads can have.
+        """Raise Exhausted when a family has no address left. ipv6: whether
+        workloads can have IPv6.
         """
         with self._mutex:
             for version in self._usable_versions(ipv6=ipv6):
                 self._pool.check_room(version)
 
-    # ---- What there is ------------------------------------------------------
+    # ---- Queries ------------------------------------------------------------
 
     def find(self, workload_id: str, if_name: str) -> Entry | None:
         """Return the entry of an interface."""
@@ -152,13 +152,13 @@ class Ledger:
             return self._tables.of_workload(workload_id).get(if_name)
 
     def of_workload(self, workload_id: str, if_name: str = "") -> list[Entry]:
-        """Return a workload's entries; with a name, that one's."""
+        """Return a workload's entries, or only that of one interface."""
         with self._mutex:
             entries = self._tables.of_workload(workload_id)
             return [entry for name, entry in entries.items() if if_name in ("", name)]
 
     def attached(self, workload_id: str = "") -> list[Record]:
-        """Return the records of what is attached, of one workload or all."""
+        """Return the records of attachments, of one workload or all."""
         with self._mutex:
             chosen: Iterable[Entry] = self._tables
             if workload_id:
@@ -166,14 +166,14 @@ class Ledger:
             return [entry.record for entry in chosen if entry.state is State.ATTACHED]
 
     def is_attached(self, record: Record) -> bool:
-        """Whether this very record is attached, and no call changes it."""
+        """Return whether the record is attached and no call changes it."""
         with self._mutex:
             entry = self._tables.at_index(record.host_ifindex)
             return entry is not None and entry.state is State.ATTACHED and entry.record is record
 
     @property
     def held(self) -> tuple[Held, ...]:
-        """The links that are left alone."""
+        """Return the links that are left alone."""
         with self._mutex:
             return tuple(self._held)
 
@@ -194,9 +194,9 @@ class Ledger:
         mtu: int,
         ipv6: bool,
     ) -> Reservation:
-        """Take all that the attachment needs, or nothing.
+        """Reserve all that the attachment needs, or nothing.
 
-        cookie: of its namespace. mtu: in bytes. ipv6: whether the host has it.
+        cookie: its namespace's. mtu: in bytes. ipv6: whether the host has it.
         Raises AlreadyExists, Exhausted or InvalidArgument.
         """
         with self._mutex:
@@ -263,7 +263,7 @@ class Ledger:
             entry.gone = False
 
     def check_presence(self, reserved: Reservation, present: Callable[[], Collection[int]]) -> None:
-        """Note a removal that may be among events that were lost meanwhile.
+        """Detect a removal that may be among events that were lost meanwhile.
 
         present: returns the host indexes of links; it is called only if events
         were lost, and without the mutex.
@@ -273,7 +273,7 @@ class Ledger:
         index = reserved.entry.record.host_ifindex
         missing = index not in present()
         with self._mutex:
-            # An event that came meanwhile is as good: gone stays gone.
+            # An event that came meanwhile also counts: `gone` stays true.
             reserved.entry.gone = reserved.entry.gone or missing
 
     def settle(self, entry: Entry, state: State) -> bool:
@@ -292,7 +292,7 @@ class Ledger:
     # ---- The steps of a removal ---------------------------------------------
 
     def leave(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Begin to remove entries. Returns those whose links are there."""
+        """Begin to remove entries. Returns those whose links exist."""
         with self._mutex:
             leaving = [entry for entry in entries if not entry.gone]
             for entry in leaving:
@@ -300,7 +300,7 @@ class Ledger:
             return leaving
 
     def drop(self, entry: Entry) -> None:
-        """Forget an entry and free what it has. Twice is once."""
+        """Drop an entry and free its reservations. Idempotent."""
         with self._mutex:
             if self._forget(entry):
                 self._free(entry.record)
@@ -326,7 +326,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def collection(self, of_owner: Callable[[str], bool]) -> Iterator[list[Entry]]:
-        """Give what a collection may remove, of these owners. One at a time."""
+        """Yield the entries of these owners to collect. One at a time."""
         with self._mutex:
             self._protected.begin_collection()
             seen = [
@@ -341,8 +341,8 @@ class Ledger:
                 self._protected.end_collection()
 
     def unprotected(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Return those whose links are there and whose workloads were protected
-        at no time since the collection began.
+        """Return entries whose links exist and whose workloads were never
+        protected since the collection began.
         """
         with self._mutex:
             protected = self._protected.since_collection
@@ -350,7 +350,7 @@ class Ledger:
                 one for one in entries if not one.gone and one.record.workload_id not in protected
             ]
 
-    # ---- What happens without a call ----------------------------------------
+    # ---- Events -------------------------------------------------------------
 
     def claim(self, workload_id: str, host_interface: Callable[[str], str]) -> bool:
         """Adopt links that lost their workload's id, if they are this one's.
@@ -382,15 +382,15 @@ class Ledger:
             held = self._held.remove(ifindex)
             entry = self._tables.at_index(ifindex)
             if entry is not None and entry.state in (State.ATTACHING, State.LEAVING):
-                entry.gone = True  # the call that is busy with it goes on
+                entry.gone = True  # the busy call continues
                 return None, held
             if entry is not None:
                 self._lose(entry)
             return entry, held
 
     def overrun(self) -> list[int]:
-        """Note that events were lost. Returns the indexes to look for; what is
-        being attached is looked for by its own call.
+        """Record that events were lost. Returns the indexes to look for; a
+        running attach looks for its own.
         """
         with self._mutex:
             self._overruns += 1

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links that are left alone: said in Status, and given back to their workload.
+"""Links that are left alone: reported in Status, and returned to their
+workload.
 
 A link that a newer version made, or that only looks like ours, is not touched,
 and its addresses are not handed out. One that lost its workload's id is adopted
@@ -29,7 +30,7 @@ class LeftAlone:
         self._conditions = conditions
 
     def claim(self, workload_id: str) -> None:
-        """Adopt what the workload has lost."""
+        """Adopt the links that the workload has lost."""
 
         def host_interface(if_name: str) -> str:
             return self._datapath.host_interface(workload_id, if_name)
@@ -39,7 +40,7 @@ class LeftAlone:
             self.note()
 
     def note(self) -> None:
-        """Say which links are left alone, and why, in Status and in the log."""
+        """Report the links that are left alone, with reasons."""
         held = self._ledger.held
         newer = [one.name for one in held if one.newer]
         lost = [one.name for one in held if one.record is not None]
@@ -60,7 +61,7 @@ class LeftAlone:
 
 
 def count_of(links: Sequence[str]) -> str:
-    """Return `3 (a, b, c)`; of many links, the first."""
+    """Return `3 (a, b, c)`; only the first of many links."""
     shown = ", ".join(show(name) for name in links[:_SHOWN])
     more = ", ..." if len(links) > _SHOWN else ""
     return f"{len(links)} ({shown}{more})" if links else "0"

@@ -3,10 +3,10 @@
 
 Calls for one key wait for each other, calls for different keys do not.
 
-A caller may stop waiting at any time. `time_remaining`, where it can be given,
-returns the seconds for which the caller still waits, 0 when it has given up. It
-is asked before anything is begun and not after: what was begun is finished, and
-a retry finds it.
+A caller may stop waiting at any time. `time_remaining`, where it is a
+parameter, returns the seconds for which the caller still waits, 0 when it has
+given up. It is called before the work begins and not after: work that has begun
+is finished, and a retry finds its result.
 """
 
 import math
@@ -20,7 +20,7 @@ type TimeRemaining = Callable[[], float]
 
 
 def forever() -> float:
-    """The time remaining of a caller that never gives up."""
+    """Return the time remaining of a caller that never gives up."""
     return math.inf
 
 
@@ -114,8 +114,8 @@ class KeyedLocks[Key: Hashable]:
 
 
 class Lock[Key: Hashable]:
-    """A key's lock; see KeyedLocks. A class and no generator, since it is on
-    the way of every call.
+    """A key's lock; see KeyedLocks. A class and no generator, since every call
+    uses it.
     """
 
     __slots__ = ("_key", "_locks", "_time_remaining")
@@ -145,9 +145,9 @@ class Locks:
     """The locks of the service's calls, in the order in which they are taken:
 
         collection  one Collect at a time; held across kernel work
-        workload    one call per workload at a time; likewise. A Collect holds
-                    many, and waits for none while it holds another
-        namespace   one attach per network namespace at a time; likewise
+        workload    one call per workload at a time; held the same way. A
+                    Collect holds many, and waits for none while it holds one
+        namespace   one attach per network namespace at a time; the same
         mutex       the ledger's own; never held across kernel work
 
     So Status and List, which need only the mutex, always answer at once, and an

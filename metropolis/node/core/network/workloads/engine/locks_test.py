@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys exclude themselves and nobody else."""
+"""A key excludes only itself."""
 
 import threading
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who asked for an attachment, and what is left alone, over the fake."""
+"""Owners of attachments, and links left alone, on the fake datapath."""
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -41,7 +41,7 @@ class World:
         return self.engine
 
     def lose_id(self, workload_id: str) -> Record:
-        """The next service finds an attachment without its workload id."""
+        """Start the next service; an attachment lacks its workload id."""
         (record,) = [one for one in self.kernel.links.values() if one.workload_id == workload_id]
         record = replace(record, workload_id="", owner="")
         index = record.host_ifindex
@@ -89,7 +89,7 @@ def test_a_collection_may_be_of_some_owners(world: World) -> None:
     assert len(world.engine.collect(lambda *_: False).removed) == 1
 
 
-# ---- What is left alone -----------------------------------------------------
+# ---- Links left alone -------------------------------------------------------
 
 
 def test_addresses_that_are_held_are_not_handed_out(world: World) -> None:
@@ -104,7 +104,7 @@ def test_addresses_that_are_held_are_not_handed_out(world: World) -> None:
     with pytest.raises(AlreadyExists, match="in use by link 'newer', which is left alone"):
         world.engine.attach(asked)
     assert world.engine.list() == [made]
-    # Nothing ends it but its end.
+    # Only its own end ends it.
     assert world.engine.collect(lambda *_: False).removed == (made,)
     assert 77 in world.kernel.held
     world.datapath.take_link(77)
@@ -115,7 +115,7 @@ def test_addresses_that_are_held_are_not_handed_out(world: World) -> None:
 def test_a_held_link_that_goes_unseen_is_noticed(world: World) -> None:
     world.kernel.held[77] = Held("newer", 77, (FIRST,), newer=True)
     world.restart()
-    world.datapath.take_link(77, told=False)
+    world.datapath.take_link(77, reported=False)
     world.datapath.overrun()
     assert world.engine.notes() == {}
     asked = AttachIntent("w1", "/a", "eth0", requested_ips=(FIRST,))

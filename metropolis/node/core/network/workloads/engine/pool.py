@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which address is whose, in prefixes of any size. Pure; not thread-safe.
+"""Allocation of addresses, in prefixes of any size. Pure; not thread-safe.
 
     prefix  |first|.........|#########|..............|last|
                    behind     in use    not looked at yet
@@ -7,34 +7,35 @@
 
 A cursor walks each prefix, from the beginning of the longest stretch that was
 free when the prefix was added (most likely it was not used lately), round to
-where it began. What it passes is handed out, or was in use, or is reserved.
-Freed addresses queue up. When the cursors of the family have walked everything
-the queue is handed out, the longest free first: reuse is as late as it can be.
+its beginning. Each address it passes is handed out, or was in use, or is
+reserved. Freed addresses queue up. When the cursors of the family have walked
+everything the queue is handed out, the longest free first: reuse is as late as
+it can be.
 
-The queue keeps the REMEMBERED addresses that were freed last, per family. Of
-longer queues the oldest addresses are forgotten, and their cursor makes another
-lap, past all that is remembered, before anything of the queue is handed out. So
-a prefix of no more than REMEMBERED addresses has the exact order. In a larger
-one an address that was freed comes again after the rest of the lap, and
-never before REMEMBERED / 2 others were freed, as long as there are others.
+The queue keeps the REMEMBERED addresses that were freed last, per family. A
+longer queue drops its oldest addresses, and their cursor makes another lap,
+past all remembered ones, before the queue is handed out. So a prefix of no more
+than REMEMBERED addresses has the exact order. In a larger one a freed address
+comes again after the rest of the lap, and never before REMEMBERED / 2 others
+were freed, as long as there are others.
 
 So nothing is stored for an address that was never used, and nothing for one
 that was used long ago: a /64 costs what a /24 costs, for ever. All steps take
-constant time, the cursor's on average: when it passes more than _STEPS that
-cannot be had, a queue that is half full or more gives its oldest instead.
+constant time, the cursor's on average: when it passes more than _STEPS
+unavailable ones, a queue that is at least half full gives its oldest instead.
 
 Usable is every address but the first (network; in IPv6 subnet-router anycast,
 RFC 4291 2.6.1) and, in IPv4, the last (broadcast). Prefixes of two addresses
 (/31 RFC 3021, /127 RFC 6164) and of one (/32, /128) are usable whole.
 
-A prefix leaves in two steps: while it is draining nothing new comes from it,
-and `in_use` tells when its last address is back; then it can be taken away. One
-that returns from draining knows what was used lately, one that was taken away
-does not. Addresses in use stay so whatever becomes of their prefix.
+A prefix leaves in two steps: while it is draining it hands out nothing new, and
+`in_use` reaches 0 when its last address is back; then it can be removed. If a
+draining prefix returns, its lately used addresses are known; after a removal
+they are not. Addresses in use stay so whatever becomes of their prefix.
 
-Why not a bitmap: it knows nothing of the order of freeing, and 16 million
-addresses are 2 MB for ten pods. Why not remember all that was freed: that is
-180 bytes for each address that was ever used, 3 GB of a 10.0.0.0/8.
+Why not a bitmap: it has no order of freeing, and 16 million addresses are 2 MB
+for ten pods. Why not remember all freed ones: that is 180 bytes for each
+address that was ever used, 3 GB of a 10.0.0.0/8.
 """
 
 import itertools
@@ -52,11 +53,11 @@ from metropolis.node.core.network.workloads.errors import (
 from metropolis.node.core.network.workloads.model import IPAddress, IPNetwork
 
 REMEMBERED = 4096  # addresses of a family that were freed last; under 1 MB
-_STEPS = 1024  # of a cursor for one address
+_STEPS = 1024  # a cursor's for one address
 
 
 def usable_range(prefix: IPNetwork) -> tuple[int, int]:
-    """First and last usable address of the prefix, as numbers."""
+    """Return the first and last usable address of the prefix, as numbers."""
     first, last = int(prefix.network_address), int(prefix.broadcast_address)
     if last - first <= 1:
         return first, last
@@ -92,7 +93,7 @@ class _Cursor:
         return self.first + offset
 
     def begin_lap(self) -> bool:
-        """False when it would find nothing."""
+        """Begin another lap; return False when it would find nothing."""
         begins, self.forgotten = self.forgotten, False
         if begins:
             self.walked = 0
@@ -135,7 +136,7 @@ class _Family:
             self._queue(number, when)
 
     def _queue(self, number: int, when: int) -> None:
-        """Where a free address belongs; nowhere if it cannot be handed out."""
+        """Put a free address where it belongs, if it can be handed out."""
         cursor = self.cursor_of(number)
         if cursor is None or number in self.reserved:
             return
@@ -144,7 +145,7 @@ class _Family:
         if len(queue) > REMEMBERED:
             oldest, _ = queue.popitem(last=False)
             of_oldest = self.cursor_of(oldest)
-            # Not passed, it is what the cursor comes to anyway.
+            # Not passed yet: the cursor will reach it.
             if of_oldest is not None and of_oldest.passed(oldest):
                 of_oldest.forgotten = True
 
@@ -154,7 +155,7 @@ class _Family:
         used = sorted(number for number in self.used if first <= number <= last)
         if not used:
             return _Cursor(prefix, first, size, 0)
-        # Not behind the highest, which somebody may have asked for.
+        # Not behind the highest, which may have been a requested one.
         following = [*used[1:], used[0] + size]
         _, start = max((after - one, one + 1) for one, after in zip(used, following, strict=True))
         return _Cursor(prefix, first, size, (start - first) % size)
@@ -179,8 +180,8 @@ class _Family:
         return number
 
     def _begin_laps(self) -> bool:
-        """When all has been walked: what was forgotten since is older than what
-        is in the queue.
+        """Begin laps when all has been walked: addresses that were dropped
+        since then are older than those in the queue.
         """
         cursors = [cursor for cursor in self.cursors if not cursor.draining]
         if any(cursor.walked < cursor.size for cursor in cursors):
@@ -189,7 +190,7 @@ class _Family:
         return any(begun)
 
     def _step(self) -> int | None:
-        """What a cursor comes to first; None also when that is too far away
+        """Return the next address of a cursor; None also if that is too far
         and the queue is long enough to be the better choice.
         """
         steps = _STEPS if 2 * len(self.freed) >= REMEMBERED else -1
@@ -197,7 +198,7 @@ class _Family:
             while not cursor.draining and cursor.walked < cursor.size and steps:
                 steps -= 1
                 number = cursor.step()
-                # A requested address that was freed before the cursor came by
+                # A requested address that was freed before the cursor passed it
                 # waits in the queue like the others.
                 if not (number in self.used or number in self.reserved or number in self.freed):
                     return number
@@ -209,7 +210,7 @@ class _Family:
         self._queue(number, next(self._clock))
 
     def has_room(self) -> bool:
-        """Whether `take` finds an address. It counts only when it must."""
+        """Return whether `take` finds an address. It counts only if it must."""
         cursors = [cursor for cursor in self.cursors if not cursor.draining]
         size = sum(cursor.size for cursor in cursors)
         if self.freed or size > len(self.used) + len(self.reserved):
@@ -218,7 +219,7 @@ class _Family:
         return size > sum(1 for n in taken if any(cursor.contains(n) for cursor in cursors))
 
     def describe(self) -> str:
-        """The prefixes, their sizes and what became of their addresses."""
+        """Return the prefixes, their sizes and the state of their addresses."""
         parts: list[str] = []
         for cursor in self.cursors:
             used = sum(1 for number in self.used if cursor.contains(number))
@@ -262,13 +263,13 @@ class AddressPool:
             family.set(by_version[version], held, draining)
 
     def in_use(self, prefix: IPNetwork) -> int:
-        """How many addresses of the prefix are in use, its own or not."""
+        """Return how many addresses of the prefix are in use, by any owner."""
         first, last = int(prefix.network_address), int(prefix.broadcast_address)
         return sum(first <= number <= last for number in self._families[prefix.version].used)
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """The IP versions for which there is a prefix that is not draining."""
+        """Return the IP versions with a prefix that is not draining."""
         return tuple(
             version
             for version, family in self._families.items()
@@ -276,7 +277,7 @@ class AddressPool:
         )
 
     def take(self, version: int, owner: str) -> IPAddress:
-        """An address that was not in use for as long as possible.
+        """Take the address that was free the longest.
 
         Raises Exhausted, naming the prefixes.
         """
@@ -307,7 +308,7 @@ class AddressPool:
         return tuple(sorted(ips, key=lambda ip: ip.version))
 
     def check_room(self, version: int) -> None:
-        """Raise Exhausted, as `take` would."""
+        """Raise Exhausted as `take` would."""
         if not self._families[version].has_room():
             raise self._exhausted(version)
 
@@ -316,7 +317,7 @@ class AddressPool:
         return Exhausted(f"no free IPv{version} address left in {have}")
 
     def take_requested(self, ip: IPAddress, owner: str) -> None:
-        """This address.
+        """Take this address.
 
         Raises InvalidArgument or AlreadyExists when it cannot be had.
         """
@@ -334,12 +335,12 @@ class AddressPool:
         family.claim(number, owner)
 
     def adopt(self, ip: IPAddress, owner: str) -> None:
-        """Note that an address is in use, wherever it is from."""
+        """Record an address as used, from inside a prefix or not."""
         family, number = self._families[ip.version], int(ip)
         family.claim(number, owner)
 
     def release(self, ip: IPAddress) -> None:
-        """Queue the address for reuse. Releasing what is free does nothing."""
+        """Queue the address for reuse. A free one is ignored."""
         self._families[ip.version].release(int(ip))
 
 

@@ -82,7 +82,7 @@ def test_a_new_pool_goes_on_behind_what_is_in_use() -> None:
 
 
 def test_a_new_pool_goes_where_the_most_is_free() -> None:
-    """Not behind the highest address, which somebody may have asked for."""
+    """Not behind the highest address, which may have been a requested one."""
     pool = AddressPool()
     for text in ("fd00::1", "fd00::2", "fd00::ffff:ffff:ffff:ffff"):
         pool.adopt(ip_address(text), "old")
@@ -241,7 +241,7 @@ def test_a_large_prefix_is_used_whole_before_anything_of_it_is_used_again(
     prefix: str, in_use: int
 ) -> None:
     """Short lives: each address once a lap. `in_use` stay, in a row: while the
-    cursor comes past them, what was remembered for long is handed out.
+    cursor passes them, addresses remembered for long are handed out.
     """
     pool = pool_of(prefix)
     stay = {pool.take(4, "w") for _ in range(in_use)}
@@ -253,7 +253,7 @@ def test_a_large_prefix_is_used_whole_before_anything_of_it_is_used_again(
         assert ip not in stay
         waited = now - freed_at.get(ip, -lap)
         assert waited >= pools.REMEMBERED // 2
-        # At the seam of two laps what is remembered is left to the next.
+        # Between two laps the remembered addresses are left for the next.
         early += waited < lap - pools.REMEMBERED
         freed_at[ip] = now
         pool.release(ip)
@@ -279,7 +279,7 @@ def test_reuse_in_a_large_prefix_that_is_nearly_full(free: int) -> None:
         gone = used.pop(rng.randrange(len(used) - 1, len(used)) if now % 2 else 0)
         pool.release(gone)
         freed_at[gone] = now
-    # Walking over all that is in use for each would be a hundred times longer.
+    # Walking over all used ones for each would take a hundred times longer.
     assert time.process_time() - started < 30
 
 
@@ -299,7 +299,7 @@ ADDRESSES = [ip for prefix in PREFIXES for ip in prefix]
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """The pool against the plainest model: sets, and the order of freeing."""
+    """The pool against a plain model: sets, and the order of freeing."""
 
     remembered = pools.REMEMBERED
 
@@ -335,7 +335,7 @@ class PoolMachine(RuleBasedStateMachine):
         kept = set(self.prefixes) | self.draining
         self.unordered |= reserved
         self.clock += len(self.reserved - reserved)  # they are freed now
-        # What was freed before is only known of prefixes that stayed.
+        # Former frees are only known for prefixes that stayed.
         self.prefixes, self.reserved, self.draining = prefixes, reserved, draining
         stayed = kept & (set(prefixes) | draining)
         self.freed_at = {
@@ -402,7 +402,7 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 class ForgetfulPoolMachine(PoolMachine):
-    """What was freed long ago may come again at any time after the rest."""
+    """Addresses freed long ago may come again at any time after the rest."""
 
     remembered = 3
 

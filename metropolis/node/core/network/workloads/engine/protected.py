@@ -16,7 +16,7 @@ class ProtectedWorkloads:
         self._since: set[str] | None = None  # None: no collection is under way
 
     def add(self, workload_id: str) -> None:
-        """Protect a workload; as many times as `remove` is called."""
+        """Protect a workload, until `remove` is called as many times."""
         self._calls[workload_id] += 1
         if self._since is not None:
             self._since.add(workload_id)
@@ -30,14 +30,14 @@ class ProtectedWorkloads:
             del self._calls[workload_id]
 
     def begin_collection(self) -> None:
-        """Remember from now on what is protected at any time."""
+        """Record from now on each workload that is protected at any time."""
         self._since = set(self._calls)
 
     def end_collection(self) -> None:
-        """Forget it."""
+        """End the recording."""
         self._since = None
 
     @property
     def since_collection(self) -> Set[str]:
-        """What was protected at any time since the collection began."""
+        """Return the workloads that were protected since it began."""
         return self._since or frozenset()

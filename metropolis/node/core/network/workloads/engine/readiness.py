@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an attach could be served, and why not: Status, and what refuses."""
+"""Whether an attach could be served, and why not: for Status and Attach."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ IPV6_REMEDY = (
 class Readiness:
     """is_running: whether the engine has started and was not closed.
 
-    lacking: why there is no prefix where there should be one; "" if there is.
+    lacking: why a wanted prefix is missing; "" if none is.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class Readiness:
             raise Unavailable(NOT_RUNNING)
 
     def refuse_unless_ready(self) -> None:
-        """Raise Unavailable when no attach can be served. It says what is wrong
-        with the node's network, too, as that may be the reason.
+        """Raise Unavailable when no attach can be served. The text has the
+        problems of the node's network, too, as they may be the reason.
         """
         try:
             self._check()
@@ -58,13 +58,13 @@ class Readiness:
         try:
             self._check()
         except Unavailable as error:
-            # The same may be why there is no prefix, and a problem of the node.
+            # The same text may also be a problem of the node.
             if str(error) not in problems.values():
                 problems["attach"] = str(error)
         return problems
 
     def notes(self) -> dict[str, str]:
-        """Return what is worth knowing of the node's network, by name."""
+        """Return notes on the node's network, by name."""
         notes = self._conditions.notes()
         try:
             self.check_room()
@@ -73,8 +73,8 @@ class Readiness:
         return notes
 
     def check_room(self) -> None:
-        """Raise Exhausted when an attach would get no address of a family that
-        there are prefixes of.
+        """Raise Exhausted when a family with prefixes has no address left for
+        an attach.
         """
         self._ledger.check_room(ipv6=self._datapath.ipv6)
 

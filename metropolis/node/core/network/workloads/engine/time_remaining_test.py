@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Callers that stop waiting, of an engine over the fake."""
+"""Callers that stop waiting, with an engine on the fake datapath."""
 
 import threading
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def test_nothing_is_begun_for_a_caller_that_has_gone(world: World) -> None:
 
 
 def test_a_caller_that_leaves_in_the_queue_gets_nothing(world: World) -> None:
-    """One for the same workload, and one for the same namespace."""
+    """A call for the same workload, and one for the same namespace."""
     inside, go_on = threading.Event(), threading.Event()
 
     def wait(_: Record) -> None:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who wants to know of every change, and what each has not read yet.
+"""The watchers of changes, and the events that each has not read yet.
 
     engine, under its mutex ── publish ──> [bounded queue] ── read ──> a watcher
                                            [bounded queue] ── read ──> another
 
-What is published is put into queues and nothing else, so a watcher never holds
-anybody up: one whose queue is full is dropped, is told so when it reads, and
-begins anew. So a watcher sees either everything, in order, or that it did not.
+Publishing only puts an event into queues, so a watcher never delays others: if
+its queue is full it is dropped, gets an error when it reads, and begins again.
+So a watcher sees either everything, in order, or that it did not.
 
-Why not the newest value only, as osbase.event has it: a loss that is followed
-by a new attachment under the same id would never be seen.
+Why not the newest value only, as in osbase.event: a loss that is followed by a
+new attachment with the same id would never be seen.
 """
 
 import enum
@@ -38,7 +38,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """attachment: None of COMPLETE."""
+    """A change. attachment: None for COMPLETE."""
 
     kind: Kind
     attachment: Attachment | None = None
@@ -51,7 +51,7 @@ class Watcher:
 
     def __init__(self, owner: Watchers, first: Iterable[Event], backlog: int) -> None:
         self._owner = owner
-        self._first = deque(first)  # not part of the backlog: it has its size
+        self._first = deque(first)  # not part of the backlog, whatever its size
         self._changes: deque[Event] = deque()
         self._backlog = backlog
         self._ended: Exception | None = None
@@ -59,7 +59,7 @@ class Watcher:
         self._news = threading.Condition()
 
     def put(self, event: Event) -> bool:
-        """False: it is full, and ends."""
+        """Queue an event; False: the queue is full, and the watcher ends."""
         with self._news:
             if len(self._changes) < self._backlog:
                 self._changes.append(event)
@@ -74,7 +74,7 @@ class Watcher:
         return False
 
     def end(self, reason: Exception) -> None:
-        """What was not read yet is dropped: the reason comes next."""
+        """End with the reason; drop the unread events."""
         with self._news:
             self._ended = reason
             self._first.clear()
@@ -117,8 +117,8 @@ class Watcher:
 
 
 class Watchers:
-    """All of a service's. Callers see to it that `add` and `publish` are called
-    by one at a time, and in the order of what they tell.
+    """All watchers of a service. Callers serialise `add` and `publish`, in the
+    order of the events.
     """
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class Watchers:
         self._mutex = threading.Lock()
 
     def add(self, present: Iterable[Attachment], backlog: int = BACKLOG) -> Watcher:
-        """A new one, to be left by `with`."""
+        """Return a new one, to be used in a `with` block."""
         first = [Event(Kind.PRESENT, one) for one in present]
         watcher = Watcher(self, [*first, Event(Kind.COMPLETE)], backlog)
         with self._mutex:
@@ -134,16 +134,16 @@ class Watchers:
         return watcher
 
     def __bool__(self) -> bool:
-        """Whether there is any."""
+        """Return whether there is any."""
         return bool(self._all)
 
     def publish(self, event: Event) -> None:
-        """Tell all; drop who is too far behind."""
+        """Send it to all; drop those too far behind."""
         with self._mutex:
             self._all = [watcher for watcher in self._all if watcher.put(event)]
 
     def remove(self, watcher: Watcher) -> None:
-        """Forget it, if it is known."""
+        """Remove it, if it is there."""
         with self._mutex:
             self._all = [other for other in self._all if other is not watcher]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What watchers of an engine over the fake are told."""
+"""The events that watchers of an engine on the fake datapath get."""
 
 import threading
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ from metropolis.node.core.network.workloads.testing.world import (
 )
 
 
-def told(watcher: Watcher, count: int) -> list[tuple[str, str]]:
-    """The next events: kind and workload."""
+def reported(watcher: Watcher, count: int) -> list[tuple[str, str]]:
+    """Return the next events: kind and workload."""
     events = [next(watcher) for _ in range(count)]
     return [(e.kind.name, e.attachment.workload_id if e.attachment else "") for e in events]
 
@@ -58,11 +58,11 @@ def test_watch_is_told_what_was_lost_in_a_flood(world: World) -> None:
     for letter in "abc":
         world.engine.attach(intent(letter, f"/{letter}"))
     with world.engine.watch() as watcher:
-        told(watcher, 4)
+        reported(watcher, 4)
         for letter in "ac":
-            world.datapath.kill_netns(f"/{letter}", told=False)
+            world.datapath.kill_netns(f"/{letter}", reported=False)
         world.datapath.overrun()
-        assert sorted(told(watcher, 2)) == [("LOST", "a"), ("LOST", "c")]
+        assert sorted(reported(watcher, 2)) == [("LOST", "a"), ("LOST", "c")]
 
 
 def test_an_attach_that_fails_is_not_told(world: World) -> None:
@@ -78,7 +78,7 @@ def test_an_attach_that_fails_is_not_told(world: World) -> None:
             world.engine.attach(intent())
         world.datapath.on_create = lambda _: None
         world.engine.attach(intent("w2", "/b"))
-        assert told(watcher, 2) == [("COMPLETE", ""), ("ATTACHED", "w2")]
+        assert reported(watcher, 2) == [("COMPLETE", ""), ("ATTACHED", "w2")]
 
 
 def test_what_cannot_be_removed_stays_in_the_set_until_it_is_gone(world: World) -> None:
@@ -90,9 +90,9 @@ def test_what_cannot_be_removed_stays_in_the_set_until_it_is_gone(world: World) 
     with pytest.raises(KernelRefused):
         world.engine.detach("w1")
     with world.engine.watch() as watcher:
-        assert told(watcher, 2) == [("PRESENT", "w1"), ("COMPLETE", "")]
+        assert reported(watcher, 2) == [("PRESENT", "w1"), ("COMPLETE", "")]
         world.datapath.take_link(made.host_ifindex)
-        assert told(watcher, 1) == [("LOST", "w1")]
+        assert reported(watcher, 1) == [("LOST", "w1")]
 
 
 def test_a_watcher_that_does_not_read_is_dropped_and_holds_nobody_up(world: World) -> None:
@@ -103,12 +103,12 @@ def test_a_watcher_that_does_not_read_is_dropped_and_holds_nobody_up(world: Worl
             world.engine.detach("w1")
         with pytest.raises(Aborted, match="3 changes were not read"):
             next(slow)
-        assert told(fast, 5) == [
+        assert reported(fast, 5) == [
             ("COMPLETE", ""),
             *[("ATTACHED", "w1"), ("DETACHED", "w1")] * 2,
         ]
     with world.engine.watch() as again:
-        assert told(again, 1) == [("COMPLETE", "")]
+        assert reported(again, 1) == [("COMPLETE", "")]
 
 
 def test_a_watch_sees_no_gap_however_much_happens(world: World) -> None:
@@ -161,7 +161,7 @@ def _drained(watcher: Watcher) -> bool:
 
 def test_watches_end_with_the_service(world: World) -> None:
     with world.engine.watch() as watcher, ThreadPoolExecutor() as pool:
-        told(watcher, 1)
+        reported(watcher, 1)
         waiting = pool.submit(next, watcher)
         world.engine.close()
         with pytest.raises(Unavailable, match="has stopped"):

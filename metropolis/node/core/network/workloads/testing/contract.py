@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every datapath must do. Subclass DatapathContract, provide `bench`.
+"""The contract of datapaths. Subclass DatapathContract, provide `bench`.
 
-A bench makes and kills namespaces, and says how many links of ours exist.
+A bench makes and kills namespaces, and counts the service's links.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ OTHER: dict[str, object] = {"workload_id": "other", "number": 7}
 
 
 class Bench(Protocol):
-    """What the contract's tests need besides a datapath.
+    """The needs of the contract's tests besides a datapath.
 
     not_netns: a path of something else. home: a path of the host's namespace.
     """
@@ -52,22 +52,22 @@ class Bench(Protocol):
         """End a namespace that add_netns made."""
 
     def again(self) -> Datapath:
-        """A new, opened datapath over what the old one left: a restart."""
+        """Return a new, open datapath on the old one's kernel: a restart."""
 
     def take_name(self, path: str, name: str) -> None:
-        """Make an interface in the namespace that is not ours."""
+        """Make a foreign interface in the namespace."""
 
     def set_mtu(self, record: Record, mtu: int) -> None:
-        """Change the MTU of the host's end behind everybody's back."""
+        """Change the MTU of the host's end, as others would."""
 
     def take_host_route(self, record: Record) -> None:
-        """Remove the host's route to the IPv4 address likewise."""
+        """Remove the host's route to the IPv4 address, as others would."""
 
     def take_route(self, path: str, record: Record) -> None:
-        """Remove the IPv4 default route inside likewise."""
+        """Remove the IPv4 default route inside, as others would."""
 
     def forge(self, path: str, record: Record) -> None:
-        """Make a whole attachment without its host routes, by hand."""
+        """Make an attachment without its host routes, by own requests."""
 
 
 def record_for(
@@ -79,7 +79,7 @@ def record_for(
     peer: int = 2,
     host_ifindex: int | None = None,
 ) -> Record:
-    """A record whose index and addresses end in `number`."""
+    """Return a record whose index and addresses end in `number`."""
     intent = AttachIntent(workload_id, "/n", if_name)
     return Record(
         workload_id=workload_id,
@@ -97,12 +97,12 @@ def record_for(
 
 
 def always(_: str) -> bool:
-    """Whatever it is, it may be put back."""
+    """Allow every repair."""
     return True
 
 
 def idle(_: Record) -> contextlib.AbstractContextManager[bool]:
-    """No call is busy with any."""
+    """Lock nothing: no call is busy."""
     return contextlib.nullcontext(True)
 
 
@@ -239,13 +239,13 @@ class DatapathContract:
         record = create(bench, path)
         bench.datapath.remove([record])
         assert not bench.datapath.repair([record], always, idle)
-        # Another has its index.
+        # Another link has its index.
         create(bench, path, workload_id="another", number=2, host_ifindex=5001)
         assert not bench.datapath.repair([record], always, idle)
         assert not bench.datapath.repair([], always, idle)
 
     def test_a_removal_during_a_repair(self, bench: Bench) -> None:
-        """It is gone when the repair comes to it."""
+        """It is gone when the repair reaches it."""
         record = create(bench, bench.add_netns())
         other = create(bench, bench.add_netns(), **OTHER)
         for one in (record, other):
@@ -284,7 +284,7 @@ class DatapathContract:
             bench.datapath.remove([record])
             assert bench.datapath.present() == frozenset()
         assert bench.removed.get(timeout=WAIT_S) == record.host_ifindex
-        create(bench, path)  # and all of it can be made anew
+        create(bench, path)  # and all of it can be made again
 
     def test_many_are_removed_at_once(self, bench: Bench) -> None:
         made = [

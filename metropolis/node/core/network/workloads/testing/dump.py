@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What attachments are to the kernel, compared exactly. By pyroute2 alone.
+"""The kernel's objects of attachments, compared exactly. Only pyroute2 reads
+them.
 
-A namespace is a multiset of texts, an object each, as lab.objects has them.
-What an attachment adds to the host and to its pod is its *gain*; its host
-index, another one each time, is written as a word. So any state can be compared
-with the base and the gains of those attachments that should be there.
+A namespace is a multiset of texts, one for each object, as from lab.objects.
+The objects that an attachment adds to the host and to its pod are its *gain*;
+its host index, which differs each time, is replaced by a word. So any state can
+be compared with the base and the gains of the expected attachments.
 
 The kernel makes the local route of an IPv6 address a moment after it has added
 the address, also without duplicate address detection (net/ipv6/addrconf.c,
 addrconf_dad_work): hence take_settled and await_state.
 
-Of the pod's `lo` nothing counts: an attach that was killed may leave it up. It
-is the pod's own, ends with it, and every attach would set it up.
+The pod's `lo` is ignored: an attach that was killed may leave it up. It is the
+pod's own, ends with it, and every attach sets it up.
 """
 
 import re
@@ -33,13 +34,13 @@ _LOOPBACK = re.compile(r"'(IFLA_IFNAME|IFA_LABEL)': 'lo'|'(index|RTA_OIF)': '1'"
 
 @dataclass(frozen=True)
 class State:
-    """Of the host, and of the pods by name."""
+    """The objects of the host, and of the pods by name."""
 
     host: Objects
     pods: dict[str, Objects]
 
     def minus(self, other: State) -> State:
-        """What is there more; AssertionError if something is there less."""
+        """Return the additional objects; AssertionError if one is missing."""
         lost = other.host - self.host
         assert not lost, f"the host lacks {list(lost)[:3]}"
         for name, pod in other.pods.items():
@@ -49,13 +50,13 @@ class State:
         return State(self.host - other.host, pods)
 
     def plus(self, other: State) -> State:
-        """Both."""
+        """Return the sum of both."""
         pods = {name: pod + other.pods[name] for name, pod in self.pods.items()}
         return State(self.host + other.host, pods)
 
 
 def indexes() -> dict[int, str]:
-    """A word for the index of each link of the workloads' group or form."""
+    """Return a word for the index of each workload's link, or a similar one."""
     with IPRoute() as witness:
         return {
             int(link["index"]): str(link.get("ifname"))
@@ -66,7 +67,7 @@ def indexes() -> dict[int, str]:
 
 
 def take(pods: dict[str, Pod]) -> State:
-    """The state now, of the calling thread's namespace and of the pods."""
+    """Return the state of the calling thread's namespace and of the pods."""
     words = indexes()
 
     def neutral(text: str) -> str:
@@ -83,7 +84,7 @@ def take(pods: dict[str, Pod]) -> State:
 
 
 def take_settled(pods: dict[str, Pod]) -> State:
-    """The state once it has stayed the same for a while."""
+    """Return the state once it has stayed the same for a while."""
     state = take(pods)
     since = time.monotonic()
     while time.monotonic() - since < _QUIET_S:
@@ -94,7 +95,7 @@ def take_settled(pods: dict[str, Pod]) -> State:
 
 
 def await_state(pods: dict[str, Pod], expected: State) -> State:
-    """The state as soon as it is what is expected, or what it is at last."""
+    """Wait for the expected state; return the last one."""
     deadline = time.monotonic() + _WAIT_S
     while (state := take(pods)) != expected and time.monotonic() < deadline:
         pass

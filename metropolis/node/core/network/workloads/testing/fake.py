@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A datapath without a kernel, for tests of what is above it.
+"""A datapath without a kernel, for tests of the layers above it.
 
-What the kernel refuses it refuses: names and indexes that are taken, addresses
-that have a route, namespaces that are not there. Its state outlives `close`,
-as the kernel's does: give the same FakeKernel to a new FakeDatapath.
+It refuses what the kernel refuses: names and indexes that are taken, addresses
+that have a route, namespaces that do not exist. Its state outlives `close`, as
+the kernel's does: give the same FakeKernel to a new FakeDatapath.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from metropolis.node.core.network.workloads.datapath import names, plan
 from metropolis.node.core.network.workloads.datapath.elements import Element, NftSet
 from metropolis.node.core.network.workloads.datapath.interface import (
     Held,
-    HoldIdle,
     IndexTaken,
+    LockIfIdle,
     Netns,
     NoIPv6,
     Record,
@@ -49,7 +49,7 @@ class FakeNetns:
 
 @dataclass
 class FakeKernel:
-    """What is there. links: by host index; metrics likewise; names_inside:
+    """What is there. links: by host index; metrics: the same; names_inside:
     (cookie, name) of interfaces of others, as half_made are names of links.
     routes_lost: host indexes of links whose routes inside somebody took.
     changed: what others made of links on the host, by index; `links` has what
@@ -75,7 +75,7 @@ class FakeKernel:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def add_netns(self, path: str) -> int:
-        """A new namespace at the path."""
+        """Add a namespace at the path; return its cookie."""
         self.namespaces[path] = next(self.cookies)
         return self.namespaces[path]
 
@@ -140,7 +140,7 @@ class FakeDatapath:
                 yield Repair(str(element), f"{element}: is of no attachment")
 
     def _routes(self) -> set[tuple[IPAddress, int]]:
-        """A route is that of the first who asked for it."""
+        """Return the routes; a route belongs to the first to request it."""
         first: dict[IPAddress, int] = {}
         for index, record in self.kernel.links.items():
             for ip in record.ips:
@@ -211,7 +211,7 @@ class FakeDatapath:
             self.take_link(record.host_ifindex)
             raise
         if record.host_ifindex not in kernel.links and not self.undo_fails:
-            return  # its namespace died; the removal was told
+            return  # its namespace died; the removal was reported
 
     def _create_elements(self, record: Record, elements: Sequence[Element]) -> None:
         """All, or none."""
@@ -246,7 +246,9 @@ class FakeDatapath:
             findings.append(Finding(str(one), one.data or "there", "nothing"))
         return tuple(findings)
 
-    def repair(self, records: Sequence[Record], allow: Allow, hold: HoldIdle) -> tuple[Repair, ...]:
+    def repair(
+        self, records: Sequence[Record], allow: Allow, hold: LockIfIdle
+    ) -> tuple[Repair, ...]:
         """See Datapath."""
         if self.repair_error is not None:
             raise self.repair_error
@@ -308,26 +310,26 @@ class FakeDatapath:
         """See Datapath."""
         self._on_removed = self._on_overrun = None
 
-    # ---- What happens in a kernel without being asked for --------------------
+    # ---- Events in a kernel --------------------------------------------------
 
-    def take_link(self, ifindex: int, *, told: bool = True) -> None:
-        """The link is gone; told: the event is delivered."""
+    def take_link(self, ifindex: int, *, reported: bool = True) -> None:
+        """Remove the link; reported: the event is delivered."""
         with self.kernel.lock:
             self.kernel.links.pop(ifindex, None)
             self.kernel.metrics.pop(ifindex, None)
             self.kernel.changed.pop(ifindex, None)
             self.kernel.held.pop(ifindex, None)
-        if told and self._on_removed is not None:
+        if reported and self._on_removed is not None:
             self._on_removed(ifindex)
 
-    def kill_netns(self, path: str, *, told: bool = True) -> None:
-        """The namespace dies, and its links with it."""
+    def kill_netns(self, path: str, *, reported: bool = True) -> None:
+        """End the namespace, with its links."""
         cookie = self.kernel.namespaces.pop(path)
         for index, link in list(self.kernel.links.items()):
             if link.netns_cookie == cookie:
-                self.take_link(index, told=told)
+                self.take_link(index, reported=reported)
 
     def overrun(self) -> None:
-        """Events were lost."""
+        """Lose events."""
         assert self._on_overrun is not None
         self._on_overrun()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Network namespaces for tests, and sockets in them. Needs root of a namespace.
 
-Nothing here uses the code under test to look at what it did: listings are
-pyroute2's, and traffic is that of ordinary sockets.
+Tests read results without the code under test: pyroute2 makes the listings, and
+ordinary sockets the traffic.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ class Pod:
         self.path = f"/proc/{os.getpid()}/fd/{self.fd}"
 
     def inside[T](self, make: Callable[[], T]) -> T:
-        """What `make` returns when called in the namespace."""
+        """Call `make` in the namespace; return its result."""
         os.setns(self.fd, CLONE_NEWNET)
         try:
             return make()
@@ -46,7 +46,7 @@ class Pod:
             os.setns(self._home, CLONE_NEWNET)
 
     def socket(self, family: int, kind: int) -> socket.socket:
-        """A socket of the namespace, with a time limit."""
+        """Return a socket in the namespace, with a time limit."""
         made = self.inside(lambda: socket.socket(family, kind))
         made.settimeout(WAIT_S)
         return made
@@ -56,7 +56,7 @@ class Pod:
         return self.inside(objects)
 
     def close(self) -> None:
-        """Give the namespace up; closing twice does nothing."""
+        """Close the namespace; closing twice does nothing."""
         if self.fd >= 0:
             os.close(self.fd)
             os.close(self._home)
@@ -65,7 +65,7 @@ class Pod:
 
 @contextlib.contextmanager
 def pods(count: int) -> Iterator[list[Pod]]:
-    """So many pods, closed at the end."""
+    """Make pods; close them at the end."""
     made = [Pod() for _ in range(count)]
     try:
         yield made
@@ -75,8 +75,8 @@ def pods(count: int) -> Iterator[list[Pod]]:
 
 
 def objects() -> Objects:
-    """Links, addresses, routes and rules of the calling thread's namespace, as
-    pyroute2 lists them, without what changes by itself.
+    """Return links, addresses, routes and rules of the calling thread's
+    namespace, as pyroute2 lists them, without what changes by itself.
     """
     with IPRoute() as witness:
         listings = [
@@ -90,8 +90,8 @@ def objects() -> Objects:
 
 
 def settled(address: str, links: int = 1, look: Callable[[], Objects] = objects) -> Objects:
-    """What `look` finds, once so many links have this IPv6 address for good:
-    the kernel makes its local route a moment after the address.
+    """Return the result of `look`, once so many links have this IPv6 address
+    for good: the kernel makes its local route a moment after the address.
     """
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
@@ -103,7 +103,7 @@ def settled(address: str, links: int = 1, look: Callable[[], Objects] = objects)
     raise AssertionError(f"{address}: {len(local)} local routes, not {links}: {local}")
 
 
-# What changes by itself; and the queueing discipline, of a link once up.
+# Fields that change by themselves; and a link's qdisc, which it gets once up.
 _CHANGING = {
     "IFLA_OPERSTATE",
     "IFLA_STATS",
@@ -121,15 +121,15 @@ _CHANGING = {
 
 
 def _stable(found: Any) -> dict[str, str]:
-    """A message of pyroute2 as text, without what changes by itself."""
+    """Return a message of pyroute2 as text, without changing fields."""
     fields = {k: str(v) for k, v in found.items() if k not in ("attrs", "header", "event", "flags")}
     attributes = {slot[0]: str(slot[1]) for slot in found["attrs"] if slot[0] not in _CHANGING}
     return fields | attributes
 
 
 def _by_kernel(found: dict[str, str]) -> bool:
-    """Whether it comes of the address that the kernel itself gives an interface
-    in IPv6: there, and no longer tentative, a second or so after the link.
+    """Return whether it belongs to the IPv6 address that the kernel itself
+    gives an interface: that is complete a second or so after the link.
     """
     address = found.get("IFA_ADDRESS") or found.get("RTA_DST") or ""
     return address.startswith("fe80::") and address not in ("fe80::", "fe80::1")
@@ -138,14 +138,14 @@ def _by_kernel(found: dict[str, str]) -> bool:
 def udp_round_trip(
     server: socket.socket, client: socket.socket, address: str, source: str | None = None
 ) -> tuple[str, str]:
-    """A datagram to `address` and its answer; peers as server and client saw
-    them. Raises TimeoutError.
+    """Send a datagram to `address`, and answer it; return the peers as server
+    and client saw them. Raises TimeoutError.
     """
     server.bind((address, 0))
     if source is not None:
         client.bind((source, 0))
     client.connect((address, server.getsockname()[1]))
-    # The first packets may go before the link's carrier is noticed.
+    # The first packets may be sent before the carrier is noticed.
     for _ in range(50):
         client.send(b"ping")
         if select.select([server], [], [], WAIT_S / 50)[0]:

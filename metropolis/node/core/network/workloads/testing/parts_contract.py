@@ -38,7 +38,7 @@ class PartsBench(Bench, Protocol):
         """Remove an element of the map behind everybody's back."""
 
     def add_key(self, key: str) -> None:
-        """Add an element likewise, which is nobody's."""
+        """Add an element with this key, which is of no attachment."""
 
 
 def create(bench: Bench, path: str, parts: tuple[PartText, ...], number: int = 1) -> Record:
@@ -127,7 +127,7 @@ class PartsContract:
         assert bench.again().scan() == Scan((record,))
 
     def test_what_has_lost_its_link_is_cleaned_up(self, parts_bench: PartsBench) -> None:
-        """By the engine, which was told, or by a start."""
+        """By the engine, when it learns of it, or by a start."""
         bench = parts_bench
         kept = create(bench, bench.add_netns(), GREEN)
         for clean_up in (True, False):

@@ -31,7 +31,7 @@ class Client:
         return answer
 
     def attach_later(self, workload_id: str, pod: Pod, if_name: str = "eth0") -> Any:
-        """Attach; a future of gRPC."""
+        """Attach; return a future of gRPC."""
         netns = pb.NetNSAttachment(netns_path=pod.path, if_name=if_name)
         request = pb.AttachRequest(workload_id=workload_id, netns=netns)
         return self.stub.Attach.future(request, timeout=DEADLINE_S)
@@ -48,23 +48,23 @@ class Client:
         return list(self.stub.Check(request, timeout=DEADLINE_S).attachments)
 
     def collect(self, *live: str, owner: str = "") -> set[str]:
-        """Collect; the workloads of what was removed. Nothing may remain."""
+        """Collect; return the removed workloads. None may remain."""
         request = pb.CollectRequest(live_workload_id=live, owner=owner)
         answer = self.stub.Collect(request, timeout=DEADLINE_S)
         assert not answer.remaining
         return {one.workload_id for one in answer.removed}
 
     def watch(self) -> Watch:
-        """Watch, from the first event on."""
+        """Watch from the first event on."""
         return Watch(self.stub.Watch(pb.WatchRequest(), timeout=DEADLINE_S))
 
     def host_ifindexes(self) -> dict[str, int]:
-        """Indexes of the host's ends by workload."""
+        """Return the indexes of the host's ends by workload."""
         found = self.stub.List(pb.ListRequest(), timeout=DEADLINE_S).attachments
         return {one.workload_id: one.host_ifindex for one in found}
 
     def list(self) -> dict[str, tuple[str, ...]]:
-        """Addresses by workload."""
+        """Return addresses by workload."""
         found = self.stub.List(pb.ListRequest(), timeout=DEADLINE_S).attachments
         return {one.workload_id: texts(one.ip) for one in found}
 
@@ -80,14 +80,14 @@ class Watch:
         self.call = call
 
     def next(self, count: int = 1) -> list[tuple[str, str]]:
-        """The next ones."""
+        """Return the next ones."""
         events = [next(self.call) for _ in range(count)]
         return [
             (pb.WatchEvent.Kind.Name(event.kind), event.attachment.workload_id) for event in events
         ]
 
     def end(self) -> tuple[int, grpc.StatusCode]:
-        """Read to the end; how many events, and the status."""
+        """Read to the end; return the number of events, and the status."""
         count = 0
         try:
             for _ in self.call:
@@ -98,7 +98,7 @@ class Watch:
 
 
 def texts(packed: Sequence[bytes]) -> tuple[str, ...]:
-    """Addresses as text."""
+    """Return addresses as text."""
     return tuple(str(ip_address(ip)) for ip in packed)
 
 
@@ -123,7 +123,7 @@ class Served:
         self._close()
 
     def end(self) -> int:
-        """SIGTERM; return the exit status."""
+        """Send SIGTERM; return the exit status."""
         self.process.terminate()
         return self._close()
 

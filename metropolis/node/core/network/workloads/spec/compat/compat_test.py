@@ -41,7 +41,7 @@ class Peer:
         )
 
     def call(self, method: str, **request: Any) -> dict[str, Any]:
-        """The line of one call."""
+        """Return the line of one call."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(
@@ -53,13 +53,13 @@ class Peer:
         return answer
 
     def ok(self, method: str, **request: Any) -> dict[str, Any]:
-        """The line of a call that succeeds."""
+        """Return the line of a call that succeeds."""
         answer = self.call(method, **request)
         assert answer["code"] == "OK", answer
         return answer
 
     def refused(self, method: str, **request: Any) -> tuple[str, str]:
-        """Code and details of a call that does not."""
+        """Return code and details of a call that fails."""
         answer = self.call(method, **request)
         assert answer["code"] != "OK", answer
         return answer["code"], answer["details"]
@@ -113,8 +113,8 @@ def netns(pod: Pod, if_name: str = "eth0") -> dict[str, str]:
 
 
 def interfaces() -> set[tuple[int, str]]:
-    """Indexes with MAC and other addresses, of the calling thread's namespace;
-    not what the kernel adds by itself once a link is up.
+    """Return indexes with MAC and other addresses, of the calling thread's
+    namespace; not those that the kernel adds once a link is up.
     """
     with IPRoute() as witness:
         links = {(one["index"], one.get("IFLA_ADDRESS")) for one in witness.get_links()}
@@ -123,12 +123,12 @@ def interfaces() -> set[tuple[int, str]]:
 
 
 def packed(ips: list[str]) -> list[bytes]:
-    """Bytes of protobuf's JSON."""
+    """Return bytes in protobuf's JSON."""
     return [base64.b64decode(ip) for ip in ips]
 
 
 def string(number: int, value: str | bytes) -> bytes:
-    """A length-delimited field of a number below 16, of less than 128 bytes."""
+    """Return a length-delimited field, number below 16, below 128 bytes."""
     data = value.encode() if isinstance(value, str) else value
     assert number < 16
     assert len(data) < 128
@@ -326,7 +326,7 @@ def test_a_method_of_the_future_is_refused(future: Peer, served: Served, pod: Po
 
 @pytest.fixture
 def later(tmp_path: Path) -> Iterator[Path]:
-    """The socket of a service built from future.proto."""
+    """Return the socket of a service built from future.proto."""
     path = tmp_path / "later"
     command = [sys.executable, "-m", f"{HERE}.future_server", str(path)]
     with subprocess.Popen(
@@ -385,7 +385,7 @@ BASE: dict[str, set[tuple[str, int, int, bool]]] = {
 
 
 def base_file() -> Any:
-    """base.proto's descriptor, in a pool of its own."""
+    """Return base.proto's descriptor, in a pool of its own."""
     script = (
         f"import sys; from {HERE} import base_pb2;"
         "sys.stdout.buffer.write(base_pb2.DESCRIPTOR.serialized_pb)"

@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`serve`, ended by SIGKILL at a chosen system call, in a process of its own.
+"""`serve`, killed at a chosen system call, in a process of its own.
 
-Counted are the system calls by which this service acts: entering a network
-namespace, opening a netlink socket, sending on one. The calls are the real
-ones; only at the chosen one a SIGKILL to ourselves comes first or follows:
+It counts the system calls by which the service acts: entering a network
+namespace, opening a netlink socket, sending on one. The calls are real; only
+the chosen one has a SIGKILL of the own process before or after it:
 
-    before N     the N-th call like it
+    before N     the N-th call of its kind
     after N
     cut N M      the N-th, a send, only sends its first M messages: as if
                  the kernel had stopped there
-    spoil N M    message M of that send is one that the kernel refuses
+    spoil N M    the kernel refuses message M of that send
 
-What a plan means must be the same in each process. So links have the same
-indexes in each, by which the kernel sorts what it lists; a dump that is
-repeated because something changed meanwhile is one call; and a plan says what
-its call is, and the how many-th of these: what another thread does meanwhile,
-as for a link of which an event told, does not count.
+A plan must mean the same in each process. So links have the same indexes in
+each, by which the kernel sorts its lists; a dump that is repeated because
+something changed meanwhile is one call; and a plan has its call's kind, and its
+number among these: calls of other threads, e.g. for a link's event, do not
+count.
 
-Plans come before the start, and later by `orders`: calls are counted from 1
-again, and the answer is None. The order None is answered by the calls that were
-counted.
+The first plan is an argument, later ones come by `orders`: calls are counted
+from 1 again, and the answer is None. The answer to the order None is the list
+of counted calls.
 
-Why not strace's injection: it knows no messages, and it stops every thread at
-every call. It is used to show that this counts all there is; see kill_test.
+Why not strace's injection: it does not know messages, and it stops every thread
+at every call. kill_test uses it to show that no call is missed here.
 """
 
 import contextlib
@@ -54,12 +54,12 @@ _KINDS = {
 }
 
 
-# Of the first link of each service: like no other number in a listing.
+# For the first link of each service: a unique number in a listing.
 _FIRST_INDEX = 0x1A5A5A5
 
 
 class Call(NamedTuple):
-    """A call that acts. messages: of a send, their kinds."""
+    """A call that acts. messages: the kinds of a send's."""
 
     name: str
     messages: tuple[str, ...] = ()
@@ -69,8 +69,8 @@ class Call(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """See the module. what: the call it is about; None: it is never reached.
-    nth: from 1. message: of a send, from 1.
+    """See the module. what: the call; None: it is never reached. nth: from 1.
+    message: in a send, from 1.
     """
 
     when: str = "before"
