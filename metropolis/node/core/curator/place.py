@@ -7,8 +7,8 @@
      lease, etcd's absence +-------+ --> decision                 for the store
 
 Not for calls to etcd: the curator makes them, and passes on what it read.
-`membership.decide` says what to do; here is when to ask it, and who is informed.
-Used by one event loop only.
+`membership.decide` says what to do; here is when to ask it, and who
+learns of it. Used by one event loop only.
 """
 
 from __future__ import annotations

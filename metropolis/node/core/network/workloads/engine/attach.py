@@ -112,13 +112,17 @@ class Attacher:
         entry = reserved.entry
         try:
             self._create(reserved, netns, intent.requested_ips)
-            self._ledger.check_presence(reserved, self._datapath.present)
         except UndoFailed:
-            if not self._ledger.settle(entry, State.BROKEN):
-                self._detacher.clean_up(entry)
+            self._break(entry)
             raise
         except BaseException:
             self._ledger.drop(entry)
+            raise
+        try:
+            self._ledger.check_presence(reserved, self._datapath.present)
+        except BaseException:
+            # The links are there, and have the addresses.
+            self._break(entry)
             raise
         if not self._ledger.settle(entry, State.ATTACHED):
             self._detacher.clean_up(entry)
@@ -126,6 +130,11 @@ class Attacher:
                 f"attach {show(intent.workload_id)}: the network namespace was removed meanwhile"
             )
         return attachment_of(entry.record)
+
+    def _break(self, entry: Entry) -> None:
+        """End in BROKEN, unless the link is gone."""
+        if not self._ledger.settle(entry, State.BROKEN):
+            self._detacher.clean_up(entry)
 
     def _create(self, reserved: Reservation, netns: Netns, requested: Sequence[IPAddress]) -> None:
         """Create the links. An attempt that collides with others' indexes or

@@ -326,6 +326,28 @@ def test_a_removal_that_is_seen_while_lost_ones_are_looked_for_counts(
     assert world.engine.list() == []
 
 
+def test_an_attach_that_cannot_list_links_keeps_its_addresses(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its links are there: nobody else may have what they have."""
+    world.engine.set_prefixes([ip_network("10.0.0.1/32")])
+
+    def refuse() -> frozenset[int]:
+        raise KernelRefused("list links: ENOBUFS")
+
+    world.datapath.on_create = lambda _: world.datapath.overrun()
+    with monkeypatch.context() as patched:
+        patched.setattr(world.datapath, "present", refuse)
+        with pytest.raises(KernelRefused, match="ENOBUFS"):
+            world.engine.attach(intent())
+    world.datapath.on_create = lambda _: None
+    with pytest.raises(Exhausted):
+        world.engine.attach(intent("w2", "/b"))
+    world.engine.detach("w1")
+    assert not world.datapath.present()
+    world.engine.attach(intent("w2", "/b"))
+
+
 def test_a_namespace_that_dies_during_its_attach(world: World) -> None:
     world.engine.set_prefixes([ip_network("10.0.0.1/32")])
     world.datapath.on_create = lambda record: world.datapath.take_link(record.host_ifindex)
