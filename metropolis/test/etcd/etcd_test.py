@@ -94,7 +94,7 @@ async def test_a_watch_tells_changes_and_progress(tmp_path: Path) -> None:
                     assert not batch.events
 
 
-async def test_what_was_compacted_is_told(tmp_path: Path) -> None:
+async def test_what_was_compacted_is_reported(tmp_path: Path) -> None:
     async with served(tmp_path) as (server, connection):
         for value in (b"1", b"2", b"3"):
             newest = await connection.commit(Transaction({}, (Put(KEY, value),)))
@@ -103,7 +103,7 @@ async def test_what_was_compacted_is_told(tmp_path: Path) -> None:
             await anext(connection.watch(keys.ROOT, 2))
 
 
-async def test_a_lease_that_ended_is_told(tmp_path: Path) -> None:
+async def test_a_lease_that_ended_is_reported(tmp_path: Path) -> None:
     async with served(tmp_path) as (server, connection):
         lease = await connection.grant(5)
         await connection.commit(Transaction({}, (Put(KEY, b"1", lease),)))

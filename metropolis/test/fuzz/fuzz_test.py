@@ -76,7 +76,7 @@ def test_new_inputs() -> None:
     assert all(count > 100 for count in result["targets"].values())
 
 
-def test_a_fault_is_found_and_told(tmp_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_is_found_and_reported(tmp_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a target that has one, in the place of another."""
     program = (
         "import sys\n"

@@ -61,7 +61,7 @@ async def test_a_service_that_is_not_there_yet_needs_no_words(tmp_path: Path) ->
         assert await unready(tmp_path / "closes") == "containerd"
 
 
-async def test_a_service_that_is_none_is_told(tmp_path: Path) -> None:
+async def test_a_service_that_is_none_is_reported(tmp_path: Path) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"login: ".ljust(100))
         await reader.read(1)

@@ -64,7 +64,7 @@ class World:
             assert self.waiting == 0
 
 
-async def test_an_agent_that_starts_anew_is_waited_for(
+async def test_an_agent_that_starts_again_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = ["", "containerd"]

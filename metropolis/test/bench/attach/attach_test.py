@@ -97,7 +97,7 @@ def test_ours_starts_no_process(result: dict[str, Any]) -> None:
     )
 
 
-def test_a_broken_peer_is_told_of(tmp_path: Path) -> None:
+def test_a_broken_peer_is_reported_of(tmp_path: Path) -> None:
     """Its error is shown; the others are measured all the same."""
     for name in ("ptp", "bridge", "portmap", "host-local"):
         plugin = tmp_path / name
