@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The helper: lives, deaths, snapshots; our client against a real server."""
+"""The helper: starts, kills, snapshots; our client with a real server."""
 
 import asyncio
 import contextlib
@@ -49,7 +49,7 @@ async def test_pages_and_revisions(tmp_path: Path) -> None:
 
 
 async def test_large_values_make_pages_small(tmp_path: Path) -> None:
-    """A page that is over the limit of a message is asked for in parts."""
+    """A page that is over the limit of a message is requested in parts."""
     async with served(tmp_path) as (_, connection):
         for number in range(12):
             put = Put(keys.NODES + str(number).encode(), b"x" * 1_400_000)

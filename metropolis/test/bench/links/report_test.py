@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples become the right figures, and are told apart when printed."""
+"""Samples become the right figures, and are printed separately."""
 
 import json
 
@@ -12,7 +12,7 @@ MACHINE = {"cpu": "abacus", "cores": 10}
 
 
 def samples(figure: str, unit: str, veth: list[list[float]], factor: float) -> list[Samples]:
-    """Each round's values of veth; the others' are `factor` times those."""
+    """Return samples: `veth` by round; others have `factor` times those."""
     return [
         Samples(
             figure,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is computed and printed of runtimes, without a machine."""
+"""Figures and output of the comparison of runtimes, without a machine."""
 
 import json
 import tomllib

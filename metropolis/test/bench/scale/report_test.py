@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is printed of a cluster's figures."""
+"""The output of a cluster's figures."""
 
 import json
 from dataclasses import replace
