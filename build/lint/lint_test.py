@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each lint finds what it is for, and is silent about what is right."""
+"""Each lint finds its faults, and does not report correct files."""
 
 import os
 import pathlib
@@ -20,7 +20,7 @@ service S { rpc Do(M) returns (M); }
 
 @pytest.fixture
 def root(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A small tree with the real settings, and nothing wrong in it."""
+    """Make a small correct tree with the real settings."""
     root = tmp_path / "tree"
     write(root, "pyproject.toml", pathlib.Path("pyproject.toml").read_text())
     write(root, "MODULE.bazel", "")
@@ -86,7 +86,7 @@ def test_ruff_fails_on_wrong_settings(root: pathlib.Path) -> None:
 
 
 def test_mypy(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """One wrong file for each thing that has to be understood to see it."""
+    """There is one wrong file for each feature that the check needs."""
     proto = "from osbase.spec import a_pb2, a_pb2_grpc as g\n"
     wrong = {
         "def f():\n    pass\n": "no-untyped-def",

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own rules over the tree: licences, layering, nothing of one machine, no
-claim without its test.
+"""Our own rules over the tree: licences, layering, no machine-specific text,
+tests for all claims.
 """
 
 import glob
@@ -13,7 +13,7 @@ from build.lint import claims, layers, rules, tree
 
 
 def check(rule: Callable[[str, str], Iterable[str]]) -> None:
-    """Fail with all that `rule` finds in the tree's text files."""
+    """Fail with all findings of `rule` in the tree's text files."""
     root = tree.workspace()
     found: list[str] = []
     for path in tree.files(root):
@@ -27,7 +27,7 @@ def check(rule: Callable[[str, str], Iterable[str]]) -> None:
 
 
 def configured_hosts() -> set[str]:
-    """The hosts of the package settings of this machine, as far as readable."""
+    """Return the hosts in this machine's package settings, if readable."""
     hosts: set[str] = set()
     for pattern in ("/etc/apt/sources.list*", "/etc/apt/sources.list.d/*", "/etc/pip.conf"):
         for name in glob.glob(pattern):
