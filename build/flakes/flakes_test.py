@@ -147,7 +147,7 @@ def test_how_bazel_is_called(workspace: Workspace) -> None:
     assert build[0] == "build"
     assert test[0] == "test"
     assert {"--runs_per_test=4", "--nocache_test_results", "--flaky_test_attempts=1"} <= {*test}
-    # The same options, lest Bazel analyse everything again.
+    # The same options, so that Bazel does not analyse everything again.
     assert {*test} - {*build} == {"test", test[-1]}
 
 

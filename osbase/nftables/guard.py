@@ -48,7 +48,7 @@ class Guard:
         known, self._digest, again = self._digest, None, self.doubtful
         self._quiet = False
         with open_socket() as sock:
-            # First: whoever commits between the look and ours is noticed.
+            # First: a commit between this look and ours is then noticed.
             before = generation(sock)
             found = self._others(sock, known, before)
             if update is None or found or not update():
