@@ -17,8 +17,8 @@ version, and takes libnftables several milliseconds where this takes one.
 
     generation(sock)     a number that grows with each commit in the namespace
     generation_events    a callback at each commit, and by which program
-    element_comments     the comments of a set's elements: whoever comments its
-                         elements finds them again, without their encoding
+    element_comments     the comments of a set's elements: by them a caller
+                         finds its elements, without their encoding
 
 Source: linux/netfilter/nf_tables.h, nfnetlink.h.
 """

@@ -199,7 +199,7 @@ def test_base_chains(sock: NetlinkSocket) -> None:
 
 
 def test_comments_of_elements(sock: NetlinkSocket) -> None:
-    """Of sets and maps; those of a set that is not there are None."""
+    """Sets and maps have comments; the result for a missing set is None."""
     assert digest.element_comments(sock, "inet", "t", "ports") == []
     longest = "x" * 128
     for port, comment in ((81, "one two"), (82, longest)):

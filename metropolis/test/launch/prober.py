@@ -6,7 +6,7 @@
         seconds = await prober.whole()
 
 On every node, in the network namespace of its pod, `pings` pings the other pods
-in both families, and every answer is a line. It goes on while there is no
+in both families, and prints a line for each answer. It continues without a
 route; it ends with the node.
 """
 
@@ -47,7 +47,7 @@ class Prober:
 
     def __init__(self, cluster: Cluster) -> None:
         self.answers: dict[Pair, Answers] = {}
-        # Of each pod: from when to when its machine had no CPU.
+        # By pod, the times in which its machine had no CPU: begin and end.
         self._late: dict[str, list[tuple[float, float]]] = {}
         self._cluster = cluster
         self._news = asyncio.Condition()
@@ -122,9 +122,9 @@ class Prober:
     async def whole(self, limit_s: float = 400.0) -> float:
         """Wait until every pair has answered from now on; return the seconds.
 
-        Two answers are wanted: the second is to a ping sent from now on.
-        TimeoutError names the pairs that did not. What is in the way of pings
-        is raised: PingsError, CriError, AgentError, NodeError.
+        It waits for two answers: the second is to a ping sent from now on.
+        Raises TimeoutError with the pairs that did not answer, and errors of
+        the pings: PingsError, CriError, AgentError, NodeError.
         """
         begin = time.monotonic()
 
@@ -160,8 +160,8 @@ class Prober:
     def lost(self, since: float, *, excuse: bool = False) -> dict[Pair, int]:
         """Return the pairs that lost pings since then, and how many.
 
-        excuse: but for those lost while one of the two machines, or both, had
-        no CPU for a second or more. That is said.
+        excuse: except those lost while one of the two machines, or both, had
+        no CPU for a second or more. Those are printed.
         """
         counts = {
             pair: sum(
