@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian packages from a lock: `@debian//:name`, the file tree as a tar; of a
+"""Debian packages from a lock: `@debian//:name` is the file tree as a tar; for a
 source package, upstream's tar.
 
     debian = use_extension("//build/debian:debian.bzl", "debian")
     debian.lock(file = "//third_party/debian:packages.lock")
     use_repo(debian, "debian")
 
-One repository a package, fetched when first needed by apt's own downloader in the
-apt configuration of the build root (mirror, proxy, credentials), so no host name is
-in the tree and no build action downloads anything. What is fetched is the pinned
-file of the mirror's pool, checked against the pinned SHA-256: neither the age of
-the build root's package lists nor the mirror's signature matters. `@debian` is a
+There is one repository per package, fetched when first needed by apt's own
+downloader in the apt configuration of the build root (mirror, proxy, credentials),
+so no host name is in the tree and no build action downloads anything. It fetches
+the pinned file of the mirror's pool and checks the pinned SHA-256: neither the age
+of the build root's package lists nor the mirror's signature matters. `@debian` is a
 hub of aliases.
 
 Why not `apt-get download package=version`: it only knows the versions in its
@@ -28,11 +28,11 @@ filegroup(
 """
 
 def _from_repository_cache(rctx, file):
-    """Link `file` from Bazel's repository cache. Returns whether it was there.
+    """Links `file` from Bazel's repository cache. Returns whether it was there.
 
-    Bazel looks there by the SHA-256 before it tries a URL. That the file is where
-    Bazel keeps it by default is checked first only to spare a warning a package;
-    with another --repository_cache, packages are fetched anew.
+    Bazel searches it by the SHA-256 before it tries a URL. The check of the default
+    path before only avoids a warning per package; with another --repository_cache,
+    packages are fetched again.
     """
     cached = rctx.path("../../../cache/repos/v1/content_addressable/sha256/%s/file" %
                        rctx.attr.sha256)
@@ -54,7 +54,7 @@ def _mirrors(rctx):
     return [mirror.rstrip("/") for mirror in mirrors]
 
 def _fetch(rctx, file):
-    """Download to `file` from the first mirror that has it; fail with all errors."""
+    """Downloads to `file` from the first mirror that has it; fails with all errors."""
     said = []
     for mirror in _mirrors(rctx):
         done = rctx.execute([
@@ -77,7 +77,7 @@ def _fetch(rctx, file):
         "If the mirror no longer has this version, move the pins by: " + _REFRESH,
     ]))
 
-# How a file of the pool becomes a tar.
+# The conversion of a pool's file to a tar.
 _TAR = {
     ".deb": "dpkg-deb --fsys-tarfile",
     ".tar.gz": "gzip -dc",
@@ -136,7 +136,7 @@ def _debian_impl(mctx):
     for module in mctx.modules:
         for lock in module.tags.lock:
             for name, pin in json.decode(mctx.read(lock.file))["packages"].items():
-                # A repository's name may not have every letter a package's may.
+                # A repository's name allows fewer characters than a package's.
                 packages[name] = "debian__" + name.replace("+", "p")
                 _package(
                     name = packages[name],

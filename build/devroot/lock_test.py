@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The devroot's lock is well-formed, and holds what the list asks for."""
+"""The devroot's lock is well-formed, and has all packages of the list."""
 
 import re
 from pathlib import Path

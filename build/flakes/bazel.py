@@ -17,12 +17,12 @@ from pathlib import Path
 
 _STDERR = 2
 
-# What `bazel run` and Python's launcher set for the command, not for Bazel.
+# Variables that `bazel run` and Python's launcher set for the command only.
 _OURS = ("BUILD_", "PYTHON", "RUNFILES_", "JAVA_RUNFILES", "TEST_")
 
 
 def environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment in which the user started `bazelw run`, about."""
+    """Return roughly the environment in which the user called `bazelw run`."""
     return {name: value for name, value in ours.items() if not name.startswith(_OURS)}
 
 
@@ -37,7 +37,7 @@ async def _start(dies_by: str, command: Sequence[str], **options: object) -> Pro
 
 @contextlib.asynccontextmanager
 async def busy_loops(count: int) -> AsyncIterator[list[int]]:
-    """Keep that many cores busy until the block is left; gives process ids."""
+    """Keep `count` cores busy until the block is left; yield process ids."""
     loops: list[Process] = []
     try:
         for _ in range(count):
@@ -62,8 +62,8 @@ class Bazel:
         """Return the exit status and, if captured, stdout; else that is on
         stderr with the rest.
 
-        When this is cancelled, Bazel is interrupted and waited for. A second
-        cancellation interrupts it again, as a second Ctrl-C would.
+        A cancellation interrupts Bazel and waits for its end. A second one
+        interrupts it again, like a second Ctrl-C.
         """
         process = await _start(
             "INT",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run tests many times beside a busy loop on each core; say which failed.
+"""Run tests many times beside a busy loop on each core; print the failures.
 
     ./bazelw run //build:flakes -- [TARGETS] --runs N [--vm] [--json]
 
@@ -7,8 +7,8 @@ TARGETS are Bazel's target patterns; without any, all tests. A pattern that
 stands for several (//x/..., //x:all) means the tests that boot no virtual
 machine, with --vm those that do; a test that is named is run in any case.
 
-Progress is on stderr. On stdout is the table of the tests that failed, how
-often and in which runs, or with --json one line:
+Progress is on stderr. Stdout has the table of the failed tests, how often and
+in which runs, or with --json one line:
 {"ok": bool, "runs": N, "failed": {"//target": count}}.
 Logs and reports of the runs that failed, and the table, are kept in the
 directory of --output. Run 1 has the examples of any ordinary test run. Run K,
@@ -47,16 +47,16 @@ _OK, _BUILD_FAILED, _TESTS_FAILED = 0, 1, 3
 
 
 class FlakesError(Exception):
-    """It did not come to runs, or not to all of them; says why."""
+    """Some runs could not start; the text has the reason."""
 
 
 def say(message: str) -> None:
-    """Progress."""
+    """Print progress."""
     print(f"flakes: {message}", file=sys.stderr, flush=True)
 
 
 def stands_for_several(pattern: str) -> bool:
-    """Whether it is a wildcard, not the name of a target."""
+    """Return whether a pattern is a wildcard, not the name of a target."""
     return pattern.endswith(("...", ":all", ":*", ":all-targets"))
 
 
@@ -95,7 +95,7 @@ async def find(bazel: Bazel, patterns: Sequence[str], machines: bool) -> list[st
 
 
 def keep(found: Sequence[Result], output: Path) -> dict[str, list[str]]:
-    """Copy what runs that did not pass left; return the cases that failed."""
+    """Copy the files of failed runs; return the failed cases."""
     failed: dict[str, list[str]] = defaultdict(list)
     for result in found:
         if result.status == PASSED or result.directory is None:
@@ -160,7 +160,7 @@ class Flakes:
             raise FlakesError(f"bazel test: status {status}, see above")
 
     def result(self, interrupted: bool) -> list[Tally]:
-        """Return what was found so far, and keep what it left."""
+        """Return the results so far, and keep the files of failed runs."""
         found: list[Result] = []
         with contextlib.suppress(FileNotFoundError), self._events.open(errors="replace") as lines:
             found += results(lines)
@@ -194,7 +194,7 @@ async def _until_signalled(work: asyncio.Task[None]) -> int | None:
 
 
 async def work(options: argparse.Namespace, bazel: Bazel, output: Path) -> int:
-    """Do it; return the exit status. FlakesError."""
+    """Run the command; return the exit status. Raises FlakesError."""
     flakes = Flakes(bazel, options.runs, output)
     task = asyncio.create_task(flakes.run(options.targets, options.vm))
     number = await _until_signalled(task)
@@ -215,7 +215,7 @@ async def work(options: argparse.Namespace, bazel: Bazel, output: Path) -> int:
 
 
 def runs(text: str) -> int:
-    """Return a number of runs. argparse names the argument."""
+    """Parse a number of runs, for argparse."""
     number = int(text)
     if not 1 <= number <= _MAX_RUNS:
         raise argparse.ArgumentTypeError(f"{number}: want 1 to {_MAX_RUNS}")
@@ -223,7 +223,7 @@ def runs(text: str) -> int:
 
 
 def target(text: str) -> str:
-    """Return a target pattern."""
+    """Parse a target pattern, for argparse."""
     if not text or any(char in text for char in "\"'$ \n"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a target pattern")
     return text
@@ -251,7 +251,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
 
 
 def make_directory(path: Path) -> None:
-    """Make it, if it is not there, and see that files can be made in it."""
+    """Make the directory if needed, and check that it is writable."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

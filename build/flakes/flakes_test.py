@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command, with a program in bazelw's place that reports made-up runs."""
+"""The command, with a fake bazelw that reports fixed runs."""
 
 import json
 import os
@@ -94,11 +94,11 @@ class Workspace:
         return process.returncode, out, said
 
     def calls(self) -> list[list[str]]:
-        """What bazelw was called with."""
+        """Return the arguments of bazelw's calls."""
         return [json.loads(line) for line in (self.root / "calls").read_text().splitlines()]
 
     def loops(self) -> list[int]:
-        """The process ids of the loops beside the tests."""
+        """Return the process ids of the loops beside the tests."""
         return [int(pid) for pid in (self.root / "loops").read_text().split()]
 
 
@@ -135,7 +135,7 @@ def test_nothing_fails_and_nothing_is_kept(workspace: Workspace) -> None:
     status, out, said = workspace.run("--json", NAMES["good"], "--runs=2")
     assert (status, json.loads(out)) == (0, {"ok": True, "runs": 2, "failed": {}})
     assert set(Path("/tmp").glob("flakes-*")) == before
-    # What bazelw says is not lost, and not on our stdout.
+    # bazelw's output is kept, and is not on our stdout.
     assert "on stdout" in said
     assert "test says" in said
 
@@ -147,7 +147,7 @@ def test_how_bazel_is_called(workspace: Workspace) -> None:
     assert build[0] == "build"
     assert test[0] == "test"
     assert {"--runs_per_test=4", "--nocache_test_results", "--flaky_test_attempts=1"} <= {*test}
-    # The same options, lest Bazel analyse everything again.
+    # The same options, so that Bazel does not analyse everything again.
     assert {*test} - {*build} == {"test", test[-1]}
 
 
@@ -210,7 +210,7 @@ def test_it_does_not_come_to_runs(
 
 
 def test_a_test_that_bazel_did_not_come_to(workspace: Workspace) -> None:
-    """--keep_going, and one of them does not build after all."""
+    """With --keep_going, one of them does not build."""
     given = [NAMES["good"], "--runs=1", "--json"]
     assert workspace.run(*given, FAKE_TEST="1")[0] == 0
     text = (workspace.root / "bazelw").read_text()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often which test failed, from the results of all runs."""
+"""The failures of each test, from the results of all runs."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 from build.results.events import PASSED, Result
 
-# What a run is that has no result, since Bazel did not come to it, and the
-# statuses of one that Bazel was interrupted in.
+# The status of a run without a result, which Bazel did not start; and the
+# statuses of an interrupted run.
 NOT_RUN = "NOT RUN"
 _CUT_SHORT = ("INCOMPLETE", "NO_STATUS")
 
 
 @dataclass(frozen=True)
 class Tally:
-    """A test's runs. bad: the statuses of those that did not pass, by number.
-    cases: how often which test case failed, as far as reports say.
+    """A test's runs. bad: statuses of failed runs, by number. cases: failures
+    by test case, from the reports.
     """
 
     label: str
@@ -34,8 +34,8 @@ def tally(
 ) -> list[Tally]:
     """Count. A run passed when it has a result and all its shards passed.
 
-    cases: by label, the names of cases that failed, a name for each time.
-    interrupted: a run without a result is nobody's fault, and not counted.
+    cases: by label, the names of failed cases, once for each failure.
+    interrupted: a run without a result is not a failure, and does not count.
     """
     found: dict[str, dict[int, str]] = {label: {} for label in labels}
     for result in results:
@@ -60,13 +60,13 @@ def tally(
 
 
 def to_json(tallies: Iterable[Tally], runs: int) -> dict[str, object]:
-    """Return what --json prints."""
+    """Return the output of --json."""
     failed = {one.label: len(one.bad) for one in tallies if one.bad}
     return {"ok": not failed, "runs": runs, "failed": failed}
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """1, 2, 3, 5: "1-3, 5"."""
+    """Format numbers: "1-3, 5" for 1, 2, 3, 5."""
     parts: list[list[int]] = []
     for number in sorted(numbers):
         if parts and number == parts[-1][-1] + 1:
@@ -77,7 +77,7 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """1, "test": "1 test"."""
+    """Format a count: "1 test", "2 tests"."""
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 

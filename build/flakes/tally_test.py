@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From results to the table, without Bazel."""
+"""The table of results, without Bazel."""
 
 from build.flakes.tally import NOT_RUN, Tally, tally, to_json, to_table
 from build.results.events import Result

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of SECURITY.md: what is claimed, and the tests that try it. Pure.
+"""The table of SECURITY.md: claims and their tests. Pure.
 
     claims, problems = parse(text)
 
-A row is a claim: its id, what it says, whom it is against, the direction of
-what is tried, in which families, where, and its tests, PATH::FUNCTION each.
-The lint asks that these are all said and that the tests exist; the command
-//metropolis/test/security:claims runs them.
+A row is a claim: id, text, attackers, directions, families, place, and tests,
+each as PATH::FUNCTION. The lint checks that no cell is empty and that the tests
+exist; the command //metropolis/test/security:claims runs them.
 
-Limit: it cannot see whether a test tries what its row says. Reviewers do.
+Limit: it cannot check whether a test tries its row's claim. Reviewers do.
 """
 
 import ast
@@ -109,7 +108,7 @@ def _wrong(claim: Claim, tests: str) -> Iterator[str]:
 
 
 def functions(source: str) -> dict[str, bool]:
-    """Return the test functions of a module: name to whether it always runs."""
+    """Return a module's test functions: name to whether it always runs."""
     return {
         node.name: not any("skip" in ast.unparse(one) for one in node.decorator_list)
         for node in ast.parse(source).body
@@ -118,7 +117,7 @@ def functions(source: str) -> dict[str, bool]:
 
 
 def check(path: str, text: str, read: Callable[[str], str | None]) -> Iterator[str]:
-    """Yield what is wrong with the page. read: a file of the tree, or None."""
+    """Yield the problems of the page. read: returns a file's text, or None."""
     claims, problems = parse(text)
     for claim in claims:
         for test in claim.tests:

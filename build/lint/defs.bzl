@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""lint_test: a py_pytest that looks at the work tree instead of its inputs."""
+"""lint_test: a py_pytest that reads the work tree instead of its inputs."""
 
 load("//build/python:defs.bzl", "py_pytest")
 
@@ -7,8 +7,8 @@ def lint_test(name, deps = [], **kwargs):
     """A test in NAME.py that lints the tree; see __init__.py for the why.
 
     Args:
-      name: also of its source
-      deps: beside the list of files
+      name: of the target and its source
+      deps: in addition to the list of files
       **kwargs: as for py_pytest
     """
     py_pytest(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which part of the tree imports which: a table, and its check. Pure.
+"""The allowed imports between parts of the tree: a table and its check. Pure.
 
 A line of the table is a promise of the design. It binds the files below its
-paths. Tests and `testing` modules and packages are free, since they build what
-they test, except where the line says that they are bound.
+paths. Tests and `testing` modules and packages are free, since they construct
+the parts under test, except where the line binds them.
 
 Limit: it reads import statements. A module that is passed as an argument, or
 loaded by name, is not seen.
@@ -27,8 +27,8 @@ class Layer:
     """A promise.
 
     paths: the files that it binds; a folder ends with "/", "" is all files.
-    never: modules that they do not import, with all that is below them.
-    but: what they may import all the same.
+    never: modules that they do not import, including their submodules.
+    but: exceptions, which they may import.
     free: files and folders below `paths` that are not bound.
     tests: whether tests and `testing` packages are bound too.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each lint finds what it is for, and is silent about what is right."""
+"""Each lint finds its faults, and does not report correct files."""
 
 import os
 import pathlib
@@ -20,7 +20,7 @@ service S { rpc Do(M) returns (M); }
 
 @pytest.fixture
 def root(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A small tree with the real settings, and nothing wrong in it."""
+    """Make a small correct tree with the real settings."""
     root = tmp_path / "tree"
     write(root, "pyproject.toml", pathlib.Path("pyproject.toml").read_text())
     write(root, "MODULE.bazel", "")
@@ -86,7 +86,7 @@ def test_ruff_fails_on_wrong_settings(root: pathlib.Path) -> None:
 
 
 def test_mypy(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """One wrong file for each thing that has to be understood to see it."""
+    """There is one wrong file for each feature that the check needs."""
     proto = "from osbase.spec import a_pb2, a_pb2_grpc as g\n"
     wrong = {
         "def f():\n    pass\n": "no-untyped-def",
@@ -261,8 +261,16 @@ def test_an_implementation_in_tests_of_nodes() -> None:
         ("a.py", 'def f():\n    """Spared."""\n', [(2, "Spared", "protected")]),
         ("a.md", "# T\n\nStrangers go.\n", [(3, "Strangers", "unlisted peers")]),
         ("a.md", "Fine. Of two, one.\n", [(1, "Of", "subject first")]),
+        ("a.md", "Whoever sees to it\n", [(1, "Whoever", "that"), (1, "sees to it", "sure")]),
+        (
+            "a.py",
+            "# dropped without a word, lest\n",
+            [(1, "lest", "so"), (1, "without a word", "")],
+        ),
+        ("a.py", "# nobody's, as ever\n", [(1, "nobody's", "owner"), (1, "as ever", "still")]),
         ("a.py", "told = turn = lefts = left_side = 'doomed, Of'\n", []),
         ("a.py", "# in turn, one of two is left, untold\n", []),
+        ("a.py", "whoever = lest = 1  # celestial; as every word; nobody sees it\n", []),
         ("a.md", "`doomed` is code.\n\n    doomed\n\n```\nOf \n```\n", []),
         ("a.txt", "doomed", []),
     ],

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own rules: pure functions from a file's text to what is wrong in it."""
+"""Our own rules: pure functions from a file's text to its problems."""
 
 import re
 from collections.abc import Iterable, Iterator
 
 LICENCE = "SPDX-License-Identifier: Apache-2.0"
 
-# How a comment opens, by the end of the file's name. Formats without comments
-# and files that a tool writes are not here.
+# The beginning of a comment, by the end of the file's name. Formats without
+# comments and files that a tool writes are left out.
 COMMENTS = {
     ".py": "# ",
     ".pyi": "# ",
@@ -27,7 +27,7 @@ COMMENTS = {
     ".go": "// ",
 }
 
-# Brackets, lest this file be found guilty.
+# With brackets, so that the rule does not match this file.
 MIRRORS = re.compile(
     r"\b([\w-]+[.])*("
     r"deb[.]debian|ftp[.]([a-z]+[.])?debian|snapshot[.]debian|archive[.]ubuntu|"
@@ -40,7 +40,7 @@ MACHINE_PATHS = re.compile(
 
 
 def spdx(path: str, text: str) -> Iterator[str]:
-    """The licence is on line 1, or on line 2 after a shebang."""
+    """Require the licence on line 1, or on line 2 after a shebang."""
     opening = next((c for end, c in COMMENTS.items() if path.endswith(end)), None)
     lines = text.split("\n")
     if lines[0].startswith("#!"):
@@ -53,9 +53,9 @@ def spdx(path: str, text: str) -> Iterator[str]:
 
 
 def machine_specific(path: str, text: str, hosts: Iterable[str] = ()) -> Iterator[str]:
-    """No mirror's host name and no path of somebody's machine.
+    """Find host names of mirrors, and paths of a single machine.
 
-    `hosts` are the names that this machine's own configuration has.
+    `hosts` are the names in this machine's own configuration.
     """
     own = [host for host in hosts if "." in host]
     for number, line in enumerate(text.split("\n"), start=1):
@@ -69,6 +69,6 @@ def machine_specific(path: str, text: str, hosts: Iterable[str] = ()) -> Iterato
 
 
 def hosts_in(settings: str) -> set[str]:
-    """The host names of the URLs in apt's or pip's settings."""
+    """Return the host names of the URLs in apt's or pip's settings."""
     found = set(re.findall(r"[a-z+]+://(?:[^/@\s]*@)?([\w.-]+)", settings))
     return {host for host in found if host != "localhost"}

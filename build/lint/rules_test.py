@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own rules over the tree: licences, layering, nothing of one machine, no
-claim without its test.
+"""Our own rules over the tree: licences, layering, plain words, no
+machine-specific text, tests for all claims.
 """
 
 import glob
@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
-from build.lint import claims, layers, rules, tree
+from build.lint import claims, layers, rules, tree, words
 
 
 def check(rule: Callable[[str, str], Iterable[str]]) -> None:
-    """Fail with all that `rule` finds in the tree's text files."""
+    """Fail with all findings of `rule` in the tree's text files."""
     root = tree.workspace()
     found: list[str] = []
     for path in tree.files(root):
@@ -27,7 +27,7 @@ def check(rule: Callable[[str, str], Iterable[str]]) -> None:
 
 
 def configured_hosts() -> set[str]:
-    """The hosts of the package settings of this machine, as far as readable."""
+    """Return the hosts in this machine's package settings, if readable."""
     hosts: set[str] = set()
     for pattern in ("/etc/apt/sources.list*", "/etc/apt/sources.list.d/*", "/etc/pip.conf"):
         for name in glob.glob(pattern):
@@ -42,6 +42,17 @@ def test_spdx() -> None:
 
 def test_layers() -> None:
     check(layers.layering)
+
+
+# ALLOW-LIST: folders with findings. Remove when metropolis/node has none.
+_WORDS_NOT_YET = ("metropolis/node/",)
+
+
+def test_words() -> None:
+    def rule(path: str, text: str) -> Iterator[str]:
+        return iter(()) if path.startswith(_WORDS_NOT_YET) else words.habits(path, text)
+
+    check(rule)
 
 
 def test_nothing_of_one_machine() -> None:

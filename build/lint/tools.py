@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run ruff and mypy over a tree; return what they found."""
+"""Run ruff and mypy over a tree; return their findings."""
 
 import os
 import pathlib
@@ -18,10 +18,12 @@ def _run(command: list[str], cwd: pathlib.Path, environ: dict[str, str]) -> tupl
 
 
 def ruff(command: list[str], root: pathlib.Path, paths: list[str]) -> str:
-    """What `ruff COMMAND` finds in `paths`, with the tree's pyproject.toml."""
+    """Return the findings of `ruff COMMAND` in `paths`, with the tree's
+    pyproject.toml.
+    """
     config = root / "pyproject.toml"
     sources = [path for path in paths if path.endswith((".py", ".pyi"))]
-    # -m: the program's place in the package is ruff's own business.
+    # -m: the program's path in the package is internal to ruff.
     full = [sys.executable, "-P", "-m", "ruff", *command, "--no-cache", f"--config={config}"]
     status, text = _run([*full, "--", *sources], root, dict(os.environ))
     if status not in (0, 1):
@@ -30,10 +32,10 @@ def ruff(command: list[str], root: pathlib.Path, paths: list[str]) -> str:
 
 
 def own_path(environ: dict[str, str]) -> dict[str, str]:
-    """The environment with only the PyPI packages on PYTHONPATH.
+    """Return the environment with only the PyPI packages on PYTHONPATH.
 
-    mypy takes what is there as installed (it reports nothing in it); the tree,
-    which Bazel puts there too, must not be.
+    mypy treats packages there as installed (it reports nothing in them); the
+    tree, which Bazel also puts there, must not be.
     """
     entries = environ.get("PYTHONPATH", "").split(os.pathsep)
     packages = [os.path.abspath(e) for e in entries if e.endswith("site-packages")]
@@ -43,11 +45,11 @@ def own_path(environ: dict[str, str]) -> dict[str, str]:
 def mypy(
     root: pathlib.Path, paths: list[str], generated: pathlib.Path, scratch: pathlib.Path
 ) -> str:
-    """What mypy, as set up in pyproject.toml, finds in `paths` of `root`.
+    """Return mypy's findings in `paths` of `root`, with pyproject.toml.
 
-    The modules of protos are made here of the protos among `paths`, so they
-    need no registration; those of protos from elsewhere are in `generated`,
-    where the test's runfiles have them. All is put together in `scratch`.
+    Modules of the protos among `paths` are generated here, so they need no
+    registration; those of external protos are in `generated`, part of the
+    test's runfiles. `scratch` gets the combined tree.
     """
     mirror(root, [p for p in paths if p.endswith((".py", ".pyi"))], scratch)
     mirror(root, ["pyproject.toml"], scratch)
@@ -66,7 +68,7 @@ def mypy(
     status, text = _run(command, scratch, own_path(dict(os.environ)))
     if status not in (0, 1):
         raise LintError(f"mypy: {text}")
-    # Generated stubs are not ours to correct.
+    # Errors in generated stubs are not ours.
     lines = [line for line in text.splitlines() if line.partition(":")[0] in set(sources)]
     if status and not lines and not any("_pb2" in line for line in text.splitlines()):
         raise LintError(f"mypy ended with status {status}: {text}")

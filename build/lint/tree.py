@@ -5,16 +5,16 @@ import os
 import pathlib
 import subprocess
 
-# Of a tree without git: what Bazel, Python and tools put there.
+# In a tree without git: files of Bazel, Python and tools.
 IGNORED_FOLDERS = ("__pycache__", "node_modules")
 
 
 class LintError(Exception):
-    """A lint could not do its work (which is not a finding)."""
+    """A lint could not run (this is not a finding)."""
 
 
 def workspace() -> pathlib.Path:
-    """The source tree this test was built from; it runs in its runfiles."""
+    """Return the source tree of this test, which runs in its runfiles."""
     root = pathlib.Path("pyproject.toml").resolve().parent
     if not (root / "MODULE.bazel").exists():
         raise LintError(f"{root} is not the workspace: pyproject.toml is no link to it")
@@ -22,10 +22,10 @@ def workspace() -> pathlib.Path:
 
 
 def listed_by_git(root: pathlib.Path) -> list[str] | None:
-    """The paths git tracks below `root`; None when that is no git work tree."""
+    """Return the paths git tracks below `root`; None without a work tree."""
     if not (root / ".git").exists():
         return None
-    # In the sandbox another user seems to own the tree: say that it is safe.
+    # In the sandbox another user seems to own the tree: declare it safe.
     command = ["git", "-c", "safe.directory=*", "-C", str(root), "ls-files", "-z"]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:
@@ -34,7 +34,7 @@ def listed_by_git(root: pathlib.Path) -> list[str] | None:
 
 
 def walked(root: pathlib.Path) -> list[str]:
-    """The paths below `root` that a clone would have, as far as one can see."""
+    """Return the paths below `root` that a clone would probably have."""
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = [
@@ -49,11 +49,11 @@ def walked(root: pathlib.Path) -> list[str]:
 
 
 def files(root: pathlib.Path) -> list[str]:
-    """The regular files to lint, sorted, relative to `root`."""
+    """Return the regular files to lint, sorted, relative to `root`."""
     paths = listed_by_git(root)
     if paths is None:
         paths = walked(root)
-    # What was removed and not committed yet is still tracked.
+    # A file that was removed, but not in a commit, is still tracked.
     regular = [p for p in paths if (root / p).is_file() and not (root / p).is_symlink()]
     if not regular:
         raise LintError(f"no file to lint in {root}")
@@ -61,7 +61,7 @@ def files(root: pathlib.Path) -> list[str]:
 
 
 def mirror(root: pathlib.Path, paths: list[str], into: pathlib.Path) -> None:
-    """Link `paths` of `root` into the folder `into`, where they are alone."""
+    """Link `paths` of `root` into the empty folder `into`."""
     for path in paths:
         link = into / path
         link.parent.mkdir(parents=True, exist_ok=True)

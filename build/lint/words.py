@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words that a newcomer does not understand, and what to write instead. Pure.
+"""Words that a newcomer does not understand, and their replacements. Pure.
 
     path:line: word: write ...
 
 Names are the identifiers of Python; prose is comments, docstrings and Markdown
-without its code. A word of the table is found in any case and as a part of a
-name that has underscores (`_doomed_links`); where `exact` is set, only a name
-that is just this.
+without its code. A word of the table is found in any case, and as a part of a
+name with underscores (`_doomed_links`); with `exact`, only as the whole name.
 
-Limit: a list of words finds habits, not bad sentences.
+Limits: a list of words finds habits, not bad sentences, and a phrase only
+within a line.
 """
 
 import ast
@@ -21,9 +21,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Word:
-    """A word, and what to write instead. names, prose: where it is looked for.
+    """A word or phrase, and its replacement. names, prose: where to search it.
 
-    exact: the case matters, and a name is more than a part of another.
+    exact: the case matters, and only a whole name counts.
     """
 
     word: str
@@ -46,6 +46,14 @@ WORDS = (
     Word("anew", "again", names=False),
     Word("likewise", "also, or the same", names=False),
     Word("Of", "subject first: no sentence begins with Of", names=False, exact=True),
+    Word("whoever", "the program, caller or node that", names=False),
+    Word("nobody's", "the owner, or that there is none", names=False),
+    Word("lest", "so that ... not", names=False),
+    Word("as ever", "still", names=False),
+    Word("for want of", "without", names=False),
+    Word("without a word", "silently", names=False),
+    Word("see to it", "make sure", names=False),
+    Word("sees to it", "makes sure", names=False),
 )
 
 
@@ -67,7 +75,7 @@ def habits(path: str, text: str) -> Iterator[str]:
 
 
 def findings(path: str, text: str) -> Iterator[tuple[int, Word, str]]:
-    """Yield line, word of the table, and the word as it is written there."""
+    """Yield line, word of the table, and the spelling in the text."""
     if path.endswith(".py"):
         parts = sorted([*_names_and_comments(text), *_docstrings(text)])
     elif path.endswith(".md"):
@@ -92,7 +100,7 @@ def _names_and_comments(text: str) -> Iterator[tuple[int, bool, str]]:
 
 
 def _docstrings(text: str) -> Iterator[tuple[int, bool, str]]:
-    """Yield the lines of strings that stand alone: all docstrings."""
+    """Yield the lines of strings that are statements: all docstrings."""
     lines = text.split("\n")
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):

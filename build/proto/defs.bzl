@@ -77,14 +77,14 @@ _py_proto = rule(
 )
 
 def py_grpc_library(name, srcs, deps = [], grpc = True, visibility = ["//visibility:public"], **kwargs):
-    """The Python modules of protos, as a dependency for py_library and others.
+    """Makes the Python modules of protos, for deps of py_library and others.
 
     Args:
       name: by convention the file's: workload_py_grpc for workload.proto
-      srcs: .proto files, of this package, another one or another repository
+      srcs: .proto files of this package, another one or another repository
       deps: the py_grpc_library targets of the protos these import
       grpc: whether there are services; without, *_pb2_grpc is not made
-      visibility: public unless told
+      visibility: public by default
       **kwargs: tags and the like
     """
     _py_proto(

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generate Python of .proto files: modules, gRPC stubs, and .pyi of both.
+"""Generate Python from .proto files: modules, gRPC stubs, and .pyi of both.
 
     generate [--grpc] --out DIR [--map VIRTUAL=FILE ...] VIRTUAL ...
     generate --go IMPORT_PATH --out DIR [--map ...] VIRTUAL
 
-VIRTUAL is a proto's path as others import it, and decides where its modules go:
+VIRTUAL is a proto's import path, and determines the paths of its modules:
 a/b.proto gives DIR/a/b_pb2.py, .pyi and, with --grpc, b_pb2_grpc.py, .pyi. Only
-what is mapped can be imported, beside google/protobuf/*.
+mapped protos and google/protobuf/* can be imported.
 
-protoc and the grpc plugin are grpcio-tools', so they always fit the run time of
-the same lock. The .pyi of stubs is mypy-protobuf's, as protoc writes none.
+protoc and the grpc plugin come from grpcio-tools, so they always fit the run
+time of the same lock. mypy-protobuf writes the .pyi of stubs, as protoc does
+not.
 
-With --go, it is Go instead, in one package: DIR/a/b.pb.go and b_grpc.pb.go, by
+With --go the output is Go in one package: DIR/a/b.pb.go and b_grpc.pb.go, by
 the devroot's protoc-gen-go and protoc-gen-go-grpc.
 """
 
@@ -34,7 +35,7 @@ grpc()
 
 
 def outputs(proto: str, *, grpc: bool) -> list[str]:
-    """The files generated of one proto, relative to the output directory."""
+    """Return the files of one proto, relative to the output directory."""
     stem = proto.removesuffix(".proto").replace("-", "_")
     kinds = ("_pb2", "_pb2_grpc") if grpc else ("_pb2",)
     return [f"{stem}{kind}{suffix}" for kind in kinds for suffix in (".py", ".pyi")]
@@ -43,7 +44,7 @@ def outputs(proto: str, *, grpc: bool) -> list[str]:
 def generate(
     protos: list[str], maps: dict[str, pathlib.Path], out: pathlib.Path, *, grpc: bool
 ) -> int:
-    """Run protoc; its messages go to stderr. Returns its exit status."""
+    """Run protoc; its messages go to stderr. Return its exit status."""
     out.mkdir(parents=True, exist_ok=True)
     known = resources.files("grpc_tools") / "_proto"
     command = ["protoc", f"--proto_path={known}"]
@@ -60,7 +61,7 @@ def generate(
 
 
 def generate_go(proto: str, package: str, maps: dict[str, pathlib.Path], out: pathlib.Path) -> int:
-    """As generate(); `package` is the import path."""
+    """Like generate(), for Go; `package` is the import path."""
     options = f"paths=source_relative,M{proto}={package}"
     command = ["protoc", *(f"--proto_path={virtual}={file}" for virtual, file in maps.items())]
     command += [f"--go_out={options}:{out}", f"--go-grpc_out={options}:{out}"]
@@ -68,7 +69,7 @@ def generate_go(proto: str, package: str, maps: dict[str, pathlib.Path], out: pa
 
 
 def main() -> None:
-    """The command line; exits with protoc's status."""
+    """Run the command; exit with protoc's status."""
     parser = argparse.ArgumentParser(description="Generate Python of .proto files.")
     parser.add_argument("--grpc", action="store_true")
     parser.add_argument("--go", metavar="IMPORT_PATH")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Python rules: py_library, py_binary, py_pytest.
 
-Thin macros over rules_python, which set what is the same everywhere: targets are
-public, no __init__.py is made up, the import root is the workspace's. They are the
-place for policy, so BUILD files load these and never rules_python.
+These are thin macros over rules_python with common settings: targets are public,
+no __init__.py is generated, the import root is the workspace's. Policy belongs
+here, so BUILD files load these and never rules_python.
 """
 
 load("@rules_python//python:defs.bzl", _py_binary = "py_binary", _py_library = "py_library", _py_test = "py_test")
@@ -11,10 +11,10 @@ load("@rules_python//python:defs.bzl", _py_binary = "py_binary", _py_library = "
 _PUBLIC = ["//visibility:public"]
 
 def py_library(name, visibility = _PUBLIC, **kwargs):
-    """A library; srcs, deps, data and the rest as rules_python has them."""
+    """A library; srcs, deps, data and the rest are those of rules_python."""
     _py_library(name = name, visibility = visibility, **kwargs)
 
-# Also for `bazel run`, which does not look at --action_env.
+# Also for `bazel run`, which ignores --action_env.
 _SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 
 def py_binary(name, visibility = _PUBLIC, env = {}, **kwargs):
@@ -27,7 +27,7 @@ def py_binary(name, visibility = _PUBLIC, env = {}, **kwargs):
         **kwargs
     )
 
-# What a test is that boots virtual machines, of any rule; resources: see .bazelrc.
+# Tags of a test that boots virtual machines, of any rule; resources: see .bazelrc.
 VM_TAGS = ["resources:cpu:0.01", "resources:vm:1", "vm"]
 VM_ENV = {"TEST_BOOTS_VMS": "1"}
 
@@ -43,7 +43,7 @@ def py_pytest(
         tags = [],
         visibility = _PUBLIC,
         **kwargs):
-    """Runs srcs by pytest; pytest, pytest-asyncio and hypothesis are there.
+    """Runs srcs by pytest, with pytest-asyncio and hypothesis.
 
     Args:
       name: by convention the file's: event_test for event_test.py
@@ -55,8 +55,8 @@ def py_pytest(
       netns: run in a new user, network and mount namespace, as its root, with
         an empty /run and a /sys that shows the new network; all interfaces
         are new and down, as after `unshare -Urnm`
-      vm: boots virtual machines, so it is no part of --config=quick; without this,
-        no machine starts (osbase/test/qemu). Tests of several machines at once
+      vm: boots virtual machines, so --config=quick excludes it; without this, no
+        machine starts (osbase/test/qemu). Tests with several machines at once
         take all CPUs and have the tag "exclusive"
       tags: as for any test
       visibility: public, as //metropolis/test/security:claims runs some

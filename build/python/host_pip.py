@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run pip in the host's configuration, but not at the mercy of all of it.
+"""Run pip in the host's configuration, tolerating broken extra sources.
 
-A host may name further indexes and wheel directories (extra-index-url,
-find-links) that do not concern us and that pip cannot do without once they are
-named: one that is away fails everything. So when pip fails, it is run once more
-with its main index alone. That is safe as hashes decide what is accepted.
+A host may configure further indexes and wheel directories (extra-index-url,
+find-links) that we do not need, and pip fails completely if one is not
+available. So when pip fails, it runs once more with its main index alone. That
+is safe, since only files with the right hashes are accepted.
 """
 
 import ast
@@ -20,10 +20,10 @@ class PipError(Exception):
 
 
 def main_index_only(config: str, environ: dict[str, str]) -> dict[str, str]:
-    """The environment that has the settings of `config` less those in DROPPED.
+    """Return an environment with the settings of `config`, except DROPPED.
 
-    `config` is what `pip config list` printed: lines section.name='value', of
-    which those of files count if they are global or for install.
+    `config` is the output of `pip config list`, lines section.name='value'.
+    Lines of files count if they are global or for install.
     """
     environ = {**environ, "PIP_CONFIG_FILE": os.devnull}
     settings: dict[str, str] = {}

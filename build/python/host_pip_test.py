@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""host_pip against real pip: a broken extra source breaks nothing else."""
+"""host_pip with real pip: a broken extra source breaks nothing else."""
 
 import os
 import pathlib
@@ -23,7 +23,7 @@ Requires-Dist: optional; extra == "more"
 
 @pytest.fixture
 def index(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    """A main index with one wheel; pip's configuration has nothing else."""
+    """Configure pip with a main index that has one wheel, and nothing else."""
     folder = tmp_path / "simple/some-package"
     folder.mkdir(parents=True)
     name = "some_package-1.0-py3-none-any.whl"

@@ -9,7 +9,7 @@ else (a marker, an extra, a URL, an unhashed entry) is an error, not a guess.
 REFRESH = "./bazelw run //third_party/python:update"
 
 def normalise(name):
-    """A distribution's name as a target name: lower case, - and . become _."""
+    """Converts a distribution's name to a target name: lower case, - and . become _."""
     return name.lower().replace("-", "_").replace(".", "_")
 
 def _is_hash(text):
@@ -41,8 +41,8 @@ def parse_lock(text, where = "requirements.lock"):
     """Parses a lock.
 
     Args:
-      text: what is in the file
-      where: what to call the file in errors
+      text: the file's contents
+      where: the file's name in errors
 
     Returns:
       (packages, None) or (None, error): packages is a list of structs with

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of lock.bzl, in the language it is in."""
+"""Tests of lock.bzl, also in Starlark."""
 
 load("@bazel_skylib//lib:unittest.bzl", "asserts", "unittest")
 load(":lock.bzl", "REFRESH", "normalise", "parse_lock")
@@ -62,5 +62,5 @@ def _refuses_impl(ctx):
 refuses_test = unittest.make(_refuses_impl)
 
 def lock_tests(name):
-    """One test target a test here, and the suite `name` of them."""
+    """Makes a test target for each test here, and the suite `name`."""
     unittest.suite(name, reads_test, refuses_test)

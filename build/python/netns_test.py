@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What netns = True promises, checked from inside."""
+"""The promises of netns = True, checked from inside."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ def test_interfaces_start_down() -> None:
 
 
 def test_may_change_the_network() -> None:
-    """What needs CAP_NET_ADMIN and CAP_SYS_ADMIN: sysctls and namespaces."""
+    """Sysctls and namespaces need CAP_NET_ADMIN and CAP_SYS_ADMIN."""
     pathlib.Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     home = os.open("/proc/self/ns/net", os.O_RDONLY)
     os.unshare(os.CLONE_NEWNET)

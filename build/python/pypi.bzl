@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """PyPI packages from a hash-pinned lock: `@pypi//:name`.
 
-One repository a package, made by pip in the host's configuration when the package
-is first needed, so that no build action downloads anything; and a hub, `@pypi`,
-of aliases. Why not pip.parse: that of Debian's rules_python (0.22) does not run
-on Python 3.14.
+There is one repository per package, made by pip in the host's configuration when
+the package is first needed, so that no build action downloads anything; and a hub,
+`@pypi`, of aliases. Why not pip.parse: that of Debian's rules_python (0.22) does
+not run on Python 3.14.
 
     pypi = use_extension("//build/python:pypi.bzl", "pypi")
     pypi.lock(file = "//third_party/python:requirements.lock")
     use_repo(pypi, "pypi")
 
-Of each package `@pypi//:name` is a py_library that brings the packages it needs
-(its Requires-Dist, evaluated for this machine; extras are not followed), its
-byte code included (unchecked: the files never change).
+`@pypi//:name` is a py_library of each package, with its requirements as deps (its
+Requires-Dist, evaluated for this machine; extras are not followed), and with its
+byte code (unchecked: the files never change).
 """
 
 load(":lock.bzl", "REFRESH", "parse_lock")

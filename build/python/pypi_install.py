@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Install one pinned package for //build/python:pypi.bzl: REQUIREMENT TARGET.
 
-Runs pip (hashes required, wheels only, no dependencies) in the host's
-configuration, drops what no program needs, adds byte code that does not depend
-on file times, and prints as a JSON list the names of the packages that this one
-requires on this machine, in the normal form of the lock.
+It runs pip (hashes required, wheels only, no dependencies) in the host's
+configuration, drops files that no program needs, adds byte code that does not
+depend on file times, and prints as a JSON list the names of the packages that
+this one requires on this machine, in the normal form of the lock.
 """
 
 import compileall
@@ -18,7 +18,7 @@ from importlib import metadata
 
 from build.python.host_pip import PipError, pip
 
-# Of *.dist-info: names the machine it was installed on, or pip alone reads it.
+# Files of *.dist-info that name the machine, or that only pip reads.
 PIP_ONLY = ("INSTALLER", "RECORD", "REQUESTED", "direct_url.json")
 
 
@@ -27,7 +27,7 @@ def prune(target: pathlib.Path) -> None:
     for path in target.rglob("__pycache__"):
         shutil.rmtree(path)
     for path in target.glob("bin/*"):
-        # A script names the interpreter of this machine; a program may stay.
+        # A script has this machine's path of the interpreter; a program stays.
         if path.read_bytes()[:2] == b"#!":
             path.unlink()
     for path in sorted(target.rglob("tests")):
@@ -43,7 +43,7 @@ def prune(target: pathlib.Path) -> None:
 
 
 def requirements(target: pathlib.Path) -> list[str]:
-    """The normalised names of what the distribution in `target` requires."""
+    """Return the normalised names of the requirements of `target`."""
     # pip is there anyway; `packaging` itself comes from the lock.
     from pip._vendor.packaging.requirements import Requirement
 
@@ -57,7 +57,7 @@ def requirements(target: pathlib.Path) -> list[str]:
 
 
 def main() -> None:
-    """Install, prune, compile, report; exits non-zero with pip's own words."""
+    """Install, prune, compile, report; exit non-zero with pip's messages."""
     requirement, target = sys.argv[1], pathlib.Path(sys.argv[2])
     try:
         pip(

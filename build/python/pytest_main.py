@@ -3,10 +3,10 @@
 
 Bazel's protocol: JUnit XML to $XML_OUTPUT_FILE; --test_filter (a -k expression
 or, with ::, a node id); shards; scratch below $TEST_TMPDIR. Hypothesis runs the
-same examples every time, so that a cached result means something; to look for
-new ones: --test_env=HYPOTHESIS_PROFILE=explore. With $TEST_RANDOM_SEED, which
-Bazel sets to K in the K-th of several runs (--runs_per_test; not in the first),
-they are those of that seed. A target in which pytest finds no test fails.
+same examples every time, so that a cached result is meaningful; to look for new
+ones: --test_env=HYPOTHESIS_PROFILE=explore. With $TEST_RANDOM_SEED, which Bazel
+sets to K in the K-th of several runs (--runs_per_test; not in the first), the
+examples are those of that seed. A target without any test fails.
 
 With --netns, everything runs in new namespaces (see py_pytest).
 """
@@ -27,7 +27,7 @@ MS_REC, MS_PRIVATE = 0x4000, 0x40000
 
 
 def mount(source: str, target: str, fstype: str, flags: int) -> None:
-    """mount(2); OSError with the target on failure."""
+    """Call mount(2). Raises OSError with the target."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(source.encode(), target.encode(), fstype.encode(), flags, None) != 0:
         errno = ctypes.get_errno()
@@ -35,9 +35,9 @@ def mount(source: str, target: str, fstype: str, flags: int) -> None:
 
 
 def enter_namespaces() -> None:
-    """What `unshare -Urnm` does, and a /run and /sys that fit.
+    """Do the same as `unshare -Urnm`, and mount a matching /run and /sys.
 
-    In this process, which has one thread still: its children inherit it.
+    This process, which still has one thread, enters them; children inherit it.
     """
     uid, gid = os.geteuid(), os.getegid()
     os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNS | os.CLONE_NEWNET)
@@ -71,12 +71,12 @@ class Shard:
         self.total, self.index = total, index
 
     def pytest_collection_modifyitems(self, items: list[object]) -> None:
-        """Called by pytest with what it collected."""
+        """Keep this shard's tests; pytest calls it with the collected ones."""
         items[:] = items[self.index :: self.total]
 
 
 def arguments(given: list[str], basetemp: str) -> tuple[list[str], bool]:
-    """pytest's arguments, and whether having nothing to run is all right."""
+    """Return pytest's arguments, and whether an empty run is a success."""
     options = ["-c", "pyproject.toml", "--rootdir=.", "-p", "no:cacheprovider"]
     if (xml := os.environ.get("XML_OUTPUT_FILE")) is not None:
         options.append(f"--junitxml={xml}")
@@ -97,9 +97,9 @@ def arguments(given: list[str], basetemp: str) -> tuple[list[str], bool]:
 
 
 def main() -> int:
-    """Set up, run pytest; the exit status is its own, or 5: nothing to run."""
-    # Bazel ends what takes too long by SIGTERM: say where it hung. pytest
-    # captures fd 2, so write to a copy.
+    """Set up, run pytest; return its exit status, or 5: nothing to run."""
+    # Bazel ends a slow test by SIGTERM: print where it hung. pytest captures
+    # fd 2, so write to a copy.
     faulthandler.register(signal.SIGTERM, file=os.dup(2), all_threads=True, chain=True)
     given = sys.argv[1:]
     if "--netns" in given:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pytest_main as Bazel runs it: the protocol of a test, on made-up tests."""
+"""pytest_main as Bazel runs it: the test protocol, with small tests."""
 
 import os
 import pathlib
@@ -32,18 +32,18 @@ def test_property(n):
 
 
 class Target:
-    """A py_pytest target in a folder of its own."""
+    """A py_pytest target in a separate folder."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
         (folder / "pyproject.toml").write_bytes(pathlib.Path("pyproject.toml").read_bytes())
 
     def command(self, *arguments: str) -> list[str]:
-        """How Bazel starts it."""
+        """Return Bazel's command for it."""
         return [sys.executable, "-P", str(RUNNER), *arguments]
 
     def environ(self, **extra: str) -> dict[str, str]:
-        """What Bazel's test environment has, less what is of this test."""
+        """Return Bazel's test environment, without this test's variables."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("TEST", "XML_"))}
         return clean | {
             "TEST_TMPDIR": str(self.folder / "tmp"),
@@ -54,7 +54,7 @@ class Target:
     def run(
         self, text: str, *arguments: str, **extra: str
     ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-        """Run `text` as its only module: the process, the cases in the XML."""
+        """Run `text` as its only module; return process and cases of XML."""
         (self.folder / "some_test.py").write_text(text)
         done = subprocess.run(
             self.command("some_test.py", *arguments),
@@ -115,7 +115,7 @@ def test_fails(target: Target, text: str) -> None:
     ],
 )
 def test_filter(target: Target, wanted: str, found: list[str]) -> None:
-    """What no test of this target matches is fine: the filter goes to all."""
+    """A filter without a match succeeds: all targets get the same filter."""
     done, cases = target.run(TESTS, TESTBRIDGE_TEST_ONLY=wanted)
     assert done.returncode == 0, done.stdout
     assert cases == found

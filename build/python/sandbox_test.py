@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a test finds around it: Bazel's sandbox, and Python's import path."""
+"""The environment of a test: Bazel's sandbox, and Python's import path."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ def test_network_is_an_own_loopback() -> None:
 
 
 def test_no_address_is_reachable() -> None:
-    """192.0.2.0/24 is for documentation (RFC 5737): nobody has it anyway."""
+    """192.0.2.0/24 is for documentation (RFC 5737), without real hosts."""
     with socket.socket(type=socket.SOCK_DGRAM) as sock, pytest.raises(OSError, match="unreachable"):
         sock.connect(("192.0.2.1", 9))
 
@@ -30,7 +30,7 @@ def test_source_tree_is_read_only() -> None:
 
 
 def test_tmp_is_private() -> None:
-    """In it is what pytest_main made, and the way to a workspace below /tmp."""
+    """It has pytest_main's files, and the path to a workspace below /tmp."""
     assert tempfile.gettempdir() == "/tmp"
     ours = {path.parts[2] for path in (WORKSPACE, pathlib.Path.cwd()) if path.parts[1] == "tmp"}
     assert not [name for name in os.listdir("/tmp") if name not in ours and name[0] != "t"]
@@ -53,7 +53,7 @@ def test_imports_start_at_the_root_of_the_workspace() -> None:
 def test_device_nodes_work() -> None:
     """Virtual machines in the sandbox need /dev/kvm and /dev/net/tun.
 
-    Whether this user may open those is the host's business.
+    Whether this user may open them depends on the host.
     """
     assert not os.statvfs("/dev").f_flag & os.ST_NODEV
     os.close(os.open("/dev/null", os.O_RDWR))

@@ -17,7 +17,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Case:
-    """why: of one that was skipped."""
+    """A test case. why: the reason of a skipped one."""
 
     name: str
     outcome: Outcome
@@ -25,7 +25,7 @@ class Case:
 
 
 def cases(report: bytes) -> Iterator[Case]:
-    """Yield the test cases; none of a report that is not whole."""
+    """Yield the test cases; an incomplete report has none."""
     try:
         root = ET.fromstring(report)
     except ET.ParseError:

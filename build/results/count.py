@@ -4,9 +4,9 @@
     ./bazelw test --build_event_json_file=EVENTS //...
     ./bazelw shell python3 -m build.results.count EVENTS
 
-Prints why each skipped test was skipped, then one line of totals. Bazel counts
-targets, people count test cases. Status: 0 when there are some and none failed
-or is without a report, else 1.
+It prints the reason of each skipped test, then one line of totals. Bazel counts
+targets, people count test cases. Status: 0 when there are some, none failed and
+none lacks a report; else 1.
 """
 
 import sys
@@ -19,9 +19,9 @@ from build.results.events import PASSED, Result, results
 
 
 def count(found: Iterable[Result]) -> tuple[Counter[Outcome], list[str]]:
-    """Return how many cases ended how, and what is to be said of some.
+    """Return the number of cases by outcome, and remarks about some.
 
-    A result that did not pass, or has no case, counts as one that failed.
+    A failed result without a failed case, or without any, counts as a failure.
     """
     counts: Counter[Outcome] = Counter()
     notes: list[str] = []

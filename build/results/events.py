@@ -2,8 +2,8 @@
 """Results of tests in the file that Bazel's --build_event_json_file writes.
 
 Source: build_event_stream.proto of Bazel (TestResult, TestStatus). A line is an
-event; those of other kinds are passed over, and so is a last line that is not
-whole: Bazel was killed while it wrote it.
+event; other kinds are skipped, and so is an incomplete last line: Bazel was
+killed while it wrote it.
 """
 
 import json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what Bazel says to the last line of CI, without Bazel."""
+"""From Bazel's events to the last line of CI, without Bazel."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ LABEL = "//x:y_test"
 
 
 def event(run: int = 1, status: str = "PASSED", shard: int = 1, out: str = "/out") -> str:
-    """A testResult as Bazel 7.7 writes it, less what is not read."""
+    """Return a testResult of Bazel 7.7, without unused fields."""
     directory = f"file://{out}/testlogs/x/y_test/run_{run}_of_5"
     return json.dumps(
         {
@@ -46,7 +46,7 @@ def test_results_of_events() -> None:
         '{"id":{"started":{}},"children":[],"started":{"uuid":"0"}}',
         event(2, "TIMEOUT", shard=3),
         '{"id":{"testSummary":{"label":"//x:y_test"}},"testSummary":{"overallStatus":"FLAKY"}}',
-        # Of a test that was not run: only why.
+        # A test that did not run has only a reason.
         '{"id":{"testResult":{"label":"//x:z"}},"aborted":{"reason":"USER_INTERRUPTED"}}',
     ]
     directory = Path("/out/testlogs/x/y_test/run_2_of_5")
@@ -88,7 +88,7 @@ def test_cases_of_a_report() -> None:
 
 
 def counted(tmp_path: Path, capsys: pytest.CaptureFixture[str], *ran: str) -> tuple[int, list[str]]:
-    """Return the status and what was printed."""
+    """Return the status and the output."""
     file = tmp_path / "events"
     file.write_text("\n".join(ran))
     status = count.main([str(file)])
@@ -96,7 +96,7 @@ def counted(tmp_path: Path, capsys: pytest.CaptureFixture[str], *ran: str) -> tu
 
 
 def left(tmp_path: Path, report: str, run: int = 1) -> None:
-    """What a run leaves."""
+    """Write the files of a run."""
     directory = tmp_path / f"testlogs/x/y_test/run_{run}_of_5"
     directory.mkdir(parents=True)
     (directory / "test.xml").write_text(f"<testsuite>{report}</testsuite>")
@@ -119,7 +119,7 @@ def test_the_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_reports_of_other_runs_are_not_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Those of targets that were renamed or removed stay where they are."""
+    """Reports of renamed or removed targets stay in place."""
     left(tmp_path, GOOD)
     left(tmp_path, BAD, run=2)
     ran = event(out=str(tmp_path))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes the kernel proper out of a bzImage: vmlinux.py BZIMAGE VMLINUX
+"""Take the kernel proper out of a bzImage: vmlinux.py BZIMAGE VMLINUX
 
-A virtual machine enters it directly (PVH, CONFIG_PVH), so that an emulated CPU
-does not spend four seconds on unpacking what takes the host a tenth of one.
+A virtual machine starts it directly (PVH, CONFIG_PVH). An emulated CPU would
+need four seconds to unpack it; the host needs a tenth of a second.
 
 Source: Documentation/arch/x86/boot.rst of the kernel: setup_sects, header,
 version, payload_offset and payload_length.
@@ -21,12 +21,12 @@ _HEADER: Final = 0x202  # "HdrS", then the protocol's version
 _PAYLOAD: Final = 0x248  # offset from the end of the setup, length
 _HAS_PAYLOAD: Final = 0x208
 _SECTOR: Final = 512
-_SIZE: Final = struct.calcsize("<I")  # of what was compressed, after it
+_SIZE: Final = struct.calcsize("<I")  # size of the uncompressed data, after it
 _ELF: Final = b"\x7fELF"
 
 
 class FormatError(ValueError):
-    """It is no bzImage with a payload that is understood."""
+    """The file is not a bzImage, or its payload has an unknown format."""
 
 
 def vmlinux(image: bytes) -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel proper is found in a bzImage; nothing else is taken for one."""
+"""The kernel proper is found in a bzImage; other files are refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_found(sects: int) -> None:
 
 
 def test_the_image_of_the_node() -> None:
-    """It says where to enter it: XEN_ELFNOTE_PHYS32_ENTRY."""
+    """It names its PVH entry point: XEN_ELFNOTE_PHYS32_ENTRY."""
     kernel = vmlinux(Path("osbase/boot/bzImage").read_bytes())
     assert Path("osbase/boot/vmlinux").read_bytes() == kernel
     assert struct.pack("<III4s", 4, 8, 18, b"Xen\0") in kernel

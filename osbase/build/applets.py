@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command of //osbase/build:busybox: links for what a busybox can do, as a tar.
+"""Command of //osbase/build:busybox: a link for each applet of busybox, as tar.
 
     applets OUT.tar BUSYBOX.tar
 
-Asks the busybox of the package itself. All go to /usr/bin or /usr/sbin (merged
-/usr). Left out: package managers.
+The busybox of the package lists its applets. All links go to /usr/bin or
+/usr/sbin (merged /usr). Package managers are left out.
 """
 
 import os
@@ -22,7 +22,7 @@ _NOT_WANTED = {"busybox", "dpkg", "dpkg-deb", "rpm", "rpm2cpio"}
 
 
 def links(listing: Iterable[str]) -> Tree:
-    """The tree of links for the lines of `busybox --list-full`."""
+    """Return the tree of links for the lines of `busybox --list-full`."""
     tree = Tree()
     for line in listing:
         folder, name = posixpath.split("/" + line.strip())

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Byte code for the Python files of a tree (PEP 3147 and 552).
 
-On a read-only root the interpreter cannot keep byte code, and compiling at each
-start costs seconds. Files are "unchecked hash" ones (PEP 552): no stat of the
-source, no dependence on its time.
+On a read-only root the interpreter cannot store byte code, and compiling at
+each start costs seconds. The files are "unchecked hash" ones (PEP 552): the
+interpreter does not stat the source or compare its time.
 
-The compiling interpreter must be of the same version as the image's, as the
-name and the magic number in the file say. Reproducible when run with
+The compiling interpreter must have the version of the image's interpreter,
+which is in the file's name and magic number. The result is reproducible with
 PYTHONHASHSEED=0 (the order of sets among the constants) and in one thread.
 """
 
@@ -22,10 +22,10 @@ _UNCHECKED_HASH = (1).to_bytes(4, "little")
 
 
 def compile_source(source: bytes, path: str) -> bytes | None:
-    """The .pyc of `source`, to live at `path`; None when it is no Python.
+    """Return the .pyc of `source`, which is at `path`; None for invalid Python.
 
-    Packages carry files for other versions and broken ones on purpose (test
-    data), so that is no error.
+    That is not an error: packages contain files for other versions, and
+    broken ones on purpose (test data).
     """
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -41,7 +41,7 @@ def compile_source(source: bytes, path: str) -> bytes | None:
 
 
 def pyc_path(path: str) -> str:
-    """Where the interpreter looks for the byte code of `path` (PEP 3147)."""
+    """Return where the interpreter looks for byte code of `path` (PEP 3147)."""
     return importlib.util.cache_from_source(path, optimization="")
 
 

@@ -33,10 +33,10 @@ ROOT_DIRS = {
     "/var": "0755",
 }
 
-# Of an image that a test or a launcher drives: also where its tools disk goes.
+# For an image that a test or a launcher controls: with its tools disk's directory.
 DRIVEN_DIRS = ROOT_DIRS | {"/tools": "0755"}
 
-# The least an image has. What comes after may shadow busybox's tools.
+# The least contents of an image. Later layers may shadow busybox's tools.
 BASE_LAYERS = BUSYBOX_LAYERS + ["@debian//:libc6"]
 
 # The packages of //osbase/build:python, which images use: CPython, and the libraries
@@ -93,7 +93,7 @@ USRMERGE_LINKS = {
     "/sbin": "usr/sbin",
 }
 
-# No image has use for these parts of Debian packages.
+# No image uses these parts of Debian packages.
 DEFAULT_EXCLUDE = [
     "/etc/default",
     "/etc/init.d",
@@ -126,9 +126,9 @@ DEFAULT_EXCLUDE = [
     "/usr/share/pixmaps",
     "/usr/share/zsh",
     "/usr/share/runit",
-    # It is written for bash.
+    # It needs bash.
     "/usr/bin/wg-quick",
-    # iproute2: what needs libraries of its own, and data of no use here.
+    # iproute2: programs with further libraries, and unused data.
     "/usr/bin/ctstat",
     "/usr/bin/lnstat",
     "/usr/bin/nstat",
@@ -151,7 +151,7 @@ DEFAULT_EXCLUDE = [
 
 _PYTHON_LIB = "/usr/lib/python3.14"
 
-# The parts of the standard library that a node has no use for.
+# The parts of the standard library that a node does not use.
 PYTHON_EXCLUDE = [_PYTHON_LIB + "/" + part for part in [
     "__phello__",
     "_pyrepl",
@@ -187,7 +187,7 @@ PYTHON_EXCLUDE = [_PYTHON_LIB + "/" + part for part in [
 ]
 
 def _layer_name(file):
-    """What reports call a layer: the Debian package, or the target."""
+    """Returns a layer's name in reports: the Debian package, or the target."""
     return file.basename.removesuffix(".tar")
 
 _TREE_ATTRS = {
@@ -206,12 +206,12 @@ _TREE_ATTRS = {
 }
 
 def _soon(_os, _inputs):
-    """What tests with machines wait for asks for next to no core, so that it does
-    not wait behind other tests. See .bazelrc."""
+    """Requests almost no core for the inputs of tests with machines, so that these
+    actions do not wait behind other tests. See .bazelrc."""
     return {"cpu": 0.01}
 
 def run_tool(ctx, **kwargs):
-    """Adds the action that makes a part of an image by the rule's _tool.
+    """Adds the action that makes a part of an image with the rule's _tool.
 
     Args:
       ctx: the rule's
@@ -293,7 +293,7 @@ _erofs_image = rule(
 )
 
 def _placed(files, programs):
-    """{path: label} twice → {label: JSON of [path, mode]...}, as the rules want it."""
+    """Converts two {path: label} to the rules' {label: JSON of [path, mode]...}."""
     placed = {}
     for mapping, mode in [(files, 0o644), (programs, 0o755)]:
         for path, label in mapping.items():
@@ -310,8 +310,8 @@ def fs_layer(name, layers = [], files = {}, programs = {}, symlinks = {}, dirs =
       programs: the same, mode 0755
       symlinks: path in the image to target
       dirs: path in the image to mode, e.g. "0755": also when they are empty
-      exclude: shell patterns of what to leave out of the layers; one that
-        matches a directory leaves out all below it; `**` goes across names
+      exclude: shell patterns of files to leave out of the layers; one that
+        matches a directory leaves out all below it; `**` matches across names
       bytecode: compile the Python files
       **kwargs: visibility, tags ...
     """
@@ -353,7 +353,7 @@ def erofs_image(name, layers = [], files = {}, programs = {}, symlinks = {}, dir
       dirs: see fs_layer
       exclude: see fs_layer; documentation and the like is always left out
       compression: mkfs.erofs -z. LZ4 unpacks several times as fast as Zstandard,
-        which tells when the virtual machine is emulated.
+        which matters in an emulated virtual machine.
       **kwargs: visibility, tags ...
     """
     _erofs_image(
@@ -368,17 +368,17 @@ def erofs_image(name, layers = [], files = {}, programs = {}, symlinks = {}, dir
     )
 
 def _file_path(file, prefix):
-    """Where a runfile goes: workspace below prefix, PyPI below its site-packages."""
+    """Returns a runfile's path: workspace below prefix, PyPI below site-packages."""
     if not file.short_path.startswith("../"):
         return prefix + "/" + file.short_path
     _, found, rest = file.short_path.partition("/site-packages/")
     return prefix + "/site-packages/" + rest if found else None
 
 def _wanted(file):
-    """Whether a runfile belongs on a node: no tests, sources of C or type stubs."""
+    """Returns whether a runfile belongs on a node: no tests, C or type stubs."""
     path = file.short_path
     if path.startswith("../"):
-        # Wheels bring tests, headers and scripts for developers.
+        # Wheels contain tests, headers and scripts for developers.
         for part in ["/tests/", "/test/", "/testing/", "/include/", "/bin/", ".dist-info/"]:
             if part in path:
                 return False
@@ -405,7 +405,7 @@ def _py_layer_impl(ctx):
             groups["pypi" if file.short_path.startswith("../") else "code"].append((path, file))
     outs = []
     for group, places in groups.items():
-        # Two tars, so that a change of our code does not redo the wheels.
+        # Two tars, so that a change of our code does not repack the wheels.
         out = ctx.actions.declare_file("%s-%s.tar" % (ctx.label.name, group))
         spec = ctx.actions.declare_file(out.basename + ".spec.json")
         ctx.actions.write(spec, json.encode({
@@ -524,7 +524,7 @@ oci_archive = rule(
 )
 
 def image_size(name, image):
-    """`bazel run` of it prints what fills `image`, an erofs_image; --json for all of it."""
+    """`bazel run` prints the space use of `image`, an erofs_image; --json: in full."""
     native.filegroup(
         name = name + "_manifest",
         srcs = [image],

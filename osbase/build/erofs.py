@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in an erofs image and how much of the image each file takes.
+"""List the files of an erofs image, and the space that each takes in it.
 
-Reads names and inodes only, no file content (extract with fsck.erofs), as laid
-out in the kernel's fs/erofs/erofs_fs.h: a superblock, an area of inodes
-addressed in 32-byte slots, directories as blocks of entries. Images with
-features that would change that are refused: chunk dictionaries, metadata boxes,
+The module reads names and inodes only, no file content (fsck.erofs extracts).
+The layout is that of the kernel's fs/erofs/erofs_fs.h: a superblock, an area of
+inodes addressed in 32-byte slots, directories as blocks of entries. Images with
+features that change the layout are refused: chunk dictionaries, metadata boxes,
 48-bit addresses, more devices.
 """
 
@@ -16,19 +16,19 @@ from pathlib import Path
 
 _SUPER_OFFSET = 1024
 _MAGIC = 0xE0F5E1E2
-# feature_incompat bits that do not matter to what is read here: lz4 0-padding,
-# big clusters and compression configurations, tail packing, fragments.
+# feature_incompat bits that do not change what is read here: lz4 0-padding, big
+# clusters and compression configurations, tail packing, fragments.
 _KNOWN_FEATURES = 0x0000007B
 _PLAIN, _COMPRESSED_FULL, _INLINE, _COMPRESSED = range(4)
 
 
 class ErofsError(Exception):
-    """Not an erofs image, one that is damaged, or one with unknown features."""
+    """The file is not an erofs image, is damaged or has unknown features."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A file, directory or link. Sizes in bytes; `stored` without the inode."""
+    """A file, directory or link. Sizes: bytes; `stored` excludes the inode."""
 
     path: str
     mode: int
@@ -45,8 +45,8 @@ class _Inode:
     mode: int
     size: int
     layout: int
-    block: int  # first data block; of compressed files the number of blocks
-    tail: int  # offset of what is stored inline
+    block: int  # first data block; for compressed files the number of blocks
+    tail: int  # offset of the inline data
 
 
 class Image:
@@ -85,7 +85,7 @@ class Image:
         return inode.size if inode.layout == _INLINE else -(-inode.size // size) * size
 
     def _content(self, inode: _Inode) -> bytes:
-        """Of a directory; the blocks, then what is inline."""
+        """Return a directory's content: its blocks, then its inline data."""
         start = inode.block * self._block_size
         if inode.layout == _PLAIN:
             return self._data[start : start + inode.size]
@@ -96,7 +96,7 @@ class Image:
         return self._data[start : start + whole] + self._data[inode.tail : inode.tail + rest]
 
     def _names(self, inode: _Inode) -> Iterator[tuple[str, int]]:
-        """Names and inode numbers of a directory; `.` and `..` left out."""
+        """Yield names and inode numbers of a directory without `.` and `..`."""
         content = self._content(inode)
         for begin in range(0, len(content), self._block_size):
             block = content[begin : begin + self._block_size]
@@ -109,7 +109,9 @@ class Image:
                     yield name, nid
 
     def walk(self) -> Iterator[Node]:
-        """Everything below the root, parents first; ErofsError if damaged."""
+        """Yield everything below the root, parents first. Raises ErofsError if
+        the image is damaged.
+        """
         seen: set[int] = set()
         todo = [("", self._root)]
         while todo:

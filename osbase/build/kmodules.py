@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command of the rule kernel_modules: named modules and all that they need.
+"""Command of the rule kernel_modules: named modules and their dependencies.
 
     kmodules OUT.tar --tar linux-modules.tar --tar linux-base.tar --module veth
 
-The result has them decompressed (an image compresses as a whole, and busybox
-cannot unpack xz), with the indexes that depmod makes for these alone.
-Signatures stay. A module that is built into the kernel is no error and adds
+The result contains them decompressed (the image is compressed as a whole, and
+busybox cannot unpack xz), with indexes that depmod makes for these alone.
+Signatures stay. A module that is built into the kernel is not an error and adds
 nothing.
 """
 
@@ -22,20 +22,20 @@ from osbase.build.tree import Data, Entry, Kind, Tree, TreeError, whole, write_t
 
 _MODULE = re.compile(r"/usr/lib/modules/[^/]+/kernel/(?:.*/)?([^/]+)\.ko(?:\.xz)?")
 _LISTS = ("modules.builtin", "modules.builtin.modinfo", "modules.order")
-# What busybox modprobe reads, of what depmod writes.
+# The files that busybox modprobe reads, among those that depmod writes.
 _INDEXES = ("modules.dep", "modules.alias", "modules.softdep", "modules.symbols")
 
 
 def module_name(name: str) -> str:
-    """The kernel's spelling: `virtio-rng` and `virtio_rng` are one module."""
+    """Return the kernel's spelling: `virtio-rng` is the module `virtio_rng`."""
     return name.replace("-", "_")
 
 
 def modinfo(module: bytes) -> dict[str, list[str]]:
-    """`key=value` strings of the .modinfo section, found by their form.
+    """Return the `key=value` strings of the .modinfo section.
 
-    They are NUL-terminated. Good enough for the keys used here, whose values
-    are module names.
+    They are NUL-terminated and are found by their form. This is good enough for
+    the keys used here, whose values are module names.
     """
     found: dict[str, list[str]] = {}
     for key, value in re.findall(rb"(?:^|\0)(depends)=([\w, :.-]*)(?=\0)", module):
@@ -44,13 +44,13 @@ def modinfo(module: bytes) -> dict[str, list[str]]:
 
 
 def needs(module: bytes) -> set[str]:
-    """Names of the modules that this one links to."""
+    """Return the names of the modules that this one links to."""
     lists = modinfo(module).get("depends", [])
     return {module_name(name) for names in lists for name in names.split(",") if name}
 
 
 def closure(names: Iterable[str], have: Mapping[str, bytes], builtin: set[str]) -> set[str]:
-    """`names` and everything they need. Raises TreeError for an unknown one."""
+    """Return `names` and all dependencies. Raises TreeError if unknown."""
     done: set[str] = set()
     todo = [(module_name(name), "asked for") for name in names]
     while todo:
@@ -65,7 +65,7 @@ def closure(names: Iterable[str], have: Mapping[str, bytes], builtin: set[str]) 
 
 
 class _Modules(Mapping[str, bytes]):
-    """Module name to the decompressed file, unpacked when looked at."""
+    """Map module names to decompressed files, unpacked on access."""
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
         self._entries = entries
@@ -89,7 +89,7 @@ class _Modules(Mapping[str, bytes]):
 
 
 def build(kernel: Tree, names: Iterable[str]) -> Tree:
-    """The tree with the closure of `names` out of the kernel's packages."""
+    """Return a tree with the closure of `names` from the kernel's packages."""
     entries: dict[str, Entry] = {}
     for entry in kernel:
         match = _MODULE.fullmatch(entry.path)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command of the image rules: a tar, an initramfs or an erofs image of a spec.
+"""Command of the image rules: make a tar, initramfs or erofs image of a spec.
 
     layer (tar|initramfs|erofs) SPEC.json OUT [--manifest FILE]
 
 The spec is written by the rules in defs.bzl:
 
     {"tars": [{"path": ..., "layer": ...}],       later ones shadow earlier ones
-     "exclude": ["/usr/share/doc", ...],          of the tars only
+     "exclude": ["/usr/share/doc", ...],          from the tars only
      "files": [{"path": ..., "source": ..., "mode": 493}],
      "symlinks": {"/bin": "usr/bin"}, "dirs": {"/run": "0755"},
      "bytecode": false}
@@ -26,12 +26,12 @@ from typing import Any
 from osbase.build import bytecode
 from osbase.build.tree import Tree, TreeError, whole, write_cpio, write_tar
 
-# Images of equal content are equal.
+# Images with equal content are equal.
 _UUID = "00000000-0000-4000-8000-000000000000"
 
 
 def assemble(spec: dict[str, Any]) -> Tree:
-    """Put the tree of a spec together. Links come first: /bin may be one."""
+    """Build the tree of a spec. Links are added first: /bin may be one."""
     tree = Tree()
     for path, target in spec["symlinks"].items():
         tree.add_symlink(path, target, "image")
@@ -65,7 +65,7 @@ def make_erofs(tree: Tree, out: Path, compression: str, cluster: int) -> None:
     ) as mkfs:
         assert mkfs.stdin
         assert mkfs.stdout
-        # Of a broken pipe mkfs itself says why.
+        # mkfs itself reports the reason of a broken pipe.
         with contextlib.suppress(BrokenPipeError):
             write_tar(tree, mkfs.stdin)
         with contextlib.suppress(BrokenPipeError):

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command of the rule oci_image: layers to an OCI image layout in one tar.
+"""Command of the rule oci_image: put layers into an OCI image layout, one tar.
 
     oci OUT.tar --tag localhost/busybox:latest --layer L.tar --cmd sh
 
-Layers are not compressed: images made here are preloaded from the node's own
-root, which is compressed as a whole, and unpacking is what takes the time at
-boot. Format: OCI image spec 1.1 (layout, index, manifest, config); the
-reference is in the two annotations that containerd's importer reads.
+Layers are not compressed: these images are preloaded from the node's own root,
+which is compressed as a whole, and unpacking takes most of the time at boot.
+Format: OCI image spec 1.1 (layout, index, manifest, config); the reference is
+in the two annotations that containerd's importer reads.
 """
 
 import argparse
@@ -22,7 +22,7 @@ _MEDIA = "application/vnd.oci.image"
 
 
 def compact(value: Any) -> bytes:
-    """JSON that is the same whenever the value is."""
+    """Return JSON that is equal for equal values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -32,7 +32,7 @@ def digest(data: bytes) -> str:
 
 
 class _Layout:
-    """Blobs by digest, and the tree they make."""
+    """The tree of a layout: blobs by digest."""
 
     def __init__(self) -> None:
         self.tree = Tree()
@@ -45,9 +45,10 @@ class _Layout:
 
 
 def layout(layers: list[Content], tag: str, config: dict[str, Any]) -> Tree:
-    """The layout of an image with these uncompressed layers, the lowest first.
+    """Return the layout of an image with uncompressed layers, lowest first.
 
-    `config` is the execution half (Entrypoint, Cmd, Env, User, WorkingDir).
+    `config` has the execution parameters (Entrypoint, Cmd, Env, User,
+    WorkingDir).
     """
     out = _Layout()
     descriptors = [out.blob("layer.v1.tar", layer) for layer in layers]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command of the rule oci_archive: several images to one layout in one tar.
+"""Command of the rule oci_archive: put several images into one layout, one tar.
 
     oci_archive OUT.tar IMAGE.tar...
 
-Images are those of oci_image. A runtime imports them by one command, and what
-they share is there once (OCI image spec 1.1: an index has many manifests).
+The images are those of oci_image. A runtime imports all with one command, and
+shared layers are stored once (OCI image spec 1.1: an index has many manifests).
 """
 
 import argparse
@@ -21,7 +21,7 @@ _INDEX = "/index.json"
 
 
 def archive(images: Iterable[Path]) -> Tree:
-    """The layout that has them all, in this order."""
+    """Return the layout that contains all images, in this order."""
     tree = Tree()
     index: dict[str, Any] = {}
     manifests: list[Any] = []

@@ -44,7 +44,7 @@ def test_unknown_modules_are_refused(asked: str, says: str) -> None:
 
 
 def test_modules_of_the_real_kernel(tmp_path: Path) -> None:
-    """Against modprobe itself: it finds every need, also through aliases."""
+    """modprobe itself finds every dependency, also through aliases."""
     tars = os.environ["KERNEL_TARS"].split()
     out = tmp_path / "modules.tar"
     args = [word for tar in tars for word in ("--tar", tar)]
@@ -115,7 +115,7 @@ def test_an_archive_has_all_images(tmp_path: Path) -> None:
     manifests = json.loads(index_file.content.read())["manifests"]
     assert [one["annotations"]["io.containerd.image.name"] for one in manifests] == tags
     blobs = {entry.path for entry in tree if entry.path.startswith("/blobs/sha256/")}
-    # A manifest, a configuration and a layer each; one layer is of both.
+    # Each has a manifest, a configuration and a layer; they share one layer.
     assert len(blobs) == 2 * 3 + 1
     assert {"/blobs/" + one["digest"].replace(":", "/") for one in manifests} <= blobs
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command `size` of an image: prints what fills it.
+"""Command `size` of an image: print what takes its space.
 
     report IMAGE.erofs MANIFEST.json [--json] [--top N]
 
-Sizes are bytes in the image, so after compression; "unpacked" is before. What
-belongs to no file (inodes, names) is the row "metadata".
+Sizes are bytes in the image, after compression; "unpacked" is before it. The
+row "metadata" is the space that belongs to no file (inodes, names).
 """
 
 import argparse
@@ -32,7 +32,7 @@ class Row:
 
 
 def sum_by(nodes: Iterable[tuple[str, Node]]) -> list[Row]:
-    """Sum up nodes by the name they come with; largest first."""
+    """Sum up nodes by the name beside each; largest first."""
     sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for name, node in nodes:
         entry = sums[name]
@@ -44,13 +44,13 @@ def sum_by(nodes: Iterable[tuple[str, Node]]) -> list[Row]:
 
 
 def folder(path: str, depth: int = 3) -> str:
-    """The directory of a file, at most `depth` levels of it."""
+    """Return the directory of a file, cut to `depth` levels."""
     parts = posixpath.dirname(path).split("/")
     return "/".join(parts[: depth + 1]) or "/"
 
 
 def report(total: int, nodes: Iterable[Node], layers: Mapping[str, str]) -> dict[str, Any]:
-    """Tables of an image of `total` bytes; `layers` tells each path's layer."""
+    """Return tables of an image of `total` bytes. layers: layer by path."""
     files = [node for node in nodes if not node.is_dir]
     stored = sum(node.stored for node in files)
     return {
@@ -65,7 +65,7 @@ def report(total: int, nodes: Iterable[Node], layers: Mapping[str, str]) -> dict
 
 
 def render(tables: dict[str, Any], top: int) -> str:
-    """The report as text."""
+    """Return the report as text."""
     mb = 1e6
     lines = [
         f"{tables['bytes'] / mb:.1f} MB ({tables['unpacked'] / mb:.1f} MB unpacked), "
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
     parser.add_argument("--top", type=int, default=25, help="lines a table (default 25)")
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is not an error
     try:
         layers = {row[0]: row[4] for row in json.loads(args.manifest.read_text())}
         tables = report(args.image.stat().st_size, Image(args.image).walk(), layers)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tree of files: put together from tars and files, written as tar or cpio.
+"""A tree of files, composed from tars and files, and written as tar or cpio.
 
     t = Tree()
     t.add_tar(path, "busybox-static")     # later layers shadow earlier ones
@@ -24,11 +24,11 @@ from typing import IO, Protocol
 
 
 class TreeError(Exception):
-    """Inputs do not fit together to one tree; says which path and why."""
+    """The inputs do not make one tree; the message has the path and reason."""
 
 
 class Kind(Enum):
-    """What an entry of a tree is."""
+    """The type of an entry."""
 
     FILE = "file"
     DIR = "dir"
@@ -36,7 +36,7 @@ class Kind(Enum):
 
 
 class Content(Protocol):
-    """The bytes of a file, read when they are needed."""
+    """The bytes of a file, read on demand."""
 
     @property
     def size(self) -> int: ...
@@ -73,13 +73,13 @@ class Span:
 
 
 def whole(path: Path) -> Span:
-    """The content of a whole file."""
+    """Return the content of a whole file."""
     return Span(path, 0, path.stat().st_size)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One name in a tree. `layer` says where it came from, for reports."""
+    """One name in a tree. layer: its origin, for reports."""
 
     path: str
     kind: Kind
@@ -87,7 +87,7 @@ class Entry:
     layer: str
     content: Content = field(default_factory=lambda: Data(b""))
     target: str = ""
-    keep: bool = False  # a directory that stays although it is empty
+    keep: bool = False  # a directory that stays even when it is empty
 
 
 def normal(path: str) -> str:
@@ -99,13 +99,13 @@ def normal(path: str) -> str:
 
 
 class Tree:
-    """Entries by path. Parents of an entry are always there, as directories."""
+    """Entries by path. The parents of an entry always exist, as directories."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
 
     def __iter__(self) -> Iterator[Entry]:
-        """Entries, parents before children, in an order that never changes."""
+        """Iterate over entries, parents before children, in a fixed order."""
         return iter(sorted(self._entries.values(), key=lambda e: e.path.split("/")))
 
     def __len__(self) -> int:
@@ -115,11 +115,12 @@ class Tree:
         return self._entries.get(normal(path))
 
     def add(self, entry: Entry) -> None:
-        """Add or shadow; a directory over a directory only sets its mode.
+        """Add an entry, or replace the one at its path. A directory over a
+        directory only sets its mode.
 
-        A parent may be a link to a directory, as /bin is: the entry goes where
-        the link points. Raises TreeError when a directory would be hidden by
-        something else or a file be used as a directory.
+        A parent may be a link to a directory, as /bin is: the entry goes to
+        the link's target. Raises TreeError when an entry would replace a
+        directory with something else, or use a file as a directory.
         """
         parent = self._directory(posixpath.dirname(entry.path), entry.layer)
         path = posixpath.join(parent, posixpath.basename(entry.path))
@@ -134,7 +135,7 @@ class Tree:
                 f"the directory of {old.layer}; exclude one of them"
             )
         if old and old.kind is Kind.SYMLINK and entry.kind is Kind.DIR:
-            self._directory(path, entry.layer)  # /bin of a package, where /bin is a link
+            self._directory(path, entry.layer)  # a package's /bin, where /bin is a link
             return
         if old and old.kind is Kind.DIR and old.keep:
             entry = Entry(path, entry.kind, entry.mode, entry.layer, keep=True)
@@ -143,7 +144,7 @@ class Tree:
         )
 
     def _directory(self, path: str, layer: str, hops: int = 0) -> str:
-        """Make sure that `path` is a directory; return it, links followed."""
+        """Make sure that `path` is a directory; return it, links resolved."""
         if path == "/":
             return path
         if hops > 16:
@@ -172,10 +173,10 @@ class Tree:
         self.add(Entry(normal(path), Kind.SYMLINK, 0o777, layer, target=target))
 
     def add_tar(self, path: Path, layer: str, exclude: Iterable[str] = ()) -> None:
-        """Add the members of an uncompressed tar, but for those excluded.
+        """Add the members of an uncompressed tar, except those excluded.
 
-        A hard link becomes a file of its own. Raises TreeError for devices and
-        for anything that is not a tar.
+        A hard link becomes a separate file. Raises TreeError for devices, and
+        for a file that is not a tar.
         """
         excluded = matcher(exclude)
         files: dict[str, Entry] = {}
@@ -209,7 +210,7 @@ class Tree:
             raise TreeError(f"{layer}: {path}: {e}") from e
 
     def prune(self) -> None:
-        """Drop directories that hold nothing, unless they were asked for."""
+        """Drop empty directories, except those added by add_dir."""
         used: set[str] = set()
         for entry in self._entries.values():
             if entry.kind is not Kind.DIR or entry.keep:
@@ -225,9 +226,10 @@ class _Matcher(Protocol):
 
 
 def matcher(patterns: Iterable[str]) -> _Matcher:
-    """A test whether a path, or a directory above it, matches a shell pattern.
+    """Return a predicate: does a path, or a directory above it, match one of
+    the shell patterns?
 
-    `*` stays within a name, `**` goes across. Raises TreeError for a pattern
+    `*` matches within a name, `**` across names. Raises TreeError for a pattern
     that does not begin with `/`.
     """
     parts = []
@@ -262,8 +264,8 @@ def write_tar(tree: Iterable[Entry], out: IO[bytes]) -> None:
 
 
 def make_tar(out: Path, make: Callable[[], Iterable[Entry]]) -> int:
-    """Write what `make` returns as a tar; for commands: says on stderr what is
-    wrong, and returns the exit status.
+    """Write the entries that `make` returns as a tar. For commands: prints an
+    error on stderr, and returns the exit status.
     """
     try:
         tree = make()
@@ -276,7 +278,7 @@ def make_tar(out: Path, make: Callable[[], Iterable[Entry]]) -> int:
 
 
 class Sink(Protocol):
-    """What a stream of bytes is written to."""
+    """An object to which a stream of bytes is written."""
 
     def write(self, data: bytes, /) -> object: ...
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees: layering, excluding, links, and the archives they are written to."""
+"""Trees: layers, exclusion, links, and the archives made of them."""
 
 import io
 import subprocess
@@ -14,7 +14,7 @@ from osbase.build.tree import Data, Kind, Tree, TreeError, matcher, normal, writ
 
 
 def make_tar(path: Path, *members: tarfile.TarInfo | tuple[str, bytes]) -> Path:
-    """A tar with files of (name, content), and other members as they are."""
+    """Make a tar of files, given as (name, content), and of other members."""
     with tarfile.open(path, "w") as tar:
         for member in members:
             if isinstance(member, tarfile.TarInfo):

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's table of tracked flows: how full it is, and by whom.
+"""The kernel's table of tracked flows: how full it is, and which hosts fill it.
 
-    count(), limit()     two small reads; of the calling thread's namespace
-    raise_limit(most)    of the whole machine, from the first namespace only
+    count(), limit()     two small reads, in the calling thread's namespace
+    raise_limit(most)    for the whole machine, from the first namespace only
     census()             one dump: entries by their original source
-    flush()              forget all
-    sources              what a dump's messages say                     pure
+    flush()              delete all entries
+    sources              parse the messages of a dump                   pure
 
 A flow's original source is the address that sent its first packet, before any
-translation, so it says who made the entry.
+translation. So it identifies the host that made the entry.
 
-Why not /proc/net/nf_conntrack: a line of text an entry costs ten times as much,
-and kernels are built without it. Why not libnetfilter_conntrack: it makes an
-object of all that an entry has, where one address is needed.
+Why not /proc/net/nf_conntrack: a line of text per entry costs ten times as
+much, and some kernels are built without it. Why not libnetfilter_conntrack: it
+makes an object of all attributes, where one address is needed.
 
 Limits: the whole table is dumped, since the kernel's filter for dumps cannot
-count. Events, and deletions of some, are not here; nothing uses them.
+count. Events, and the deletion of single entries, are not implemented.
 
 Needs the kernel modules nf_conntrack and, for the census, nf_conntrack_netlink
-(loaded when asked for); the census needs CAP_NET_ADMIN.
+(loaded on demand); the census needs CAP_NET_ADMIN.
 """
 
 from osbase.conntrack.sources import Census

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counting the entries of a dump by their original source. Pure.
+"""Count the entries of a dump by their original source. Pure.
 
     nfgenmsg | CTA_TUPLE_ORIG { CTA_TUPLE_IP { CTA_IP_V4_SRC, ... }, ... } | ...
 
-An entry has some twenty attributes, and a table 100,000 entries: what is read
-of each is the path to the one address. The kernel writes that path first
-(ctnetlink_fill_info in nf_conntrack_netlink.c), so one comparison finds it;
-what is in another order is walked.
+An entry has some twenty attributes, and a table 100,000 entries: the parser
+reads only the path to the one address. The kernel writes that path first
+(ctnetlink_fill_info in nf_conntrack_netlink.c), so one comparison finds it. An
+entry in another order is walked.
 
 Source: linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h.
 """
@@ -23,7 +23,7 @@ from osbase.netlink.errors import ProtocolError
 from osbase.netlink.message import Message, Request
 
 _SUBSYS_CTNETLINK: Final = 1
-_MSG_CT_NEW: Final = _SUBSYS_CTNETLINK << 8  # what a dump's messages are
+_MSG_CT_NEW: Final = _SUBSYS_CTNETLINK << 8  # type of a dump's messages
 _MSG_CT_GET: Final = _SUBSYS_CTNETLINK << 8 | 1
 _MSG_CT_DELETE: Final = _SUBSYS_CTNETLINK << 8 | 2
 _TUPLE_ORIG: Final = 1
@@ -32,13 +32,13 @@ _IP_V4_SRC: Final = 1
 _IP_V6_SRC: Final = 3
 _GENMSG: Final = struct.Struct("=BBH")  # family, version, resource
 
-_HEAD: Final = 16  # bytes before the address, where it is first
+_HEAD: Final = 16  # bytes before the address, if it comes first
 _PATH_V4: Final = struct.pack("=HHHHH", attrs.NESTED | 1, 20, attrs.NESTED | 1, 8, _IP_V4_SRC)
 _PATH_V6: Final = struct.pack("=HHHHH", attrs.NESTED | 1, 44, attrs.NESTED | 1, 20, _IP_V6_SRC)
 
-# Where the rest is, in the order that the kernel writes: destination, protocol,
-# destination port, the reply's tuple and its destination. Only of TCP, UDP and
-# their like, which have two ports.
+# Offsets of the rest, in the kernel's order: destination, protocol, destination
+# port, the reply's tuple and its destination. Only for TCP, UDP and similar
+# protocols, which have two ports.
 _PLACES: Final = {
     _PATH_V4: (4, 24, 36, 52, 56, 76),
     _PATH_V6: (16, 36, 60, 76, 80, 112),
@@ -46,24 +46,24 @@ _PLACES: Final = {
 _REPLY: Final = struct.pack("=H", attrs.NESTED | 2)
 
 CROWDS_MAX: Final = 262_144
-"""How many destinations of sources a census tells apart."""
+"""How many destinations of sources a census counts separately."""
 
 SOURCES_MAX: Final = 65536
-"""How many addresses a census tells apart: what outsiders invent is not."""
+"""How many addresses a census counts separately: outsiders can invent more."""
 
 
 def dump() -> Request:
-    """Ask for all entries, of both families."""
+    """Build the request for all entries, of both families."""
     return Request(_MSG_CT_GET, 0, _GENMSG.pack(0, 0, 0), "list tracked flows")
 
 
 def delete_all() -> Request:
-    """Forget all entries: a deletion that names none."""
+    """Build the request to delete all entries: a deletion without a tuple."""
     return Request(_MSG_CT_DELETE, 0, _GENMSG.pack(0, 0, 0), "forget tracked flows")
 
 
 def source_of(message: Message) -> bytes:
-    """The packed original source of an entry. Raises ProtocolError."""
+    """Return the packed original source of an entry. Raises ProtocolError."""
     body = message.body
     if message.kind != _MSG_CT_NEW:
         raise ProtocolError(f"message {message.kind} is not a tracked flow")
@@ -76,9 +76,9 @@ def source_of(message: Message) -> bytes:
 
 
 def crowd_of(message: Message) -> bytes | None:
-    """Source, destination, protocol and port of an entry whose source is
-    translated: all that have these share a translator's ports. None: it is not,
-    or has no ports.
+    """Return source, destination, protocol and port of an entry whose source is
+    translated: entries that agree in these share the ports of one translator.
+    None: the source is not translated, or there are no ports.
     """
     body = message.body
     places = _PLACES.get(body[6:_HEAD])
@@ -116,8 +116,9 @@ def _first(data: bytes, kind: int) -> bytes:
 
 @dataclass(frozen=True)
 class Census:
-    """Entries by original source. others: those of further sources. crowds: by
-    source, the most that are translated and have one destination and port.
+    """Entries by original source. others: entries of further sources. crowds:
+    by source, the largest number of translated entries with the same
+    destination and port.
     """
 
     entries: dict[IPAddress, int]
@@ -126,14 +127,13 @@ class Census:
 
     @property
     def total(self) -> int:
-        """All entries that were seen."""
+        """Return the number of all entries."""
         return sum(self.entries.values()) + self.others
 
 
 def take(messages: Iterable[Message], most: int = SOURCES_MAX) -> Census:
-    """Count the messages of a dump; at most so many sources are told apart.
-
-    Raises ProtocolError.
+    """Count the messages of a dump. most: how many sources are counted
+    separately. Raises ProtocolError.
     """
     counts: dict[bytes, int] = {}
     crowds: dict[bytes, int] = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is read of an entry, and what of one that is none."""
+"""Parsing entries of the table, and messages that are not entries."""
 
 import contextlib
 from collections import Counter
@@ -14,7 +14,7 @@ from osbase.netlink import attrs
 from osbase.netlink.errors import ProtocolError
 from osbase.netlink.message import Message
 
-# A flow of UDP from 127.0.0.1, as a kernel (6.18) dumped it.
+# A UDP flow from 127.0.0.1, as a kernel (6.18) dumped it.
 REAL = bytes.fromhex(
     "02000000340001801400018008000100"
     "7f00000108000200"
@@ -26,7 +26,7 @@ REAL = bytes.fromhex(
 
 
 def entry(source: IPv4Address | IPv6Address, *before: bytes) -> bytes:
-    """An entry from `source`; before: attributes that come first."""
+    """Build an entry from `source`. before: attributes that come first."""
     kind = 1 if source.version == 4 else 3
     ends = attrs.nested(
         1, attrs.attr(kind, source.packed), attrs.attr(kind + 1, bytes(len(source.packed)))
@@ -35,7 +35,7 @@ def entry(source: IPv4Address | IPv6Address, *before: bytes) -> bytes:
 
 
 def message(body: bytes, kind: int = 0x100) -> Message:
-    """One of a dump."""
+    """Return a message of a dump."""
     return Message(kind, 2, 1, 1, body)
 
 
@@ -69,7 +69,7 @@ def test_what_is_no_entry_is_an_error() -> None:
 
 @given(st.binary(max_size=80), st.integers(0, 70))
 def test_garbage_is_a_protocol_error(data: bytes, keep: int) -> None:
-    """At the start, or after some bytes of a real entry."""
+    """The garbage is at the start, or follows some bytes of a real entry."""
     with contextlib.suppress(ProtocolError):
         assert len(sources.source_of(message(REAL[:keep] + data))) in (4, 16)
 
@@ -82,7 +82,7 @@ def test_a_census_counts(found: list[str]) -> None:
 
 
 def test_a_census_is_bounded() -> None:
-    """Sources beyond the most are counted together, those known by name."""
+    """Sources beyond the limit are counted together, earlier ones by name."""
     found = [IPv4Address(f"192.0.2.{number}") for number in (1, 2, 3, 1, 4, 2, 1)]
     census = sources.take((message(entry(one)) for one in found), most=2)
     assert census.entries == {IPv4Address("192.0.2.1"): 3, IPv4Address("192.0.2.2"): 2}
@@ -90,7 +90,7 @@ def test_a_census_is_bounded() -> None:
 
 
 def translated(source: str, to: str, port: int, by: str, protocol: int = 6) -> Message:
-    """An entry as the kernel writes it; answers go to `by`."""
+    """Build an entry as the kernel writes it; answers go to `by`."""
     a, b, c = (ip_address(one).packed for one in (source, to, by))
     kind = 1 if len(a) == 4 else 3
 
@@ -110,7 +110,7 @@ def translated(source: str, to: str, port: int, by: str, protocol: int = 6) -> M
     [("10.0.0.7", "192.0.2.1", "192.0.2.9"), ("fd00::7", "2001:db8::1", "2001:db8::9")],
 )
 def test_crowds_at_a_destination(pod: str, to: str, node: str) -> None:
-    """Translated flows alone, each port and protocol for itself."""
+    """Only translated flows count, each port and protocol separately."""
     found = [translated(pod, to, 443, node)] * 3 + [translated(pod, to, 80, node)] * 2
     found += [translated(pod, to, 443, node, protocol=17)] * 2 + [translated(pod, to, 53, pod)] * 9
     census = sources.take(found)

@@ -19,31 +19,31 @@ _BUCKETS: Final = "/sys/module/nf_conntrack/parameters/hashsize"
 
 
 class ConntrackError(Exception):
-    """What could not be read or set, with the errno."""
+    """Something could not be read or set; the message has the errno."""
 
 
 def count() -> int:
-    """How many entries there are. Raises ConntrackError."""
+    """Return the number of entries. Raises ConntrackError."""
     return _read(_COUNT)
 
 
 def limit() -> int:
-    """How many there may be, in each namespace. Raises ConntrackError."""
+    """Return the entries allowed in each namespace. Raises ConntrackError."""
     return _read(_LIMIT)
 
 
 def raise_limit(wanted: int) -> bool:
-    """Let the machine track so many flows, if it may not track more already,
-    with as many buckets, so that a look-up stays one step.
+    """Raise the machine's limit of flows to `wanted`, never lower it. Set as
+    many buckets, so that a look-up stays one step.
 
-    False: this is not the machine's first network namespace, or its kernel's
-    settings are not ours to write. Raises ConntrackError.
+    Return False when this is not the machine's first network namespace, or its
+    kernel settings are not writable. Raises ConntrackError.
     """
     return _at_least(_LIMIT, wanted) and _at_least(_BUCKETS, wanted)
 
 
 def census() -> Census:
-    """Dump the table and count. Blocks; memory is bounded.
+    """Dump the table and count its entries. Blocks; memory is bounded.
 
     Raises NetlinkError.
     """
@@ -52,7 +52,7 @@ def census() -> Census:
 
 
 def flush() -> None:
-    """Forget all flows, as tests and benches want. Raises NetlinkError."""
+    """Delete all flows, for tests and benches. Raises NetlinkError."""
     with NetlinkSocket(_open()) as sock:
         sock.batch([sources.delete_all()])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of a real kernel, in a namespace of the test's own."""
+"""The table of a real kernel, in a fresh namespace."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ from osbase.nftables import Nftables
 
 @pytest.fixture(autouse=True)
 def tracked() -> Iterator[None]:
-    """Loopback is up, and flows are tracked, since a rule asks for it."""
+    """Set loopback up; a rule makes the kernel track flows."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     for address in ("127.0.0.2/8", "fd00::1/128", "fd00::2/128"):
         subprocess.run(["ip", "address", "replace", address, "dev", "lo"], check=True)
@@ -39,13 +39,13 @@ def tracked() -> Iterator[None]:
 
 
 def send(source: str, flows: int, to: str | None = None) -> None:
-    """A packet each to so many ports, where nobody listens."""
+    """Send a packet to each of `flows` ports on which nobody listens."""
     kind = socket.AF_INET6 if ":" in source else socket.AF_INET
     with socket.socket(kind, socket.SOCK_DGRAM) as sock:
         sock.bind((source, 0))
         for port in range(1, flows + 1):
             while True:
-                # A refusal of the packet before is said at the next.
+                # This send reports the refusal of the packet before.
                 with contextlib.suppress(ConnectionRefusedError):
                     sock.sendto(b"", (to or source, port))
                     break
@@ -81,7 +81,7 @@ def test_the_table_is_the_namespaces_own() -> None:
 
 
 def test_memory_does_not_grow_with_entries() -> None:
-    """Ten thousand entries more of the same sources: the same peak."""
+    """Ten thousand more entries of the same sources have the same peak."""
     peaks = []
     for flows in (200, 10_000):
         send("127.0.0.1", flows)
@@ -93,7 +93,7 @@ def test_memory_does_not_grow_with_entries() -> None:
 
 
 def test_the_limit_is_the_machines() -> None:
-    """What is enough is left; more is not for a namespace to set."""
+    """A sufficient limit stays; a namespace cannot raise it."""
     now = conntrack.limit()
     assert now > 0
     assert not conntrack.raise_limit(now + 1_000_000)
@@ -109,7 +109,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_limit_and_buckets_are_raised_never_lowered(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """With files in the kernel's place: a namespace has none to write."""
+    """Files stand in for the kernel's: a namespace cannot write those."""
     for name, value in (("_LIMIT", "1000"), ("_BUCKETS", "5000")):
         (tmp_path / name).write_text(value)
         monkeypatch.setattr(table, name, str(tmp_path / name))
@@ -120,8 +120,8 @@ def test_limit_and_buckets_are_raised_never_lowered(
     assert conntrack.limit() == 3000
 
 
-def test_a_refused_dump_is_told() -> None:
-    """The kernel's word comes through the stream."""
+def test_a_refused_dump_is_an_error() -> None:
+    """The stream raises the kernel's error."""
     with (
         NetlinkSocket(open_raw(table.NETLINK_NETFILTER)) as sock,
         pytest.raises(BatchError, match="list something"),

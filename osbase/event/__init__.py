@@ -1,31 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Newest-value events: how one part of a process tells others what is so now.
+"""Newest-value events: one part of a process publishes a state to others.
 
     prefixes = event.Value[tuple[IPv4Network, ...]]("prefixes")
 
     prefixes.set(new)                       any thread, any time
 
-    watcher = prefixes.watch()              each consumer its own, one task
+    watcher = prefixes.watch()              one for each consumer, in one task
     while True:
         newest = await watcher.get()        the first get: the current value
 
 A watcher always gets the newest value and may miss those between: a consumer
-slower than its producer works on what is true, never on a backlog. Use it for
-state (an address, a lease, a set of prefixes), not for occurrences that each
+slower than its producer works on the present state, never on a backlog. Use it
+for state (an address, a lease, a set of prefixes), not for events that each
 matter (requests, log lines).
 
-Why not asyncio.Queue: it keeps every value, so a consumer that was restarted
-or is slow sees stale ones, and each consumer needs a queue of its own that
-the producer must know. Why not asyncio.Condition or asyncio.Event: neither may
-be set from another thread, both need the value and "have I seen it" kept
-beside them, and a condition must be locked to be notified. Callbacks run
-on the setter's thread and with its errors.
+Why not asyncio.Queue: it keeps every value, so a slow or restarted consumer
+sees stale ones, and the producer must know the queue of each consumer. Why not
+asyncio.Condition or asyncio.Event: neither may be set from another thread, the
+value and "have I seen it" must be stored beside them, and a condition must be
+locked to be notified. Callbacks run on the setter's thread, which also gets
+their errors.
 
-Of many things of a kind, `event.Table` is the newest value by key: its watchers
-get what changed since they looked, however large the rest is.
+For many values of a kind, `event.Table` has the newest value by key: a watcher
+gets the changes since its last read, however large the table is.
 
-Values must not be changed after they were set (frozen dataclasses, tuples):
-they are shared between threads without copying.
+Values must not be changed after they are set (use frozen dataclasses, tuples):
+threads share them without copying.
 """
 
 from __future__ import annotations

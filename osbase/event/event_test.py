@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Newest-value events: what watchers see, and from which threads."""
+"""Newest-value events: what watchers see, with setters on any thread."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_values_between_are_missed_but_never_the_newest() -> None:
 
 
 async def test_setting_an_equal_value_is_a_change() -> None:
-    """Whether a difference matters is the watcher's to say."""
+    """The watcher decides whether a difference matters."""
     value = event.Value[int]("v")
     watcher = value.watch()
     value.set(1)
@@ -53,7 +53,7 @@ async def test_setting_an_equal_value_is_a_change() -> None:
 
 
 async def test_none_is_a_value() -> None:
-    """Value[X | None] can be told to be None."""
+    """Value[X | None] can be set to None."""
     value = event.Value[int | None]("v")
     value.set(None)
     assert value.peek() is None
@@ -87,7 +87,7 @@ async def test_cancelled_get_has_seen_nothing() -> None:
 
 
 async def test_waiting_leaves_nothing_behind() -> None:
-    """A thousand cancelled waits are not remembered."""
+    """A thousand cancelled waits leave no future in the value."""
     value = event.Value[int]("v")
     for _ in range(1000):
         waiting = asyncio.create_task(value.watch().get())
@@ -110,7 +110,7 @@ async def test_two_tasks_on_one_watcher_are_refused() -> None:
 
 
 async def test_set_from_other_threads_wakes() -> None:
-    """The last of many sets by several threads is what all watchers see."""
+    """All watchers see the last of many sets by several threads."""
     value = event.Value[int]("v")
     seen: list[list[int]] = [[], [], []]
 
@@ -138,7 +138,7 @@ async def test_set_from_other_threads_wakes() -> None:
 
 
 def test_set_survives_a_loop_that_ended() -> None:
-    """A watcher's loop may be gone; its future must not break the setter."""
+    """A watcher's loop may have ended; its future must not break the setter."""
     value = event.Value[int]("v")
 
     async def forsake() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A map of newest values: each watcher gets what changed since it looked."""
+"""A map of newest values: a watcher gets the changes since its last read."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 
 
 class Table[K, V]:
-    """Values by key, and who waits for some of them to change. Thread-safe.
+    """Values by key, and the watchers of changes. Thread-safe.
 
-    As Value, for many of a kind: what a change costs grows with the number
-    of changed keys and of watchers, not with the size of the table.
+    Like Value, for many values of a kind: the cost of a change grows with the
+    number of changed keys and of watchers, not with the size of the table.
     """
 
     def __init__(self, name: str) -> None:
@@ -32,11 +32,11 @@ class Table[K, V]:
         return len(self._values)
 
     def set(self, key: K, value: V) -> None:
-        """Make `value` the newest of the key. Equal to the old: no change."""
+        """Make `value` the newest of the key. An equal value is no change."""
         self.update({key: value})
 
     def delete(self, key: K) -> None:
-        """Remove the key; nothing happens when it is not there."""
+        """Remove the key; a missing key is ignored."""
         self.update({}, [key])
 
     def update(self, values: Mapping[K, V], removed: Iterable[K] = ()) -> None:
@@ -52,22 +52,22 @@ class Table[K, V]:
             self._tell(changed)
 
     def replace(self, values: Mapping[K, V]) -> None:
-        """Make the whole table equal to `values`; what is equal is no change.
-        The one step whose cost grows with the size of the table.
+        """Make the whole table equal to `values`; an equal value is no change.
+        Only the cost of this operation grows with the size of the table.
         """
         self.update(values, [key for key in self.copy() if key not in values])
 
     def copy(self) -> dict[K, V]:
-        """Return all of it."""
+        """Return a copy of the whole table."""
         with self._lock:
             return dict(self._values)
 
     def get(self, key: K) -> V | None:
-        """Return the newest value of the key; None when it is not there."""
+        """Return the newest value of the key; None for a missing key."""
         return self._values.get(key)
 
     def watch(self) -> TableWatcher[K, V]:
-        """Return a new watcher, to which everything is a change. Close it."""
+        """Return a new watcher, for which every key is changed. Close it."""
         with self._lock:
             watcher = TableWatcher(self, self._values)
             self._watchers.append(watcher)
@@ -91,7 +91,7 @@ class TableWatcher[K, V]:
         self._waiting: tuple[asyncio.Future[None], asyncio.AbstractEventLoop] | None = None
 
     def close(self) -> None:
-        """Forget the watcher: it costs nothing any more, and sees nothing."""
+        """Remove the watcher from the table: it gets no more changes."""
         with self._table._lock, contextlib.suppress(ValueError):
             self._table._watchers.remove(self)
 
@@ -104,8 +104,8 @@ class TableWatcher[K, V]:
         self.close()
 
     def take(self) -> dict[K, V | None]:
-        """Return what changed since, newest only; None: the key is gone.
-        Empty when nothing changed.
+        """Return the newest values that changed since the last call; None for
+        a removed key. Empty when nothing changed.
         """
         with self._table._lock:
             dirty, self._dirty = self._dirty, {}
@@ -113,10 +113,10 @@ class TableWatcher[K, V]:
             return {key: values.get(key) for key in dirty}
 
     async def get(self) -> dict[K, V | None]:
-        """As take, but waits for a change if there is none.
+        """Like take, but wait for a change if there is none.
 
-        A key that came and went meanwhile is gone, as one that was there. When
-        cancelled, nothing counts as seen.
+        A key that was added and removed meanwhile is None, like any removed
+        key. After a cancellation nothing counts as seen.
         """
         if self._waiting is not None:
             raise RuntimeError(f"two tasks wait on one watcher of {self._table!r}")
@@ -134,14 +134,14 @@ class TableWatcher[K, V]:
                 self._waiting = None
 
     async def __aiter__(self) -> AsyncIterator[dict[K, V | None]]:
-        """Every change as `get` returns it, without end."""
+        """Yield every change as `get` returns it, without end."""
         while True:
             yield await self.get()
 
     def _wake(self) -> None:
         if self._waiting is not None:
             future, loop = self._waiting
-            # The loop may have ended without its watcher.
+            # The loop may have ended before its watcher was closed.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_set, future)
 

@@ -14,7 +14,7 @@ from osbase import event
 
 
 async def test_a_new_watcher_sees_everything_then_only_changes() -> None:
-    """What was there is a change to who has seen nothing."""
+    """Existing values are changes for a watcher that has seen nothing."""
     table = event.Table[str, int]("t")
     table.replace({"a": 1, "b": 2})
     with table.watch() as watcher:
@@ -28,7 +28,7 @@ async def test_a_new_watcher_sees_everything_then_only_changes() -> None:
 
 
 async def test_equal_is_no_change() -> None:
-    """A list that is read again wakes nobody."""
+    """Setting the same list again wakes no watcher."""
     table = event.Table[str, int]("t")
     table.set("a", 1)
     with table.watch() as watcher:
@@ -39,7 +39,7 @@ async def test_equal_is_no_change() -> None:
 
 
 async def test_get_waits_and_another_thread_wakes_it() -> None:
-    """Producers are on any thread."""
+    """Producers may be on any thread."""
     table = event.Table[str, int]("t")
     with table.watch() as watcher:
         getting = asyncio.create_task(watcher.get())
@@ -54,7 +54,7 @@ async def test_get_waits_and_another_thread_wakes_it() -> None:
 
 
 async def test_cancelled_get_loses_nothing() -> None:
-    """The change is there for the next get."""
+    """The next get returns the change."""
     table = event.Table[str, int]("t")
     with table.watch() as watcher:
         getting = asyncio.create_task(watcher.get())
@@ -66,7 +66,7 @@ async def test_cancelled_get_loses_nothing() -> None:
 
 
 def test_a_closed_watcher_is_forgotten() -> None:
-    """It would grow for ever."""
+    """Otherwise its pending changes would grow without limit."""
     table = event.Table[str, int]("t")
     watcher = table.watch()
     watcher.close()
@@ -88,7 +88,7 @@ def test_a_closed_watcher_is_forgotten() -> None:
     )
 )
 def test_who_applies_all_changes_has_the_table(steps: list[tuple[str, object, object]]) -> None:
-    """Whatever happens between two looks."""
+    """This holds for any changes between two reads."""
     table = event.Table[object, object]("t")
     mine: dict[object, object] = {}
     with table.watch() as watcher:

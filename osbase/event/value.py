@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The newest-value event; see the package for what it is for."""
+"""The newest-value event; the package docstring has its purpose."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NO_DEFAULT: Final = object()
 
 
 class Value[T]:
-    """A value that changes, and who waits for it to. Thread-safe.
+    """A value that changes, and the watchers of changes. Thread-safe.
 
     It has no value until the first `set`. Setting an equal value is a change
     like any other.
@@ -33,13 +33,13 @@ class Value[T]:
         return f"<Value {self._name}: {'not set' if newest is None else repr(newest[0])}>"
 
     def set(self, value: T) -> None:
-        """Makes `value` the newest and wakes all watchers. Never blocks."""
+        """Make `value` the newest and wakes all watchers. Never blocks."""
         with self._lock:
             self._newest = (value,)
             self._version += 1
             waiting, self._waiting = self._waiting, {}
         for future, loop in waiting.items():
-            # The loop of a watcher may have ended without it.
+            # The loop of a watcher may have ended.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_wake, future)
 
@@ -61,7 +61,7 @@ class Value[T]:
         return default
 
     def watch(self) -> Watcher[T]:
-        """A new watcher, which has seen nothing yet."""
+        """Return a new watcher, which has seen nothing yet."""
         return Watcher(self)
 
     def _newer(self, than: int) -> tuple[int, T] | None:
@@ -100,11 +100,11 @@ class Watcher[T]:
         self._busy = False
 
     async def get(self, where: Callable[[T], bool] | None = None) -> T:
-        """The newest value that this watcher has not returned yet.
+        """Return the newest value that this watcher has not returned yet.
 
-        Waits for one if need be; with `where`, for one of which it is true.
-        When cancelled, nothing counts as seen. Two tasks at once in `get`
-        of one watcher are a RuntimeError.
+        Waits for one if necessary; with `where`, for one that satisfies it.
+        After a cancellation nothing counts as seen. Raises RuntimeError when
+        another task is in `get` of the same watcher.
         """
         if self._busy:
             raise RuntimeError(f"two tasks wait on one watcher of {self._value!r}")
@@ -120,10 +120,10 @@ class Watcher[T]:
             self._busy = False
 
     def changed(self) -> bool:
-        """Whether `get` would return at once."""
+        """Return whether `get` would return at once."""
         return self._value._newer(self._seen) is not None
 
     async def __aiter__(self) -> AsyncIterator[T]:
-        """Every value as `get` returns it, without end."""
+        """Yield every value as `get` returns it, without end."""
         while True:
             yield await self.get()

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that others replace: to be told when to look again (inotify(7)).
+"""Watch files that other programs replace (inotify(7)).
 
     async for _ in changes(["/run/pki/ca.pem", "/run/pki/cert.pem"]):
         ...  # now, and after each burst of changes: read them
 
-What has happened is not told, since whoever is told has to read all of it
-anyhow. A file may be written in place, replaced by a rename, reached by links
-that are replaced (as Kubernetes does with mounted secrets), removed, or not be
-there yet, nor its directory: all directories are watched that the way to it
-goes through, those of links to links included, and the file itself.
+The kind of a change is not reported, since the caller has to read the files
+anyhow. A file may be written in place, replaced by a rename, reached through
+links that are replaced (as Kubernetes does with mounted secrets), or removed.
+The file or its directory may not exist yet. So the file is watched, and all
+directories on the way to it, those of links to links included.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _MASK: Final = (
 )  # fmt: skip
 
 QUIET_S: Final = 0.5
-"""After the last event: who replaces several files takes a moment."""
+"""Wait after the last event: replacing several files takes a moment."""
 
 EVERY_S: Final = 600.0
-"""Not every file system tells of what others do (NFS)."""
+"""Not every file system reports changes by other hosts (NFS)."""
 
-_BURST: Final = 10  # times as long as it has to be quiet, at most
+_BURST: Final = 10  # a burst ends at this multiple of the quiet time
 _READ: Final = 1 << 16
-_LINKS_MAX: Final = 40  # on the way to a file, as the kernel's MAXSYMLINKS
+_LINKS_MAX: Final = 40  # links on the way to a file; the kernel's MAXSYMLINKS
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 async def changes(
     paths: Iterable[str], *, quiet_s: float = QUIET_S, every_s: float = EVERY_S
 ) -> AsyncGenerator[None]:
-    """At once, after each burst of changes, and every so often, without end.
+    """Yield at once, after each burst of changes, and periodically, forever.
 
     Raises OSError when the kernel gives no inotify instance (EMFILE) or no more
     watches (ENOSPC), see inotify(7) for the limits.
@@ -57,13 +57,13 @@ async def changes(
     loop.add_reader(descriptor, _drain, descriptor, came)
     try:
         while True:
-            # Before the files are read: what changes from then on is told.
+            # Watch before the caller reads: later changes are then reported.
             await asyncio.to_thread(_watch, descriptor, wanted)
             yield
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(every_s):
                     await came.wait()
-            # Where something changes all the time, there is no end to wait for.
+            # If something changes all the time, a burst has no end.
             end = loop.time() + _BURST * quiet_s
             while came.is_set():
                 came.clear()
@@ -76,10 +76,10 @@ async def changes(
 
 
 def places(path: str) -> set[Path]:
-    """Return where something changes when another file is found at `path`, or
-    another content: each directory in which a part of the way is looked up,
-    also of the ways that links on it lead, as far as it is there; and the
-    file, which may have another name to be written by. Blocks.
+    """Return the places that change when `path` gets another file or other
+    content: each existing directory in which a component of the path is looked
+    up, also on the paths of links; and the file itself, which may be written by
+    another name. Blocks.
     """
     found: set[Path] = set()
     here = Path("/")
@@ -92,7 +92,7 @@ def places(path: str) -> set[Path]:
         found.add(here)
         try:
             if stat.S_ISLNK((here / part).lstat().st_mode):
-                # One that leads to itself is as good as a missing file.
+                # A link that leads to itself counts as a missing file.
                 links += 1
                 if links > _LINKS_MAX:
                     return found
@@ -105,7 +105,7 @@ def places(path: str) -> set[Path]:
 
 
 def _watch(descriptor: int, paths: tuple[str, ...]) -> None:
-    """Watching twice is watching once; what is gone is not watched."""
+    """Add watches. Repeated ones have no effect; missing paths are skipped."""
     for place in set().union(*map(places, paths)):
         try:
             _call("inotify_add_watch", descriptor, os.fsencode(place), _MASK)

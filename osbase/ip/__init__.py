@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IP addresses as the whole tree types them, and the constants that go along.
+"""Types of IP addresses for the whole tree, and their constants.
 
 The standard library has a class for each IP version and no name for "either".
-These are the names. For what one netlink message needs of addresses, see
-osbase.netlink.attrs.
+These are the names. osbase.netlink.attrs encodes addresses in netlink messages.
 """
 
 from ipaddress import (

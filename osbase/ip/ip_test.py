@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The constants are those of the host's C library; RFC 4291's own example."""
+"""The constants equal the C library's; the example of RFC 4291 is computed."""
 
 import socket
 from ipaddress import ip_address, ip_interface, ip_network

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host's own network interface: by hand, by DHCPv4, and its links.
+"""A host's own network interface: static or DHCPv4 addresses, and its links.
 
     spec/        the static configuration as people write it (protobuf)
     config       the same, checked, as value objects        pure
-    stack        the links it is made of: port, bond, VLAN; and their MTU
+    stack        creates its links: port, bond, VLAN; sets their MTU
     links        follow one link through its life, by the kernel's events
-    ports        which of several ports, when nobody said so
+    ports        choose one of several ports, if none is configured
     dhcp4/       a DHCPv4 client
-    addressing   what an interface should have, and making it so
-    external     by which addresses others reach it, whoever gave them
-    occupied     which addresses are in use on any link
-    announce     tell the neighbours where they are
+    addressing   wanted addresses and routes, and how to program them
+    external     the addresses by which others reach it, from any source
+    occupied     addresses in use on any link
+    announce     announce addresses to the neighbours
     solicit      ask the routers for an advertisement
-    mtu          an MTU that is smaller for a while         pure
+    mtu          a temporarily smaller MTU                  pure
 
-IPv6 comes from router advertisements, which the kernel handles by itself; it
-is only switched on (see metropolis.node.core.network.sysctls).
+IPv6 addresses come from router advertisements. The kernel handles those by
+itself; it is only switched on (see metropolis.node.core.network.sysctls).
 
-Why not systemd-networkd or NetworkManager: one link, one policy and a
-status that the rest of the process can wait for do not need another daemon
-with a bus. Why not dhclient or udhcpc: they run scripts.
+Why not systemd-networkd or NetworkManager: for one link, one policy and a
+status that the rest of the process can await, another daemon with a bus is not
+needed. Why not dhclient or udhcpc: they run scripts.
 """

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What addresses and routes a link should have, and making it so.
+"""Program the addresses and routes that a link should have.
 
-The kernel is asked what it has; only what bears our protocol number is
-ours to change (IFA_PROTO, rtm_protocol). So nothing needs to be remembered
-between calls, or over a restart, and addresses that came from elsewhere,
-such as router advertisements, stay.
+The module reads the present state from the kernel, and changes only objects
+with our protocol number (IFA_PROTO, rtm_protocol). So it stores nothing between
+calls or over a restart, and addresses from other sources, such as router
+advertisements, stay.
 
-New addresses come before old ones go, and routes last: in IPv4 the last
-address of a link takes the routes through the link with it, and the removal
-of an address those that have it as their source.
+New addresses are added before old ones are removed, and routes last: in IPv4
+the kernel removes the routes through a link with its last address, and the
+routes that have an address as source with that address.
 
 Why not with pyroute2's messages: see osbase.netlink.
 """
@@ -45,8 +45,8 @@ from osbase.netlink.transport import NetlinkSocket
 
 @dataclass(frozen=True)
 class Address:
-    """An address on the link. valid_s: after which the kernel removes it by
-    itself, unless it is renewed.
+    """An address on the link. valid_s: seconds after which the kernel removes
+    it, unless it is renewed.
     """
 
     interface: IPInterface
@@ -66,7 +66,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Addressing:
-    """Everything that a link should have of ours."""
+    """All addresses and routes of ours that a link should have."""
 
     addresses: tuple[Address, ...] = ()
     routes: tuple[Route, ...] = ()
@@ -74,8 +74,8 @@ class Addressing:
 
 @dataclass(frozen=True)
 class Missing:
-    """What a link should have and has not, or not so. key: the same each time;
-    request: puts it back.
+    """An object that a link lacks, or has in another form. key: identifies it
+    in each call. request: restores it.
     """
 
     key: str
@@ -84,15 +84,15 @@ class Missing:
 
 
 _SLACK_S: Final = 30
-"""By how much the end of an address may differ from what is wanted."""
+"""How much the end of an address may differ from the wanted one."""
 
 
 def missing(
     sock: NetlinkSocket, ifindex: int, name: str, wanted: Addressing, *, protocol: int, metric: int
 ) -> list[Missing]:
-    """Return what `apply` would add, in the order in which it has to be.
+    """Return what `apply` would add, in the required order.
 
-    What is there and should not be is left to `apply`. Raises NetlinkError.
+    Only `apply` removes unwanted objects. Raises NetlinkError.
     """
     present = [one for one in _addresses(sock) if one.ifindex == ifindex]
     valid = {_interface(one): one.valid_s for one in present if one.protocol == protocol}
@@ -144,11 +144,11 @@ def missing(
 
 
 def _matters(message: Message, protocol: int, lengths: Container[int]) -> bool:
-    """Whether a route may be ours, or that of an address's network, by its
-    header alone: a router's daemon may have a hundred thousand others.
+    """Return whether the header of a route says that it may be ours, or that of
+    an address's network: a routing daemon may have a hundred thousand others.
     """
     family, length, owner, scope, kind = (message.body[at] for at in (0, 1, 5, 6, 7))
-    # In IPv6 all are of one scope.
+    # All IPv6 routes have the same scope.
     near = length in lengths and (family == AF_INET6 or scope == RT_SCOPE_LINK)
     return kind == RTN_UNICAST and (owner == protocol or near)
 
@@ -157,8 +157,8 @@ _PREFIX_METRIC: Final = {4: 0, 6: 256}  # IP6_RT_PRIO_ADDRCONF
 
 
 def _lacks_prefix(interface: IPInterface, near: Container[IPNetwork]) -> bool:
-    """Whether the route that the kernel made with the address is gone, as when
-    the table was flushed.
+    """Return whether the route that the kernel made with the address is
+    missing, for example after a flush of the table.
     """
     network = interface.network
     return network.prefixlen < network.max_prefixlen and network not in near
@@ -166,7 +166,7 @@ def _lacks_prefix(interface: IPInterface, near: Container[IPNetwork]) -> bool:
 
 def _missing_prefix(ifindex: int, name: str, interface: IPInterface) -> Missing:
     """Return the route to an address's network as the kernel makes it, so that
-    it goes with the address.
+    the kernel removes it with the address.
     """
     network, version = interface.network, interface.version
     route = Route(network, None, interface.ip if version == 4 else None)
@@ -178,10 +178,10 @@ def _missing_prefix(ifindex: int, name: str, interface: IPInterface) -> Missing:
 def apply(
     sock: NetlinkSocket, ifindex: int, name: str, wanted: Addressing, *, protocol: int, metric: int
 ) -> None:
-    """Make the link have what is wanted, and nothing else that is ours.
+    """Give the link everything wanted, and remove everything else of ours.
 
-    Blocks for as long as the kernel works. Raises NetlinkError. `metric`: of
-    the routes, so that others may be preferred.
+    Blocks for as long as the kernel works. Raises NetlinkError. metric: metric
+    of the routes, so that others may be preferred.
     """
     present = current(sock, ifindex, protocol)
     stale = {one.interface for one in present.addresses} - {
@@ -216,7 +216,7 @@ def apply(
 
 
 def current_addresses(sock: NetlinkSocket, ifindex: int, protocol: int) -> set[IPInterface]:
-    """Return the link's addresses that bear the protocol number."""
+    """Return the link's addresses with the protocol number."""
     return {
         _interface(one)
         for one in _addresses(sock)
@@ -225,8 +225,8 @@ def current_addresses(sock: NetlinkSocket, ifindex: int, protocol: int) -> set[I
 
 
 def current(sock: NetlinkSocket, ifindex: int, protocol: int) -> Addressing:
-    """Return all that the link has with the protocol number; routes without
-    their sources.
+    """Return the link's addresses and routes with the protocol number. The
+    routes have no source.
     """
     found = [
         Route(route.destination, route.gateway)
@@ -243,7 +243,7 @@ def current(sock: NetlinkSocket, ifindex: int, protocol: int) -> Addressing:
 
 
 def links_of(sock: NetlinkSocket, protocol: int) -> frozenset[int]:
-    """Return the indexes of links with addresses that bear the number."""
+    """Return the indexes of links that have addresses with the number."""
     return frozenset(one.ifindex for one in _addresses(sock) if one.protocol == protocol)
 
 
@@ -258,7 +258,7 @@ def _addresses(sock: NetlinkSocket) -> list[netlink_address.Address]:
 
 
 def add_loopback_address(address: IPAddress) -> Request:
-    """Build the request that puts a single address of the host on lo."""
+    """Build the request that adds one address of the host to lo."""
     interface = ip_interface((address, address.max_prefixlen))
     return replace_address(1, "lo", interface, protocol=0)
 

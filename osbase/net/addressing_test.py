@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making a link have what it should, in a fresh network namespace."""
+"""Addresses and routes of a link, in a fresh network namespace."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sh(command: str) -> str:
 
 @pytest.fixture
 def sock() -> Iterator[NetlinkSocket]:
-    """A socket, beside a link `up0` that is up, with foreign things on it."""
+    """Yield a socket. The link `up0` is up, and has foreign addresses."""
     sh("sysctl -q -w net.ipv4.conf.all.promote_secondaries=1")
     sh("ip link add up0 index 77 type veth peer name up1")
     sh("ip link set up1 up")
@@ -43,48 +43,48 @@ def sock() -> Iterator[NetlinkSocket]:
 
 
 def apply(sock: NetlinkSocket, wanted: Addressing) -> None:
-    """As the uplink does."""
+    """Apply as the uplink does."""
     addressing.apply(sock, 77, "up0", wanted, protocol=OWNER, metric=METRIC)
 
 
 def addresses() -> set[str]:
-    """What ip(8) says, but for link-local ones."""
+    """Return the addresses that ip(8) lists, without link-local ones."""
     return {
         f"{found['local']}/{found['prefixlen']}"
         for entry in json.loads(sh("ip -json address show dev up0 scope global"))
         for found in entry.get("addr_info", [])
-        if "local" in found  # what is filtered out is there, empty
+        if "local" in found  # ip(8) lists filtered addresses as empty
     }
 
 
 def routes() -> set[str]:
-    """Ours, as ip(8) says."""
+    """Return our routes as ip(8) lists them."""
     text = sh(f"ip route show proto {OWNER}") + sh(f"ip -6 route show proto {OWNER}")
     return {line.partition(" dev")[0] for line in text.splitlines()}
 
 
 def lifetime() -> int:
-    """Seconds for which 192.0.2.50 is valid; there must be one of it."""
+    """Return the seconds that 192.0.2.50 is valid; it must exist once."""
     (entry,) = json.loads(sh("ip -json address show dev up0 to 192.0.2.50"))
     (seconds,) = [found["valid_life_time"] for found in entry["addr_info"] if found]
     return int(seconds)
 
 
 def lease(address: str, router: str, valid_s: int = 100) -> Addressing:
-    """An address and a default route by it."""
+    """Return an address and a default route through its router."""
     interface = ip_interface(address)
     default = Route(ip_network("0.0.0.0/0"), ip_address(router), interface.ip)
     return Addressing((Address(interface, valid_s),), (default,))
 
 
 def test_apply_renew_change_and_remove(sock: NetlinkSocket) -> None:
-    """What is not ours stays in all of it."""
+    """Foreign addresses and routes stay through all steps."""
     foreign = {"198.51.100.7/24"}
     for _ in range(2):
         apply(sock, lease("192.0.2.50/24", "192.0.2.1"))
         assert addresses() == {"192.0.2.50/24"} | foreign
         assert routes() == {"default via 192.0.2.1"}
-    # In the same subnet: the older goes, and takes nothing with it.
+    # In the same subnet: only the older address is removed.
     apply(sock, lease("192.0.2.60/24", "192.0.2.2"))
     assert addresses() == {"192.0.2.60/24"} | foreign
     assert routes() == {"default via 192.0.2.2"}
@@ -96,7 +96,7 @@ def test_apply_renew_change_and_remove(sock: NetlinkSocket) -> None:
 
 
 def test_both_families_and_routes_on_the_link(sock: NetlinkSocket) -> None:
-    """A gateway that is reached by a route of its own; IPv6 without delay."""
+    """A gateway has its own route; an IPv6 address is usable at once."""
     own = ip_interface("10.0.0.9/32")
     wanted = Addressing(
         (Address(own), Address(ip_interface("2001:db8::7/64"))),
@@ -116,16 +116,16 @@ def test_both_families_and_routes_on_the_link(sock: NetlinkSocket) -> None:
 
 
 def test_address_ends_by_itself(sock: NetlinkSocket) -> None:
-    """Though nobody lives to remove it."""
+    """The kernel removes it, though no process does."""
     apply(sock, lease("192.0.2.50/24", "192.0.2.1", valid_s=77))
     assert 60 < lifetime() <= 77
-    # Renewed: counted anew, and still one address.
+    # Renewed: its time starts again, and it is still one address.
     apply(sock, lease("192.0.2.50/24", "192.0.2.1", valid_s=1000))
     assert lifetime() > 900
 
 
 def test_what_a_former_run_left_is_found(sock: NetlinkSocket) -> None:
-    """By our number, over another socket."""
+    """It is found by our number, over another socket."""
     apply(sock, lease("192.0.2.50/24", "192.0.2.1"))
     with NetlinkSocket() as other:
         assert addressing.current_addresses(other, 77, OWNER) == {ip_interface("192.0.2.50/24")}
@@ -134,7 +134,7 @@ def test_what_a_former_run_left_is_found(sock: NetlinkSocket) -> None:
 
 
 def test_refusals_name_object_and_errno(sock: NetlinkSocket) -> None:
-    """A gateway that is nobody's neighbour; a link that is gone."""
+    """A gateway is not on a link; a link does not exist."""
     bad = Addressing((), (Route(ip_network("0.0.0.0/0"), ip_address("10.9.9.9")),))
     with pytest.raises(
         BatchError, match=r"add route 0\.0\.0\.0/0 via 10\.9\.9\.9 dev up0: ENETUNR"
@@ -147,7 +147,7 @@ def test_refusals_name_object_and_errno(sock: NetlinkSocket) -> None:
 
 
 def test_loopback_address_and_mtu(sock: NetlinkSocket) -> None:
-    """Both may be repeated."""
+    """Both requests may be repeated."""
     for _ in range(2):
         sock.batch([addressing.add_loopback_address(ip_address("169.254.77.1"))])
         sock.batch([set_link_mtu(77, "up0", 1400)])

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tell the neighbours which link address ours are at, unasked.
+"""Announce our addresses and their MAC to the neighbours, unsolicited.
 
     ARP announcement                  IPv4 (RFC 5227, section 2.3)
     unsolicited neighbour advert.     IPv6 (RFC 4861, section 7.2.6)
 
-A switch learns the port from it, and whoever had the address before us in his
-neighbour table is corrected.
+A switch learns the port from it, and neighbours whose table has an older MAC
+for the address correct it.
 
 Why not the kernel's own: with `arp_notify` and `ndisc_notify` it announces when
-a link is set up, but not when a carrier comes back, and of IPv4 not when an
-address is added (net/ipv4/devinet.c, inetdev_event); the test beside this file
-shows both. At the failover of a bond it does, without being told.
+a link is set up, but not when a carrier comes back, nor when an IPv4 address is
+added (net/ipv4/devinet.c, inetdev_event); the test beside this file shows both.
+At the failover of a bond it announces by itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Final
 from osbase.ip import IPAddress
 
 INTERVAL_S: Final = 2.0
-"""Between the two times that each is sent (ANNOUNCE_INTERVAL of RFC 5227)."""
+"""Between the two announcements of each (ANNOUNCE_INTERVAL of RFC 5227)."""
 
 _BROADCAST: Final = b"\xff" * 6
 _ALL_NODES_MAC: Final = bytes.fromhex("333300000001")
@@ -65,8 +65,8 @@ def frame(mac: bytes, address: IPAddress, *, router: bool) -> bytes:
 
 
 def send(link: str, mac: bytes, addresses: Iterable[IPAddress], *, router: bool) -> None:
-    """Send one frame an address. Raises OSError when there is no such link; one
-    that is down, or full, loses them.
+    """Send one frame for each address. Raises OSError when the link does not
+    exist; a link that is down or full drops the frames.
     """
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0) as sock:
         sock.bind((link, 0))
@@ -79,7 +79,7 @@ def send(link: str, mac: bytes, addresses: Iterable[IPAddress], *, router: bool)
 
 
 def _checksum(data: bytes) -> int:
-    """Of an even number of bytes (RFC 1071)."""
+    """Return the checksum of an even number of bytes (RFC 1071)."""
     total: int = sum(word for (word,) in struct.iter_unpack("!H", data))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What neighbours hear: of us, and of the kernel by itself.
+"""Announcements that neighbours receive, from us and from the kernel.
 
 this namespace: up0 ----- veth ----- far0: namespace "far"
 """
@@ -35,7 +35,7 @@ def sh(command: str) -> str:
 
 
 def announced(frame: bytes) -> IPAddress | None:
-    """The address that a frame announces at MAC, if it does."""
+    """Return the address that a frame announces at MAC, if any."""
     kind = int.from_bytes(frame[12:14])
     if kind == 0x0806 and frame[22:28] == MAC and frame[28:32] == frame[38:42]:
         return IPv4Address(frame[28:32])
@@ -46,7 +46,7 @@ def announced(frame: bytes) -> IPAddress | None:
 
 @pytest.fixture
 def far() -> Iterator[socket.socket]:
-    """The link, with both addresses, and what is heard at its other end."""
+    """Make the link, with both addresses; yield a socket at its other end."""
     sh("ip netns add far")
     sh("ip link add up0 address 02:00:00:00:00:07 type veth peer name far0 netns far")
     sh("nsenter --net=/run/netns/far ip link set far0 up")
@@ -64,7 +64,7 @@ def far() -> Iterator[socket.socket]:
 
 
 def hears(far: socket.socket) -> list[IPAddress]:
-    """What was announced until now: a last frame of our own ends it."""
+    """Return what was announced until now; our last frame marks the end."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as end:
         end.bind(("up0", 0))
         end.send(b"\xff" * 6 + MAC + b"\x88\xb5" + b"end".ljust(46, b"\0"))
@@ -73,7 +73,7 @@ def hears(far: socket.socket) -> list[IPAddress]:
         try:
             frame = far.recv(2048)
         except OSError as error:
-            if error.errno != errno.ENETDOWN:  # told once, when it went down
+            if error.errno != errno.ENETDOWN:  # reported once, after the link went down
                 raise
             continue
         if frame[12:14] == b"\x88\xb5":
@@ -92,13 +92,13 @@ def up() -> None:
 
 
 def neighbours(family: int) -> dict[str, str]:
-    """The other end's table."""
+    """Return the neighbour table of the other end."""
     listed = json.loads(sh(f"nsenter --net=/run/netns/far ip -json -{family} neigh show dev far0"))
     return {one["dst"]: one.get("lladdr", "") for one in listed}
 
 
 def test_neighbours_believe_it(far: socket.socket) -> None:
-    """What was another's is ours, in the tables of a real kernel."""
+    """In a real kernel's tables, the addresses change to our MAC."""
     up()
     for address in (IPV4, IPV6):
         # Stale: the kernel locks an entry for a second against a change.
@@ -117,8 +117,8 @@ def test_neighbours_believe_it(far: socket.socket) -> None:
 
 
 def test_what_the_kernel_announces_by_itself(far: socket.socket) -> None:
-    """The reason for this module: with both settings on, nothing is told of an
-    IPv4 address that is added, nor of a carrier that returns.
+    """The reason for this module: with both settings on, the kernel announces
+    neither an added IPv4 address nor a carrier that returns.
     """
     Path("/proc/sys/net/ipv4/conf/up0/arp_notify").write_text("1")
     Path("/proc/sys/net/ipv6/conf/up0/ndisc_notify").write_text("1")
@@ -141,7 +141,7 @@ def test_what_the_kernel_announces_by_itself(far: socket.socket) -> None:
 
 
 def test_a_link_that_is_down_or_gone(far: socket.socket) -> None:
-    """The one loses it, the other is an error."""
+    """A link that is down drops frames, a missing one is an error."""
     announce.send("up0", MAC, [IPV4, IPV6], router=True)
     with pytest.raises(OSError, match="No such device"):
         announce.send("up9", MAC, [IPV4], router=True)
@@ -149,7 +149,7 @@ def test_a_link_that_is_down_or_gone(far: socket.socket) -> None:
 
 @pytest.mark.parametrize("text", ["192.0.2.7", "2001:db8::7"])
 def test_frames(text: str) -> None:
-    """As long as they say they are; the router flag as told."""
+    """Lengths are as the headers say; the router flag is as requested."""
     address = ip_address(text)
     for router in (False, True):
         frame = announce.frame(MAC, address, router=router)

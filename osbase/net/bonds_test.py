@@ -52,7 +52,7 @@ def port(number: int) -> None:
 
 @pytest.fixture(autouse=True)
 def ports() -> Iterator[None]:
-    """The ports and their namespace; whatever else a test made goes."""
+    """Make the ports and their namespace; remove all links afterwards."""
     sh("ip netns add far")
     port(0)
     port(1)
@@ -69,9 +69,9 @@ def ports() -> Iterator[None]:
 
 @dataclass
 class Kept:
-    """Links that are being kept: what was told, and whether they are there."""
+    """Links that `maintain` keeps: its reports, and whether they exist."""
 
-    told: list[str] = field(default_factory=list)
+    reports: list[str] = field(default_factory=list)
     built: event.Value[bool] = field(default_factory=lambda: event.Value[bool]("built"))
 
 
@@ -80,7 +80,9 @@ async def keeping(config: Interface) -> AsyncIterator[Kept]:
     """Links kept as configured, while the block runs; first until built."""
     kept = Kept()
     task = asyncio.create_task(
-        stack.maintain(config, MARK, kept.built, quiet_groups=(WORKLOADS,), told=kept.told.append)
+        stack.maintain(
+            config, MARK, kept.built, quiet_groups=(WORKLOADS,), report=kept.reports.append
+        )
     )
     try:
         async with asyncio.timeout(LIMIT_S):
@@ -113,7 +115,7 @@ def exists(name: str) -> bool:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Look again and again: the kernel tells nothing of a bond's inside."""
+    """Poll: the kernel has no events for the internal state of a bond."""
     async with asyncio.timeout(LIMIT_S):
         while not await asyncio.to_thread(holds):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
@@ -186,12 +188,12 @@ async def test_a_restart_changes_nothing(bond: Bond) -> None:
         if bond.primary:
             await until(lambda: options().get("primary") == "m1")
             await until(lambda: options().get("active_slave") == "m1")
-        assert first.told
+        assert first.reports
     before = await asyncio.to_thread(carrier_changes)
     async with keeping(config) as again:
-        assert again.told == []
-        assert stack.reconcile(config, MARK, again.told.append).missing == ()
-        assert again.told == []
+        assert again.reports == []
+        assert stack.reconcile(config, MARK, again.reports.append).missing == ()
+        assert again.reports == []
     assert await asyncio.to_thread(carrier_changes) == before
 
 
@@ -200,7 +202,7 @@ async def test_members_come_late_vanish_and_return() -> None:
     sh("ip link del m1")
     async with keeping(Interface(bond=BACKUP)) as kept:
         await until(lambda: is_member("m0"))
-        assert "waiting for m1" in kept.told
+        assert "waiting for m1" in kept.reports
         mac = details("bond0")["address"]
         assert mac == details("m0")["address"]
         for _ in range(2):
@@ -220,8 +222,8 @@ async def test_members_come_late_vanish_and_return() -> None:
 
 
 async def test_members_that_come_in_another_order() -> None:
-    """The bond and its VLAN have the MAC of the first by configuration, which
-    comes second; also after a reboot, and when all have been away.
+    """The bond and its VLAN have the MAC of the first configured member, which
+    appears second; also after a reboot, and after all were away.
     """
     mac = "02:00:00:00:00:aa"
     config = Interface(bond=BACKUP, vlan=Vlan(7, "vlan7"))
@@ -247,7 +249,7 @@ async def test_members_that_come_in_another_order() -> None:
 
 
 async def test_a_first_member_that_does_not_come() -> None:
-    """The bond does without, with the MAC of the next."""
+    """The bond works without it, with the MAC of the next."""
     sh("ip link del m0")
     mac = details("m1")["address"]
     async with keeping(Interface(bond=BACKUP)):
@@ -258,7 +260,7 @@ async def test_a_first_member_that_does_not_come() -> None:
 
 
 async def test_another_configuration_replaces_what_is_there() -> None:
-    """Mode, then no bond but a VLAN on a port, then the port itself."""
+    """Another mode; then a VLAN on a port, no bond; then the port itself."""
     sh("ip link add foreign0 type bond")
     async with keeping(Interface(bond=BACKUP, vlan=Vlan(7, "vlan7"))):
         await until(lambda: is_member("m0") and is_member("m1"))
@@ -286,7 +288,7 @@ async def test_another_configuration_replaces_what_is_there() -> None:
 
 
 async def test_the_idle_bond_of_the_module_is_taken() -> None:
-    """It is there when the module is loaded, in a mode nobody asked for."""
+    """The kernel makes it when the module is loaded, in the default mode."""
     sh("ip link add bond0 type bond mode balance-rr")
     async with keeping(Interface(bond=BACKUP)):
         await until(lambda: is_member("m0"))
@@ -294,7 +296,7 @@ async def test_the_idle_bond_of_the_module_is_taken() -> None:
 
 
 async def test_what_cannot_be_is_said() -> None:
-    """A name that is taken, a member that is another's, a size refused."""
+    """A name is taken, a member belongs to another bond, an MTU is refused."""
     sh("ip link add bond0 type bridge")
     with pytest.raises(StackError, match="bond0 is to be a bond, but is there, and is bridge"):
         async with keeping(Interface(bond=BACKUP)):
@@ -302,7 +304,7 @@ async def test_what_cannot_be_is_said() -> None:
     sh("ip link set m1 master bond0")
     other = replace(BACKUP, name="bond1")
     async with keeping(Interface(bond=other)) as kept:
-        assert "waiting for m1 (which belongs to bond0)" in kept.told
+        assert "waiting for m1 (which belongs to bond0)" in kept.reports
     sh("ip link add link m0 name low7 mtu 1300 type vlan id 7")
     built = event.Value[bool]("built")
     config = Interface(name="low7", mtu=9000)
@@ -311,7 +313,7 @@ async def test_what_cannot_be_is_said() -> None:
 
 
 async def test_workloads_wake_nobody() -> None:
-    """Links of a quiet group come and go; others are seen."""
+    """Links of a quiet group do not wake it; others do."""
     looks: list[bool] = []
 
     class Counting(event.Value[bool]):
@@ -326,7 +328,7 @@ async def test_workloads_wake_nobody() -> None:
         await until(lambda: is_member("m0"))
         sh("ip link add other0 group 9 type dummy")
         await until(lambda: len(looks) > 1)
-        # What its own making is told with, too, has been seen by now.
+        # The events of its own links, too, have been seen by now.
         before = -1
         while before != len(looks):
             before = len(looks)

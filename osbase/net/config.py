@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The static configuration of an interface, checked. Pure.
 
-A Problems list collects everything that is wrong, each with the field's path
-and the value, so that who wrote a file sees it all at once.
+A Problems list collects all problems, each with the field's path and the value,
+so that the author of a file sees all at once.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _SEARCH_MAX: Final = 6  # of resolv.conf(5) before glibc 2.26
 
 
 class Problems:
-    """What is wrong with a configuration: `field: what`."""
+    """Problems of a configuration, each as `field: what`."""
 
     def __init__(self) -> None:
-        """Nothing, at first."""
+        """Begin without problems."""
         self.found: list[str] = []
 
     def add(self, field: str, what: str) -> None:
-        """Add one; `field` is a path such as "network.uplink.name"."""
+        """Add a problem; `field` is a path such as "network.uplink.name"."""
         self.found.append(f"{field}: {what}")
 
 
@@ -49,14 +49,14 @@ class BondMode(enum.Enum):
 
 
 class LacpRate(enum.Enum):
-    """How often the partner is to speak: each 30 s, or each second."""
+    """How often the partner sends: every 30 s, or every second."""
 
     SLOW = "slow"
     FAST = "fast"
 
 
 class TransmitHash(enum.Enum):
-    """What of a packet chooses the member that it leaves by."""
+    """The fields of a packet that select the member which sends it."""
 
     LAYER2 = "layer2"
     LAYER23 = "layer2+3"
@@ -65,9 +65,9 @@ class TransmitHash(enum.Enum):
 
 @dataclass(frozen=True)
 class Bond:
-    """Several ports as one link. miimon_ms: between looks at carriers.
-    lacp_rate, min_links, transmit_hash: of LACP only; primary, "" for none:
-    of active-backup only.
+    """Several ports as one link. miimon_ms: interval of carrier checks.
+    lacp_rate, min_links, transmit_hash: for LACP only. primary, "" if not set:
+    for active-backup only.
     """
 
     mode: BondMode
@@ -90,7 +90,7 @@ class Vlan:
 
 @dataclass(frozen=True)
 class Dhcp4:
-    """IPv4 by DHCP. host_name "": none is told. ignore_dns: of the server."""
+    """IPv4 by DHCP. host_name "": do not send it. ignore_dns: the server's."""
 
     host_name: str = ""
     ignore_dns: bool = False
@@ -98,7 +98,7 @@ class Dhcp4:
 
 @dataclass(frozen=True)
 class StaticRoute:
-    """A route by hand. gateway None: the destination is on the link."""
+    """A static route. gateway None: the destination is on the link."""
 
     destination: IPNetwork
     gateway: IPAddress | None
@@ -106,9 +106,9 @@ class StaticRoute:
 
 @dataclass(frozen=True)
 class Interface:
-    """How one interface is configured. name: of a link that exists; "": that
-    with the hardware address (6 bytes), or an Ethernet device, or there is a
-    bond. mtu None: as it is.
+    """How one interface is configured. name: an existing link; "": the one with
+    the hardware address (6 bytes), else any Ethernet device, or there is a
+    bond. mtu None: leave it.
     """
 
     name: str = ""
@@ -125,29 +125,33 @@ class Interface:
 
     @property
     def lower_name(self) -> str:
-        """The name of what a VLAN is on, or would be; "": see `name`."""
+        """Return the name of a VLAN's lower link, present or not; "": see
+        `name`.
+        """
         return self.bond.name if self.bond is not None else self.name
 
     @property
     def top_name(self) -> str:
-        """The name of the link that has the addresses; "": see `name`."""
+        """Return the name of the link with the addresses; "": see `name`."""
         return self.vlan.name if self.vlan is not None else self.lower_name
 
     @property
     def described(self) -> str:
-        """The link that is configured, for people."""
+        """Return a description of the configured link, for messages."""
         if self.hardware_address and self.vlan is None:
             return f"a link with hardware address {self.hardware_address.hex(':')}"
         return self.top_name or "an Ethernet device"
 
     @property
     def router_advertisements(self) -> bool:
-        """Whether IPv6 comes from routers: unless a gateway was given."""
+        """Return whether routers configure IPv6: unless there is a gateway."""
         return all(gateway.version != 6 for gateway in self.gateways)
 
 
 def interface(message: net_pb2.Interface, field: str, problems: Problems) -> Interface:
-    """Check a message; what is wrong is added, and left out of the result."""
+    """Check a message. Wrong fields are added to the problems, and left out of
+    the result.
+    """
     name = _link_name(message.name, f"{field}.name", problems)
     hardware_address = _mac(message.hardware_address, f"{field}.hardware_address", problems)
     if hardware_address and (name or message.HasField("bond")):
@@ -203,7 +207,7 @@ def interface(message: net_pb2.Interface, field: str, problems: Problems) -> Int
 
 
 def is_link_name(name: str) -> bool:
-    """Whether the kernel takes the name: 1 to 15 bytes, and no file's path."""
+    """Return whether the kernel takes the name: 1 to 15 bytes, not a path."""
     return (
         0 < len(name.encode()) <= 15
         and name not in (".", "..")
@@ -225,13 +229,13 @@ def parse_address(text: str, field: str, problems: Problems) -> IPAddress | None
 
 
 def quoted(text: str) -> str:
-    """Quote what somebody wrote, cut when long."""
+    """Quote a value for a message, and cut a long one."""
     return ascii(text if len(text) <= 64 else f"{text[:64]}...").replace("'", '"')
 
 
 def is_domain(text: str) -> bool:
-    """Whether it is letters, digits, "-", "_" and dots, up to 253: what may
-    stand in resolv.conf(5) as it is.
+    """Return whether resolv.conf(5) may contain the text as it is: letters,
+    digits, "-", "_" and dots, up to 253.
     """
     plain = text.replace("-", "").replace(".", "").replace("_", "")
     return plain.isascii() and plain.isalnum() and len(text) <= 253
@@ -248,7 +252,7 @@ _MAC: Final = re.compile("[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 
 
 def _mac(text: str, field: str, problems: Problems) -> bytes:
-    """Read a host's address on Ethernet; b"" for "" and what is not one."""
+    """Parse a host's Ethernet address; b"" for "" and for invalid text."""
     if not text:
         return b""
     if not _MAC.fullmatch(text):
@@ -264,7 +268,7 @@ def _mac(text: str, field: str, problems: Problems) -> bytes:
 def _choice[T: enum.Enum](
     text: str, kind: type[T], default: T | None, field: str, problems: Problems
 ) -> T | None:
-    """The value of that name; of none the default, which may be missing."""
+    """Return the value with that name; for "" the default, if there is one."""
     known = ", ".join(f'"{one.value}"' for one in kind)
     if not text:
         if default is None:
@@ -278,7 +282,7 @@ def _choice[T: enum.Enum](
 
 
 def _bond(message: net_pb2.Bond, field: str, problems: Problems) -> Bond | None:
-    """Return the bond; None when what it is is not clear."""
+    """Return the bond; None when its message is ambiguous."""
     before = len(problems.found)
     name = _link_name(message.name, f"{field}.name", problems) or "bond0"
     mode = _choice(message.mode, BondMode, None, f"{field}.mode", problems)
@@ -362,7 +366,7 @@ def _addresses(texts: Iterable[str], field: str, problems: Problems) -> list[IPI
     for index, text in enumerate(texts):
         where = f"{field}[{index}]"
         try:
-            address = None if "%" in text else ip_interface(text)  # a scope is none
+            address = None if "%" in text else ip_interface(text)  # a scoped address is invalid
         except ValueError:
             address = None
         if address is None:
@@ -406,7 +410,7 @@ def _gateways(
 def _gateway(
     text: str, addresses: Sequence[IPInterface], field: str, problems: Problems
 ) -> IPAddress | None:
-    """Read the address of a neighbour."""
+    """Parse the address of a neighbour."""
     gateway = parse_address(text, field, problems)
     if gateway is None:
         return None
@@ -422,7 +426,7 @@ def _gateway(
 
 
 def _is_alone(address: IPInterface, version: int) -> bool:
-    """Whether it has no neighbours, so that a gateway is always elsewhere."""
+    """Return whether it has no neighbours, so no gateway is in its network."""
     return address.version == version and address.network.prefixlen == address.max_prefixlen
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Static configuration: what is accepted, and what is said of the rest."""
+"""Static configuration: accepted ones, and the messages about others."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from osbase.net.spec import net_pb2
 
 
 def read(text: str) -> tuple[Interface, list[str]]:
-    """The configuration of a text, and its problems."""
+    """Return the configuration of a text, and its problems."""
     problems = Problems()
     message = text_format.Parse(text, net_pb2.Interface())
     return config.interface(message, "uplink", problems), problems.found
 
 
 def test_empty_is_the_first_device_with_router_advertisements() -> None:
-    """Nothing said is IPv6 only, of whatever link there is."""
+    """An empty configuration is IPv6 only, on any link."""
     interface, problems = read("")
     assert problems == []
     assert interface == Interface()
@@ -41,7 +41,7 @@ def test_empty_is_the_first_device_with_router_advertisements() -> None:
 
 
 def test_dhcp_and_static_ipv6() -> None:
-    """Both families, each its own way."""
+    """IPv4 by DHCP, IPv6 static."""
     interface, problems = read("""
         name: "eth0"
         dhcp4 { host_name: "node-1" }
@@ -55,7 +55,7 @@ def test_dhcp_and_static_ipv6() -> None:
 
 
 def test_a_port_by_its_hardware_address() -> None:
-    """As bytes; no name goes with it."""
+    """The address is bytes; there is no name."""
     interface, problems = read('hardware_address: "52:54:00:aB:cd:ef"')
     assert problems == []
     assert interface.hardware_address == bytes.fromhex("525400abcdef")
@@ -90,7 +90,7 @@ def test_bond_and_vlan() -> None:
 
 
 def test_every_field_of_a_bond() -> None:
-    """Of either mode."""
+    """Both modes are covered."""
     lacp, problems = read("""
         bond { name: "up" mode: "802.3ad" member: "a" member: "b" miimon_ms: 50
                lacp_rate: "fast" min_links: 2 transmit_hash: "layer2+3" }
@@ -105,7 +105,7 @@ def test_every_field_of_a_bond() -> None:
 
 
 def test_routes_and_names_besides_dhcp() -> None:
-    """And the server's names left alone."""
+    """The server's names are ignored."""
     interface, problems = read("""
         dhcp4 { ignore_dns: true }
         static {
@@ -139,7 +139,7 @@ def test_routes_and_names_besides_dhcp() -> None:
     ],
 )
 def test_accepted(text: str) -> None:
-    """What looks odd and is right."""
+    """These look odd and are valid."""
     assert read(text)[1] == []
 
 
@@ -239,7 +239,7 @@ def test_accepted(text: str) -> None:
     ],
 )
 def test_refused(text: str, problem: str) -> None:
-    """Field and value are named."""
+    """The message has field and value."""
     _, problems = read(text)
     assert any(problem in found for found in problems), problems
 
@@ -254,14 +254,14 @@ def test_refused(text: str, problem: str) -> None:
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(text: str, name: str) -> None:
-    """By the parser, which knows every field that there is."""
+    """The parser refuses it, since it knows all fields."""
     with pytest.raises(text_format.ParseError, match=f'has no field named "{name}"'):
         read(text)
 
 
 @given(st.text(max_size=40), st.integers(0, 2**32 - 1), st.text(max_size=20))
 def test_any_bond_is_survived(text: str, number: int, mode: str) -> None:
-    """Every message is one line, and no bond comes of a wrong one."""
+    """Every message is one line, and a wrong bond is left out."""
     problems = Problems()
     message = net_pb2.Interface(
         name=text,
@@ -286,7 +286,7 @@ def test_any_bond_is_survived(text: str, number: int, mode: str) -> None:
 
 @given(st.text(max_size=40), st.lists(st.text(max_size=20), max_size=4))
 def test_any_text_is_survived(name: str, texts: list[str]) -> None:
-    """And every message is one line."""
+    """Every message is one line."""
     problems = Problems()
     message = net_pb2.Interface(
         name=name, static=net_pb2.Static(address=texts, gateway=texts, dns=texts)

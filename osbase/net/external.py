@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The addresses by which others reach a host on a link, whoever gave them.
+"""The addresses by which others reach a host on a link, from any source.
 
-DHCP, people and router advertisements alike: the kernel is asked, and asked
-again at each of its events about the link's addresses.
+They may come from DHCP, people or router advertisements: the module asks the
+kernel, and again at each event about the link's addresses.
 """
 
 from __future__ import annotations
@@ -31,12 +31,11 @@ from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, Netlin
 
 
 def choose(addresses: Iterable[Address]) -> tuple[IPAddress, ...]:
-    """Return those by which others may reach us, best first. Pure.
+    """Return the addresses by which others may reach us, best first. Pure.
 
-    IPv4 before IPv6; in IPv6 those that go on being used before deprecated
-    ones, and global before unique local ones (RFC 4193); else the kernel's
-    order. None that is link-local, temporary (RFC 8981), or not known to be
-    unique (yet).
+    IPv4 comes before IPv6; in IPv6, preferred before deprecated, and global
+    before unique local addresses (RFC 4193); else the kernel's order. Addresses
+    that are link-local, temporary (RFC 8981) or tentative are left out.
     """
     found = []
     for one in addresses:
@@ -49,12 +48,12 @@ def choose(addresses: Iterable[Address]) -> tuple[IPAddress, ...]:
         deprecated = bool(one.flags & IFA_F_DEPRECATED)
         local = isinstance(address, IPv6Address) and address in UNIQUE_LOCAL_IPV6
         found.append(((address.version, deprecated, local), address))
-    # Without IPv6 the kernel answers for that family with all it has.
+    # Without IPv6 the kernel answers for that family with all addresses.
     return tuple(dict.fromkeys(address for _, address in sorted(found, key=lambda pair: pair[0])))
 
 
 def look(ifindex: int) -> tuple[IPAddress, ...]:
-    """Ask the kernel; of a link that is gone: none. Raises NetlinkError."""
+    """Ask the kernel; a missing link has no addresses. Raises NetlinkError."""
     found = []
     with NetlinkSocket() as sock:
         for family in (AF_INET, AF_INET6):
@@ -69,7 +68,7 @@ def look(ifindex: int) -> tuple[IPAddress, ...]:
 
 
 async def follow(ifindex: int, into: event.Value[tuple[IPAddress, ...]]) -> None:
-    """Set `into` to the link's addresses, at first and at each change, until
+    """Set `into` to the link's addresses, at once and at each change, until
     cancelled. Raises OSError or NetlinkError.
     """
     loop = asyncio.get_running_loop()
@@ -89,5 +88,5 @@ async def follow(ifindex: int, into: event.Value[tuple[IPAddress, ...]]) -> None
             try:
                 await loop.sock_recv(events, 65536)
             except OSError as error:
-                if error.errno != errno.ENOBUFS:  # lost some: look again
+                if error.errno != errno.ENOBUFS:  # events were lost: look again
                     raise

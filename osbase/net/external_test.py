@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which addresses others reach us by, in a fresh network namespace."""
+"""The addresses by which others reach us, in a fresh network namespace."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def has(*texts: str) -> tuple[IPAddress, ...]:
     return tuple(map(ip_address, texts))
 
 
-async def test_changes_are_told() -> None:
+async def test_changes_are_reported() -> None:
     """Added, unique at last, deprecated, removed, and the link gone."""
     async with following() as watcher:
         assert await watcher.get() == ()
@@ -84,7 +84,7 @@ async def test_changes_are_told() -> None:
 
 
 async def test_an_address_ends_by_itself() -> None:
-    """Such as that of a lease that nobody renews."""
+    """For example that of a lease without renewal."""
     async with following() as watcher:
         sh("ip address add 192.0.2.7/24 dev up0 valid_lft 2 preferred_lft 2")
         await watcher.get(lambda found: found == has("192.0.2.7"))
@@ -92,7 +92,7 @@ async def test_an_address_ends_by_itself() -> None:
 
 
 def test_choice_and_order() -> None:
-    """IPv4, then IPv6 by what it is worth; no temporary ones."""
+    """IPv4, then IPv6 by preference; no temporary ones."""
 
     def address(text: str, flags: int = 0, scope: int = 0) -> Address:
         return Address(77, ip_address(text), 64, flags, scope)

@@ -42,7 +42,7 @@ _INDEX_OFFSET: Final = 20  # of ifi_index and ifa_index: after 16 bytes of heade
 
 @dataclass(frozen=True)
 class LinkState:
-    """A link as it is now. mtu: bytes. carrier: packets can flow."""
+    """The present state of a link. mtu: bytes. carrier: packets can flow."""
 
     ifindex: int
     name: str
@@ -53,8 +53,8 @@ class LinkState:
 
 
 def is_port(link: Link) -> bool:
-    """Whether it is Ethernet hardware, or looks so (virtio): with a MAC, of no
-    software kind, and no part of a bond or bridge.
+    """Return whether the link is Ethernet hardware, or looks so (virtio): it
+    has a MAC, no software kind, and no bond or bridge as master.
     """
     plain = not link.kind and link.master is None
     return plain and len(link.mac) == 6 and not link.flags & IFF_LOOPBACK
@@ -67,15 +67,15 @@ _SHARING: Final = frozenset(
 
 
 def has_address(link: Link, mac: bytes) -> bool:
-    """Whether it is the port with this MAC: its hardware's, or its present one
-    if it has none by hardware.
+    """Return whether the link is the port with this MAC: that of its hardware,
+    or the present one if the hardware has none.
     """
     return link.kind not in _SHARING and (link.permanent_mac or link.mac) == mac
 
 
 def choose(links: Iterable[Link], name: str, hardware_address: bytes = b"") -> Link | None:
-    """Return the link of that name, or with that address; for neither the
-    lowest index that is a port.
+    """Return the link with that name or address; if both are empty, the port
+    with the lowest index.
     """
     for link in sorted(links, key=lambda link: link.ifindex):
         if name:
@@ -90,7 +90,7 @@ def choose(links: Iterable[Link], name: str, hardware_address: bytes = b"") -> L
 
 
 def state_of(link: Link) -> LinkState:
-    """Reduce a link to what is followed."""
+    """Return the state that `follow` reports."""
     return LinkState(
         link.ifindex,
         link.name,
@@ -104,10 +104,10 @@ def state_of(link: Link) -> LinkState:
 async def follow(
     name: str, into: event.Value[LinkState | None], hardware_address: bytes = b""
 ) -> None:
-    """Set `into` to the state of the link, at each change; None while there
-    is no such link. Runs until cancelled. Raises OSError or NetlinkError.
+    """Set `into` to the state of the link, at each change; None while the link
+    is missing. Runs until cancelled. Raises OSError or NetlinkError.
 
-    name, hardware_address: see `choose`; for neither see osbase.net.ports.
+    name, hardware_address: see `choose`; both empty: see osbase.net.ports.
     """
     loop = asyncio.get_running_loop()
     while True:
@@ -132,7 +132,7 @@ def _find(name: str, hardware_address: bytes) -> Link | None:
 
 
 async def _datagram(loop: asyncio.AbstractEventLoop, events: socket.socket) -> bytes | None:
-    """The kernel's next; None when some were lost, or it makes no sense."""
+    """Return the kernel's next datagram; None for lost or invalid ones."""
     try:
         data, (sender, _) = await loop.sock_recvfrom(events, 65536)
     except OSError:  # ENOBUFS
@@ -143,7 +143,7 @@ async def _datagram(loop: asyncio.AbstractEventLoop, events: socket.socket) -> b
 async def _appearance(
     loop: asyncio.AbstractEventLoop, events: socket.socket, name: str, hardware_address: bytes
 ) -> None:
-    """Return when the links may contain the wanted one."""
+    """Return when the wanted link may have appeared."""
     while True:
         data = await _datagram(loop, events)
         if data is None:
@@ -188,8 +188,8 @@ async def _changes(
 
 
 def only_link(events: socket.socket, ifindex: int) -> None:
-    """Pass only datagrams whose first message is of this link, or of one of its
-    addresses: the index is at the same place in both.
+    """Pass only datagrams whose first message is about this link, or one of its
+    addresses: the index has the same offset in both.
     """
     program = bpf.Program()
     program.load_word(_INDEX_OFFSET)
@@ -203,8 +203,8 @@ def only_link(events: socket.socket, ifindex: int) -> None:
 async def appeared(
     loop: asyncio.AbstractEventLoop, events: socket.socket, until: float | None = None
 ) -> None:
-    """Return when links have changed, or at that time of time.monotonic; all
-    that is known so far is taken.
+    """Return when links have changed, or at `until` (time.monotonic). All
+    waiting events are read.
     """
     ready = asyncio.Event()
     loop.add_reader(events, ready.set)
@@ -220,7 +220,7 @@ async def appeared(
         except BlockingIOError:
             return
         except OSError as error:
-            if error.errno != errno.ENOBUFS:  # lost some: as good as taken
+            if error.errno != errno.ENOBUFS:  # events were lost: same as read
                 raise
 
 

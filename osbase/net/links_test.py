@@ -26,7 +26,7 @@ def sh(command: str) -> None:
 
 @pytest.fixture(autouse=True)
 def clean() -> Iterator[None]:
-    """Whatever links a test made are removed."""
+    """Remove the links that a test made."""
     yield
     for name in ("up0", "up1", "noise0"):
         subprocess.run(["ip", "link", "del", name], check=False, capture_output=True)
@@ -47,7 +47,7 @@ async def following(name: str) -> AsyncIterator[event.Watcher[LinkState | None]]
 
 
 async def test_a_life() -> None:
-    """Absent, there, up, another MTU, no carrier, gone, there again."""
+    """Absent, present, up, another MTU, no carrier, gone, present again."""
     async with following("up0") as watcher:
         assert await watcher.get() is None
         for mtu in (1400, 1300):
@@ -79,7 +79,7 @@ async def test_renamed_is_gone() -> None:
 
 
 async def test_other_links_do_not_wake() -> None:
-    """Ten others come and go; the followed one's next change is seen next."""
+    """Ten others come and go; the next event is of the followed one."""
     sh("ip link add up0 type veth peer name up1")
     async with following("up0") as watcher:
         assert await watcher.get() is not None
@@ -125,8 +125,8 @@ def test_choose_hardware_or_by_name() -> None:
 
 
 def test_choose_by_hardware_address() -> None:
-    """That of the hardware counts; a link without one has the address it has;
-    what has the address of another is not meant.
+    """The hardware's address counts; a link without one counts by its present
+    address; a link that copies another's address is not chosen.
     """
     mac = bytes.fromhex("525400123456")
     member = replace(_link(4, "eth0", mac=b"bonded"), permanent_mac=mac)
@@ -140,7 +140,7 @@ def test_choose_by_hardware_address() -> None:
 
 
 async def test_followed_by_its_address_when_renamed() -> None:
-    """The name does not matter; it is told."""
+    """The name does not matter; the new one is reported."""
     value = event.Value[LinkState | None]("link")
     task = asyncio.create_task(links.follow("", value, bytes.fromhex("020000000009")))
     watcher = value.watch()

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An MTU that is smaller for a while, and the one before it remembered.
+"""Make a link's MTU smaller for a while, and restore it. Pure.
 
-A DHCP server may make a link's MTU smaller; when it does not any more, the
-link gets back what it had. That is remembered on the link itself, as an
-alternative name `<mark><bytes>.<index>`, so it outlives this process, and goes
-with the link. The index makes it unique among the host's links.
+A DHCP server may make a link's MTU smaller; later the link gets its former MTU
+back. That is recorded on the link itself, as an alternative name
+`<mark><bytes>.<index>`, so it survives this process, and is removed with the
+link. The index makes it unique among the host's links.
 
-Order, so that a process may end at any point: the name is there before the MTU
-is made smaller, and until it is as large as it was. Pure.
+A process may end at any point: the name is set before the MTU is made smaller,
+and removed after it is restored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX: Final = 2**31
 
 
 def recorded(link: Link, mark: str) -> int | None:
-    """Return the MTU that the link had before, bytes; None: it was not made
+    """Return the former MTU of the link in bytes; None: it was not made
     smaller.
     """
     for name in link.altnames:
@@ -39,10 +39,10 @@ def recorded(link: Link, mark: str) -> int | None:
 
 
 def steps(link: Link, wanted: int | None, mark: str, *, by_hand: bool = False) -> list[Request]:
-    """Return the requests that give the link the wanted MTU, if it had a larger
-    one before, or else that one back; none when all is right.
+    """Return the requests that give the link the wanted MTU if its former one
+    is larger, and else restore the former one; [] when nothing is to be done.
 
-    by_hand: the MTU is someone else's matter now; only what is remembered goes.
+    by_hand: the MTU is configured elsewhere now; only remove the record.
     """
     before = recorded(link, mark)
     name = f"{mark}{before if before is not None else link.mtu}.{link.ifindex}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done about an MTU, from every state that a process may leave."""
+"""The requests for an MTU, from every state that a process may leave."""
 
 from __future__ import annotations
 

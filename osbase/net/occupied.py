@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which addresses are in use on a host's links, whoever gave them: DHCP, people
-and router advertisements alike.
+"""Find the addresses in use on a host's links, from any source: DHCP, people or
+router advertisements.
 
     addresses                 the address itself, and the network on its link
-    routes of the main table  on a link: a network; through gateways, or a
-                              tunnel: where to; each gateway
-    routes of tables that     as such: what is in them goes by them, whatever
-    are looked up before it   the main table says (as some VPNs have it)
+    routes of the main table  on a link: the network; through gateways or a
+                              tunnel: the destination; each gateway
+    routes of tables that     the destination: packets take these routes,
+    are looked up before it   whatever the main table says (some VPNs do this)
 
-Left out is what says nothing of where others are: default routes, link-local
-and multicast networks, routes that are not unicast; also the links and route
-protocols that the caller names as its own, which may be thousands. `changes`
-filters those in the kernel, so that they wake nobody.
+The result leaves out routes that do not locate other hosts: default routes,
+link-local and multicast networks, routes that are not unicast; and the links
+and route protocols that the caller names as its own, which may be thousands.
+`changes` filters those in the kernel, so that they wake no task.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from osbase.netlink.route import (
 from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
 
 _IFF_POINTOPOINT: Final = 0x10
-_MAIN_PRIORITY: Final = 32766  # as fib_default_rules_init has it
+_MAIN_PRIORITY: Final = 32766  # see fib_default_rules_init
 _RTA_TABLE: Final = 15
 _GROUPS: Final = (
     RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE,
@@ -68,24 +68,24 @@ _GROUPS: Final = (
 
 
 class Kind(enum.Enum):
-    """How something is in use."""
+    """How an address or network is in use."""
 
     NETWORK = "network"
     """Its addresses are on the link."""
     ADDRESS = "address"
-    """Of the host itself."""
+    """The address belongs to the host itself."""
     ROUTE = "route"
     """Its addresses are behind a gateway, or at the other end of a tunnel."""
     GATEWAY = "gateway"
     PREFERRED = "preferred route"
-    """Its addresses go by this route, whatever others there are."""
+    """Packets to it take this route, whatever the main table says."""
 
 
 @dataclass(frozen=True)
 class Occupied:
-    """Something in use. origin: the protocol number of what it comes of, a
-    route's (rtm_protocol) or an address's (IFA_PROTO); by_address says which.
-    gateway: of a route, one of them; None: of a tunnel.
+    """A network in use. origin: the protocol number of its route (rtm_protocol)
+    or address (IFA_PROTO); by_address says which. gateway: one of the route's
+    gateways; None for a tunnel.
     """
 
     kind: Kind
@@ -99,7 +99,7 @@ class Occupied:
 def look(*, own_groups: Collection[int], own_protocols: Collection[int]) -> tuple[Occupied, ...]:
     """Ask the kernel. own_groups, own_protocols: links and routes to leave out.
 
-    Addresses come first, for what is in use by both. Blocks. Raises
+    For a network in use by both, the address comes first. Blocks. Raises
     NetlinkError.
     """
     with NetlinkSocket() as sock:
@@ -112,8 +112,8 @@ def look(*, own_groups: Collection[int], own_protocols: Collection[int]) -> tupl
 
 
 async def changes(own_protocols: Collection[int]) -> AsyncGenerator[None]:
-    """Yield once at first, when the subscription is made, and then whenever
-    `look` may have another answer. Close it. Raises OSError.
+    """Yield once when the subscription exists, and then whenever the result of
+    `look` may have changed. Close it. Raises OSError.
     """
     loop = asyncio.get_running_loop()
     with socket.socket(
@@ -126,8 +126,8 @@ async def changes(own_protocols: Collection[int]) -> AsyncGenerator[None]:
         while True:
             yield
             await _next(loop, events)
-            # What is there already is one change. After an overrun, the kernel
-            # tells nothing more until all is read (af_netlink.c).
+            # All waiting events are one change. After an overrun, the kernel
+            # sends no more until all is read (af_netlink.c).
             with contextlib.suppress(BlockingIOError):
                 while True:
                     _receive(events)
@@ -155,7 +155,7 @@ def _tells(network: IPNetwork) -> bool:
 
 
 class _Links:
-    """Links by index, each asked for once; None: to be left out."""
+    """Links by index, each requested once; None: leave the link out."""
 
     def __init__(self, sock: NetlinkSocket, own_groups: Collection[int]) -> None:
         self._sock = sock
@@ -180,7 +180,7 @@ class _Links:
 def _by_addresses(sock: NetlinkSocket, links: _Links) -> Iterator[Occupied]:
     for family in (AF_INET, AF_INET6):
         for message in sock.dump(dump_addresses(family, 0)):
-            # Every link has one: not worth the parsing.
+            # Every link has one: skip it before parsing.
             if family == AF_INET6 and message.body[3] == RT_SCOPE_LINK:
                 continue
             address = parse_address(message)
@@ -214,7 +214,7 @@ def _by_routes(
 
 
 def _first_tables(sock: NetlinkSocket, family: int) -> frozenset[int]:
-    """Return the tables that are looked up for all packets before the main."""
+    """Return the tables that are looked up before the main, for all packets."""
     try:
         rules = list(map(fibrules.parse_rule, sock.dump(fibrules.dump_rules(family))))
     except BatchError as error:
@@ -229,7 +229,7 @@ def _first_tables(sock: NetlinkSocket, family: int) -> frozenset[int]:
 
 
 def _table_of(message: Message) -> int:
-    """Of more than a byte it is in an attribute."""
+    """Return the table; a number over one byte is in an attribute."""
     found = attrs.parse(message.body[ROUTE_HEADER.size :])
     return attrs.to_u32(found[_RTA_TABLE]) if _RTA_TABLE in found else message.body[4]
 
@@ -253,7 +253,7 @@ def _of_route(route: Route, links: _Links) -> Iterator[Occupied]:
         link = links.get(ifindex) if worth else None
         if link is None:
             continue
-        # Of a tunnel, the kernel's own route is its address's network.
+        # A tunnel's own route, by the kernel, is its address's network.
         tunnel = link.flags & _IFF_POINTOPOINT and route.protocol != RTPROT_KERNEL
         kind = Kind.NETWORK if gateway is None and not tunnel else Kind.ROUTE
         yield Occupied(kind, route.destination, link.name, route.protocol, False, gateway)
@@ -262,10 +262,10 @@ def _of_route(route: Route, links: _Links) -> Iterator[Occupied]:
 
 
 def _attach_filter(events: socket.socket, own_protocols: Collection[int]) -> None:
-    """Drop in the kernel what an attach of a workload makes: link-local IPv6
-    addresses and routes, and routes of the protocols; also the table local's.
+    """Drop in the kernel the events of an attach: link-local IPv6 addresses and
+    routes, and routes of the protocols; also routes of the table local.
 
-    Classic BPF loads big-endian: what is in host order is compared swapped. It
+    Classic BPF loads big-endian: host-order numbers are compared swapped. It
     sees a struct nlmsghdr of 16 bytes, and behind it a struct ifaddrmsg or a
     struct rtmsg of 12 bytes with its attributes. An IPv6 route has RTA_TABLE
     first, then RTA_DST, at byte 36.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in use on links, in a fresh network namespace."""
+"""Addresses in use on links, in a fresh network namespace."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def links() -> Iterator[None]:
 
 
 def found() -> set[str]:
-    """All but the loopback's, in words."""
+    """Return all in words, except those of the loopback."""
     looked = occupied.look(own_groups=OWN_GROUPS, own_protocols=OWN_PROTOCOLS)
     return {
         f"{one.kind.value} {one.network} {one.link}"
@@ -103,7 +103,7 @@ def found() -> set[str]:
           "route 10.7.0.0/16 tun0 via 192.0.2.2", "gateway 192.0.2.2/32 tun0"}),
         (["nexthop add id 7 via 192.0.2.1 dev up0 onlink", "route add 10.7.0.0/16 nhid 7"],
          {"route 10.7.0.0/16 up0 via 192.0.2.1", "gateway 192.0.2.1/32 up0"}),
-        # What says nothing, or is the caller's.
+        # Routes that locate no host, or are the caller's.
         (["route add blackhole 10.7.0.0/16", "route add unreachable 2001:db8:7::/64"], set()),
         (["route add 10.7.0.0/16 dev up0 table 100"], set()),
         (["address add 10.7.0.1/24 dev wl0", "address add fe80::1/64 dev wl0 nodad"], set()),
@@ -120,7 +120,7 @@ def test_what_is_in_use(commands: list[str], expected: set[str]) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_tables_that_come_before_the_main(version: int) -> None:
-    """As VPNs have them; more than the caller's network is meant, too."""
+    """As VPNs have them; networks larger than the caller's count, too."""
     to = {4: ("10.7.0.0/16", "10.0.0.0/8"), 6: ("2001:db8:7::/48", "2001:db8::/32")}[version]
     sh(f"ip -{version} route add {to[0]} dev tun0 table 52")
     sh(f"ip -{version} route add default dev tun0 table 52")
@@ -138,7 +138,7 @@ def test_tables_that_come_before_the_main(version: int) -> None:
 
 
 def test_addresses_come_first() -> None:
-    """For what both the address and the kernel's own route tell."""
+    """For a network of both an address and the kernel's own route."""
     sh("ip address add 192.0.2.7/24 dev up0")
     looked = occupied.look(own_groups=OWN_GROUPS, own_protocols=OWN_PROTOCOLS)
     (network,) = [one for one in looked if str(one.network) == "192.0.2.0/24"]
@@ -168,7 +168,7 @@ async def following() -> AsyncIterator[AsyncGenerator[None]]:
         "-6 rule add priority 5270 lookup 52",
     ],
 )
-async def test_every_change_is_told(command: str) -> None:
+async def test_every_change_is_reported(command: str) -> None:
     async with following() as changes, asyncio.timeout(LIMIT_S):
         await asyncio.to_thread(sh, f"ip {command}")
         await anext(changes)
@@ -183,7 +183,7 @@ async def test_every_change_is_told(command: str) -> None:
 
 
 async def test_workloads_wake_nobody() -> None:
-    """What an attach and a detach do on the host."""
+    """Nor do the changes of an attach and a detach on the host."""
     async with following() as changes:
         for command in (
             "address add fe80::1/64 dev wl0 nodad",

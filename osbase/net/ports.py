@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of a host's Ethernet ports is its uplink, when nobody said so.
+"""Choose the uplink among a host's Ethernet ports, if none is configured.
 
-One with a carrier; of several, that of the lowest index. The choice stays:
+The uplink is the port with a carrier that has the lowest index. It stays:
 
-- a port that has lost its carrier keeps its place for 30 s (a switch that
-  restarts, a cable in another hand), and for as long as no other has one
+- a port that has lost its carrier stays the uplink for 30 s (a switch restarts,
+  a cable is replugged), and for as long as no other has one
 - a port that never had a carrier since it was chosen gives way after 5 s,
   which is about how long ports negotiate after they are set up
 - the port that takes over must have had its carrier for 5 s
-- nothing goes back by itself when the former port has a carrier again
+- the uplink does not move back when the former port has a carrier again
 
-So a port that flaps is never switched to, and two that fail in turns are
-switched between twice a minute at most. A port that is gone is replaced at
-once. A restart begins with the port that has the addresses of the run before.
+So a flapping port never becomes the uplink, and if two fail in turns the uplink
+moves twice a minute at most. A removed port is replaced at once. After a
+restart the first choice is the port that has the addresses of the last run.
 
-A port tells its carrier only when it is set up. So all of them are, if there
-are several, once each: one that others set down again stays down.
+A port shows its carrier only when it is set up. So if there are several, all
+are set up, once each: a port that others set down again stays down.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ SETTLE_S: Final = 5.0
 
 
 class Choice:
-    """The choice among ports as they are seen. Pure; times of any one clock."""
+    """The choice among the ports. Pure; times are of any one clock."""
 
     def __init__(self, preferred: Iterable[int] = ()) -> None:
-        """preferred: indexes of ports with addresses of a former run."""
+        """preferred: indexes of ports with addresses of an earlier run."""
         self._preferred = frozenset(preferred)
         self._chosen: int | None = None
         self._worked = False
@@ -51,8 +51,8 @@ class Choice:
     def update(
         self, now: float, ports: Sequence[LinkState]
     ) -> tuple[LinkState | None, float | None]:
-        """Return the port to use, and when to look again though nothing
-        happens; None: there is none, or no need.
+        """Return the port to use (None: there is none), and when to call again
+        without an event (None: not needed).
         """
         there = {port.ifindex: port for port in ports}
         self._since = {
@@ -93,8 +93,8 @@ async def follow(
     """Set `into` to the state of the chosen port, at each change; None while
     there is none. Runs until cancelled. Raises OSError or NetlinkError.
 
-    quiet_groups: link groups whose events wake nobody. eligible: what is a
-    port.
+    quiet_groups: link groups whose events are dropped. eligible: whether a link
+    is a port.
     """
     loop = asyncio.get_running_loop()
     choice = Choice(preferred)
@@ -117,7 +117,7 @@ async def follow(
 
 
 def _look(eligible: Callable[[Link], bool], set_up: set[int]) -> list[LinkState]:
-    """List the ports; with several, set up those that were not yet."""
+    """List the ports; if there are several, set up those that never were."""
     with NetlinkSocket() as sock:
         ports = [link for link in map(parse_link, sock.dump(dump_links())) if eligible(link)]
         for port in ports if len(ports) > 1 else ():

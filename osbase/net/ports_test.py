@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which port is chosen: by a clock of numbers, and with real links."""
+"""The choice of the port: with numbers as clock, and with real links."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_port_that_worked_is_held_for_half_a_minute() -> None:
 
 
 def test_a_port_that_never_worked_gives_way_soon() -> None:
-    """A node that boots, and its cable is in the second port."""
+    """A node boots with its cable in the second port."""
     choice = Choice()
     assert choice.update(0, [DOWN[1], DOWN[2]]) == (DOWN[1], None)
     assert choice.update(3, [DOWN[1], UP[2]]) == (DOWN[1], 3 + SETTLE_S)
@@ -86,8 +86,8 @@ def test_a_port_that_is_gone_is_replaced_at_once() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 60), st.sets(st.sampled_from([1, 2, 3]))), max_size=40))
 def test_it_never_flaps(history: list[tuple[float, set[int]]]) -> None:
-    """Whatever carriers do: a port with a carrier is never left, and one that
-    had one not before its time.
+    """For any history, a port with a carrier stays, and a port that has lost it
+    stays for its time.
     """
     choice, now = Choice(), 0.0
     last: LinkState | None = None
@@ -121,7 +121,7 @@ def clean() -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def following() -> AsyncIterator[event.Watcher[LinkState | None]]:
-    """A watcher of the choice among links called up..., since here there is no
+    """Yield a watcher of the choice among links called up..., in place of
     hardware.
     """
     value = event.Value[LinkState | None]("port")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ask the routers on a link for an advertisement (RFC 4861, section 6.3.7).
 
-The kernel asks when a link comes up, and never again: addresses and routes that
-it made from advertisements, and that others removed, come back with the next
-one that a router sends by itself, which may take half an hour. The answer is
-the kernel's to read, as any advertisement.
+The kernel asks only when a link comes up. If others remove addresses and routes
+that it made from advertisements, they come back with the next one that a router
+sends by itself, which may take half an hour. The kernel reads the answer, like
+any advertisement.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HOP_LIMIT: Final = 255  # anything less is not of this link
 
 
 def solicit(ifindex: int, mac: bytes) -> None:
-    """Send one, from the link's link-local address. mac: of the link, 6 bytes.
+    """Send one from the link's link-local address. mac: the link's, 6 bytes.
 
     Raises OSError: the link has no usable link-local address, is down or gone.
     """

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The links that an interface is made of, and making them so.
+"""Create and maintain the links of an interface.
 
-    port --+                 name, or the bond's members, which exist or not yet
+    port --+                 by name, or the bond's members; may appear later
            +-- bond -- VLAN  made here, marked by a link group
     port --+
 
-    links the kernel has -> plan (pure) -> requests -> ... until none is left
+    the kernel's links -> plan (pure) -> requests -> ... until none is left
 
-What is right is not touched, so a restart sees no carrier change. Every link
-event is a reason to look again: members that appear late, or come back, are
-added; a VLAN comes back with its port. What bears the mark and is not wanted
-any more is removed. A bond has the MAC of its first member, in the order of the
-configuration; if that one is late by more than some seconds, of the next, and
-keeps that while it has any member. The link of a bond's or VLAN's wanted name
-is ours whether marked or not: the kernel makes an idle "bond0" when it loads
+Correct links are not touched, so a restart causes no carrier change. Every link
+event starts another look: members that appear late, or come back, are added; a
+VLAN comes back with its port. Marked links that are no longer wanted are
+removed. A bond has the MAC of its first member in the order of the
+configuration; if that one is late by more than some seconds, the MAC of the
+next, and keeps it while it has members. A link with the name of a wanted bond
+or VLAN is ours, marked or not: the kernel makes an idle "bond0" when it loads
 the module.
 
 Not done: a link's own settings (speed, offloads), bonds of bonds, bridges. Why
@@ -73,27 +73,27 @@ _MODES: Final = {BondMode.ACTIVE_BACKUP: 1, BondMode.LACP: 4}
 _HASHES: Final = {TransmitHash.LAYER2: 0, TransmitHash.LAYER34: 1, TransmitHash.LAYER23: 2}
 _RATES: Final = {LacpRate.SLOW: 0, LacpRate.FAST: 1}
 _PEER_NOTIFICATIONS: Final = 3
-"""Gratuitous ARPs and unsolicited neighbour advertisements of the bond at a
-failover, a look (miimon) apart: any one may be lost."""
+"""Gratuitous ARPs and unsolicited neighbour advertisements that the bond sends
+at a failover, one per miimon interval: any one may be lost."""
 
 PATIENCE_S: Final = 10.0
-"""How long a bond without members waits for the first of its configuration,
-when it has others: drivers find their ports in any order, some seconds apart.
+"""How long a bond without members waits for its first configured member when
+others exist: drivers find their ports in any order, some seconds apart.
 """
 
 _PASSES: Final = 10
 
 
 class StackError(Exception):
-    """The links cannot be what they should; names the link."""
+    """The links cannot be made as configured; the message names the link."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """requests: to be sent, after which there may be more. top: the link that
-    has the addresses, as it is now; None while it is not there or, of a bond,
-    no member is. missing: names of links that are waited for. held: members
-    that could be added are not, since the first is to give the bond its MAC.
+    """requests: to be sent; afterwards there may be more. top: the link that
+    has the addresses, as it is now; None while it is missing or is a bond
+    without members. missing: names of awaited links. held: available members
+    are not added yet, since the first is to give the bond its MAC.
     """
 
     requests: tuple[Request, ...]
@@ -103,8 +103,8 @@ class Plan:
 
 
 def plan(config: Interface, links: Sequence[Link], mark: int, *, patient: bool = False) -> Plan:
-    """Return what to do about the links that there are. Pure. mark: the group
-    of links that we make. patient: a bond waits for its first member. Raises
+    """Return what to do about the present links. Pure. mark: the group of links
+    that we make. patient: a bond waits for its first member. Raises
     StackError.
     """
     stale = [link for link in links if _is_stale(link, config, links, mark)]
@@ -152,7 +152,9 @@ def plan(config: Interface, links: Sequence[Link], mark: int, *, patient: bool =
 
 
 def _is_stale(link: Link, config: Interface, links: Sequence[Link], mark: int) -> bool:
-    """Whether it is in the way: ours of old, or not what its name should be."""
+    """Return whether the link has to be removed: it is ours and not wanted any
+    more, or has a wanted name and the wrong kind.
+    """
     bond, vlan = config.bond, config.vlan
     ours = link.group == mark and link.kind in (_BOND, _VLAN)
     wanted = {}
@@ -177,12 +179,12 @@ def _is_stale(link: Link, config: Interface, links: Sequence[Link], mark: int) -
 
 
 def _lower(links: Sequence[Link], config: Interface) -> Link | None:
-    """Return what a VLAN is on, or would be."""
+    """Return the lower link of a VLAN, present or not."""
     return choose(links, config.lower_name, config.hardware_address)
 
 
 def _numbers(link: Link) -> dict[int, int]:
-    """What its kind says of it, as far as it is numbers."""
+    """Return the numeric attributes of the link's kind."""
     return {
         kind: int.from_bytes(payload, sys.byteorder)
         for kind, payload in attrs.walk(link.data)
@@ -196,7 +198,7 @@ def _sized(link: Link, mtu: int | None) -> Iterator[Request]:
 
 
 def _settings(bond: Bond) -> dict[int, tuple[int, int]]:
-    """Options but for the mode: width in bytes and value by attribute."""
+    """Return width in bytes and value by attribute, except the mode."""
     settings = {
         IFLA_BOND_MIIMON: (4, bond.miimon_ms),
         IFLA_BOND_NUM_PEER_NOTIF: (1, _PEER_NOTIFICATIONS),
@@ -222,7 +224,7 @@ def _data(values: dict[int, tuple[int, int]]) -> bytes:
 
 
 def _new_bond(bond: Bond, mtu: int | None, mark: int) -> Request:
-    """Down and without members. EEXIST: so is the one the module came with."""
+    """Create a bond, down and without members. EEXIST: the module made one."""
     values = {IFLA_BOND_MODE: (1, _MODES[bond.mode])} | _settings(bond)
     return new_link(bond.name, "bond", mtu=mtu, group=mark, data=_data(values))
 
@@ -250,9 +252,9 @@ def _bond_changes(bond: Bond, link: Link, mark: int) -> Iterator[Request]:
 
 
 def _identity(bond: Bond, link: Link, present: dict[str, Link]) -> Iterator[Request]:
-    """Give a bond without members the MAC of its first, in the order of the
-    configuration: else it would be that of the port the kernel found first, and
-    DHCP, which knows the node by it, would give another address after a reboot.
+    """Give a bond without members the MAC of its first configured member. Else
+    it gets that of the port which the kernel found first, and DHCP, which
+    identifies the node by it, may give another address after a reboot.
     """
     first = next((present[name] for name in bond.members if name in present), None)
     if first is None or first.master is not None:
@@ -265,7 +267,7 @@ def _identity(bond: Bond, link: Link, present: dict[str, Link]) -> Iterator[Requ
 def _members(
     bond: Bond, link: Link, present: dict[str, Link], links: Sequence[Link]
 ) -> Iterator[Request]:
-    """In the order of the configuration."""
+    """Yield requests about members, in the order of the configuration."""
     for other in links:
         if other.master == link.ifindex and other.name not in bond.members:
             yield _set_master(other, None)
@@ -293,7 +295,7 @@ def _members(
 def _missing(
     bond: Bond, link: Link, present: dict[str, Link], links: Sequence[Link]
 ) -> Iterator[str]:
-    """Members that are not there, or another's."""
+    """Return the members that are missing, or belong to another master."""
     for name in bond.members:
         member = present.get(name)
         if member is None:
@@ -311,11 +313,11 @@ def _set_master(member: Link, bond: Link | None) -> Request:
 
 
 def reconcile(
-    config: Interface, mark: int, told: Callable[[str], None], *, patient: bool = False
+    config: Interface, mark: int, report: Callable[[str], None], *, patient: bool = False
 ) -> Plan:
-    """Make the links what they should be; return the plan with nothing to do.
+    """Make the links as configured; return the plan with nothing to do.
 
-    patient: see plan. told: called with each request in words. Blocks for as
+    patient: see plan. report: called with each request in words. Blocks for as
     long as the kernel works. Raises StackError, or NetlinkError when the kernel
     refuses; what was not refused is done.
     """
@@ -326,7 +328,7 @@ def reconcile(
             if not now.requests:
                 return now
             for request in now.requests:
-                told(request.what)
+                report(request.what)
             try:
                 sock.batch(now.requests)
             except BatchError as error:
@@ -342,14 +344,14 @@ async def maintain(
     built: event.Value[bool],
     *,
     quiet_groups: Iterable[int] = (),
-    told: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Keep the links what they should be, until cancelled; return when there is
-    nothing to keep, for it is a link as it is.
+    """Keep the links as configured, until cancelled. Return at once for an
+    existing link that needs no change.
 
     built: set after each look to whether the topmost link, if it is one made
-    here, can be used. quiet_groups: link groups whose events wake nobody. told:
-    see reconcile; also with what is waited for.
+    here, can be used. quiet_groups: link groups whose events are dropped.
+    report: see reconcile; also called with the awaited links.
     Raises StackError, NetlinkError, OSError.
     """
     loop = asyncio.get_running_loop()
@@ -365,7 +367,7 @@ async def maintain(
         while True:
             patient = patience is None or time.monotonic() < patience
             try:
-                now = await asyncio.to_thread(reconcile, config, mark, told, patient=patient)
+                now = await asyncio.to_thread(reconcile, config, mark, report, patient=patient)
             except StackError:
                 built.set(False)
                 raise
@@ -374,7 +376,7 @@ async def maintain(
                 built.set((await asyncio.to_thread(_look, config, mark)).top is not None)
                 raise
             if made and now.missing and now.missing != waiting:
-                told(f"waiting for {', '.join(now.missing)}")
+                report(f"waiting for {', '.join(now.missing)}")
             waiting = now.missing
             built.set(now.top is not None or not made)
             if not made and config.mtu is None:

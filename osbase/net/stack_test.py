@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be done about the links that there are. No kernel."""
+"""Plans for the present links. No kernel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MARK = 10
 
 
 def link(ifindex: int, name: str, kind: bytes = b"", **changes: object) -> Link:
-    """A link that is down; hardware unless it is of a kind."""
+    """Return a link that is down; hardware unless it has a kind."""
     plain = Link(
         ifindex=ifindex,
         flags=0,
@@ -36,7 +36,7 @@ def link(ifindex: int, name: str, kind: bytes = b"", **changes: object) -> Link:
 
 
 def bond_data(mode: int = 4, rate: int = 0, primary: int = 0, miimon: int = 100) -> bytes:
-    """What the kernel says of a bond that is as configured by default."""
+    """Return the kernel's data of a bond with the default configuration."""
     return b"".join(
         [
             attrs.attr(1, bytes([mode])),
@@ -51,7 +51,7 @@ def bond_data(mode: int = 4, rate: int = 0, primary: int = 0, miimon: int = 100)
 
 
 def vlan_data(number: int) -> bytes:
-    """What the kernel says of a VLAN."""
+    """Return the kernel's data of a VLAN."""
     return attrs.attr(1, number.to_bytes(2, sys.byteorder))
 
 
@@ -70,7 +70,7 @@ def said(config: Interface, *links: Link) -> list[str]:
 
 
 def test_a_plain_link_is_left_alone() -> None:
-    """And found by name, or as the first."""
+    """It is found by name, or as the first."""
     for name in ("", "a"):
         plan = stack.plan(Interface(name=name), [B, A], MARK)
         assert (plan.requests, plan.top, plan.missing) == ((), A, ())
@@ -79,7 +79,7 @@ def test_a_plain_link_is_left_alone() -> None:
 
 
 def test_steps_to_a_vlan_on_a_bond() -> None:
-    """Each once the one before is there; in the end nothing is left."""
+    """Each step follows when the one before is done, until all are."""
     down = replace(BOND0, flags=0)
     assert said(ON_BOND, A, B) == ["create bond bond0"]
     assert said(ON_BOND, A, B, down) == [
@@ -98,7 +98,7 @@ def test_steps_to_a_vlan_on_a_bond() -> None:
 
 
 def test_a_bond_is_used_with_the_members_that_there_are() -> None:
-    """And not before there is one."""
+    """It is not used before it has one."""
     plan = stack.plan(Interface(bond=LACP), [BOND0], MARK)
     assert (plan.requests, plan.top, plan.missing) == ((), None, ("a", "b"))
     plan = stack.plan(Interface(bond=LACP), [MEMBERS[0], BOND0], MARK)
@@ -107,8 +107,8 @@ def test_a_bond_is_used_with_the_members_that_there_are() -> None:
 
 
 def test_a_bond_has_the_mac_of_its_first_member() -> None:
-    """In the order of the configuration, whatever the kernel's: by hardware,
-    for a member has borrowed the bond's. With members it is left alone.
+    """The order is the configuration's, not the kernel's. The hardware's MAC
+    counts, since a member has the bond's. A bond with members keeps its MAC.
     """
     config = Interface(bond=replace(LACP, members=("b", "a")))
     hardware = b"\x02hardw"
@@ -122,7 +122,7 @@ def test_a_bond_has_the_mac_of_its_first_member() -> None:
 
 
 def test_a_bond_waits_for_its_first_member() -> None:
-    """Once it has one, or is not patient any more, it takes all there are."""
+    """Once it has one, or its patience is over, it takes all members."""
     config = Interface(bond=LACP)
     held = stack.plan(config, [B, BOND0], MARK, patient=True)
     assert (held.requests, held.top, held.held, held.missing) == ((), None, True, ("a",))
@@ -161,13 +161,13 @@ def test_former_links_are_removed() -> None:
         (Vlan(7, "vlan7"), [*MEMBERS, VLAN7]),
     ],
 )
-def test_a_vlan_of_another_id_or_link_is_made_anew(vlan: Vlan, links: list[Link]) -> None:
+def test_a_vlan_of_another_id_or_link_is_replaced(vlan: Vlan, links: list[Link]) -> None:
     """Neither can be changed."""
     assert said(Interface(bond=LACP, vlan=vlan), *links) == ["delete link vlan7"]
 
 
 def test_the_bond_that_the_module_made_is_taken() -> None:
-    """In another mode: made anew; in the right one: marked."""
+    """In another mode it is replaced, in the right one it is marked."""
     made = link(5, "bond0", b"bond", data=bond_data(mode=0))
     assert said(Interface(bond=LACP), A, made) == ["delete link bond0"]
     made = replace(made, data=bond_data())
@@ -194,7 +194,7 @@ def test_options_are_changed_as_the_kernel_takes_them() -> None:
 
 
 def test_primary_once_it_is_a_member() -> None:
-    """Set, left alone, and taken away."""
+    """It is set, left alone, and removed."""
     bond = replace(BOND0, data=bond_data(mode=1))
     config = Interface(bond=BACKUP)
     assert said(config, MEMBERS[0], bond) == []
@@ -206,7 +206,7 @@ def test_primary_once_it_is_a_member() -> None:
 
 
 def test_mtu_below_before_above() -> None:
-    """A VLAN is never larger than what it is on; members follow their bond."""
+    """A VLAN is never larger than its lower link; members follow the bond."""
     config = replace(ON_BOND, mtu=9000)
     assert said(config, *MEMBERS, BOND0, VLAN7) == [
         "set MTU of bond0 to 9000",
@@ -225,6 +225,6 @@ def test_mtu_below_before_above() -> None:
     ],
 )
 def test_a_name_that_is_taken(config: Interface, found: Link, message: str) -> None:
-    """By something that is not for us to remove."""
+    """Another owner's link has it, so we do not remove that."""
     with pytest.raises(StackError, match=message):
         stack.plan(config, [A, found], MARK)

@@ -15,16 +15,16 @@
     netns     network namespaces: open safely, open sockets inside
     events    events of links, overruns reported
 
-Made for a service that configures one namespace in a few system calls: many
-requests go out in one send, and since the kernel executes a send in order and
-before it returns, only the last request asks for an acknowledgement (failures
-are reported whether asked for or not). A batch that works is two system calls.
+The package is for a service that configures one namespace in a few system
+calls. One send carries many requests. The kernel executes them in order before
+the send returns, so only the last one asks for an acknowledgement (the kernel
+always reports failures). A batch without failures takes two system calls.
 
 Limits: only the messages that our datapath and the uplink need.
 
-Why not pyroute2 (0.9.7): an Attach cannot afford it, and recovery and the
-uplink need the same messages while the service starts, so that it would come
-on top. Measured in the development root, after `import asyncio`:
+Why not pyroute2 (0.9.7): it is too slow for an Attach, and recovery and the
+uplink need the same messages while the service starts, so its cost would be
+additional. Measured in the development root, after `import asyncio`:
 
     import                                         CPU time  memory  modules
       pyroute2                                       142 ms   13.9 MB    238
@@ -40,8 +40,8 @@ on top. Measured in the development root, after `import asyncio`:
       build a link's MTU                                1         37
 
 The uplink's parts list all links when one changes: with 2,000 attached that is
-a third of a second of Python with pyroute2, and 40 ms here. Its sockets would
-not do either: with netns= they fork (12 ms, and never fork beside gRPC). It
-reads what our builders write in pyroute2_test, and what the kernel has in other
-tests.
+a third of a second of Python with pyroute2, and 40 ms here. Its sockets are not
+usable either: with netns= they fork (12 ms; a process with gRPC must not fork).
+Tests use it: pyroute2_test decodes our messages with it, and others read the
+kernel's state with it.
 """

@@ -45,7 +45,7 @@ _NEW = NLM_F_CREATE | NLM_F_EXCL
 
 
 def dump_addresses(family: int, ifindex: int, *, netnsid: int | None = None) -> Request:
-    """A link's addresses; strict sockets only. netnsid: see get_link."""
+    """List a link's addresses; strict sockets only. netnsid: see get_link."""
     body = _HEADER.pack(family, 0, 0, 0, ifindex)
     if netnsid is not None:
         body += attrs.attr(_IFA_TARGET_NETNSID, _I32.pack(netnsid))
@@ -62,10 +62,10 @@ def add_address(
     no_dad: bool = False,
     protocol: int = 0,
 ) -> Request:
-    """Give the link an address. EEXIST: it has it.
+    """Add an address to the link. EEXIST: the link has it.
 
-    no_dad: without IPv6's duplicate address detection; usable at once.
-    protocol: who made it, as in routes (IFA_PROTO).
+    no_dad: skip IPv6's duplicate address detection; usable at once. protocol:
+    the origin, as in routes (IFA_PROTO).
     """
     packed = address.packed
     flags = IFA_F_NODAD if no_dad else 0
@@ -83,9 +83,9 @@ def add_address(
 def replace_address(
     ifindex: int, name: str, interface: IPInterface, *, protocol: int, valid_s: int = FOREVER
 ) -> Request:
-    """Give the link an address, or renew the one it has. In IPv6 without
-    duplicate address detection. valid_s: seconds after which the kernel
-    removes it. protocol: see add_address.
+    """Add an address to the link, or renew it, in IPv6 without duplicate
+    address detection. valid_s: seconds after which the kernel removes it.
+    protocol: see add_address.
     """
     packed, bits = interface.ip.packed, interface.network.prefixlen
     flags = IFA_F_NODAD if interface.version == 6 else 0
@@ -103,8 +103,8 @@ def replace_address(
 def del_address(
     ifindex: int, name: str, address: IPAddress, prefix_length: int, *, exact: bool = False
 ) -> Request:
-    """Remove an address. exact: in IPv4, only with this prefix length, which
-    the kernel else ignores. EADDRNOTAVAIL: the link does not have it.
+    """Remove an address. exact: in IPv4, compare the prefix length, which the
+    kernel otherwise ignores. EADDRNOTAVAIL: the link does not have it.
     """
     body = _HEADER.pack(family_of(address), prefix_length, 0, 0, ifindex)
     body += attrs.attr(_IFA_LOCAL, address.packed)
@@ -117,7 +117,7 @@ def del_address(
 @dataclass(frozen=True)
 class Address:
     """An address of a link. flags: IFA_F_. scope: RT_SCOPE_. protocol: see
-    add_address. peer: the other end's address if it is in that one's network.
+    add_address. peer: the other end's address if the network is the peer's.
     valid_s: seconds after which the kernel removes it.
     """
 
@@ -132,7 +132,7 @@ class Address:
 
     @property
     def usable(self) -> bool:
-        """Whether duplicate address detection has passed, or was not needed."""
+        """Return whether duplicate address detection passed or was skipped."""
         return not self.flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Alternative names of links: add, remove, and address a link by one. Pure.
 
-A link has any number of them, each of up to ALTIFNAMSIZ - 1 bytes and unique
-in its namespace. A request that names a link so meets no other that has got
-its index meanwhile.
+A link has any number of them, each of up to ALTIFNAMSIZ - 1 bytes and unique in
+its namespace. A request with one never reaches another link that has got the
+index meanwhile.
 """
 
 from osbase.ip import AF_UNSPEC

@@ -24,7 +24,7 @@ _U32 = struct.Struct("=I")
 
 
 def attr(kind: int, payload: bytes) -> bytes:
-    """One attribute. Payloads over 65,531 bytes are a ValueError."""
+    """Encode an attribute. Raises ValueError for more than 65,531 bytes."""
     length = 4 + len(payload)
     if length > 0xFFFF:
         raise ValueError(f"attribute {kind}: {len(payload)} bytes do not fit into 16 bits")
@@ -32,25 +32,25 @@ def attr(kind: int, payload: bytes) -> bytes:
 
 
 def u32(kind: int, value: int) -> bytes:
-    """An attribute of one unsigned 32 bit number."""
+    """Encode an attribute with one unsigned 32 bit number."""
     return HEADER.pack(8, kind) + _U32.pack(value)
 
 
 def text(kind: int, value: bytes) -> bytes:
-    """A NUL terminated string."""
+    """Encode an attribute with a NUL terminated string."""
     return attr(kind, value + b"\0")
 
 
 def nested(kind: int, *children: bytes) -> bytes:
-    """An attribute that contains the given encoded attributes."""
+    """Encode an attribute that contains the given encoded attributes."""
     return attr(kind | NESTED, b"".join(children))
 
 
 def walk(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The attributes in `data`, in order: type without flags, payload.
+    """Yield the attributes in `data`, in order: type without flags, payload.
 
-    Raises ProtocolError where a length does not fit. Up to three bytes after
-    the last attribute are padding.
+    Raises ProtocolError for a wrong length. Up to three bytes after the last
+    attribute are padding.
     """
     offset, end = 0, len(data)
     while end - offset >= 4:
@@ -64,12 +64,12 @@ def walk(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def parse(data: bytes) -> dict[int, bytes]:
-    """The attributes by type; of a repeated one the last."""
+    """Return the attributes by type; the last one of a repeated type."""
     return dict(walk(data))
 
 
 def to_u32(payload: bytes) -> int:
-    """The number in the payload. Raises ProtocolError unless it is 4 bytes."""
+    """Decode a number. Raises ProtocolError unless it has 4 bytes."""
     if len(payload) != 4:
         raise ProtocolError(f"a 32 bit number of {len(payload)} bytes")
     value: int = _U32.unpack(payload)[0]
@@ -77,14 +77,14 @@ def to_u32(payload: bytes) -> int:
 
 
 def to_i32(payload: bytes) -> int:
-    """The signed number in the payload. Raises as to_u32."""
+    """Decode a signed number. Raises ProtocolError unless it has 4 bytes."""
     number = to_u32(payload)
     return number - (1 << 32) if number >> 31 else number
 
 
 def to_ip(family: int, payload: bytes) -> IPAddress:
-    """The address in the payload; the family is one of ADDRESS_SIZES. Raises
-    ProtocolError unless it is of the family's size.
+    """Decode an address; the family is one of ADDRESS_SIZES. Raises
+    ProtocolError unless it has the family's size.
     """
     if len(payload) != ADDRESS_SIZES[family]:
         raise ProtocolError(f"an address of {len(payload)} bytes in family {family}")
@@ -92,5 +92,5 @@ def to_ip(family: int, payload: bytes) -> IPAddress:
 
 
 def to_text(payload: bytes) -> bytes:
-    """The bytes before the first NUL."""
+    """Return the bytes before the first NUL."""
     return payload.partition(b"\0")[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attributes survive the way there and back, and garbage."""
+"""Attributes survive encoding and parsing; garbage is an error."""
 
 import pytest
 from hypothesis import given

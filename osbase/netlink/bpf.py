@@ -3,13 +3,13 @@
 
     attach(sock, [Match(RTM_DELROUTE, (Byte(21, low=76, high=78),))])
 
-A datagram of netlink passes if its first message is as one of the matches
-says. What does not pass wakes no thread, and takes no room in the socket's
-buffer. `Program` is for other tests, and for packet sockets.
+A netlink datagram passes if its first message fits one of the matches. A
+dropped one wakes no thread, and takes no room in the socket's buffer. `Program`
+is for other conditions, and for packet sockets.
 
 Matches compare bytes only: classic BPF loads big-endian, netlink is in the
-order of the host, and one byte is the same in both. `low_byte` says which one
-of a number has its lowest bits. In a Program compare with socket.htonl(value).
+order of the host, and one byte is the same in both. `low_byte` returns the
+offset of a number's lowest bits. In a Program compare with socket.htonl(value).
 
 Source: linux/filter.h, linux/bpf_common.h.
 """
@@ -43,7 +43,7 @@ _MAX_INSTRUCTIONS: Final = 4096  # BPF_MAXINSNS
 
 
 class Byte(NamedTuple):
-    """A byte of the datagram, masked, is from low to high."""
+    """A condition: a byte of the datagram, masked, is between low and high."""
 
     offset: int
     mask: int = 0xFF
@@ -52,7 +52,7 @@ class Byte(NamedTuple):
 
 
 class Match(NamedTuple):
-    """A message of this type of which all bytes are so."""
+    """A condition: the message has this type, and all bytes fit."""
 
     kind: int
     bytes: tuple[Byte, ...] = ()
@@ -64,7 +64,7 @@ def low_byte(offset: int, size: int) -> int:
 
 
 def bit_set(offset: int, size: int, bit: int) -> Byte:
-    """The bit of the host-order number at the offset is set."""
+    """Return the condition that a bit of a host-order number is set."""
     place = low_byte(offset, size)
     step = 1 if sys.byteorder == "little" else -1
     while bit > 0xFF:
@@ -73,20 +73,20 @@ def bit_set(offset: int, size: int, bit: int) -> Byte:
 
 
 def bit_clear(offset: int, size: int, bit: int) -> Byte:
-    """The bit of the host-order number at the offset is not set."""
+    """Return the condition that a bit of a host-order number is not set."""
     return bit_set(offset, size, bit)._replace(low=0, high=0)
 
 
 def assemble(matches: Iterable[Match]) -> bytes:
-    """Return the program that passes what is as one of the matches says.
+    """Return the program that passes datagrams which fit one of the matches.
 
-    A byte beyond the end of the datagram drops it.
+    It drops a datagram that ends before a compared byte.
     """
     program: list[tuple[int, int, int, int]] = []
     for match in matches:
         code = [
             (_LOAD_HALF, 0, 0, _TYPE_OFFSET),
-            # 0xFF: to what follows this match; put in below.
+            # 0xFF: to the instruction after this match; replaced below.
             (_IF_EQUAL, 0, 0xFF, socket.htons(match.kind)),
         ]
         for test in match.bytes:
@@ -125,12 +125,12 @@ def attach_program(sock: socket.socket, program: bytes) -> None:
 
 
 class Program:
-    """Instructions with labels, for filters that `Match` cannot say. Jumps are
-    forward. Offsets are in bytes of the datagram, from its beginning.
+    """Instructions with labels, for filters that `Match` cannot express. Jumps
+    go forward. Offsets are bytes from the beginning of the datagram.
     """
 
     def __init__(self) -> None:
-        """Contains nothing yet."""
+        """Begin without instructions."""
         self._code: list[tuple[int, str, str, int]] = []  # then, else: labels, or next
         self._labels: dict[str, int] = {}
 
@@ -147,9 +147,9 @@ class Program:
         self._code.append((_LOAD_BYTE, "", "", offset))
 
     def load_attribute(self, offset: int, kind: int) -> None:
-        """Load the first 4 bytes, as load_word, of the first netlink attribute
-        of the kind; 0 if there is none. offset: where attributes begin. The
-        kernel searches for it (SKF_AD_NLATTR, net/core/filter.c).
+        """Load the first 4 bytes, like load_word, of the first netlink
+        attribute of the kind; 0 if there is none. offset: where attributes
+        begin. The kernel searches for it (SKF_AD_NLATTR, net/core/filter.c).
         """
         self._code += [
             (_LOAD_NUMBER, "", "", offset),
@@ -162,7 +162,7 @@ class Program:
         self.label(f"none {len(self._code) - 6}")
 
     def mask(self, bits: int) -> None:
-        """Keep these bits only."""
+        """Clear all other bits of the loaded number."""
         self._code.append((_AND, "", "", bits))
 
     def jump_if_equal(self, value: int, label: str) -> None:
@@ -186,8 +186,8 @@ class Program:
         self._labels[name] = len(self._code)
 
     def assemble(self) -> bytes:
-        """Return what attach_program takes. Raises KeyError for a label that is
-        nowhere.
+        """Return the program for attach_program. Raises KeyError for an unknown
+        label.
         """
         code = b""
         for index, (operation, then, otherwise, value) in enumerate(self._code):

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filters, carried out by an interpreter of their own; events_test has the
-kernel's.
-"""
+"""Filters, run by an interpreter here; events_test runs them in the kernel."""
 
 from __future__ import annotations
 
@@ -41,12 +39,12 @@ def passes(program: bytes, data: bytes) -> bool:
 
 
 def message(kind: int, *, flags: int = 0, body: bytes = b"") -> bytes:
-    """A datagram of one message."""
+    """Return a datagram of one message."""
     return HEADER.pack(16 + len(body), kind, flags, 0, 0) + body
 
 
 def u32(value: int) -> bytes:
-    """In the host's order."""
+    """Encode in the host's order."""
     return struct.pack("=I", value)
 
 
@@ -60,16 +58,16 @@ def u32(value: int) -> bytes:
         ([Match(0x0A0F)], message(0x0A0F), True),
         ([Match(16), Match(17)], message(17), True),
         ([Match(16), Match(17)], message(18), False),
-        # The range's ends are in it.
+        # The range includes its ends.
         *[([Match(25, (Byte(20, low=76, high=78),))], message(25, body=bytes([0] * 4 + [value])),
            76 <= value <= 78) for value in (0, 75, 76, 77, 78, 79, 255)],
-        # The bytes that no test is about do not matter.
+        # Bytes without a condition do not matter.
         ([Match(25, (Byte(17, mask=0x0F, low=5, high=5),))], message(25, body=b"\xff\xf5"), True),
-        # All of a match's tests; a match that fails leaves the next its turn.
+        # All conditions of a match count; after a failed one the next follows.
         ([Match(16, (Byte(16, low=1), Byte(17, low=1)))], message(16, body=b"\1\0"), False),
         ([Match(16, (Byte(16, low=1),)), Match(16, (Byte(17, low=1),))],
          message(16, body=b"\0\1"), True),
-        # A byte that is not there.
+        # A missing byte.
         ([Match(16, (Byte(40),))], message(16), False),
         # Bits of numbers in the host's order.
         ([Match(24, (bpf.bit_set(6, 2, 0x100),))], message(24, flags=0x100), True),
@@ -91,7 +89,7 @@ def test_a_filter_that_is_too_long() -> None:
 
 
 def test_a_program_jumps_to_its_labels() -> None:
-    """Over none, one and several instructions."""
+    """It jumps over zero, one and several instructions."""
     program = Program()
     program.load_half(4)
     program.jump_unless_equal(0x1011, "other")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 def errno_name(number: int) -> str:
-    """`EEXIST` for 17; `errno 4711` for a number without a name."""
+    """Return `EEXIST` for 17, `errno 4711` for a number without a name."""
     return errno_module.errorcode.get(number, f"errno {number}")
 
 
@@ -17,20 +17,20 @@ class NetlinkError(Exception):
 
 
 class ProtocolError(NetlinkError):
-    """A reply that is not netlink: truncated, or its lengths do not add up.
+    """A reply is not valid netlink: it is truncated or has wrong lengths.
 
-    The socket it came from cannot be trusted any more: close it.
+    The socket is not usable any more: close it.
     """
 
 
 class ReplyTimeout(NetlinkError):
-    """The kernel did not answer in time. What was asked may have been done."""
+    """The kernel did not answer in time. It may have done the request."""
 
 
 class ReplyLost(NetlinkError):
     """The kernel had no room for its answer (ENOBUFS), or the socket failed.
 
-    What was asked may have been done.
+    It may have done the request.
     """
 
 
@@ -40,7 +40,7 @@ class DumpInterrupted(NetlinkError):
 
 @dataclass(frozen=True)
 class RequestError:
-    """One request of a batch that the kernel refused.
+    """A request of a batch that the kernel refused.
 
     index: position in the batch; kind: the request's message type; what: the
     request in words, for people; errno: positive; text: the kernel's extended
@@ -59,7 +59,7 @@ class RequestError:
 
 
 class BatchError(NetlinkError):
-    """Requests that the kernel refused; all the others were carried out."""
+    """The kernel refused some requests; it carried out all others."""
 
     def __init__(self, errors: Sequence[RequestError]) -> None:
         self.errors = tuple(errors)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events as the kernel sends them: those of some groups that pass a filter.
+"""Events of the kernel: those of multicast groups that pass a filter.
 
     socket (multicast groups, filtered by bpf.Match)
        -> thread -> on_message(Message)
                  -> on_overrun()   when events were lost: list all again
 
-The filter is in the kernel, since every step of making a link is an event of
-its own, and waking Python for each would cost more than making the link.
+The filter is in the kernel, since every step of making a link is a separate
+event, and waking Python for each would cost more than making the link.
 `LinkEvents` are the removals of links.
 
-Subscribe, then list, then `start`: nothing between is lost.
+Subscribe, then list, then `start`: no event is lost in between.
 """
 
 import errno
@@ -36,13 +36,13 @@ log = logging.getLogger(__name__)
 class Events:
     """The subscription begins with the constructor, delivery with `start`.
 
-    The callbacks run on one thread of this object, one at a time; what they
-    raise is logged and does not end it. An on_overrun that raises is called
+    The callbacks run on one thread of this object, one at a time. Their
+    exceptions are logged and do not end it. An on_overrun that raises is called
     again a second later.
 
-    protocol: of netlink. matches: which messages are wanted. pause_s: for how
-    long after each the next ones are left to gather: a burst wakes the thread
-    once in that time.
+    protocol: the netlink protocol. matches: the wanted messages. pause_s: how
+    long the thread sleeps after each wake-up, so that a burst wakes it once in
+    that time.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Events:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread, after the callback under way."""
+        """End the thread, after the running callback."""
         os.eventfd_write(self._stop, 1)
         if self._thread is not None:
             self._thread.join()
@@ -115,11 +115,11 @@ class Events:
                 log.exception("a handler of %s failed", self._name)
 
     def _drain(self) -> None:
-        """Reads to the end and forgets: what is listed afterwards is newer.
+        """Read to the end and discard: a later listing is newer.
 
-        Once it has told an overrun the kernel drops events, and does not tell,
-        until the socket is empty (NETLINK_S_CONGESTED, af_netlink.c). Listing
-        before that would miss what is removed meanwhile.
+        After it has reported an overrun the kernel drops events silently until
+        the socket is empty (NETLINK_S_CONGESTED, af_netlink.c). A listing
+        before that would miss later removals.
         """
         while True:
             try:
@@ -131,7 +131,7 @@ class Events:
                     return
 
     def _deliver(self) -> None:
-        """Take all that is there: one datagram an event, mostly."""
+        """Read all waiting datagrams; most have one event."""
         while True:
             try:
                 data, (sender, _) = self._socket.recvfrom(65536, socket.MSG_DONTWAIT)

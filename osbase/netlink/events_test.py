@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Removals are told, and nothing else. Runs in a namespace of its own."""
+"""Only removals are reported. Runs in a fresh namespace."""
 
 import os
 import queue
@@ -19,7 +19,7 @@ WAIT_S = 10.0
 
 
 class Heard:
-    """What the callbacks were told."""
+    """The calls of the callbacks."""
 
     def __init__(self) -> None:
         self.queue: queue.SimpleQueue[LinkRemoved | str] = queue.SimpleQueue()
@@ -55,7 +55,7 @@ def veth(index: int, netns_fd: int) -> Request:
     return new_veth(host, peer, netns_fd=netns_fd, mtu=1500, group=8)
 
 
-def test_a_removal_before_the_start_is_told_after_it(
+def test_a_removal_before_the_start_is_reported_after_it(
     sock: NetlinkSocket, heard: Heard, events: LinkEvents
 ) -> None:
     fd = netns.open_current()
@@ -63,8 +63,8 @@ def test_a_removal_before_the_start_is_told_after_it(
     os.close(fd)
     assert heard.queue.empty()
     events.start()
-    told = {heard.next(), heard.next()}
-    assert told == {LinkRemoved(100, "e100"), LinkRemoved(101, "f100")}
+    seen = {heard.next(), heard.next()}
+    assert seen == {LinkRemoved(100, "e100"), LinkRemoved(101, "f100")}
 
 
 def test_the_death_of_a_namespace_removes_the_end_here(
@@ -81,7 +81,7 @@ def test_the_death_of_a_namespace_removes_the_end_here(
     assert heard.next() == LinkRemoved(200, "e200")
 
 
-def test_a_port_that_leaves_a_bridge_is_not_told(
+def test_a_port_that_leaves_a_bridge_is_not_reported(
     sock: NetlinkSocket, heard: Heard, events: LinkEvents
 ) -> None:
     events.start()
@@ -98,23 +98,23 @@ def test_a_port_that_leaves_a_bridge_is_not_told(
     assert {heard.next(), heard.next()} == {LinkRemoved(300, "e300"), LinkRemoved(301, "f300")}
 
 
-def test_lost_events_are_told(sock: NetlinkSocket, heard: Heard) -> None:
+def test_lost_events_are_reported(sock: NetlinkSocket, heard: Heard) -> None:
     events = LinkEvents(heard.queue.put, heard.overrun, receive_buffer=1)
     fd = netns.open_current()
     for index in range(500, 540, 2):
         sock.batch([veth(index, fd), del_link(index, f"e{index}")])
     os.close(fd)
     events.start()
-    told: list[LinkRemoved | str] = []
-    while not told or told[-1] != "overrun":
-        told.append(heard.next())
+    seen: list[LinkRemoved | str] = []
+    while not seen or seen[-1] != "overrun":
+        seen.append(heard.next())
     events.close()
 
 
-def test_what_is_removed_while_an_overrun_is_handled_is_told(
+def test_what_is_removed_while_an_overrun_is_handled_is_reported(
     sock: NetlinkSocket, heard: Heard
 ) -> None:
-    """The kernel drops whatever comes, and says so only once, until the socket
+    """The kernel drops all events, and reports this only once, until the socket
     has been read to its end.
     """
 
@@ -141,7 +141,7 @@ def test_what_is_removed_while_an_overrun_is_handled_is_told(
     events.close()
 
 
-def test_an_overrun_that_could_not_be_handled_is_told_again(
+def test_an_overrun_that_could_not_be_handled_is_reported_again(
     sock: NetlinkSocket, heard: Heard
 ) -> None:
     def failing() -> None:

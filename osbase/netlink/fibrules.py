@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Routing policy rules: which table is looked up for which packets. Pure.
 
-Only what tells the kernel's default rules from others, which select some
-packets: by address, mark, interface, and so on. Source: linux/fib_rules.h.
+The parser only distinguishes rules for all packets, like the kernel's default
+rules, from rules that select packets by address, mark, interface, and so on.
+Source: linux/fib_rules.h.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _FRA_SUPPRESS_IFGROUP: Final = 13
 _FRA_SUPPRESS_PREFIXLEN: Final = 14
 _FRA_TABLE: Final = 15
 _FRA_PROTOCOL: Final = 21
-# Attributes that a rule for all packets has, too: priority, suppressors that
+# Attributes that a rule for all packets may have: priority, suppressors that
 # are off, table, padding, protocol.
 _UNSELECTIVE: Final = {
     _FRA_PRIORITY,
@@ -46,8 +47,8 @@ _FIB_RULE = struct.Struct("=BBBBBBBBI")
 
 @dataclass(frozen=True)
 class Rule:
-    """priority: lower comes first. everything: it selects all packets and
-    looks them up in the table.
+    """A rule. priority: lower comes first. everything: it selects all packets
+    and looks them up in the table.
     """
 
     priority: int
@@ -56,12 +57,12 @@ class Rule:
 
 
 def dump_rules(family: int) -> Request:
-    """EAFNOSUPPORT, EOPNOTSUPP: the kernel has no such family."""
+    """List rules. EAFNOSUPPORT, EOPNOTSUPP: the kernel lacks the family."""
     return Request(RTM_GETRULE, 0, _FIB_RULE.pack(family, *[0] * 8), "list routing rules")
 
 
 def parse_rule(message: Message) -> Rule:
-    """Raises ProtocolError for what is not a rule."""
+    """Parse a rule. Raises ProtocolError for another message."""
     if message.kind != RTM_NEWRULE or len(message.body) < _FIB_RULE.size:
         raise ProtocolError(f"message {message.kind} is not a routing rule")
     _, to, source, tos, table, _, _, action, flags = _FIB_RULE.unpack_from(message.body)
@@ -83,7 +84,7 @@ def parse_rule(message: Message) -> Rule:
 
 
 def add_rule(family: int, table: int, priority: int) -> Request:
-    """For all packets, as the kernel makes its own. EEXIST: there is one."""
+    """Add a rule for all packets, like the kernel's. EEXIST: it exists."""
     body = (
         _FIB_RULE.pack(family, 0, 0, 0, table, 0, 0, _FR_ACT_TO_TBL, 0)
         + attrs.u32(_FRA_PRIORITY, priority)

@@ -32,7 +32,7 @@ def sock() -> Iterator[NetlinkSocket]:
 
 
 def everything(sock: NetlinkSocket, family: int) -> set[tuple[int, int]]:
-    """Priority and table of rules for all packets."""
+    """Return priority and table of rules for all packets."""
     rules = map(fibrules.parse_rule, sock.dump(fibrules.dump_rules(family)))
     return {(rule.priority, rule.table) for rule in rules if rule.everything}
 

@@ -27,17 +27,17 @@ _HEADER: Final = struct.Struct("=BBxx")  # command, version
 
 
 def open_generic() -> socket.socket:
-    """A generic netlink socket in the calling thread's namespace."""
+    """Open a generic netlink socket in the calling thread's namespace."""
     return open_raw(NETLINK_GENERIC)
 
 
 def body(command: int, version: int, *attributes: bytes) -> bytes:
-    """The body of a message: its header and encoded attributes."""
+    """Encode the body of a message: its header and encoded attributes."""
     return _HEADER.pack(command, version) + b"".join(attributes)
 
 
 def payload(message: Message) -> bytes:
-    """The attributes of a message, encoded. Raises ProtocolError."""
+    """Return the encoded attributes of a message. Raises ProtocolError."""
     if len(message.body) < _HEADER.size:
         raise ProtocolError(f"a generic message of {len(message.body)} bytes")
     return message.body[_HEADER.size :]
@@ -51,7 +51,7 @@ def get_family(name: str) -> Request:
 
 
 def parse_family(message: Message) -> int:
-    """The number in the answer. Raises ProtocolError."""
+    """Parse the number in the answer. Raises ProtocolError."""
     number = attrs.parse(payload(message)).get(_CTRL_ATTR_FAMILY_ID, b"")
     if message.kind != _GENL_ID_CTRL or len(number) != 2:
         raise ProtocolError(f"message {message.kind} does not tell a family's number")

@@ -14,7 +14,7 @@ from osbase.netlink.transport import NetlinkSocket
 
 
 def message(body: bytes, kind: int = 16) -> Message:
-    """An answer."""
+    """Return an answer of the kernel."""
     return Message(kind, 0, 1, 1, body)
 
 

@@ -65,8 +65,8 @@ def new_link(
     lower: int | None = None,
     data: bytes = b"",
 ) -> Request:
-    """Create a link, down. mtu None: the kernel chooses. lower: index of the
-    link that it is on. data: attributes of its kind, encoded.
+    """Create a link, down. mtu None: the kernel chooses. lower: index of its
+    lower link. data: encoded attributes of its kind.
 
     EEXIST: the name is taken. EOPNOTSUPP: the kernel lacks the kind.
     """
@@ -111,11 +111,11 @@ def set_link_down(ifindex: int, name: str) -> Request:
 def set_link_alias(
     ifindex: int, name: str, alias: str, *, ipv6: bool, reverse_path: bool = False
 ) -> Request:
-    """Set the alias (at most 255 bytes) and, where there is IPv6, stop the
-    kernel from making a link-local address of its own.
+    """Set the alias (at most 255 bytes) and, if the kernel has IPv6, stop it
+    from making a link-local address of its own.
 
-    reverse_path: in IPv4 the kernel takes, and answers in ARP, only what comes
-    from addresses whose route is by the link (rp_filter=1).
+    reverse_path: in IPv4 the kernel accepts only packets, and answers only ARP
+    requests, from addresses whose route goes through the link (rp_filter=1).
     """
     settings = [_REVERSE_PATH] if reverse_path else []
     if ipv6:
@@ -152,25 +152,25 @@ def set_link_mtu(ifindex: int, name: str, mtu: int) -> Request:
 
 
 def set_link_master(ifindex: int, name: str, master: int) -> Request:
-    """Make it a member of that bond or bridge; 0: release it."""
+    """Make the link a member of a bond or bridge; 0: release it."""
     return _change(ifindex, attrs.u32(IFLA_MASTER, master), "set master of {} to {}", name, master)
 
 
 def set_link_arp(ifindex: int, name: str) -> Request:
-    """Make it ask for and answer to ARP and neighbour solicitations."""
+    """Make the link use ARP and neighbour solicitations."""
     body = HEADER.pack(AF_UNSPEC, 0, ifindex, 0, IFF_NOARP)
     return Request(RTM_NEWLINK, 0, body, "set ARP of {}", (name,))
 
 
 def set_link_ipv4_setting(ifindex: int, name: str, setting: int, value: int) -> Request:
-    """setting: IPV4_DEVCONF_."""
+    """Set an IPv4 setting of the link. setting: IPV4_DEVCONF_."""
     conf = attrs.nested(IFLA_INET_CONF, attrs.u32(setting, value))
     attribute = attrs.nested(IFLA_AF_SPEC, attrs.nested(AF_INET, conf))
     return _change(ifindex, attribute, "set IPv4 setting {} of {} to {}", setting, name, value)
 
 
 def del_link(ifindex: int, name: str) -> Request:
-    """ENODEV: there is no such link."""
+    """Delete a link. ENODEV: it does not exist."""
     body = HEADER.pack(AF_UNSPEC, 0, ifindex, 0, 0)
     return Request(RTM_DELLINK, 0, body, "delete link {}", (name,))
 
@@ -182,8 +182,8 @@ def del_links_by_group(group: int) -> Request:
 
 
 def get_link(ifindex: int, *, netnsid: int | None = None) -> Request:
-    """netnsid: look into the namespace that has this id here, without entering
-    it; needs privileges over it.
+    """Get a link. netnsid: from the namespace with this id here, without
+    entering it; needs privileges over it.
     """
     body = HEADER.pack(AF_UNSPEC, 0, ifindex, 0, 0) + _SKIP_STATS
     if netnsid is not None:
@@ -205,11 +205,11 @@ def dump_links() -> Request:
 class Link:
     """A link as the kernel has it. Absent attributes are empty, 0 or None.
 
-    peer: index of the other end of a veth, in its own namespace, or of the link
-    that a VLAN is on. peer_netns: the id of that namespace in this one; None
-    when it is this one. master: index of the bond or bridge that it belongs to.
-    data: the attributes of its kind (IFLA_INFO_DATA). permanent_mac: that of
-    the hardware, whatever it uses now. settings: those of its IP versions
+    peer: index of the other end of a veth, in its own namespace, or of a VLAN's
+    lower link. peer_netns: the id of that namespace in this one; None for this
+    one. master: index of the bond or bridge that it belongs to. data: the
+    attributes of its kind (IFLA_INFO_DATA). permanent_mac: the hardware's MAC,
+    whatever the link uses now. settings: those of its IP versions
     (IFLA_AF_SPEC); see ipv4_setting.
     """
 
@@ -238,17 +238,17 @@ class Link:
         return not self.flags & IFF_NOARP
 
     def ipv4_setting(self, setting: int) -> int | None:
-        """IPV4_DEVCONF_; None: the kernel does not say."""
+        """Return a setting, IPV4_DEVCONF_; None: the kernel sent none."""
         # The kernel's numbers begin with 1.
         return _setting(self.settings, AF_INET, IFLA_INET_CONF, setting - 1)
 
     def ipv6_setting(self, setting: int) -> int | None:
-        """DEVCONF_; None: the link has no IPv6, or the kernel."""
+        """Return a setting, DEVCONF_; None: link or kernel lacks IPv6."""
         return _setting(self.settings, AF_INET6, IFLA_INET6_CONF, setting)
 
     @property
     def ipv6_addresses(self) -> bool:
-        """Whether the kernel gives it link-local addresses of its own."""
+        """Return whether the kernel makes link-local addresses for it."""
         found = attrs.parse(attrs.parse(self.settings).get(AF_INET6, b""))
         mode = found.get(IFLA_INET6_ADDR_GEN_MODE)
         return bool(mode) and mode != bytes([IN6_ADDR_GEN_MODE_NONE])
@@ -267,7 +267,7 @@ def _names(payload: bytes) -> str:
 
 
 def parse_link(message: Message) -> Link:
-    """Raises ProtocolError unless it is a link message."""
+    """Parse a link. Raises ProtocolError for another message."""
     if message.kind not in (RTM_NEWLINK, RTM_DELLINK) or len(message.body) < HEADER.size:
         raise ProtocolError(f"message {message.kind} of {len(message.body)} bytes is not a link")
     _, _, ifindex, flags, _ = HEADER.unpack_from(message.body)
@@ -310,8 +310,8 @@ class LinkRemoved:
 
 
 def parse_link_removed(message: Message) -> LinkRemoved | None:
-    """Return a link's removal; None for other messages, such as that of a port
-    that left a bridge, which has the same type and another family.
+    """Return a link's removal; None for other messages, for example when a port
+    leaves a bridge: that has the same type and another family.
     """
     if message.kind != RTM_DELLINK or len(message.body) < HEADER.size:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links removed and what is not one; transport_test asks the kernel."""
+"""Parsing removals of links; transport_test asks the kernel."""
 
 import struct
 

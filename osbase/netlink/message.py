@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Netlink messages: encode requests, take replies apart. Pure.
+"""Netlink messages: encode requests, parse replies. Pure.
 
 Source: linux/netlink.h (struct nlmsghdr, struct nlmsgerr).
 """
@@ -29,7 +29,7 @@ NLM_F_REPLACE = 0x100
 NLM_F_EXCL = 0x200
 NLM_F_CREATE = 0x400
 NLM_F_APPEND = 0x800
-# On an NLMSG_ERROR: the request is not repeated; attributes follow.
+# Flags of an NLMSG_ERROR: the request is not repeated; attributes follow.
 NLM_F_CAPPED = 0x100
 NLM_F_ACK_TLVS = 0x200
 
@@ -39,10 +39,10 @@ _MAX_ERRNO = 4095  # linux/err.h
 
 class Request(NamedTuple):
     """One request: message type, flags (REQUEST and ACK are added when it is
-    sent), the encoded body, and what it does in words, for errors.
+    sent), the encoded body, and a description in words, for errors.
 
-    The words are a format and its values, put together only when there is an
-    error: writing out addresses costs more than encoding them.
+    The words are a format and its values, formatted only for an error:
+    formatting addresses costs more than encoding them.
     """
 
     kind: int
@@ -53,11 +53,11 @@ class Request(NamedTuple):
 
     @property
     def what(self) -> str:
-        """What it does, in words."""
+        """Return a description in words."""
         return self.words.format(*self.values)
 
     def saying(self, words: str, *values: object) -> Request:
-        """Return the same request in other words."""
+        """Return the same request with another description."""
         return Request(self.kind, self.flags, self.body, words, values)
 
 
@@ -72,9 +72,9 @@ class Message(NamedTuple):
 
 
 def encode(requests: Sequence[Request], first_sequence: int) -> bytes:
-    """The requests as one datagram; only the last asks for an acknowledgement.
-
-    Sequence numbers count up from `first_sequence`, modulo 2^32.
+    """Encode requests as one datagram; only the last asks for an
+    acknowledgement. Sequence numbers count up from `first_sequence`, modulo
+    2^32.
     """
     parts: list[bytes] = []
     last = len(requests) - 1
@@ -90,7 +90,7 @@ def encode(requests: Sequence[Request], first_sequence: int) -> bytes:
 
 
 def decode(data: bytes) -> Iterator[Message]:
-    """The messages of one datagram. Raises ProtocolError when cut short."""
+    """Yield the messages of a datagram. Raises ProtocolError if truncated."""
     offset, end = 0, len(data)
     while offset < end:
         if end - offset < 16:
@@ -105,8 +105,8 @@ def decode(data: bytes) -> Iterator[Message]:
 
 
 def error_of(message: Message) -> tuple[int, str]:
-    """Positive errno (0: success) and the kernel's text of an NLMSG_ERROR or
-    NLMSG_DONE. Never fails on the text: the errno is what matters.
+    """Return the positive errno (0: success) and the kernel's text of an
+    NLMSG_ERROR or NLMSG_DONE. An invalid text is not an error.
     """
     body = message.body
     if len(body) < 4:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages survive the way there and back, and garbage."""
+"""Messages survive encoding and parsing; garbage is an error."""
 
 import errno
 import struct

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which link-layer addresses the host has for its neighbours. Pure.
+"""The link-layer addresses that the host has for its neighbours. Pure.
 
 Source: linux/neighbour.h.
 """
@@ -30,7 +30,7 @@ _NDMSG = struct.Struct("=BxxxiHBB")
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An entry that the kernel neither made nor corrects: somebody wrote it."""
+    """A permanent entry: written by a program, never changed by the kernel."""
 
     ifindex: int
     address: IPAddress
@@ -38,20 +38,20 @@ class Neighbour:
 
 
 def dump_neighbours(family: int) -> Request:
-    """All links' entries of a family."""
+    """List all links' entries of a family."""
     return Request(RTM_GETNEIGH, 0, _NDMSG.pack(family, 0, 0, 0, 0), "list neighbours")
 
 
 def del_neighbour(ifindex: int, name: str, address: IPAddress) -> Request:
-    """ENOENT: there is none. name: the link's, for errors."""
+    """Delete an entry. ENOENT: there is none. name: the link's, for errors."""
     body = _NDMSG.pack(family_of(address), ifindex, 0, 0, 0)
     body += attrs.attr(_NDA_DST, address.packed)
     return Request(RTM_DELNEIGH, 0, body, "delete neighbour {} of {}", (address, name))
 
 
 def parse_written(message: Message) -> Neighbour | None:
-    """None for an entry that comes and goes by itself, as nearly all do: of
-    those no more than the header is looked at.
+    """Parse an entry; return None for one that the kernel made. Nearly all are:
+    the parser reads only their header.
     """
     if message.kind != RTM_NEWNEIGH or len(message.body) < _NDMSG.size:
         raise ProtocolError(f"message {message.kind} of {len(message.body)} bytes is no neighbour")

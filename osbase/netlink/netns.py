@@ -3,15 +3,15 @@
 
 setns(2) moves only the calling thread, so a socket of another namespace costs
 three system calls and no process: enter, open, return. A socket stays in the
-namespace in which it was opened; work is done over it from home.
+namespace in which it was opened, and threads of the host's namespace use it.
 
-A thread that cannot return home must never run anything else: what it opened
-next would silently land in a workload's namespace, as would the threads it
-starts. Returning fails only when a privilege is taken away mid-call (memory
-shortage is retried). Then `lost` is called, which ends the process: services
-built on this keep their state in the kernel and are restarted. A dedicated
-thread that is thrown away instead was measured: the hand-over costs 67 us,
-five times what the whole visit does.
+A thread that cannot return must never run anything else: all that it opens
+would be in the workload's namespace, and so would the threads it starts.
+Returning fails only when a privilege is taken away mid-call (memory shortage is
+retried). Then `lost` is called, which ends the process: services built on this
+keep their state in the kernel and are restarted. The alternative, a dedicated
+thread that is discarded, was measured: the hand-over costs 67 us, five times
+the whole visit.
 """
 
 import errno
@@ -36,19 +36,19 @@ _IFREQ_LO = b"lo".ljust(40, b"\0")  # struct ifreq
 
 
 def shorten(text: str, limit: int = 64) -> str:
-    """The text quoted for an error message, cut when long."""
+    """Quote a text for an error message, and cut a long one."""
     if len(text) <= limit:
         return ascii(text)
     return f"{text[:limit]!a}... ({len(text)} characters)"
 
 
 def open_path(path: str) -> int:
-    """A file descriptor of the network namespace at `path`, close-on-exec.
+    """Open the network namespace at `path`; return a close-on-exec descriptor.
 
-    Raises NetnsMissing when there is no such file and NotNetns for what cannot
-    be a namespace. Opens nothing but regular files, which namespaces are, so
-    that a FIFO does not block and a device is not touched. That it is one of a
-    network is found by entering it: see open_socket.
+    Raises NetnsMissing when there is no such file and NotNetns for a file that
+    cannot be a namespace. Opens regular files only, as namespaces are, so that
+    a FIFO does not block and a device is not touched. Only entering it shows
+    whether it is a network namespace: see open_socket.
     """
     if not path.startswith("/"):
         raise NotNetns(f"{shorten(path)} is not an absolute path")
@@ -68,7 +68,7 @@ def open_path(path: str) -> int:
 
 
 def open_current() -> int:
-    """A file descriptor of the calling thread's network namespace."""
+    """Return a descriptor of the calling thread's network namespace."""
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -84,17 +84,17 @@ def _end_process(error: OSError) -> None:
 class Inside:
     """Runs a `with` block in the namespace, on the calling thread.
 
-    Keep the block short and never start a thread or a process in it. NotNetns
-    when the file is not of a network namespace: setns(2), EINVAL.
+    Keep the block short and never start a thread or a process in it. Raises
+    NotNetns when the file is not a network namespace (setns(2), EINVAL).
     """
 
-    __slots__ = ("_home_fd", "_lost", "_netns_fd")
+    __slots__ = ("_lost", "_netns_fd", "_return_fd")
 
     def __init__(
-        self, netns_fd: int, home_fd: int, *, lost: Callable[[OSError], None] = _end_process
+        self, netns_fd: int, return_fd: int, *, lost: Callable[[OSError], None] = _end_process
     ) -> None:
         self._netns_fd = netns_fd
-        self._home_fd = home_fd
+        self._return_fd = return_fd
         self._lost = lost
 
     def __enter__(self) -> None:
@@ -111,13 +111,13 @@ class Inside:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _return(self._home_fd, self._lost)
+        _return(self._return_fd, self._lost)
 
 
-def _return(home_fd: int, lost: Callable[[OSError], None]) -> None:
+def _return(return_fd: int, lost: Callable[[OSError], None]) -> None:
     for attempt in range(5):
         try:
-            os.setns(home_fd, CLONE_NEWNET)
+            os.setns(return_fd, CLONE_NEWNET)
             return
         except OSError as error:
             if error.errno != errno.ENOMEM or attempt == 4:
@@ -126,24 +126,23 @@ def _return(home_fd: int, lost: Callable[[OSError], None]) -> None:
             time.sleep(0.01 * 2**attempt)
 
 
-def open_socket(netns_fd: int, home_fd: int) -> socket.socket:
-    """A route socket inside the namespace; see transport.open_raw. Raises
+def open_socket(netns_fd: int, return_fd: int) -> socket.socket:
+    """Open a route socket inside the namespace; see transport.open_raw. Raises
     NotNetns.
     """
-    with Inside(netns_fd, home_fd):
+    with Inside(netns_fd, return_fd):
         return open_raw()
 
 
 def cookie(inner: socket.socket) -> int:
-    """The identity of a socket's namespace, 64 bits, not reused until reboot.
-
-    Unlike device and inode number of the namespace's file, which are.
+    """Return the identity of a socket's namespace: 64 bits, never reused before
+    a reboot, unlike device and inode number of the namespace's file.
     """
     value: int = struct.unpack("=Q", inner.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))[0]
     return value
 
 
 def loopback_is_up(inner: socket.socket) -> bool:
-    """Whether `lo` is up in a socket's namespace (netdevice(7))."""
+    """Return whether `lo` is up in a socket's namespace (netdevice(7))."""
     answer = fcntl.ioctl(inner.fileno(), _SIOCGIFFLAGS, _IFREQ_LO)
     return bool(struct.unpack_from("=H", answer, 16)[0] & _IFF_UP)

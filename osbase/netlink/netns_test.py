@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Namespaces are opened safely, visited, and left. Runs in one of its own."""
+"""Namespaces are opened safely, entered and left. Runs in a fresh one."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ def home() -> Iterator[int]:
 
 @pytest.fixture
 def other(home: int) -> Iterator[int]:
-    """A new namespace, by a thread that comes back."""
+    """Yield a new namespace, made by a thread that comes back."""
     os.unshare(netns.CLONE_NEWNET)
     fd = netns.open_current()
     os.setns(home, netns.CLONE_NEWNET)
@@ -74,24 +74,24 @@ def test_a_thread_comes_home_from_an_error(home: int, other: int) -> None:
 
 
 def test_a_thread_that_cannot_come_home_is_lost(other: int, tmp_path: Path) -> None:
-    """On a thread of its own, which ends: `lost` would end the process."""
-    told: list[OSError] = []
+    """On a separate thread, which ends: `lost` would end the process."""
+    lost: list[OSError] = []
 
     def visit() -> None:
         with (
             (tmp_path / "file").open("w") as no_namespace,
-            netns.Inside(other, no_namespace.fileno(), lost=told.append),
+            netns.Inside(other, no_namespace.fileno(), lost=lost.append),
         ):
             pass
 
     thread = threading.Thread(target=visit)
     thread.start()
     thread.join()
-    assert [error.errno for error in told] == [errno.EINVAL]
+    assert [error.errno for error in lost] == [errno.EINVAL]
 
 
 def test_a_lost_thread_ends_the_process(tmp_path: Path) -> None:
-    """In a process of its own, which tries to come home to a plain file."""
+    """In a separate process, which tries to return to a plain file."""
     program = f"""
 import os
 from osbase.netlink import netns

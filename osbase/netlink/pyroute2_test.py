@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pyroute2's message classes read what the builders write. No kernel.
+"""pyroute2's message classes decode the builders' messages. No kernel.
 
-Prints what both take, for the figures in the package's docstring.
+The test prints the time of both, for the figures in the package's docstring.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def test_changes_of_links() -> None:
 
 
 def test_addresses() -> None:
-    """With and without an end; and read back by our own parser."""
+    """With and without an end; our own parser reads them, too."""
     for text, family, no_dad in (("192.0.2.7/24", 2, 0), ("2001:db8::7/64", 10, 2)):
         interface = ip_interface(text)
         request = replace_address(3, "up0", interface, protocol=77, valid_s=600)
@@ -75,7 +75,7 @@ def test_addresses() -> None:
 
 
 def test_routes() -> None:
-    """And read back by our own parser."""
+    """Our own parser reads them, too."""
     for destination, gateway, source in (
         ("0.0.0.0/0", "192.0.2.1", "192.0.2.7"),
         ("198.51.100.0/24", None, None),
@@ -102,7 +102,7 @@ def test_routes() -> None:
 
 
 def test_what_both_take() -> None:
-    """Prints only: no assertion is about time."""
+    """Print only: there is no assertion about time."""
 
     def microseconds(step: Callable[[], object], times: int = 200) -> float:
         begun = time.process_time()

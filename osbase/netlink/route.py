@@ -74,9 +74,8 @@ def dump_main_routes(family: int) -> Request:
 
 
 def get_route(destination: IPAddress, *, ifindex: int = 0) -> Request:
-    """Look up the table's entry for packets to the address, and not what they
-    meet beyond it, such as a cached exception. ifindex: for packets that leave
-    by this link; 0: by any.
+    """Look up the table's entry for packets to the address, without cached
+    exceptions. ifindex: only for packets that leave through this link; 0: any.
     """
     bits = destination.max_prefixlen
     flags = RTM_F_FIB_MATCH
@@ -120,8 +119,8 @@ def add_route(
     through a link or a gateway on it, to the main table.
 
     source: our address that is used towards it; it must be local. metric 0:
-    the kernel's default. exclusive: EEXIST when there is one to the same
-    address by any link; else, in IPv6, only when there is the same one.
+    the kernel's default. exclusive: EEXIST when any link has a route to the
+    same address; otherwise, in IPv6, only for an identical route.
     """
     scope = RT_SCOPE_LINK if gateway is None and family == AF_INET else RT_SCOPE_UNIVERSE
     bits = 0 if destination is None else destination.max_prefixlen
@@ -143,8 +142,8 @@ def add_route(
 
 
 def add_local_route(ifindex: int, name: str, address: IPv4Address) -> Request:
-    """Add the route that comes with an address of a link, as the kernel makes
-    it. The kernel removes it with the address; in IPv6 it would not.
+    """Add the local route that the kernel makes for an address of a link. The
+    kernel removes it with the address; in IPv6 it would not.
     """
     parts = [
         HEADER.pack(AF_INET, 32, 0, 0, RT_TABLE_LOCAL, RTPROT_KERNEL, RT_SCOPE_HOST, RTN_LOCAL, 0),
@@ -157,14 +156,14 @@ def add_local_route(ifindex: int, name: str, address: IPv4Address) -> Request:
 
 
 def replace_route(route: Route, name: str) -> Request:
-    """Make the main table have the route, in place of one of the same metric to
-    the same destination if there is one. name: the link's, for errors.
+    """Add the route to the main table, or replace the one with the same metric
+    and destination. name: the link's, for errors.
     """
     return _route(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, route, "add", name)
 
 
 def del_route(route: Route, name: str) -> Request:
-    """ESRCH: there is no such route."""
+    """Delete a route. ESRCH: it does not exist."""
     return _route(RTM_DELROUTE, 0, route, "delete", name)
 
 
@@ -208,7 +207,7 @@ def parse_route(message: Message) -> Route | None:
         return attrs.to_ip(family, found[kind]) if kind in found else None
 
     try:
-        # Not ip_network, which goes by way of text: a dump has thousands.
+        # Not ip_network, which is slow by way of text: a dump has thousands.
         network = IPv4Network if family == AF_INET else IPv6Network
         destination = network((int(attrs.to_ip(family, packed)), bits))
     except ValueError as error:
@@ -226,7 +225,9 @@ def parse_route(message: Message) -> Route | None:
 
 
 def _gateway(family: int, found: dict[int, bytes]) -> IPAddress | None:
-    """An IPv6 gateway of an IPv4 route has its own attribute (RFC 5549)."""
+    """Return the gateway. An IPv6 gateway of an IPv4 route has an attribute of
+    its own (RFC 5549).
+    """
     if _RTA_GATEWAY in found:
         return attrs.to_ip(family, found[_RTA_GATEWAY])
     via = found.get(_RTA_VIA)
@@ -238,7 +239,9 @@ def _gateway(family: int, found: dict[int, bytes]) -> IPAddress | None:
 
 
 def _hops(family: int, data: bytes) -> Iterator[tuple[int, IPAddress | None]]:
-    """Each a struct rtnexthop with attributes (linux/rtnetlink.h)."""
+    """Yield next hops: each is a struct rtnexthop with attributes
+    (linux/rtnetlink.h).
+    """
     while data:
         if len(data) < _NEXT_HOP.size:
             raise ProtocolError(f"a next hop of {len(data)} bytes")

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches encoded once, with gaps for what differs between uses. Pure.
+"""Batches encoded once, with gaps for the values that differ. Pure.
 
 A service that sends the same batch thousands of times an hour, each time for
-another link, spends more time on putting attributes together than the kernel
-does on the shorter messages. Here the builders of link, route ... are called
-once, with samples; where the samples' values stand in the result are the gaps;
-filling them is one operation on bytes.
+another link, spends more time on encoding attributes than the kernel does on
+the shorter messages. Here the builders of link, route ... are called once, with
+sample values. The positions of those values in the result are the gaps; filling
+them is one operation on bytes.
 
-Only the builders know the format, and every template is
-checked by a second sample when it is made. Why not struct.pack_into: it would
-be a second description of each message.
+Only the builders know the format, and a second sample checks every new
+template. Why not struct.pack_into: it would be a second description of each
+message.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,29 +18,29 @@ from typing import NamedTuple
 
 from osbase.netlink.message import Request, encode
 
-# Of requests that are encoded beforehand; NetlinkSocket counts from 1 for the
-# others. The answers to one batch are read before the next is sent, so that
-# the same numbers may be used for each.
+# Sequence numbers of encoded batches; NetlinkSocket counts from 1 for other
+# requests. The answers to one batch are read before the next is sent, so all
+# batches may use the same numbers.
 FIRST_SEQUENCE = 0x80000000
 
-_MARK_MIN = 4  # bytes; a shorter value may stand where it is not meant
+_MARK_MIN = 4  # bytes; a shorter value may also occur elsewhere
 
 
 class Encoded(NamedTuple):
-    """A batch as it is sent; its numbers count up to last_sequence."""
+    """A batch as it is sent; its sequence numbers end at last_sequence."""
 
     data: bytes
     last_sequence: int
 
 
 def encoded(requests: Sequence[Request]) -> Encoded:
-    """A batch without a template."""
+    """Encode a batch without a template."""
     return Encoded(encode(requests, FIRST_SEQUENCE), FIRST_SEQUENCE + len(requests) - 1)
 
 
 class Sample(NamedTuple):
-    """A batch, and the values in it that will differ: each at least 4 bytes,
-    as they stand in the messages, and to be found nowhere else in them.
+    """A batch, and its values that will differ: each at least 4 bytes, encoded
+    as in the messages, and found nowhere else in them.
     """
 
     requests: Sequence[Request]
@@ -48,10 +48,10 @@ class Sample(NamedTuple):
 
 
 class Template:
-    """Made of two samples that differ in all their values and nothing else.
+    """Made of two samples that differ in all values and in nothing else.
 
-    Raises ValueError when they do not, or when values have other lengths: the
-    lengths are part of a template.
+    Raises ValueError for other samples, or when the lengths of values differ:
+    the lengths are part of a template.
     """
 
     __slots__ = ("_format", "_last", "_pick", "_single")
@@ -80,7 +80,7 @@ class Template:
                 raise ValueError("the samples differ in more than their values")
 
     def fill(self, *values: bytes) -> Encoded:
-        """The batch with these values, of the samples' lengths and order."""
+        """Return the batch with values of the samples' lengths and order."""
         chosen = values[self._single] if self._single is not None else self._pick(values)
         return Encoded(self._format % chosen, self._last)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a template gives is what the builders give."""
+"""A template and the builders give the same bytes."""
 
 import struct
 from ipaddress import IPv4Address, IPv6Address

@@ -49,17 +49,17 @@ NETLINK_EXT_ACK = 11
 NETLINK_GET_STRICT_CHK = 12
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, since Linux 5.14
 
-RECEIVE_SIZE = 32768  # the kernel fills a dump's datagrams up to this
+RECEIVE_SIZE = 32768  # the kernel fills datagrams of a dump up to this size
 DUMP_ATTEMPTS = 10
 DEFAULT_TIMEOUT_S = 5.0
 
-_LAST = (NLMSG_DONE, NLMSG_ERROR)  # of the messages of a dump
+_LAST = (NLMSG_DONE, NLMSG_ERROR)  # types that end a dump
 _ACK = struct.Struct("=IHHIIi")  # an NLMSG_ERROR up to its errno
-_ACK_SIZE = 36  # of one for a success: it repeats the request's header
+_ACK_SIZE = 36  # size for success: it repeats the request's header
 
 
 class RawSocket(Protocol):
-    """What is needed of a socket.socket; tests script one."""
+    """The used part of socket.socket; tests script one."""
 
     def send(self, data: bytes, /) -> int: ...
     def recvfrom(self, size: int, flags: int, /) -> tuple[bytes, tuple[int, int]]: ...
@@ -68,7 +68,7 @@ class RawSocket(Protocol):
 
 
 def open_raw(protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
-    """A socket in the calling thread's namespace, with error texts."""
+    """Open a socket in the calling thread's namespace, with error texts."""
     raw = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
     try:
         raw.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
@@ -79,17 +79,16 @@ def open_raw(protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
 
 
 def make_strict(raw: socket.socket) -> socket.socket:
-    """Make the kernel filter dumps by what the request says."""
+    """Make the kernel filter dumps by the request's attributes."""
     raw.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
     return raw
 
 
 class NetlinkSocket:
-    """A socket of the namespace in which it was opened; if not told: of routes.
+    """A socket of the namespace in which it was opened; by default for routes.
 
-    `raw` is taken over, and should be strict if there are to be dumps. After
-    ProtocolError, ReplyTimeout or ReplyLost an answer may be outstanding: the
-    socket is to be closed.
+    It owns `raw`, which should be strict for dumps. After ProtocolError,
+    ReplyTimeout or ReplyLost an answer may be outstanding: close the socket.
     """
 
     def __init__(
@@ -117,10 +116,10 @@ class NetlinkSocket:
         self.close()
 
     def batch(self, requests: Sequence[Request]) -> None:
-        """Sends the requests in one system call; returns when all are done.
+        """Send the requests in one system call; return when all are done.
 
-        The kernel goes on after a request that fails: BatchError holds every
-        failure, and everything that is not in it was carried out.
+        The kernel continues after a failed request: BatchError holds every
+        failure, and all other requests were carried out.
         """
         if not requests:
             return
@@ -129,7 +128,7 @@ class NetlinkSocket:
         self._await(first, requests)
 
     def batch_tolerating(self, tolerated: Container[int], *requests: Request) -> None:
-        """As `batch`, with errnos that are as good as success."""
+        """Like `batch`, with errnos that count as success."""
         try:
             self.batch(requests)
         except BatchError as error:
@@ -138,7 +137,7 @@ class NetlinkSocket:
                 raise BatchError(left) from error
 
     def batch_encoded(self, batch: Encoded, requests: Callable[[], Sequence[Request]]) -> None:
-        """As `batch`. requests: what the batch was encoded of, for errors."""
+        """Like `batch`. requests: the requests of the batch, for errors."""
         try:
             self._raw.send(batch.data)
             data, (sender, _) = self._raw.recvfrom(RECEIVE_SIZE, socket.MSG_DONTWAIT)
@@ -155,7 +154,7 @@ class NetlinkSocket:
         self._await(FIRST_SEQUENCE, requests(), b"" if sender else data)
 
     def _await(self, first: int, requests: Sequence[Request], data: bytes = b"") -> None:
-        """Read answers until that to the last request. data: read already."""
+        """Read until the answer to the last request. data: already read."""
         last = (first + len(requests) - 1) & 0xFFFFFFFF
         errors: list[RequestError] = []
         deadline = time.monotonic() + self._timeout_s
@@ -175,7 +174,7 @@ class NetlinkSocket:
             data = b""
 
     def dump(self, request: Request) -> list[Message]:
-        """All objects of a kind. Repeats when they changed meanwhile.
+        """Return all objects of a kind. Repeat if they changed meanwhile.
 
         Raises DumpInterrupted after ten attempts, BatchError when refused.
         """
@@ -186,7 +185,7 @@ class NetlinkSocket:
         raise DumpInterrupted(f"{request.what}: changed during each of {DUMP_ATTEMPTS} attempts")
 
     def get(self, request: Request) -> Message:
-        """One object. Raises BatchError when there is none."""
+        """Return one object. Raises BatchError when there is none."""
         sequence = self._take_sequence(1)
         self._send(encode([request], sequence), request)
         deadline = time.monotonic() + self._timeout_s
@@ -206,18 +205,18 @@ class NetlinkSocket:
                 return found
 
     def stream(self, request: Request) -> Iterator[Message]:
-        """The objects of a kind as they come, for dumps too large to keep.
+        """Yield the objects of a kind, for dumps too large to keep.
 
-        What changes meanwhile may be missing or come twice. A reader that
-        stops before the end has to close the socket. Raises BatchError when
-        refused.
+        Objects that change meanwhile may be missing or come twice. A reader
+        that stops before the end has to close the socket. Raises BatchError
+        when refused.
         """
         for message in self._answers(request):
             if message.kind not in _LAST:
                 yield message
 
     def _dump_once(self, request: Request) -> list[Message] | None:
-        """None: interrupted, try again."""
+        """Return the objects; None: interrupted, try again."""
         found: list[Message] = []
         intact = True
         try:
@@ -233,7 +232,7 @@ class NetlinkSocket:
         return found if intact else None
 
     def _answers(self, request: Request) -> Iterator[Message]:
-        """The messages of a dump, the last one (NLMSG_DONE) included."""
+        """Yield the messages of a dump, including the last (NLMSG_DONE)."""
         sequence = self._take_sequence(1)
         header = HEADER.pack(
             16 + len(request.body),
@@ -269,7 +268,7 @@ class NetlinkSocket:
             raise ReplyLost(f"{request.what}: send: {errno_name(error.errno or 0)}") from error
 
     def _receive(self, deadline: float, request: Request) -> Iterator[Message]:
-        """The messages of one datagram from the kernel.
+        """Yield the messages of one datagram from the kernel.
 
         The answer is there when the send returns; waiting is the exception.
         """
@@ -300,8 +299,8 @@ class NetlinkSocket:
 class SocketPool:
     """Sockets of one namespace for many threads, each used by one at a time.
 
-    A socket on which a call failed for anything but the kernel's refusal is
-    closed. At most `keep` idle ones stay open.
+    After a failed call a socket is closed, unless the kernel refused the
+    request. At most `keep` idle ones stay open.
     """
 
     def __init__(self, keep: int = 8) -> None:
@@ -311,7 +310,7 @@ class SocketPool:
         self._closed = False
 
     def socket(self) -> Borrowed:
-        """A socket for the time of a `with` block.
+        """Borrow a socket for the time of a `with` block.
 
         New ones are opened in the calling thread's namespace.
         """
@@ -338,7 +337,7 @@ class SocketPool:
 
 class Borrowed:
     """A socket of a pool, until the end of a `with` block. Not a generator:
-    those cost three times as much, and this is done twice an attach.
+    that costs three times as much, and an attach does this twice.
     """
 
     __slots__ = ("_pool", "_socket")

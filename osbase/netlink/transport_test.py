@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The socket against the kernel, and against what a kernel never sends.
 
-Runs in a network namespace of its own, as its root. pyroute2 is the witness of
-what was made.
+Runs in a fresh network namespace, as its root. pyroute2 reads the result
+independently.
 """
 
 import errno
@@ -79,7 +79,7 @@ def veth(here: int, index: int, name: str = "a") -> Request:
 
 @pytest.fixture
 def pair(here: int, sock: NetlinkSocket) -> Iterator[int]:
-    """A veth pair of the indexes 1000 and 1001."""
+    """Make a veth pair with the indexes 1000 and 1001."""
     sock.batch([veth(here, 1000)])
     yield 1000
     try:
@@ -189,7 +189,7 @@ def test_the_module_is_loaded_and_no_link_made(sock: NetlinkSocket) -> None:
 
 
 def test_errnos_that_are_as_good_as_success(sock: NetlinkSocket) -> None:
-    """The rest of the batch is carried out, other errnos are told."""
+    """The rest of the batch is carried out, other errnos are reported."""
     gone = del_link(4711, "nothing")
     sock.batch_tolerating({errno.ENODEV}, gone, set_link_up(1, "lo"))
     sock.batch_tolerating({errno.ENODEV})
@@ -208,7 +208,7 @@ def test_the_last_request_may_fail_too(sock: NetlinkSocket) -> None:
     sock.batch([set_link_up(1, "lo")])  # and nothing is left in the socket
 
 
-def test_the_kernels_own_words_are_told(sock: NetlinkSocket, pair: int) -> None:
+def test_the_kernels_own_words_are_reported(sock: NetlinkSocket, pair: int) -> None:
     sock.batch([set_link_up(pair, "a1000")])
     bad = add_route(
         ip_address("10.0.0.1"),
@@ -226,7 +226,7 @@ def test_an_empty_batch_is_nothing(sock: NetlinkSocket) -> None:
     sock.batch([])
 
 
-def test_200_refusals_in_one_batch_are_all_told(sock: NetlinkSocket) -> None:
+def test_200_refusals_in_one_batch_are_all_reported(sock: NetlinkSocket) -> None:
     with pytest.raises(BatchError) as caught:
         sock.batch([del_link(5000 + index, f"x{index}") for index in range(200)])
     assert [e.index for e in caught.value.errors] == list(range(200))
@@ -249,7 +249,7 @@ def test_another_process_cannot_answer_for_the_kernel(sock: NetlinkSocket, pair:
 
 
 class Script:
-    """A socket that answers what the test says."""
+    """A socket with answers from the test."""
 
     def __init__(self, *answers: bytes | OSError) -> None:
         self.answers = list(answers)
@@ -319,7 +319,7 @@ def test_silence_is_a_timeout(send: Send, first: int) -> None:
 
 
 @both
-def test_lost_answers_are_told(send: Send, first: int) -> None:
+def test_lost_answers_are_reported(send: Send, first: int) -> None:
     with scripted(OSError(errno.ENOBUFS, "")) as sock, pytest.raises(ReplyLost, match="ENOBUFS"):
         send(sock, [UP])
 
@@ -373,13 +373,13 @@ def test_an_interrupted_dump_is_repeated() -> None:
         assert [one.sequence for one in sock.dump(dump_links())] == [3]
 
 
-def test_a_dump_that_never_comes_whole_is_told() -> None:
+def test_a_dump_that_never_comes_whole_is_reported() -> None:
     answers = [reply(message.NLMSG_DONE, 1 + n, flags=message.NLM_F_DUMP_INTR) for n in range(20)]
     with scripted(*answers) as sock, pytest.raises(DumpInterrupted, match="list links"):
         sock.dump(dump_links())
 
 
-def test_a_refused_dump_is_told() -> None:
+def test_a_refused_dump_is_reported() -> None:
     refusal = reply(message.NLMSG_ERROR, 1, struct.pack("=i", -errno.EPERM))
     with scripted(refusal) as sock, pytest.raises(BatchError, match="EPERM"):
         sock.dump(dump_links())
@@ -422,7 +422,7 @@ def test_sockets_of_a_pool_serve_many_threads(here: int) -> None:
 @pytest.mark.parametrize("text", ["10.64.0.0/12", "fd00:64::/48"])
 def test_routes_of_prefixes(sock: NetlinkSocket, pair: int, text: str) -> None:
     """Through a link with a source, replaced by another source; unreachable;
-    both gone: as they are told again, and as pyroute2 sees their kinds.
+    both gone: as our parser, and pyroute2 for the kinds, read them.
     """
     prefix = ip_network(text)
     family = AF_INET if prefix.version == 4 else AF_INET6

@@ -43,8 +43,9 @@ def new_veth(host: VethEnd, peer: VethEnd, *, netns_fd: int, mtu: int, group: in
     """Create a veth pair: `host` here, down, in `group`; `peer` in `netns_fd`.
 
     Each end has one queue. By default the kernel makes one for each possible
-    CPU, each an object in sysfs, and then uses the first only
-    (veth_init_queues): a third of the time of a pair on 2 CPUs, more on more.
+    CPU, each with an object in sysfs, and then uses only the first
+    (veth_init_queues). That takes a third of a pair's time on 2 CPUs, and more
+    on more CPUs.
 
     EEXIST: a name, or the host end's index, is taken. EBUSY: the peer's index
     is taken.
@@ -76,9 +77,9 @@ def new_veth(host: VethEnd, peer: VethEnd, *, netns_fd: int, mtu: int, group: in
 def load_veth() -> Request:
     """Make the kernel load its module for new_veth; make no link.
 
-    When two threads need a module at once, each starts modprobe. Some (that of
-    busybox) ends at once if another is loading the module; the kernel then
-    says EOPNOTSUPP for a kind that it has a moment later.
+    When two threads need a module at once, each starts modprobe. Busybox's ends
+    at once if another is loading the module; the kernel then returns EOPNOTSUPP
+    for a kind that it has a moment later.
 
     EBADF: the module is loaded. EOPNOTSUPP: the kernel lacks it. It always
     fails, since the peer's namespace does not exist (rtnl_newlink, net/core/

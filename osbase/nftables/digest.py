@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a table is now, as hashes of the kernel's dump; and when any changes.
+"""The state of a table as hashes of the kernel's dump, and events of commits.
 
     digest("t")  ->  {"inet table t": 8a.., "inet chain t c": 01.., ...}
 
-Two digests are equal if the tables are. Nothing is understood: the bytes of the
-kernel's answer are hashed, without the attributes that change by themselves
-(counters, how often something is used, handles, expirations). Rules count with
-their chain, in order; elements with their set, in any order. Sets whose
-elements come and go with packets (timeouts, dynamic) count without elements.
+Equal tables have equal digests. The module does not interpret rules: it hashes
+the bytes of the kernel's answer, without the attributes that change by
+themselves (counters, use counts, handles, expirations). Rules count with their
+chain, in order; elements with their set, in any order. Sets whose elements come
+and go with packets (timeouts, dynamic) count without elements.
 
-Not seen: flow tables; and what the kernel does not show, such as the state of
+Not seen: flow tables, and state that the kernel does not show, such as that of
 a limit.
 
-Why not the text that nft prints: that is for people, differs from version to
-version, and takes milliseconds of libnftables where this takes one.
+Why not the text that nft prints: it is for people, differs from version to
+version, and takes libnftables several milliseconds where this takes one.
 
     generation(sock)     a number that grows with each commit in the namespace
     generation_events    a callback at each commit, and by which program
-    element_comments     the comments of a set's elements: whoever comments its
-                         elements finds them again, without their encoding
+    element_comments     the comments of a set's elements: by them a caller
+                         finds its elements, without their encoding
 
 Source: linux/netfilter/nf_tables.h, nfnetlink.h.
 """
@@ -82,7 +82,7 @@ _GEN_ID, _GEN_PROC_PID, _GEN_PROC_NAME = 1, 2, 3
 _EXPR_NAME, _EXPR_DATA = 1, 2
 _STATEFUL_EXPRESSIONS: Final = {b"counter", b"quota", b"connlimit", b"last"}
 
-# What changes by itself, or with the place of something in the kernel.
+# Attributes that change by themselves, or with an object's place in the kernel.
 _CHANGES: Final = {
     _GET_TABLE: {3, 4, 5},  # use, handle, padding
     _GET_CHAIN: {2, 6, 8, 9},  # handle, use, counters, padding
@@ -99,16 +99,16 @@ def open_socket() -> NetlinkSocket:
 
 
 def digest(sock: NetlinkSocket, name: str) -> Digest:
-    """Digest the tables of that name, of every family; {}: there is none.
+    """Digest the tables with that name, of every family; {}: there is none.
 
-    What is changed meanwhile may be in it by half, as `generation` says; but
-    what is gone meanwhile is no error. Raises NetlinkError.
+    A change meanwhile may be included in part; `generation` shows that. An
+    object that is removed meanwhile is not an error. Raises NetlinkError.
     """
     while True:
         try:
             return _digest(sock, name)
         except BatchError as error:
-            # Something listed has been removed. It is not in the next listing.
+            # A listed object has been removed. The next listing lacks it.
             if error.errors[0].errno != errno.ENOENT:
                 raise
 
@@ -152,7 +152,7 @@ def _digest(sock: NetlinkSocket, name: str) -> Digest:
 
 
 def differences(before: Digest, now: Digest) -> list[str]:
-    """Return what changed, in words. Pure."""
+    """Return the changes, in words. Pure."""
     found = []
     for key, value in before.items():
         if key not in now:
@@ -164,8 +164,8 @@ def differences(before: Digest, now: Digest) -> list[str]:
 
 @dataclass(frozen=True)
 class BaseChain:
-    """A chain on a hook. hook: NF_INET_ (of arp: NF_ARP_). accepts: what no
-    rule decides on goes on. rules: how many it has.
+    """A chain on a hook. hook: NF_INET_ (family arp: NF_ARP_). accepts: its
+    policy is accept. rules: the number of rules.
     """
 
     family: str
@@ -178,7 +178,7 @@ class BaseChain:
 
 
 def base_chains(sock: NetlinkSocket) -> list[BaseChain]:
-    """Return all of the namespace. Raises NetlinkError."""
+    """Return all base chains of the namespace. Raises NetlinkError."""
     found = []
     for family, body in _dump(sock, _GET_CHAIN, _UNSPEC):
         parsed = attrs.parse(body)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a digest sees and what it does not, of what nft(8) does to a table."""
+"""Which changes by nft(8) a digest shows, and which not."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ table arp t { chain a { type filter hook input priority 0 ; policy accept ; }; }
 
 @pytest.fixture
 def sock() -> Iterator[NetlinkSocket]:
-    """A socket, and the tables."""
+    """Yield a socket; make the tables."""
     with Nftables() as nft, digest.open_socket() as opened:
         nft.apply(TABLE)
         yield opened
@@ -94,7 +94,7 @@ def test_the_order_of_rules_counts(sock: NetlinkSocket) -> None:
 
 
 def test_what_changes_by_itself_is_not_seen(sock: NetlinkSocket) -> None:
-    """Packets, which count and are added to sets; and who else commits."""
+    """Packets, which are counted and added to sets; and other commits."""
     before = digest.digest(sock, "t")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     with (
@@ -116,13 +116,13 @@ def test_what_changes_by_itself_is_not_seen(sock: NetlinkSocket) -> None:
     nft("add element inet t mine { 192.0.2.9 timeout 30s }")
     nft("reset counters")
     nft("add table inet other { chain d { }; chain c { jump d ; }; }")
-    # A use more of what is ours, and one less.
+    # One more use of our object, and one less.
     nft("add element inet t words { 9 }; delete element inet t words { 9 }")
     assert digest.differences(before, digest.digest(sock, "t")) == []
 
 
 def test_the_same_again_is_the_same(sock: NetlinkSocket) -> None:
-    """Whatever numbers the kernel gives what it makes anew."""
+    """The numbers that the kernel gives new objects do not matter."""
     before = digest.digest(sock, "t")
     nft("add table inet t; delete table inet t; delete table arp t; " + TABLE.strip())
     assert digest.differences(before, digest.digest(sock, "t")) == []
@@ -130,7 +130,7 @@ def test_the_same_again_is_the_same(sock: NetlinkSocket) -> None:
 
 
 def test_sets_that_grow_and_move(sock: NetlinkSocket) -> None:
-    """More than a message holds; the same elements in another order."""
+    """More elements than a message holds; the same in another order."""
     numbers = [str(n) for n in range(100, 4000)]
     nft(f"add element inet t words {{ {', '.join(numbers)} }}")
     before = digest.digest(sock, "t")
@@ -141,28 +141,30 @@ def test_sets_that_grow_and_move(sock: NetlinkSocket) -> None:
     assert digest.differences(before, digest.digest(sock, "t")) == ["inet set t words differs"]
 
 
-def test_a_commit_is_told_with_who_made_it(sock: NetlinkSocket) -> None:
-    """Once each, whatever is in it; what changes nothing is no commit."""
-    told: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
-    events = digest.generation_events(lambda *who: told.put(who), lambda: told.put(("lost", 0)))
+def test_a_commit_is_reported_with_who_made_it(sock: NetlinkSocket) -> None:
+    """Each commit is one event; without a change there is no commit."""
+    commits: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+    events = digest.generation_events(
+        lambda *who: commits.put(who), lambda: commits.put(("lost", 0))
+    )
     events.start()
     number = digest.generation(sock)
     nft("add table inet other { chain c { }; chain d { }; }")
-    assert told.get(timeout=LIMIT_S)[0] == "nft"
+    assert commits.get(timeout=LIMIT_S)[0] == "nft"
     with Nftables() as library:
         library.apply("delete table inet other")
     name = Path("/proc/self/comm").read_text().strip()
-    who, process = told.get(timeout=LIMIT_S)
+    who, process = commits.get(timeout=LIMIT_S)
     assert who == name
     assert process > 0  # in the first process namespace
     nft("list ruleset")
     assert digest.generation(sock) == number + 2
-    assert told.empty()
+    assert commits.empty()
     events.close()
 
 
 def test_a_table_that_comes_and_goes(sock: NetlinkSocket) -> None:
-    """Whatever is removed while it is listed."""
+    """A table may be removed while it is listed."""
     over = threading.Event()
 
     def come_and_go() -> None:
@@ -197,7 +199,7 @@ def test_base_chains(sock: NetlinkSocket) -> None:
 
 
 def test_comments_of_elements(sock: NetlinkSocket) -> None:
-    """Of sets and maps; those of a set that is not there are None."""
+    """Sets and maps have comments; the result for a missing set is None."""
     assert digest.element_comments(sock, "inet", "t", "ports") == []
     longest = "x" * 128
     for port, comment in ((81, "one two"), (82, longest)):

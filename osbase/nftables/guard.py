@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a table is still as its owner committed it."""
+"""Check whether a table is still as its owner committed it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _ATTEMPTS = 5
 
 
 class Guard:
-    """Remembers the digest of the tables of a name, right after a commit.
+    """Stores the digest of the tables with a name, right after a commit.
 
-    Not thread-safe. What others commit at the same time must not pass for ours,
-    nor be replaced without a word: the namespace's generation says whether they
-    did, and then it is committed again, whole. Where others commit all the
-    time, what is the same after each of ours is remembered, and is not `sure`.
+    Not thread-safe. A commit by others at the same time must not count as ours,
+    nor be replaced silently: the namespace's generation shows it, and then the
+    whole table is committed again. If others commit all the time, the guard
+    stores what is equal after each of ours, and the digest is `doubtful`.
     """
 
     def __init__(self, name: str) -> None:
-        """Nothing is known."""
+        """Begin without a digest."""
         self._name = name
         self._digest: Digest | None = None
         self._generation = 0
@@ -30,30 +30,29 @@ class Guard:
 
     @property
     def doubtful(self) -> bool:
-        """Whether what is remembered ought to be committed once more, and can
-        be: others have been quiet between the last two looks.
+        """Return whether the table should be committed again, since the digest
+        is doubtful, and others have not committed between the last two looks.
         """
         return self._digest is not None and not self._sure and self._quiet
 
     def commit(
         self, whole: Callable[[], None], update: Callable[[], bool] | None = None
     ) -> list[str]:
-        """Commit, and remember what is there; return, in words, what others had
-        changed and this replaced.
+        """Commit, and store the new digest; return, in words, changes by others
+        that this commit replaced.
 
-        whole: one transaction that makes the table anew. update: one that takes
-        less, for a table that nobody else has touched; false: it was refused.
-        Raises what they raise, and NetlinkError or OSError; then nothing is
-        remembered.
+        whole: a transaction that replaces the table. update: a cheaper one, for
+        a table without changes by others; False: it was refused. Raises the
+        exceptions of both, NetlinkError and OSError; then no digest is stored.
         """
         known, self._digest, again = self._digest, None, self.doubtful
         self._quiet = False
         with open_socket() as sock:
-            # First: whoever commits between the look and ours is noticed.
+            # First: a commit between this look and ours is then noticed.
             before = generation(sock)
             found = self._others(sock, known, before)
             if update is None or found or not update():
-                # Refused: what was there a moment ago is gone.
+                # Refused: an object that existed a moment ago is gone.
                 found = found or self._others(sock, known, generation(sock))
                 whole()
             mixed: Digest | None = None
@@ -66,14 +65,14 @@ class Guard:
                 same = same and mixed in (None, now)
                 mixed, before = now, after
                 whole()
-            # Others who are busy only when we are, may be so with this table.
+            # Others who commit only when we do may be changing this table.
             if same and not again and digest(sock, self._name) == mixed:
                 # No generation is 0: the next look compares.
                 self._digest, self._generation, self._sure = mixed, 0, False
         return found
 
     def differences(self) -> list[str]:
-        """Return, in words, what others changed since; []: nothing.
+        """Return, in words, changes by others since the commit; []: none.
 
         Costs little if there was no commit at all. Raises NetlinkError or
         OSError.
@@ -89,7 +88,7 @@ class Guard:
         return found
 
     def _others(self, sock: NetlinkSocket, known: Digest | None, now: int) -> list[str]:
-        """What is not as it was known, if anything was. now: the generation."""
+        """Return differences from the digest `known`. now: the generation."""
         if known is None or now == self._generation:
             return []
         return differences(known, digest(sock, self._name))

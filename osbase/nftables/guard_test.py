@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Others' commits are told from one's own, whenever they come."""
+"""Commits by others are distinguished from ours at any time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def nft() -> Iterator[Nftables]:
 
 @pytest.fixture
 def guard(nft: Nftables) -> Guard:
-    """Of a table that is committed."""
+    """Return the guard of a committed table."""
     made = Guard("t")
     made.commit(lambda: nft.apply(ANEW))
     return made
@@ -81,12 +81,12 @@ def test_what_others_commit_meanwhile_is_not_taken_for_ones_own(nft: Nftables) -
 
 
 def look(guard: Guard) -> tuple[list[str], bool]:
-    """The differences, and whether it is doubtful then."""
+    """Return the differences, and whether the guard is then doubtful."""
     return guard.differences(), guard.doubtful
 
 
 def test_never_alone(nft: Nftables) -> None:
-    """Damage is seen all the same; and when others are quiet, all is sure."""
+    """Damage is still found; once others stop, the digest is sure."""
     numbers = itertools.count()
     busy = True
 
@@ -109,7 +109,7 @@ def test_never_alone(nft: Nftables) -> None:
 
 @pytest.mark.parametrize("text", ["add rule inet t c accept", "add chain inet t c{}"])
 def test_never_alone_in_the_table(nft: Nftables, text: str) -> None:
-    """Then it is not known, and that is said."""
+    """Then there is no digest, and differences say so."""
     numbers = itertools.count()
 
     def commit() -> None:
@@ -125,7 +125,7 @@ def test_never_alone_in_the_table(nft: Nftables, text: str) -> None:
 
 
 def test_beside_a_busy_neighbour(nft: Nftables, guard: Guard) -> None:
-    """Who commits without a pause: no difference is seen but real ones."""
+    """Another program commits without a pause: only real differences count."""
     stop = threading.Event()
 
     def busy() -> None:
@@ -178,7 +178,7 @@ def test_what_an_update_replaces_is_said(
     if when == "before":
         they()
     replaced = guard.commit(lambda: nft.apply(f"table ip t; delete table ip t; {AFTER}"), update)
-    # What an update does away with anyway is not seen if it comes right before.
+    # A change right before the update is not seen if the update removes it.
     if (command, when) != ("flush chain inet t c", "between"):
         assert bool(replaced) == bool(command)
     assert guard.differences() == []

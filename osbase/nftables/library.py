@@ -17,10 +17,8 @@ type _Simple = ctypes._SimpleCData[Any]
 
 
 class NftablesError(Exception):
-    """libnftables or the kernel refused. The text is libnftables' own.
-
-    For the kernel's refusals it has the errno's text.
-    Nothing of the transaction was carried out.
+    """libnftables or the kernel refused. The text is libnftables' own; for the
+    kernel's refusals it has the errno's text. The transaction had no effect.
     """
 
 
@@ -42,18 +40,18 @@ def _library() -> ctypes.CDLL:
         ("nft_run_cmd_from_buffer", ctypes.c_int, [context, ctypes.c_char_p]),
     )
     for name, result, arguments in prototypes:
-        function = getattr(library, name)  # by index, each time another object
+        function = getattr(library, name)  # by index: each time a new object
         function.restype = result
         function.argtypes = arguments
     return library
 
 
 class Nftables:
-    """One context: a netlink socket in the namespace it was made in.
+    """A context: a netlink socket in the namespace in which it was made.
 
-    A context is not thread-safe; a lock makes calls from any thread wait for
-    each other. Calls block for as long as the kernel works (a commit may wait
-    for a grace period, milliseconds): not for an event loop's thread.
+    libnftables' context is not thread-safe: a lock serializes calls of all
+    threads. Calls block for as long as the kernel works (a commit may wait for
+    a grace period, milliseconds): never call from an event loop's thread.
     """
 
     def __init__(self) -> None:
@@ -72,14 +70,14 @@ class Nftables:
         self._library.nft_ctx_input_set_flags(self._context, _INPUT_NO_DNS)
 
     def close(self) -> None:
-        """Closes its socket. What was applied stays. May be repeated."""
+        """Close the socket. Applied rules stay. May be repeated."""
         with self._lock:
             if self._context is not None:
                 self._library.nft_ctx_free(self._context)
                 self._context = None
 
     def __enter__(self) -> Self:
-        """For `with`: closed at its end."""
+        """Return the context; leaving `with` closes it."""
         return self
 
     def __exit__(
@@ -92,16 +90,16 @@ class Nftables:
         self.close()
 
     def apply(self, text: str) -> None:
-        """Carries out all commands of `text` in one transaction.
+        """Execute all commands of `text` in one transaction.
 
         Raises NftablesError; then nothing was changed.
         """
         self._run(text, dry=False)
 
     def check(self, text: str) -> None:
-        """Raises the NftablesError that parsing or evaluating would raise.
+        """Parse and evaluate `text`, without the kernel. Raises NftablesError.
 
-        What only the kernel can refuse is not found.
+        It does not find errors that only the kernel detects.
         """
         self._run(text, dry=True)
 

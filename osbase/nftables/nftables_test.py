@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Atomic rule sets, in the kernel of a fresh network namespace.
 
-What is programmed is asked of nft(8), a program of its own.
+nft(8), an independent program, lists the result.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from osbase.nftables import Nftables, NftablesError
 
 @pytest.fixture
 def nft() -> Iterator[Nftables]:
-    """A context; whatever a test programmed is removed."""
+    """Yield a context; remove all tables afterwards."""
     with Nftables() as context:
         yield context
         context.apply("flush ruleset")
 
 
 def ruleset() -> str:
-    """What nft says is programmed."""
+    """Return the rule set as nft lists it."""
     return subprocess.run(
         ["nft", "list", "ruleset"], check=True, capture_output=True, text=True
     ).stdout
@@ -56,7 +56,7 @@ def test_replacing_is_atomic(nft: Nftables) -> None:
 
 
 def test_check_changes_nothing(nft: Nftables) -> None:
-    """And finds what is not the language."""
+    """It finds syntax errors."""
     nft.check("table inet t { chain c { drop; }; }")
     assert ruleset() == ""
     with pytest.raises(NftablesError, match="syntax error"):
@@ -79,7 +79,7 @@ def test_check_changes_nothing(nft: Nftables) -> None:
 def test_garbage_is_an_error_and_leaves_the_context_usable(
     nft: Nftables, text: str, reason: str
 ) -> None:
-    """Whatever the text, an exception of the family; no name is resolved."""
+    """Any invalid text raises NftablesError; no name is resolved."""
     with pytest.raises(NftablesError, match=reason):
         nft.apply(text)
     assert ruleset() == ""

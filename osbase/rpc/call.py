@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a handler has of its call, whichever server runs it."""
+"""A handler's view of its call, the same for both servers."""
 
 import abc
 import logging
@@ -9,13 +9,13 @@ import grpc
 
 log = logging.getLogger(__name__)
 
-# Bytes, of which percent-encoding makes up to three each: a client takes 8 KiB
-# of metadata, or hears nothing but that it was more.
+# Bytes; percent-encoding makes up to three of each. A client accepts 8 KiB of
+# metadata, and otherwise only reports that there was more.
 _DETAILS_MAX = 1996
 
 
 class RpcError(Exception):
-    """What a handler raises to end its call with a status."""
+    """A handler raises it to end its call with a status."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
         super().__init__(details)
@@ -24,27 +24,27 @@ class RpcError(Exception):
 
 
 class Call(abc.ABC):
-    """A call that one message answers. For the handler's thread only."""
+    """A unary call. For the handler's thread only."""
 
     __slots__ = ()
 
     @abc.abstractmethod
     def time_remaining(self) -> float:
-        """For how many seconds the caller still waits; 0 or less: not."""
+        """Return the seconds until the caller's deadline; <= 0: it is over."""
 
 
 type Unary = Callable[[bytes, Call], bytes]
 
 
 def short(method: str) -> str:
-    """A method's name as its errors begin: of `/package.Service/Attach`,
-    `attach`.
+    """Return a method's name as errors begin with it: `attach` for
+    `/package.Service/Attach`.
     """
     return method.rpartition("/")[2].lower()
 
 
 def unexpected(method: str, error: BaseException) -> RpcError:
-    """The status of a call whose handler failed; the rest is logged."""
+    """Return the status of a call whose handler failed; log the error."""
     log.error("%s failed", method, exc_info=error)
     return RpcError(
         grpc.StatusCode.INTERNAL,
@@ -53,8 +53,8 @@ def unexpected(method: str, error: BaseException) -> RpcError:
 
 
 def status(error: RpcError) -> tuple[int, bytes]:
-    """As it is sent. Details may quote what is no text, as a file's name can
-    be, or have any length.
+    """Return code and details as they are sent. Details may have any length,
+    and quote bytes that are not text, such as a file's name.
     """
     code: int = error.code.value[0]
     details = error.details.encode("utf-8", "backslashreplace")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which server serves: ours, or grpc.server behind the same interface.
+"""Choose the server: ours, or grpc.server behind the same interface.
 
-Both pass the same suite of tests. Ours is faster, and stands on what grpcio
-does not promise to keep; so it is taken when that is as it was.
+Both pass the same suite of tests. Ours is faster, but uses private parts of
+grpcio; so it is chosen only if those are unchanged.
 """
 
 import logging
@@ -21,10 +21,11 @@ NAMES = (AUTO, QUEUES, STOCK)
 
 
 def server_class(name: str = AUTO) -> type[Server | StockServer]:
-    """queues: ours, on completion queues. stock: grpc.server. auto: ours, but
-    the other, and a warning with the reason, when grpcio has changed too much.
+    """Return the class. queues: ours, on completion queues. stock: grpc.server.
+    auto: ours; if grpcio has changed, the other, with a warning that has the
+    reason.
 
-    Raises RuntimeError, with the reason, when `queues` cannot be had.
+    Raises RuntimeError, with the reason, when `queues` is not usable.
     """
     if name not in NAMES:
         raise ValueError(f"server {name!r}: must be one of {', '.join(NAMES)}")

@@ -12,14 +12,14 @@ from osbase.rpc.testing import Service
 
 @pytest.fixture(params=[QUEUES, STOCK])
 def kind(request: pytest.FixtureRequest) -> str:
-    """Every test that takes it is run for both servers."""
+    """Run each test that uses it for both servers."""
     name: str = request.param
     return name
 
 
 @pytest.fixture
 def service(tmp_path: Path, kind: str) -> Iterator[Service]:
-    """A server of one kind, with handlers and a client."""
+    """Yield a server of one kind, with handlers and a client."""
     made = Service(tmp_path, kind)
     yield made
     made.close()

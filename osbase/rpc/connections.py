@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The connections of a server, ended whatever their clients do.
+"""End the connections of a server, whatever their clients do.
 
-C-core closes no connection while it writes to it, and a client that does not
-read, such as one that was stopped, keeps it writing for ever; so would the end
-of the server be waited for. The kernel can end such a connection: then the
-write fails.
+C-core closes no connection while it writes to it. A client that does not read,
+such as a stopped process, blocks the write for ever, and with it the end of the
+server. The kernel can shut down such a connection: then the write fails.
 
-C-core gives away no descriptors. So they are found among those of the process,
-by the name of the socket that they came from.
+C-core does not expose descriptors. So the module searches those of the process,
+by the name of the listening socket.
 """
 
 import errno
@@ -24,8 +23,8 @@ _NO_ROOM = (errno.EMFILE, errno.ENFILE)  # for a descriptor of our own
 
 
 def cut(addresses: set[str]) -> bool:
-    """End the connections to unix sockets that gRPC calls so, `unix:/run/x`.
-    False: it is to be tried again.
+    """End the connections to unix sockets with these gRPC names, such as
+    `unix:/run/x`. Return False when the caller has to try again.
     """
     names = {one.removeprefix("unix:") for one in addresses if one.startswith("unix:")}
     count = 0
@@ -34,7 +33,7 @@ def cut(addresses: set[str]) -> bool:
             try:
                 count += _cut(int(number), names)
             except OSError as error:
-                # Mostly it was closed meanwhile.
+                # Usually it was closed meanwhile.
                 if error.errno in _NO_ROOM:
                     raise
     except OSError as error:
@@ -48,7 +47,7 @@ def cut(addresses: set[str]) -> bool:
 def _cut(number: int, names: set[str]) -> bool:
     if not stat.S_ISSOCK(os.fstat(number).st_mode):
         return False
-    # A descriptor of our own, lest that number becomes another file's.
+    # Our own descriptor, since the number may become another file's.
     own = os.dup(number)
     try:
         found = socket.socket(fileno=own)

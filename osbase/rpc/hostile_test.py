@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clients that misbehave, and honest ones that are answered all the same."""
+"""Clients that misbehave; honest ones still get answers."""
 
 import threading
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def threads(of: str) -> int:
 
 
 def assert_answers(service: Service) -> None:
-    """Each kind of method, to a client that has just come."""
+    """Assert that each kind of method answers a new client."""
     with connect(service.path) as channel:
         for method in ("Quick", "Fast", "Echo"):
             assert channel.unary_unary(f"/t/{method}")(b"x", timeout=WAIT_S) == b"x"
@@ -43,8 +43,8 @@ def assert_answers(service: Service) -> None:
 
 
 def test_calls_without_a_message(service: Service, kind: str) -> None:
-    """Of each kind of method more than there are threads for, on one connection
-    and on others, whose clients stay.
+    """There are more calls of each kind of method than threads, on one
+    connection and on others, and the clients stay.
     """
     with ExitStack() as stack:
         for method in ("Quick", "Echo", "Wait", "Nothing"):
@@ -56,8 +56,8 @@ def test_calls_without_a_message(service: Service, kind: str) -> None:
 
 
 def test_many_calls_without_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With grpc.server, where each takes a thread for a while: one that has
-    come since does not wait for all of them.
+    """With grpc.server, where each takes a thread for a while, a later call
+    does not wait for all of them.
     """
     # Long enough for the honest one's message on a busy machine.
     monkeypatch.setattr(stock, "_WANTED_S", 2.0)
@@ -79,7 +79,7 @@ def test_streams_without_a_message_have_no_thread(tmp_path: Path) -> None:
 def test_a_message_that_does_not_come_is_not_waited_for(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The caller is told, and why."""
+    """The caller gets an error with the reason."""
     monkeypatch.setattr(stock, "_WANTED_S", 1.0)
     service = Service(tmp_path, kind)
 
@@ -102,7 +102,7 @@ def test_a_message_that_does_not_come_is_not_waited_for(
 
 
 def test_a_message_that_comes_late_is_answered(service: Service) -> None:
-    """While nobody else wants the thread, by when others have been served."""
+    """It is answered if no other call waits for the thread."""
 
     def late() -> Iterator[bytes]:
         come.wait(WAIT_S)
@@ -150,7 +150,7 @@ def test_a_reader_that_does_not_read(service: Service) -> None:
 
 
 def flood(kind: str) -> bytes:
-    """What is sent after a proper beginning."""
+    """Return the bytes that follow a valid beginning."""
     call = headers("/t/Echo")
     many = range(1, 1000, 2)
     return {
@@ -238,7 +238,7 @@ def test_stop_ends_whatever_clients_do(
         raw.open(f"/t/{method}", 6)
     assert_answers(service)
     service.channel.close()
-    # Nobody's message comes any more.
+    # No message arrives any more.
     monkeypatch.setattr(stock, "_WANTED_S", 0.5)
     service.server.stop(0.5)
     for raw in raws:
@@ -246,7 +246,7 @@ def test_stop_ends_whatever_clients_do(
 
 
 def test_stop_ends_although_clients_do_not_read(tmp_path: Path, kind: str) -> None:
-    """Or let the server send nothing."""
+    """Nor does it matter if they close the flow control window."""
     service = Service(tmp_path, kind)
     closed_window = frame(4, 0, 0, b"\0\4\0\0\0\0")
     raws = [Raw(service.path, PREFACE, window) for window in (SETTINGS, closed_window)]

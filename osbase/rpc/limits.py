@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server allows its clients, unless it is told otherwise.
+"""Default limits of a server for its clients.
 
-C-core bounds the rest: calls that wait for a thread (1,000, then some and at
-3,000 all are refused), the size of headers, frames that ask for answers.
+C-core limits the rest: calls that wait for a thread (it refuses some from 1,000
+on, and all from 3,000), the size of headers, frames that ask for answers.
 """
 
 from collections.abc import Sequence
 
-STREAMS = 32  # calls that are answered by many messages, at a time
+STREAMS = 32  # streaming calls at a time
 
 _OPTIONS = {
-    # Calls under way on one connection: a caller's own library makes further
-    # ones wait. More than there ever are for good reason, since one of them may
-    # be of a quick method.
+    # Calls under way on one connection: the client's library makes further ones
+    # wait. It is higher than any sensible use, since one of them may be of a
+    # quick method.
     "grpc.max_concurrent_streams": 1000,
     "grpc.max_allowed_incoming_connections": 512,
-    # So those that a client has forgotten, without a call, do not keep others
-    # out for good. Clients connect again when they have something to ask.
+    # So forgotten connections without a call do not keep others out for good.
+    # Clients connect again for their next call.
     "grpc.max_connection_idle_ms": 60_000,
     # Until a connection has shown that it speaks HTTP/2; by default 120,000.
     "grpc.server_handshake_timeout_ms": 5000,
@@ -24,5 +24,5 @@ _OPTIONS = {
 
 
 def with_limits(options: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    """The options, and the limits that they do not set."""
+    """Return the options, with the limits that they do not set."""
     return list((_OPTIONS | dict(options)).items())

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What osbase.rpc.server uses of grpcio's private module cygrpc, and whether
-that is there as it is used.
+"""Check the parts of grpcio's private cygrpc that osbase.rpc.server uses.
 
-grpcio promises nothing about it. `problems` compares names and signatures, and
-tries what needs no server; how it all behaves is for the contract suite to see.
+grpcio promises nothing about them. `problems` compares names and signatures,
+and tries those that need no server; the contract suite tests the behaviour.
 """
 
 import importlib
@@ -62,8 +61,8 @@ MADE: dict[str, tuple[object, ...]] = {
 
 
 def problems(module: ModuleType | None = None) -> list[str]:
-    """What has changed, one line each; none: it can be used. module: to be
-    looked at instead of the real one.
+    """Return the changes, one line each; []: the module is usable. module:
+    inspected instead of the real one.
     """
     try:
         found: Any = module or importlib.import_module(MODULE)
@@ -73,7 +72,7 @@ def problems(module: ModuleType | None = None) -> list[str]:
 
 
 def explain(changed: list[str]) -> str:
-    """For a log or an error."""
+    """Return a text for a log or an error."""
     return (
         f"grpcio {grpc.__version__} is not as osbase.rpc.server uses it "
         f"({len(changed)} differences): {'; '.join(changed)}"
@@ -115,7 +114,7 @@ def _signatures(module: Any) -> Iterator[str]:
 
 
 def _unlike(module: Any) -> Iterator[str]:
-    """What can be tried at once."""
+    """Yield differences in behaviour that needs no server."""
     for name, arguments in MADE.items():
         try:
             getattr(module, name)(*arguments)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""grpcio's private parts are as the server uses them; and what if not."""
+"""grpcio's private parts are as the server uses them; changes are found."""
 
 import ast
 import logging
@@ -17,9 +17,9 @@ from osbase.rpc.stock import StockServer
 
 
 def test_nothing_has_changed() -> None:
-    """Where this fails after an update of grpcio: see what each of these does
-    now in grpc/_server.py, which uses them too, and change osbase.rpc. Until
-    then `--rpc-server auto` chooses grpc.server.
+    """If this fails after an update of grpcio, see how grpc/_server.py uses
+    each of these now, and change osbase.rpc. Until then `--rpc-server auto`
+    chooses grpc.server.
     """
     changed = private.problems()
     assert not changed, private.explain(changed)
@@ -39,7 +39,7 @@ def test_all_that_is_used_is_looked_at() -> None:
 
 
 class Changed(ModuleType):
-    """The module with other names in it."""
+    """The module with some names replaced."""
 
     def __init__(self, **other: Any) -> None:
         super().__init__("changed")
@@ -61,11 +61,11 @@ class Other:
 
 
 def poll(self: Any, until: float) -> None:
-    """Another name of the parameter."""
+    """Has another name of the parameter."""
 
 
 def destroy(self: Any, how: int) -> None:
-    """One parameter more."""
+    """Has one more parameter."""
 
 
 @pytest.mark.parametrize(

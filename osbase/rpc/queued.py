@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls on completion queues: reading the message, answering, the end.
+"""Calls on completion queues: read the message, answer, end.
 
 Each kind of method has its kind of call:
 
-    WorkerCall   stays with a thread, which waits for its message and may then
-                 take long; so it looks at its queue whether it was cancelled
-    QuickCall    has no thread before its message has come
-    StreamCall   likewise, and then one of its own
+    WorkerCall   has a thread, which waits for its message and may then take
+                 long; so it checks its queue for a cancellation
+    QuickCall    has no thread before its message arrives
+    StreamCall   has no thread before its message arrives, and then its own
 
-Whatever happens to the latter two arrives at the queue of the thread that
-accepts them.
+Events of the latter two arrive at the queue of the thread that accepts them.
 """
 
 import contextlib
@@ -29,19 +28,19 @@ from osbase.rpc.unread import Unread
 
 log = logging.getLogger(__name__)
 
-# Whether the caller has cancelled is looked at when a call is older than this:
-# a younger cancellation might as well have come a little later.
+# A call checks for a cancellation when it is older than this: an earlier
+# cancellation might as well have come a little later.
 _FRESH_S = 0.001
-_LOOK_S = 0.05  # how often a thread looks whether to wait for a message still
+_LOOK_S = 0.05  # how often a thread checks whether to go on waiting for a message
 _AGAIN_S = 0.1
 
 _TIMEOUT = cygrpc.CompletionType.queue_timeout
 _LATE = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
-SENT = object()  # the tag of what is not waited for
+SENT = object()  # the tag of operations that are not awaited
 
 
 class _Given:
-    """What all kinds have: the end of a call that nothing was sent to."""
+    """Common to all kinds: ends a call to which nothing was sent."""
 
     __slots__ = ("_call", "_method")
 
@@ -53,11 +52,11 @@ class _Given:
         self._call.cancel(_LATE, f"{short(self._method)}: {reason}")
 
     def abandon(self) -> None:
-        """See below."""
+        """See the function `abandon`."""
         abandon(self._call)
 
     def answer(self, message: bytes) -> None:
-        """End it with a response."""
+        """End the call with a response."""
         self._call.start_server_batch(
             (
                 cygrpc.SendInitialMetadataOperation(None, 0),
@@ -68,12 +67,12 @@ class _Given:
         )
 
     def refuse(self, error: RpcError) -> None:
-        """End it with a status."""
+        """End the call with a status."""
         refuse(self._call, error)
 
 
 def refuse(call: Any, error: RpcError) -> None:
-    """End a call of cygrpc's to which nothing was sent yet with a status."""
+    """End a cygrpc call, to which nothing was sent yet, with a status."""
     code, details = status(error)
     call.start_server_batch(
         (
@@ -85,8 +84,8 @@ def refuse(call: Any, error: RpcError) -> None:
 
 
 def asking_failed(ended: threading.Event) -> None:
-    """The next call could not be asked for, as without memory. Returns when it
-    may be tried again.
+    """Wait after a failed request for the next call, for example without
+    memory. Return when the caller may try again.
     """
     with contextlib.suppress(Exception):
         log.exception("the next call could not be asked for")
@@ -94,13 +93,13 @@ def asking_failed(ended: threading.Event) -> None:
 
 
 def abandon(call: Any) -> None:
-    """Something is wrong with a call of cygrpc's: let its caller not wait."""
+    """Cancel a broken cygrpc call, so that its caller does not wait."""
     with contextlib.suppress(Exception):
         call.cancel()
 
 
 class WorkerCall(_Given, Call):
-    """A call of a blocking method. queue: its thread's own."""
+    """A call of a blocking method. queue: the queue of its thread."""
 
     __slots__ = ("_arrived", "_cancelled", "_closed", "_deadline", "_queue")
 
@@ -109,8 +108,8 @@ class WorkerCall(_Given, Call):
         self._method = method
         self._queue = queue
         self._arrived = now = time.monotonic()
-        # By the monotonic clock from here on. cygrpc has it by the wall's, as
-        # that is at this moment: it computes it when it is asked.
+        # By the monotonic clock from here on. cygrpc computes the deadline by
+        # the wall clock at the time of this call.
         self._deadline: float = event.call_details.deadline - time.time() + now
         self._cancelled = False
         self._closed = object()
@@ -133,16 +132,16 @@ class WorkerCall(_Given, Call):
             self._cancelled = event.batch_operations[0].cancelled()
 
     def read(self, unread: Unread, pressed: Callable[[], bool]) -> bytes | None:
-        """The request. None: there is none, and the call has ended. pressed:
-        whether others want the thread.
+        """Return the request. None: there is none, and the call has ended.
+        pressed: whether other calls wait for the thread.
         """
-        # First, since what has happened is noticed without waiting then.
+        # First, since past events are then noticed without waiting.
         self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._closed)
         arrived = object()
         self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), arrived)
         unread.since[self] = self._arrived
         while True:
-            # By the wall's clock, so it may take until `unread` is looked at.
+            # By the wall clock, so it may take until `unread` is checked.
             event = self._queue.poll(time.time() + _LOOK_S)
             if event.tag is arrived:
                 unread.since.pop(self, None)
@@ -155,8 +154,8 @@ class WorkerCall(_Given, Call):
 
 
 class QuickCall(_Given, Call):
-    """A call of a quick method. Nobody asks whether it was cancelled: it would
-    be answered before.
+    """A call of a quick method. There is no check for a cancellation: the
+    answer would be faster.
     """
 
     __slots__ = ("_deadline",)
@@ -171,7 +170,8 @@ class QuickCall(_Given, Call):
 
     def begin(self) -> None:
         """Wait for the message. The event's tag is this call."""
-        # Not looked at; but C-core takes pains with a call that ends without.
+        # The result is ignored, but a call without this operation costs C-core
+        # more.
         self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), SENT)
         self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self)
 
@@ -191,13 +191,13 @@ def run(handler: Unary, method: str, call: WorkerCall | QuickCall, request: byte
 
 
 class StreamCall(_Given, Stream):
-    """A call that many messages answer."""
+    """A streaming call."""
 
     def __init__(
         self, event: Any, method: str, then: Callable[[StreamCall, bytes | None], None]
     ) -> None:
-        """then: called with it and its message, or None when there is none.
-        Tags of its events are to be called with them.
+        """then: called with the call and its message, or None when there is
+        none. The tags of its events are functions, to be called with the event.
         """
         self._call = event.call
         self._method = method
@@ -206,12 +206,12 @@ class StreamCall(_Given, Stream):
         self._mutex = threading.Lock()
         self._ended = False
         self._on_end: list[Callable[[], None]] = []
-        # Sent with whatever comes first.
+        # Sent with the first operation.
         self._headers: tuple[Any, ...] = (cygrpc.SendInitialMetadataOperation(None, 0),)
 
     @property
     def method(self) -> str:
-        """Its full name."""
+        """Return the full name of the method."""
         return self._method
 
     def on_end(self, callback: Callable[[], None]) -> bool:
@@ -227,7 +227,7 @@ class StreamCall(_Given, Stream):
         self._start(self._read, cygrpc.ReceiveMessageOperation(0))
 
     def serve(self, handler: Streaming, request: bytes) -> None:
-        """Send what the handler yields, and a status."""
+        """Send the messages that the handler yields, and a status."""
         outcome = RpcError(grpc.StatusCode.OK, "")
         try:
             with contextlib.closing(handler(request, self)) as answers:
@@ -249,7 +249,7 @@ class StreamCall(_Given, Stream):
     def _start(self, then: Callable[[Any], None], *operations: Any) -> None:
         self._call.start_server_batch(operations, then)
 
-    # What is called with the events, by the accepting thread.
+    # The accepting thread calls these with the events.
 
     def _read(self, event: Any) -> None:
         self._then(self, event.batch_operations[0].message())

@@ -26,15 +26,15 @@ QUICK = 2  # threads of each quick method
 
 
 class Server:
-    """`start` serves, `stop` ends; an object is good for one of each, and each
-    may come first: a server that was stopped does not start.
+    """`start` serves, `stop` ends. An object takes one of each, in any order: a
+    stopped server does not start.
 
     blocking, quick, streams: handlers by full method name, `/package.Service/
     Method`. workers: calls of blocking methods at a time, and so their threads;
-    further ones wait in C-core, up to 1,000 of them. own_workers: of blocking
-    methods that do not share those. streams_at_once: calls of all streams;
-    further ones are RESOURCE_EXHAUSTED. A handler's RpcError is the call's
-    status, any other exception INTERNAL, and logged.
+    up to 1,000 further ones wait in C-core. own_workers: for blocking methods
+    that do not share those. streams_at_once: calls of all streams; further ones
+    get RESOURCE_EXHAUSTED. A handler's RpcError is the call's status; any other
+    exception becomes INTERNAL, and is logged.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Server:
         self._cancel_at = 0.0  # once it is stopping
         self._threads: list[threading.Thread] = []
         self._acceptor: threading.Thread | None = None
-        self._accepted_all = threading.Event()  # there is no stream to come
+        self._accepted_all = threading.Event()  # no stream can arrive any more
         # Below: guarded by the mutex.
         self._mutex = threading.Lock()
         self._streaming: list[threading.Thread] = []
@@ -90,14 +90,14 @@ class Server:
         return made
 
     def listen(self, address: str) -> None:
-        """As gRPC names addresses, e.g. `unix:/run/x`. Raises OSError."""
+        """Listen at an address of gRPC, e.g. `unix:/run/x`. Raises OSError."""
         if not self._server.add_http2_port(address.encode()):
             raise OSError(f"cannot listen at {address}")
         self._addresses.add(address)
 
     def start(self) -> None:
-        """Take calls. When it fails, as with RuntimeError when a thread cannot
-        be started, nothing is left: no thread, no socket.
+        """Accept calls. A failure, such as RuntimeError when a thread cannot be
+        started, leaves no thread and no socket.
         """
         with self._life:
             if self._ended or self._core_started:
@@ -129,9 +129,9 @@ class Server:
             pool.start()
 
     def stop(self, grace_s: float) -> None:
-        """Take no more calls, let those under way end; after grace_s cancel
-        them, and soon after end the connections of clients that do not read.
-        Returns when their handlers have returned, too.
+        """Accept no more calls, and let those under way end. After grace_s
+        cancel them, and soon after end the connections of clients that do not
+        read. Return when all handlers have returned.
         """
         with self._life:
             if not self._ended:
@@ -187,7 +187,7 @@ class Server:
         for unread in self._unread.values():
             unread.expire(PRESSED_S if stopping else MESSAGE_S)
         for pool in self._pools():
-            pool.tend()
+            pool.tick()
 
     def _spawn(self, name: str, run_: Callable[[Any], None], own: Any) -> None:
         self._threads.append(_thread(name, run_, own))
@@ -202,13 +202,13 @@ class Server:
         )
 
     def _ask(self, own: Any) -> None:
-        """Have the next call of a method without threads of its own arrive at
-        the queue. Raises ValueError when it is shutting down.
+        """Request the next call of a method without its own threads, for the
+        queue. Raises ValueError when that is shutting down.
         """
         self._server.request_call(own, own, NEW)
 
     def _ask_of(self, method: str, tag: object) -> Callable[[Any], None]:
-        """As _ask, of one method."""
+        """Return a function like _ask, for one method."""
         ask = self._server.request_registered_call
         return lambda own: ask(own, own, method, tag)
 
@@ -216,7 +216,7 @@ class Server:
 
     def _accept_streams(self, own: Any) -> None:
         asks = {method: self._ask_of(method, method) for method in self._streams}
-        due = set(asks)  # whose next call is to be asked for
+        due = set(asks)  # methods whose next call is to be requested
         accepting = set(asks)
         reading: set[StreamCall] = set()
         while True:
@@ -270,7 +270,7 @@ class Server:
         self._unread[method].add(stream)
 
     def _begin_stream(self, stream: StreamCall, request: bytes) -> None:
-        """Give a stream a thread, if it may have one."""
+        """Start a thread for a stream, within the limit."""
         name = short(stream.method)
         with self._mutex:
             full = self._streams_now >= self._streams_at_once
@@ -305,8 +305,8 @@ class Server:
 
 
 class _Quick:
-    """What a thread of a quick method does: one call at a time, but however
-    many that have no message yet.
+    """The work of a thread of a quick method: it answers one call at a time,
+    and waits for the messages of any number.
     """
 
     def __init__(
@@ -322,7 +322,7 @@ class _Quick:
         self._ask = ask
         self._unread = unread
         self._stopping = stopping
-        self._reading = 0  # calls whose message, or the want of it, is to come
+        self._reading = 0  # calls whose message, or its absence, is not reported yet
 
     def run(self, own: Any) -> None:
         """Serve until the server stops."""
@@ -348,7 +348,7 @@ class _Quick:
                         call.begin()
                         self._reading += 1
                         self._unread.add(call)
-                        event = own.poll(0)  # mostly the message is there already
+                        event = own.poll(0)  # usually the message is there already
                 if isinstance(event.tag, QuickCall):
                     self._reading -= 1
                     self._unread.since.pop(event.tag, None)
@@ -361,7 +361,7 @@ class _Quick:
                     event.tag.abandon()
                 else:
                     abandon(event.call)
-            event = call = None  # or the call would live until the next one
+            event = call = None  # else the call object would live until the next one
 
 
 def _exhausted(stream: StreamCall, text: str) -> None:
@@ -377,6 +377,6 @@ def _thread[Argument](
 
 
 def _drain(own: Any) -> None:
-    """Read a queue that was shut down to its end."""
+    """Read a queue that is shut down to its end."""
     while own.poll().completion_type != _SHUTDOWN:
         pass

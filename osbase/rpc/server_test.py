@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both servers, as unmodified gRPC clients meet them, and as others do."""
+"""Both servers, with unmodified gRPC clients and with others."""
 
 import contextlib
 import socket
@@ -89,7 +89,7 @@ def test_many_calls_at_once_from_many_connections(service: Service) -> None:
 
 
 def test_quick_methods_at_once(service: Service) -> None:
-    """A call of one arrives while that of another is read."""
+    """A call of one arrives while another's is read."""
     for _ in range(8):
         calls = [
             service.call(method).future(b"x", timeout=WAIT_S)
@@ -133,7 +133,7 @@ def test_stop_lets_calls_end(service: Service) -> None:
 
 
 def refusal_or_none(service: Service) -> grpc.StatusCode | None:
-    """What a new connection's call fails with."""
+    """Return the code with which a call on a new connection fails."""
     with connect(service.path) as channel:
         try:
             channel.unary_unary("/t/Echo")(b"", timeout=WAIT_S)
@@ -147,7 +147,7 @@ def test_after_the_grace_calls_are_cancelled_and_handlers_waited_for(
     tmp_path: Path, kind: str
 ) -> None:
     service = Service(tmp_path, kind)
-    # The second returns when it hears that it was cancelled, the first later.
+    # The second returns when it is cancelled, the first later.
     calls = [service.call("Gate").future(b""), service.call("Linger").future(b"")]
     stream = service.stream("Wait", b"")
     assert next(stream) == b"begun"

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same server on grpc.server, that is on what grpcio promises.
+"""The same server on grpc.server, with grpcio's public interface only.
 
-Twice as slow (see the package), for when grpcio's private parts have changed.
-All methods are served as if requests were streams, of which one message is
-read: only so does a handler's thread have its call before the message is there,
-and can be freed when it does not come. Each kind of method has a pool of
-threads: calls beyond that wait in the pool's queue.
+It is twice as slow (see the package), and is used when grpcio's private parts
+have changed. It serves all methods as if requests were streams, and reads one
+message: only so does a handler's thread have its call before the message
+arrives, and can give it up without one. Each kind of method has a pool of
+threads: further calls wait in the pool's queue.
 """
 
 import contextlib
@@ -31,16 +31,16 @@ log = logging.getLogger(__name__)
 
 type _Handler = grpc.RpcMethodHandler[bytes, bytes]
 
-_QUICK_THREADS = 16  # of each quick method, for those without a message, too
-# When others want the thread. One thread of grpc.server takes all messages from
-# C-core: one that has come may lie there while that thread is busy.
+_QUICK_THREADS = 16  # for each quick method, calls without a message included
+# When other calls wait for the thread. One thread of grpc.server takes all
+# messages from C-core: an arrived one may wait there while that thread is busy.
 _WANTED_S = 4.0
-_READING = 8  # threads more than streams at once, for those without a message
+_READING = 8  # threads beyond the limit of streams, for those without a message
 
 
 class StockServer:
-    """See server.Server; of a call that is given up the caller hears CANCELLED,
-    and no reason.
+    """See server.Server. The caller of a call that is given up gets CANCELLED,
+    without a reason.
     """
 
     def __init__(
@@ -110,9 +110,9 @@ class StockServer:
         try:
             self._server.start()
         except RuntimeError:
-            # Its thread did not start, and without that it cannot be stopped:
-            # this one does the work. The names are private: imported here, so
-            # that nothing else depends on them.
+            # grpc.server's thread did not start, and without it the server
+            # cannot be stopped: this thread does its work. The private names
+            # are imported here, so that nothing else depends on them.
             module: Any = importlib.import_module("grpc._server")
             state = self._server._state
             module._begin_shutdown_once(state)
@@ -129,7 +129,7 @@ class StockServer:
     def _end(self, grace_s: float) -> None:
         self._ended = True
         if not self._started:
-            # It closes no socket of a server that was not started.
+            # grpc closes no socket of a server that was not started.
             with contextlib.suppress(RuntimeError):
                 self._run()
         self._cut_at = time.monotonic() + grace_s + CUT_AFTER_S
@@ -146,17 +146,17 @@ class StockServer:
     def _tick(self) -> None:
         """See Ticker."""
         for pool in self._pools:
-            pool.tend()
+            pool.tick()
         if time.monotonic() >= self._cut_at and cut(self._addresses):
             self._cut_at = math.inf
 
 
 class _Pool(ThreadPoolExecutor):
     """Threads for some methods, and their calls without a message. One thread
-    is there from `begin` on, so where no more can start, calls wait for it.
+    exists from `begin` on; if no more can start, calls wait for it.
 
-    The call that came last is the first to get a thread: behind a thousand
-    calls that have no message, one that has would wait for minutes.
+    The newest call gets a thread first: behind a thousand calls without a
+    message, one with a message would wait for minutes.
     """
 
     def __init__(self, name: str, threads: int, patience_s: float) -> None:
@@ -168,11 +168,11 @@ class _Pool(ThreadPoolExecutor):
         self._queued: list[Callable[[], object]] = []
 
     def begin(self) -> None:
-        """Raises RuntimeError when no thread can be started."""
+        """Start a thread. Raises RuntimeError when none can be started."""
         super().submit(lambda: None).result()
 
     def submit[**P, T](self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Never fails: a failure would end grpc.server's only thread."""
+        """Queue a call. Must not fail: that ends grpc.server's only thread."""
 
         with self._mutex:
             self._queued.append(functools.partial(fn, *args, **kwargs))
@@ -180,7 +180,7 @@ class _Pool(ThreadPoolExecutor):
         try:
             super().submit(self._serve)
         except RuntimeError as error:
-            # It is in the queue of the threads that there are.
+            # It is in the queue of the existing threads.
             log.warning("no thread can be started, so calls wait: %s", error)
         return made
 
@@ -189,8 +189,8 @@ class _Pool(ThreadPoolExecutor):
             newest = self._queued.pop()
         newest()
 
-    def tend(self) -> None:
-        """To be called from time to time."""
+    def tick(self) -> None:
+        """Give up late calls. The ticker calls it."""
         wanted = bool(self._queued) or self.stopping
         self.unread.expire(_WANTED_S if wanted else self._patience_s)
 
@@ -235,12 +235,12 @@ class _Waiting:
 
 
 def _read(requests: Iterator[bytes], context: grpc.ServicerContext, pool: _Pool) -> bytes | None:
-    """The first message. None: there is none, and the call has ended."""
+    """Return the first message. None: there is none; the call has ended."""
     waiting = _Waiting(context)
     pool.unread.add(waiting)
     try:
         return next(requests, None)
-    except Exception:  # grpc.RpcError, and others of one that was cancelled
+    except Exception:  # grpc.RpcError, and others after a cancellation
         return None
     finally:
         pool.unread.discard(waiting)

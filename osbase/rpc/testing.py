@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For tests of both servers: handlers, their server, and clients that speak
-HTTP/2 as they like.
-"""
+"""For tests of both servers: handlers, their server, and raw HTTP/2 clients."""
 
 import contextlib
 import socket
@@ -23,13 +21,13 @@ Code = grpc.StatusCode
 
 
 def connect(path: Path) -> Any:
-    """A client with a connection of its own."""
+    """Return a client with its own connection."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     return grpc.insecure_channel(f"unix:{path}", options=options)
 
 
 class Service:
-    """Handlers that do what a test wants, and their server."""
+    """Handlers that tests control, and their server."""
 
     def __init__(self, directory: Path, kind: str, workers: int = 4) -> None:
         self.path = directory / "s"
@@ -116,7 +114,7 @@ class Service:
 
 
 def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
-    """How a call fails."""
+    """Return the status with which a call fails."""
     with pytest.raises(grpc.RpcError) as caught:
         call()
     error: Any = caught.value
@@ -128,12 +126,12 @@ SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 
 
 def frame(kind: int, flags: int, stream: int, data: bytes = b"") -> bytes:
-    """A frame of HTTP/2, RFC 9113 section 4.1."""
+    """Return a frame of HTTP/2, RFC 9113 section 4.1."""
     return len(data).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + data
 
 
 def headers(method: str, stream: int = 1, flags: int = 4) -> bytes:
-    """HEADERS that open a call, with END_HEADERS, and no message after them."""
+    """Return HEADERS that open a call, with END_HEADERS, without a message."""
     fields = b"".join(
         b"\x10" + bytes([len(name)]) + name + bytes([len(value)]) + value
         for name, value in (
@@ -149,12 +147,12 @@ def headers(method: str, stream: int = 1, flags: int = 4) -> bytes:
 
 
 def message(data: bytes, stream: int = 1) -> bytes:
-    """DATA with a whole message, and the end of the client's side."""
+    """Return DATA with a whole message and END_STREAM."""
     return frame(0, 1, stream, b"\0" + len(data).to_bytes(4) + data)
 
 
 class Raw:
-    """A connection that sends and reads only what it is told to."""
+    """A connection that sends and reads only on request."""
 
     def __init__(self, path: Path, *sent: bytes) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -163,12 +161,12 @@ class Raw:
         self.send(*sent)
 
     def send(self, *sent: bytes) -> None:
-        """A server that closed the connection is right, too."""
+        """Send bytes. The server may have closed the connection."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
             self._socket.sendall(b"".join(sent))
 
     def frames(self) -> Generator[tuple[int, int, int, bytes]]:
-        """What the server sends: kind, flags, stream, data."""
+        """Yield the server's frames: kind, flags, stream, data."""
         with self._socket.makefile("rb") as file:
             while len(head := file.read(9)) == 9:
                 length = int.from_bytes(head[:3])
@@ -179,7 +177,7 @@ class Raw:
         self.send(PREFACE, SETTINGS, *(headers(method, 2 * n + 1) for n in range(count)))
 
     def shut(self) -> None:
-        """End it, also for a thread that is sending."""
+        """Shut the connection down, also for a thread that is sending."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 

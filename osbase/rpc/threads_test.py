@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads that cannot be started, and what else fails within the server."""
+"""Threads that cannot be started, and other failures inside the server."""
 
 import os
 import socket
@@ -23,8 +23,8 @@ real_start = threading.Thread.start
 
 
 class Limit:
-    """Threads named so may start while `left` is not 0; those of clients, which
-    are in this process too, always.
+    """Threads with these names can start only `left` more times. Threads of
+    clients, which are in this process too, always start.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int, names: str = "rpc-") -> None:
@@ -48,7 +48,7 @@ def descriptors() -> int:
 
 
 def assert_no_more_descriptors(before: int) -> None:
-    """C-core closes some a moment later, by a thread of its own."""
+    """C-core closes some a moment later, on its own thread."""
     deadline = time.monotonic() + WAIT_S
     while (now := descriptors()) > before:
         assert time.monotonic() < deadline, f"{now} descriptors, {before} before"
@@ -77,8 +77,8 @@ def made(kind: str, path: Path) -> Any:
 def test_a_start_that_fails_leaves_nothing(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever thread it is that cannot start."""
-    made(kind, tmp_path / "first").stop(0)  # what C-core has once
+    """Any of the threads may be the one that cannot start."""
+    made(kind, tmp_path / "first").stop(0)  # C-core opens some descriptors once
     before = descriptors()
     limit = Limit(monkeypatch, -1, "")
     for number in range(100):
@@ -210,7 +210,7 @@ def test_an_answer_that_is_none_fails_its_call_only(
 def test_failures_of_the_server_itself_fail_one_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At each place where a call's own work is done."""
+    """At each place that works for a single call."""
     service = Service(tmp_path, QUEUES)
     for place, method in (
         ("WorkerCall.read", "Echo"),
@@ -243,7 +243,7 @@ def _no_memory(*_: object) -> None:
 def test_a_change_of_the_wall_clock_moves_no_deadline(
     monkeypatch: pytest.MonkeyPatch, jump: float
 ) -> None:
-    """After a call has come. The event is as cygrpc makes it."""
+    """The clock changes after the call arrives. The event is like cygrpc's."""
     wall, monotonic = 1e9, 100.0
     clock = SimpleNamespace(time=lambda: wall, monotonic=lambda: monotonic)
     monkeypatch.setattr(queued, "time", clock)
@@ -290,7 +290,7 @@ print("good")
 
 
 def test_a_limit_of_the_kernel_is_reached_and_lifted(tmp_path: Path, kind: str) -> None:
-    """RLIMIT_AS, as RLIMIT_NPROC does not bind root: a process of its own."""
+    """RLIMIT_AS in a separate process, since RLIMIT_NPROC excepts root."""
     with subprocess.Popen(
         [sys.executable, "-c", LIMITED, kind, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": ":".join(sys.path)},

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls whose message has not come, and how long that may last.
+"""Calls whose message has not arrived, and how long they may wait.
 
-A client opens a call and sends the message along, usually in one packet. One
-that does not may keep a place only for so long, and for less when others want
-the place. All times are by the monotonic clock.
+A client usually opens a call and sends the message in one packet. A call
+without a message may keep its place only for a limited time, and for less when
+other calls wait. All times are by the monotonic clock.
 
-A busy machine may keep a message that has come from its reader. So a reader is
-given up early only by itself, when it has looked; or after seconds.
+On a busy machine an arrived message may reach its reader late. So only the
+reader itself, after a look at its queue, gives up early; others wait seconds.
 """
 
 import logging
@@ -19,9 +19,9 @@ from typing import Protocol
 log = logging.getLogger(__name__)
 
 QUICK_S = 2.0  # for the message of a quick method's call
-MESSAGE_S = 10.0  # for that of any other
+MESSAGE_S = 10.0  # for the message of any other
 PRESSED_S = 1.0  # when there is no thread for another call
-LIMIT = 1000  # calls without a message that have no thread, of a method
+LIMIT = 1000  # calls of a method without a message and without a thread
 
 _TICK_S = 0.5
 _SOON_S = 0.05
@@ -31,28 +31,28 @@ class Late(Protocol):
     """A call that can be ended while it waits for its message."""
 
     def give_up(self, reason: str) -> None:
-        """End it; any thread, at any time."""
+        """End the call. Any thread may call this, at any time."""
 
 
 class Unread:
-    """A set of such calls, oldest first. Any thread.
+    """Calls that wait for their message, oldest first. Thread-safe.
 
-    limit: the oldest is given up when there would be more. patience_s: how
-    long a message may take.
+    limit: beyond it the oldest is given up. patience_s: how long a message may
+    take.
     """
 
     def __init__(self, patience_s: float, limit: float = math.inf) -> None:
         self._patience_s = patience_s
         self._limit = limit
-        # Each operation on it is atomic; it is on the way of every call. For
-        # those who need no limit: since when each one waits.
+        # Every call passes through it: each operation on it is atomic. For
+        # users without a limit: since when each call waits.
         self.since: dict[Late, float] = {}
 
     def __len__(self) -> int:
         return len(self.since)
 
     def add(self, call: Late) -> None:
-        """A call that waits for its message from now on."""
+        """Add a call that waits for its message from now on."""
         self.since[call] = time.monotonic()
         if len(self.since) > self._limit:
             calls = list(self.since)
@@ -60,11 +60,11 @@ class Unread:
                 self._give_up(oldest, "no message came, and others have come since")
 
     def discard(self, call: Late) -> None:
-        """Its message has come, or it has ended."""
+        """Remove a call whose message has arrived, or that has ended."""
         self.since.pop(call, None)
 
     def expire(self, at_most_s: float = math.inf) -> None:
-        """Give up those that are older than allowed, or than at_most_s."""
+        """Give up calls that are older than allowed, or than at_most_s."""
         patience_s = min(self._patience_s, at_most_s)
         end = time.monotonic() - patience_s
         for call, since in list(self.since.items()):
@@ -78,8 +78,8 @@ class Unread:
 
 
 class Ticker:
-    """A thread that does what is to be done from time to time: `tick`, twice a
-    second, or more often from `hurry` on. Failures are logged.
+    """A thread that calls `tick` twice a second, and more often after `hurry`.
+    Failures are logged.
     """
 
     def __init__(self, tick: Callable[[], None]) -> None:
@@ -90,16 +90,16 @@ class Ticker:
         self.runs = False
 
     def start(self) -> None:
-        """Raises RuntimeError when the thread cannot be started."""
+        """Start. Raises RuntimeError when the thread cannot be started."""
         self._thread.start()
         self.runs = True
 
     def hurry(self) -> None:
-        """The server stops."""
+        """Tick more often from now on, since the server stops."""
         self._wake.set()
 
     def end(self) -> None:
-        """Returns when `tick` is not called any more."""
+        """End the thread; return when it calls `tick` no more."""
         self._ended = True
         self._wake.set()
         if self.runs:

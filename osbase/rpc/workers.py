@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads that wait for calls of blocking methods, as many as are wanted.
+"""Threads that wait for calls of blocking methods, as many as needed.
 
-A worker waits for a call, stays with it to its end, and then waits again or is
-parked. One that takes a call sees to it that another waits. Where no thread can
-be started, the calls wait for a worker that ends, and another start is tried
-from time to time: fewer threads make it slower, and nothing else.
+A worker waits for a call, serves it to its end, and then waits again or is
+parked. A worker that takes a call makes sure that another one waits. If no
+thread can be started, calls wait for a worker that ends, and another start is
+tried from time to time: fewer threads only make the server slower.
 """
 
 import logging
@@ -21,15 +21,15 @@ from osbase.rpc.unread import MESSAGE_S, Unread
 log = logging.getLogger(__name__)
 
 NEW = object()  # the tag of a call's arrival
-# Workers that wait for a call, at most; the others are parked. A waiting one
-# wakes up five times a second (cygrpc looks for signals).
+# The most workers that wait for a call; the others are parked. A waiting one
+# wakes up five times a second (cygrpc checks for signals).
 _WAITING_MAX = 2
 
 
 class Workers:
-    """queues: one for each thread there may be. handlers: by method. only: the
-    one method whose calls come, "" for those of any. ask: have the next call
-    arrive at a queue, tagged NEW; ValueError when the server is shutting down.
+    """queues: one for each possible thread. handlers: by method. only: the only
+    method whose calls arrive, "" for any. ask: request the next call for a
+    queue, tagged NEW; raises ValueError when the server is shutting down.
     spawn: start a thread.
     """
 
@@ -45,7 +45,7 @@ class Workers:
         self._handlers: dict[bytes, tuple[Unary | None, str]] = {
             method.encode(): (handler, method) for method, handler in handlers.items()
         }
-        # Where calls of one method come, C-core does not say which it is.
+        # For calls of one method, C-core does not report its name.
         self._only: tuple[Unary | None, str] = (None, "")
         if only:
             self._only = (handlers[only], only)
@@ -62,31 +62,31 @@ class Workers:
         self._refused = False  # the last start of a thread failed
 
     def start(self) -> None:
-        """Have some wait. Raises RuntimeError when a thread cannot start."""
+        """Start the first. Raises RuntimeError when a thread cannot start."""
         with self._mutex:
             for _ in range(min(_WAITING_MAX, len(self._queues))):
                 self._add()
 
     def stop(self) -> None:
-        """Start no more, and have all ask for a call that does not come."""
+        """Start no more threads; release all parked ones, so that they end."""
         self._ended.set()
         with self._mutex:
             self._stopping = True
             for parked in self._parked:
                 parked.release()
 
-    def tend(self) -> None:
-        """To be called from time to time."""
+    def tick(self) -> None:
+        """Start a thread if one is missing. The ticker calls it."""
         with self._mutex:
-            self._see_to_it()
+            self._keep_one_waiting()
         self._unread.expire()
 
     def _wanted(self) -> bool:
-        """Whether a call that has come would find no worker."""
+        """Return whether a new call would find no worker."""
         return self._stopping or not self._waiting
 
-    def _see_to_it(self) -> None:
-        """That another one waits. Under the mutex."""
+    def _keep_one_waiting(self) -> None:
+        """Make sure that another worker waits. Called under the mutex."""
         if self._waiting or self._stopping:
             return
         if self._parked:
@@ -103,7 +103,7 @@ class Workers:
                 self._refused = False
 
     def _add(self) -> None:
-        """Under the mutex."""
+        """Start a worker. Called under the mutex."""
         own = self._queues.pop()
         self._waiting += 1
         try:
@@ -124,7 +124,7 @@ class Workers:
                 asking_failed(self._ended)
                 continue
             event = own.poll()
-            while event.tag is not NEW:  # what is left of calls before
+            while event.tag is not NEW:  # leftovers of earlier calls
                 event = own.poll()
             if not event.success:
                 return
@@ -134,7 +134,7 @@ class Workers:
             except BaseException:
                 log.exception("a call could not be answered")
                 abandon(event.call)
-            event = None  # or the call would live until the next one
+            event = None  # else the call object would live until the next one
             self._rest(place)
 
     def _serve(self, event: Any, own: Any) -> None:
@@ -150,14 +150,14 @@ class Workers:
             run(handler, method, call, request)
 
     def _take(self) -> None:
-        """A worker has a call."""
+        """Note that a worker has a call."""
         with self._mutex:
             self._waiting -= 1
             if not self._waiting:
-                self._see_to_it()
+                self._keep_one_waiting()
 
     def _rest(self, place: threading.Semaphore) -> None:
-        """A worker is done: it waits for a call, or is parked."""
+        """Wait for the next call, or park."""
         with self._mutex:
             if self._waiting < _WAITING_MAX or self._stopping:
                 self._waiting += 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long to wait before a dead runnable is started again. Pure."""
+"""The delay before a dead runnable is started again. Pure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Callable
 class Backoff:
     """Delays that double from `first_s` to `max_s`, in seconds.
 
-    Each is lengthened by up to a quarter at random, so that what died together
-    does not come back together. A life of at least `reset_after_s` starts the
-    series over. Being healthy does not: what dies right after it became
-    healthy would be restarted for ever at the shortest delay.
+    Each is lengthened by up to a quarter at random, so that runnables which
+    died together do not restart together. A life of at least `reset_after_s`
+    starts the series over. Becoming healthy does not: a runnable that dies
+    right after it would be restarted for ever at the shortest delay.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Backoff:
         self._next = first_s
 
     def died(self, lived_s: float) -> float:
-        """The delay after a death that ended a life of `lived_s`."""
+        """Return the delay after a life of `lived_s` seconds."""
         if lived_s >= self._reset_after:
             self._next = self._first
         delay = self._next

@@ -8,18 +8,18 @@ from typing import Final
 
 
 class State(enum.Enum):
-    """Where a runnable stands."""
+    """The state of a runnable."""
 
     NEW = "new"
     """Started, or about to be; may start children."""
     HEALTHY = "healthy"
-    """Does what it is for, and has started all its children."""
+    """Does its work, and has started all its children."""
     DONE = "done"
     """Returned, on purpose; its children live on."""
     DEAD = "dead"
-    """Raised, or returned without a word; will be restarted."""
+    """Raised, or returned without signal_done; will be restarted."""
     CANCELED = "canceled"
-    """Stopped for something above or beside it, or for good."""
+    """Stopped: a parent or group member died, or the tree stops."""
 
 
 TRANSITIONS: Final[dict[State, frozenset[State]]] = {
@@ -36,6 +36,6 @@ class TransitionError(RuntimeError):
 
 
 def check(name: str, old: State, new: State) -> None:
-    """Raises TransitionError when `new` cannot follow `old`."""
+    """Raise TransitionError when `new` cannot follow `old`."""
     if new not in TRANSITIONS[old]:
         raise TransitionError(f"{name} cannot become {new.value}: it is {old.value}")

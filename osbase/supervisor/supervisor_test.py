@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The supervisor's promises, with a clock that the tests turn."""
+"""The supervisor's promises, with a clock that the tests advance."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class FakeClock:
 
 
 async def settle() -> None:
-    """Lets everything run that can run without time passing."""
+    """Let all tasks run until they wait for time to pass."""
     for _ in range(100):
         await asyncio.sleep(0)
 
@@ -59,7 +59,7 @@ class Tree:
 
 @contextlib.asynccontextmanager
 async def running(root: Runnable) -> AsyncIterator[Tree]:
-    """The tree, started; stopped after, in which nothing may be stuck."""
+    """Start the tree; stop it afterwards, when no task may be stuck."""
     tree = Tree(root)
     run = asyncio.create_task(tree.supervisor.run(10))
     await settle()
@@ -78,7 +78,7 @@ async def forever(ctx: Context) -> None:
 
 
 class Mortal:
-    """Runs until told to die; counts lives and clean-ups."""
+    """Runs until `die`; counts lives and clean-ups."""
 
     def __init__(self) -> None:
         self.lives = 0
@@ -105,7 +105,7 @@ class Mortal:
 
 
 async def test_states_of_a_living_tree() -> None:
-    """NEW, HEALTHY and DONE are told apart; canceled after the stop."""
+    """States are NEW, HEALTHY and DONE, and CANCELED after the stop."""
 
     async def slow(ctx: Context) -> None:
         await asyncio.Event().wait()
@@ -144,7 +144,7 @@ async def test_death_restarts_the_subtree_and_nothing_else() -> None:
 
 
 async def test_group_dies_and_restarts_together() -> None:
-    """Who cannot live without the other is restarted with it."""
+    """Members that need each other are restarted together."""
     one, two, other = Mortal(), Mortal(), Mortal()
 
     async def root(ctx: Context) -> None:
@@ -283,7 +283,7 @@ async def test_stop_during_a_backoff_and_amid_a_clean_up() -> None:
 
 
 async def test_shutdown_limit_names_who_is_stuck(caplog: pytest.LogCaptureFixture) -> None:
-    """What ignores its cancellation does not keep the process."""
+    """A runnable that ignores its cancellation does not keep the process."""
     released = asyncio.Event()
 
     async def stubborn(ctx: Context) -> None:
@@ -313,7 +313,7 @@ async def test_shutdown_limit_names_who_is_stuck(caplog: pytest.LogCaptureFixtur
 
 
 async def test_cancelling_run_stops_the_tree() -> None:
-    """As asyncio.run does on Ctrl-C."""
+    """asyncio.run does so on Ctrl-C."""
     mortal = Mortal()
     tree = Tree(mortal)
     run = asyncio.create_task(tree.supervisor.run(10))
@@ -323,7 +323,7 @@ async def test_cancelling_run_stops_the_tree() -> None:
     assert mortal.cleanups == 1
 
 
-async def test_failure_while_stopping_is_told_not_restarted(
+async def test_failure_while_stopping_is_reported_not_restarted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """An error in a clean-up is logged."""
@@ -351,6 +351,6 @@ def test_transition_table_is_closed() -> None:
 
 
 def test_jitter_is_at_most_a_quarter() -> None:
-    """And never shortens."""
+    """It never shortens a delay."""
     assert Backoff(4, 8, 60, rand=lambda: 0.999).died(0) == pytest.approx(5, abs=0.01)
     assert Backoff(4, 8, 60, rand=lambda: 0).died(0) == 4

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 
 async def in_thread[**P, T](call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """As asyncio.to_thread, but when cancelled returns only with the call: what
-    comes next would find the kernel half way.
+    """Like asyncio.to_thread, but a cancellation waits for the end of the call:
+    otherwise the next step would find the kernel in an intermediate state.
     """
     running = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
     try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tree and what drives it; the package says what it promises.
+"""The tree and its tasks; the package docstring has the contract.
 
-One task per runnable, and one per group that starts its members, waits for a
-death, stops what belongs to them, waits, and starts over:
+There is one task per runnable, and one per group, which starts its members,
+waits for a death, stops the members and their children, waits, and starts over:
 
     Supervisor -> _Group(root) -> _Node(root) -> [_Group, ...] -> _Node ...
 
@@ -29,13 +29,13 @@ _STUCK_AFTER_S: Final = 10.0
 
 
 class Clock(Protocol):
-    """Time, as the supervisor needs it; tests bring their own."""
+    """The supervisor's time; tests use their own."""
 
     def now(self) -> float:
-        """Seconds, monotonic."""
+        """Return monotonic seconds."""
 
     async def sleep(self, seconds: float) -> None:
-        """Returns after `seconds`."""
+        """Return after `seconds`."""
 
 
 class _SystemClock:
@@ -47,7 +47,7 @@ class _SystemClock:
 
 
 class Context:
-    """What a runnable gets: its place in the tree, for one life of it."""
+    """A runnable's place in the tree, for one life of it."""
 
     def __init__(self, node: _Node) -> None:
         """Made by the supervisor."""
@@ -56,15 +56,15 @@ class Context:
 
     @property
     def dn(self) -> str:
-        """The path in the tree: "root.network.uplink"."""
+        """Return the path in the tree: "root.network.uplink"."""
         return self._node.dn
 
     def run(self, name: str, runnable: Runnable) -> None:
-        """Starts a child, a group of one. Only while NEW."""
+        """Start a child, a group of one. Only while NEW."""
         self.run_group({name: runnable})
 
     def run_group(self, runnables: Mapping[str, Runnable]) -> None:
-        """Starts children that die and are restarted together. Only while NEW.
+        """Start children that die and are restarted together. Only while NEW.
 
         Names are unique under one parent, made of ASCII letters, digits,
         `-` and `_`.
@@ -72,11 +72,11 @@ class Context:
         self._node.add_group(runnables)
 
     def signal_healthy(self) -> None:
-        """From now on it does what it is for, and starts no more children."""
+        """Become HEALTHY: it does its work, and starts no more children."""
         self._node.to(State.HEALTHY)
 
     def signal_done(self) -> None:
-        """It will return now, on purpose."""
+        """Become DONE: it returns now, on purpose."""
         self._node.done_signalled = True
 
 
@@ -155,7 +155,7 @@ class _Node:
         on_death()
 
     async def stop(self) -> None:
-        """Stops the children, then the runnable; returns when all ended.
+        """Stop the children, then the runnable; return when all ended.
 
         Called once in a life: a second cancellation would hit a clean-up.
         """
@@ -183,9 +183,9 @@ class _Node:
 class _Group:
     """Runnables that live and die together.
 
-    Its driver is told to stop by an event, never cancelled: a cancellation
-    could hit it while it stops its members, and they would be cancelled twice,
-    the second time amid their clean-up.
+    An event stops its driver, never a cancellation: that could come while it
+    stops its members, and they would be cancelled twice, the second time in
+    their clean-up.
     """
 
     def __init__(self, tree: Supervisor, nodes: list[_Node]) -> None:
@@ -215,7 +215,7 @@ class _Group:
             await _first(self.tree.clock.sleep(delay), _wait(self._stop))
 
     async def stop(self) -> None:
-        """Stops the members; returns when all have ended."""
+        """Stop the members; return when all have ended."""
         self._stop.set()
         self._wake.set()
         if self._task is not None:
@@ -232,7 +232,7 @@ async def _wait(event: asyncio.Event) -> None:
 
 
 async def _first(*choices: Coroutine[None, None, None]) -> None:
-    """Returns when one has ended; the others are cancelled."""
+    """Return when one has ended; cancel the others."""
     tasks = [asyncio.create_task(choice) for choice in choices]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -269,19 +269,19 @@ class Supervisor:
         self._stop = asyncio.Event()
 
     def states(self) -> dict[str, State]:
-        """The state of every runnable of the tree, by path."""
+        """Return the state of every runnable of the tree, by path."""
         return {node.dn: node.state for node in self._root.walk()}
 
     def request_stop(self) -> None:
-        """Makes `run` stop the tree and return. From the loop's thread."""
+        """Make `run` stop the tree and return. Call on the loop's thread."""
         self._stop.set()
 
     async def run(self, shutdown_limit_s: float) -> list[str]:
-        """Runs the tree until request_stop, or until cancelled.
+        """Run the tree until request_stop, or until cancelled.
 
-        Then everything is cancelled, innermost first. Returns the paths of
-        those that had not ended `shutdown_limit_s` later: none when all went
-        well. They are left running; the caller should end the process.
+        Then cancel everything, innermost first. Return the paths of runnables
+        that have not ended `shutdown_limit_s` later; normally []. They go on
+        running; the caller should end the process.
         """
         group = _Group(self, [self._root])
         group.start()

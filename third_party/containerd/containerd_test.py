@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is, and what is not, in the programs that were built."""
+"""The packages that are, and are not, linked into the built programs."""
 
 import os
 import re
@@ -18,7 +18,7 @@ OURS = b"/metropolis.node.core.network.workloads.WorkloadNetworking/Attach"
 
 
 def packages() -> dict[str, str]:
-    """What is linked into containerd and ctr: import path to folder."""
+    """Return the packages in containerd and ctr: import path to folder."""
     lines = Path(os.environ["PACKAGES"]).read_text().splitlines()
     return dict(line.split(" ", 1) for line in lines)
 
@@ -33,7 +33,9 @@ def test_packages() -> None:
 
 
 def test_cniproxy_has_what_is_used_and_no_more() -> None:
-    """Of exported names; that none is missing, the compiler says as well."""
+    """It exports exactly these names; the compiler also checks for missing
+    ones.
+    """
     used: set[str] = set()
     for name, folder in packages().items():
         if name.startswith("github.com/containerd/containerd/v2/"):
@@ -47,7 +49,7 @@ def test_cniproxy_has_what_is_used_and_no_more() -> None:
         exported.update(re.findall(r"^(?:func|type) ([A-Z]\w*)", text, re.MULTILINE))
         exported.update(re.findall(r"^\t(Err\w+) += errors", text, re.MULTILINE))
     assert used - exported == set()
-    # Types of what is returned, and what errors are told by.
+    # Types of results, and functions that classify errors.
     assert exported - used == {
         "Config",
         "ConfigResult",
@@ -65,13 +67,13 @@ def test_no_cni_inside(name: str) -> None:
     with tarfile.open(os.environ["STOCK"]) as archive:
         stock = archive.extractfile(f"./usr/bin/{name}")
         assert stock is not None
-        # The search would find it where it is.
+        # The same search finds it where it is linked in.
         assert CNI in stock.read()
 
 
 @pytest.mark.parametrize("name", ["containerd", "containerd-shim-runc-v2", "ctr"])
 def test_programs_run(name: str) -> None:
-    """Alone: static, without paths of where they were built."""
+    """They are static, without paths of the build machine."""
     flag = "-v" if name == "containerd-shim-runc-v2" else "--version"
     path = PROGRAMS / name
     told = subprocess.run([path, flag], capture_output=True, text=True, check=True, env={})

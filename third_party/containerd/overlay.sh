@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # overlay SOURCES...: lay out ./gopath, a GOPATH in which go-cni is ours, and
-# ./gopath/env, to be sourced by who compiles in it.
+# ./gopath/env; source that before compiling.
 #
-# Of two GOPATH entries the first wins, so containerd's sources, which Debian
-# packages, stay as they are. Generated code has an import path of its own.
+# The first of two GOPATH entries wins, so containerd's sources, which Debian
+# packages, stay unmodified. Generated code has its own import path.
 set -euo pipefail
 
 root=$PWD/gopath

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The generated client names the service as containerd serves it."""
+"""The generated client uses containerd's name of the service."""
 
 import grpc
 

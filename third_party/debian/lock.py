@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pure half of the Debian lock: what packages.in asks for, what an archive
-index offers, and the lock file made of both.
+"""The pure half of the Debian lock: packages.in, an archive index, and the lock
+file made of both.
 
-packages.in is written by hand and names packages; packages.lock is written by
-`update` and says, for each, the exact version, where it is in the pool of any
-Debian mirror, and its SHA-256. No host name is in either.
+packages.in is written by hand and names packages. `update` writes
+packages.lock, which has the exact version of each, its path in the pool of any
+Debian mirror, and its SHA-256. Neither has a host name.
 
-Why not a solver: an image lists what is in it, package by package. That list is
-short, reviewable, and smaller than any dependency closure.
+Why not a solver: an image lists its packages one by one. That list is short,
+reviewable, and smaller than any dependency closure.
 """
 
 import fnmatch
@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass
 
 # Debian policy 5.6.1: package names. A label must be one too.
 _NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
-# What begins the name of a source package; its archive is upstream's tar.
+# Prefix of a source package; its archive is upstream's tar.
 SOURCE = "src:"
 _ORIG = re.compile(r"([0-9a-f]{64}) +([0-9]+) +([^ /]+\.orig\.tar\.(?:gz|xz))")
 
 
 class LockError(Exception):
-    """packages.in or the archive index is not as it must be."""
+    """packages.in or the archive index is invalid."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def parse_wanted(text: str) -> list[Wanted]:
 
 
 def parse_index(text: str) -> dict[str, Stanza]:
-    """Read an archive index (Debian policy 5.1) to stanzas by package name.
+    """Parse an archive index (Debian policy 5.1) to stanzas by package name.
 
-    Continuation lines are dropped: no field we use has any. Of a package in
-    several versions the first stays, as apt-cache lists the candidate first.
+    Continuation lines are dropped: no field we use has any. The first of
+    several versions counts, as apt-cache lists the candidate first.
     """
     index: dict[str, Stanza] = {}
     for block in re.split(r"\n[ \t]*\n", text):
@@ -115,7 +115,7 @@ def resolve_source(wanted: Wanted, text: str) -> Pin:
 
 
 def dependencies(stanza: Stanza) -> list[str]:
-    """Names in Depends and Pre-Depends, alternatives included, in order."""
+    """Return names in Depends and Pre-Depends, with alternatives, in order."""
     fields = (stanza.get("Pre-Depends", ""), stanza.get("Depends", ""))
     names = (
         re.match(r"[a-z0-9+.-]+", part.strip()) for part in re.split(r"[,|]", ",".join(fields))
@@ -159,13 +159,13 @@ def _stanza(index: Mapping[str, Stanza], package: str) -> Stanza:
 
 
 def render_lock(pins: Mapping[str, Pin]) -> str:
-    """The lock's text: JSON, one short block a package, sorted."""
+    """Return the lock's text: JSON, one short block per package, sorted."""
     packages = {name: asdict(pins[name]) for name in sorted(pins)}
     return json.dumps({"packages": packages}, indent=1) + "\n"
 
 
 def parse_lock(text: str) -> dict[str, Pin]:
-    """Read what render_lock wrote. Raises LockError when it is not that."""
+    """Parse the output of render_lock. Raises LockError for another text."""
     try:
         return {name: Pin(**entry) for name, entry in json.loads(text)["packages"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -173,7 +173,7 @@ def parse_lock(text: str) -> dict[str, Pin]:
 
 
 def changes(old: Mapping[str, Pin], new: Mapping[str, Pin]) -> Iterable[str]:
-    """Lines that tell a reviewer what moved between two locks."""
+    """Yield lines for reviewers with the changes between two locks."""
     for name in sorted({*old, *new}):
         before, after = old.get(name), new.get(name)
         if before is None and after is not None:

@@ -2,8 +2,8 @@
 """Refresh packages.lock from packages.in and the mirror's present index.
 
 Run it as `./bazelw run //third_party/debian:update`. It asks apt, with the apt
-configuration of the build root but package lists of its own, so that it neither
-needs to write to that root nor is bound to how old that root is.
+configuration of the build root but its own package lists, so that it does not
+write to that root and does not depend on its age.
 """
 
 import os
@@ -37,7 +37,7 @@ def _apt(tool: str, state: Path, *args: str) -> str:
 
 
 def _sources(state: Path) -> list[str]:
-    """Options for apt to know source packages of where binary ones are from."""
+    """Return apt options for the source packages of the binary archives."""
     targets = ("indextargets", "--no-release-info", "--format")
     origins = _apt("apt-get", state, *targets, "deb-src $(REPO_URI) $(RELEASE) $(COMPONENT)")
     listing = state / "sources.list"
@@ -46,7 +46,7 @@ def _sources(state: Path) -> list[str]:
 
 
 def _pins(wanted: list[lock.Wanted], state: Path) -> dict[str, lock.Pin]:
-    """What the mirror has now."""
+    """Return pins of the mirror's present packages."""
     sources = {item.name: item for item in wanted if item.path[0].startswith(lock.SOURCE)}
     _apt("apt-get", state, "update", "--error-on=any")
     index = lock.parse_index(_apt("apt-cache", state, "dumpavail"))
@@ -61,7 +61,7 @@ def _pins(wanted: list[lock.Wanted], state: Path) -> dict[str, lock.Pin]:
 
 
 def main() -> int:
-    """Write the lock beside packages.in; say what changed."""
+    """Write the lock beside packages.in; print the changes."""
     workspace = os.environ.get("BUILD_WORKSPACE_DIRECTORY")
     if not workspace:
         print("run me as: ./bazelw run //third_party/debian:update", file=sys.stderr)

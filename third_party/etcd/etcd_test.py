@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The generated client names the services as etcd serves them."""
+"""The generated client uses etcd's names of the services."""
 
 import grpc
 

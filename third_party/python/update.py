@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Resolve requirements*.in to requirements.lock: `run :update [-- --keep]`.
 
-Asks pip, in the host's own configuration (indexes, find-links, proxies), which
-files it would install on each platform of PLATFORMS, and writes their versions
-and sha256, nothing else: where a file came from stays out of the tree. Without
---keep everything moves to its newest version; with it what the lock has stays.
+It asks pip, in the host's own configuration (indexes, find-links, proxies),
+which files it would install on each platform of PLATFORMS, and writes only
+their versions and sha256: the origin of a file stays out of the tree. Without
+--keep everything moves to its newest version; with it the lock's versions stay.
 
-Why not pip-tools or uv: pip's own `--report` is all that is needed.
+Why not pip-tools or uv: pip's own `--report` is enough.
 """
 
 import argparse
@@ -37,16 +37,16 @@ Pins = dict[str, tuple[str, set[str]]]
 
 
 class UpdateError(Exception):
-    """The lock could not be written; says what to do."""
+    """The lock could not be written; the text has the remedy."""
 
 
 def normalise(name: str) -> str:
-    """A distribution's name in the one form used here (PEP 503, with _)."""
+    """Return a distribution's name in normal form (PEP 503, with _)."""
     return re.sub(r"[-_.]+", "_", name).lower()
 
 
 def read_report(report: object) -> Pins:
-    """Name -> (version, sha256s) of pip's installation report (version 1)."""
+    """Return name -> (version, sha256s) of pip's report (version 1)."""
     if not isinstance(report, dict) or report.get("version") != "1":
         raise UpdateError("pip's report is not of version 1: is this pip newer than 22.2?")
     pins: Pins = {}
@@ -61,7 +61,7 @@ def read_report(report: object) -> Pins:
 
 
 def merge(platforms: Iterable[Pins]) -> Pins:
-    """One set of pins for all platforms; they must agree on the versions."""
+    """Return pins for all platforms, which must agree on the versions."""
     merged: Pins = {}
     for pins in platforms:
         for name, (version, hashes) in pins.items():
@@ -76,7 +76,7 @@ def merge(platforms: Iterable[Pins]) -> Pins:
 
 
 def render(pins: Pins) -> str:
-    """The text of the lock: one entry a package, sorted."""
+    """Return the text of the lock: one entry per package, sorted."""
     entries = []
     for name, (version, hashes) in sorted(pins.items()):
         lines = [f"{name}=={version}", *(f"    --hash=sha256:{h}" for h in sorted(hashes))]
@@ -85,12 +85,12 @@ def render(pins: Pins) -> str:
 
 
 def constraints(lock: str) -> str:
-    """Only the name==version lines of a lock, as a pip constraints file."""
+    """Return the name==version lines of a lock, as pip constraints."""
     return "\n".join(re.findall(r"^[\w.-]+==[^\s;\\]+", lock, re.MULTILINE)) + "\n"
 
 
 def resolve(requirements: pathlib.Path, keep: str, platforms: list[str]) -> Pins:
-    """What pip would install of `requirements` on a machine of `platforms`."""
+    """Return what pip would install for `requirements` on `platforms`."""
     with tempfile.TemporaryDirectory() as scratch:
         report = pathlib.Path(scratch, "report.json")
         kept = pathlib.Path(scratch, "constraints.txt")
@@ -114,7 +114,7 @@ def resolve(requirements: pathlib.Path, keep: str, platforms: list[str]) -> Pins
 
 
 def main() -> None:
-    """Write the lock beside requirements.in; all or nothing."""
+    """Write the lock beside requirements.in, atomically."""
     parser = argparse.ArgumentParser(description="Refresh third_party/python/requirements.lock.")
     parser.add_argument("--keep", action="store_true", help="keep the versions already pinned")
     arguments = parser.parse_args()

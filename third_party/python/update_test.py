@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What update.py writes, and that the committed lock fits requirements.in."""
+"""The output of update.py; the committed lock fits requirements.in."""
 
 import pathlib
 import re
@@ -48,7 +48,7 @@ def test_platforms_must_agree() -> None:
 
 
 def test_the_committed_lock_fits_the_requirements() -> None:
-    """Else somebody edited one of them; the update command is what to run."""
+    """If not, one of them was edited; run the update command."""
     locked = dict(
         line.split("==")
         for line in update.constraints((FOLDER / "requirements.lock").read_text()).splitlines()

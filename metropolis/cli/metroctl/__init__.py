@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""metroctl, the operator's command: what a cluster is, and who is in it.
+"""metroctl, the operator's command: shows and changes a cluster.
 
     main       arguments, errors, exit status
-    commands   what each command does, by the curator's administration
-    output     what it prints: tables for people, JSON for programs
+    commands   the work of each command, by the curator's administration
+    output     its output: tables for people, JSON for programs
 
 Why not etcdctl: values are protobuf, and a node is removed in one transaction
 or not at all.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands: each takes a connection, does it, returns what to print."""
+"""The commands: each takes a connection, works on it, returns its output."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def cluster_set_networks(etcd: Etcd, given: Namespace) -> Answer:
 
 
 async def cluster_show(etcd: Etcd, given: Namespace) -> Answer:
-    """The configuration, and how much of each network is claimed."""
+    """Return the configuration, and the claimed part of each network."""
     view = await _view(etcd)
     directory = view.directory
     config = directory.cluster
@@ -84,7 +84,7 @@ async def cluster_show(etcd: Etcd, given: Namespace) -> Answer:
 
 
 async def node_list(etcd: Etcd, given: Namespace) -> Answer:
-    """All nodes that anything is known of."""
+    """Return all nodes that are in the store."""
     view = await _view(etcd)
     nodes = sorted(view.directory.nodes.items())
     table = Table(
@@ -96,7 +96,7 @@ async def node_list(etcd: Etcd, given: Namespace) -> Answer:
 
 
 async def node_remove(etcd: Etcd, given: Namespace) -> Answer:
-    """Free its prefixes, and keep it out."""
+    """Free a node's prefixes, and keep it out."""
     await administration.remove(etcd, given.node)
     return Answer(
         {"node": given.node, "state": "removed"}, f"{given.node} is removed; its prefixes are free"
@@ -104,15 +104,15 @@ async def node_remove(etcd: Etcd, given: Namespace) -> Answer:
 
 
 async def node_forget(etcd: Etcd, given: Namespace) -> Answer:
-    """Let it join anew."""
+    """Let a removed node join again."""
     await administration.forget(etcd, given.node)
     return Answer(
-        {"node": given.node, "state": "forgotten"}, f"{given.node} is forgotten and may join anew"
+        {"node": given.node, "state": "forgotten"}, f"{given.node} is forgotten and may join again"
     )
 
 
 async def node_rotate_key(etcd: Etcd, given: Namespace) -> Answer:
-    """Ask for a new key."""
+    """Ask a node for a new key."""
     epoch = await administration.rotate_key(etcd, given.node)
     return Answer(
         {"node": given.node, "wanted_key_epoch": epoch},
@@ -168,7 +168,7 @@ def _state(node: Node) -> str:
 
 
 def _prefixes(view: View, node_id: str, node: Node) -> Iterable[str]:
-    """What it claims, inside the networks; else what its claims say."""
+    """Return the node's prefixes in the networks, else those of its claims."""
     return map(str, view.directory.held_by(node_id) or sorted(node.claims, key=str))
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator's command: make a cluster, see its nodes, remove them.
+"""The operator's command: make a cluster, list its nodes, remove them.
 
     ./bazelw run //metropolis/cli/metroctl -- --endpoint 192.0.2.1 node list
 
-The exit status is 0 when it was done, 1 when it was refused or failed, 2 when
-the arguments are wrong.
+The exit status is 0 for success, 1 when the command was refused or failed, 2
+for wrong arguments.
 """
 
 import argparse
@@ -43,7 +43,7 @@ a cluster of up to 256 nodes, with 254 IPv4 addresses each:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; exits with 2 when it is wrong."""
+    """Parse the command line; exit with 2 when it is wrong."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="metroctl",
@@ -106,8 +106,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
          "Free a node's prefixes, and keep it out until it is forgotten. Its pods lose their "
          "network to other nodes. Switch it off first when it is cut off from etcd: it would go "
          "on using its prefixes, which others get now."),
-        ("forget", "let a removed node join anew",
-         "Let a removed node join anew; it does so at once when it runs."),
+        ("forget", "let a removed node join again",
+         "Let a removed node join again; it does so at once when it runs."),
         ("rotate-key", "ask it for a new WireGuard key",
          "Ask a node for a new WireGuard key. Its peers know it before it is used."),
     ):  # fmt: skip
@@ -126,7 +126,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _connection(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Fill in from the environment; exits with 2 when something is missing."""
+    """Fill in from the environment; exit with 2 when something is missing."""
     texts = given.endpoint or os.environ.get("METROCTL_ENDPOINTS", "").split(",")
     given.endpoints = []
     for text in filter(None, map(str.strip, texts)):
@@ -142,7 +142,7 @@ def _connection(given: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         path = getattr(given, name) or os.environ.get(variable)
         if not path:
             parser.error(f"no file of credentials: give --{name}, or set {variable}")
-        # `bazel run` starts it elsewhere.
+        # `bazel run` changes the directory.
         paths.append(str(Path(os.environ.get("BUILD_WORKING_DIRECTORY", "."), path)))
     given.files = Files(*paths)
 
@@ -169,14 +169,14 @@ def _node_id(text: str) -> str:
 
 
 async def run(given: argparse.Namespace) -> Answer:
-    """Connect and do it. Raises CredentialsError, EtcdError or Refused."""
+    """Connect and run. Raises CredentialsError, EtcdError or Refused."""
     command = commands.COMMANDS[f"{given.noun} {given.verb}"]
     async with await etcd.dial(given.endpoints, given.files) as connection:
         return await command(connection, given)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command; return the exit status."""
     given = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         answer = asyncio.run(run(given))

@@ -157,7 +157,7 @@ async def test_the_environment_says_where(tmp_path: Path) -> None:
         assert done.json["mtu"] is None
 
 
-async def test_what_others_wrote_is_told_and_harmless(tmp_path: Path) -> None:
+async def test_what_others_wrote_is_reported_and_harmless(tmp_path: Path) -> None:
     async with start(tmp_path, *NETWORKS) as cluster:
         for key in (keys.node("a"), keys.member("b"), keys.CLAIMS + b"10.200.1.0/24"):
             await cluster.put(key, b"\xff\xff")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command prints: for people, or as one line of JSON for programs."""
+"""The output of a command: for people, or one line of JSON for programs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Answer:
     text: str
 
     def as_json(self) -> str:
-        """One line."""
+        """Return one line of JSON."""
         return json.dumps(self.data)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns as wide as they must be."""
+    """Text in columns, each as wide as its longest cell."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[object]]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One cluster for all files of tests of its shape, with a pod on every node.
+"""One cluster for all test files with the same settings; a pod on every node.
 
-A file may say which: NODES, how many; MTU, of the underlay; SPENT: of no use
-after it.
+Settings of a file: NODES, how many; MTU, of the underlay; SPENT: the cluster is
+not usable after it.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ async def pings(cluster: Cluster) -> AsyncIterator[Prober]:
 
 
 async def is_whole(cluster: Cluster, nodes: int) -> None:
-    """Raise if it is not the cluster that a file of tests begins with."""
+    """Raise if the cluster is not in the state in which a file begins."""
     assert [place.node for place in cluster.places] == [f"node-{n + 1}" for n in range(nodes)]
     async with pings(cluster):
         pass
@@ -66,7 +66,7 @@ async def is_whole(cluster: Cluster, nodes: int) -> None:
 async def left_whole(
     request: pytest.FixtureRequest, shared: Shared
 ) -> AsyncIterator[list[Cluster]]:
-    """See that a file of tests leaves the cluster whole. Gets the cluster."""
+    """Check that a file of tests leaves the cluster whole."""
     used: list[Cluster] = []
     yield used
     await shared.end_parts()
@@ -84,7 +84,7 @@ async def left_whole(
 async def cluster(
     request: pytest.FixtureRequest, shared: Shared, left_whole: list[Cluster]
 ) -> AsyncIterator[Cluster]:
-    """Whole at the beginning of a file, and never after a test that failed."""
+    """Return a cluster: whole at the start of a file, new after a failure."""
     nodes = getattr(request.module, "NODES", 3)
     mtu = getattr(request.module, "MTU", lab.MTU)
     failed = request.session.testsfailed
@@ -99,7 +99,7 @@ async def cluster(
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def prober(cluster: Cluster, shared: Shared) -> Prober:
-    """Pings between all pods, for as long as the file's tests run."""
+    """Ping between all pods, for as long as the file's tests run."""
     return await shared.part(pings, cluster)
 
 
@@ -111,5 +111,5 @@ async def matrix(cluster: Cluster) -> AsyncIterator[list[Check]]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def found(cluster: Cluster, shared: Shared) -> list[Check]:
-    """What reached what, found once for the file's tests."""
+    """Return all reachability checks, made once for the file's tests."""
     return await shared.part(matrix, cluster)

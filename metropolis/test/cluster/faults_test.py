@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What fails in a cluster, and how long until its network is whole again.
+"""Faults in a cluster, and the time until its network is whole again.
 
-Whole is: every pair of pods has answered, in both families. Between the pods
-that a fault does not concern, no ping is lost.
+The network is whole when every pair of pods has answered, in both families.
+Between pods that a fault does not affect, no ping is lost.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ EXCHANGE_S = 5.0
 
 
 async def until(cluster: Cluster, ready: Callable[[Directory], bool]) -> Directory:
-    """Follow the store until that is so; TimeoutError."""
+    """Follow the store until `ready` is true. Raises TimeoutError."""
     async with asyncio.timeout(LIMIT_S), cluster.store() as store:
         view = await administration.view(store)
         directory = view.directory
@@ -62,7 +62,7 @@ def lost(prober: Prober, since: float, without: Collection[str] = ()) -> dict[st
 
 
 async def test_nodes_that_cannot_reach_each_other(cluster: Cluster, prober: Prober) -> None:
-    """Two of them; both reach etcd and the third."""
+    """Two nodes; both reach etcd and the third."""
     one, two, _ = (member.port for member in cluster.members.values())
     begin = time.monotonic()
     await cluster.lab.part(one, two)
@@ -115,8 +115,8 @@ async def test_etcd_is_away(cluster: Cluster, prober: Prober) -> None:
         f"etcd away for {OUTAGE_S:.0f} s: a new key is in use after {time.monotonic() - back:.1f} s"
     )
     await prober.whole()
-    # Nodes know each other's new key within moments of each other: one or two
-    # pings, and more of them where machines wait for their turn.
+    # Nodes learn each other's new key at slightly different times: one or two
+    # pings are lost, and more where machines share CPUs.
     missed = lost(prober, begin)
     print(f"the exchange of keys: {max(missed.values(), default=0)} pings of {EVERY_S} s lost")
     assert {pair: n for pair, n in missed.items() if n * EVERY_S > EXCHANGE_S} == {}
@@ -150,7 +150,7 @@ async def test_etcd_is_restored(cluster: Cluster, prober: Prober) -> None:
     await until(cluster, same)
     print(f"etcd restored: all nodes are back in it after {time.monotonic() - begin:.1f} s")
     took = await prober.whole()
-    # Until node-2 says which key it has now, others take the older one for it.
+    # Until node-2 publishes its present key, others use the older one.
     concerned = sum(prober.lost(begin).values())
     print(f"etcd restored: whole after {took:.1f} s more; pings lost with node-2: {concerned}")
     assert lost(prober, begin, without={"pod-2"}) == {}
@@ -166,8 +166,8 @@ def assert_same(before: Directory, after: Directory, name: str) -> None:
 
 
 async def test_a_node_reboots_and_another_joins(cluster: Cluster, prober: Prober) -> None:
-    """At once, since booting is what takes long. The first has the key and the
-    prefixes it had, of its disk; the others lose no ping.
+    """Both at once, since booting is slow. The first keeps key and prefixes,
+    from its disk; the others lose no ping.
     """
     before = await cluster.view()
     begin = time.monotonic()
@@ -191,7 +191,7 @@ async def test_a_node_reboots_and_another_joins(cluster: Cluster, prober: Prober
 async def test_the_power_fails_and_the_clock_is_an_hour_behind(
     cluster: Cluster, prober: Prober
 ) -> None:
-    """What was on the disk is used; WireGuard refuses handshakes from the past
+    """The node uses its disk's data; WireGuard refuses handshakes from the past
     (its paper, section 5.1): the others have to begin them.
     """
     before = await cluster.view()
@@ -203,7 +203,7 @@ async def test_the_power_fails_and_the_clock_is_an_hour_behind(
         await cluster.run_pod("node-3")
         await prober.watch()
         took = await prober.whole()
-        # Else it was set meanwhile, and proves nothing.
+        # Otherwise the clock was set meanwhile, and the test proves nothing.
         assert time.time() - int(await node.shell("date -u +%s")) > 3000
     finally:
         cluster.lab.time_server.silent = False
@@ -221,7 +221,7 @@ async def test_a_machine_is_lost_and_removed_for_good(cluster: Cluster, prober: 
     held = view.held_by("node-4")
     begin = time.monotonic()
     await cluster.destroy("node-4")
-    # Nobody but its lease says so.
+    # Only the end of its lease shows it.
     await until(cluster, lambda directory: directory.node("node-4").entry is None)
     print(f"machine lost: its record ended after {time.monotonic() - begin:.1f} s")
     assert lost(prober, begin, without={"pod-4"}) == {}
@@ -233,7 +233,7 @@ async def test_a_machine_is_lost_and_removed_for_good(cluster: Cluster, prober: 
     assert {view.claims[prefix].state for prefix in held} == {ClaimState.FREE}
     async with asyncio.timeout(LIMIT_S):
         for name in cluster.members:
-            # WireGuard does not tell.
+            # WireGuard has no events.
             while len(await peers(cluster, name)) > len(cluster.members) - 1:  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
     print(f"node removed for good: no node has its key {time.monotonic() - removed:.1f} s later")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything reaches everything, and nobody between the nodes sees what.
+"""Everything reaches everything, encrypted between the nodes.
 
-The network between them carries less than Ethernet: larger packets are lost
-there without a word, so nobody may send one.
+The network between them has a smaller MTU than Ethernet: it drops larger
+packets silently, so no node may send one.
 """
 
 import pytest
@@ -39,14 +39,14 @@ async def test_nobody_outside_sees_a_pods_address(cluster: Cluster, found: list[
 
 
 async def test_the_underlay_sees_wireguard_only(cluster: Cluster, found: list[Check]) -> None:
-    """Since the machines were switched on."""
+    """The capture begins before the machines boot."""
     port = cluster.etcd.endpoint.rpartition(":")[2]
     kinds = {
         "WireGuard": WIREGUARD,
         "etcd, TLS": f"tcp port {port} and host {ROUTER_IPV4.ip}",
         "outside, masqueraded": f"host {OUTSIDE_IPV4} or host {OUTSIDE_IPV6}",
         "DHCP": "udp and (port 67 or port 68)",
-        # Asked twice, a server answers twice; nobody waits for the second one.
+        # A server answers a repeated question twice; the second is unexpected.
         # Port unreachable (RFC 792): behind 8 bytes an IPv4 header, then ports.
         "DHCP, too late": "icmp[0] == 3 and icmp[1] == 3 and icmp[28:4] == 0x00430044",
         "NTP": f"udp port 123 and host {ROUTER_IPV4.ip}",
@@ -64,13 +64,13 @@ async def test_the_underlay_sees_wireguard_only(cluster: Cluster, found: list[Ch
     print(f"the underlay:\n{capture.to_text(counts)}")
     assert await cluster.capture.show(rest) == ""
     assert await cluster.capture.show(pods) == ""
-    # All that went from pod to pod and from node to pod is in there.
+    # It contains all traffic from pod to pod and from node to pod.
     assert counts["WireGuard"].bytes > 12 * 2 * LARGE
     assert counts["etcd, TLS"].packets > 0
 
 
 async def test_no_fragments(cluster: Cluster, found: list[Check]) -> None:
-    """They would arrive, and cost twice."""
+    """Fragments would arrive, at twice the cost."""
     assert (await cluster.capture.count(WIREGUARD)).packets > 1000
     # More fragments, or an offset; IPv6's header for it (RFC 8200, 4.5).
     fragments = "ip[6:2] & 0x3fff != 0 or ip6[6] == 44"

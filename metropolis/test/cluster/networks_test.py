@@ -21,12 +21,12 @@ MTU = 1400  # as in mesh_test, which has the cluster first
 LIMIT_S = 600.0
 # The lab's underlay is 198.51.100.0/24 and 2001:db8:51::/64.
 WRONG = (pod_network("198.51.0.0/16", 24), pod_network("2001:db8:51::/48", 64))
-# Those that the cluster began with, so that the next tests have them.
+# The cluster's initial networks, for the next tests.
 RIGHT = tuple(pod_network(prefix, length) for prefix, length in POD_NETWORKS)
 
 
 async def problem(node: Node) -> str:
-    """Why Status is unavailable; "": it is OK."""
+    """Return why Status is unavailable; "": it is OK."""
     try:
         await node.workloads.Status(workload_pb2.StatusRequest(), timeout=10)
     except grpc.aio.AioRpcError as error:
@@ -44,17 +44,17 @@ async def refuses_both(node: Node) -> None:
 
 
 async def test_the_underlay_wins_and_a_correction_is_taken(cluster: Cluster) -> None:
-    """Nodes refuse the networks, keep etcd over a restart of node core, and
-    take the right ones at once.
+    """Nodes refuse the networks, still reach etcd after a restart of node core,
+    and accept correct ones at once.
     """
     nodes = [member.running for member in cluster.members.values()]
     async with cluster.store() as store:
-        # `metroctl cluster set-networks` would not do it.
+        # `metroctl cluster set-networks` refuses these.
         put = Put(keys.CLUSTER, records.encode_cluster(ClusterConfig(WRONG)))
         assert await store.commit(Transaction({}, (put,))) is not None
     for node in nodes:
         await refuses_both(node)
-    # Status says it first, then the rules know.
+    # Status reports it before the rules change.
     table = f"inet {allocs.NFTABLES_TABLE}"
     async with asyncio.timeout(LIMIT_S):
         for name, network in (("withheld", "198.51.0.0/16"), ("in_use", "198.51.100.0/24")):
@@ -66,7 +66,7 @@ async def test_the_underlay_wins_and_a_correction_is_taken(cluster: Cluster) -> 
     assert "198.51." not in routes
     assert "2001:db8:51:" not in routes
 
-    # Another process, with the rules as they are at its start.
+    # A new process, with the rules of its start.
     async with asyncio.timeout(LIMIT_S):
         await nodes[0].shell(
             "pid=/run/sv/node-core/supervise/pid; old=$(cat $pid); sv kill /run/sv/node-core; "

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node as its users meet it: real image, real machine, real containers.
+"""The node as its users see it: real image, real machine, real containers.
 
-Files share one node, as far as they want the same, so all tests clean up after
-themselves. After a test that failed, there is another node. Whatever can be
-shown without a machine is shown in tests beside the code; here is what only the
-whole shows.
+Files with the same settings share one node, so all tests clean up after
+themselves. A failed test is followed by a new node. Tests beside the code cover
+everything that needs no machine; the tests here need the whole node.
 
-Together they run as //metropolis/test:one_node_test; the target of one file is
-for whoever works on it.
+Together they run as //metropolis/test:one_node_test; the target of a single
+file is for work on that file.
 """

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pod that takes whatever it gets takes neither the node nor other pods.
+"""A pod that exhausts resources harms neither the node nor other pods.
 
-Beside it node core answers, pods talk, one comes and goes, and it is removed
-like any other. Where the disk is full, no pod comes: a container has to write.
+Meanwhile node core answers, pods communicate, another pod starts and stops, and
+the attacker is removed like any other. If the disk is full, no pod can start: a
+container has to write.
 """
 
 import asyncio
@@ -28,8 +29,8 @@ PODS = "/sys/fs/cgroup/k8s.io"
 
 @dataclass(frozen=True)
 class Bomb:
-    """command: of a shell in the pod. struck: of the node's, says something
-    once it has what it can get; CONTAINER is the pod's.
+    """command: for a shell in the pod. struck: for a shell on the node; it
+    prints something once the limit is reached. CONTAINER is the pod's.
     """
 
     command: str
@@ -54,7 +55,7 @@ BOMBS = {
 
 
 async def services(node: Node) -> str:
-    """Which processes they are: other ones after a restart."""
+    """Return the services' processes, which change at a restart."""
     return await node.shell("cat /run/sv/node-core/supervise/pid /run/sv/containerd/supervise/pid")
 
 
@@ -82,7 +83,7 @@ async def two_pods(node: Node) -> AsyncIterator[list[Pod]]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def pods(node: Node, shared: Shared) -> list[Pod]:
-    """They live through all bombs."""
+    """Return pods that live through all tests."""
     return await shared.part(two_pods, node)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """containerd with cniproxy inside: every kind of pod, many at once.
 
-CHURN_PODS says how many come and go; an emulated machine does about one a
-second.
+CHURN_PODS is the number of pods that start and stop; an emulated machine does
+about one a second.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ _ROOT_UID = 1 << 20
 
 
 async def test_there_is_no_cni(node: Node) -> None:
-    """Neither before a pod nor after: no plugin, configuration, cache."""
+    """No plugin, configuration or cache, before a pod and after it."""
     ident = await node.cri.run_sandbox(sandbox_config("pod-a"))
     await node.cri.remove_pod(ident)
-    # -xdev would stop at /run and /var, where it would be.
+    # -xdev would skip /run and /var, where these would be.
     found = await node.shell(
         "find /etc /run /usr /var \\( -ipath '*/cni' -o -name '*.conflist' -o -name cniproxy"
         " -o -path '*/cni/*' \\) ! -path '/usr/lib/metropolis/*'"
@@ -127,7 +127,7 @@ async def test_many_come_and_go(node: Node) -> None:
 
 
 async def test_containerd_is_killed(node: Node, run_pod: RunPod) -> None:
-    """Its pods go on, and are removed by the next one."""
+    """Its pods go on, and its successor removes them."""
     pod = await run_pod("pod-a")
     before = await kernel(node)
     result = await node.cri.cni_result(pod.id)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One node for all files of tests, and pods that do not outlive their test.
 
-A file may say which: IMAGE, a target of //metropolis/node; CONFIG, of the node,
-None: what is in the image. Files that want the same image share the node, and
-between two that want another configuration it boots.
+Settings of a file: IMAGE, a target of //metropolis/node; CONFIG, the node's
+configuration, None: the image's. Files with the same image share the node; it
+boots again for another configuration.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ type RunPod = Callable[[str], Awaitable[Pod]]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def left_clean(shared: Shared) -> AsyncIterator[list[World]]:
-    """See that a file of tests leaves nothing on the node. Gets the world."""
+    """Check that a file of tests leaves nothing on the node."""
     used: list[World] = []
     yield used
     await shared.end_parts()
@@ -45,7 +45,7 @@ async def left_clean(shared: Shared) -> AsyncIterator[list[World]]:
 async def world(
     request: pytest.FixtureRequest, shared: Shared, left_clean: list[World]
 ) -> AsyncIterator[World]:
-    """The node and what is around it; not after a test that failed."""
+    """Return the node and its lab; new ones after a failed test."""
     image = getattr(request.module, "IMAGE", "dev_image")
     config = getattr(request.module, "CONFIG", CONFIG)
     here = await shared.get(("node", image), lambda: running(image, config))
@@ -71,13 +71,13 @@ def lab(world: World) -> Lab:
 
 @pytest.fixture
 def node(world: World) -> Node:
-    """A node on which pods can be started."""
+    """Return a node on which pods can be started."""
     return world.node
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def run_pod(node: Node) -> AsyncIterator[RunPod]:
-    """Start pods that serve their name; what is left of them is removed."""
+    """Start pods that serve their name; remove them afterwards."""
     started: list[Pod] = []
 
     async def run(name: str) -> Pod:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data disk that is there and of no use: the node says so, and is off.
+"""A data disk is present but unusable: the node reports it and powers off.
 
-The production image, seen from outside.
+The tests observe the production image from outside.
 """
 
 import asyncio
@@ -23,19 +23,19 @@ from osbase.test.qemu.vm import Vm
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LIMIT_S = 600.0
-_SUPERBLOCK = 1024  # where it is, and how much of it is there
+_SUPERBLOCK = 1024  # its offset and its size, bytes
 
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """Where sockets are not too deep."""
+    """Make a directory with a path short enough for sockets."""
     made = Path(tempfile.mkdtemp(prefix="m-disk-"))
     yield made
     shutil.rmtree(made)
 
 
 async def console(directory: Path, disk: Drive) -> str:
-    """Boot with the disk until the machine is off; what it said."""
+    """Boot with the disk until the machine is off; return its console."""
     images = find_images("image")
     machine = Machine(
         kernel=images.kernel,

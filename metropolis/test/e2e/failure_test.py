@@ -22,7 +22,7 @@ async def test_no_address_is_left(node: Node) -> None:
     assert set(await node.cri.sandboxes()) == set(first)
     assert set(await attachments(node)) == set(first)
     assert len((await node.shell("ls /run/netns")).split()) == len(first)
-    # One goes, and there is room again.
+    # After the removal of one pod there is room again.
     await node.cri.remove_pod(first.pop())
     first.append(await node.cri.run_sandbox(sandbox_config("pod-2")))
     await asyncio.gather(*(node.cri.remove_pod(ident) for ident in first))
@@ -30,12 +30,12 @@ async def test_no_address_is_left(node: Node) -> None:
 
 
 async def test_the_service_is_down(node: Node) -> None:
-    """New pods fail, cleanly and with the reason; old ones are removed, and
-    what the service has of them when it is back.
+    """New pods fail, cleanly and with the reason. Old ones are removed, and
+    their attachments once the service is back.
     """
     old = await node.cri.run_sandbox(sandbox_config("pod-old"))
     _, netns = await node.cri.sandbox_process(old)
-    # Somebody has the pod's network namespace open: it stays when the pod goes.
+    # An open file keeps the pod's network namespace after the pod's removal.
     holder = await node.shell(f"sleep 3600 <{netns} >/dev/null 2>&1 & echo $!")
     await node.shell("sv -w 60 stop /run/sv/node-core")
     try:
@@ -60,8 +60,8 @@ async def test_the_service_is_down(node: Node) -> None:
 
 
 async def test_the_first_two_pods_may_come_together(node: Node) -> None:
-    """A kernel that must load veth for one pod has it a moment too late for the
-    other: it is there before the service is ready.
+    """If the kernel loaded veth for one pod, it would come too late for the
+    other: so the service loads it before it is ready.
     """
     await nothing_is_left(node)
     await node.shell("sv -w 60 stop /run/sv/node-core && rmmod veth")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pod that is root of its own network cannot be anybody else.
+"""A pod that is root in its own network cannot impersonate others.
 
 The attacker has CAP_NET_ADMIN and CAP_NET_RAW in its network namespace, in one
-case by a user namespace that owns it. What it tries is seen to work with its
-own identity first, so a check that could not fail would fail there.
+case by a user namespace that owns it. Each attempt first has to succeed with
+its own identity, so a check that cannot fail is found.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from osbase.test.agent.client import AgentError
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 # Seconds to wait for an answer that has to come, and for one that must not.
-# The second proves nothing alone: packets are counted where they would arrive.
+# The second alone proves nothing: packets are counted at their destination.
 _ANSWER_S = 15
 _SILENCE_S = 1
 _ROOT_UID = 1 << 20
@@ -38,7 +38,7 @@ _ROOT_UID = 1 << 20
 
 @dataclass(frozen=True)
 class Scene:
-    """Pods of a node. mapped: an attacker too, whose user namespace owns its
+    """Pods of a node. mapped: another attacker, whose user namespace owns its
     network namespace. Each test leaves them with their own addresses.
     """
 
@@ -51,7 +51,7 @@ class Scene:
 
 @contextlib.asynccontextmanager
 async def four_pods(node: Node) -> AsyncIterator[Scene]:
-    """Start the pods at once; in the end, remove them."""
+    """Start the pods at once; remove them at the end."""
     capabilities = ("NET_ADMIN", "NET_RAW")
 
     def run(name: str, root_uid: int | None) -> Awaitable[Pod]:
@@ -74,7 +74,7 @@ async def scene(node: Node, shared: Shared) -> Scene:
 
 @dataclass(frozen=True)
 class Arrived:
-    """What came as far as a namespace's own sockets."""
+    """Counts of packets that reached a namespace's own sockets."""
 
     ipv4_echoes: int
     ipv6_echoes: int
@@ -82,7 +82,7 @@ class Arrived:
 
     @staticmethod
     def parse(text: str) -> Arrived:
-        """Take /proc/net/snmp and /proc/net/snmp6, one after the other."""
+        """Parse /proc/net/snmp followed by /proc/net/snmp6."""
         values = dict(re.findall(r"^(\w+)\s+(\d+)$", text, re.MULTILINE))
         lines = [line.split() for line in text.splitlines() if ": " in line]
         for names, numbers in zip(lines[::2], lines[1::2], strict=True):
@@ -112,14 +112,14 @@ async def arrived(node: Node, pod: Pod | None = None) -> Arrived:
 
 
 async def inside(node: Node, pod: Pod, *command: str) -> str:
-    """Run a command in a pod, which has to succeed; its output."""
+    """Run a command in a pod, which has to succeed; return its output."""
     done = await node.cri.exec(pod.container, command)
     assert done.status == 0, done
     return done.stdout
 
 
 async def script(node: Node, pod: Pod, *lines: str) -> str:
-    """Run a script in a pod, all of which has to succeed; its output."""
+    """Run a script in a pod, all of which has to succeed; return its output."""
     return await inside(node, pod, "sh", "-ec", "\n".join(lines))
 
 
@@ -157,16 +157,16 @@ def become(pod: Pod, instead_of: Pod) -> list[str]:
     return [
         *add(pod),
         *drop(instead_of),
-        # It went with the address that it preferred.
+        # The route was removed with its preferred source address.
         f"ip route replace default via {hop} dev eth0 src {pod.ipv4}",
-        # What follows is really sent.
+        # The following packets are really sent.
         *(f"ip route get {ip}" for ip in (hop, OUTSIDE_IPV4)),
         f"ip -6 route get {OUTSIDE_IPV6}",
     ]
 
 
 def probes(sender: Pod, source: Pod, other: Pod, wait_s: int) -> list[Plan]:
-    """Return what `sender` tries with the addresses of `source`."""
+    """Return the attempts of `sender` with the addresses of `source`."""
     plans = []
     for own, hop, peer, outside in (
         (source.ipv4, allocs.FIRST_HOP_IPV4, other.ipv4, OUTSIDE_IPV4),
@@ -196,20 +196,20 @@ def probes(sender: Pod, source: Pod, other: Pod, wait_s: int) -> list[Plan]:
 async def answered(
     node: Node, sender: Pod, plans: Sequence[Plan], first: Sequence[str] = ()
 ) -> list[str]:
-    """Run the plans, and before them lines of a script that have to succeed;
-    the names of the plans that had an answer.
+    """Run the plans, after lines of a script that have to succeed; return the
+    names of the plans that got an answer.
     """
-    # One command: to start one in a container is what takes long.
+    # One command: starting one in a container is slow.
     lines = ["set -e", *first, "set +e", checks.script(plans)]
     outcome = checks.judge(plans, await inside(node, sender, "sh", "-c", "\n".join(lines)))
     assert len(outcome) == len(plans)
-    # A plan that did not even run says nothing.
+    # A plan that did not run proves nothing.
     assert [check for check in outcome if check.detail.endswith("(status -)")] == []
     return [check.name for check in outcome if check.ok]
 
 
 def names(plans: Sequence[Plan]) -> list[str]:
-    """Return what the plans are called."""
+    """Return the names of the plans."""
     return [planned.name for planned in plans]
 
 
@@ -234,7 +234,7 @@ async def test_nothing_is_sent_as_another(scene: Scene, lab: Lab, root_uid: int)
     assert int(owner) == root_uid
     await all_answered(node, attacker, other)
 
-    # Its address is the victim's, and no other.
+    # Its only address is the victim's.
     lab.seen.clear()
     before = await asyncio.gather(arrived(node, other), arrived(node), spoofed(node))
     plans = probes(attacker, victim, other, _SILENCE_S)
@@ -245,8 +245,8 @@ async def test_nothing_is_sent_as_another(scene: Scene, lab: Lab, root_uid: int)
     assert (on_node.ipv4_echoes, on_node.ipv6_echoes) == (0, 0)
     assert lab.seen == []
     # Two pings to each of three, and at least one SYN to each of two. In IPv6
-    # the first hop's link address is asked for by a spoofed packet, too, in
-    # whose stead the others may wait in vain.
+    # the solicitation of the first hop is also spoofed, and the other packets
+    # may wait for its answer in vain.
     dropped = (after[2][0] - before[2][0], after[2][1] - before[2][1])
     print(f"dropped for their source, IPv4 and IPv6: {dropped}")
     assert dropped[0] >= 8
@@ -257,7 +257,7 @@ async def test_nothing_is_sent_as_another(scene: Scene, lab: Lab, root_uid: int)
 
 async def test_traffic_to_a_taken_address_has_its_rightful_owner(scene: Scene) -> None:
     node, attacker, victim, other = scene.node, scene.attacker, scene.victim, scene.other
-    # "It is me now": what makes a neighbour on an Ethernet believe it.
+    # Announcements that a neighbour on an Ethernet would believe.
     claim = f"arping -U -c 2 -I eth0 -s {victim.ipv4} {victim.ipv4} || true"
     await script(node, attacker, *add(victim), claim)
     before = await asyncio.gather(arrived(node, attacker), arrived(node, victim))
@@ -294,11 +294,11 @@ async def test_another_mac_brings_nothing(scene: Scene) -> None:
     own = (await inside(node, attacker, "cat", "/sys/class/net/eth0/address")).strip()
     theirs = (await inside(node, victim, "cat", "/sys/class/net/eth0/address")).strip()
     assert own != theirs
-    # So that whatever came for the victim would be taken for its own.
+    # So that it would accept packets for the victim.
     await script(node, attacker, *add(victim))
     for mac in (theirs, allocs.FIRST_HOP_MAC.hex(":")):
         before = await asyncio.gather(arrived(node, attacker), arrived(node, victim))
-        # While the victim is talked to, the address changes and speaks up.
+        # During the victim's traffic, the MAC changes and is announced.
         talk = [f"ping -q -c 10 -i 0.2 -W {_ANSWER_S} {ip} &" for ip in victim.ips]
         change = [
             f"ip link set dev eth0 address {mac}",
@@ -311,7 +311,7 @@ async def test_another_mac_brings_nothing(scene: Scene) -> None:
             script(node, attacker, *change), script(node, other, *talk, "wait")
         )
         assert changed.split()[-1] == mac
-        # And once more when all of that is over.
+        # And again after that.
         more = [f"ping -q -c 3 -i 0.2 -W {_ANSWER_S} {ip} &" for ip in victim.ips]
         talked_after = await script(node, other, *more, "wait")
         assert [ping_counts(talked), ping_counts(talked_after)] == [[(10, 10)] * 2, [(3, 3)] * 2]
@@ -319,7 +319,7 @@ async def test_another_mac_brings_nothing(scene: Scene) -> None:
         assert after[0].since(before[0]) == Arrived(0, 0, 0)
         got = after[1].since(before[1])
         assert (got.ipv4_echoes, got.ipv6_echoes) == (13, 13)
-    # Back to what it was given, everything is as before.
+    # With its original MAC everything works as before.
     back = [f"ip link set dev eth0 address {own}", *drop(victim)]
     await all_answered(node, attacker, other, back)
 
@@ -334,7 +334,7 @@ async def test_the_service_is_out_of_reach(scene: Scene) -> None:
     ]
     there = await node.shell(f"find {Path(allocs.RUNTIME_DIR).parent} -type s")
     assert set(sockets) <= set(there.splitlines())
-    # In the pod there is neither the directory nor any socket of the node's.
+    # The pod has neither the directory nor any socket of the node.
     done = await node.cri.exec(attacker.container, ["ls", "/run/metropolis"])
     assert done.status != 0
     assert "No such file" in done.stderr

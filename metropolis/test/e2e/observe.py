@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is on the node's kernel, seen with the node's own tools."""
+"""The state of the node's kernel, read with the node's own tools."""
 
 import asyncio
 import re
@@ -19,7 +19,7 @@ class Kernel:
 
 
 async def kernel(node: Node) -> Kernel:
-    """Return what the kernel has of workloads."""
+    """Return the kernel's links and routes of workloads."""
     protocol = str(allocs.ROUTE_PROTOCOL_WORKLOAD)
     links, ipv4, ipv6 = await asyncio.gather(
         _ip(node, "-o", "link", "show", "group", str(allocs.LINK_GROUP_WORKLOAD)),
@@ -30,24 +30,24 @@ async def kernel(node: Node) -> Kernel:
 
 
 async def _ip(node: Node, *arguments: str) -> list[str]:
-    # Not by a shell: busybox's would take its own ip.
+    # Not by a shell: busybox's would run its own ip.
     return (await node.agent.run(["ip", *arguments])).text.splitlines()
 
 
 async def attachments(node: Node) -> dict[str, workload_pb2.Attachment]:
-    """Return what the service says: attachments by workload id."""
+    """Return the service's attachments by workload id."""
     listed = await node.workloads.List(workload_pb2.ListRequest(), timeout=60)
     return {item.workload_id: item for item in listed.attachments}
 
 
 def ping_counts(output: str) -> list[tuple[int, int]]:
-    """Return packets sent and answered, of the output of each ping."""
+    """Return packets sent and answered, from the output of each ping."""
     found = re.findall(r"(\d+) packets transmitted, (\d+) (?:packets )?received", output)
     return [(int(sent), int(answered)) for sent, answered in found]
 
 
 async def nothing_is_left(node: Node) -> None:
-    """Raise AssertionError for anything that a pod without containers had."""
+    """Raise AssertionError for any leftover of a removed pod."""
     assert await node.cri.sandboxes() == {}
     assert await attachments(node) == {}
     assert await kernel(node) == Kernel((), ())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods come, talk and go."""
+"""Pods start, communicate and are removed."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -39,7 +39,7 @@ async def test_everything_is_reached(node: Node, lab: Lab, run_pod: RunPod) -> N
     outcome = await checks.run(node.cri, pods, plans)
     assert len(outcome) == 12
     assert [check for check in outcome if not check.ok] == []
-    # Nobody outside ever sees a pod's own address.
+    # A pod's own address is never seen outside.
     assert set(lab.seen) == set(own)
 
 
@@ -80,7 +80,7 @@ async def test_a_removed_pod_leaves_nothing(node: Node, run_pod: RunPod) -> None
 async def test_a_pod_whose_namespace_is_gone(node: Node, run_pod: RunPod) -> None:
     pod = await run_pod("pod-a")
     pid, netns = await node.cri.sandbox_process(pod.id)
-    # All that holds the namespace: the pod's processes and the file.
+    # The pod's processes and the file keep the namespace.
     users = (await node.agent.run(["ip", "netns", "pids", Path(netns).name])).text.split()
     assert str(pid) in users
     await node.shell(f"kill -9 {' '.join(users)}; umount -l {netns} && rm {netns}")
@@ -89,11 +89,11 @@ async def test_a_pod_whose_namespace_is_gone(node: Node, run_pod: RunPod) -> Non
         while pod.id in await attachments(node):  # noqa: ASYNC110 - no Watch yet
             await asyncio.sleep(0.2)
     assert (await kernel(node)).links == ()
-    # Containerd hears of the processes; before, a request for the pod may meet
-    # a shim that is just ending.
+    # Wait for containerd to notice the end of the processes; before, a request
+    # may meet a shim that is just ending.
     async with asyncio.timeout(180):
         await ended(node, pod)
-    # And the runtime, which knows nothing of the network, can delete the pod.
+    # The runtime, which knows nothing of the network, can delete the pod.
     await node.cri.remove_pod(pod.id)
     assert pod.id not in await attachments(node)
     assert (await run_pod("pod-b")).ips

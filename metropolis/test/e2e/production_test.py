@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The production image, judged from outside: there is no way in.
+"""The production image, observed from outside: there is no access.
 
-It is given all that a development image opens at: a tools disk, its channel, a
-console with the flag for a shell. What must not come is looked for after the
-machine has ended in good order, so there is nothing to wait for in vain.
+The machine has everything that gives access to a development image: a tools
+disk, its channel, a console with the flag for a shell. The tests look for
+forbidden output after the machine has ended in good order, so they need no
+timeouts.
 """
 
 import asyncio
@@ -30,13 +31,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LIMIT_S = 900.0
 TOGETHER = 64
-# kubelet's, etcd's, containerd's and CRI's usual ones beside the well-known.
+# The usual ports of kubelet, etcd, containerd and CRI, and well-known ones.
 PORTS = (*range(1, 512), 1338, 2375, 2376, 2379, 2380, 3000, 6443, 8080, 9100, 10010, 10250, 50051)
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What was seen of a node's life. refused: ports that answered so."""
+    """Observations of a node's run. refused: ports that refused connections."""
 
     reason: str
     console: bytes
@@ -52,7 +53,7 @@ def _ipv6(mac: str) -> IPv6Address:
 
 
 async def _knock(to: IPv4Address | IPv6Address, port: int) -> bool | None:
-    """Whether the port is open; None: no answer."""
+    """Return whether the port is open; None: no answer."""
     try:
         async with asyncio.timeout(30):
             _, writer = await asyncio.open_connection(str(to), port)
@@ -65,8 +66,8 @@ async def _knock(to: IPv4Address | IPv6Address, port: int) -> bool | None:
 
 
 async def _scan(to: IPv4Address | IPv6Address) -> dict[tuple[str, int], bool | None]:
-    """What each port answers, as soon as there is a node to answer."""
-    # DHCP and advertisements come at a time of their own.
+    """Wait until the node answers; return the answer of each port."""
+    # DHCP and advertisements finish at different times.
     while await _knock(to, 9) is None:  # noqa: ASYNC110
         await asyncio.sleep(0.2)
     limit = asyncio.Semaphore(TOGETHER)
@@ -80,10 +81,10 @@ async def _scan(to: IPv4Address | IPv6Address) -> dict[tuple[str, int], bool | N
 
 
 async def _listen(path: Path) -> bytes:
-    """Say hello, and return what comes until the machine ends."""
+    """Send HELLO; return all that is received until the machine ends."""
     reader, writer = await asyncio.open_unix_connection(path)
     heard = b""
-    # What is not read when the machine ends resets the connection.
+    # Unread data at the end of the machine resets the connection.
     with contextlib.suppress(ConnectionError):
         writer.write(b"\0" * 16)
         while some := await reader.read(4096):
@@ -103,7 +104,7 @@ async def _type(path: Path, text: bytes) -> None:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def ended() -> Ended:
-    """A node that booted, was knocked at, and shut down by its power button."""
+    """Boot a node, scan its ports, shut it down by its power button."""
     directory = Path(tempfile.mkdtemp(prefix="m-prod-"))
     images = find_images("image")
     try:
@@ -137,7 +138,7 @@ async def ended() -> Ended:
 
 
 async def test_it_runs_what_a_node_needs(ended: Ended) -> None:
-    """And nothing else."""
+    """It runs nothing else."""
     assert b"starting services: acpi containerd node-core preload time \r\n" in ended.console
     assert b"DEVELOPMENT" not in ended.console
     assert b"FAILED" not in ended.console

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node dies and boots again; containerd's data is on a disk that stays."""
+"""The node dies and boots again, with containerd's data on the same disk."""
 
 import asyncio
 
@@ -13,21 +13,21 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def test_sandboxes_of_before_are_removed(world: World) -> None:
-    """Their namespaces are gone, so containerd has only the ids to give.
+    """Their namespaces are gone, so containerd only has their ids.
 
-    It boots with the configuration that the next file of tests wants.
+    The node boots with the configuration of the next file of tests.
     """
     names = [f"pod-{number}" for number in range(2)]
     node = world.node
     old = [await node.cri.run_sandbox(sandbox_config(name)) for name in names]
     assert set(await attachments(node)) == set(old)
     await node.shell("sync")
-    # Ends the machine at once, with everything that runs.
+    # End the machine at once, with all its processes.
     node = await world.boot(SMALL)
-    # containerd knows them, none runs, nobody holds an address.
+    # containerd knows them, none runs, and no address is in use.
     assert await node.cri.sandboxes() == dict.fromkeys(old, False)
     assert await attachments(node) == {}
-    # kubelet starts the same pods anew, and removes what was.
+    # Like kubelet, start the same pods again, and remove the old ones.
     fresh, _ = await asyncio.gather(
         node.cri.run_sandbox(sandbox_config("pod-new")),
         asyncio.gather(*(node.cri.remove_pod(ident) for ident in old)),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Node core and containerd go and come back; pods do not notice."""
+"""Node core and containerd restart; pods are not affected."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -20,7 +20,7 @@ type RunPod = Callable[[str], Awaitable[Pod]]
 
 # Seconds between lines on the TCP connection, and between pings.
 _PAUSE_S = 0.2
-# The file in the speaker that ends the talk.
+# The file in the speaker that ends the traffic.
 _STOP = "/tmp/stop"
 
 
@@ -43,10 +43,10 @@ async def service_is_back(node: Node) -> None:
 
 
 async def talk(node: Node, speaker: Pod, listener: Pod) -> int:
-    """Have two pods talk until _STOP is there; nothing may get lost.
+    """Run traffic between two pods until _STOP exists; nothing may get lost.
 
-    A TCP connection with a line every now and then, and pings in both
-    families and to the outside. Returns how many lines were sent.
+    There is a TCP connection with periodic lines, and pings in both families
+    and to the outside. Return the number of lines sent.
     """
     say = (
         f"(n=0; until [ -e {_STOP} ]; do echo $n; n=$((n+1)); sleep {_PAUSE_S}; done;"
@@ -64,8 +64,8 @@ async def talk(node: Node, speaker: Pod, listener: Pod) -> int:
 
 
 async def listen(node: Node, pod: Pod) -> None:
-    """Begin to collect in /tmp/heard what one TCP connection brings."""
-    # Its input stays open, or nc would close the connection at once.
+    """Begin to collect a TCP connection's data in /tmp/heard."""
+    # Its input stays open, otherwise nc closes the connection at once.
     script = "(sleep 1000 | nc -l -p 9000 >/tmp/heard 2>&1) </dev/null >/dev/null 2>&1 &"
     done = await node.cri.exec(pod.container, ["sh", "-c", script])
     assert done.status == 0, done
@@ -87,7 +87,7 @@ async def test_node_core_is_killed_while_pods_talk(node: Node, run_pod: RunPod) 
         await node.cri.exec(first.container, ["touch", _STOP])
     heard = await node.cri.exec(second.container, ["cat", "/tmp/heard"])
     assert heard.stdout.split() == [str(number) for number in range(talking.result())]
-    # Adopted as they were, and untouched.
+    # The new process adopted them without a change.
     assert await attachments(node) == before
     assert await kernel(node) == objects
     fresh = await run_pod("pod-c")
@@ -112,7 +112,7 @@ async def test_containerd_stops_and_starts(node: Node, run_pod: RunPod) -> None:
     before = await kernel(node)
     await node.shell("sv -w 60 stop /run/sv/containerd")
     try:
-        # The pod goes on, and so does its network.
+        # The pod and its network go on.
         assert await node.shell(f"ping -c 3 -W 10 {pod.ipv4} && ping -c 3 -W 10 {pod.ipv6}")
     finally:
         await node.shell("sv -w 60 start /run/sv/containerd")

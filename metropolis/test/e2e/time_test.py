@@ -12,7 +12,7 @@ from metropolis.test.launch.node import Node
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 _YEAR_S = 365 * 86400
-# What an emulated machine beside others takes for the question, too.
+# Seconds; includes the time that a busy emulated machine takes for a command.
 _RIGHT_S = 60.0
 _LOG = "/run/log/time/current"
 
@@ -33,7 +33,7 @@ async def test_the_server_is_that_of_dhcp(node: Node) -> None:
 
 @pytest.mark.parametrize("wrong_s", [-20 * _YEAR_S, -5 * 3600, 3600, 9 * _YEAR_S])
 async def test_a_clock_that_is_wrong_is_set(node: Node, wrong_s: int) -> None:
-    """As at a boot; a pod that runs meanwhile does not mind."""
+    """The clock is set as at a boot; a running pod is not affected."""
     pod = await node.cri.run_sandbox(sandbox_config(f"pod-{wrong_s}"))
     await node.shell("sv -w 20 stop /run/sv/time")
     await node.shell(f"date -s @{int(time.time()) + wrong_s}")

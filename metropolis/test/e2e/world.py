@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node in its lab, with a disk: what the tests of one node share."""
+"""A node in its lab, with a disk, shared by the tests of one node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from metropolis.test.launch.lab import Lab
 from metropolis.test.launch.node import Node, make_data_disk
 
 POD_NETWORKS = ("10.192.0.0/24", "fd00:10:192::/112")
-# Of one pod; less than by default, as an emulated machine floods slowly.
+# Flows of one pod; lower than by default, since an emulated machine is slow.
 FLOWS_PER_SECOND = 50
 
 
@@ -34,9 +34,7 @@ SMALL = config("10.192.0.0/30", POD_NETWORKS[1])
 
 @dataclass
 class World:
-    """node: the one that runs; config: what it was booted with, None: what is
-    in its image.
-    """
+    """node: the running node; config: its configuration, None: the image's."""
 
     lab: Lab
     directory: Path
@@ -48,8 +46,8 @@ class World:
     node: Node = field(init=False)
 
     async def boot(self, config: str | None) -> Node:
-        """Boot the node until pods can be started; one that runs loses its
-        power, and keeps its disk.
+        """Boot the node until pods can be started. A running one is powered off
+        at once; the disk stays.
         """
         await self.stack.aclose()
         self.config = config

@@ -5,8 +5,9 @@ restored from a snapshot.
     async with Etcd(tmp_path, addresses=["127.0.0.1"]) as etcd:
         etcd.endpoint, etcd.client          "HOST:PORT", Credentials
 
-It is Debian's, from the devroot: a child that ends with the test. It does not
-sync its files, so `kill` is the death of the process, never of the machine.
+It is Debian's etcd from the devroot, a child process that ends with the test.
+It does not sync its files, so `kill` is like the death of the process, never
+like that of the machine.
 """
 
 from metropolis.test.etcd.certificates import Authority, Credentials

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates for tests: an authority, and what it signs, by openssl."""
+"""Certificates for tests: an authority and its certificates, by openssl."""
 
 import subprocess
 import time
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Final
 
 _NEW_KEY: Final = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-# Also for machines whose clock is not right.
+# Valid also for machines whose clock is wrong.
 _LONG: Final = ("-not_before", "20200101000000Z", "-not_after", "20991231235959Z")
 _PAST: Final = ("-not_before", "20200101000000Z", "-not_after", "20200102000000Z")
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """Paths of PEM files: the authority's certificate, one's own, its key."""
+    """Paths of PEM files: the authority's certificate, the own one, its key."""
 
     ca: Path
     cert: Path
@@ -24,7 +24,7 @@ class Credentials:
 
 
 class Authority:
-    """Signs. Its files are below `directory`, which is made."""
+    """An authority that signs. Its files are below `directory`, a new one."""
 
     def __init__(self, directory: Path, name: str = "ca") -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -36,9 +36,9 @@ class Authority:
         )  # fmt: skip
 
     def server(self, name: str, addresses: Sequence[str], hosts: Sequence[str] = ()) -> Credentials:
-        """A certificate for a server at these addresses and host names.
+        """Return a certificate for a server at these addresses and host names.
 
-        Good for a client, too: etcd's gateway is one of etcd.
+        It is valid for a client, too: etcd's gateway is a client of etcd.
         """
         names = [*(f"IP:{address}" for address in addresses), *(f"DNS:{host}" for host in hosts)]
         usage = "extendedKeyUsage=serverAuth,clientAuth"
@@ -52,8 +52,8 @@ class Authority:
         begins_in_s: float | None = None,
         ends_in_s: float | None = None,
     ) -> Credentials:
-        """A certificate for a node or an operator, the same name the same files
-        anew. expired: since 2020.
+        """Return a certificate for a node or an operator. The same name
+        replaces the files. expired: since 2020.
         """
         validity = list(_PAST if expired else _LONG)
         if begins_in_s is not None:

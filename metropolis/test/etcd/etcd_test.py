@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The helper: lives, deaths, snapshots; our client against a real server."""
+"""The helper: starts, kills, snapshots; our client with a real server."""
 
 import asyncio
 import contextlib
@@ -49,7 +49,7 @@ async def test_pages_and_revisions(tmp_path: Path) -> None:
 
 
 async def test_large_values_make_pages_small(tmp_path: Path) -> None:
-    """A page that is over the limit of a message is asked for in parts."""
+    """A page that is over the limit of a message is requested in parts."""
     async with served(tmp_path) as (_, connection):
         for number in range(12):
             put = Put(keys.NODES + str(number).encode(), b"x" * 1_400_000)
@@ -94,7 +94,7 @@ async def test_a_watch_tells_changes_and_progress(tmp_path: Path) -> None:
                     assert not batch.events
 
 
-async def test_what_was_compacted_is_told(tmp_path: Path) -> None:
+async def test_what_was_compacted_is_reported(tmp_path: Path) -> None:
     async with served(tmp_path) as (server, connection):
         for value in (b"1", b"2", b"3"):
             newest = await connection.commit(Transaction({}, (Put(KEY, value),)))
@@ -103,7 +103,7 @@ async def test_what_was_compacted_is_told(tmp_path: Path) -> None:
             await anext(connection.watch(keys.ROOT, 2))
 
 
-async def test_a_lease_that_ended_is_told(tmp_path: Path) -> None:
+async def test_a_lease_that_ended_is_reported(tmp_path: Path) -> None:
     async with served(tmp_path) as (server, connection):
         lease = await connection.grant(5)
         await connection.commit(Transaction({}, (Put(KEY, b"1", lease),)))

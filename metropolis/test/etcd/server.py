@@ -18,11 +18,11 @@ _SERVING: Final = b"serving client traffic securely"
 
 
 class EtcdFailed(Exception):
-    """etcd or one of its tools failed; ends with what it said."""
+    """etcd or one of its tools failed; the text ends with its output."""
 
 
 class Etcd:
-    """Entering starts it, leaving ends it. Files are below `directory`."""
+    """An etcd server, as a context manager. Files are below `directory`."""
 
     def __init__(
         self,
@@ -31,9 +31,9 @@ class Etcd:
         options: Sequence[str] = (),
         certified: Sequence[str] = (),
     ) -> None:
-        """addresses: where it listens, IPv4 or IPv6; the port is the same over
-        all its lives. options: further arguments. certified: addresses that its
-        certificate is for as well.
+        """addresses: where it listens, IPv4 or IPv6; the port stays the same
+        over restarts. options: further arguments. certified: further addresses
+        in its certificate.
         """
         self.authority = Authority(directory / "pki")
         self._directory = directory
@@ -51,8 +51,8 @@ class Etcd:
         self._data = directory / "data-0"
 
     async def certify(self, authority: Authority) -> None:
-        """Kill it, start it again with certificates of another authority, which
-        alone it trusts then; `client` is one of it.
+        """Kill it, and start it with certificates of another authority, the
+        only one it then trusts; `client` is a certificate of it.
         """
         await self.kill()
         self.authority = authority
@@ -62,12 +62,12 @@ class Etcd:
 
     @property
     def endpoint(self) -> str:
-        """The first of its endpoints, "HOST:PORT"."""
+        """Return the first of its endpoints, "HOST:PORT"."""
         return self.endpoints[0]
 
     @property
     def running(self) -> bool:
-        """Whether it was started, and not ended by us."""
+        """Return whether it was started, and not ended by us."""
         return self._process is not None
 
     async def __aenter__(self) -> Self:
@@ -83,12 +83,12 @@ class Etcd:
         await self.kill()
 
     def move(self, *addresses: str) -> None:
-        """Listen elsewhere from the next start on: who knew it loses it."""
+        """Listen at other addresses from the next start on."""
         hosts = [f"[{one}]" if ":" in one else one for one in addresses]
         self.endpoints = tuple(f"{host}:{self._port}" for host in hosts)
 
     async def start(self) -> None:
-        """Start it, with the data it has; returns when it serves."""
+        """Start it with its data; return when it serves."""
         assert self._process is None, "it runs"
         self._lives += 1
         urls = ",".join(f"https://{endpoint}" for endpoint in self.endpoints)
@@ -139,8 +139,8 @@ class Etcd:
         await self.etcdctl("snapshot", "save", str(path))
 
     async def restore(self, path: Path, *, token: str = "etcd-cluster") -> None:
-        """Kill it, start it again with the data of a snapshot. token: with
-        another, it is another cluster by its id.
+        """Kill it, and start it with the data of a snapshot. token: another one
+        gives another cluster id.
         """
         await self.kill()
         self._data = self._directory / f"data-{self._lives}"
@@ -158,7 +158,7 @@ class Etcd:
         await self.start()
 
     async def etcdctl(self, *arguments: str) -> str:
-        """Run etcdctl; returns what it prints. Raises EtcdFailed."""
+        """Run etcdctl; return its output. Raises EtcdFailed."""
         return await _run(
             _find("etcdctl"), "--endpoints", f"https://{self.endpoint}",
             "--cacert", str(self.client.ca), "--cert", str(self.client.cert),

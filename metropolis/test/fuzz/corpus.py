@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kept inputs: a file a target, a line of hex an input."""
+"""The kept inputs: a file per target, a line of hex per input."""
 
 import hashlib
 import sys
@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent / "corpus"
 
 
 def load(target: str, folder: Path = FOLDER) -> list[bytes]:
-    """The inputs of a target; none when there is no file yet."""
+    """Return the inputs of a target; [] when there is no file yet."""
     path = folder / f"{target}.hex"
     if not path.exists():
         return []
@@ -22,28 +22,28 @@ def load(target: str, folder: Path = FOLDER) -> list[bytes]:
 
 
 def save(target: str, inputs: Iterable[bytes], folder: Path) -> None:
-    """Replace them; short ones first."""
+    """Replace the inputs of a target; short ones come first."""
     lines = sorted({one.hex() for one in inputs}, key=lambda line: (len(line), line))
     (folder / f"{target}.hex").write_text(_HEAD + "".join(f"{line}\n" for line in lines))
 
 
 def spread(inputs: Iterable[bytes], folder: Path) -> None:
-    """As libFuzzer has them: a file each, named by its digest."""
+    """Write inputs for libFuzzer: a file each, named by its digest."""
     folder.mkdir(parents=True, exist_ok=True)
     for one in inputs:
         (folder / hashlib.sha1(one).hexdigest()).write_bytes(one)
 
 
 def gather(folder: Path) -> list[bytes]:
-    """The inverse of spread."""
+    """Read the inputs in a folder of libFuzzer: the inverse of spread."""
     return [path.read_bytes() for path in sorted(folder.iterdir())]
 
 
 def minimise(target: Callable[[bytes], None], inputs: Iterable[bytes]) -> list[bytes]:
-    """Of the inputs, short ones first, those that enter a function of ours, or
-    take a branch in one, that none before did.
+    """Return the inputs, short ones first, that enter a function of ours, or
+    take a branch in one, which no earlier input did.
 
-    libFuzzer's -merge starts its own program anew, which a Python one is not.
+    libFuzzer's -merge executes its own program again, which fails for Python.
     """
     seen: set[tuple[CodeType, int, int]] = set()
     now: set[tuple[CodeType, int, int]] = set()

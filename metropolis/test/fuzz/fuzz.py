@@ -4,12 +4,12 @@
     --target NAME   only this one; may be repeated
     --runs N        this many inputs each, in place of a time; with
     --seed N        the same ones every time
-    --keep          add what reaches something new to the corpus in the tree
+    --keep          add inputs that reach new code to the corpus in the tree
     --json          last line: {"ok", "inputs", "targets": {name: inputs}}
 
-Each target runs in a process of its own, for its share of the time. One that
-finds a fault ends there: the input is printed in hex, with the traceback, and
-the exit status is 1. `--replay NAME HEX` gives a target that input again.
+Each target runs in a separate process, for its share of the time. It ends at
+the first fault: the input is printed in hex, with the traceback, and the exit
+status is 1. `--replay NAME HEX` gives a target that input again.
 """
 
 import argparse
@@ -37,7 +37,7 @@ _NAMES = (
     "cluster_store",
 )
 _MAX_LENGTH = 4096  # bytes of an input
-_INPUT_S = 20  # that one input may take
+_INPUT_S = 20  # limit for one input
 
 
 def _child(target: str, arguments: list[str]) -> None:
@@ -63,7 +63,7 @@ def _run(target: str, arguments: list[str]) -> tuple[int, str]:
 
 
 def _fuzz(target: str, limits: list[str], keep: Path | None) -> int | None:
-    """How many inputs were tried; None: there is a fault, and it was told."""
+    """Return the number of inputs; None: a fault was found and printed."""
     with tempfile.TemporaryDirectory() as scratch:
         known, found = Path(scratch, "known"), Path(scratch, "found")
         corpus.spread(corpus.load(target), known)
@@ -95,7 +95,7 @@ def _fuzz(target: str, limits: list[str], keep: Path | None) -> int | None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run; returns the exit status."""
+    """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(description="Fuzz the parsers of outside bytes.")
     parser.add_argument("--seconds", type=int, default=60, help="for all targets together")
     parser.add_argument("--runs", type=int, help="inputs for each target, in place of --seconds")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kept inputs, then new ones: the same each time, that a change is judged
-by what it changes; others for $FUZZ_SECONDS if that is set.
+"""The kept inputs, then new ones: the same each time, so that results depend on
+changes only; with $FUZZ_SECONDS set, others for that time.
 """
 
 import json
@@ -14,10 +14,10 @@ from metropolis.test.fuzz import corpus, fuzz
 from metropolis.test.fuzz.targets import TARGETS
 
 SECONDS = os.environ.get("FUZZ_SECONDS")
-RUNS = 8_000  # of each target: seconds
+RUNS = 8_000  # of each target: this takes seconds
 
 
-# Inputs that found something once.
+# Inputs that once found a fault.
 FOUND = {
     # A link with our records whose interface name is not UTF-8: the service
     # did not start.
@@ -76,8 +76,8 @@ def test_new_inputs() -> None:
     assert all(count > 100 for count in result["targets"].values())
 
 
-def test_a_fault_is_found_and_told(tmp_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a target that has one, in the place of another."""
+def test_a_fault_is_found_and_reported(tmp_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target with a fault replaces another."""
     program = (
         "import sys\n"
         "from metropolis.test.fuzz import fuzz, targets\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is fuzzed. A target takes any bytes and returns, or raises: a fault."""
+"""The targets. A target takes any bytes; if it raises, that is a fault."""
 
 import contextlib
 import dataclasses
@@ -70,7 +70,7 @@ def netlink_messages(data: bytes) -> None:
 
 
 class _Script:
-    """A socket on which the answers are what is fuzzed."""
+    """A socket with fuzzed answers."""
 
     def __init__(self, answers: list[bytes]) -> None:
         self._answers = answers
@@ -85,7 +85,7 @@ class _Script:
         return self._answers.pop(0)[:size], (0, 0)
 
     def fileno(self) -> int:
-        """Any: there is no time to wait for it."""
+        """Return any number: the socket is never polled."""
         return 2
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class _Script:
 
 
 def tracked_flows(data: bytes) -> None:
-    """A datagram of a dump of conntrack: whoever is counted is counted once."""
+    """Fuzz a datagram of a conntrack dump: each source is counted once."""
     try:
         found = list(message.decode(data))
     except ProtocolError:
@@ -105,8 +105,8 @@ def tracked_flows(data: bytes) -> None:
 
 
 def netlink_conversation(data: bytes) -> None:
-    """Answers to requests: 2 bytes of length before each; the first byte of
-    all chooses what was asked.
+    """Fuzz answers to requests: each has 2 bytes of length before it; the first
+    byte of all selects the request.
     """
     answers: list[bytes] = []
     rest = data[1:]
@@ -156,7 +156,7 @@ def _cni(request: cni_wire.Request) -> None:
 
 
 def cni_frame(data: bytes) -> None:
-    """What comes on the shim's socket, from the header on."""
+    """Fuzz the data on the shim's socket, from the header on."""
     size = cni_wire.REQUEST_HEADER_SIZE
     try:
         lengths = cni_wire.parse_header(data[:size])
@@ -173,7 +173,7 @@ _COMMANDS: Final = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
 
 
 def cni_execution(data: bytes) -> None:
-    """Standard input and environment: a byte for the command, lines of the
+    """Fuzz standard input and environment: a byte for the command, lines of the
     environment up to an empty one, the rest is standard input.
     """
     environment, _, stdin = data[1:].partition(b"\n\n")
@@ -190,7 +190,7 @@ def cni_execution(data: bytes) -> None:
 
 
 def node_configuration(data: bytes) -> None:
-    """The file of the node."""
+    """Fuzz the configuration file of the node."""
     try:
         config.parse(data, "f")
     except config.ConfigError as error:
@@ -198,7 +198,7 @@ def node_configuration(data: bytes) -> None:
 
 
 def dhcp_packet(data: bytes) -> None:
-    """Packets on the uplink, the second half without the IP and UDP around."""
+    """Fuzz packets on the uplink, and payloads without IP and UDP headers."""
     with contextlib.suppress(packet.PacketError):
         packet.decode(packet.unframe(data, checksum_ready=bool(data[0] & 1) if data else True))
     try:
@@ -212,8 +212,8 @@ def dhcp_packet(data: bytes) -> None:
 
 
 def dhcp_exchange(data: bytes) -> None:
-    """A client whose server's every answer is fuzzed: of options, kind and
-    address; it is in whatever state the answers before brought it to.
+    """Fuzz all answers of a client's server: options, kind and address. Earlier
+    answers determine the client's state.
     """
     machine = Machine(_MAC, rand=lambda: 0.5)
     sent = machine.start(0.0)
@@ -243,7 +243,7 @@ def _engine() -> Engine:
 
 
 def workload_request(data: bytes) -> None:
-    """Requests as they are on the wire, served; the first byte says which."""
+    """Fuzz the service with encoded requests; the first byte is the method."""
     rest, chosen = data[1:], data[0] % 5 if data else 0
     engine = _engine()
     try:
@@ -261,7 +261,7 @@ def workload_request(data: bytes) -> None:
         else:
             wire.decode(pb.CollectRequest, rest)
     except WorkloadError as error:
-        # It travels in a header of HTTP/2.
+        # The text is sent in an HTTP/2 header.
         assert str(error).isprintable(), error
         assert len(str(error)) < 4096
         assert str(error).isascii() or not isinstance(error, InvalidArgument)
@@ -288,9 +288,9 @@ def _store_key(chosen: int, which: int) -> bytes:
 
 
 def cluster_store(data: bytes) -> None:
-    """What others write to the cluster's store: a byte for the kind of the key
-    (with 0x80: deleted; with 0x40: the value is valid, by its first byte), one
-    for which, one of length, and the value.
+    """Fuzz entries of the cluster's store: a byte for the kind of the key (with
+    0x80: deleted; with 0x40: a valid value, by its first byte), one for its
+    number, one of length, and the value.
     """
     directory, entries = Directory("me"), dict[bytes, Entry]()
     directory.set_own_keys(frozenset({_OWN_KEY}))

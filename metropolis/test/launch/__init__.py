@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes in machines, with a world around them; a library and two commands.
+"""Nodes in machines, with a network around them; a library and two commands.
 
     namespaces of the launcher                        a node (QEMU)
     +---------------------------------------+        +----------------+
@@ -17,11 +17,11 @@ boots the image in it, `cri` drives containerd from here, `checks` asks the pods
 what they can reach, `report` prints it; `pings` has a pod ping without end and
 counts what is lost. `main` is the command for one node.
 
-`cluster` has several nodes, etcd, and what can happen to them; `capture` what
-went between them; `reach` asks everybody about everybody, `matrix` prints it;
-`prober` asks all the time. `cluster_main` is the command.
+`cluster` has several nodes, etcd, and faults; `capture` records the traffic
+between them; `reach` tests all pairs, `matrix` prints the results; `prober`
+tests continuously. `cluster_main` is the command.
 
-Limits: the network is this process's own and cannot be reached from the host,
+Limits: the network belongs to this process and cannot be reached from the host,
 nor can nodes reach the host's network.
 
 Why not QEMU's user network or passt: both answer from the host's side of a

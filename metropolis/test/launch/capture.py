@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes over the lab's network, in pcap files, and counts of it.
+"""Capture the lab's traffic in pcap files, and count it.
 
     async with Capture(directory) as capture:
         ...
         found = await capture.count("udp port 51820")
 
-One capture, on the bridge: every frame once, whichever ports it goes between,
-and not what the bridge refuses. Headers only; of long captures, the end.
+There is one capture, on the bridge: it has every frame once, for any two ports,
+except frames that the bridge drops. It has headers only, and the end of a long
+capture.
 """
 
 import asyncio
@@ -48,7 +49,7 @@ class Count:
 def count(data: bytes) -> Count:
     """Count the packets in a pcap file of this machine's byte order.
 
-    ValueError if it is none; what is not complete is not counted.
+    An incomplete packet is not counted. Raises ValueError for another file.
     """
     if not data:
         return Count()
@@ -81,7 +82,7 @@ class Capture:
 
     @property
     def files(self) -> list[Path]:
-        """The pcap files there are, in any order."""
+        """Return the pcap files, in any order."""
         return sorted(self._directory.glob("underlay.pcap*"))
 
     async def __aenter__(self) -> Self:
@@ -113,13 +114,13 @@ class Capture:
             stderr=PIPE,
         )  # fmt: skip
         out, said = await process.communicate()
-        # A file that is being written may end in half a packet.
+        # A file that is being written may end within a packet.
         if process.returncode != 0 and b"truncated" not in said:
             raise ChildError(f"tcpdump -r {file} {expression!r}: {said.decode().strip()}")
         return out
 
     async def count(self, expression: str) -> Count:
-        """Count what matches a filter (pcap-filter(7))."""
+        """Count the packets that match a filter (pcap-filter(7))."""
         found = [count(await self._select(file, expression, "-w", "-")) for file in self.files]
         return sum(found, Count())
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can a pod reach? Plans and verdicts are pure; run() asks the pods.
+"""Check what a pod can reach. Plans and verdicts are pure; run() runs them.
 
-Each pod serves its own name by HTTP, so that an answer shows who answered, and
-the outside host answers with the source address it saw. All checks of one pod
-are one command in it: starting a process in a container is what takes long.
+Each pod serves its own name by HTTP, so that an answer identifies the pod, and
+the outside host answers with the source address that it saw. All checks of one
+pod are one command in it, since starting a process in a container is slow.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _WAIT_S = 15
 
 
 def pod_command(name: str, bodies: Sequence[int] = ()) -> list[str]:
-    """Return what a pod runs: a web server that tells the pod's name.
+    """Return a pod's command: a web server that serves the pod's name.
 
     bodies: sizes in bytes; each is served under its size, see body().
     """
@@ -31,17 +31,17 @@ def pod_command(name: str, bodies: Sequence[int] = ()) -> list[str]:
 
 
 def body(name: str, size: int) -> bytes:
-    """Return `size` bytes that a pod serves: its name, again and again."""
+    """Return the `size` bytes that a pod serves: its name, repeated."""
     line = f"{name}\n".encode()
     return (line * (size // len(line) + 1))[:size]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One check: from which pod, what is run, and the answer that is right.
+    """One check: the pod, the command, and the expected answer.
 
     target: the column of the table: pod, node or outside. expect: the whole
-    output, or None when the status says it all.
+    output, or None when only the status counts.
     """
 
     pod: str
@@ -53,14 +53,14 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """What the check is called in reports."""
+        """Return the name of the check in reports."""
         return f"{self.pod}→{self.target} IPv{self.family}"
 
 
 @dataclass(frozen=True)
 class Check:
-    """A check's outcome. detail: the answer, or what was wrong with it. ms: how
-    long the way there and back took, where that was measured.
+    """A check's outcome. detail: the answer, or its fault. ms: the round-trip
+    time, if it was measured.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Check:
 
 
 def fetch(address: IPv4Address | IPv6Address, port: int, path: str) -> tuple[str, ...]:
-    """Return a command that prints what is served there."""
+    """Return a command that fetches and prints a path."""
     host = f"[{address}]" if isinstance(address, IPv6Address) else str(address)
     return ("wget", "-q", "-O", "-", "-T", str(_WAIT_S), f"http://{host}:{port}/{path}")
 
@@ -86,7 +86,7 @@ def plan(
 ) -> list[Plan]:
     """Return the checks: each pod to the next one, to the node, to the outside.
 
-    node: its addresses; from these, the outside has to see us come.
+    node: its addresses, which the outside has to see as source.
     """
     plans = []
     for index, pod in enumerate(pods):
@@ -118,7 +118,7 @@ def script(plans: Sequence[Plan], at_once: bool = True) -> str:
 
 
 def answers(plans: Sequence[Plan], output: str) -> list[tuple[Plan, str, str]]:
-    """Return each plan with its status and output, from what script() printed;
+    """Return each plan with its status and output, from the output of script();
     status "": it printed nothing.
     """
     told: dict[int, tuple[str, str]] = {}
@@ -132,7 +132,7 @@ def answers(plans: Sequence[Plan], output: str) -> list[tuple[Plan, str, str]]:
 
 
 def judge(plans: Sequence[Plan], output: str) -> list[Check]:
-    """Return the outcomes, from what script() printed."""
+    """Return the outcomes, from the output of script()."""
     checks = []
     for planned, status, text in answers(plans, output):
         ok = status == "0" and planned.expect in (None, text)

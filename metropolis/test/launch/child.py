@@ -10,12 +10,12 @@ from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-# Seconds until a program has to have said that it serves.
+# Seconds within which a program has to report that it serves.
 _READY_S = 60.0
 
 
 class ChildError(Exception):
-    """A program that is not there or did not start; ends with what it said."""
+    """A program is missing or did not start; the text ends with its output."""
 
 
 @contextlib.asynccontextmanager
@@ -23,11 +23,11 @@ async def child(name: str, *arguments: str, log: Path, ready: bytes) -> AsyncIte
     """Run a program until the block is left, then end it by SIGTERM.
 
     log: gets its stderr, as far as it can be written. ready: a regular
-    expression for the line of it that says that the program serves; the block
-    begins then.
+    expression for the line with which the program reports that it serves; the
+    block begins then.
 
-    It dies with this process however that dies, and is in a session that Ctrl-C
-    on the terminal does not reach.
+    The program ends with this process in any case, and is in a session that
+    Ctrl-C on the terminal does not reach.
     """
     binary = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if binary is None:
@@ -73,7 +73,7 @@ async def child(name: str, *arguments: str, log: Path, ready: bytes) -> AsyncIte
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:
-    """Return a line, of a very long one a part; nothing at the end."""
+    """Return a line, or a part of a very long one; b"" at the end."""
     try:
         return await reader.readuntil()
     except asyncio.IncompleteReadError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cluster that runs: nodes in one lab, and the etcd they meet by.
+"""A running cluster: nodes in one lab, and their etcd.
 
     async with Cluster(find_images(), here, nodes=3) as cluster:
         await cluster.run_pods()
@@ -11,11 +11,12 @@
     --+-----------------+--
            etcd                     at the router's address, by TLS
 
-Every node has a disk that survives it, a certificate and a name of its own.
-The operator's part is done by the library that metroctl has it from.
+Every node has its own disk, which survives it, certificate and name. The
+library behind metroctl does the operator's part.
 
-Below `directory`: a directory for each node with its console and sockets, in it
-one for each boot that has ended, with its logs; etcd's; the captures.
+Below `directory` there are: a directory for each node with its console and
+sockets, and in it one for each ended boot, with its logs; etcd's directory; the
+captures.
 """
 
 import asyncio
@@ -63,7 +64,7 @@ POD_NETWORKS = (("10.200.0.0/16", 24), ("fd00:10:200::/48", 64))
 _MEMORY_MIB = 1024
 _CPUS = 2  # of a node, where the host has as many for each
 _BOOT_S = 600.0
-# Seconds for all that one pod or node is asked.
+# Seconds for all checks of one pod or node.
 _ASK_S = 600.0
 _KEPT = (".log",)
 
@@ -72,7 +73,7 @@ _KEPT = (".log",)
 class Member:
     """A node of the cluster, from its first boot until it is destroyed.
 
-    node: the machine; None while it is off. pod: what run_pods() started.
+    node: the machine; None while it is off. pod: started by run_pods().
     """
 
     name: str
@@ -87,7 +88,7 @@ class Member:
 
     @property
     def running(self) -> Node:
-        """The machine; NodeError when it is off."""
+        """Return the machine. Raises NodeError when it is off."""
         if self.node is None:
             raise NodeError(f"{self.name} is off")
         return self.node
@@ -119,8 +120,8 @@ class Cluster:
         self._images = images
         self._directory = directory
         self._first = nodes
-        # A guest whose CPUs wait for each other's turn on the host's gets less
-        # done on two than on one.
+        # A guest with two CPUs that share one CPU of the host is slower than
+        # a guest with one.
         self._cpus = max(1, min(_CPUS, (os.process_cpu_count() or 1) // max(1, nodes)))
         self._keep = keep
         self._progress = progress
@@ -155,7 +156,7 @@ class Cluster:
 
     async def _end(self) -> None:
         every = (self.power_off(name) for name in self.members)
-        # What they are connected to goes after the last of them.
+        # The lab ends after the last node.
         failed = [it for it in await asyncio.gather(*every, return_exceptions=True) if it]
         if failed:
             raise failed[0]
@@ -178,7 +179,7 @@ class Cluster:
             yield store
 
     async def view(self) -> Directory:
-        """Return what the store says now."""
+        """Return the present contents of the store."""
         async with self.store() as store:
             return (await administration.view(store)).directory
 
@@ -196,7 +197,7 @@ cluster {{ node_id: "{name}" etcd_endpoint: "{self.etcd.endpoint}" }}
     # Nodes come and go.
 
     async def _admit(self) -> Member:
-        """Make all that a new node has before its first boot."""
+        """Prepare a new node before its first boot."""
         port = await self.lab.plug()
         name = f"node-{port.number}"
         directory = self._directory / name
@@ -233,10 +234,9 @@ cluster {{ node_id: "{name}" etcd_endpoint: "{self.etcd.endpoint}" }}
         return node
 
     async def power_off(self, name: str, grace_s: float = 0.0) -> None:
-        """End a node's machine and keep its logs. Off already: fine.
+        """End a node's machine, if it runs, and keep its logs.
 
-        grace_s: how long it may take to end in good order, seconds; 0: as when
-        the power fails.
+        grace_s: seconds for an orderly shutdown; 0: like a power failure.
         """
         member = self.members[name]
         node, member.node, member.pod = member.node, None, None
@@ -254,23 +254,23 @@ cluster {{ node_id: "{name}" etcd_endpoint: "{self.etcd.endpoint}" }}
                 log.rename(past / log.name)
 
     async def destroy(self, name: str) -> None:
-        """Lose a node and its disk; nobody tells the cluster."""
+        """Destroy a node and its disk, without notice to the cluster."""
         await self.power_off(name)
         self.members.pop(name).disk.unlink()
 
     async def remove(self, name: str) -> None:
-        """Lose a node for good, and tell the cluster."""
+        """Destroy a node, and remove it from the cluster."""
         await self.destroy(name)
         async with self.store() as store:
             await administration.remove(store, name)
 
-    # What runs on it.
+    # Pods and checks.
 
     async def run_pod(self, name: str) -> Pod:
         """Start the pod of a node, pod-1 on node-1, until it serves BODIES."""
         member = self.members[name]
         cri = member.running.cri
-        # The runtime remembers those of before a reboot, and keeps their names.
+        # The runtime still has pods from before a reboot, with their names.
         dead = [ident for ident, alive in (await cri.sandboxes()).items() if not alive]
         await asyncio.gather(*map(cri.remove_pod, dead))
         pod = await cri.run_pod(
@@ -292,7 +292,7 @@ cluster {{ node_id: "{name}" etcd_endpoint: "{self.etcd.endpoint}" }}
 
     @property
     def places(self) -> list[Place]:
-        """The nodes that run and have a pod."""
+        """Return the running nodes that have a pod."""
         return [
             Place(name, _addresses(member.node), member.pod)
             for name, member in self.members.items()
@@ -300,7 +300,9 @@ cluster {{ node_id: "{name}" etcd_endpoint: "{self.etcd.endpoint}" }}
         ]
 
     async def reach(self, size: int = reach.BODY_BYTES) -> list[Check]:
-        """Ask all pods, each in turn, then all nodes. size: see reach.plan."""
+        """Run the checks of all pods, one after the other, then of all nodes.
+        size: see reach.plan.
+        """
         places = self.places
         plans = reach.plan(places, (OUTSIDE_IPV4, OUTSIDE_IPV6), OUTSIDE_PORT, size)
 
@@ -329,7 +331,7 @@ cluster {{ node_id: "{name}" etcd_endpoint: "{self.etcd.endpoint}" }}
         return [check for some in found for check in some]
 
     def report(self, found: Sequence[Check]) -> ClusterReport:
-        """Return what checks found, with the nodes that run."""
+        """Return a report of the checks, with the running nodes."""
         rows, accel = [], ""
         for member in self.members.values():
             node, pod = member.node, member.pod

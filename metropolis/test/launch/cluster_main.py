@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boot a cluster, start a pod on every node, show who reaches whom; then stay.
+"""Boot a cluster, start a pod on every node, show the reachability; then stay.
 
     ./bazelw run //metropolis:launch-cluster -- [--nodes 3] [--exit] [--json]
 
 Progress goes to stderr, the matrix (or, with --json, one line of JSON) to
 stdout. The exit status is 0 when every check is ok, 1 when one is not, 2 when
-it did not come to checks.
+no check ran.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from metropolis.test.launch.images import find_images
 from metropolis.test.launch.lab import MAX_NODES, MTU
 from metropolis.test.launch.matrix import ClusterReport, to_json, to_table
 
-# What IPv6 needs, and 80 bytes of WireGuard (see ClusterConfig.mtu).
+# The least MTU of IPv6, and 80 bytes of WireGuard (see ClusterConfig.mtu).
 _MTU_MIN = 1280 + 80
 
 
@@ -35,7 +35,7 @@ async def examine(cluster: Cluster) -> ClusterReport:
 
 
 def hints(directory: Path) -> str:
-    """Return what can be done while the cluster runs."""
+    """Return hints about commands for the running cluster."""
     return f"""
 The cluster runs until Ctrl-C. Meanwhile, in another terminal:
   a shell on a node         ./bazelw run //metropolis/test/launch:console -- node-1
@@ -55,7 +55,7 @@ async def launch(
     options: tuple[bool, bool],
     verdict: command.Verdict,
 ) -> None:
-    """Do it all. options: leave, as JSON."""
+    """Run the whole launch. options: leave, as JSON."""
     leave, as_json = options
     with state.directory(base) as directory:
         async with Cluster(

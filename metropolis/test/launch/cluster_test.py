@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a cluster ends, with machines made up."""
+"""The end of a cluster, with fake machines."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from osbase.test.qemu.vm import VmError
 
 
 class Machines:
-    """Nodes of a cluster; `fails`: the step that does on the first of them."""
+    """Fake nodes of a cluster. fails: the failing step of the first node."""
 
     def __init__(self, directory: Path, fails: str) -> None:
         self.cluster = Cluster(cast(Images, None), directory, 0)
@@ -62,7 +62,7 @@ async def test_a_node_that_is_switched_off_keeps_its_logs(tmp_path: Path) -> Non
 async def test_one_that_fails_is_closed_all_the_same(
     tmp_path: Path, fails: str, error: str
 ) -> None:
-    """And the others end as ever, before the error is raised."""
+    """The others end as usual, before the error is raised."""
     machines = Machines(tmp_path, fails)
     with pytest.raises((OSError, VmError), match=error):
         await machines.cluster._end()

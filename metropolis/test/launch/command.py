@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands that launch something have in common."""
+"""Common parts of the commands that launch something."""
 
 import argparse
 import asyncio
@@ -20,10 +20,10 @@ from osbase.test.agent.client import AgentError
 from osbase.test.qemu.config import ConfigError
 from osbase.test.qemu.vm import VmError
 
-# The exit status when it did not come to checks.
+# The exit status when no check ran.
 FAILED = 2
 
-# What can go wrong without being a fault in here: said without a traceback.
+# Expected errors, which are printed without a traceback.
 _EXPECTED = (
     AgentError, ChildError, ConfigError, CriError, ImagesError, LabError, NodeError, StateError,
     VmError,
@@ -31,12 +31,12 @@ _EXPECTED = (
 
 
 def say(message: str) -> None:
-    """Progress."""
+    """Print progress."""
     print(message, file=sys.stderr, flush=True)
 
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser of what all of them take. doc: the module's."""
+    """Return a parser with the common arguments. doc: the module's."""
     made = argparse.ArgumentParser(
         prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,15 +46,15 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
 
 
 class Verdict:
-    """What the table said, once it was shown: the exit status from then on,
-    whatever signal ends the rest.
+    """The result of the printed table: from then on it is the exit status, also
+    when a signal ends the command.
     """
 
     def __init__(self) -> None:
         self.status: int | None = None
 
     def shown(self, ok: bool) -> None:
-        """Every check was ok, or not."""
+        """Set the result. ok: whether every check was ok."""
         self.status = 0 if ok else 1
 
 
@@ -85,9 +85,9 @@ async def _until_signalled(work: Work) -> int | None:
 
 
 def run(name: str, work: Work) -> int | None:
-    """Do the work in namespaces of its own; return its exit status, None: it
-    failed, which was said. SIGINT, SIGTERM and SIGHUP end it in good order; the
-    status is 128 and their number before the verdict, else the verdict's.
+    """Do the work in new namespaces; return its exit status, or None after an
+    error, which is printed. SIGINT, SIGTERM and SIGHUP end it in good order;
+    the status is 128 plus their number before the verdict, else the verdict's.
     """
     try:
         enter_namespaces()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the exit status is, and who decides."""
+"""The exit status, from the verdict or from a signal."""
 
 import asyncio
 import os
@@ -38,7 +38,7 @@ def test_a_signal_before_the_table(number: int) -> None:
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("ok", [True, False])
 def test_a_signal_after_the_table(number: int, ok: bool) -> None:
-    """While it stays, and again while it ends."""
+    """The signal comes while it stays, and again while it ends."""
 
     async def work(verdict: Verdict) -> None:
         verdict.shown(ok)

@@ -3,9 +3,9 @@
 
     ./bazelw run //metropolis/test/launch:console [-- NODE]
 
-Ctrl-] leaves; the node goes on. One console at a time. Without a terminal it
-sends what it reads and prints what comes until stdin has ended and the console
-has been silent for two seconds.
+Ctrl-] leaves; the node goes on. There is one console at a time. Without a
+terminal it sends stdin, and prints the console's output until stdin has ended
+and the console has been silent for two seconds.
 """
 
 import argparse

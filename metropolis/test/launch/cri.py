@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pods on a node, by the Kubernetes Container Runtime Interface.
 
-What kubelet would do, as far as a test needs it: a sandbox with one container
-of the preloaded busybox image.
+The module does the part of kubelet that a test needs: a sandbox with one
+container of the preloaded busybox image.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from third_party.cri import api_pb2 as api
 from third_party.cri import api_pb2_grpc as api_grpc
 
 IMAGE = "localhost/busybox:latest"
-# Preloaded with it: what the runtime makes sandboxes of.
+# Preloaded with it: the runtime's image for sandboxes.
 _PAUSE = "localhost/pause:latest"
 # ping: raw sockets, as container engines allow.
 DEFAULT_CAPABILITIES = ("NET_RAW",)
@@ -30,15 +30,15 @@ _USERNS_IDS = 65536
 # Seconds; an emulated node takes about two for a sandbox, busy ones more.
 _TIMEOUT_S = 120.0
 _CHANNEL_OPTIONS = [
-    # Not min_reconnect_backoff_ms: that is how long a connection may take at
-    # least, and a busy emulated node takes a second.
+    # Not min_reconnect_backoff_ms: that is also the least timeout of a
+    # connection, and a busy emulated node takes a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 ]
-# What gRPC says of a socket without a server. The last two are the agent's
-# relay, which cannot but accept, then closes.
+# gRPC's errors for a socket without a server. The last two are those of the
+# agent's relay, which has to accept and then closes.
 _ABSENT = (
     "error: No such file or directory",
     "error: Connection refused",
@@ -48,17 +48,17 @@ _ABSENT = (
 
 
 class CriError(Exception):
-    """The runtime refused, or did what it should not have done."""
+    """The runtime refused, or behaved wrongly."""
 
 
 def unix_channel(path: Path) -> grpc.aio.Channel:
-    """Return a channel to a unix socket, which may come, and come again."""
+    """Return a channel to a unix socket, which may appear later or again."""
     return grpc.aio.insecure_channel(f"unix:{path}", options=_CHANNEL_OPTIONS)
 
 
 def why_not(error: grpc.aio.AioRpcError) -> str:
-    """Return ": " and why a service does not answer, "" when it is just not
-    there yet.
+    """Return ": " and the reason why a service does not answer; "" when it has
+    just not started yet.
     """
     said = str(error.details())
     absent = said.startswith("failed to connect") and said.endswith(_ABSENT)
@@ -69,8 +69,8 @@ def why_not(error: grpc.aio.AioRpcError) -> str:
 class Pod:
     """A running pod.
 
-    id, container: of the sandbox and its container. ips: as the runtime tells.
-    sandbox_ms: RunPodSandbox, as seen from the host.
+    id, container: ids of sandbox and container. ips: from the runtime.
+    sandbox_ms: time of RunPodSandbox, measured on the host.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Pod:
 
 @dataclass(frozen=True)
 class Output:
-    """What a command in a pod ended in."""
+    """The result of a command in a pod."""
 
     status: int
     stdout: str
@@ -102,7 +102,7 @@ class Output:
 def sandbox_config(
     name: str, root_uid: int = 0, host_network: bool = False
 ) -> api.PodSandboxConfig:
-    """Return what RunPodSandbox takes. root_uid: see Cri.run_pod."""
+    """Return the config for RunPodSandbox. root_uid: see Cri.run_pod."""
     namespaces = api.NamespaceOption()
     if host_network:
         namespaces.network = api.NODE
@@ -131,7 +131,7 @@ class Cri:
         self._images = api_grpc.ImageServiceStub(channel)
 
     async def unready(self) -> str:
-        """Return "" when pods can be started, else what is missing."""
+        """Return what is missing before pods can be started; "": nothing."""
         try:
             status = await self._runtime.Status(api.StatusRequest(), timeout=10)
             for condition in status.status.conditions:
@@ -155,9 +155,9 @@ class Cri:
     ) -> Pod:
         """Start a pod whose one container runs `command`.
 
-        capabilities: beyond the runtime's own. root_uid: who root of the pod is
-        on the node; not 0: the pod has a user namespace, which owns its netns.
-        Nothing of the pod is left when that fails.
+        capabilities: in addition to the runtime's. root_uid: the node's user id
+        of the pod's root; not 0: the pod has a user namespace, which owns its
+        netns. After a failure nothing of the pod is left.
         """
         config = sandbox_config(name, root_uid)
         begin = time.monotonic()
@@ -177,7 +177,7 @@ class Cri:
         return Pod(name, ident, container, ips, sandbox_ms)
 
     async def run_sandbox(self, config: api.PodSandboxConfig) -> str:
-        """Start a sandbox without a container; its id."""
+        """Start a sandbox without a container; return its id."""
         try:
             sandbox = await self._runtime.RunPodSandbox(
                 api.RunPodSandboxRequest(config=config), timeout=_TIMEOUT_S
@@ -187,7 +187,7 @@ class Cri:
         return str(sandbox.pod_sandbox_id)
 
     async def sandbox_ips(self, ident: str) -> tuple[IPv4Address | IPv6Address, ...]:
-        """Return the pod's IP and additional IPs, of its status."""
+        """Return the pod's IP and additional IPs, from its status."""
         status = await self._sandbox_status(ident, verbose=False)
         network = status.status.network
         texts = [network.ip, *(more.ip for more in network.additional_ips)]

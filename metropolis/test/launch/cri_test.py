@@ -23,7 +23,7 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wait_
 
 
 async def test_a_server_that_answers_late_is_connected_to(tmp_path: Path) -> None:
-    """By a relay whose every word from it takes a while."""
+    """A relay delays all data from the server."""
     behind, before = tmp_path / "behind", tmp_path / "before"
     server = grpc.aio.server()
     server.add_insecure_port(f"unix:{behind}")
@@ -47,7 +47,7 @@ async def unready(path: Path) -> str:
 
 
 async def test_a_service_that_is_not_there_yet_needs_no_words(tmp_path: Path) -> None:
-    """Neither its socket, nor who listens; or the relay closes at once."""
+    """No socket, or no listener, or the relay closes at once."""
     assert await unready(tmp_path / "none") == "containerd"
     with socket.socket(socket.AF_UNIX) as gone:
         gone.bind(str(tmp_path / "gone"))
@@ -61,7 +61,7 @@ async def test_a_service_that_is_not_there_yet_needs_no_words(tmp_path: Path) ->
         assert await unready(tmp_path / "closes") == "containerd"
 
 
-async def test_a_service_that_is_none_is_told(tmp_path: Path) -> None:
+async def test_a_service_that_is_none_is_reported(tmp_path: Path) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"login: ".ljust(100))
         await reader.read(1)

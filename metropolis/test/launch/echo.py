@@ -62,7 +62,7 @@ def request(version: int, number: int) -> bytes:
 
 
 def answers(version: int, sock: socket.socket) -> list[tuple[str, int]]:
-    """Return the senders and numbers of the replies that are there."""
+    """Return the senders and numbers of the waiting replies."""
     found: list[tuple[str, int]] = []
     while True:
         try:
@@ -78,7 +78,7 @@ def answers(version: int, sock: socket.socket) -> list[tuple[str, int]]:
 
 
 def main(every_s: float, targets: list[str]) -> None:
-    """Ping all of them at once, every so many seconds."""
+    """Ping all targets at once, every `every_s` seconds."""
     versions = {target: 6 if ":" in target else 4 for target in targets}
     sockets = {version: open_socket(version) for version in set(versions.values())}
     number, due = 0, time.monotonic()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pings of this namespace, answered by the kernel, and by nobody."""
+"""Pings in this namespace, with and without answers of the kernel."""
 
 import contextlib
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the built images are: in runfiles, or in bazel-bin of a checkout."""
+"""Find the built images: in runfiles, or in bazel-bin of a checkout."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ class ImagesError(Exception):
 
 @dataclass(frozen=True)
 class Images:
-    """Files that make a node: what //metropolis/node and :tools build."""
+    """The files of a node, built by //metropolis/node and :tools."""
 
     kernel: Path
     initramfs: Path
@@ -29,7 +29,7 @@ def find_images(root: str = "dev_image") -> Images:
     def find(name: str) -> Path:
         for base in (workspace, workspace / "bazel-bin"):
             if (base / name).is_file():
-                # QEMU should keep the file it opened, whatever is built next.
+                # QEMU should keep the file it opened during later builds.
                 return (base / name).resolve()
         raise ImagesError(f"{name} is neither in {workspace} nor its bazel-bin; build it first")
 

@@ -10,12 +10,12 @@
     async with Lab(directory, nodes=3) as lab:
         ... QEMU with Tap(lab.ports[0].fd, lab.ports[0].mac)
 
-All addresses are of the documentation ranges (RFC 5737, RFC 3849). Faults are
-the bridge's: a port that is cut off hears and says nothing; ports that are
-parted reach the router and what is on it, and not each other.
+All addresses are in the documentation ranges (RFC 5737, RFC 3849). The bridge
+makes faults: a port that is cut off sends and receives nothing; ports that are
+parted reach the router and the outside, but not each other.
 
-Why not sockets between the QEMUs: nothing could be captured or cut there, and
-the nodes would have no world.
+Why not sockets between the QEMUs: their traffic could not be captured or cut,
+and the nodes would have no outside.
 """
 
 import asyncio
@@ -57,13 +57,13 @@ _MS_REC, _MS_PRIVATE = 0x4000, 0x40000
 
 
 class LabError(Exception):
-    """The network could not be made; says what to do about it."""
+    """The network could not be made; the text has the remedy."""
 
 
 @dataclass(frozen=True)
 class Port:
-    """Where one node is plugged in. number: from 1; fd: the tap's, the lab's
-    to close. mac, ipv4: the node's; its IPv6 address is its own making.
+    """A port for one node. number: from 1; fd: the tap's, closed by the lab.
+    mac, ipv4: the node's; it makes its IPv6 address itself.
     """
 
     number: int
@@ -81,16 +81,16 @@ class Port:
 
     @property
     def ipv4(self) -> IPv4Address:
-        """What DHCP gives to the node."""
+        """Return the address that DHCP gives to the node."""
         return _FIRST_NODE + (self.number - 1)
 
 
 def enter_namespaces() -> None:
     """Move this process into new user, network and mount namespaces, as root.
 
-    It must have one thread. Works for root and for ordinary users where the
-    system lets them have user namespaces. In the namespaces of a py_pytest
-    with netns = True there is nothing to do, so do not call it there.
+    It must have one thread. It works for root, and for ordinary users if the
+    system allows them user namespaces. Do not call it in a py_pytest with
+    netns = True, which has such namespaces already.
     """
     uid, gid = os.geteuid(), os.getegid()
     try:
@@ -204,13 +204,13 @@ def _dnsmasq_args(leases: Path, mtu: int) -> list[str]:
 class Lab:
     """The network, from entering to leaving the context.
 
-    Needs a network namespace of its own. `seen` has every address that spoke
-    to the outside host, `ports` where nodes are plugged in.
+    It needs a separate network namespace. `seen` has all source addresses of
+    requests to the outside host, `ports` the ports of the nodes.
     """
 
     def __init__(self, directory: Path, nodes: int = 1, mtu: int = MTU) -> None:
-        """nodes: ports there are at once. mtu: of the network in bytes, which
-        nodes are told by DHCP and RA; larger packets are lost without a word.
+        """nodes: the number of ports at the start. mtu: of the network, bytes;
+        DHCP and RA announce it; larger packets are dropped silently.
         """
         self.ports: list[Port] = []
         self.time_server = SntpServer()
@@ -287,7 +287,7 @@ class Lab:
         await _ip(f"link set {port.link} down" for port in ports)
 
     async def part(self, *ports: Port) -> None:
-        """Part these ports from one another; all else they still reach."""
+        """Part these ports from one another; they still reach all others."""
         await _ip(f"link set {port.link} type bridge_slave isolated on" for port in ports)
 
     async def heal(self) -> None:
@@ -302,7 +302,7 @@ class Lab:
         )
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One HTTP request: the answer is the caller's address."""
+        """Answer one HTTP request with the caller's address."""
         with contextlib.suppress(OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
             async with asyncio.timeout(30):
                 source = ip_address(writer.get_extra_info("peername")[0])
@@ -317,9 +317,9 @@ class Lab:
 
 
 class _UdpAnswer(asyncio.DatagramProtocol):
-    """The answer to any datagram is the caller's address.
+    """Answers any datagram with the caller's address.
 
-    To a TFTP read request (RFC 1350) as its file: the client that busybox has.
+    A TFTP read request (RFC 1350) gets it as a file: busybox has such a client.
     """
 
     def __init__(self, seen: list[IPv4Address | IPv6Address]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab without a node: what a machine on the tap would meet."""
+"""The lab without a node, as a machine on the tap would see it."""
 
 import asyncio
 import errno
@@ -17,7 +17,7 @@ from metropolis.test.launch.lab import OUTSIDE_IPV4, OUTSIDE_IPV6, OUTSIDE_PORT,
 
 
 async def fetch(address: str) -> str:
-    """Return what the outside host answers."""
+    """Return the answer of the outside host."""
     reader, writer = await asyncio.open_connection(address, OUTSIDE_PORT)
     writer.write(b"GET / HTTP/1.0\r\n\r\n")
     answer = await reader.read(-1)
@@ -27,7 +27,7 @@ async def fetch(address: str) -> str:
 
 @pytest.fixture
 def tap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dummy link for the tap where /dev/net/tun is not to be had."""
+    """Use a dummy link for the tap if /dev/net/tun is not available."""
     if os.access("/dev/net/tun", os.R_OK | os.W_OK):
         return
 

@@ -5,7 +5,7 @@
 
 Progress goes to stderr, the table (or, with --json, one line of JSON) to
 stdout. The exit status is 0 when every check is ok, 1 when one is not, 2 when
-it did not come to checks.
+no check ran.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ INTERFACE = "eth0"
 
 
 async def pod_rows(node: Node, pods: Sequence[Pod]) -> list[PodRow]:
-    """Return the rows: the runtime's word on pods, the service's on links."""
+    """Return the rows: pods by the runtime, links by the service."""
     times = report.attach_times(await node.attach_log())
     listed = await node.workloads.List(workload_pb2.ListRequest(), timeout=60)
     links = {item.workload_id: item for item in listed.attachments}
@@ -87,7 +87,7 @@ async def examine(node: Node) -> Report:
 
 
 def hints(node: Path) -> str:
-    """Return what can be done while the node runs. node: its directory."""
+    """Return hints about commands for the running node. node: its directory."""
     return f"""
 The node runs until Ctrl-C. Meanwhile, in another terminal:
   a shell on the node       ./bazelw run //metropolis/test/launch:console
@@ -98,7 +98,7 @@ The node runs until Ctrl-C. Meanwhile, in another terminal:
 
 
 async def launch(base: Path, leave: bool, as_json: bool, verdict: command.Verdict) -> None:
-    """Do it all."""
+    """Run the whole launch."""
     with state.directory(base) as directory:
         async with Lab(directory) as lab, Node(
             find_images(), lab, directory / "node", progress=say

@@ -12,8 +12,8 @@ from metropolis.test.launch.report import grid
 
 @dataclass(frozen=True)
 class NodeRow:
-    """A node and its pod. boot_s: from the machine's start until pods can be
-    started, of nodes that boot at once.
+    """A node and its pod. boot_s: seconds from the machine's start until pods
+    can be started, while all nodes boot at once.
     """
 
     name: str
@@ -74,7 +74,7 @@ def to_json(report: ClusterReport) -> str:
 
 
 def cell(checks: Sequence[Check], source: str, target: str) -> str:
-    """Return one cell, both families: latencies, ok where none is measured."""
+    """Return one cell, both families: latencies, or "ok" without one."""
     found = [check for check in checks if (check.pod, check.target) == (source, target)]
     return (
         " ".join(

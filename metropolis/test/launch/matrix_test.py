@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans, verdicts and the matrix of a cluster, without one."""
+"""Plans, verdicts and the matrix, without a cluster."""
 
 import json
 from ipaddress import ip_address
@@ -32,7 +32,7 @@ ROWS = tuple(
 
 
 def answer(plan: Plan, ms: str = "1.25/2.500") -> str:
-    """Return what is printed where all is well."""
+    """Return the output of a successful check."""
     return str(plan.expect) if plan.target == reach.OUTSIDE else f"{ms} {plan.expect}"
 
 

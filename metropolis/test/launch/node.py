@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node that runs: the image in a machine, with clients of what it serves.
+"""A running node: the image in a machine, with clients of its services.
 
     async with Lab(here) as lab, Node(find_images(), lab, here) as node:
         await node.wait_ready()
@@ -35,7 +35,7 @@ from osbase.test.qemu.vm import Vm
 AGENT_CHANNEL = "dev.metropolis.agent"
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 _CONFIG = "opt/metropolis/node.textproto"
-# Seconds between questions to a node that is not ready.
+# Seconds between checks of a node that is not ready.
 _POLL_S = 0.2
 # Seconds from the end of the agent's channel to that of its machine.
 _ENDING_S = 2.0
@@ -45,11 +45,11 @@ type Progress = Callable[[str], None]
 
 
 class NodeError(Exception):
-    """The node did not become what it should; ends with its logs."""
+    """The node failed to become ready; the text ends with its logs."""
 
 
 async def make_data_disk(path: Path) -> None:
-    """Make a file with an empty ext4 file system. NodeError, or OSError."""
+    """Make a file with an empty ext4 file system. Raises NodeError, OSError."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
     os.truncate(path, _DATA_BYTES)
     process = await asyncio.create_subprocess_exec("mkfs.ext4", "-q", "-F", str(path))
@@ -58,11 +58,11 @@ async def make_data_disk(path: Path) -> None:
 
 
 def quiet(message: str) -> None:
-    """Progress nobody wants to see."""
+    """Discard progress."""
 
 
 class Node:
-    """One node. `directory` is short, see osbase.test.qemu.config."""
+    """One node. directory: a short path, see osbase.test.qemu.config."""
 
     def __init__(
         self,
@@ -80,10 +80,10 @@ class Node:
         cpus: int = 2,
         clock: str = "utc",
     ) -> None:
-        """config: NodeConfig as text; None: the one in the image. data: an
-        ext4 file system, the node's /var; None: that ends with the node.
-        port: of the lab; None: the first. pki: contents of ca, cert and key,
-        PEM. clock: see Machine.
+        """config: NodeConfig as text; None: the one in the image. data: a file
+        with ext4, the node's /var; None: /var ends with the node. port: of the
+        lab; None: the first. pki: contents of ca, cert and key, PEM. clock: see
+        Machine.
         """
         self.name = name
         self.port = lab.ports[0] if port is None else port
@@ -110,12 +110,12 @@ class Node:
 
     @property
     def containerd_socket(self) -> Path:
-        """The node's containerd, here."""
+        """Return the host's socket of the node's containerd."""
         return self._directory / "containerd.sock"
 
     @property
     def workload_socket(self) -> Path:
-        """The node's workload network service, here."""
+        """Return the host's socket of the node's workload network service."""
         return self._directory / "workload.sock"
 
     async def __aenter__(self) -> Self:
@@ -169,7 +169,7 @@ class Node:
     async def wait_ready(self, timeout_s: float = 600.0) -> None:
         """Wait until pods can be started and the uplink has both addresses.
 
-        NodeError with what is still missing, and the node's logs.
+        Raises NodeError with the missing parts and the node's logs.
         """
         missing = "the agent"
         up = asyncio.create_task(self.agent.ready())
@@ -207,7 +207,7 @@ class Node:
         return time.monotonic() - self._begin
 
     async def _missing_now(self, died: asyncio.Task[str]) -> str:
-        """As _missing, of a machine that may end, or its agent start anew."""
+        """Like _missing, but the machine may end, or its agent restart."""
         try:
             return await self._missing()
         except AgentRestartedError:
@@ -216,15 +216,15 @@ class Node:
             raise await self._failure(died, error) from error
 
     async def _failure(self, died: asyncio.Task[str], error: AgentError) -> NodeError:
-        """Return what to raise when the agent fails: its machine may be about
-        to end, and then has said why.
+        """Return the error to raise when the agent fails: if the machine is
+        about to end, its console has the reason.
         """
         await asyncio.wait({died}, timeout=_ENDING_S)
         where = "" if died.done() else await self.vm.where_it_is()
         return NodeError(f"{self.vm.failure(str(error))}\n{where}".rstrip())
 
     async def _missing(self) -> str:
-        """Return what is not there yet; "" when the node is ready."""
+        """Return what is missing; "" when the node is ready."""
         try:
             await self.workloads.Status(workload_pb2.StatusRequest(), timeout=10)
         except grpc.aio.AioRpcError as error:
@@ -266,8 +266,8 @@ class Node:
         return self.vm.console_tail()
 
     async def save_logs(self, directory: Path) -> None:
-        """Copy all service logs to SERVICE.log there, as far as the node still
-        answers.
+        """Copy all service logs to SERVICE.log in a directory, if the node
+        still answers.
         """
         with contextlib.suppress(AgentError, TimeoutError):
             async with asyncio.timeout(20):
@@ -277,11 +277,11 @@ class Node:
                     await asyncio.to_thread((directory / f"{name}.log").write_bytes, data)
 
     async def attach_log(self) -> str:
-        """Return what the logs say of attach times."""
-        # containerd's, by cniproxy; the service's, when an exec shim asked.
+        """Return the lines of the logs with attach times."""
+        # containerd's log, for cniproxy; the service's, for the exec shim.
         logs = [f"/run/log/{name}/current" for name in ("containerd", "node-core")]
         return (await self.agent.run(["grep", "-hF", "attached in", *logs], check=False)).text
 
     async def shell(self, script: str) -> str:
-        """Run a script on the node; its output. AgentError when it fails."""
+        """Run a script on the node; return its output. Raises AgentError."""
         return (await self.agent.run(["sh", "-c", script])).text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How waiting for a node ends, with a machine and an agent made up."""
+"""The end of waiting for a node, with a fake machine and a fake agent."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from osbase.test.qemu.vm import Vm, VmError
 
 
 class World:
-    """A node; `missing` says what it lacks. What is pending when `wait_ready`
-    ends is counted.
+    """A node. missing: returns what it lacks. Counts the tasks that are pending
+    when `wait_ready` ends.
     """
 
     def __init__(self, directory: Path, missing: Callable[[], str]) -> None:
@@ -64,7 +64,7 @@ class World:
             assert self.waiting == 0
 
 
-async def test_an_agent_that_starts_anew_is_waited_for(
+async def test_an_agent_that_starts_again_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = ["", "containerd"]
@@ -97,7 +97,7 @@ async def test_a_machine_that_ends_meanwhile_tells_its_console(
 async def test_a_machine_that_ends_before_the_agent_tells_its_console(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The channel's end is seen first, then QEMU's."""
+    """The channel ends first, then QEMU."""
     world = World(tmp_path, str)
     world.gone = AgentGoneError("the machine closed the channel")
     world.up.set()

@@ -26,13 +26,13 @@ _ECHO = Path(__file__).with_name("echo.py")
 
 
 class PingsError(Exception):
-    """Pings ended that should go on."""
+    """Pings ended unexpectedly."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Pings without an answer, between two that have one. begin, end: when the
-    answers came, seconds of the monotonic clock.
+    """Unanswered pings between two answered ones. begin, end: times of those
+    answers, seconds of the monotonic clock.
     """
 
     begin: float
@@ -42,8 +42,8 @@ class Gap:
 
 @dataclass
 class Answers:
-    """When answers came, seconds of the monotonic clock, and the numbers of the
-    pings that they answer.
+    """Times of answers, seconds of the monotonic clock, and numbers of their
+    pings.
     """
 
     times: list[float] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Answers:
         self.numbers.append(number)
 
     def since(self, when: float) -> int:
-        """Return how many came after that."""
+        """Return the number of answers after `when`."""
         return len(self.times) - bisect.bisect_right(self.times, when)
 
     def gaps(self, since: float = 0.0) -> list[Gap]:
@@ -77,8 +77,8 @@ class Answers:
 
 @dataclass(frozen=True)
 class Batch:
-    """What pings said at once. answers: senders and numbers. late_s: by how
-    much the pod's process ran too late. unsent: errors.
+    """Output of pings that arrived at once. answers: senders and numbers.
+    late_s: how much too late the pod's process ran. unsent: errors.
     """
 
     answers: tuple[tuple[IPAddress, int], ...] = ()
@@ -105,13 +105,13 @@ def parse(lines: Iterable[bytes]) -> Batch:
 async def pings(
     node: Node, pod: Pod, targets: Iterable[IPAddress], every_s: float
 ) -> AsyncIterator[Batch]:
-    """Ping from a pod; yield what it says, as it comes.
+    """Ping from a pod; yield batches of its output.
 
     Raises PingsError, CriError and AgentError when it cannot go on.
     """
     _, netns = await node.cri.sandbox_process(pod.id)
     source = await asyncio.to_thread(_ECHO.read_text)
-    # -I -S: it needs nothing of the node's, and so starts sooner.
+    # -I -S: it needs no packages of the node, and so starts sooner.
     python = ["python3", "-I", "-S", "-c", source, str(every_s), *map(str, targets)]
     async with node.agent.exec(["ip", "netns", "exec", Path(netns).name, *python]) as process:
         rest = b""

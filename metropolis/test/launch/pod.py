@@ -18,8 +18,8 @@ from metropolis.test.launch.cri import Cri, CriError, unix_channel
 
 
 async def find(launch: state.Launch) -> dict[str, tuple[str, str]]:
-    """Return the pods of all nodes: name to node and container. Of several with
-    one name, each is named NODE/POD.
+    """Return the pods of all nodes: name to node and container. Pods with the
+    same name are named NODE/POD.
     """
     found: dict[str, list[tuple[str, str]]] = {}
     for node, directory in launch.nodes.items():
@@ -34,7 +34,7 @@ async def find(launch: state.Launch) -> dict[str, tuple[str, str]]:
 
 
 async def run(launch: state.Launch, options: argparse.Namespace) -> int:
-    """Do what the arguments say; return the exit status."""
+    """Run the subcommand of the arguments; return the exit status."""
     found = await find(launch)
     if options.action == "list":
         for name, (node, container) in sorted(found.items()):

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who answers whom, all the time: how long until a network is whole again.
+"""Ping between all pods continuously: the time until a network is whole again.
 
     async with Prober(cluster) as prober:
         await cluster.lab.heal()
         seconds = await prober.whole()
 
 On every node, in the network namespace of its pod, `pings` pings the other pods
-in both families, and every answer is a line. It goes on while there is no
+in both families, and prints a line for each answer. It continues without a
 route; it ends with the node.
 """
 
@@ -29,7 +29,7 @@ _AROUND_S = 2.0  # what a machine without a CPU delays may be lost a little late
 
 @dataclass(frozen=True)
 class Pair:
-    """A way from one pod to another."""
+    """Source and target pod."""
 
     source: str
     target: str
@@ -42,13 +42,12 @@ class Pair:
 
 class Prober:
     """Pings between the pods of a cluster, from entering to leaving the
-    context. What entering saw is what there is; call watch() after pods came
-    or went.
+    context. The pods are those at the entry; call watch() after a change.
     """
 
     def __init__(self, cluster: Cluster) -> None:
         self.answers: dict[Pair, Answers] = {}
-        # Of each pod: from when to when its machine had no CPU.
+        # By pod, the times in which its machine had no CPU: begin and end.
         self._late: dict[str, list[tuple[float, float]]] = {}
         self._cluster = cluster
         self._news = asyncio.Condition()
@@ -74,7 +73,7 @@ class Prober:
         self._tasks = []
 
     async def watch(self) -> None:
-        """Forget everything; ping between the pods there are now."""
+        """Start over with the present pods."""
         await self._stop()
         self._trouble = None
         places = self._cluster.places
@@ -121,11 +120,11 @@ class Prober:
                 self._news.notify_all()
 
     async def whole(self, limit_s: float = 400.0) -> float:
-        """Wait until every pair has answered from now on; the seconds it took.
+        """Wait until every pair has answered from now on; return the seconds.
 
-        Two answers are wanted: the second is to a ping sent from now on.
-        TimeoutError names the pairs that did not. What is in the way of pings
-        is raised: PingsError, CriError, AgentError, NodeError.
+        It waits for two answers: the second is to a ping sent from now on.
+        Raises TimeoutError with the pairs that did not answer, and errors of
+        the pings: PingsError, CriError, AgentError, NodeError.
         """
         begin = time.monotonic()
 
@@ -143,7 +142,9 @@ class Prober:
         return time.monotonic() - begin
 
     async def silent(self, source: str, target: str, seconds: float = 3.0) -> None:
-        """Wait until no answer came that way, in either family, for so long."""
+        """Wait until source gets no answer of target, in both families, for
+        `seconds`.
+        """
         pairs = [pair for pair in self.answers if (pair.source, pair.target) == (source, target)]
         assert pairs, f"no pair {source}→{target}"
         begin = time.monotonic()
@@ -159,8 +160,8 @@ class Prober:
     def lost(self, since: float, *, excuse: bool = False) -> dict[Pair, int]:
         """Return the pairs that lost pings since then, and how many.
 
-        excuse: but for those lost while one of the two machines, or both, had
-        no CPU for a second or more. That is said.
+        excuse: except those lost while one of the two machines, or both, had
+        no CPU for a second or more. Those are printed.
         """
         counts = {
             pair: sum(

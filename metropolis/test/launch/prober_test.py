@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers, counted; what is in the way of pings."""
+"""Counts of answers; errors of pings."""
 
 import asyncio
 from ipaddress import IPv4Address, ip_address
@@ -38,7 +38,7 @@ def test_lost() -> None:
     assert answers().lost(0) == 0
     assert answers(0, 1, 2).lost(0) == 0
     assert answers(0, 1, 5, 6).lost(0) == 3
-    # The first after it tells of those between.
+    # The first answer after it shows the loss of those between.
     assert answers(0, 1, 5, 6).lost(2.5) == 3
     assert answers(0, 1, 5, 6).lost(3.0) == 0
 
@@ -85,14 +85,14 @@ def test_never_negative(numbers: list[int], since: float) -> None:
 
 
 class Failing:
-    """A cluster of two nodes; what is asked of one fails, when it is told."""
+    """A cluster of two nodes; the request to one fails when `released`."""
 
     def __init__(self, error: Exception) -> None:
-        self.asked, self.told = asyncio.Event(), asyncio.Event()
+        self.asked, self.released = asyncio.Event(), asyncio.Event()
 
         async def sandbox_process(ident: str) -> tuple[int, str]:
             self.asked.set()
-            await self.told.wait()
+            await self.released.wait()
             raise error
 
         node = cast(Node, SimpleNamespace(cri=SimpleNamespace(sandbox_process=sandbox_process)))
@@ -107,7 +107,7 @@ class Failing:
 @pytest.mark.parametrize("error", [CriError("no"), ValueError("a fault in here")])
 async def test_what_is_in_the_way_is_raised(error: Exception) -> None:
     cluster = Failing(error)
-    cluster.told.set()
+    cluster.released.set()
     async with Prober(cast(Cluster, cluster)) as prober:
         with pytest.raises(type(error), match=str(error)):
             await prober.whole(10)
@@ -122,14 +122,14 @@ async def test_a_node_that_is_switched_off_is_no_trouble(destroyed: bool) -> Non
             member.node = None
         if destroyed:
             cluster.members.clear()
-        cluster.told.set()
+        cluster.released.set()
         with pytest.raises(TimeoutError, match="not whole"):
             await prober.whole(0.2)
 
 
 async def test_a_machine_that_ended_is_no_trouble() -> None:
     cluster = Failing(AgentGoneError("gone"))
-    cluster.told.set()
+    cluster.released.set()
     async with Prober(cast(Cluster, cluster)) as prober:
         with pytest.raises(TimeoutError, match="not whole"):
             await prober.whole(0.2)

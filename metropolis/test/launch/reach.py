@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who reaches whom in a cluster? Plans and verdicts; pure.
+"""Plans and verdicts of the reachability in a cluster; pure.
 
-From every pod to every pod of other nodes and to the outside, from every node
-to the pods of the others. To pods: a ping for the latency, then a body of many
-packets, whose content says who answered, and which finds what too large
-packets are lost of.
+The checks go from every pod to every pod of other nodes and to the outside, and
+from every node to the pods of the others. A pod gets a ping, for the latency,
+and serves a body of many packets: its content identifies the pod, and large
+packets show a wrong MTU.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ BODY_BYTES = 100_000
 _PINGS = 3
 # Seconds for an answer to a ping.
 _WAIT_S = 5
-# How much of the hash is compared.
+# How many digits of the hash are compared.
 _SUM_DIGITS = 16
 
 
@@ -65,8 +65,8 @@ def plan(
 ) -> list[Plan]:
     """Return the checks, by place: those of its pod, then its own.
 
-    size: bytes of the body, one that the pods serve. A plan's pod is who asks,
-    and may be a node.
+    size: bytes of the body, one that the pods serve. A plan's pod is the source
+    of the check, and may be a node.
     """
     plans = []
     for place in places:
@@ -89,7 +89,7 @@ def plan(
 
 
 def judge(plans: Sequence[Plan], output: str) -> list[Check]:
-    """Return the outcomes, from what checks.script() printed."""
+    """Return the outcomes, from the output of checks.script()."""
     found = []
     for planned, status, text in checks.answers(plans, output):
         ms: float | None = None

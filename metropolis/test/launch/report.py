@@ -11,8 +11,8 @@ from metropolis.test.launch.checks import Check
 
 @dataclass(frozen=True)
 class PodRow:
-    """One pod. attach_ms: the service's attach, as it logged it; None: it did
-    not. sandbox_ms: containerd's whole RunPodSandbox, seen from the host.
+    """One pod. attach_ms: the attach time in the service's log; None: not
+    logged. sandbox_ms: containerd's RunPodSandbox, measured on the host.
     """
 
     name: str
@@ -41,9 +41,9 @@ class Report:
 
 
 def attach_times(log: str) -> dict[tuple[str, str], float]:
-    """Return ms by workload and interface, from the lines of cniproxy
-    in containerd's log or of the CNI adapter in the service's. Other lines do
-    not matter; of several the last counts.
+    """Return ms by workload and interface, from the lines of cniproxy in
+    containerd's log or of the CNI adapter in the service's. Other lines are
+    ignored; the last of several counts.
     """
     found = re.findall(r"(?:ADD|cniproxy) (\S+) (\S+): attached in ([0-9]+\.[0-9]+) ms", log)
     return {(workload, interface): float(ms) for workload, interface, ms in found}
@@ -78,7 +78,7 @@ def to_json(report: Report) -> str:
 
 
 def grid(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table whose first row is its head."""
+    """Return the lines of a table; the first row is the header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Machines that many tests use, one after the other.
 
-    world = await shared.get(("node", "image"), make)      boots, or is there
-    scene = await shared.part(make_scene, world)           made, or is there
+    world = await shared.get(("node", "image"), make)      boots, or exists
+    scene = await shared.part(make_scene, world)           made, or exists
 
-Booting is what takes long. So a session has one node, or one cluster, at a
-time: for as long as tests ask for the same, and until one of them failed, since
-what a failed test leaves proves nothing.
+Booting is slow. So a session has one node, or one cluster, at a time: for as
+long as tests request the same, and until one of them fails, since tests on
+leftovers of a failed test prove nothing.
 
-Parts are what a file of tests makes there: pods, captures. They end with the
-file, or with what they are on.
+Parts are the objects that a file of tests makes there: pods, captures. They end
+with the file, or with their node or cluster.
 
 Why not fixtures of pytest's session scope: those cannot be made again.
 """
@@ -25,7 +25,7 @@ import pytest
 import pytest_asyncio
 
 MOST = 6
-"""Of what get() makes; where all fail, the last ones should fail at once."""
+"""Failures of get(); if all fail, the last tests should fail at once."""
 
 
 class SharedError(Exception):
@@ -33,7 +33,7 @@ class SharedError(Exception):
 
 
 class Shared:
-    """What a session has; at most one at a time."""
+    """The shared object of a session; at most one at a time."""
 
     def __init__(self) -> None:
         self.made = 0
@@ -44,8 +44,8 @@ class Shared:
         self._parts_stack = contextlib.AsyncExitStack()
 
     async def get[T](self, key: object, make: Callable[[], AbstractAsyncContextManager[T]]) -> T:
-        """Return what was made for that key; it is made in place of another.
-        SharedError; whatever entering and leaving raises.
+        """Return the object of that key; make it, in place of another, if
+        needed. Raises SharedError, and errors of entering and leaving.
         """
         if self._key is None or self._key != key:
             await self.close()
@@ -60,7 +60,7 @@ class Shared:
     async def part[**A, T](
         self, make: Callable[A, AbstractAsyncContextManager[T]], *args: A.args, **kwargs: A.kwargs
     ) -> T:
-        """Return what `make` gave the first time in this file of tests."""
+        """Return the result of `make`, called once in this file of tests."""
         if make not in self._parts:
             self._parts[make] = await self._parts_stack.enter_async_context(make(*args, **kwargs))
         made: T = self._parts[make]
@@ -72,7 +72,7 @@ class Shared:
         await self._parts_stack.aclose()
 
     async def close(self) -> None:
-        """End the parts, and what they are on."""
+        """End the parts, and the shared object."""
         try:
             await self.end_parts()
         finally:
@@ -85,7 +85,7 @@ _KEY = pytest.StashKey[Shared]()
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def shared(request: pytest.FixtureRequest) -> AsyncIterator[Shared]:
-    """The session's own, however many conftest.py have this fixture."""
+    """Yield the session's object, the same for all conftest.py."""
     found = request.config.stash.setdefault(_KEY, Shared())
     yield found
     await found.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is made when, and ended in which order."""
+"""When objects are made, and in which order they end."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable

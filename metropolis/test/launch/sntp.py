@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A time server: SNTP (RFC 4330), what nodes need to set their clocks."""
+"""A time server: SNTP (RFC 4330), for the clocks of nodes."""
 
 import asyncio
 import struct
@@ -16,12 +16,12 @@ _SINCE_1900 = 2_208_988_800
 
 
 def timestamp(now: float) -> bytes:
-    """Seconds since 1900 in 32.32 bits; now: since 1970."""
+    """Encode seconds since 1900 in 32.32 bits. now: seconds since 1970."""
     return struct.pack("!Q", int((now + _SINCE_1900) * (1 << 32)) & ((1 << 64) - 1))
 
 
 def answer(request: bytes, received: float, now: float) -> bytes | None:
-    """What a primary server says; None to what is no client's request."""
+    """Return a primary server's answer; None for an invalid request."""
     if len(request) < _PACKET.size or request[0] & 7 != _CLIENT:
         return None
     version = request[0] >> 3 & 7
@@ -32,7 +32,7 @@ def answer(request: bytes, received: float, now: float) -> bytes | None:
 
 
 class SntpServer(asyncio.DatagramProtocol):
-    """Tells this machine's time; nothing while `silent`."""
+    """Serves this machine's time; does not answer while `silent`."""
 
     silent = False
 

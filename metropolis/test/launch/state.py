@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a running launch is found by other commands of the same user.
+"""Let other commands of the same user find a running launch.
 
-Each launch has a directory of its own below ROOT, in it one for each node, with
-its sockets and logs, and `launch.json`, which it keeps locked: a lock that can
-be had means that the launch is gone.
+Each launch has its own directory below ROOT, with a directory for each node
+(sockets and logs), and `launch.json`, which it keeps locked: if the lock is
+free, the launch has ended.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ CONTAINERD_SOCKET = "containerd.sock"
 
 
 class StateError(Exception):
-    """No launch, or more than one where one is meant."""
+    """There is no launch, or more than one."""
 
 
 def root() -> Path:
-    """Return the user's directory of launches. Short, for socket paths.
+    """Return the user's directory of launches. The path is short, for sockets.
 
-    By name, not by number: in the user namespace that bazelw makes for ordinary
-    users, everyone is number 0.
+    It has the user's name, not the number: in the user namespace that bazelw
+    makes for ordinary users, every user is number 0.
     """
     return Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp") / (
         f"metropolis-{getpass.getuser()}"
@@ -47,15 +47,15 @@ class Launch:
 
     @property
     def nodes(self) -> dict[str, Path]:
-        """The nodes that run: name to directory."""
+        """Return the running nodes: name to directory."""
         return {
             path.parent.name: path.parent
             for path in sorted(self.directory.glob(f"*/{CONSOLE_SOCKET}"))
         }
 
     def node(self, name: str | None) -> Path:
-        """Return a node's directory. None: of the one there is; StateError when
-        there is no such node, or several.
+        """Return a node's directory. None: that of the only node. Raises
+        StateError when there is no such node, or several.
         """
         nodes = self.nodes
         names = ", ".join(nodes) or "none"
@@ -68,15 +68,15 @@ class Launch:
 
 @contextlib.contextmanager
 def directory(base: Path) -> Iterator[Path]:
-    """Make a launch's directory below `base` (of root(), asked for before
-    namespaces change who we are); removed at the end.
+    """Make a launch's directory below `base`; remove it at the end. base: the
+    result of root(), called before namespaces change the user.
     """
     base.mkdir(mode=0o700, exist_ok=True)
     if base.stat().st_uid != os.getuid():
         raise StateError(f"{base} belongs to somebody else (uid {base.stat().st_uid})")
     path = Path(tempfile.mkdtemp(prefix="l", dir=base))
     try:
-        # Locked before it has its name, so that nobody finds it unlocked.
+        # Locked before it has its name, so that no command finds it unlocked.
         fresh = path / f"{_FILE}.new"
         with fresh.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -89,7 +89,7 @@ def directory(base: Path) -> Iterator[Path]:
 
 
 def launches(base: Path) -> list[Launch]:
-    """Return the launches that run now; clear away what dead ones left."""
+    """Return the running launches; remove directories of dead ones."""
     found = []
     for path in sorted(base.glob("l*")):
         try:
@@ -100,7 +100,7 @@ def launches(base: Path) -> list[Launch]:
                     continue
                 pid = json.load(file).get("pid")
         except OSError, ValueError, AttributeError:
-            # Half made, or going away.
+            # Incomplete, or being removed.
             continue
         if isinstance(pid, int):
             found.append(Launch(path, pid))
@@ -108,7 +108,7 @@ def launches(base: Path) -> list[Launch]:
 
 
 def only_launch(base: Path) -> Launch:
-    """Return the launch that runs; StateError unless there is exactly one."""
+    """Return the running launch. Raises StateError unless there is just one."""
     found = launches(base)
     if not found:
         raise StateError("nothing runs; start a node: ./bazelw run //metropolis:launch")

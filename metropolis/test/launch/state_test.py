@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launches find each other, and the dead are not found."""
+"""Running launches are found, dead ones are not."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def test_the_file_says_who(tmp_path: Path) -> None:
 
 
 def test_users_have_directories_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where they have the same number, as in user namespaces."""
+    """Also if they have the same number, as in user namespaces."""
     monkeypatch.setenv("LOGNAME", "one")
     one = state.root()
     monkeypatch.setenv("LOGNAME", "other")

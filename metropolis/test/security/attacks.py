@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an attacker sends, and what of it arrived; for nodes in the lab.
+"""Send attacks, and return the packets that arrived; for nodes in the lab.
 
     site = Site(lab, node, sniffer)
     arrived = await site.into_pod(pod, 4, frames)      from the uplink's link
     left = await site.out_of_pod(pod, 4, frames)       by a pod, seen outside
 
-Packets keep their order on a way. So each attempt ends with a packet that may
-go the same way, and what had not come before it does not come.
+Packets keep their order on a path. So each attempt ends with a packet that is
+allowed on the same path, and a packet that has not arrived before it will not
+arrive.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from osbase.test.agent.client import Process
 OUTSIDE = {4: str(OUTSIDE_IPV4), 6: str(OUTSIDE_IPV6)}
 FIRST_HOP = {4: str(allocs.FIRST_HOP_IPV4), 6: str(allocs.FIRST_HOP_IPV6)}
 END = "the-end"
-# Where the outside answers, and what of the node's own is tried.
+# The outside's port, and the port of the node's test service.
 ANSWER_PORT, SERVICE_PORT = 7000, 7001
 # Seconds, on an emulated machine that is busy.
 LIMIT_S = 120.0
@@ -57,7 +58,7 @@ type Address = tuple[str, int]
 
 
 async def arm(node: Node) -> None:
-    """Put on a node what attackers and victims run there."""
+    """Copy the programs of attackers and victims to a node."""
     await node.agent.write_file(_GUEST_THERE, await asyncio.to_thread(_GUEST.read_bytes))
 
 
@@ -67,8 +68,8 @@ def address_of(pod: Pod, version: int) -> str:
 
 
 class Sniffer:
-    """What comes by the lab's bridge, from entering to leaving the context, and
-    a way to send frames there.
+    """Captures frames on the lab's bridge, from entering to leaving the
+    context, and sends frames there.
     """
 
     def __init__(self) -> None:
@@ -80,7 +81,7 @@ class Sniffer:
         self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL))
         self._sock.setblocking(False)
         self._sock.bind((BRIDGE, _ALL))
-        # Also what is for nobody here.
+        # Also frames for other hosts.
         member = struct.pack("iHH8s", socket.if_nametoindex(BRIDGE), _PROMISCUOUS, 0, b"")
         self._sock.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, member)
         asyncio.get_running_loop().add_reader(self._sock, self._read)
@@ -104,14 +105,13 @@ class Sniffer:
         self._news.set()
 
     def send(self, some: Iterable[bytes]) -> None:
-        """Send frames to whom they are for."""
+        """Send frames to their destinations."""
         for frame in some:
             self._sock.send(frame)
 
     async def first[T](self, wanted: Callable[[bytes], T | None], since: int = 0) -> T:
-        """Return what the first frame gives that gives something; TimeoutError.
-
-        since: how many frames are not looked at.
+        """Return the first result of `wanted` that is not None. Raises
+        TimeoutError. since: how many frames to skip.
         """
         async with asyncio.timeout(LIMIT_S):
             while True:
@@ -151,7 +151,7 @@ async def answers(version: int) -> AsyncIterator[_Answers]:
 
 
 async def lines(process: Process) -> AsyncIterator[str]:
-    """Yield what a command prints; AgentError when it fails."""
+    """Yield a command's lines of output. Raises AgentError when it fails."""
     rest = b""
     while data := await process.read():
         *whole, rest = (rest + data).split(b"\n")
@@ -162,7 +162,7 @@ async def lines(process: Process) -> AsyncIterator[str]:
 
 
 class Heard:
-    """What a program on the node prints."""
+    """The output of a program on the node."""
 
     def __init__(self, process: Process) -> None:
         self._lines = lines(process)
@@ -173,18 +173,18 @@ class Heard:
             return await anext(self._lines)
 
     async def rest(self) -> list[str]:
-        """Return what it prints until it ends."""
+        """Return all lines until it ends."""
         async with asyncio.timeout(LIMIT_S):
             return [line async for line in self._lines]
 
     async def packets(self) -> list[Packet]:
-        """As rest(), of what prints packets."""
+        """Return all lines until it ends, parsed as packets."""
         found = [frames.read_packet(bytes.fromhex(line)) for line in await self.rest()]
         return [packet for packet in found if packet is not None]
 
 
 class Site:
-    """A node, the outside, and who attacks whom there."""
+    """A node and the outside, with the attacks between them."""
 
     def __init__(self, lab: Lab, node: Node, sniffer: Sniffer) -> None:
         self.lab = lab
@@ -208,23 +208,25 @@ class Site:
         return self._netns[pod.id]
 
     async def command(self, pod: Pod | None, do: str, **what: object) -> list[str]:
-        """Return the command of something that guest.py does; None: the node's
-        own namespace.
+        """Return the command for a function of guest.py; pod None: in the
+        node's own namespace.
         """
         netns = None if pod is None else await self.netns(pod)
         ask = json.dumps({"do": do, "netns": netns, **what})
-        # -I -S: it needs nothing of the node's, and so starts sooner.
+        # -I -S: it needs no packages of the node, and so starts sooner.
         return ["python3", "-I", "-S", _GUEST_THERE, ask]
 
     async def run(self, pod: Pod | None, do: str, **what: object) -> str:
-        """Have the node do it; what it printed."""
+        """Run a function of guest.py on the node; return its output."""
         async with asyncio.timeout(2 * LIMIT_S):
             done = await self.node.agent.run(await self.command(pod, do, **what))
         return done.text
 
     @contextlib.asynccontextmanager
     async def running(self, pod: Pod | None, do: str, **what: object) -> AsyncIterator[Heard]:
-        """Have the node do it meanwhile; from when it is ready."""
+        """Run a function of guest.py during the block, which begins when it is
+        ready.
+        """
         async with self.node.agent.exec(await self.command(pod, do, **what)) as process:
             heard = Heard(process)
             assert await heard.line() == "ready"
@@ -234,8 +236,8 @@ class Site:
     async def hearing(
         self, pod: Pod, version: int
     ) -> AsyncIterator[tuple[Heard, Callable[[], None]]]:
-        """Listen in a pod, which has begun a flow with the outside. Calling the
-        second sends the answer in it, which ends the listening.
+        """Listen in a pod, which has begun a flow with the outside. A call of
+        the second value sends the answer in that flow, which ends listening.
         """
         greet = [(OUTSIDE[version], ANSWER_PORT)]
         async with (
@@ -247,8 +249,8 @@ class Site:
             yield heard, lambda: transport.sendto(END.encode(), caller)
 
     async def into_pod(self, pod: Pod, version: int, attempts: Sequence[bytes]) -> list[Packet]:
-        """Send packets from the uplink's link to the node; return what the pod
-        got. The last is an answer in a flow that it began itself.
+        """Send packets from the uplink's link to the node; return the packets
+        that reached the pod. The last is an answer in a flow that it began.
         """
         async with self.hearing(pod, version) as (heard, end):
             self.outsider_sends(attempts)
@@ -256,8 +258,8 @@ class Site:
             return await heard.packets()
 
     async def into_node(self, version: int, attempts: Sequence[bytes]) -> list[str]:
-        """As into_pod, to a service of the node itself, which anybody outside
-        may reach; return the payloads and "connected" for connections.
+        """Like into_pod, to a service of the node itself that is open to the
+        outside; return the payloads, and "connected" for connections.
         """
         async with self.running(None, "serve", port=SERVICE_PORT, end=END) as heard:
             self.outsider_sends(attempts)
@@ -269,18 +271,18 @@ class Site:
         self.sniffer.send(frames.ethernet(self.mac, mac_bytes(BRIDGE_MAC), x) for x in attempts)
 
     def end_service(self, version: int) -> None:
-        """End what serves on the node, by the outside's own address."""
+        """End the service on the node, from the outside's own address."""
         ends = (OUTSIDE[version], self.address(version))
         self.outsider_sends([packets.udp(*ends, (ANSWER_PORT, SERVICE_PORT), END.encode())])
 
     async def pod_send(self, pod: Pod, attempts: Iterable[bytes]) -> None:
-        """Send frames by a pod's link, as whoever they say."""
+        """Send frames on a pod's link, with any source."""
         hexed = [frame.hex() for frame in attempts]
         await self.run(pod, "send", link="eth0", frames=hexed, bare=False)
 
     async def out_of_pod(self, pod: Pod, version: int, attempts: Sequence[bytes]) -> list[Packet]:
-        """Send packets by a pod's link; return what the node sent by its uplink
-        until the last, which is masqueraded.
+        """Send packets on a pod's link; return the packets that left the node's
+        uplink until the last, which is masqueraded.
         """
         mac = await self.pod_mac(pod)
         ends = (address_of(pod, version), OUTSIDE[version])

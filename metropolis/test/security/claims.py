@@ -5,14 +5,14 @@
     ./bazelw run //metropolis/test/security:claims -- --json
     ./bazelw run //metropolis/test/security:claims -- --claim pod-metadata
 
-The table, or with --json one line {"ok": ..., "claims": [{"claim", "test",
-"ok"}]}, is all there is on stdout; progress, and what failing tests said, is on
-stderr. A test is ok when at least one case of it ran, all passed and none was
+Stdout has only the table, or with --json one line {"ok": ..., "claims":
+[{"claim", "test", "ok"}]}; stderr has progress, and the output of failing
+tests. A test is ok when at least one case of it ran, all passed and none was
 skipped.
 
-Status: 0 when all is ok, 1 when not, 2 for wrong arguments or a page that is
-not whole, 128 and the signal's number when a signal ended it. Needs what the
-tests need: user namespaces, and /dev/net/tun for those on nodes in machines.
+Status: 0 when all is ok, 1 when not, 2 for wrong arguments or an incomplete
+page, 128 plus the signal's number when a signal ended it. It has the tests'
+requirements: user namespaces, and /dev/net/tun for nodes in machines.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _GRACE_S = 60.0
 
 
 class ClaimsError(Exception):
-    """The page or an argument is wrong; says what."""
+    """The page or an argument is wrong; the text has the reason."""
 
 
 def say(message: str) -> None:
@@ -50,7 +50,7 @@ def say(message: str) -> None:
 
 
 def runfiles() -> Path:
-    """Return where the page and the tests are."""
+    """Return the directory of the page and the tests."""
     return Path(__file__).parents[3]
 
 
@@ -69,7 +69,7 @@ def read_claims(page: Path, wanted: Sequence[str]) -> list[Claim]:
 
 
 def make_directory(path: Path) -> None:
-    """Make it, if it is not there, and see that files can be made in it."""
+    """Make the directory if needed, and check that it is writable."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -84,16 +84,16 @@ def program(root: Path, path: str) -> Path:
 
 
 def packages(root: Path) -> list[str]:
-    """Return the import roots of all packages from elsewhere.
+    """Return the import roots of all external packages.
 
-    A test's own runfiles have no more of the tree than it imports; here it sees
-    that of all tests, where a package's __init__ may import more.
+    A test's own runfiles have only the imported part of the tree; here it sees
+    the parts of all tests, where a package's __init__ may import more.
     """
     return sorted(str(path) for path in root.parent.glob("*/site-packages"))
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Ask tests to end; what does not is killed with all it started."""
+    """Ask tests to end; kill those that do not, with all their children."""
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGINT)
     with contextlib.suppress(TimeoutError):
@@ -107,9 +107,9 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 async def run_file(
     root: Path, path: str, names: Sequence[str], scratch: Path, timeout_s: float
 ) -> tuple[dict[str, Verdict], str]:
-    """Run these tests of one file; return the verdicts, and why not all are ok.
+    """Run tests of one file; return the verdicts, and the reason of failures.
 
-    scratch: a directory of its own, which gets output.log and report.xml.
+    scratch: a separate directory, which gets output.log and report.xml.
     """
     nothing = {f"{path}::{name}": verdicts.MISSING for name in names}
     binary = program(root, path)
@@ -127,7 +127,7 @@ async def run_file(
         "PYTHONSAFEPATH": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    # Every test may have namespaces of its own, also one that needs none. The
+    # Every test gets new namespaces, also one that does not need them. The
     # conftest.py of folders above belong to other tests.
     arguments = ["--netns", *(f"{path}::{name}" for name in names), "-rP"]
     arguments.append(f"--confcutdir={Path(path).parent}")
@@ -160,7 +160,7 @@ async def run_file(
     bad = [test for test, verdict in found.items() if not verdict.ok]
     if bad:
         return found, f"not ok: {', '.join(bad)}"
-    # What went wrong belongs to no test, and so to all.
+    # The error belongs to no single test, and so to all.
     return (nothing, f"status {status}") if status != 0 else (found, "")
 
 
@@ -189,7 +189,7 @@ async def run(
 
 
 async def until_signalled(work: asyncio.Task[int]) -> int:
-    """Wait for the work's status, which a signal ends in good order."""
+    """Return the work's status; a signal ends it in good order."""
     loop = asyncio.get_running_loop()
     caught: list[int] = []
 
@@ -209,7 +209,7 @@ async def until_signalled(work: asyncio.Task[int]) -> int:
 
 
 def seconds(text: str) -> float:
-    """Return a time that can be waited for. argparse names the argument."""
+    """Parse a time in seconds, for argparse."""
     number = float(text)
     if not 0 < number < float("inf"):
         raise ValueError(text)
@@ -267,7 +267,7 @@ def main(given: Sequence[str], root: Path) -> int:
     """Run the command; return the exit status."""
     options = arguments(given)
     if options.output is not None:
-        # Where the user is: `bazel run` is elsewhere.
+        # The user's directory: `bazel run` changes it.
         asked_in = os.environ.get("BUILD_WORKING_DIRECTORY", "")
         options.output = Path(asked_in, options.output).absolute()
     try:

@@ -172,7 +172,7 @@ def test_help_says_it_all(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_names_a_claim_of_the_page() -> None:
-    """Who copies the example gets a verdict."""
+    """The example in the help works."""
     page, _ = parse(Path(PAGE).read_text())
     example = re.findall(r"--claim ([a-z-]+)", claims.__doc__ or "")
     assert example

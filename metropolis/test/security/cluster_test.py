@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two nodes of three: attacked from without, then one attacks the other.
+"""Two nodes of three: attacked from outside, then one attacks the other.
 
-The hostile node has all a node has, the cluster's credentials and WireGuard key
-included. It is its root who attacks, with the node's own services ended.
+The hostile node has everything of a node, including the cluster's credentials
+and a WireGuard key. Its root attacks, after the node's services have ended.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ _ROUTER = {4: str(ROUTER_IPV4.ip), 6: str(ROUTER_IPV6.ip)}
 
 @dataclass(frozen=True)
 class Scene:
-    """site: of the node that is attacked. hostile: the other one, its pod."""
+    """site: the attacked node. hostile: the other node, and its pod."""
 
     site: Site
     pod: Pod
@@ -64,7 +64,7 @@ class Scene:
 
 @contextlib.asynccontextmanager
 async def two_nodes(cluster: Cluster) -> AsyncIterator[Scene]:
-    """Put on both nodes what attackers and victims run."""
+    """Copy the programs of attackers and victims to both nodes."""
     ours, theirs = cluster.members["node-1"], cluster.members["node-2"]
     assert ours.pod is not None
     assert theirs.pod is not None
@@ -116,7 +116,7 @@ async def test_a_segment_outside_the_window_ends_nothing(
 
 
 async def test_a_local_user_opens_no_key_and_no_socket(scene: Scene) -> None:
-    """Of the service, of WireGuard and for etcd."""
+    """The keys and sockets are of the service, of WireGuard and for etcd."""
     sites = " ".join((f"{allocs.STATE_DIR}/overlay", allocs.PKI_DIR, allocs.RUNTIME_DIR))
     found = await scene.site.node.shell(f"find {sites} -type f -o -type s")
     paths = sorted(found.splitlines())
@@ -125,7 +125,7 @@ async def test_a_local_user_opens_no_key_and_no_socket(scene: Scene) -> None:
     assert {".pem", ".sock"} <= kinds
     assert any(path.startswith(allocs.STATE_DIR) for path in paths)
     assert await scene.site.run(None, "pry", paths=paths, uid=65534) == ""
-    # Root may; so there is something to open.
+    # Root may open them, so they exist.
     assert (await scene.site.run(None, "pry", paths=paths, uid=0)).splitlines() == paths
 
 
@@ -156,13 +156,13 @@ async def no_rules(scene: Scene) -> AsyncIterator[Scene]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def hostile(scene: Scene, shared: Shared) -> Scene:
-    """The other node has no rules any more, and sends us whatever it likes."""
+    """The other node has no rules any more, and may send us anything."""
     return await shared.part(no_rules, scene)
 
 
 @pytest.mark.parametrize("version", [4, 6])
 async def test_a_hostile_node_is_nobody_else(hostile: Scene, version: int) -> None:
-    """To a pod it sends as its own pods, and as no other."""
+    """It can send to a pod only with its own pods' addresses."""
     scene, site = hostile, hostile.site
     to, own = address_of(scene.pod, version), address_of(scene.theirs, version)
     sources = {
@@ -232,7 +232,7 @@ async def test_a_hostile_node_has_no_gateway(hostile: Scene, version: int) -> No
     ]
     begin = len(site.sniffer.frames)
     await _and_arrive(scene, version, tried)
-    # Behind all of them, this node sends something of its own pod's.
+    # After all of them, this node sends a packet of its own pod.
     await site.out_of_pod(scene.pod, version, [])
     left = site.sent_by_node(begin)
     trials.show(f"{len(tried)} packets to forward; the node sent", left)
@@ -241,7 +241,7 @@ async def test_a_hostile_node_has_no_gateway(hostile: Scene, version: int) -> No
 
 
 async def test_a_removed_node_is_a_stranger(cluster: Cluster, hostile: Scene) -> None:
-    """As soon as no node has its key."""
+    """This holds as soon as no node has its key."""
     scene, site = hostile, hostile.site
     removed = await public_key(scene.hostile)
     show = ["wg", "show", allocs.OVERLAY_LINK, "peers"]
@@ -249,7 +249,7 @@ async def test_a_removed_node_is_a_stranger(cluster: Cluster, hostile: Scene) ->
     async with cluster.store() as store:
         await administration.remove(store, "node-2")
     async with asyncio.timeout(LIMIT_S):
-        # WireGuard does not tell.
+        # WireGuard has no events.
         while removed in (await site.node.agent.run(show)).text:  # noqa: ASYNC110
             await asyncio.sleep(0.2)
     for version in (4, 6):
@@ -261,7 +261,7 @@ async def test_a_removed_node_is_a_stranger(cluster: Cluster, hostile: Scene) ->
 
 
 async def _and_arrive(scene: Scene, version: int, some: list[bytes]) -> None:
-    """Send packets by the overlay, until all have arrived and were judged."""
+    """Send packets by the overlay, until all have arrived and are filtered."""
     to, own = address_of(scene.pod, version), address_of(scene.theirs, version)
     last = packets.udp(own, to, (_PORT, _PORT), END.encode())
     async with scene.site.running(scene.pod, "hear", link="eth0", end=END, greet=[]) as heard:

@@ -15,7 +15,7 @@ _TCP_FLAGS = {
 
 
 def mac_bytes(text: str) -> bytes:
-    """Return a link address, of its usual form."""
+    """Parse a link address."""
     return bytes.fromhex(text.replace(":", ""))
 
 
@@ -26,13 +26,13 @@ def ethernet(to: bytes, source: bytes, data: bytes, kind: int = 0) -> bytes:
 
 
 def arp_request(mac: bytes, sender: str, target: str) -> bytes:
-    """Return a frame that asks for a target."""
+    """Return an ARP request for a target."""
     asked = packets.arp(sender, target, mac=mac)
     return ethernet(b"\xff" * 6, mac, asked, packets.ETHER_ARP)
 
 
 def solicitation(mac: bytes, sender: str, target: str) -> bytes:
-    """Return a frame that asks for a target, to those who may have it."""
+    """Return a neighbour solicitation, to the solicited-node address."""
     to = packets.solicited(target)
     # RFC 2464, section 7
     group = b"\x33\x33" + IPv6Address(to).packed[12:]
@@ -40,14 +40,14 @@ def solicitation(mac: bytes, sender: str, target: str) -> bytes:
 
 
 def read(frame: bytes) -> Packet | None:
-    """Return the IP packet in a frame; None: there is none, or half of it."""
+    """Return the IP packet in a frame; None: there is none, or only a part."""
     if int.from_bytes(frame[12:14]) not in (packets.ETHER_IPV4, packets.ETHER_IPV6):
         return None
     return read_packet(frame[14:])
 
 
 def read_packet(data: bytes) -> Packet | None:
-    """Return an IP packet, which may lack its end; None: also its header."""
+    """Parse an IP packet, possibly truncated; None: the header is, too."""
     least = 40 if data[:1] >= b"\x60" else 20
     return packets.parse(data) if len(data) >= least else None
 
@@ -64,7 +64,7 @@ def sequence(packet: Packet) -> tuple[int, int]:
 
 
 def payload(packet: Packet) -> bytes:
-    """Return what TCP or UDP, or else IP, carries."""
+    """Return the payload of TCP or UDP, or else of IP."""
     body = _transport(packet)
     if packet.protocol == packets.TCP:
         return body[body[12] >> 4 << 2 :]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an attacker, or its victim, runs on a node: python3 guest.py JSON.
+"""The program of an attacker, or its victim, on a node: python3 guest.py JSON.
 
-A pod with all capabilities is a process of the node in the pod's network
-namespace. The argument is {"do": NAME, "netns": PATH or null, ...}; what each
-function takes is the rest of it. Standard library only: a node gets this file.
+A process of the node in the pod's network namespace stands for a pod with all
+capabilities. The argument is {"do": NAME, "netns": PATH or null, ...}; the
+other keys are the function's arguments. Standard library only: the file is
+copied to a node.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def say(text: str) -> None:
 
 
 def send(link: str, frames: list[str], bare: bool) -> None:
-    """Send frames, in hexadecimal, by a link. bare: it has no link addresses
-    (WireGuard's), and they are IP packets.
+    """Send frames, in hexadecimal, on a link. bare: the link has no addresses
+    (WireGuard's), and the frames are IP packets.
     """
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
         for frame in map(bytes.fromhex, frames):
@@ -37,9 +38,9 @@ def send(link: str, frames: list[str], bare: bool) -> None:
 
 
 def hear(link: str, end: str, greet: list[tuple[str, int]]) -> None:
-    """Print the IP packets that come by a link, in hexadecimal, until one has
-    `end` in it. First, begin flows that answers may come in: greet says to
-    which addresses and ports.
+    """Print the IP packets that arrive on a link, in hexadecimal, until one
+    contains `end`. First, begin flows for answers. greet: their addresses and
+    ports.
     """
     with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ALL)) as sock:
         sock.bind((link, _ALL))
@@ -60,8 +61,8 @@ def hear(link: str, end: str, greet: list[tuple[str, int]]) -> None:
 
 
 def serve(port: int, end: str) -> None:
-    """Print what comes by UDP, and "connected" for what connects by TCP, at
-    every address of the namespace, until a datagram is `end`.
+    """Print UDP payloads, and "connected" for each TCP connection, to every
+    address of the namespace, until a datagram is `end`.
     """
     both = []
     for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
@@ -86,7 +87,7 @@ def serve(port: int, end: str) -> None:
 
 
 def talk(address: str, port: int, wait_s: float) -> None:
-    """Have a connection: two lines, each answered by what was sent."""
+    """Connect, and send two lines; each has to be echoed."""
     with socket.create_connection((address, port), timeout=wait_s) as sock:
         file = sock.makefile("rwb", buffering=0)
         for line in (b"one\n", b"two\n"):

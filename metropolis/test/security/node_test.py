@@ -31,7 +31,7 @@ _CONNECTIONS = 10
 
 @dataclass(frozen=True)
 class Scene:
-    """Where it happens: attacker has all capabilities in its namespace."""
+    """A node and its pods; the attacker has all capabilities in its netns."""
 
     site: Site
     capture: Capture
@@ -98,7 +98,7 @@ async def test_a_segment_outside_the_window_ends_nothing(
 
 
 async def entries(node: Node) -> int:
-    """Return how many flows the node's kernel knows."""
+    """Return the number of flows that the node's kernel tracks."""
     return int(await node.shell("cat /proc/sys/net/netfilter/nf_conntrack_count"))
 
 
@@ -110,7 +110,7 @@ async def refusals(site: Site) -> int:
 
 @pytest.mark.parametrize("version", [4, 6])
 async def test_a_pod_that_floods_disturbs_nobody(scene: Scene, version: int) -> None:
-    """Another pod connects meanwhile; few of the flows are ever known."""
+    """Another pod can connect meanwhile; few of the flows are tracked."""
     node, victim = scene.site.node, scene.victim
     fetch = " ".join(checks.fetch(ip_address(OUTSIDE[version]), OUTSIDE_PORT, ""))
     work = f"for n in $(seq {_CONNECTIONS}); do {fetch} || exit 1; done"
@@ -136,7 +136,7 @@ async def test_a_pod_that_floods_disturbs_nobody(scene: Scene, version: int) -> 
 
 
 async def test_no_packet_of_a_pod_left_in_all_of_this(scene: Scene) -> None:
-    """What the tests before this one made, on the uplink's link."""
+    """The capture on the uplink's link has the attempts of earlier tests."""
     ours = f"dst host {OUTSIDE[4]} or dst host {OUTSIDE[6]}"
     by_node = f"ether src {scene.site.node.port.mac}"
     pods = " or ".join(f"src net {network}" for network in POD_NETWORKS)
@@ -158,7 +158,7 @@ PAGE = Path("SECURITY.md").read_text()
 
 
 async def test_each_drop_is_counted_by_its_name(scene: Scene) -> None:
-    """After the tests before this one, whose attempts they were."""
+    """The drops are those of the earlier tests."""
     counters = await scene.site.counters()
     print("\n".join(f"{name:24} {count}" for name, count in sorted(counters.items())))
     assert set(counters) == set(re.findall(r"^\| `(\w+)` \| [^|]+ \|$", PAGE, re.MULTILINE))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks that a node on its own and one in a cluster have to withstand.
+"""Attacks that a single node and a node in a cluster have to withstand.
 
-Each raises AssertionError for what got through, and prints what went over the
-uplink meanwhile.
+Each raises AssertionError for packets that got through, and prints the traffic
+on the uplink meanwhile.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from metropolis.test.security.attacks import (
 )
 from osbase.test.agent.client import CommandError
 
-# By which an attempt is known.
+# The mark of an attempt.
 _PORT = 6666
 _CLAIM = b"claim"
 _TALK_PORT = 7002
@@ -46,7 +46,7 @@ _INVENTED = ("192.0.2.", "2001:db8:bad::", "fe80::bad:")
 
 
 def attempts(source: str, to: str, port: int) -> list[bytes]:
-    """Return a packet of each kind that might begin or join something."""
+    """Return a packet of each kind that might begin or join a flow."""
     flags = (SYN, SYN | ACK, ACK, PSH | ACK, RST, FIN | ACK)
     ports = (_PORT, port)
     segments = (packets.tcp(source, to, ports, one, payload=_CLAIM) for one in flags)
@@ -64,14 +64,14 @@ def attempted(some: Iterable[Packet]) -> list[str]:
 
 
 def show(title: str, some: Sequence[Packet]) -> None:
-    """Print what was captured."""
+    """Print captured packets."""
     print(f"{title}: {len(some)} packets")
     for line in lines(some[:20]):
         print(f"    {line}")
 
 
 async def nothing_enters(site: Site, victim: Pod, other: Pod, version: int) -> None:
-    """An outsider, by whatever source, gets nothing to a pod, TCP included."""
+    """An outsider, with any source, reaches no pod, TCP included."""
     to = address_of(victim, version)
     sources = (
         OUTSIDE[version],
@@ -96,7 +96,7 @@ async def nothing_enters(site: Site, victim: Pod, other: Pod, version: int) -> N
 
 @contextlib.asynccontextmanager
 async def routed(to: str, by: str) -> AsyncIterator[None]:
-    """Have the outside route an address by the node."""
+    """Make the outside route an address through the node."""
     version = ip_address(to).version
 
     async def route(action: str) -> int:
@@ -115,7 +115,7 @@ async def routed(to: str, by: str) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def knocking(to: str) -> AsyncIterator[asyncio.Task[object]]:
-    """Try to open a connection to what a pod serves, as any program would."""
+    """Try to connect to a pod's service, like any program."""
 
     async def connect() -> None:
         with contextlib.suppress(OSError):
@@ -132,8 +132,8 @@ async def knocking(to: str) -> AsyncIterator[asyncio.Task[object]]:
 
 
 async def nothing_leaves(site: Site, attacker: Pod, version: int) -> None:
-    """A pod that has no flow sends what seems to be of one; nothing leaves with
-    its address, and what begins a flow is masqueraded.
+    """A pod sends packets that seem to belong to a flow; nothing leaves with
+    its address, and a packet that begins a flow is masqueraded.
     """
     own, to = address_of(attacker, version), OUTSIDE[version]
     flags = (RST, RST | ACK, FIN, FIN | ACK, SYN | ACK, ACK, PSH | ACK, FIN | PSH, SYN | FIN, 0)
@@ -141,8 +141,8 @@ async def nothing_leaves(site: Site, attacker: Pod, version: int) -> None:
         packets.tcp(own, to, (_PORT + number, OUTSIDE_PORT), one)
         for number, one in enumerate(flags)
     ]
-    # An answer that nobody asked for, errors about no flow of ours, and what
-    # begins one, with an address that does not answer: else the pod's kernel
+    # An unsolicited answer, errors about no flow of ours, and a packet that
+    # begins one, to an address that does not answer: otherwise the pod's kernel
     # would send a RST, in a flow.
     nowhere = str(ip_address(to) + 1)
     about = packets.udp(to, own, (53, _PORT), _CLAIM)
@@ -161,7 +161,9 @@ async def nothing_leaves(site: Site, attacker: Pod, version: int) -> None:
 
 
 async def metadata_stays(site: Site, attacker: Pod, version: int) -> None:
-    """What is link-local, or serves a cloud's credentials, is not asked."""
+    """Requests to link-local addresses, and to a cloud's credential services,
+    do not leave.
+    """
     own = address_of(attacker, version)
     tried = [
         packet
@@ -179,8 +181,8 @@ async def metadata_stays(site: Site, attacker: Pod, version: int) -> None:
 
 
 async def sources_are_not_forged(site: Site, pod: Pod, version: int) -> None:
-    """What comes from the uplink's link is from no pod, not from the first hop
-    and not from the node itself. (On that link, fe80::1 is any router's.)
+    """A packet from the uplink's link cannot have the source of a pod, the
+    first hop or the node itself. (On that link, fe80::1 is any router's.)
     """
     to = site.address(version)
     sources = [address_of(pod, version), to]
@@ -188,7 +190,7 @@ async def sources_are_not_forged(site: Site, pod: Pod, version: int) -> None:
         sources.append(FIRST_HOP[version])
     ports = (_PORT, SERVICE_PORT)
     tried = [packets.udp(one, to, ports, f"as {one}".encode()) for one in sources]
-    # That anybody else may ask is what ends it.
+    # Other sources are allowed, and end the attempt.
     assert await site.into_node(version, tried) == [END]
 
 
@@ -206,7 +208,7 @@ async def services_are_out_of_reach(site: Site, attacker: Pod, version: int) -> 
     ]
     scoped = [f"{hop}%eth0" if version == 6 and one == hop else one for one in targets]
     hosts = [f"[{one}]" if version == 6 else one for one in scoped]
-    # All at once; what is not as it should be is said.
+    # All at once; the assertion shows differences.
     tries = [
         f"ping -{version} -c 1 -W {LIMIT_S:.0f} {one} >/dev/null || echo no answer from {one} &"
         for one in scoped
@@ -221,7 +223,7 @@ async def services_are_out_of_reach(site: Site, attacker: Pod, version: int) -> 
             attacker.container, ["sh", "-c", "\n".join([*tries, "wait"])]
         )
         assert (done.status, done.stdout) == (0, ""), done
-        # It does serve: others.
+        # The services answer others.
         _, writer = await asyncio.open_connection(site.address(version), SERVICE_PORT)
         writer.close()
         assert await heard.line() == "connected"
@@ -233,7 +235,7 @@ async def services_are_out_of_reach(site: Site, attacker: Pod, version: int) -> 
 
 
 async def neighbours_are_not_invented(site: Site, attacker: Pod) -> None:
-    """Twenty senders that do not exist leave nothing; the pod goes on."""
+    """Twenty forged senders leave no neighbour entries; the pod goes on."""
     mac = await site.pod_mac(attacker)
     tried = []
     for number in range(1, 21):
@@ -241,7 +243,7 @@ async def neighbours_are_not_invented(site: Site, attacker: Pod) -> None:
         tried.append(frames.arp_request(mac, ipv4, FIRST_HOP[4]))
         tried += [frames.solicitation(mac, ipv6, FIRST_HOP[6]) for ipv6 in (world, local)]
     await site.pod_send(attacker, tried)
-    # Its own are asked for, and answered.
+    # Its own addresses are solicited, and answered.
     await site.pod_ip(attacker, "neigh", "flush", "dev", "eth0")
     for version, hop in ((4, FIRST_HOP[4]), (6, f"{FIRST_HOP[6]}%eth0")):
         ping = ["ping", f"-{version}", "-c", "1", "-W", f"{LIMIT_S:.0f}", hop]
@@ -255,10 +257,10 @@ type Forge = Callable[[str, str, tuple[int, int], tuple[int, int]], list[bytes]]
 
 
 async def talk(site: Site, pod: Pod | None, version: int, forge: Forge) -> list[Packet]:
-    """Have a pod, or the node, talk to the outside; between, somebody sends
-    what forge(source, to, ports, sequence) returns. What the node sent of it.
+    """Connect a pod, or the node, to the outside; meanwhile send the result of
+    forge(source, to, ports, sequence). Return the node's packets of the flow.
 
-    sequence: the numbers that are right. CommandError: the connection ended.
+    sequence: the valid numbers. Raises CommandError if the connection ended.
     """
     outside = OUTSIDE[version]
     begin = len(site.sniffer.frames)
@@ -291,7 +293,7 @@ async def talk(site: Site, pod: Pod | None, version: int, forge: Forge) -> list[
 def far_outside(
     source: str, to: str, ports: tuple[int, int], right: tuple[int, int]
 ) -> list[bytes]:
-    """Return segments of no use, for a connection that has to survive them."""
+    """Return segments outside the window, which the flow has to survive."""
     own, acknowledged = right
     numbers = itertools.product((own + (1 << 30), own - (1 << 30)), (acknowledged, 0))
     return [
@@ -302,7 +304,7 @@ def far_outside(
 
 
 def exactly(source: str, to: str, ports: tuple[int, int], right: tuple[int, int]) -> list[bytes]:
-    """Return the reset that the other end itself could send."""
+    """Return a reset with exactly the numbers of the other end."""
     return [packets.tcp(source, to, ports, RST, seq=right[0], ack=right[1])]
 
 

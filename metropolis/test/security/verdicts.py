@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tests to run, and what their reports say of them. Pure."""
+"""The tests to run, and the verdicts in their reports. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from build.lint.claims import Claim
 
 
 class Outcome(enum.Enum):
-    """What became of a test. Only PASSED is ok."""
+    """The outcome of a test. Only PASSED is ok."""
 
     PASSED = "ok"
     FAILED = "failed"
@@ -29,7 +29,7 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """At least one case, and each passed."""
+        """Return whether there is a case, and each passed."""
         return self.outcome is Outcome.PASSED
 
 
@@ -49,10 +49,10 @@ def files(claims: Iterable[Claim]) -> dict[str, list[str]]:
 
 
 def read_report(path: str, names: Iterable[str], xml: bytes) -> dict[str, Verdict]:
-    """Return the verdicts by PATH::FUNCTION, of a JUnit report of that file.
+    """Return the verdicts by PATH::FUNCTION, from a JUnit report of that file.
 
-    A test with parameters has many cases; the worst decides. What the report
-    does not have did not run. ValueError if it is no report.
+    A test with parameters has many cases; the worst decides. A test that is
+    missing in the report did not run. Raises ValueError for another file.
     """
     try:
         root = ElementTree.fromstring(xml)

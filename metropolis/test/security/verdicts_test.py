@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What counts as a claim that holds."""
+"""The conditions for a claim that holds."""
 
 import pytest
 

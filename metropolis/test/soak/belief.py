@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a caller may believe of a workload after the answers to its calls; pure.
+"""What a caller may conclude about a workload from its answers; pure.
 
     DETACHED ── Attach: OK ──────────> ATTACHED with these addresses
     any      ── Detach: OK ──────────> DETACHED
     any      ── lost, given up ──────> UNKNOWN
     UNKNOWN  ── Attach: OK ──────────> ATTACHED
     UNKNOWN  ── Attach: exhausted ───> DETACHED
-    UNKNOWN  ── Attach: exists ──────> UNKNOWN   of before, in a namespace that
-                                                 dies
+    UNKNOWN  ── Attach: exists ──────> UNKNOWN   an older attachment, in a
+                                                 namespace that dies
 
-What is not here, is a broken promise. Calls that are under way at the same time
-are served in any order, which is not the order of the calls nor of the answers:
-they are right when there is an order in which they are.
+Any other transition is a broken promise. Concurrent calls are served in any
+order, not in that of the calls or of the answers: their answers are correct if
+they are correct in some order.
 """
 
 import enum
@@ -24,8 +24,8 @@ import grpc
 _Code = grpc.StatusCode
 
 
-class Known(enum.Enum):
-    """What is known of a workload."""
+class State(enum.Enum):
+    """The state of a workload, as far as the caller knows it."""
 
     DETACHED = enum.auto()
     ATTACHED = enum.auto()
@@ -33,25 +33,25 @@ class Known(enum.Enum):
 
 
 class Broken(Exception):
-    """Answers that no service gives that keeps its promises; says which."""
+    """The answers break the service's promises; the text has them."""
 
 
 @dataclass(frozen=True)
 class Belief:
-    """ips: of an attachment that is known."""
+    """A caller's belief. ips: addresses of a known attachment."""
 
-    known: Known
+    state: State
     ips: tuple[str, ...] = ()
 
 
-DETACHED = Belief(Known.DETACHED)
-UNKNOWN = Belief(Known.UNKNOWN)
+DETACHED = Belief(State.DETACHED)
+UNKNOWN = Belief(State.UNKNOWN)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one call. lost: it is not known whether it was served, since the
-    service may have died.
+    """The answer of one call. lost: the caller cannot know whether it was
+    served, since the service may have died.
     """
 
     method: str
@@ -62,26 +62,26 @@ class Answer:
 
 
 def after(belief: Belief, answer: Answer) -> Belief:
-    """The belief after an answer. Raises Broken."""
+    """Return the belief after an answer. Raises Broken."""
     if answer.lost:
         return UNKNOWN
     if answer.method == "Detach" and answer.code is _Code.OK:
         return DETACHED
     if answer.method == "Attach":
         if answer.code is _Code.OK:
-            if belief.known is Known.ATTACHED and answer.ips != belief.ips:
+            if belief.state is State.ATTACHED and answer.ips != belief.ips:
                 raise Broken(f"had {belief.ips}, a retry got {answer.ips}")
-            return Belief(Known.ATTACHED, answer.ips)
-        if answer.code is _Code.RESOURCE_EXHAUSTED and belief.known is not Known.ATTACHED:
+            return Belief(State.ATTACHED, answer.ips)
+        if answer.code is _Code.RESOURCE_EXHAUSTED and belief.state is not State.ATTACHED:
             return DETACHED
-        if answer.code is _Code.ALREADY_EXISTS and belief.known is Known.UNKNOWN:
+        if answer.code is _Code.ALREADY_EXISTS and belief.state is State.UNKNOWN:
             return UNKNOWN
-    raise Broken(f"{answer.method}, {belief.known.name}: {answer.code.name}: {answer.details}")
+    raise Broken(f"{answer.method}, {belief.state.name}: {answer.code.name}: {answer.details}")
 
 
 def after_all(belief: Belief, answers: Sequence[Answer]) -> Belief:
-    """The belief after calls at the same time: of all orders that are possible,
-    what they have in common. Raises Broken when none is.
+    """Return the belief after concurrent calls: the common part of all possible
+    orders. Raises Broken when no order is possible.
     """
     found: set[Belief] = set()
     broken: Broken | None = None
@@ -102,10 +102,10 @@ def _after_each(belief: Belief, answers: Iterable[Answer]) -> Belief:
 
 
 def one_more_is_right(code: grpc.StatusCode, before: int, left: int, usable: int) -> bool:
-    """Whether an Attach of one more was answered rightly.
+    """Return whether the answer to one more Attach is correct.
 
-    before, left: how many others were attached right before and after it; of
-    these some may go meanwhile, since their namespaces die, and none may come.
+    before, left: how many others were attached right before and after it. Some
+    may be removed meanwhile, since their namespaces die; none may be added.
     """
     if code is _Code.OK:
         return left < usable

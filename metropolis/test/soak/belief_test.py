@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model against a service in the smallest: every history that it can have
-is believed, and what it can never answer is not.
+"""The model and a minimal service: the model accepts all its possible histories
+and refuses impossible answers.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from metropolis.test.soak.belief import (
     Answer,
     Belief,
     Broken,
-    Known,
+    State,
     after,
     after_all,
     one_more_is_right,
@@ -28,7 +28,7 @@ OK, FULL, EXISTS = (
     grpc.StatusCode.ALREADY_EXISTS,
 )
 MINE, OTHER = ("10.0.0.1",), ("10.0.0.2",)
-ATTACHED = Belief(Known.ATTACHED, MINE)
+ATTACHED = Belief(State.ATTACHED, MINE)
 
 
 def attach(code: grpc.StatusCode = OK, ips: tuple[str, ...] = MINE) -> Answer:
@@ -39,7 +39,7 @@ DETACH = Answer("Detach", OK)
 
 
 def test_an_exists_before_an_ok_whichever_came_back_first() -> None:
-    """Two at once; the older attachment's namespace died between them."""
+    """Two at once; the older attachment's namespace dies between them."""
     for answers in itertools.permutations([attach(), attach(EXISTS)]):
         assert after_all(UNKNOWN, answers) == ATTACHED
 
@@ -54,7 +54,7 @@ def test_an_exists_before_an_ok_whichever_came_back_first() -> None:
         (UNKNOWN, [attach(EXISTS), attach(EXISTS)], UNKNOWN),
         (UNKNOWN, [attach(EXISTS), attach(FULL)], DETACHED),
         (ATTACHED, [attach(), DETACH], UNKNOWN),
-        (ATTACHED, [attach(ips=OTHER), DETACH], Belief(Known.ATTACHED, OTHER)),
+        (ATTACHED, [attach(ips=OTHER), DETACH], Belief(State.ATTACHED, OTHER)),
         (DETACHED, [attach(), DETACH], UNKNOWN),
         (UNKNOWN, [attach(EXISTS), DETACH], DETACHED),
         (DETACHED, [attach(FULL), DETACH], DETACHED),
@@ -89,8 +89,8 @@ def test_what_no_order_explains_is_broken(belief: Belief, answers: list[Answer])
 
 @dataclass(frozen=True)
 class Service:
-    """One workload's part of it. made: addresses of the attachment, if any;
-    dead: its namespace is ending; room: whether another address is free.
+    """The service's state of one workload. made: addresses of the attachment,
+    if any; dead: its namespace is ending; room: another address is free.
     """
 
     made: tuple[str, ...] | None
@@ -99,7 +99,7 @@ class Service:
     served: int = 0
 
     def serve(self, method: str) -> tuple[Service, Answer]:
-        """Carry out a call."""
+        """Execute a call."""
         if method == "Detach":
             return replace(self, made=None, dead=False), DETACH
         if self.made is not None and self.dead:
@@ -112,7 +112,7 @@ class Service:
         return replace(self, made=made, served=self.served + 1), attach(ips=made)
 
     def changes(self) -> Iterator[Service]:
-        """What may happen by itself between two calls."""
+        """Yield the spontaneous changes between two calls."""
         yield self
         if self.dead:
             yield replace(self, made=None, dead=False)
@@ -131,7 +131,7 @@ STARTS = [
 
 
 def histories(service: Service, methods: Sequence[str]) -> Iterator[tuple[Service, list[Answer]]]:
-    """What may come of calls that are served in this order."""
+    """Yield the possible results of calls that are served in this order."""
     if not methods:
         yield service, []
         return
@@ -150,9 +150,9 @@ def test_what_a_service_can_do_is_believed(service: Service, belief: Belief, cou
             for seen_in in itertools.permutations(answers):
                 found = after_all(belief, seen_in)
                 seen += 1
-                if found.known is Known.ATTACHED and not end.dead:
+                if found.state is State.ATTACHED and not end.dead:
                     assert found.ips == end.made
-                if found.known is Known.DETACHED:
+                if found.state is State.DETACHED:
                     assert end.made is None
     assert seen >= 2 * count
 

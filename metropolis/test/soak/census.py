@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts what is there, without asking the service.
+"""Count kernel objects, independently of the service.
 
-Links, routes, rules and addresses are pyroute2's listings; nftables rules and
-elements are those of `nft`; descriptors and threads /proc's. How many network
-namespaces live nobody tells, but how many more may be made: the limit of our
-own user namespace (namespaces(7)) counts those that nobody can reach, too.
+pyroute2 lists links, routes, rules and addresses, `nft` lists nftables rules
+and elements, /proc descriptors and threads. The kernel does not report the
+number of network namespaces. But the limit of our own user namespace
+(namespaces(7)) also counts unreachable ones, so the census tries how many more
+can be made.
 """
 
 import contextlib
@@ -42,7 +43,7 @@ class Census:
     threads: int = 0
 
     def less(self, before: Census) -> dict[str, int]:
-        """What is more than before."""
+        """Return the kinds with more than before."""
         return {
             field.name: getattr(self, field.name) - getattr(before, field.name)
             for field in fields(self)
@@ -69,9 +70,9 @@ def take(host: Host) -> Census:
 
 
 def _threads(pid: int) -> int:
-    """Without the threads of the server's pools, as many as these may have:
-    a pool starts them when it needs them, so more of them later is no leak.
-    Those of gRPC's C-core are not counted: a busy machine has more.
+    """Count threads, without those of the server's pools up to their limits: a
+    pool starts them on demand, so more of them later are not a leak. Those of
+    gRPC's C-core do not count: a busy machine has more.
     """
     pooled = others = 0
     for task in os.listdir(f"/proc/{pid}/task"):
@@ -84,8 +85,8 @@ def _threads(pid: int) -> int:
 
 
 def _descriptors(pid: int) -> int:
-    """Of a service. The netlink sockets on its host are as many as calls ever
-    needed at once, so they count as the most that it may keep.
+    """Count a service's descriptors. The number of netlink sockets on its host
+    depends on the most concurrent calls, so they count as the allowed maximum.
     """
     proc = Path(f"/proc/{pid}")
     # proc_pid_net(5): of the process's own namespace; the inode is last.
@@ -105,7 +106,7 @@ def rss_kib(pid: int) -> int:
 
 
 def room_for_namespaces(limit: int) -> int:
-    """How many more network namespaces the limit allows; tried out."""
+    """Return how many more network namespaces can be made, by making them."""
     made: list[Netns] = []
     before = _LIMIT.read_text()
     _LIMIT.write_text(str(limit))
@@ -138,8 +139,8 @@ class Seen:
 
 
 def workloads(host: Host) -> tuple[list[tuple[str, Seen]], set[str]]:
-    """Links of the workloads' group by their alias, and destinations of the
-    routes of the workloads' protocol, but for link-local ones.
+    """Return links of the workloads' group by their alias, and destinations of
+    routes with the workloads' protocol, without link-local ones.
     """
 
     def look() -> tuple[list[tuple[str, Seen]], set[str]]:
@@ -162,8 +163,8 @@ def workloads(host: Host) -> tuple[list[tuple[str, Seen]], set[str]]:
 
 
 def inside(pod: Netns) -> tuple[set[str], int]:
-    """Addresses of a pod's eth0 but what the kernel gives by itself, and how
-    many default routes there are.
+    """Return the addresses of a pod's eth0, without the kernel's own, and the
+    number of default routes.
     """
 
     def look() -> tuple[set[str], int]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the threads do to a host, and what must hold whenever they pause.
+"""The threads' operations on a host, and the invariants at their pauses.
 
 A slot is a workload with its pod. One thread at a time has it, and so knows
-what the service may answer, see `belief`; after a call whose outcome is unknown
-(the service died, the caller gave up) it knows nothing until a call tells.
+which answers are possible, see `belief`. After a call with unknown outcome (the
+service died, the caller gave up) it knows nothing until the next answer.
 """
 
 import random
@@ -19,7 +19,7 @@ import grpc
 
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.test.soak import belief, census
-from metropolis.test.soak.belief import Answer, Broken, Known
+from metropolis.test.soak.belief import Answer, Broken, State
 from metropolis.test.soak.world import Host
 from metropolis.test.world.namespaces import Netns
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _CALL_S = 30.0
-_SETTLE_S = 60.0  # for what the kernel does later: namespaces that died
+_SETTLE_S = 60.0  # for delayed work of the kernel: dead namespaces
 _BURST = 32  # calls at once; more than the service's threads
 _Code = grpc.StatusCode
 
 
 class Violation(Exception):
-    """A promise was broken; says which, of whom, and what was seen."""
+    """A promise was broken; the text has promise, workload and observation."""
 
 
 class Slot:
@@ -46,18 +46,18 @@ class Slot:
         self.busy = threading.Lock()
 
     @property
-    def known(self) -> Known:
-        """What is known of it."""
-        return self.belief.known
+    def state(self) -> State:
+        """Return the state of the workload, as far as it is known."""
+        return self.belief.state
 
     @property
     def ips(self) -> tuple[str, ...]:
-        """Its addresses, when it is known to be attached."""
+        """Return its addresses, if it is known to be attached."""
         return self.belief.ips
 
 
 class Gate:
-    """Many pass, or one has all to itself."""
+    """A lock, shared or exclusive."""
 
     def __init__(self) -> None:
         self._inside = 0
@@ -66,7 +66,7 @@ class Gate:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Pass, when nobody has it alone."""
+        """Hold it together with others."""
         with self._changed:
             self._changed.wait_for(lambda: not self._closed)
             self._inside += 1
@@ -79,7 +79,7 @@ class Gate:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Have it alone, once all others have left."""
+        """Hold it exclusively, once all others have left."""
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: not self._inside)
@@ -94,8 +94,8 @@ class Gate:
 class Churn:
     """Threads at work on a host.
 
-    mortal: its service is killed and restarted meanwhile. usable: addresses of
-    the smaller pool. counts: what was done, by name, and answers by code;
+    mortal: the service is killed and restarted meanwhile. usable: addresses of
+    the smaller pool. counts: operations by name, and answers by code;
     `operations` counts calls of the API.
     """
 
@@ -134,8 +134,8 @@ class Churn:
                 thread.join()
 
     def verify(self) -> int:
-        """With all threads paused, compare the service, the kernel and what is
-        known; return how many are attached. Raises Violation.
+        """With all threads paused, compare the service, the kernel and the
+        slots; return how many are attached. Raises Violation.
         """
         with self.gate.alone():
             attached = self._settled()
@@ -144,8 +144,8 @@ class Churn:
             return len(attached)
 
     def burst(self) -> None:
-        """So many calls at once that all of the service's threads and sockets
-        are there: what is more of them later, leaked. Paused, as in verify.
+        """Make so many concurrent calls that all of the service's threads and
+        sockets exist: any more of them later are leaks. Paused, as in verify.
         """
         with self.gate.alone():
             chosen = self._slots[:_BURST]
@@ -163,7 +163,7 @@ class Churn:
 
     def drain(self) -> None:
         """Collect everything; the threads have stopped."""
-        attached = sum(slot.known is Known.ATTACHED for slot in self._slots)
+        attached = sum(slot.state is State.ATTACHED for slot in self._slots)
         answer = self._call("Collect", pb.CollectRequest()).result()
         if answer.remaining or len(answer.removed) < attached:
             raise Violation(
@@ -195,7 +195,7 @@ class Churn:
             self.violations.append(f"{type(error).__name__}: {error}")
 
     def _step(self, slot: Slot, rng: random.Random) -> None:
-        if slot.known is Known.UNKNOWN and rng.random() < 0.5:
+        if slot.state is State.UNKNOWN and rng.random() < 0.5:
             return self._detach(slot)
         dice = rng.random()
         for odds, act in (
@@ -224,9 +224,7 @@ class Churn:
         self._learn(slot, ("Detach", self._detach_later(slot)))
 
     def _learn(self, slot: Slot, *calls: tuple[str, Any]) -> None:
-        """Take the answers to calls of this time, by method, that say what the
-        slot has.
-        """
+        """Update the slot's belief from the answers to concurrent calls."""
         answers = [self._answer(method, call) for method, call in calls]
         try:
             slot.belief = belief.after_all(slot.belief, answers)
@@ -244,11 +242,11 @@ class Churn:
         return Answer(method, code, ips, lost=self._may_be_lost(code), details=details)
 
     def _die(self, slot: Slot, rng: random.Random) -> None:
-        """The pod's namespace ends, and the next one has the same id."""
+        """End the pod's namespace; the next one has the same id."""
         self._count("deaths")
         slot.pod.close()
         slot.pod = Netns()
-        if slot.known is Known.ATTACHED:
+        if slot.state is State.ATTACHED:
             slot.belief = belief.UNKNOWN
 
     def _die_during_call(self, slot: Slot, rng: random.Random) -> None:
@@ -261,7 +259,7 @@ class Churn:
         slot.belief = belief.UNKNOWN
 
     def _cancel(self, slot: Slot, rng: random.Random) -> None:
-        """The caller gives up while the service works."""
+        """Cancel a call while the service works."""
         self._count("cancelled calls")
         call = self._detach_later(slot) if rng.random() < 0.3 else self._attach_later(slot)
         time.sleep(rng.random() * 0.004)
@@ -270,23 +268,23 @@ class Churn:
         slot.belief = belief.UNKNOWN
 
     def _late(self, slot: Slot, rng: random.Random) -> None:
-        """The call's deadline passes while the service works."""
+        """Let a call's deadline pass while the service works."""
         self._count("deadlines")
         self._outcome(self._attach_later(slot, timeout=0.0005 + rng.random() * 0.004))
         slot.belief = belief.UNKNOWN
 
     def _twice_at_once(self, slot: Slot, rng: random.Random) -> None:
-        """Two equal Attaches at a time."""
+        """Make two equal Attach calls at once."""
         calls = [self._attach_later(slot), self._attach_later(slot)]
         self._learn(slot, *[("Attach", call) for call in calls])
 
     def _both_at_once(self, slot: Slot, rng: random.Random) -> None:
-        """Attach and Detach at a time."""
+        """Call Attach and Detach at once."""
         attach, detach = self._attach_later(slot), self._detach_later(slot)
         self._learn(slot, ("Attach", attach), ("Detach", detach))
 
     def _elsewhere(self, slot: Slot, rng: random.Random) -> None:
-        """A Detach that names another namespace leaves the attachment alone."""
+        """Detach with another namespace: the attachment stays."""
         other = Netns()
         try:
             netns = pb.NetNSAttachment(netns_path=other.path, if_name="eth0")
@@ -312,16 +310,16 @@ class Churn:
             raise Violation(f"Attach of {chosen}: {code.name}")
 
     def _check(self, slot: Slot, rng: random.Random) -> None:
-        """What is attached has nothing that differs, outside and inside."""
+        """Check that an attachment has no differences, outside and inside."""
         netns = pb.NetNSAttachment(netns_path=slot.pod.path if rng.random() < 0.5 else "")
         request = pb.CheckRequest(workload_id=slot.workload_id, netns=netns)
         code, answer = self._outcome(self._call("Check", request))
-        if slot.known is Known.UNKNOWN or self._may_be_lost(code):
+        if slot.state is State.UNKNOWN or self._may_be_lost(code):
             return
-        expected = _Code.OK if slot.known is Known.ATTACHED else _Code.NOT_FOUND
+        expected = _Code.OK if slot.state is State.ATTACHED else _Code.NOT_FOUND
         found = [one.what for each in answer.attachments for one in each.findings] if answer else []
         if code is not expected or found:
-            raise Violation(f"Check of {slot.workload_id}, {slot.known.name}: {code.name} {found}")
+            raise Violation(f"Check of {slot.workload_id}, {slot.state.name}: {code.name} {found}")
 
     # ---- Calls --------------------------------------------------------------
 
@@ -364,8 +362,8 @@ class Churn:
     # ---- What must hold -----------------------------------------------------
 
     def _settled(self) -> dict[str, tuple[str, ...]]:
-        """Wait until service and kernel agree: namespaces that died take their
-        time. Then they must agree with what is known, too.
+        """Wait until service and kernel agree: the kernel removes dead
+        namespaces late. Then they must agree with the slots, too.
         """
         deadline = time.monotonic() + _SETTLE_S
         while True:
@@ -382,13 +380,13 @@ class Churn:
         }
         for slot in self._slots:
             found = attached.get(slot.workload_id)
-            expected = slot.ips if slot.known is Known.ATTACHED else None
-            if slot.known is not Known.UNKNOWN and found != expected:
+            expected = slot.ips if slot.state is State.ATTACHED else None
+            if slot.state is not State.UNKNOWN and found != expected:
                 raise Violation(
-                    f"{slot.workload_id}, {slot.known.name} with {expected}, is listed with {found}"
+                    f"{slot.workload_id}, {slot.state.name} with {expected}, is listed with {found}"
                 )
-        known = [slot for slot in self._slots if slot.known is Known.ATTACHED]
-        for slot in self._random.sample(known, min(4, len(known))):
+        attached_slots = [slot for slot in self._slots if slot.state is State.ATTACHED]
+        for slot in self._random.sample(attached_slots, min(4, len(attached_slots))):
             addresses, defaults = census.inside(slot.pod)
             if addresses != set(slot.ips) or defaults != len(slot.ips):
                 raise Violation(
@@ -398,7 +396,7 @@ class Churn:
         return attached
 
     def _differences(self, listed: Sequence[pb.Attachment]) -> str:
-        """Between List and the kernel; empty when there is none."""
+        """Return the differences between List and the kernel, or ""."""
         links, routes = census.workloads(self.host)
         ips = [str(ip_address(ip)) for one in listed for ip in one.ip]
         if len(set(ips)) != len(ips):
@@ -413,8 +411,8 @@ class Churn:
         return ""
 
     def _try_pool(self, before: int) -> None:
-        """One more fits if and only if the pool is not full: no address is
-        lost, and none too many is given.
+        """Check that one more fits if and only if the pool is not full: no
+        address is lost, and none too many is assigned.
         """
         code, _ = self._outcome(self._attach_later(self._spare))
         self._detach_later(self._spare).result()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw what turnover printed.
+"""Draw the output of turnover.
 
 ./bazelw run //metropolis/test/soak:curve -- OUT.png LABEL=FILE ...
 """
@@ -34,7 +34,7 @@ def draw_memory(curves: Mapping[str, Sequence[tuple[int, int]]], path: Path) -> 
 
 
 def main(arguments: list[str]) -> int:
-    """Run; returns the exit status."""
+    """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(description="Memory by attachments, as a picture.")
     parser.add_argument("out", type=Path, help="PNG")
     parser.add_argument("curves", nargs="+", metavar="LABEL=FILE", help="output of turnover")

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attach and detach at random for some minutes, then count what is left.
+"""Attach and detach at random for some minutes, then count leaks.
 
     ./bazelw run //metropolis/test/soak -- [--minutes N] [--prefix P] [--json]
 
-Two hosts in network namespaces: the service of one is killed now and then, that
-of the other runs on. With --json the last line of stdout is
+There are two hosts in network namespaces: the service of one is killed now and
+then, that of the other runs on. With --json the last line of stdout is
 {"ok", "operations", "kills", "leaked": {"links", "routes", "rules",
 "addresses", "netns", "fds", "threads"}, "rss_kib_early", "rss_kib_end"}.
 
-Memory must not grow: neither the steady host's service, from the first look on,
-nor `turnover`, which meanwhile attaches and detaches without a kernel, with the
-same prefixes, and so comes much further.
+Memory must not grow, neither of the steady host's service, from the first
+measurement on, nor of `turnover`, which meanwhile attaches and detaches without
+a kernel, with the same prefixes, and so many more times.
 
 Progress goes to stderr, the services' own log to --log. Status: 0 when every
-promise was kept and nothing is left; 1 when not; 2 for wrong arguments; 130
-after Ctrl-C, after which nothing is left either: all is in namespaces that end
-with the program.
+promise was kept and nothing leaked; 1 when not; 2 for wrong arguments; 130
+after Ctrl-C. Everything is in namespaces that end with the program, also after
+Ctrl-C.
 """
 
 import argparse
@@ -41,14 +41,14 @@ from metropolis.test.soak.churn import Churn, Violation
 from metropolis.test.soak.world import Host
 from metropolis.test.world.namespaces import WorldError, enter_namespaces
 
-# By host. A pool of 126 and 255: the smaller one fills up. And what people use.
+# By host: a pool of 126 and 255, whose smaller one fills up; common prefixes.
 _PREFIXES: dict[str, Sequence[str]] = {
     "killed": ("10.192.0.0/25", "fd00:10:192::/120"),
     "steady": ("10.193.0.0/24", "10.194.0.0/16", "fd00:10:193::/112", "fd00:10:194::/64"),
 }
 _SLOTS = 200
-# Operations until memory is looked at first, and again when a run gets so far:
-# the pool has as many freed addresses then as it ever remembers.
+# Operations before the first look at memory, and before the second in a long
+# run: by then the pool remembers its maximum of freed addresses.
 _EARLY = (1_000, 8 * pool.REMEMBERED)
 _GROWTH = 1.05  # of memory from then on
 _CYCLES_EARLY, _CYCLES_MIN = 10_000, 30_000  # of turnover
@@ -65,7 +65,7 @@ class _Ended(BaseException):
 
 
 def usable(prefixes: Sequence[IPNetwork]) -> int:
-    """How many attachments have addresses of each family that there is."""
+    """Return how many attachments can have addresses of all families."""
     sizes: Counter[int] = Counter()
     for prefix in prefixes:
         first, last = pool.usable_range(prefix)
@@ -74,7 +74,7 @@ def usable(prefixes: Sequence[IPNetwork]) -> int:
 
 
 class Memory:
-    """A turnover process, while a `with` block lasts, and what it says."""
+    """A turnover process, for the time of a `with` block, and its output."""
 
     def __init__(self, prefixes: Sequence[IPNetwork], seed: int) -> None:
         module = "metropolis.test.soak.turnover"
@@ -96,7 +96,7 @@ class Memory:
         self._process.communicate()
 
     def grown(self) -> str:
-        """End it, when it has come far enough; how it has grown, if it has.
+        """End it after enough cycles; return its growth in words, "" if none.
         Raises Violation when it failed.
         """
         looks: dict[int, int] = {}
@@ -118,7 +118,7 @@ class Memory:
 
 
 class Soak:
-    """One run. `run` returns what --json prints."""
+    """One run. `run` returns the output of --json."""
 
     def __init__(
         self, seconds: float, seed: int, log: Path, prefixes: Mapping[str, Sequence[IPNetwork]]
@@ -140,7 +140,7 @@ class Soak:
         self._began = time.monotonic()
 
     def run(self) -> dict[str, Any]:
-        """All of it. Raises Violation and WorldError."""
+        """Run everything. Raises Violation and WorldError."""
         try:
             for name in ("killed", "steady"):
                 host = Host(name, tuple(map(str, self._prefixes[name])), self._log)
@@ -192,8 +192,8 @@ class Soak:
 
     @staticmethod
     def _when_settled(host: Host, idle: Census) -> Census:
-        """Count again while there are more threads: one that has just begun has
-        no name yet, and one that ends takes its time.
+        """Count again while there are more threads: a new one has no name yet,
+        and an ending one is still listed.
         """
         deadline = time.monotonic() + _SETTLED_S
         while True:
@@ -203,7 +203,7 @@ class Soak:
             time.sleep(0.5)
 
     def close(self) -> None:
-        """End everything; doing it twice does nothing."""
+        """End everything. May be repeated."""
         churns, self._churns = self._churns, []
         hosts, self._hosts = self._hosts, []
         self._totals = self._sum(churns) if churns else self._totals
@@ -213,7 +213,7 @@ class Soak:
             for churn in churns:
                 stack.callback(churn.close)
                 stack.callback(churn.stop)
-            # Ends the calls, those to come too, which would wait for it.
+            # This ends calls, also later ones, which would wait for it.
             for host in hosts:
                 stack.callback(host.hang_up)
 
@@ -234,7 +234,7 @@ class Soak:
         }
 
     def _churn(self) -> None:
-        """Until the time is over: kills, restarts, looks. The main thread's."""
+        """Kill, restart and verify until the time is over. Main thread only."""
         killed, steady = self._churns
         end = self._began + self._seconds
         looks = list(_EARLY)
@@ -265,7 +265,7 @@ class Soak:
         self._tell(True)
 
     def _end_one(self, churn: Churn) -> None:
-        """Kill the service, or end it; start it and look at what it found."""
+        """Kill or end the service; start it and verify its state."""
         if self._random.random() < 0.8 or not self._kills:
             churn.host.kill()
             self._kills += 1
@@ -300,7 +300,7 @@ class Soak:
         print(text, file=sys.stderr, flush=True)
 
     def _namespaces_left(self) -> int:
-        """The kernel ends them when it has time: wait."""
+        """Return the leaked namespaces; wait, since the kernel is slow."""
         deadline = time.monotonic() + 60
         while (left := self._room - census.room_for_namespaces(_NETNS_LIMIT)) > 0:
             if time.monotonic() > deadline:
@@ -310,7 +310,7 @@ class Soak:
 
 
 def main(arguments: list[str]) -> int:
-    """Run; returns the exit status."""
+    """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

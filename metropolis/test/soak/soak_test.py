@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A short soak as people run it; and that it would notice what it looks for."""
+"""A short soak; and tests that it notices the faults it looks for."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_what_fits() -> None:
 
 
 def test_memory_that_grows_is_noticed() -> None:
-    """As when the pool remembers all that was ever used."""
+    """For example if the pool kept all addresses ever used."""
     program = (
         "import sys\n"
         "from metropolis.node.core.network.workloads.engine import pool\n"
@@ -72,7 +72,7 @@ def test_an_interrupted_soak_leaves_no_process(number: signal.Signals) -> None:
             assert line, "it ended"
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
         assert len(children) == 3  # two services, and turnover
-        # Their descriptors tell when they have ended, whoever is their parent.
+        # Their pidfds show when they have ended, whatever their parent.
         descriptors = [os.pidfd_open(int(child)) for child in children]
         run.send_signal(number)
         _, told = run.communicate(timeout=120)
@@ -86,7 +86,7 @@ def test_an_interrupted_soak_leaves_no_process(number: signal.Signals) -> None:
 
 @pytest.fixture
 def churn(tmp_path: Path) -> Iterator[Churn]:
-    """One without threads, over a real service."""
+    """Return a Churn without threads, with a real service."""
     host = Host("h", ("10.192.0.0/28", "fd00:10:192::/120"), tmp_path / "log")
     host.start()
     made = Churn(host, mortal=False, slots=40, usable=14, threads=0, seed=1)
@@ -139,10 +139,10 @@ def test_leaks_are_counted(churn: Churn) -> None:
 
 
 def test_namespaces_are_counted() -> None:
-    """In a new user namespace: in ours, those of other tests are dying.
+    """It runs in a new user namespace: in ours, those of other tests are dying.
 
     A count is too low while namespaces of the last one die, so the highest of
-    some seconds is what there is.
+    some seconds counts.
     """
     program = (
         "import time\n"

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attachments made and removed by the million: whether memory grows.
+"""Make and remove millions of attachments, to see whether memory grows.
 
     python -m metropolis.test.soak.turnover --prefix fd00::/64 --cycles 1000000
 
-The engine over the fake datapath, in a process of its own: thousands of times
-faster than the kernel, and so far enough to see what grows by some bytes with
-each attachment. Prints a line for each STEP cycles: cycles, and resident memory
-in KiB. Ends after --cycles, or at the end of standard input.
+The engine runs with the fake datapath, in a separate process: this is thousands
+of times faster than the kernel, so growth by some bytes per attachment shows.
+It prints a line every STEP cycles: cycles, and resident memory in KiB. It ends
+after --cycles, or at the end of standard input.
 
-Each cycle is an Attach and a Detach, of a new workload most times; some
-stay a while, so that what is freed is neither first nor last. Some are refused,
-ask for an address, or end with their namespace.
+Each cycle is an Attach and a Detach, usually of a new workload; some stay a
+while, so that the freed address is neither the first nor the last. Some are
+refused, request an address, or end with their namespace.
 
-Not for what the kernel's datapath keeps, which the soak's own hosts show.
+The soak's hosts, not this, show the memory of the kernel's datapath.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Turnover:
         self._number = 0
 
     def cycles(self, count: int) -> None:
-        """So many attachments are made, and as many end."""
+        """Make `count` attachments, and end as many."""
         for _ in range(count):
             self._number += 1
             self._one(f"sandbox-{self._number:08x}")
@@ -64,7 +64,7 @@ class Turnover:
             asked = (ip_address(int(prefix.network_address) + host),)
         try:
             self._engine.attach(AttachIntent(workload_id, path, "eth0", requested_ips=asked))
-        except WorkloadError:  # it is taken, or cannot be had
+        except WorkloadError:  # the address is taken or not in the pool
             self._datapath.kernel.namespaces.pop(path)
             return
         self._stay.append(workload_id)
@@ -79,7 +79,7 @@ class Turnover:
 
 
 def main(arguments: list[str]) -> int:
-    """Run; returns the exit status."""
+    """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(description="Attach and detach by the million.")
     parser.add_argument("--prefix", action="append", required=True, type=ip_network)
     parser.add_argument("--cycles", type=int, default=None, help="for ever, if not given")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A namespace that stands for a node, and a service process that may die."""
+"""A namespace that represents a node, and a service process that may die."""
 
 import signal
 import subprocess
@@ -16,10 +16,10 @@ _END_S = 30.0
 
 
 class Host:
-    """A namespace that stands for a node, and the service in it.
+    """A namespace that represents a node, and the service in it.
 
-    `start`, `kill` and `end` are for one thread that lives as long as the
-    program: the kernel ends the service with it.
+    Call `start`, `kill` and `end` from one thread that lives as long as the
+    program: the kernel ends the service with that thread.
     """
 
     def __init__(self, name: str, prefixes: tuple[str, ...], log: Path) -> None:
@@ -39,12 +39,12 @@ class Host:
 
     @property
     def pid(self) -> int:
-        """The service's process."""
+        """Return the service's process id."""
         assert self._process is not None, "a host that was started"
         return self._process.pid
 
     def start(self) -> None:
-        """Start the service; returns when it serves. Raises WorldError."""
+        """Start the service; return when it serves. Raises WorldError."""
         command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", _SERVE]
         command += ["--socket", self._socket]
         command += [f"--prefix={prefix}" for prefix in self._prefixes]
@@ -68,18 +68,18 @@ class Host:
             raise WorldError(f"the service said {line!r}, ended with {status}; see {self._log}")
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the service by SIGKILL."""
         self._stop(signal.SIGKILL)
 
     def hang_up(self) -> None:
-        """SIGKILL, and no more calls."""
+        """Kill the service by SIGKILL, and close the channel."""
         try:
             self.kill()
         finally:
             self._channel.close()
 
     def end(self) -> int:
-        """SIGTERM; the exit status."""
+        """End the service by SIGTERM; return the exit status."""
         return self._stop(signal.SIGTERM)
 
     def _stop(self, number: int) -> int:

@@ -13,7 +13,7 @@ _OWN_NETNS = "/proc/thread-self/ns/net"
 
 
 class WorldError(Exception):
-    """The world cannot be made; says what is missing."""
+    """The namespaces cannot be made; the text has the reason."""
 
 
 def _mount(source: str, target: str, kind: str, flags: int) -> None:
@@ -24,9 +24,9 @@ def _mount(source: str, target: str, kind: str, flags: int) -> None:
 
 
 def enter_namespaces() -> None:
-    """New user, mount and network namespaces; root in them. With one thread.
+    """Enter new user, mount and network namespaces, as root, with one thread.
 
-    /run is empty then. Works as root and as any user who may make user
+    /run is then empty. It works for root and for any user who may make user
     namespaces. Raises WorldError.
     """
     uid, gid = os.geteuid(), os.getegid()
@@ -45,9 +45,9 @@ def enter_namespaces() -> None:
 
 
 class Netns:
-    """A network namespace with a name in the file system, as runtimes make.
+    """A network namespace with a name in the file system, like runtimes make.
 
-    It lives until `close`; nothing else of this process keeps it.
+    It exists until `close`; this process keeps no other reference.
     """
 
     _numbers: Iterator[int] = itertools.count()
@@ -69,7 +69,7 @@ class Netns:
             os.close(home)
 
     def inside[T](self, make: Callable[[], T]) -> T:
-        """What `make` returns when called in the namespace, by this thread."""
+        """Call `make` in the namespace, on this thread; return its result."""
         home = os.open(_OWN_NETNS, os.O_RDONLY | os.O_CLOEXEC)
         there = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -83,7 +83,7 @@ class Netns:
             os.close(home)
 
     def enter(self) -> None:
-        """The calling thread is in it from now on."""
+        """Move the calling thread into the namespace, for good."""
         there = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.setns(there, os.CLONE_NEWNET)
@@ -91,7 +91,7 @@ class Netns:
             os.close(there)
 
     def close(self) -> None:
-        """Take the name away, and with it the namespace."""
+        """Remove the name, and with it the namespace."""
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.umount2(self.path.encode(), _MNT_DETACH):
             error = ctypes.get_errno()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which answers of servers the client takes, and what of them."""
+"""Which answers of servers the client accepts, and which parts of them."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def test_an_address_of_a_whole_network_is_refused(length: int, address: str, usa
 
 
 @pytest.mark.parametrize(
-    ("told", "taken"), [(68, None), (1279, None), (1280, 1280), (65535, 65535)]
+    ("sent", "taken"), [(68, None), (1279, None), (1280, 1280), (65535, 65535)]
 )
-def test_an_mtu_that_would_end_ipv6_is_left_out(told: int, taken: int | None) -> None:
-    options = OPTIONS | {Option.INTERFACE_MTU: told.to_bytes(2)}
+def test_an_mtu_that_would_end_ipv6_is_left_out(sent: int, taken: int | None) -> None:
+    options = OPTIONS | {Option.INTERFACE_MTU: sent.to_bytes(2)}
     offer = Message(False, Type.OFFER, 1, MAC, yours=ADDRESS, options=options)
     assert leases.parse(offer, 0).mtu == taken
 
@@ -113,7 +113,7 @@ def test_infinite_lease_has_no_deadline() -> None:
     ],
 )
 def test_messages_for_others_are_ignored(changes: dict[str, object]) -> None:
-    """Another's transaction, another's MAC, out of turn."""
+    """Another transaction, another MAC, a message in the wrong state."""
     client = machine()
     discover = only(client.start(0))
     assert client.receive(0, replace(reply(discover, Type.OFFER), **changes)) == []  # type: ignore[arg-type]
@@ -147,7 +147,7 @@ def test_nonsense_is_refused_and_changes_nothing(changes: dict[str, object], rea
 
 
 def test_acknowledgement_of_something_else_is_refused() -> None:
-    """Of another address; and another server's refusal is none."""
+    """Another address is refused; another server's NAK is ignored."""
     client = machine()
     request = only(client.receive(0, reply(only(client.start(0)), Type.OFFER)))
     with pytest.raises(PacketError, match="acknowledges"):
@@ -162,7 +162,7 @@ OTHER = IPv4Address("192.0.2.66")
 
 @pytest.mark.parametrize("renewing", [False, True])
 def test_a_server_that_acknowledges_by_another_name(renewing: bool) -> None:
-    """Renewals go to it: one of several addresses, or the second of a pair."""
+    """Renewals then go to it: another address, or the second of a pair."""
     client = machine()
     request = only(client.receive(0, reply(only(client.start(0)), Type.OFFER)))
     now = 0
@@ -180,8 +180,8 @@ def test_a_server_that_acknowledges_by_another_name(renewing: bool) -> None:
 
 @pytest.mark.parametrize("sender", [SERVER, IPv4Address("192.0.2.66")])
 def test_a_server_that_does_not_say_who_it_is(sender: IPv4Address) -> None:
-    """The sender counts; in an answer to a request the one that was asked,
-    since what a relay sends bears the relay's address.
+    """The sender counts as the server; for an answer to a request, the server
+    that was asked, since a relay's packet has the relay's address.
     """
     nameless = {k: v for k, v in OPTIONS.items() if k != Option.SERVER_ID}
     client = machine()
@@ -205,7 +205,7 @@ def test_a_server_that_does_not_say_who_it_is(sender: IPv4Address) -> None:
 
 
 def test_offers_that_come_twice_or_from_two() -> None:
-    """One request; what comes later for it changes nothing."""
+    """There is one request; later offers change nothing."""
     client = machine()
     discover = only(client.start(0))
     offer = reply(discover, Type.OFFER)
@@ -238,7 +238,7 @@ def test_classless_routes_replace_the_router() -> None:
 
 @given(st.dictionaries(st.sampled_from(list(Option)), st.binary(max_size=40), max_size=8))
 def test_any_options_give_a_lease_or_an_error(options: dict[int, bytes]) -> None:
-    """And a lease's times are in order."""
+    """The times of a lease are in order."""
     base: dict[int, bytes] = dict(OPTIONS)
     message = Message(False, Type.ACK, 1, MAC, yours=ADDRESS, options=base | options)
     try:
@@ -256,7 +256,7 @@ def test_any_options_give_a_lease_or_an_error(options: dict[int, bytes]) -> None
 
 @given(st.data())
 def test_any_sequence_leaves_a_machine_that_goes_on(data: st.DataObject) -> None:
-    """Time and messages in any order: it never breaks, nor spins."""
+    """With time and messages in any order, it never fails or loops."""
     client = machine()
     now = 0.0
     last = only(client.start(now))

@@ -5,8 +5,8 @@ The socket is AF_PACKET with the link header left to the kernel; a filter in
 the kernel passes IPv4/UDP to port 68 only. A renewal goes to the link address
 from which the lease came, the server's or its relay's.
 
-The kernel's own stack, which knows no one at port 68, may answer a server's
-unicast with an ICMP port unreachable; servers ignore it.
+The kernel's own stack, where port 68 is closed, may answer a server's unicast
+with an ICMP port unreachable; servers ignore it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _PACKET_AUXDATA: Final = 8
 _AUXDATA = struct.Struct("=IIIHHHH")
 _TP_STATUS_CSUMNOTREADY: Final = 1 << 3
 _MAX_PACKET: Final = 65536
-_DRAIN: Final = 64  # packets taken before others get their turn
+_DRAIN: Final = 64  # packets read before other tasks run
 
 
 def _filter() -> bytes:
-    """Return classic BPF over an IPv4 packet: UDP to port 68, no fragment."""
+    """Return classic BPF that passes IPv4/UDP to port 68, no fragments."""
     return struct.pack(
         "=" + "HBBI" * 9,
         *(0x30, 0, 0, 9),  # A = protocol
@@ -65,8 +65,8 @@ class Client:
         hint: IPv4Address | None = None,
         logger: logging.Logger | None = None,
     ) -> None:
-        """lease: set whenever it is granted, renewed or lost (None). hint: the
-        address to ask for, such as one left by a former run.
+        """lease: set at each grant, renewal and loss (None). hint: the address
+        to ask for, such as one from an earlier run.
         """
         self._interface = interface
         self._lease = lease
@@ -77,8 +77,8 @@ class Client:
         self._server_mac = _BROADCAST_MAC
 
     def link_came_up(self) -> None:
-        """Look for a server anew: the cable may lead elsewhere now. What is
-        leased stays leased.
+        """Look for a server again: the cable may lead elsewhere now. The lease
+        stays.
         """
         self._relink = True
         self._wake.set()
@@ -95,7 +95,7 @@ class Client:
         try:
             bpf.attach_program(sock, _filter())
             sock.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
-            # Bound last: from here on, and no earlier, packets come.
+            # Bound last: packets arrive only from here on.
             sock.bind((self._interface, _ETH_P_IP))
         except OSError as error:
             sock.close()
@@ -122,7 +122,7 @@ class Client:
                     self._send(sock, machine.start(clock.now()))
                 for message, sender, source in self._received(sock):
                     self._take(sock, message, sender, source)
-                # Whatever woke it: a flood of packets does not stop the time.
+                # After any wake-up: many packets must not delay the timer.
                 self._send(sock, machine.tick(clock.now()))
                 if machine.lease != before:
                     self._lease.set(machine.lease)
@@ -162,19 +162,19 @@ class Client:
             try:
                 sock.sendto(data, (self._interface, _ETH_P_IP, 0, 0, mac))
             except OSError as error:
-                # Down or full for now: as good as lost, and repeated in time.
+                # Down or full for now: it counts as lost, and is sent again.
                 if error.errno not in (errno.ENETDOWN, errno.ENOBUFS, errno.EAGAIN):
                     raise
 
     def _received(self, sock: socket.socket) -> Iterator[tuple[packet.Message, IPv4Address, bytes]]:
-        """What has arrived: messages, and both addresses of their senders."""
+        """Yield arrived messages with IP and link address of the sender."""
         for _ in range(_DRAIN):
             try:
                 data, controls, _, source = sock.recvmsg(_MAX_PACKET, socket.CMSG_SPACE(64))
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno != errno.ENETDOWN:  # told once, when it goes down
+                if error.errno != errno.ENETDOWN:  # reported once, when the link goes down
                     raise
                 continue
             try:
@@ -186,7 +186,7 @@ class Client:
 
 
 def _checksum_not_ready(controls: list[tuple[int, int, bytes]]) -> bool:
-    """Whether the kernel says that the checksum was left to hardware."""
+    """Return whether the kernel says that the checksum is left to hardware."""
     for level, kind, data in controls:
         if level == _SOL_PACKET and kind == _PACKET_AUXDATA and len(data) >= _AUXDATA.size:
             return bool(_AUXDATA.unpack_from(data)[0] & _TP_STATUS_CSUMNOTREADY)

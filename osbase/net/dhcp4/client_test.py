@@ -29,7 +29,7 @@ _LIMIT_S = 60
 
 
 def sh(command: str) -> None:
-    """Runs a command without a shell; its output is part of an error."""
+    """Run a command without a shell; an error contains its output."""
     subprocess.run(command.split(), check=True, capture_output=True, timeout=_LIMIT_S)
 
 
@@ -50,7 +50,7 @@ def link() -> Iterator[None]:
 
 @contextlib.contextmanager
 def dnsmasq(tmp_path: Path, addresses: str, *options: str) -> Iterator[None]:
-    """A server; renewal is asked for after 10 s, the least it passes on."""
+    """Run a server; its renewal time is 10 s, the shortest that it sends."""
     command = [
         *(
             "nsenter",
@@ -120,7 +120,7 @@ async def test_waits_for_the_server(link: None, tmp_path: Path) -> None:
 
 
 async def test_asks_for_the_address_of_a_former_run(link: None, tmp_path: Path) -> None:
-    """What is still on the link is asked for, and granted if free."""
+    """It asks for the address that is on the link, and gets it if free."""
     with dnsmasq(tmp_path, "192.0.2.50,192.0.2.99"):
         async with client(hint=IPv4Address("192.0.2.77")) as leases:
             lease = await leases.watch().get()
@@ -131,8 +131,8 @@ async def test_asks_for_the_address_of_a_former_run(link: None, tmp_path: Path) 
 async def test_loses_what_the_server_takes_back(
     link: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A server with another range refuses the renewal: no lease, then one; who
-    looks late sees the new one only.
+    """A server with another range refuses the renewal: the lease is lost, then
+    there is another. A late reader sees only the new one.
     """
     async with client() as leases:
         watcher = leases.watch()
@@ -183,13 +183,13 @@ async def next_seen(server: Server) -> Seen:
 
 
 async def test_renews_rebinds_and_ends(link: None) -> None:
-    """On a real clock: by unicast, by broadcast, and not at all any more."""
+    """On a real clock: renewal by unicast, then by broadcast, then the end."""
     with short_leases() as server:
         async with client() as leases:
             watcher = leases.watch()
             first = await watcher.get()
             assert first is not None
-            # A first message may be lost, and sent again: the link is fresh.
+            # The first message on a new link may be lost, and is sent again.
             while (await next_seen(server)).message.kind is not Type.REQUEST:
                 pass
             sh("ip address replace 192.0.2.50/24 dev up0")  # unicast needs it
@@ -211,7 +211,7 @@ async def test_renews_rebinds_and_ends(link: None) -> None:
             discover = await next_seen(server)
             assert discover.message.kind is Type.DISCOVER
             assert discover.requested == server.address
-            # Another address, when it speaks again.
+            # It answers again, with another address.
             server.address = IPv4Address("192.0.2.51")
             server.silent = False
             other = await watcher.get()
@@ -220,7 +220,7 @@ async def test_renews_rebinds_and_ends(link: None) -> None:
 
 
 async def test_rebinding_is_answered(link: None) -> None:
-    """The lease goes on, though unicasts were lost."""
+    """The lease continues, although unicasts are lost."""
     with short_leases() as server:
         async with client() as leases:
             watcher = leases.watch()
@@ -235,7 +235,7 @@ async def test_rebinding_is_answered(link: None) -> None:
 
 
 async def test_refused_reboot_is_followed_by_a_discover(link: None) -> None:
-    """The address of a former run is another's by now."""
+    """The address of an earlier run now belongs to another host."""
     with short_leases() as server:
         async with client(hint=IPv4Address("192.0.2.77")) as leases:
             reboot = await next_seen(server)
@@ -251,7 +251,7 @@ async def test_refused_reboot_is_followed_by_a_discover(link: None) -> None:
 
 
 async def test_survives_garbage(link: None, tmp_path: Path) -> None:
-    """Noise at its port, before and while it has a lease."""
+    """Garbage arrives at its port, before and while it has a lease."""
     noise = [
         b"",
         b"\0" * 300,
@@ -287,7 +287,7 @@ async def test_survives_garbage(link: None, tmp_path: Path) -> None:
 
 
 async def test_link_down_and_up(link: None, tmp_path: Path) -> None:
-    """Down is no error; after it, the lease comes again."""
+    """A link that is down is not an error; then there is a lease again."""
     value = event.Value[Lease | None]("lease")
     dhcp = Client("up0", MAC, value)
     with dnsmasq(tmp_path, "192.0.2.50,192.0.2.50"):
@@ -305,7 +305,7 @@ async def test_link_down_and_up(link: None, tmp_path: Path) -> None:
 
 
 async def test_link_that_is_gone_is_an_error() -> None:
-    """Naming operation, link and errno."""
+    """The error has operation, link and errno."""
     with pytest.raises(OSError, match="open a packet socket on up9: ENODEV"):
         await Client("up9", MAC, event.Value[Lease | None]("lease")).run()
 

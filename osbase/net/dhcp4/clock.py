@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clock of leases: it goes on while the machine is suspended.
+"""The clock of leases, which continues while the machine is suspended.
 
-A server counts on while a client sleeps. time.monotonic, and with it asyncio's
-timers, stand still meanwhile (clock_gettime(2)): a client that went by them
-would use an address that is another's by now.
+The time of a lease continues while the client is suspended. time.monotonic, and
+with it asyncio's timers, stop meanwhile (clock_gettime(2)): a client that used
+them could use an address that belongs to another host by now.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections.abc import Callable
 
 
 def now() -> float:
-    """Seconds since boot, those of suspension among them."""
+    """Return the seconds since boot, including suspension."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Timer:
-    """Calls back in the running loop at a time of that clock, or as soon as the
-    machine is awake again. `close` it.
+    """A timer of that clock; calls back in the running loop, or as soon as the
+    machine wakes up. `close` it.
     """
 
     def __init__(self, due: Callable[[], None]) -> None:
@@ -32,7 +32,7 @@ class Timer:
         self._loop.add_reader(self._fd, self._expired)
 
     def set(self, when: float | None) -> None:
-        """Instead of what was set before; None: never. What is past is due."""
+        """Replace the time; None: never. A past time is due at once."""
         # 0 would be never.
         at = 0.0 if when is None else max(when, 1e-3)
         os.timerfd_settime(self._fd, flags=os.TFD_TIMER_ABSTIME, initial=at)
@@ -45,6 +45,6 @@ class Timer:
         self._due()
 
     def close(self) -> None:
-        """It will not call any more."""
+        """Stop the timer for good; `due` is not called again."""
         self._loop.remove_reader(self._fd)
         os.close(self._fd)

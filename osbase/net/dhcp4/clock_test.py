@@ -13,26 +13,26 @@ LIMIT_S = 60.0
 
 
 def test_suspension_is_counted() -> None:
-    """The clock is the one that goes on."""
+    """The clock is the one that continues."""
     before = time.clock_gettime(time.CLOCK_BOOTTIME)
     assert before <= clock.now() <= time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _told(timer: clock.Timer) -> str:
+def _fdinfo(timer: clock.Timer) -> str:
     return Path(f"/proc/self/fdinfo/{timer._fd}").read_text()
 
 
 async def test_timers_go_by_that_clock() -> None:
-    """As the kernel says, which wakes them when the machine does."""
+    """The kernel says so; it expires them when the machine wakes up."""
     timer = clock.Timer(lambda: None)
     try:
-        assert f"clockid: {time.CLOCK_BOOTTIME}\n" in _told(timer)
+        assert f"clockid: {time.CLOCK_BOOTTIME}\n" in _fdinfo(timer)
     finally:
         timer.close()
 
 
 async def test_a_timer_calls_in_time_and_once() -> None:
-    """One that is past at once; and not before."""
+    """A past time expires at once; none expires early."""
     due = asyncio.Event()
     timer = clock.Timer(due.set)
     try:
@@ -49,7 +49,7 @@ async def test_a_timer_calls_in_time_and_once() -> None:
 
 
 async def test_a_timer_that_is_set_again_or_never() -> None:
-    """Only the last counts."""
+    """Only the last time counts."""
     due, other = asyncio.Event(), asyncio.Event()
     timer, later = clock.Timer(due.set), clock.Timer(other.set)
     try:

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server grants, checked. Pure.
+"""The lease in a server's message, checked. Pure.
 
-A server is believed as far as it makes sense: an option that does not (a
-router that is multicast, renewal after the end) counts as missing. What is
-missing gets the value that other clients take, since networks are built with
-these:
+An invalid option (a multicast router, a renewal after the end) counts as
+missing. A missing option gets the value that other clients use, since networks
+are built with these:
 
     subnet mask   by the address's class (systemd-networkd, dhcpcd, and ifconfig
                   in the scripts of dhclient and udhcpc). A /32 would be the
-                  more careful guess; without a router it reaches nobody
-    lease time    one hour (udhcpc); a shorter one than we can renew is as
-                  short as we can (udhcpc, dhcpcd: at 16 and 20 s)
+                  more careful guess; without a router it reaches no host
+    lease time    one hour (udhcpc); a time too short to renew is raised to the
+                  shortest that we can (udhcpc, dhcpcd: at 16 and 20 s)
     server        the one that was asked (an acknowledgement), or the sender
 
-Only an address that cannot be a host's makes the whole message useless.
+A message is refused only when its address cannot be a host's.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ _SHORTEST_S: Final = 4
 _DEFAULT_S: Final = 3600
 _CLASS_C: Final = 24
 _SEARCH_MAX: Final = 6  # as in osbase.net.config
-# Below what IPv6 needs the kernel takes it from the link (RFC 8200, section 5).
+# With a smaller MTU the kernel disables IPv6 on the link (RFC 8200, section 5).
 _MTU_RANGE: Final = range(1280, 65536)
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A lease. Times in seconds after `start`, which is the machine's clock at
-    the sending of the request that was granted; that of `clock.now`.
+    """A lease. Times are seconds after `start`, the time of `clock.now` when
+    the granted request was sent.
 
-    routes: destinations and gateways, the default route among them; a gateway
-    of None is on the link itself. length_s None: for ever.
+    routes: destinations and gateways, the default route included; gateway
+    None: the destination is on the link. length_s None: for ever.
     """
 
     address: IPv4Interface
@@ -57,13 +56,13 @@ class Lease:
 
     @property
     def end(self) -> float | None:
-        """When it ends, by the machine's clock."""
+        """Return when the lease ends, by the machine's clock."""
         return None if self.length_s is None else self.start + self.length_s
 
 
 def server_of(message: Message, otherwise: IPv4Address | None = None) -> IPv4Address:
-    """Return the server identifier, or the other if it is missing or cannot be
-    a host's. Raises PacketError when that is missing, too.
+    """Return the server identifier, or `otherwise` if it is missing or cannot
+    be a host's. Raises PacketError when both are missing.
     """
     raw = message.options.get(Option.SERVER_ID, b"")
     if len(raw) == 4 and _is_host(IPv4Address(raw)):
@@ -74,15 +73,15 @@ def server_of(message: Message, otherwise: IPv4Address | None = None) -> IPv4Add
 
 
 def parse(message: Message, start: float, server: IPv4Address | None = None) -> Lease:
-    """Return what an OFFER or ACK gives. server: whose it is if it does not
-    say so. Raises PacketError.
+    """Return the lease in an OFFER or ACK. server: used when the message has no
+    server identifier. Raises PacketError.
     """
     server = server_of(message, server)
     address = message.yours
     if not _is_host(address):
         raise PacketError(f"address {address} cannot be a host's")
     interface = IPv4Interface((address, _prefix_length(message, address)))
-    if address in _of_nobody(interface):
+    if address in _reserved(interface):
         raise PacketError(f"address {interface} is its network's own")
     length = _u32(message, Option.LEASE_TIME)
     length = _DEFAULT_S if length is None else max(length, _SHORTEST_S)
@@ -104,8 +103,8 @@ def parse(message: Message, start: float, server: IPv4Address | None = None) -> 
 
 
 def _times(message: Message, end: float) -> tuple[float, float]:
-    """Return when to renew and to rebind: as the server says, each if it is in
-    order, else by halves and eighths (RFC 2131, section 4.4.5).
+    """Return when to renew and to rebind. A time of the server that is out of
+    order is replaced by the default (RFC 2131, section 4.4.5).
     """
     if end == float("inf"):
         return end, end
@@ -119,12 +118,12 @@ def _times(message: Message, end: float) -> tuple[float, float]:
 def _usable(
     routes: tuple[tuple[IPv4Network, IPv4Address | None], ...], interface: IPv4Interface
 ) -> tuple[tuple[IPv4Network, IPv4Address | None], ...]:
-    """Return the routes without those that the kernel refuses, and with them
-    all that is configured at once; what is on the link first, and one a
-    destination, the server's first that can be. A gateway that would be nowhere
-    is on the link itself, as in networks of /32, also if it has a host route.
+    """Return the routes that the kernel accepts, those on the link first; for
+    each destination the server's first usable one. A gateway outside the
+    network gets a route on the link, as in networks of /32, also if it has a
+    host route. Refused routes would fail the whole configuration.
     """
-    unfit = {*_of_nobody(interface), interface.ip}
+    unfit = {*_reserved(interface), interface.ip}
     on_link = [network for network, gateway in routes if gateway is None]
     through: dict[IPv4Network, IPv4Address] = {}
     for network, gateway in routes:
@@ -136,7 +135,7 @@ def _usable(
         for gateway in through.values()
         if not any(gateway in network for network in near)
     }
-    # A host route to a gateway by itself would need that gateway.
+    # A host route to a gateway through itself would need that gateway.
     through = {
         network: gateway
         for network, gateway in through.items()
@@ -150,10 +149,8 @@ def _32(address: IPv4Address) -> IPv4Network:
     return IPv4Network(address)
 
 
-def _of_nobody(interface: IPv4Interface) -> tuple[IPv4Address, ...]:
-    """Return the addresses of a network and of all in it; a /31 has none (RFC
-    3021).
-    """
+def _reserved(interface: IPv4Interface) -> tuple[IPv4Address, ...]:
+    """Return the network and broadcast addresses; a /31 has none (RFC 3021)."""
     network = interface.network
     return (network[0], network[-1]) if network.prefixlen < 31 else ()
 
@@ -169,9 +166,9 @@ def _u32(message: Message, option: Option) -> int | None:
 
 
 def _prefix_length(message: Message, address: IPv4Address) -> int:
-    """Return that of the subnet mask. A mask with holes ends at its last bit:
-    the narrowest network it can mean. One by which the network would begin with
-    0, to which the kernel makes no route, is none.
+    """Return the length of the subnet mask. A mask with holes ends at its last
+    bit: the narrowest network it can mean. A mask is ignored if the network
+    would begin with 0, since the kernel makes no route to that.
     """
     raw = message.options.get(Option.SUBNET_MASK, b"")
     bits = int.from_bytes(raw)
@@ -180,8 +177,8 @@ def _prefix_length(message: Message, address: IPv4Address) -> int:
         if IPv4Interface((address, length)).network[0].packed[0]:
             return length
     length = _class_length(address)
-    # It was not the server that said so.
-    return 32 if address in _of_nobody(IPv4Interface((address, length))) else length
+    # This length is a guess, not from the server.
+    return 32 if address in _reserved(IPv4Interface((address, length))) else length
 
 
 def _class_length(address: IPv4Address) -> int:
@@ -191,7 +188,9 @@ def _class_length(address: IPv4Address) -> int:
 
 
 def _addresses(message: Message, option: Option) -> tuple[IPv4Address, ...]:
-    """Return those that can be hosts, each once; what is cut off is not."""
+    """Return the addresses that can be hosts, each once, without a cut-off
+    last one.
+    """
     raw = message.options.get(option, b"")
     found = (IPv4Address(raw[start : start + 4]) for start in range(0, len(raw) - 3, 4))
     return tuple(dict.fromkeys(address for address in found if _is_host(address)))
@@ -201,8 +200,8 @@ type _Routes = tuple[tuple[IPv4Network, IPv4Address | None], ...]
 
 
 def _routes(message: Message) -> _Routes:
-    """Classless routes; where they are given, the router and static route
-    options do not count (RFC 3442). 249 is what Microsoft's servers call 121.
+    """Return the routes. Classless ones replace the router and static route
+    options (RFC 3442). Microsoft's servers use 249 for 121.
     """
     for option in (Option.CLASSLESS_ROUTES, Option.CLASSLESS_ROUTES_MICROSOFT):
         try:
@@ -217,7 +216,7 @@ def _routes(message: Message) -> _Routes:
 
 
 def _static(message: Message) -> _Routes:
-    """Routes by the class of their destination (RFC 2132, section 5.8)."""
+    """Return routes by class of the destination (RFC 2132, section 5.8)."""
     raw = message.options.get(Option.STATIC_ROUTES, b"")
     routes = []
     for start in range(0, len(raw) - 7, 8):
@@ -261,8 +260,8 @@ def _mtu(message: Message) -> int | None:
 
 def _domains(message: Message) -> tuple[str, ...]:
     """Return the domains to search: the list (RFC 3397), or else the domain
-    name, in which servers also put several. Only plain letters of a name are
-    taken: they will stand in a file.
+    name option, in which some servers put several. Only plain names are taken,
+    since they are written to a file.
     """
     try:
         listed = _names(message.options.get(Option.DOMAIN_SEARCH, b""))
@@ -282,7 +281,7 @@ def _is_domain(text: str) -> bool:
 
 
 def _names(raw: bytes) -> list[str]:
-    """Take names apart that may point back into the option (RFC 1035, 4.1.4).
+    """Parse names, which may point back into the option (RFC 1035, 4.1.4).
     Raises PacketError.
     """
     names = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Odd leases, as providers and their machines give them. Pure.
+"""Odd leases that providers and their devices give. Pure.
 
 Other clients (systemd-networkd, dhcpcd, dhclient, udhcpc) take each of these,
 so networks are built with them.
@@ -71,7 +71,7 @@ def classless(*routes: tuple[str, str]) -> bytes:
         ("191.255.0.9", 16),
         ("192.0.2.50", 24),
         ("223.1.2.3", 24),
-        # The guess would make it the network's own: it is a host all the same.
+        # By the guess it is the network's own address; it is still a host's.
         ("192.0.2.255", 32),
         ("192.0.2.0", 32),
     ],
@@ -126,7 +126,7 @@ def test_every_proper_mask_is_taken_as_it_is(length: int) -> None:
     ],
 )
 def test_lease_times(raw: bytes | None, length_s: int | None) -> None:
-    """Missing, useless, zero, tiny, short, for ever."""
+    """The time is missing, invalid, zero, tiny, short or infinite."""
     options = {} if raw is None else {Option.LEASE_TIME: raw}
     lease = given_by(options, without=Option.LEASE_TIME if raw is None else None)
     assert lease.length_s == length_s
@@ -155,7 +155,7 @@ def test_lease_times(raw: bytes | None, length_s: int | None) -> None:
 def test_times_of_renewal(
     renew: int | None, rebind: int | None, times: tuple[float, float]
 ) -> None:
-    """Each as the server says, if they are in order."""
+    """Each is as the server says, if they are in order."""
     options: dict[Option, bytes] = {}
     if renew is not None:
         options[Option.RENEWAL_TIME] = renew.to_bytes(4)
@@ -170,7 +170,7 @@ def test_times_of_renewal(
     [
         ((), ()),
         ((SERVER,), ((EVERYWHERE, SERVER),)),
-        # One default route, by the first that can be.
+        # One default route, through the first usable router.
         ((OTHER, SERVER), ((EVERYWHERE, OTHER),)),
         ((ADDRESS, SERVER), ((EVERYWHERE, SERVER),)),
         ((IPv4Address(0), SERVER), ((EVERYWHERE, SERVER),)),
@@ -187,7 +187,7 @@ def test_routers(
 @pytest.mark.parametrize("gateway", ["169.254.1.1", "198.51.100.1", "10.0.0.1"])
 @pytest.mark.parametrize("mask", ["255.255.255.0", "255.255.255.255", "255.255.255.254"])
 def test_a_router_elsewhere_is_on_the_link(gateway: str, mask: str) -> None:
-    """As clouds give them: link-local, or outside of the network, by either
+    """As in clouds: it is link-local or outside the network, in either
     option.
     """
     router = IPv4Address(gateway)
@@ -199,7 +199,7 @@ def test_a_router_elsewhere_is_on_the_link(gateway: str, mask: str) -> None:
 
 
 def test_classless_routes_that_include_the_gateway() -> None:
-    """On the link, or, with no sense, by itself: then it is on the link."""
+    """On the link, or senselessly through itself: then it is on the link."""
     expected = ((IPv4Network("10.0.0.1/32"), None), (EVERYWHERE, IPv4Address("10.0.0.1")))
     for first in ("0.0.0.0", "10.0.0.1"):
         raw = classless(("10.0.0.1/32", first), ("0.0.0.0/0", "10.0.0.1"))
@@ -207,7 +207,7 @@ def test_classless_routes_that_include_the_gateway() -> None:
 
 
 def test_a_gateway_with_a_route_by_another_gateway() -> None:
-    """The kernel wants it on the link."""
+    """The kernel requires it on the link."""
     raw = classless(
         ("10.0.0.1/32", str(OTHER)), ("0.0.0.0/0", "10.0.0.1"), ("10.0.0.0/8", str(OTHER))
     )
@@ -224,7 +224,7 @@ def test_useless_classless_routes_leave_the_router() -> None:
 
 
 def test_the_other_number_of_classless_routes() -> None:
-    """249 counts where there is no 121."""
+    """249 counts if there is no 121."""
     ten = classless(("10.0.0.0/8", str(OTHER)))
     eleven = classless(("11.0.0.0/8", str(OTHER)))
     theirs: dict[Option, bytes] = {Option.CLASSLESS_ROUTES_MICROSOFT: ten}
@@ -234,7 +234,7 @@ def test_the_other_number_of_classless_routes() -> None:
 
 
 def test_static_routes_by_class() -> None:
-    """RFC 2132, section 5.8; a host's where there are host bits; no default."""
+    """RFC 2132, section 5.8; host bits make a host route; no default route."""
     pairs = (("10.0.0.0", OTHER), ("198.51.100.7", OTHER), ("0.0.0.0", OTHER))
     raw = b"".join(IPv4Address(text).packed + by.packed for text, by in pairs) + b"\x0a\x0b"
     assert given_by({Option.STATIC_ROUTES: raw}).routes == (
@@ -296,7 +296,7 @@ _EXAMPLE = b"\x03eng\x07example\x03org\x00"
     ],
 )
 def test_domains(listed: bytes | None, named: bytes, search: tuple[str, ...]) -> None:
-    """The list before the name; what resolv.conf(5) cannot hold is left out."""
+    """The list comes before the name; invalid names are left out."""
     options: dict[Option, bytes] = {Option.DOMAIN_NAME: named}
     if listed is not None:
         options[Option.DOMAIN_SEARCH] = listed
@@ -305,7 +305,7 @@ def test_domains(listed: bytes | None, named: bytes, search: tuple[str, ...]) ->
 
 @given(st.binary(max_size=64), st.binary(max_size=64), st.binary(max_size=64))
 def test_any_bytes_give_a_lease(search: bytes, routes: bytes, static: bytes) -> None:
-    """What is odd is left out; every gateway is somewhere."""
+    """Invalid options are left out; every gateway is reachable."""
     lease = given_by(
         {
             Option.DOMAIN_SEARCH: search,
@@ -322,7 +322,7 @@ def test_any_bytes_give_a_lease(search: bytes, routes: bytes, static: bytes) -> 
 
 
 def test_repeated_options_are_one() -> None:
-    """RFC 3396: split in two, each part of its own."""
+    """RFC 3396: an option is split into two parts."""
     raw = classless(("10.0.0.0/8", str(OTHER)), ("0.0.0.0/0", str(SERVER)))
     good = Message(False, Type.OFFER, 1, MAC, yours=ADDRESS, options=OPTIONS).encode()
     end = good.rindex(b"\xff")

@@ -8,17 +8,17 @@
                 |<- no answer/NAK        +---- ACK -+-----------+
                 |<------------------------------- NAK, lease at its end
 
-Whoever knows an address of his, from a former run or from before the link came
-back, begins at REBOOTING: one exchange, and a server of another network says
-at once that it is wrong here. A lease outlives the return of the link: until it
-ends, or is refused, or another is given, it is ours.
+A client that had an address, in an earlier run or before the link came back,
+begins at REBOOTING: this takes one exchange, and the server of another network
+refuses the address at once. A lease stays valid when the link comes back, until
+it ends, is refused or is replaced.
 
-A server that offered, and then refused or fell silent, is asked again only when
-no other has offered by the time of the next message.
+A server that offered, and then refused or did not answer, is asked again only
+when no other has offered by the time of the next message.
 
-Whoever grants what was asked for is the server from then on: servers behind a
-relay, or of several addresses, name themselves as they please. A refusal counts
-only from the one that was asked, since servers of other networks refuse, too.
+The server that grants a request is the server from then on: servers behind a
+relay, or with several addresses, may use any identifier. A refusal counts only
+from the server that was asked, since servers of other networks refuse, too.
 
     messages = machine.start(now) | receive(now, ...) | tick(now)   to be sent
     machine.deadline                    when tick is due; machine.lease
@@ -37,12 +37,12 @@ from osbase.net.dhcp4 import lease as leases
 from osbase.net.dhcp4.lease import Lease
 from osbase.net.dhcp4.packet import BROADCAST, UNSPECIFIED, Message, Option, PacketError, Type
 
-# RFC 2131 4.1 asks for 4, 8, ... 64 s; a node that boots finds the link barely
-# up, and its first packet is the one that is lost: the series begins at 1 s.
+# RFC 2131 4.1 asks for 4, 8, ... 64 s. At boot the link is barely up, and the
+# first packet is often lost: so the series begins at 1 s.
 _FIRST_RETRY_S: Final = 1.0
 _LAST_RETRY_S: Final = 64.0
 _REQUEST_TRIES: Final = 4
-_REBOOT_TRIES: Final = 2  # a server that does not know us is silent
+_REBOOT_TRIES: Final = 2  # a server without our lease does not answer
 _RENEW_RETRY_MIN_S: Final = 60.0
 _SPREAD: Final = 0.1
 _MAX_MESSAGE: Final = 1472  # bytes, without fragments on Ethernet
@@ -83,7 +83,7 @@ _TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     State.REBOOTING: frozenset({State.BOUND, State.REBOOTING, State.SELECTING}),
     State.SELECTING: frozenset({State.SELECTING, State.REQUESTING, State.REBOOTING}),
     State.REQUESTING: frozenset({State.BOUND, State.SELECTING, State.REBOOTING}),
-    # Without a renewal when the lease ended unseen, as while asleep.
+    # Without a renewal if the lease ended unnoticed, as in suspension.
     State.BOUND: frozenset({State.RENEWING, State.SELECTING, State.REBOOTING}),
     State.RENEWING: frozenset({State.BOUND, State.REBINDING, State.SELECTING, State.REBOOTING}),
     State.REBINDING: frozenset({State.BOUND, State.SELECTING, State.REBOOTING}),
@@ -92,8 +92,8 @@ _TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A message to send; to all when `destination` is the broadcast address,
-    else to the server, from our address.
+    """A message to send: to all if `destination` is the broadcast address, else
+    to the server, from our address.
     """
 
     message: Message
@@ -136,7 +136,7 @@ class Machine:
 
     @property
     def deadline(self) -> float | None:
-        """When `tick` has something to do; None: not until something comes."""
+        """Return when `tick` is due; None: not before the next message."""
         times = []
         lease = self.lease
         if self._state is State.BOUND:
@@ -152,7 +152,7 @@ class Machine:
         return None if soonest == float("inf") else soonest
 
     def start(self, now: float) -> list[Outgoing]:
-        """Look for a server: at first, and after the link came back."""
+        """Look for a server: at the start, and after the link came back."""
         if self.lease is not None:
             self._hint = self.lease.address.ip
         if self._hint is None:
@@ -172,14 +172,14 @@ class Machine:
     def receive(
         self, now: float, message: Message, sender: IPv4Address | None = None
     ) -> list[Outgoing]:
-        """Take a message that arrived. sender: counts as the server when the
-        message names none. Raises PacketError, and changes nothing, when it is
-        for us and makes no sense.
+        """Process a received message. sender: counts as the server if the
+        message has no server identifier. Raises PacketError, and changes
+        nothing, for an invalid message to us.
         """
         if message.request or message.xid != self._xid or message.mac != self._mac:
             return []
-        # Servers of before RFC 6842 return no identifier; one that is not ours
-        # is that of another client with our MAC (section 3).
+        # Servers older than RFC 6842 return no client identifier; a foreign one
+        # belongs to another client with our MAC (section 3).
         if message.options.get(Option.CLIENT_ID, self._client_id) != self._client_id:
             return []
         if self._state is State.SELECTING and message.kind is Type.OFFER:
@@ -210,7 +210,7 @@ class Machine:
         return [self._request(now)]
 
     def _refused(self, now: float) -> None:
-        """Begin anew, but not at once: a server that offers what it refuses
+        """Begin again, after a delay: else a server that refuses what it offers
         would be asked as fast as it answers.
         """
         assert self._offer is not None, "an offer was refused"
@@ -223,7 +223,7 @@ class Machine:
         self._refusals = self._tries
 
     def tick(self, now: float) -> list[Outgoing]:
-        """Do what is due by now; nothing when it is early."""
+        """Do what is due; a call before the deadline does nothing."""
         lease = self.lease
         if lease is not None and lease.end is not None and now >= lease.end:
             self.lease = None
@@ -263,7 +263,9 @@ class Machine:
         self._xid = int(self._rand() * 2**32)
 
     def _believes(self, server: IPv4Address) -> bool:
-        """Whether the server is the one we talk to; asking all, anyone is."""
+        """Return whether we expect answers of this server; after a broadcast,
+        of any.
+        """
         return self._asked() in (None, server)
 
     def _asked(self) -> IPv4Address | None:
@@ -287,8 +289,8 @@ class Machine:
         self.lease, self._offer = self._spread(granted), None
 
     def _spread(self, granted: Lease) -> Lease:
-        """Renew and rebind up to a tenth earlier, by chance: clients that got
-        their leases together, as after a power cut, would ask together for ever
+        """Renew and rebind up to a tenth earlier, at random: clients that got
+        leases together, as after a power cut, would renew together for ever
         (RFC 2131, section 4.4.5). Never later: the server chose the times.
         """
         if granted.length_s is None:

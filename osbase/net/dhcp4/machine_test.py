@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client's states, by a server made of messages and a clock of numbers."""
+"""The client's states. Messages stand for the server, numbers for the clock."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_asks_for_the_address_it_had() -> None:
 
 
 def test_refused_at_reboot_it_discovers_without_the_address() -> None:
-    """Another network, whose server says so at once, whoever it is."""
+    """In another network, any server refuses at once."""
     client = machine(hint=ADDRESS)
     options = {Option.SERVER_ID: IPv4Address("198.51.100.1").packed}
     nak = reply(only(client.start(0)), Type.NAK, yours=UNSPECIFIED, options=options)
@@ -76,7 +76,7 @@ def test_refused_at_reboot_it_discovers_without_the_address() -> None:
 
 
 def test_unanswered_at_reboot_it_discovers_with_the_address() -> None:
-    """Twice, after 1 and 2 s; a server that does not know it is silent."""
+    """Twice, after 1 and 2 s; a server without the lease does not answer."""
     client = machine(hint=ADDRESS)
     client.start(0)
     sent = []
@@ -123,7 +123,7 @@ def test_request_without_answer_goes_back_to_discover() -> None:
 
 @pytest.mark.parametrize("refuses", [False, True])
 def test_another_server_is_asked_when_the_first_gives_nothing(refuses: bool) -> None:
-    """Though its offers are always the first to come."""
+    """Although its offers always arrive first."""
     good = IPv4Address("192.0.2.66")
     other = OPTIONS | {Option.SERVER_ID: good.packed}
     client = machine()
@@ -150,7 +150,7 @@ def test_another_server_is_asked_when_the_first_gives_nothing(refuses: bool) -> 
 
 
 def test_renews_by_unicast_and_keeps_the_address() -> None:
-    """At half time; the lease then counts from the request."""
+    """At half time; the new lease counts from the request."""
     client = bound()
     assert client.tick(499) == []
     request = only(client.tick(500))
@@ -192,7 +192,7 @@ def test_renewals_are_spread(
 
 
 def test_renewals_of_machines_that_began_together_differ() -> None:
-    """Without anything being said about chance."""
+    """The default source of random numbers is enough."""
     times = set()
     for _ in range(10):
         client = Machine(MAC)
@@ -240,7 +240,7 @@ def test_rebinds_by_broadcast_with_any_server() -> None:
 
 
 def test_loses_the_lease_at_its_end() -> None:
-    """Nobody answered: the address is given up, and asked for again."""
+    """No server answers: the address is given up, and requested again."""
     client = bound()
     now = 0.0
     while client.lease is not None:
@@ -253,7 +253,7 @@ def test_loses_the_lease_at_its_end() -> None:
 
 
 def test_nak_while_renewing_takes_the_lease() -> None:
-    """And a new one is looked for at once, without asking for the old."""
+    """It looks for a new one at once, without requesting the old."""
     client = bound()
     request = only(client.tick(500))
     nak = reply(request, Type.NAK, yours=UNSPECIFIED)
@@ -291,7 +291,7 @@ def test_refused_after_the_link_came_up_it_is_gone() -> None:
 
 @pytest.mark.parametrize("other", [False, True])
 def test_an_offer_that_is_refused_takes_the_lease_of_its_address(other: bool) -> None:
-    """And no other: that one was not asked for."""
+    """Leases of other addresses stay: those were not requested."""
     client = bound()
     client.start(200)
     messages: list[Outgoing] = []

@@ -2,8 +2,7 @@
 """DHCPv4 messages and the IPv4/UDP frames around them. Pure.
 
 Sources: RFC 2131 (format), RFC 2132 (options), RFC 3396 (long options), RFC
-791 and 768 (headers). Whatever bytes come, decoding gives a value or raises
-PacketError.
+791 and 768 (headers). Decoding any bytes returns a value or raises PacketError.
 """
 
 from __future__ import annotations
@@ -83,8 +82,8 @@ _END: Final = 255
 class Message:
     """A message between an Ethernet client and a server.
 
-    request: from the client. mac: the client's, 6 bytes. options: by number,
-    raw, without the message type; repeated ones are joined (RFC 3396).
+    request: the client sends it. mac: the client's, 6 bytes. options: raw, by
+    number, without the message type; repeated ones are joined (RFC 3396).
     """
 
     request: bool
@@ -140,7 +139,7 @@ def _walk(area: bytes, where: str) -> Iterator[tuple[int, bytes]]:
 
 
 def decode(data: bytes) -> Message:
-    """Take a UDP payload apart. Raises PacketError."""
+    """Parse a UDP payload. Raises PacketError."""
     if len(data) < _FIXED.size + len(_COOKIE):
         raise PacketError(f"{len(data)} bytes are too short for a message")
     op, htype, hlen, _, xid, secs, _, client, yours, _, _, mac, sname, file = _FIXED.unpack_from(
@@ -164,8 +163,8 @@ def decode(data: bytes) -> Message:
         collect(file, "file")
     if overload[0] & 2:
         collect(sname, "server name")
-    # One inside the overloaded fields means nothing (RFC 2131 section 4.1
-    # has them read after the options, once).
+    # An overload option inside the overloaded fields has no effect (RFC 2131,
+    # section 4.1: they are read once, after the options).
     options.pop(Option.OVERLOAD, None)
     kind = options.pop(Option.MESSAGE_TYPE, b"")
     if len(kind) != 1 or not Type.DISCOVER <= kind[0] <= Type.INFORM:
@@ -229,8 +228,8 @@ def sender_of(data: bytes) -> IPv4Address:
 def unframe(data: bytes, *, checksum_ready: bool = True) -> bytes:
     """Return the UDP payload of an IPv4 packet to a client's port.
 
-    checksum_ready: False when the sender left the UDP checksum to hardware
-    that a packet never met, as between namespaces and virtual machines.
+    checksum_ready: False when the sender left the UDP checksum to hardware, and
+    the packet passed none, as between namespaces and virtual machines.
     Raises PacketError.
     """
     if len(data) < _IP.size:

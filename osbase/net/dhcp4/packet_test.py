@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The codec: what goes in comes out, and garbage is a PacketError."""
+"""The codec: decode reverses encode, and garbage is a PacketError."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_decode_survives_damage(data: st.DataObject, cut: int) -> None:
 
 @given(_ADDRESSES, _ADDRESSES, st.binary(max_size=600))
 def test_unframe_undoes_frame(source: IPv4Address, to: IPv4Address, payload: bytes) -> None:
-    """But for the ports, which are a client's."""
+    """Except the ports, which are a client's."""
     framed = bytearray(packet.frame(source, to, payload))
     # Turn the request around; swapping ports keeps the checksum.
     framed[20:24] = struct.pack("!HH", packet.SERVER_PORT, packet.CLIENT_PORT)
@@ -90,8 +90,8 @@ def test_a_flipped_bit_is_found(place: int) -> None:
         packet.unframe(bytes(framed))
 
 
-def test_missing_checksum_is_accepted_only_when_told() -> None:
-    """Between namespaces nobody fills the UDP checksum in."""
+def test_missing_checksum_is_accepted_only_on_request() -> None:
+    """Between namespaces nothing fills in the UDP checksum."""
     framed = _reply()
     framed[26] ^= 0xFF
     assert packet.unframe(bytes(framed), checksum_ready=False) == b"x" * 9
@@ -103,7 +103,7 @@ def test_overloaded_fields_are_read() -> None:
     """Options may continue in the file and server name fields."""
     message = bytearray(Message(False, Type.ACK, 1, b"\x02abcde").encode())
     message[108:112] = bytes([3, 2, 1, 2])  # file: option 3
-    message[112:115] = bytes([52, 0, 255])  # and an overload, of no meaning here
+    message[112:115] = bytes([52, 0, 255])  # and an overload option, which has no effect here
     message[44:47] = bytes([6, 1, 9])  # server name: option 6
     message[47] = 255
     message[240:247] = bytes([53, 1, 5, 52, 1, 3, 255])
@@ -122,6 +122,6 @@ def test_overloaded_fields_are_read() -> None:
     ],
 )
 def test_refusals_say_why(options: bytes, reason: str) -> None:
-    """Each thing that cannot be is named."""
+    """The error names the invalid part."""
     with pytest.raises(PacketError, match=reason):
         packet.decode(OFFER[:240] + options)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine with exact delays, and what a good server answers it; for tests."""
+"""For tests: a machine with exact delays, and answers of a good server."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ def reply(to: Outgoing, kind: Type, **changes: object) -> Message:
 
 
 def only(messages: list[Outgoing]) -> Outgoing:
-    """Return the one message that there is."""
+    """Return the only message."""
     assert len(messages) == 1, messages
     return messages[0]
 
 
 def leased(client: Machine) -> Lease | None:
-    """Return its lease; a type checker assumes nothing about it."""
+    """Return its lease, with a type that a checker does not narrow."""
     return client.lease
 
 
 def bound(now: float = 0.0) -> Machine:
-    """Return one that has a lease since then."""
+    """Return a machine that has a lease since `now`."""
     client = machine()
     discover = only(client.start(now))
     request = only(client.receive(now, reply(discover, Type.OFFER)))

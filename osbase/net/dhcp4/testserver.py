@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A DHCPv4 server for tests: one address, leases of seconds, silent when told.
+"""A DHCPv4 server for tests: one address, leases of seconds, can be silenced.
 
 Real servers do not give such short leases (dnsmasq: two minutes at least); the
 tests of the exchange as such use a real one.
@@ -27,7 +27,7 @@ _PKTINFO = struct.Struct("=i4s4s")  # interface, local address, destination
 
 @dataclass(frozen=True)
 class Seen:
-    """What a client sent, and to whom: everybody, or this server."""
+    """A client's message, and whether it went to all or to this server."""
 
     message: Message
     unicast: bool
@@ -44,10 +44,9 @@ class Server:
     """Answers on a thread, for the time of a `with` block, in the network
     namespace in which `open` was called.
 
-    Times in seconds. `silent`, `address` and `options` may be changed at any
-    time; a request for another address than `address` is refused. options: in
-    place of, or besides, the usual ones; None leaves one out. seen: all that
-    came.
+    Times are seconds. `silent`, `address` and `options` may change at any time;
+    a request for another address is refused. options: replace or extend the
+    usual ones; None leaves one out. seen: all received messages.
     """
 
     link: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract over a socket pair, and what only a process here can show."""
+"""The contract over a socket pair, and tests that need a local process."""
 
 import asyncio
 import os
@@ -46,7 +46,7 @@ class TestAgent(AgentContract):
     """The contract."""
 
 
-async def test_the_guest_starts_anew() -> None:
+async def test_the_guest_starts_again() -> None:
     ours, theirs = socket.socketpair()
     async with asyncio.timeout(60), Agent(ours) as agent:
         first = await start_guest(theirs)
@@ -115,8 +115,8 @@ async def test_no_descriptor_is_lost(agent: Agent) -> None:
             await agent.run(["/no/such"])
         with pytest.raises(AgentError):
             await agent.read_file("/no/such")
-    # A child's are closed some time after its end, here as in `before`. One
-    # that is lost each time would be twenty more, for ever.
+    # A child's are closed some time after its end, here as in `before`. A leak
+    # per command would be twenty more, for ever.
     async with asyncio.timeout(20):
         while await count() > before:  # noqa: ASYNC110 - of another process
             await asyncio.sleep(0.05)

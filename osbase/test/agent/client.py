@@ -6,9 +6,9 @@
         async with agent.forward("/run/x.sock", local_path):
             ...
 
-An Agent outlives the guest's program: when that starts anew, everything open
-fails with AgentRestartedError and the next request is for the new one. Requests
-wait until the guest answers, so they may be made before the guest is up.
+An Agent outlives the guest's program: when that restarts, everything open fails
+with AgentRestartedError and the next request goes to the new one. Requests wait
+until the guest answers, so they may be made before the guest is up.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ from osbase.test.agent.mux import Mux, ProtocolError
 
 _CHUNK = 64 * 1024
 _QUEUE = 256 * 1024
-# Seconds; the answer to HELLO is prompt, unless the guest is not there yet,
-# and then its READY is what makes us say HELLO again.
+# Seconds; the answer to HELLO is prompt, unless the guest is not there yet. Its
+# READY then makes us send HELLO again.
 _HELLO_S = 10.0
 
 
@@ -80,13 +80,13 @@ class Stream:
         self._readers = (_Reader(), _Reader())
         self._room = asyncio.Event()
         self.outcome: asyncio.Future[dict[str, object]] = asyncio.Future()
-        # Not everybody waits for the outcome.
+        # Not every caller waits for the outcome.
         self.outcome.add_done_callback(lambda future: future.cancelled() or future.exception())
 
     async def read(self, channel: int = 0, size: int = _CHUNK) -> bytes:
         """Return at least one byte, or none at the end of the channel.
 
-        Raises what the request failed with, after all data.
+        Raises the request's error, after all data.
         """
         reader = self._readers[channel]
         while not reader.buffer:
@@ -120,7 +120,7 @@ class Stream:
             self.outcome.result()
 
     def finish(self) -> None:
-        """No more data from here."""
+        """Send the end of the data."""
         self._agent.mux.finish(self._number, 0)
         self._agent.flush()
 
@@ -137,7 +137,7 @@ class Stream:
             self._fail(AgentError("cancelled"))
         self._agent.drop(self._number)
 
-    # What the agent calls.
+    # The agent calls these.
 
     def _frame(self, frame: Frame) -> None:
         reader = self._readers[min(frame.channel, 1)]
@@ -235,7 +235,7 @@ class Agent:
                 await self._writer.wait_closed()
 
     def flush(self) -> None:
-        """Have what is queued written."""
+        """Write the queued frames."""
         self._wanted.set()
 
     def drop(self, number: int) -> None:
@@ -244,7 +244,7 @@ class Agent:
         self.mux.drop(number)
 
     def _begin(self) -> None:
-        """Begin a new session: say HELLO, wait for WELCOME."""
+        """Begin a new session: send HELLO, wait for WELCOME."""
         self._up.clear()
         self._instance = None
         self._session = secrets.randbelow(2**32 - 1) + 1
@@ -256,11 +256,11 @@ class Agent:
         self.flush()
 
     async def _greet(self) -> None:
-        """Say HELLO again, should one have been lost with a dying guest."""
+        """Send HELLO again, in case one was lost with a dying guest."""
         while True:
             await asyncio.sleep(_HELLO_S)
             writer = self._writer
-            # Not into a pipe that nobody empties.
+            # Not into a pipe without a reader.
             if not self._up.is_set() and writer and not writer.transport.get_write_buffer_size():
                 self._hello()
 
@@ -424,7 +424,7 @@ class Agent:
 
 
 async def _plain(reading: Coroutine[None, None, bytes]) -> bytes:
-    """Return what was read; nothing when that failed, which wait() says."""
+    """Return the data; empty after an error, which wait() raises."""
     try:
         return await reading
     except AgentError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an agent must do, wherever it runs: one suite for every transport.
+"""The contract of an agent: one suite of tests for every transport.
 
 A test module imports `AgentContract` under a name that pytest collects, and
 provides the fixtures `agent` (a connected client.Agent) and `scratch` (an empty
@@ -17,7 +17,7 @@ import pytest
 
 from osbase.test.agent.client import Agent, AgentError, CommandError, Stream
 
-# A unix socket server that sends back what it gets, then "bye", after EOF.
+# A unix socket server that sends back all it receives, and "bye" after EOF.
 _ECHO = """
 import socket, sys
 server = socket.socket(socket.AF_UNIX)
@@ -64,8 +64,8 @@ class AgentContract:
         assert done.status == -9
 
     async def test_signal(self, agent: Agent) -> None:
-        # Short sleeps: one that was forked, but not executed yet, when the
-        # signal came would have the shell wait for its end.
+        # Short sleeps: the shell would wait for one that was forked, but not
+        # yet executed, when the signal came.
         script = "trap 'echo got; exit 7' USR1; echo up; while :; do sleep 0.1; done"
         async with agent.exec(["sh", "-c", script]) as child:
             assert await child.read() == b"up\n"

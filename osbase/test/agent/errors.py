@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the host's end raises; one family."""
+"""The errors of the host's end: one family."""
 
 
 class AgentError(Exception):
-    """A request that could not be carried out, or was refused by the guest."""
+    """A request failed, or the guest refused it."""
 
     def __init__(self, message: str, errno: int = 0) -> None:
         """errno: of the guest's system call, 0 when there is none."""
@@ -12,7 +12,7 @@ class AgentError(Exception):
 
 
 class AgentRestartedError(AgentError):
-    """The guest's end has restarted; what was under way is lost."""
+    """The guest's end has restarted; requests under way are lost."""
 
 
 class AgentGoneError(AgentError):
@@ -20,4 +20,4 @@ class AgentGoneError(AgentError):
 
 
 class CommandError(AgentError):
-    """A command that ended with another status than 0."""
+    """A command ended with a status other than 0."""

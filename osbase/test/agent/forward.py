@@ -15,10 +15,10 @@ _CHUNK = 64 * 1024
 
 
 class Stream(Protocol):
-    """What is needed of client.Stream."""
+    """The used part of client.Stream."""
 
     async def read(self) -> bytes:
-        """Return the next bytes; none at the end."""
+        """Return the next bytes; b"" at the end."""
 
     async def write(self, data: bytes) -> None:
         """Send bytes; wait while the guest does not take them."""
@@ -31,7 +31,7 @@ class Stream(Protocol):
 async def forward(
     dial: Callable[[], AbstractAsyncContextManager[Stream]], local: Path
 ) -> AsyncIterator[None]:
-    """Listen at `local` (mode 0600); connect each client to what dial gives."""
+    """Listen at `local` (mode 0600); connect each client to a new stream."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -42,7 +42,7 @@ async def forward(
             async with dial() as stream:
                 await _relay(stream, reader, writer)
         except AgentError, OSError:
-            # The caller sees a closed connection, as from the server.
+            # The client sees a closed connection, as from the server.
             return
         finally:
             writer.close()

@@ -11,10 +11,10 @@ A frame is a 20 byte big-endian header and a payload:
    12  stream    u32, chosen by the host, never reused in a session
    16  crc       u32, CRC-32 of bytes 0 to 15 and the payload
 
-The decoder skips what is not a frame, so it finds the next one after garbage
-or the middle of another. A cut-off frame would swallow what follows as its
-payload; whoever starts to talk therefore sends PADDING first, longer than any
-frame, and nothing that follows is lost.
+The decoder skips bytes that are not a frame, so it finds the next one after
+garbage or the middle of another. A cut-off frame would swallow the following
+bytes as its payload. So a new sender first sends PADDING, longer than any
+frame, and no frame after it is lost.
 """
 
 import struct
@@ -32,7 +32,7 @@ PADDING = bytes(HEADER_SIZE + MAX_PAYLOAD)
 
 
 class Type(IntEnum):
-    """What a frame says. Payloads named JSON are objects in UTF-8."""
+    """The type of a frame. Payloads named JSON are objects in UTF-8."""
 
     READY = 1  # guest: has started; payload: its instance id
     HELLO = 2  # host: starts the session in the header
@@ -47,7 +47,7 @@ class Type(IntEnum):
 
 
 class Frame(NamedTuple):
-    """One frame, without what only matters on the wire."""
+    """One frame, without the fields that only matter on the wire."""
 
     type: Type
     session: int

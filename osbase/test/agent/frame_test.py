@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frame codec against anything a pipe may hold."""
+"""The frame codec with anything that a pipe may hold."""
 
 import itertools
 

@@ -3,10 +3,10 @@
 
     python3 -I -S guest.py [--device PATH | --fd N]
 
-What the host can ask for is in guest_requests.
+guest_requests has the possible requests.
 
-Written without asyncio and subprocess: importing those takes a second on an
-emulated CPU, and the machine under test waits for nothing else.
+The program does not use asyncio and subprocess: importing those takes a second
+on an emulated CPU, and the machine under test waits for nothing else.
 """
 
 import errno
@@ -18,7 +18,7 @@ import struct
 import sys
 
 if __name__ == "__main__":
-    # Started by path, in isolated mode: the root of the tree is three up.
+    # Started by path, in isolated mode: the tree's root is three levels up.
     sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), *[".."] * 3)))
 
 from osbase.test.agent.frame import Frame, Type
@@ -36,7 +36,7 @@ class Agent:
     def __init__(self, fd: int) -> None:
         self.mux = Mux()
         self._fd = fd
-        # A port is there for ever; any other pipe ends.
+        # A port never ends; any other pipe does.
         self._is_port = stat.S_ISCHR(os.fstat(fd).st_mode)
         self._instance = os.urandom(8).hex().encode()
         self._epoll = select.epoll()
@@ -104,7 +104,7 @@ class Agent:
             except BlockingIOError:
                 return
             except OSError:
-                # Nobody there; whoever comes next begins a new session.
+                # No host is connected; the next one begins a new session.
                 self._out = b""
                 return
             self._out = self._out[count:]
@@ -168,7 +168,7 @@ class Agent:
 
 
 def find_port(name: str = "dev.metropolis.agent") -> str:
-    """Return the port's device, also where no rule makes the named link."""
+    """Return the port's device, also without a rule for the named link."""
     if os.path.exists(DEVICE):
         return DEVICE
     root = "/sys/class/virtio-ports"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the guest does for the host: a class for each kind of request.
+"""The guest's work for the host: a class for each kind of request.
 
-Requests (the JSON of an OPEN frame) and what their RESULT has:
+Requests (the JSON of an OPEN frame) and their RESULT:
 
     {"op": "exec", "argv": [...], "env": {...}|null}       {"exit": n}
         channel 0 is stdin and stdout, 1 is stderr; n < 0: killed by signal -n.
@@ -33,7 +33,7 @@ _QUEUE = 128 * 1024
 
 
 class RequestError(Exception):
-    """A request that is not one."""
+    """The request is invalid."""
 
 
 def failure(what: str, error: Exception) -> bytes:
@@ -44,7 +44,7 @@ def failure(what: str, error: Exception) -> bytes:
 
 
 class Request:
-    """One open stream. The base has nothing and ignores everything."""
+    """One open stream. The base class ignores everything."""
 
     def __init__(self, agent: Agent, stream: int) -> None:
         self.agent = agent
@@ -67,7 +67,7 @@ class Request:
 
     @property
     def eager(self) -> bool:
-        """Whether pump() would do something right now."""
+        """Return whether pump() would do something now."""
         return False
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class Source:
 
 
 class Sink:
-    """A descriptor that gets a channel's bytes as it takes them."""
+    """A descriptor to which a channel's bytes are written."""
 
     def __init__(self, request: Request, fd: int, channel: int) -> None:
         self.request, self.fd, self.channel = request, fd, channel
@@ -122,7 +122,7 @@ class Sink:
 
     @property
     def done(self) -> bool:
-        """Whether all there will ever be was written, or cannot be."""
+        """Return whether all bytes are written, or cannot be."""
         return self.broken or (self.ended and not self._buffer)
 
     def feed(self, data: bytes) -> None:
@@ -131,7 +131,7 @@ class Sink:
         self.flush()
 
     def flush(self) -> None:
-        """Write what can be; give the host credit for it."""
+        """Write as much as possible; give the host credit for it."""
         agent = self.request.agent
         size = 0
         try:
@@ -243,7 +243,7 @@ class Exec(Request):
 
 
 class Read(Request):
-    """A file to the host. Regular files are always ready, so no epoll."""
+    """Sends a file. Regular files are always ready, so epoll is not used."""
 
     def __init__(self, agent: Agent, stream: int, ask: dict[str, object]) -> None:
         super().__init__(agent, stream)
@@ -275,7 +275,7 @@ class Read(Request):
 
 
 class Write(Request):
-    """A file from the host: a new one beside the old, then rename."""
+    """Writes a file of the host: a new one beside the old, then a rename."""
 
     def __init__(self, agent: Agent, stream: int, ask: dict[str, object]) -> None:
         super().__init__(agent, stream)
@@ -283,7 +283,7 @@ class Write(Request):
         mode = ask.get("mode")
         flags = os.O_WRONLY | os.O_CLOEXEC
         try:
-            # Not regular, or a file of procfs or sysfs: only in place.
+            # Not regular, or a file of procfs or sysfs: write in place.
             found = os.stat(self._path)
             regular = stat.S_ISREG(found.st_mode)
             in_place = not regular or found.st_dev in self._kernel_devices()

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many streams over one pipe: sessions and flow control. Pure, no I/O.
 
-Flow control is by credit, for each (stream, channel, direction) on its own: a
+Flow control is by credit, separately for each (stream, channel, direction): a
 sender may have WINDOW bytes under way that the receiver has not consumed. So
-what a receiver must buffer is bounded, it can always go on reading the pipe,
-and a stream that nobody reads holds up nobody else. Frames other than DATA
-need no credit and go first; streams with data take turns, a frame each.
+the receiver's buffer is bounded, it can always go on reading the pipe, and an
+unread stream does not block others. Frames other than DATA need no credit and
+go first; streams with data alternate, a frame each.
 
-The owner does the I/O: bytes read go to feed(), bytes to write come from
-pull(); send() only queues, and queued() says how much, for back pressure.
+The owner does the I/O: it passes bytes from the pipe to feed(), and writes
+those of pull(). send() only queues; queued() returns how much, for back
+pressure.
 """
 
 import struct
@@ -19,7 +20,7 @@ from osbase.test.agent.frame import MAX_PAYLOAD, PADDING, Decoder, Frame, Type, 
 
 # Bytes; a round trip through a slow guest should not stall a stream.
 WINDOW = 256 * 1024
-# Consumed bytes are given back in portions of at least this.
+# Consumed bytes are credited in portions of at least this.
 _PORTION = WINDOW // 4
 _U32 = struct.Struct(">I")
 
@@ -27,11 +28,11 @@ type Key = tuple[int, int]  # stream, channel
 
 
 class ProtocolError(Exception):
-    """The peer broke the rules; the session is of no more use."""
+    """The peer violated the protocol; the session is not usable any more."""
 
 
 class _Out:
-    """What is to be sent on one channel."""
+    """The data to be sent on one channel."""
 
     __slots__ = ("buffer", "credit", "eof")
 
@@ -42,7 +43,7 @@ class _Out:
 
 
 class _In:
-    """What may be received on one channel."""
+    """The credit for data received on one channel."""
 
     __slots__ = ("allowed", "consumed")
 
@@ -65,7 +66,7 @@ class Mux:
         self._results: dict[int, bytes] = {}
 
     def reset(self, session: int) -> None:
-        """Forget all streams and what was to be sent; begin `session`."""
+        """Drop all streams and queued frames; begin `session`."""
         self.session = session
         self._control.clear()
         self._streams.clear()
@@ -87,7 +88,7 @@ class Mux:
         return stream in self._streams
 
     def drop(self, stream: int) -> None:
-        """Stop carrying `stream`, whatever is still queued for it."""
+        """Stop carrying `stream`; drop its queued data."""
         self._streams.discard(stream)
         self._results.pop(stream, None)
         for key in [key for key in self._out if key[0] == stream]:
@@ -110,7 +111,7 @@ class Mux:
             self._flow((stream, channel)).eof = True
 
     def result(self, stream: int, payload: bytes) -> None:
-        """Queue the result, to go after all that is queued; then drop()."""
+        """Queue the result, to be sent after all queued data; then drop()."""
         if stream in self._streams:
             self._results[stream] = payload
             self._settle(stream)
@@ -121,7 +122,7 @@ class Mux:
         return len(out.buffer) if out is not None else 0
 
     def consumed(self, stream: int, channel: int, size: int) -> None:
-        """Tell that `size` received bytes need no buffer any more."""
+        """Report that `size` received bytes need no buffer any more."""
         flow = self._in.get((stream, channel))
         if flow is None:
             return
@@ -142,13 +143,13 @@ class Mux:
         return out
 
     def _settle(self, stream: int) -> None:
-        """Send the result of a stream when nothing else of it is left."""
+        """Send the result of a stream when all its data is sent."""
         if stream in self._results and not any(key[0] == stream for key in self._turns):
             self.control(Type.RESULT, stream, self._results[stream])
             self.drop(stream)
 
     def pull(self, limit: int) -> bytes:
-        """Return bytes to write now, about `limit`; empty when none can go."""
+        """Return about `limit` bytes to write now; empty when none can go."""
         parts: list[bytes] = []
         size = 0
         blocked = 0
@@ -175,7 +176,7 @@ class Mux:
         stream, channel = key
         out = self._out.get(key)
         if out is None:
-            # Dropped meanwhile: its turn is over.
+            # Dropped meanwhile.
             return b""
         if out.buffer:
             size = min(len(out.buffer), out.credit, MAX_PAYLOAD)
@@ -198,11 +199,11 @@ class Mux:
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Take bytes from the pipe; yield the frames the owner acts on.
 
-        READY, HELLO and WELCOME of any session; of the present session and
-        its streams, all but CREDIT (done here); OPEN of any stream. An
-        iterator, since what the owner does about one frame (a new session, a
-        new stream) decides about the next; it has to be exhausted.
-        ProtocolError when the peer sent more than it may.
+        These are READY, HELLO and WELCOME of any session; in the present
+        session all frames of its streams except CREDIT (handled here), and OPEN
+        of any stream. It is an iterator, since the owner's reaction to one
+        frame (a new session, a new stream) decides about the next; exhaust it.
+        Raises ProtocolError when the peer sent more than it may.
         """
         for frame in self._decoder.feed(data):
             if frame.type in (Type.READY, Type.HELLO, Type.WELCOME):

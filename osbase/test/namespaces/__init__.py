@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands, and network namespaces with names, for tests.
 
-sh("ip netns add srv")     fails the test with what the command said
+sh("ip netns add srv")     fails the test with the command's output
 sh(f"{at('srv')} ip link")  the same, in that namespace
 with inside("srv"): ...    sockets made in the block are of that namespace
 
-For tests that have a world of their own (py_pytest(netns = True), vm_pytest).
+For tests in fresh namespaces or machines (py_pytest(netns = True), vm_pytest).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Final
 from osbase.netlink import netns
 
 LIMIT_S: Final = 60.0
-"""For what takes a moment, on a machine that is busy with much else."""
+"""Seconds for an operation that takes a moment, on a busy machine."""
 
 
 def sh(command: str, stdin: str = "") -> str:
-    """Run a command without a shell; returns its output."""
+    """Run a command without a shell; return its output."""
     done = subprocess.run(
         _argv(command), input=stdin, check=False, capture_output=True, text=True, timeout=LIMIT_S
     )
@@ -33,8 +33,8 @@ def sh(command: str, stdin: str = "") -> str:
 
 
 def _argv(command: str) -> list[str]:
-    """Its words; what nsenter is to run by its path: busybox's prefers its own
-    ip to the one that is installed.
+    """Return the words of a command. nsenter gets its program by path: that of
+    busybox prefers its own ip to the installed one.
     """
     words = command.split()
     if words[0] == "nsenter":
@@ -44,10 +44,10 @@ def _argv(command: str) -> list[str]:
 
 
 def at(name: str) -> str:
-    """Return what comes before a command that is to run in a namespace.
+    """Return the prefix of a command that is to run in a namespace.
 
     Not `ip -n` or `ip netns exec`: they mount /sys, which not every sandbox
-    lets them.
+    allows.
     """
     return f"nsenter --net=/run/netns/{name}"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does KVM run a guest here? Found out by running one.
+"""Find out whether KVM runs a guest here, by running one.
 
 /dev/kvm that opens proves nothing: under some nested hypervisors the firmware
 starts and the kernel then hangs for ever, or QEMU stops with "KVM internal
@@ -7,11 +7,11 @@ error", and QEMU's own fallback (-accel kvm:tcg) sees neither. So `find_accel`
 boots a kernel with a one-program initramfs that powers the machine off. A
 guest that gets that far has run firmware, kernel and user mode.
 
-The answer is kept in the user's cache directory, keyed by what it depends on
-(machine, host kernel, QEMU, /dev/kvm). Where that cannot be written (a Bazel
-sandbox) the probe runs again: milliseconds with KVM, at most PROBE_TIMEOUT_S
-where it hangs. METROPOLIS_ACCEL=kvm, =tcg or =icount in the environment
-overrides all.
+The answer is stored in the user's cache directory. The key is what it depends
+on (machine, host kernel, QEMU, /dev/kvm). If the directory is not writable (a
+Bazel sandbox) the probe runs again: milliseconds with KVM, at most
+PROBE_TIMEOUT_S where it hangs. METROPOLIS_ACCEL=kvm, =tcg or =icount in the
+environment overrides all.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _KVM = Path("/dev/kvm")
 
 
 def cpio_newc(files: dict[str, bytes]) -> bytes:
-    """A cpio archive (newc, as initramfs) of executable regular files."""
+    """Return a cpio archive (newc, as initramfs) of executable files."""
     out = bytearray()
 
     def entry(name: str, mode: int, data: bytes) -> None:
@@ -55,10 +55,11 @@ def cpio_newc(files: dict[str, bytes]) -> bytes:
 
 
 def poweroff_program() -> bytes:
-    """A static x86-64 ELF program: reboot(2) with RB_POWER_OFF, nothing else.
+    """Return a static x86-64 ELF program that only calls reboot(2) with
+    RB_POWER_OFF.
 
-    Written out here because a probe cannot depend on a compiler, and an image
-    with a shell in it would need a build.
+    Its bytes are here because a probe cannot depend on a compiler, and an image
+    with a shell would need a build.
     """
     code = (
         b"\xb8\xa9\x00\x00\x00"  # mov eax, 169 (reboot)
@@ -79,7 +80,7 @@ def poweroff_program() -> bytes:
 
 
 async def probe(kernel: Path, accel: Accel, timeout_s: float = PROBE_TIMEOUT_S) -> str:
-    """Boot `kernel` under `accel`; "" when it ran to its end, else why not."""
+    """Boot `kernel` under `accel`; return "" on success, else the reason."""
     with tempfile.TemporaryDirectory(prefix="m-probe-", dir="/tmp") as name:
         directory = Path(name)
         initrd = directory / "initrd"
@@ -103,10 +104,10 @@ async def probe(kernel: Path, accel: Accel, timeout_s: float = PROBE_TIMEOUT_S) 
 
 
 def _cache_file() -> Path | None:
-    """Where the answer for this machine is kept; None when nowhere."""
+    """Return the file with this machine's answer; None without a directory."""
     root = os.environ.get("XDG_CACHE_HOME")
     if not root:
-        # HOME is the sandbox's inside a Bazel test, so the account's.
+        # In a Bazel test HOME is the sandbox's, so use the account's.
         with contextlib.suppress(KeyError):
             root = os.path.join(pwd.getpwuid(os.getuid()).pw_dir, ".cache")
     if not root:
@@ -152,7 +153,7 @@ def _say(message: str) -> None:
 
 
 async def find_accel(kernel: Path) -> Accel:
-    """KVM when it runs `kernel` here, else TCG; says which on stderr."""
+    """Return KVM if it runs `kernel` here, else TCG; print it on stderr."""
     override = os.environ.get(OVERRIDE, "")
     if override:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a machine is made of, and the QEMU arguments for it. Pure.
+"""The description of a machine, and its QEMU arguments. Pure.
 
 Devices are given to QEMU as JSON where it takes JSON, so that no file name
 needs escaping; where it does not (-chardev), commas are doubled.
@@ -29,9 +29,9 @@ _LESS_WORK = "cryptomgr.notests damon_stat.enabled=N"
 class Accel(Enum):
     """What executes the guest's instructions.
 
-    ICOUNT is TCG on which the guest's clock counts them: while a CPU is busy,
-    a nanosecond is an instruction, so what the guest times does not depend on
-    the host. For measurements; about half as fast, its CPUs take turns.
+    ICOUNT is TCG whose guest clock counts instructions: while a CPU is busy,
+    one takes a nanosecond, so the guest's timings do not depend on the host.
+    For measurements; about half as fast, its CPUs run one at a time.
     """
 
     KVM = "kvm"
@@ -40,7 +40,7 @@ class Accel(Enum):
 
     @property
     def args(self) -> list[str]:
-        """QEMU arguments that select it, with the best CPU it offers."""
+        """Return the QEMU arguments for it, with the best CPU it offers."""
         if self is Accel.KVM:
             return ["-accel", "kvm", "-cpu", "host"]
         if self is Accel.ICOUNT:
@@ -51,7 +51,7 @@ class Accel(Enum):
 
 
 class ConfigError(ValueError):
-    """A machine that cannot be; says which part of it and why."""
+    """An impossible machine; the message has the part and the reason."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Drive:
 class Tap:
     """A network card on a tap (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR).
 
-    `fd` stays the caller's to close.
+    The caller closes `fd`.
     """
 
     fd: int
@@ -88,7 +88,7 @@ class Tap:
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine to be.
+    """The description of a machine.
 
     kernel, initrd: files; cmdline: appended to what the console needs.
     channels: names of virtio-serial ports; each is /dev/virtio-ports/NAME in
@@ -164,7 +164,7 @@ def check_socket_path(path: Path) -> None:
 
 
 def _escape(value: object) -> str:
-    """A value inside a QEMU option string (commas are doubled)."""
+    """Quote a value for a QEMU option string (commas are doubled)."""
     return str(value).replace(",", ",,")
 
 
@@ -175,7 +175,7 @@ def _json(**members: object) -> str:
 def qemu_args(
     machine: Machine, accel: Accel, layout: Layout, qmp_fd: int, console_fd: int
 ) -> list[str]:
-    """Arguments for qemu-system-x86_64.
+    """Return arguments for qemu-system-x86_64.
 
     qmp_fd: a connected socket for QMP; console_fd: a pipe that gets a copy of
     the console. Both are inherited by QEMU, as are the taps' fds.

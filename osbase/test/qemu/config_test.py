@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of a machine's description."""
+"""The QEMU arguments of a machine's description."""
 
 import itertools
 import json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine that runs: QEMU as a child process, driven over QMP.
+"""A running machine: QEMU as a child process, controlled over QMP.
 
     async with Vm(machine, accel, directory) as vm:
         await vm.console_match(rb"login:")
@@ -11,7 +11,7 @@ process that runs this dies, however it dies, QEMU exits too
 (-run-with exit-with-parent, prctl(2) PR_SET_PDEATHSIG).
 
 The console is read through a pipe, not by polling the log file: QEMU writes a
-copy of all output there and blocks if nobody reads, so the event loop that
+copy of all output there and blocks without a reader, so the event loop that
 started the machine has to keep running.
 """
 
@@ -32,8 +32,8 @@ from qemu.qmp import ConnectError, EventListener, QMPClient, QMPError, Runstate
 
 QEMU = "qemu-system-x86_64"
 
-# Bazel sets the first in any test; the second has what //build/python:defs.bzl
-# marks as booting machines. The mark keeps the quick subset of tests quick.
+# Bazel sets the first in any test; //build/python:defs.bzl sets the second for
+# tests that boot machines. That mark keeps the quick subset of tests quick.
 _TARGET = "TEST_TARGET"
 _MAY_BOOT = "TEST_BOOTS_VMS"
 
@@ -62,7 +62,7 @@ _TRANSITIONS: Mapping[State, frozenset[State]] = {
 
 
 class VmError(Exception):
-    """A machine that did not start, or ended when it should not have.
+    """A machine did not start, or ended unexpectedly.
 
     The message ends with the last lines of the console and of QEMU's log.
     """
@@ -92,12 +92,12 @@ class Vm:
 
     @property
     def state(self) -> State:
-        """Where in its life the machine is."""
+        """Return the state in the life cycle."""
         return self._state
 
     @property
     def pid(self) -> int:
-        """Process id of QEMU. Needs RUNNING."""
+        """Return QEMU's process id. Needs RUNNING."""
         return self._running().pid
 
     def _to(self, state: State) -> None:
@@ -234,37 +234,39 @@ class Vm:
             raise self.failure(f"QMP {command}: {error!r}") from error
 
     async def wait(self) -> str:
-        """Wait until the machine ends by itself; the reason QEMU gives, e.g.
+        """Wait until the machine ends by itself. Return QEMU's reason, e.g.
         "guest-shutdown", "guest-reset" (also a panic: panic=-1), "guest-panic",
-        or "" when QEMU died without a word.
+        or "" when QEMU died without one.
         """
         await self._exited.wait()
-        # Whoever stops waiting does not stop it half way.
+        # A cancelled wait does not interrupt the task.
         await asyncio.shield(self.stop())
         return self._shutdown_reason
 
     async def stopped_by_error(self) -> None:
-        """Return when the guest stands still after an error of the hypervisor
-        ("KVM internal error"); a guest that runs, or ended, never gets here.
+        """Return when an error of the hypervisor ("KVM internal error") has
+        stopped the guest; never for a guest that runs, or has ended.
         """
         with self._qmp.listener("STOP") as listener:
             while await self.run_state() != "internal-error":
                 await listener.get()
 
     async def run_state(self) -> str:
-        """QEMU's word for what the guest does: "running", "internal-error"."""
+        """Return QEMU's run state, e.g. "running", "internal-error"."""
         status = await self.qmp("query-status")
         return str(status.get("status", "")) if isinstance(status, dict) else ""
 
     async def where_it_is(self) -> str:
-        """What each CPU of the guest executes, a line each, for a guest that
-        says nothing. "" when QEMU does not tell.
+        """Return what each CPU of a silent guest executes, a line each; "" when
+        QEMU does not report it.
         """
         try:
-            told = await self.qmp("human-monitor-command", {"command-line": "info registers -a"})
+            registers = await self.qmp(
+                "human-monitor-command", {"command-line": "info registers -a"}
+            )
         except VmError:
             return ""
-        found = re.findall(r"CPU#\d+|[RE]IP=\w+ [RE]FL=.*", str(told))
+        found = re.findall(r"CPU#\d+|[RE]IP=\w+ [RE]FL=.*", str(registers))
         return " ".join(found).replace(" CPU#", "\nCPU#")
 
     async def stop(self, powerdown_s: float = 0.0) -> None:
@@ -289,7 +291,7 @@ class Vm:
                 await self._exited.wait()
             self._to(State.STOPPED)
             with contextlib.suppress(QMPError, EOFError, OSError, TimeoutError):
-                # To the end of what QEMU said, then its last word.
+                # Read QEMU's messages to the end, then its reason.
                 async with asyncio.timeout(_QUIT_TIMEOUT_S):
                     while self._qmp.runstate is Runstate.RUNNING:
                         await self._qmp.runstate_changed()
@@ -313,13 +315,13 @@ class Vm:
                 await self._exited.wait()
 
     def console_tail(self, lines: int = _TAIL_LINES) -> str:
-        """The last lines of the console, control characters removed."""
+        """Return the console's last lines, without control characters."""
         text = self._console.decode("utf-8", "replace")
         text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f]", "", text)
         return "\n".join(text.splitlines()[-lines:])
 
     def failure(self, what: str) -> VmError:
-        """An error about this machine, with what its logs end in."""
+        """Return an error about this machine, with the end of its logs."""
         try:
             log = self.layout.qemu_log.read_text(errors="replace").strip()
         except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be said of machines without one; the rest is in osbase/test/vm."""
+"""Tests that need no machine; the others are in osbase/test/vm."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from osbase.test.qemu.vm import State, Vm, VmError
 
 
 async def test_a_test_without_the_mark_boots_nothing(tmp_path: Path) -> None:
-    """As this one: it would be slow in the quick subset and beside others."""
+    """A VM would be slow in the quick subset of tests and beside others."""
     vm = Vm(Machine(tmp_path / "kernel", tmp_path / "initrd"), Accel.TCG, tmp_path)
     with pytest.raises(VmError, match="//osbase/test/qemu:vm_test needs vm = True"):
         await vm.start()

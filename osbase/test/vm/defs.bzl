@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vm_pytest: a pytest target in a virtual machine. See __init__.py for the why.
+"""vm_pytest: a pytest target in a virtual machine. __init__.py has the reasons.
 
     load("//osbase/test/vm:defs.bzl", "vm_pytest")
 
@@ -17,7 +17,7 @@ load("//osbase/build:defs.bzl", "erofs_image", "run_tool")
 _RUNFILES = "/runfiles"
 
 def _place(file):
-    """Where a runfile is on the disk: as in any runfiles tree."""
+    """Returns a runfile's path on the disk, as in any runfiles tree."""
     path = file.short_path
     return _RUNFILES + "/" + (path[3:] if path.startswith("../") else "_main/" + path)
 
@@ -86,7 +86,7 @@ def vm_pytest(
         env = {},
         expect_failure = False,
         **kwargs):
-    """Runs srcs by pytest, as root, in a machine of their own.
+    """Runs srcs by pytest, as root, in a separate machine.
 
     Args:
       name: by convention the file's
@@ -98,7 +98,7 @@ def vm_pytest(
       cmdline: further parameters of the kernel
       kernel: a bzImage or a vmlinux
       initramfs: finds the disks by their serials, runs /tools/run; see init
-      root: an erofs with Python and what the test calls
+      root: an erofs with Python and the programs that the test calls
       size: as for any test; an emulated machine takes about ten times as long
       tags: as for any test; those of a test with machines are added
       env: further environment of the host's side
@@ -154,7 +154,7 @@ def vm_pytest(
             "$(rootpath %s)" % module
             for module in modules
         ] + args,
-        # The modules are inputs only to be named in the arguments.
+        # The modules are inputs, since the arguments name them.
         data = srcs + [disk, initramfs, kernel, root],
         tags = tags + VM_TAGS,
         env = env | VM_ENV,

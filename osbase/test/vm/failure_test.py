@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs in the machine, and fails: failures have to come through."""
+"""Runs in the machine, and fails: the host must report failures."""
 
 import platform
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs in the machine: what it is for, and the promises of vm_pytest."""
+"""Runs in the machine: its kernel's features, and vm_pytest's promises."""
 
 import os
 import subprocess

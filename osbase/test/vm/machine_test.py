@@ -41,7 +41,7 @@ _MADE: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def short_directory() -> Path:
-    """Return a new directory that is good for sockets, gone at exit."""
+    """Return a new directory with a short path, removed at exit."""
     _MADE.append(tempfile.TemporaryDirectory(prefix="m-vm-"))
     return Path(_MADE[-1].name)
 
@@ -54,7 +54,7 @@ async def vm() -> AsyncIterator[Vm]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def agent(vm: Vm) -> AsyncIterator[Agent]:
-    # A connection for each test: the port sees hosts come and go.
+    # Each test has its own connection: the port sees many hosts.
     async with asyncio.timeout(180), Agent(vm.layout.channel(_CHANNEL)) as connected:
         yield connected
 
@@ -105,7 +105,7 @@ async def test_the_guest_powers_off() -> None:
             await vm.qmp("query-status")
 
 
-async def test_a_panic_ends_the_machine_and_is_told() -> None:
+async def test_a_panic_ends_the_machine_and_is_reported() -> None:
     machine = Machine(KERNEL, cmdline="quiet", memory_mib=256, cpus=1)
     async with Vm(machine, await find_accel(KERNEL), short_directory()) as vm:
         assert await vm.wait() == "guest-reset"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's side of vm_pytest: boot, run pytest in there, bring it all back.
+"""The host's side of vm_pytest: boot, run pytest in the guest, fetch results.
 
 Bazel's test protocol (TESTBRIDGE_TEST_ONLY, sharding, XML_OUTPUT_FILE,
 TEST_UNDECLARED_OUTPUTS_DIR) is passed through to the guest.
@@ -27,7 +27,7 @@ from osbase.test.qemu.vm import Vm, VmError
 _CHANNEL = "dev.metropolis.agent"
 _BOOT_TIMEOUT_S = 120.0
 _OUT = "/tmp/test"
-# Of the environment that Bazel gives a test, what means something in the guest.
+# The part of Bazel's test environment that has a meaning in the guest.
 _PASSED = (
     "HYPOTHESIS_PROFILE",
     "TESTBRIDGE_TEST_ONLY",
@@ -54,7 +54,7 @@ def guest_environment() -> dict[str, str]:
 
 
 async def _copy(agent: Agent, arguments: Sequence[str]) -> int:
-    """Run the test in the guest, its output on ours as it comes."""
+    """Run the test in the guest; copy its output to ours meanwhile."""
     async with agent.exec(["/tools/test", *arguments], guest_environment()) as process:
         process.finish()
 
@@ -68,9 +68,9 @@ async def _copy(agent: Agent, arguments: Sequence[str]) -> int:
 
 
 def outputs_directory() -> str | None:
-    """Return where undeclared outputs go; None where Bazel would choke on any.
+    """Return the directory for undeclared outputs; None without a zip program.
 
-    It zips them, by a program of the host, and fails the test without one.
+    Bazel zips them by a program of the host, and fails the test without one.
     """
     if shutil.which("zip") is None:
         return None
@@ -119,13 +119,13 @@ async def run(options: argparse.Namespace, directory: Path) -> int:
             status = await _copy(agent, options.arguments)
             await _bring_back(agent)
         except AgentError as error:
-            # A panic, mostly: what the kernel said is what matters.
+            # Usually a panic: the kernel's messages explain it.
             raise vm.failure(str(error)) from error
     return status
 
 
 def failed(report: str | None) -> bool:
-    """Whether a JUnit report exists and has a failure in it."""
+    """Return whether a JUnit report exists and contains a failure."""
     if report is None or not Path(report).is_file():
         return False
     return ET.parse(report).find(".//failure") is not None
@@ -163,11 +163,11 @@ def main(arguments: Sequence[str]) -> int:
         shutil.rmtree(directory, ignore_errors=True)
     if options.expect_failure:
         report = os.environ.get("XML_OUTPUT_FILE")
-        told = failed(report)
+        has_failure = failed(report)
         if report is not None:
             Path(report).unlink(missing_ok=True)
-        print(f"vm_pytest: expected a failure; status {status}, reported: {told}")
-        return 0 if status == 1 and told else 1
+        print(f"vm_pytest: expected a failure; status {status}, reported: {has_failure}")
+        return 0 if status == 1 and has_failure else 1
     return status
 
 

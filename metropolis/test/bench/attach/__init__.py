@@ -4,48 +4,48 @@
     ./bazelw run //metropolis/test/bench/attach -- --json --plot out.png
     ./bazelw run //metropolis/test/bench/attach:breakdown
 
-    driver (attach)          user, mount and network namespace of its own
-      │ asks, by pipe                          │ executes, as a runtime does
+    driver (attach)          own user, mount and network namespace
+      │ asks, by pipe                          │ executes, like a runtime
       ├─ client ──gRPC──> node   host netns    ├─ cniproxy shim ──> node
       ├─ inner: the engine       host netns    ├─ CNI plugins, chained as libcni
       └─ floor: encoded messages host netns    └─ netavark
       and pods: network namespaces, bind-mounted, new for each operation
 
     model, results, messages, targets, report  pure: values, ratios of rounds,
-                                               netlink, what is printed
+                                               netlink, output
     timing, commands, processes                the clock; programs and pipes
-    node, client, inner, floor, recording      programs that are measured
-    subjects, plugins, peers, catalogue        all that can be measured
+    node, client, inner, floor, recording      the measured programs
+    subjects, plugins, peers, catalogue        the measured subjects
     pods, measure, counting                    namespaces; phases; strace
     plot                                       the picture
-    breakdown                                  a command of its own: the stages
+    breakdown                                  a separate command: the stages
                                                of one Attach
 
-Method. Each subject has a host, a network namespace with nothing in it, and
-its own files. Operations go round the subjects in turns of ten, in another
-order each time, so that whatever else the machine does hits all alike. With
-turns of one (--burst 1) each is the first after a second of others' work, with
-cold caches: that is worse for what is quick. ADDs of a round come first, then
-its DELs. The clock is where the work is called: in the
-client's process for gRPC, around vfork, exec and wait for programs. A figure is
-the median of the rounds' percentiles, a ratio the median of the rounds' ratios.
-Every ADD must give its addresses; that the interface is there is looked up now
-and then. Beside 2,000 attached, subjects are measured one after the other.
+Method. Each subject has a host, which is an empty network namespace, and its
+own files. Subjects alternate after ten operations, in another order each time,
+so that other work of the machine affects all equally. With --burst 1 they
+alternate after each operation: then each runs with cold caches, after a second
+of others' work, which is worse for fast subjects. A round does its ADDs first,
+then its DELs. The clock is at the caller: in the client's process for gRPC,
+around vfork, exec and wait for programs. A figure is the median of the rounds'
+percentiles, a ratio the median of the rounds' ratios. Every ADD must return its
+addresses; a sample of the interfaces is checked. Beside 2,000 attached,
+subjects are measured one after the other.
 
-The floor is what an attach costs when nothing but the kernel's work is done: a
-fixed one, in two sends (see messages), and the messages of our own datapath
-without all that is around them.
+The floor is the cost of an attach with the kernel's work only: a fixed one, in
+two sends (see messages), and the messages of our own datapath without the rest
+of the service.
 
 Limits
-- One machine, two families of figures: what a packet costs is not measured.
-- Processor time is that of processes: what the kernel does later (grace
-  periods, namespaces that end) is nobody's.
+- One machine, two families of figures: the cost of a packet is not measured.
+- Processor time is that of processes: later work of the kernel (grace periods,
+  namespaces that end) is not attributed.
 - netavark gets its address from us, since Podman allocates it; and has one
   container more than is measured, since it removes the bridge with the last.
 - Peers are unpacked into memory: their files are always in the page cache.
-- Our service forwards and masquerades by rules that are there once (see
+- Our service forwards and masquerades by rules that exist once (see
   network.rules), so "without ipMasq" is no advantage of a peer.
 
-Why not a benchmark framework: none interleaves, and what there is to do
-between two samples is most of the work here.
+Why not a benchmark framework: none interleaves, and most of the work here is
+between two samples.
 """

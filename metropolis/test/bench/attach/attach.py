@@ -3,10 +3,10 @@
 
     ./bazelw run //metropolis/test/bench/attach -- --json --plot out.png
 
-Everything happens in namespaces of its own and ends with the program. Progress
-goes to standard error. Exit status: 0, 1 when something is missing or a subject
-failed (what could be measured is printed all the same), 2 for wrong arguments,
-130 after Ctrl-C.
+Everything runs in separate namespaces and ends with the program. Progress goes
+to standard error. Exit status: 0, 1 when something is missing or a subject
+failed (the other results are still printed), 2 for wrong arguments, 130 after
+Ctrl-C.
 """
 
 import argparse
@@ -53,9 +53,9 @@ class _Ended(BaseException):
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for. rate_rounds: of `rounds`, as many have rates, too;
-    attached_rounds: how often it is measured beside many, of peers once
-    unless in full.
+    """The requested measurements. rate_rounds: how many of `rounds` also
+    measure rates. attached_rounds: how often to measure beside many attached;
+    peers once, unless `full`.
     """
 
     plan: Plan
@@ -72,7 +72,7 @@ class Options:
 
 
 def parse(arguments: Sequence[str], environment: dict[str, str]) -> Options:
-    """Raises SystemExit for arguments that make no sense."""
+    """Parse. Raises SystemExit for invalid arguments."""
     names = "\n".join(f"  {name:30}{what}" for name, what in SUBJECTS.items())
     figures = "\n".join(f"  {name:30}{what}" for name, what in FIGURES.items())
     parser = argparse.ArgumentParser(
@@ -152,7 +152,7 @@ class Run:
         self._began = time.monotonic()
 
     def run(self) -> None:
-        """All that was asked for. Raises BenchError."""
+        """Measure everything that was requested. Raises BenchError."""
         figures = self._options.figures
         if {"alone", "rate", "counts"} & set(figures):
             self._say("starting the subjects")
@@ -187,7 +187,7 @@ class Run:
                 self._phases.at_once(round_)
 
     def _attached(self, round_: int) -> None:
-        # Not in the same order each time, as all else.
+        # In another order each time, like all other phases.
         names = self._options.names[:: -1 if round_ % 2 else 1]
         for name in names:
             if name in PEERS and round_ and not self._options.full:
@@ -234,7 +234,7 @@ def show(run: Run, options: Options, machine: dict[str, Any]) -> None:
 
 
 def bench(options: Options, environment: dict[str, str]) -> int:
-    """Everything; returns the exit status. Raises BenchError and WorldError."""
+    """Run everything; return the exit status. Raises BenchError, WorldError."""
     try:
         tars = [Path(tar).absolute() for tar in environment["BENCH_PEERS"].split()]
         shim = Path(environment["BENCH_SHIM"]).absolute()
@@ -258,7 +258,7 @@ def bench(options: Options, environment: dict[str, str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Run; returns the exit status."""
+    """Run the command; return the exit status."""
     options = parse(arguments, dict(os.environ))
 
     def ended(number: int, frame: object) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command as people run it, quickly. No test of how fast anything is."""
+"""The whole command, with few samples. No test asserts a speed."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 from metropolis.test.bench.attach import attach
 from metropolis.test.bench.attach.catalogue import PEERS, SUBJECTS
 
-# All but what waits for duplicate address detection, which takes its time.
+# All except subjects that wait for duplicate address detection, which is slow.
 QUICK = [name for name in SUBJECTS if name != "ptp dual DAD"]
 OURS = ("grpc dual", "grpc ipv4", "inner dual", "inner ipv4")
 ALONE = ("ADD alone", "DEL alone")
@@ -30,7 +30,7 @@ def bench(*arguments: str) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of a quick run with everything."""
+    """Return the result of a quick run with everything."""
     outputs = Path(os.environ.get("TEST_UNDECLARED_OUTPUTS_DIR", tmp_path_factory.mktemp("out")))
     picture = outputs / "bench.png"
     with bench("--quick", "--json", "--only", ",".join(QUICK), "--plot", str(picture)) as run:
@@ -97,8 +97,8 @@ def test_ours_starts_no_process(result: dict[str, Any]) -> None:
     )
 
 
-def test_a_broken_peer_is_told_of(tmp_path: Path) -> None:
-    """Its error is shown; the others are measured all the same."""
+def test_a_broken_peer_is_reported_of(tmp_path: Path) -> None:
+    """Its error is shown; the others are still measured."""
     for name in ("ptp", "bridge", "portmap", "host-local"):
         plugin = tmp_path / name
         plugin.write_text(
@@ -132,7 +132,7 @@ def test_an_interrupted_run_leaves_no_process(number: signal.Signals) -> None:
         while "round 1" not in (line := run.stderr.readline()):
             assert line, "it ended"
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-        # Their descriptors tell when they have ended, whoever is their parent.
+        # Their pidfds show when they have ended, whatever their parent.
         descriptors = []
         for child in children:
             try:

@@ -3,19 +3,19 @@
 
     ./bazelw run //metropolis/test/bench/attach:breakdown -- [--json]
 
-    --samples N   attaches (dual stack), one after the other; 400 unless told
+    --samples N   attaches (dual stack), one after the other; default 400
     --json        as the last line: {"machine", "attaches", "total_us",
                   "stages": [{"stage", "us", "kernel"}],
                   "messages": [{"send", "message", "us"}]}
 
-Two tables. Stages: a client and a service, each in a process of its own, note
-the clock (CLOCK_MONOTONIC, the same for both) on the way of a call. Means over
-the middle half of the attaches, so the stages add up to the total. Messages:
-the same netlink messages sent one by one, each with its acknowledgement, so
-their sum is somewhat more than what they take in their three sends.
+It prints two tables. Stages: a client and a service, in separate processes,
+record the clock (CLOCK_MONOTONIC, the same for both) at points of a call. The
+values are means over the middle half of the attaches, so the stages add up to
+the total. Messages: the same netlink messages are sent one by one, each with
+its acknowledgement, so their sum is somewhat more than in the three sends.
 
-Noting costs about 0.2 us a stage. What is in no process, the kernel's wake-ups
-between them, is in the first and in the last stage.
+Recording costs about 0.2 us a stage. The first and the last stage include the
+kernel's wake-ups between the processes.
 """
 
 import argparse
@@ -53,10 +53,10 @@ from osbase.rpc.queued import WorkerCall
 
 _SOCKET = "/run/breakdown/workload.sock"
 _PREFIXES = ("10.192.0.0/16", "fd00:10:192::/112")
-_WARM = 50  # attaches that do not count
+_WARM = 50  # warm-up attaches, not counted
 _DEADLINE_S = 30.0
 
-# What comes between two marks. Kernel: within a send, which carries it out.
+# The stages between two marks. Kernel: inside a send, which executes requests.
 _STAGES = (
     ("client: encode; C-core; the worker wakes up", False),
     ("C-core: the request is read", False),
@@ -140,7 +140,7 @@ def _print(stages: list[float], messages: list[tuple[str, str, float]]) -> None:
 
 
 def _attach_all(pods: list[Netns]) -> list[list[int]]:
-    """The marks of each attach, in ns."""
+    """Return the marks of each attach, in ns."""
     command = [sys.executable, "-m", "metropolis.test.bench.attach.breakdown", "--serve"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, close_fds=False
@@ -167,7 +167,7 @@ def _id(number: int) -> str:
 
 
 class _Marks:
-    """Of the call that is under way, and of those that were."""
+    """Marks of the running call, and of earlier calls."""
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
@@ -185,7 +185,7 @@ class _Marks:
         setattr(owner, name, noting)
 
     def around(self, owner: Any, name: str) -> None:
-        """And when it returns."""
+        """Note the clock when owner.name is called and when it returns."""
         self.before(owner, name)
         self.after(owner, name)
 
@@ -202,11 +202,11 @@ class _Marks:
 
 
 def _serve() -> int:
-    """The service, with marks; says what they were when stdin has a line."""
+    """Run the service with marks; print them when stdin has a line."""
     marks = _Marks()
 
     class Marked(socket.socket):
-        """Notes its sends, if they are netlink's and within a call."""
+        """Notes its netlink sends during a call."""
 
         def send(self, data: Any, *flags: Any) -> int:
             if not marks.calls or self.family != socket.AF_NETLINK:
@@ -238,7 +238,7 @@ def _serve() -> int:
 
 
 def _messages(pods: list[Netns]) -> list[tuple[str, str, float]]:
-    """Of each message of an attach: the send it is in, what it does, us."""
+    """Return send, description and us of each message of an attach."""
     took: list[list[float]] = []
     labels: list[tuple[str, str]] = []
     home = open_current()

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command runs, and what it prints adds up. No test of how fast anything
-is.
-"""
+"""The command runs, and its figures add up. No test asserts a speed."""
 
 import json
 import subprocess

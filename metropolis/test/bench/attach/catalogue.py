@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that can be measured, by name: ours, the floor, peers."""
+"""All subjects by name: ours, the floor, peers."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ SUBJECTS = OURS_AND_FLOOR | PEERS
 
 
 def catalogue(run_dir: Path, shim: Path, installed: peers.Installed | None) -> Catalogue:
-    """How each is made. installed None: no peers."""
+    """Return a constructor for each subject. installed None: no peers."""
     found: dict[str, Callable[[], Subject]] = {
         OURS: lambda: Grpc(OURS, _BOTH, run_dir),
         "grpc ipv4": lambda: Grpc("grpc ipv4", (4,), run_dir),
@@ -57,7 +57,7 @@ def catalogue(run_dir: Path, shim: Path, installed: peers.Installed | None) -> C
 
 @contextlib.contextmanager
 def opened(made_by: Catalogue, names: Sequence[str], run_dir: Path) -> Iterator[list[Subject]]:
-    """The subjects of these names, with hosts of their own, until the end."""
+    """Yield the subjects with these names, each with its own host."""
     with contextlib.ExitStack() as stack:
         subjects = []
         for name in names:

@@ -3,7 +3,7 @@
 
     client NAME=SOCKET...
 
-One process for all services that are measured; a command names which.
+One process serves all measured services; a command names one.
 """
 
 import sys

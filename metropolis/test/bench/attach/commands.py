@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The programs of the benchmark: asked on stdin, answering on stdout.
+"""The programs of the benchmark: commands on stdin, answers on stdout.
 
     {"do": "add", "pods": [[number, workload, path], ...], "at_once": 1}
     {"each_ns": [...], "wall_ns": ..., "cpu_ns": ...}   or   {"error": "..."}
 
-A line of JSON each; the first line is `ready`. The clock is in the program that
-does the work, so that what asks for it costs nothing.
+Each is a line of JSON; the first line is `ready`. The program that does the
+work has the clock, so that the cost of a command is not measured.
 """
 
 import json
@@ -19,20 +19,20 @@ from metropolis.test.bench.attach.timing import Call, timed
 
 
 class Work(Protocol):
-    """What a program does."""
+    """The work of a program."""
 
     def prepare(self, op: Op, pods: Sequence[Pod], extra: dict[str, Any]) -> list[Call]:
-        """A call a pod, all that need not be timed done. extra: the rest of
+        """Return a call per pod, after all untimed work. extra: the rest of
         the command.
         """
 
     def done(self, op: Op, pods: Sequence[Pod]) -> None:
-        """The calls have been made: look at what they did, tidy up."""
+        """Check the results of the calls, and clean up."""
 
 
 def answer_commands(work: Work, more: dict[str, Callable[[], None]] | None = None) -> int:
-    """Until the end of stdin; returns the exit status. more: further commands,
-    without arguments.
+    """Serve until the end of stdin; return the exit status. more: further
+    commands, without arguments.
     """
     print("ready", flush=True)
     for command in _commands():

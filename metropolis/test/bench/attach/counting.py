@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes and system calls of an operation, counted by strace.
 
-Not while anything is timed: tracing makes everything slower. A process that
-stays is traced while it serves some operations, and while it serves none, which
-is subtracted; a program that is executed is traced from its start.
+This is a separate phase, since tracing slows everything down. A long-lived
+process is traced while it serves some operations, and while it is idle, which
+is subtracted; an executed program is traced from its start.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ _EXECS = {"execve", "execveat"}
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Of what was traced. processes: that were made, which threads are not."""
+    """Counts of a trace. processes: new processes, without threads."""
 
     syscalls: int
     processes: int
     execs: int
 
     def less(self, other: Counts) -> Counts:
-        """What is more than in the other."""
+        """Return the difference to the other."""
         return Counts(
             max(0, self.syscalls - other.syscalls),
             max(0, self.processes - other.processes),
@@ -46,7 +46,7 @@ class Counts:
         )
 
     def plus(self, other: Counts) -> Counts:
-        """Both."""
+        """Return the sum of both."""
         return Counts(
             self.syscalls + other.syscalls,
             self.processes + other.processes,
@@ -58,7 +58,7 @@ NOTHING = Counts(0, 0, 0)
 
 
 def count(lines: Iterable[str]) -> Counts:
-    """Read what strace -f wrote. A call that was interrupted is one, too."""
+    """Count lines of strace -f. An interrupted call counts, too."""
     syscalls = processes = execs = 0
     for line in lines:
         found = _CALL.match(line)
@@ -134,7 +134,7 @@ class Counting:
                     found = found.plus(count(lines))
                 path.unlink()
         if isinstance(subject, Executes):
-            # Whoever executes it makes its process.
+            # The parent makes the process of a program.
             found = found.plus(Counts(0, subject.executed, 0))
         return found
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is read of strace's output."""
+"""Parsing strace's output."""
 
 from metropolis.test.bench.attach.counting import Counts, count
 
@@ -20,7 +20,7 @@ TRACE = """\
 
 
 def test_calls_processes_and_programs() -> None:
-    # Two threads and a process; one program was not there.
+    # Two threads and a process; one program does not exist.
     assert count(TRACE) == Counts(syscalls=8, processes=1, execs=2)
 
 

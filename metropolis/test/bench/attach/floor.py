@@ -2,12 +2,13 @@
 """The floor: an attach's kernel work as encoded messages, and nothing else.
 
     floor dual|ipv4     two sends: messages.host_batch, messages.inner_batch
-    floor same          what our own datapath sends, byte for byte, but for the
-                        file of the namespace; recorded of real attaches
+    floor same          the bytes that our own datapath sends, except the file
+                        of the namespace; recorded from real attaches
 
-Encoded, and the namespace's file opened, before the clock starts; opening the
-socket inside the namespace counts. `same` says what the service's messages
-cost without the service, so it moves with the datapath; the other two do not.
+Messages are encoded, and the namespace's file is opened, before the clock
+starts; opening the socket inside the namespace counts. `same` is the cost of
+the service's messages without the service, so it changes with the datapath; the
+other two do not.
 """
 
 import os

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The timed phases: what is done to the subjects, and in which order.
+"""The timed phases: the operations of the subjects, and their order.
 
-Operations go round the subjects one by one, in an order that is shuffled each
-time: whatever else the machine does, and whatever the kernel still has to do
-for the operation before, hits all alike. A subject that fails is told of, and
-left out from then on.
+Subjects alternate, in an order that is shuffled each time: so other work of the
+machine, and unfinished work of the kernel for the last operation, affect all
+equally. A subject that fails is reported, and left out from then on.
 """
 
 import random
@@ -23,22 +22,22 @@ from metropolis.test.bench.common.errors import BenchError
 from metropolis.test.bench.common.settling import settle
 
 _MS = 1e-6  # per nanosecond
-_DELETED_AT_ONCE = 16  # what is not measured
+_DELETED_AT_ONCE = 16  # deletions that are not measured
 _PEERS_AT_ONCE = 16  # more are for what deletes many at once
 
 
 def say(text: str) -> None:
-    """Progress, to standard error."""
+    """Print progress on standard error."""
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much. samples: operations a round and subject; burst: of these, how
-    many in a row before it is the next subject's turn; slow: the samples of
-    subjects that take longer than a second; at_once: how many at a time;
-    attached: how many are there; ops and peer_ops: how many operations, at
-    least, show a rate of ours and of a peer.
+    """How much to measure. samples: operations per round and subject; burst:
+    how many in a row before the next subject; slow: samples of subjects that
+    take longer than a second; at_once: numbers of concurrent operations;
+    attached: numbers of attached pods; ops and peer_ops: the least number of
+    operations for a rate of ours and of a peer.
     """
 
     rounds: int
@@ -52,7 +51,7 @@ class Plan:
 
 
 class Roster:
-    """The subjects that still work, and why the others do not."""
+    """The subjects that still work, and the errors of the others."""
 
     def __init__(self, rng: random.Random) -> None:
         self.subjects: list[Subject] = []
@@ -60,13 +59,13 @@ class Roster:
         self.failures: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Subject]:
-        """In a new order each time."""
+        """Iterate in a new order each time."""
         shuffled = self.subjects[:]
         self._rng.shuffle(shuffled)
         return iter([one for one in shuffled if one.name not in self.failures])
 
     def attempt(self, subject: Subject, action: Callable[[], None]) -> None:
-        """Do it; if it fails, the subject is out."""
+        """Run the action; if it fails, remove the subject."""
         if subject.name in self.failures:
             return
         try:
@@ -77,7 +76,7 @@ class Roster:
 
 
 class Phases:
-    """What is measured of a roster, into the results."""
+    """The measurements of a roster, stored in the results."""
 
     def __init__(self, roster: Roster, results: Results, plan: Plan) -> None:
         self._roster = roster
@@ -86,7 +85,7 @@ class Phases:
         self._slow: set[str] = set()
 
     def warm_up(self) -> None:
-        """Two operations each, in which it is looked whether they work."""
+        """Do two operations each, and check their results."""
         for subject in self._roster:
             self._roster.attempt(subject, partial(self._warm_up, subject))
         settle()
@@ -105,7 +104,7 @@ class Phases:
                     raise BenchError(f"{subject.name}: eth0 is still there after DEL")
 
     def alone(self, round_: int) -> None:
-        """One operation at a time: ADDs of all, then DELs of all."""
+        """Measure single operations: ADDs of all, then DELs of all."""
         made: dict[str, list[Pod]] = {}
         with Pods() as pods:
             for subject in self._turns():
@@ -126,7 +125,7 @@ class Phases:
         settle()
 
     def _turns(self) -> Iterator[Subject]:
-        """Whose operation is next, until each had its samples."""
+        """Yield the next operation's subject, until each has its samples."""
         left = self._plan.samples
         while left > 0:
             burst = min(left, self._plan.burst)
@@ -145,8 +144,8 @@ class Phases:
         self._roster.attempt(subject, action)
 
     def at_once(self, round_: int) -> None:
-        """So many at a time: operations a second, and processor time of those
-        that are done one after the other.
+        """Measure concurrent operations: operations per second; and processor
+        time, for sequential ones.
         """
         for level in self._plan.at_once:
             for subject in self._roster:
@@ -160,7 +159,7 @@ class Phases:
             least = self._plan.ops if subject.pid else self._plan.peer_ops
             made = pods.make(subject, max(least, 2 * level))
             self._rate(Op.ADD, subject, made, level, round_)
-            # One at a time they wait for the kernel: a few tell as much.
+            # Sequential ones wait for the kernel: a few are enough.
             some = made[: max(16, 8 * level)]
             self._rate(Op.DEL, subject, some, level, round_)
             if len(some) < len(made):
@@ -180,10 +179,10 @@ class Phases:
             self._results.set(f"CPU of 1,000 {op.upper()}", name, "s", round_, seconds)
 
     def attached(self, subject: Subject, round_: int) -> None:
-        """ADD beside more and more that are attached; memory, too.
+        """Measure ADD beside more and more attached pods, and memory.
 
-        One subject after the other, each with all that is there: thousands of
-        namespaces of others would be measured, too.
+        Subjects do this one after the other: else thousands of namespaces of
+        others would affect the result.
         """
         self._roster.attempt(subject, partial(self._attached, subject, round_))
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The netlink messages of the least that an attach can be. Pure.
+"""The netlink messages of a minimal attach. Pure.
 
-    host        veth pair: both indexes chosen, peer born in the namespace;
+    host        veth pair: both indexes chosen, peer created in the namespace;
                 alias, up; a route to each address
     namespace   lo up, link up; an address, first hop and default route each
 
-An encoder of its own, so that the floor does not move with ours. Every batch
-is one send, in which only the last message asks for an acknowledgement.
+The module has its own encoder, so that the floor does not change with ours.
+Every batch is one send, in which only the last message asks for an
+acknowledgement.
 
 Source: linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h.
 """
@@ -85,7 +86,7 @@ def _route(
 
 
 def _addresses(number: int, versions: Sequence[int]) -> list[tuple[int, _Address, _Address]]:
-    """Family, address and first hop of each."""
+    """Return family, address and first hop of each."""
     found: list[tuple[int, _Address, _Address]] = []
     if 4 in versions:
         found.append((_INET, _NET4 + number, _HOP4))
@@ -95,12 +96,12 @@ def _addresses(number: int, versions: Sequence[int]) -> list[tuple[int, _Address
 
 
 def host_batch(number: int, netns_fd: int, versions: Sequence[int]) -> bytes:
-    """What is sent on the host."""
+    """Return the batch for the host."""
     index = _FIRST_INDEX + number
     attributes = _attr(20, f"wk-{number:08}".encode())
     if 6 not in versions:
-        # Or the kernel gives the link an IPv6 address all the same, and its
-        # removal takes a grace period more.
+        # Otherwise the kernel gives the link an IPv6 address, and its removal
+        # takes another grace period.
         attributes += _attr(26, _attr(_INET6, _attr(8, bytes([_GEN_MODE_NONE]))))
     alias = _link(index, attributes, up=True)
     messages: list[_Message] = [_veth(number, netns_fd), (_NEWLINK, 0, alias)]
@@ -110,7 +111,7 @@ def host_batch(number: int, netns_fd: int, versions: Sequence[int]) -> bytes:
 
 
 def inner_batch(number: int, versions: Sequence[int]) -> bytes:
-    """What is sent in the namespace."""
+    """Return the batch for the namespace."""
     messages: list[_Message] = [(_NEWLINK, 0, _link(i, up=True)) for i in (_LOOPBACK, _PEER)]
     for family, ip, hop in _addresses(number, versions):
         flags = _NODAD if family == _INET6 else 0
@@ -125,17 +126,17 @@ def inner_batch(number: int, versions: Sequence[int]) -> bytes:
 
 
 def delete_batch(index: int) -> bytes:
-    """The removal of one link."""
+    """Return the batch that removes one link."""
     return encode([(_DELLINK, 0, _link(index))])
 
 
 def host_index(number: int) -> int:
-    """Of the link that host_batch makes."""
+    """Return the index of the link that host_batch makes."""
     return _FIRST_INDEX + number
 
 
 def encode(messages: Sequence[_Message]) -> bytes:
-    """One datagram; sequence numbers are positions, from 1."""
+    """Encode one datagram; sequence numbers are positions, from 1."""
     parts = []
     for position, (kind, flags, body) in enumerate(messages, 1):
         ack = _ACK if position == len(messages) else 0
@@ -145,7 +146,7 @@ def encode(messages: Sequence[_Message]) -> bytes:
 
 
 def split(data: bytes) -> list[bytes]:
-    """The messages of a datagram."""
+    """Return the messages of a datagram."""
     messages = []
     while data:
         length = (_HEADER.unpack_from(data)[0] + 3) & ~3
@@ -155,7 +156,7 @@ def split(data: bytes) -> list[bytes]:
 
 
 def acknowledgement(data: bytes) -> tuple[int, int]:
-    """Sequence number and errno of the first message of a datagram."""
+    """Return sequence number and errno of a datagram's first message."""
     _, kind, _, sequence, _ = _HEADER.unpack_from(data)
     if kind != _ERROR:
         return 0, 0
@@ -163,12 +164,12 @@ def acknowledgement(data: bytes) -> tuple[int, int]:
 
 
 def last_sequence(data: bytes) -> int:
-    """Of the last message of a datagram."""
+    """Return the sequence number of a datagram's last message."""
     return int(_HEADER.unpack_from(split(data)[-1])[3])
 
 
 def new_link_index(data: bytes) -> int | None:
-    """The index of the veth that a datagram makes, if it makes one."""
+    """Return the index of the veth that a datagram makes, if any."""
     for message in split(data):
         _, kind, flags, _, _ = _HEADER.unpack_from(message)
         if kind == _NEWLINK and flags & _NEW == _NEW:
@@ -177,7 +178,7 @@ def new_link_index(data: bytes) -> int | None:
 
 
 def netns_fd(data: bytes) -> int:
-    """The file of the namespace in which a datagram lets a peer be born."""
+    """Return the descriptor of the namespace in which a peer is created."""
     for message in split(data):
         found = _find_netns_fd(message[32:])
         if found is not None:
@@ -204,7 +205,7 @@ def _find(attributes: bytes, wanted: int) -> bytes:
 
 
 def with_netns(data: bytes, before: int, after: int) -> bytes:
-    """The same with another file of the namespace where the peer is born."""
+    """Return the datagram with another descriptor of the peer's namespace."""
     old = _u32(28, before)
     if data.count(old) != 1:
         raise ValueError(f"file {before} is {data.count(old)} times in the message")
@@ -212,5 +213,5 @@ def with_netns(data: bytes, before: int, after: int) -> bytes:
 
 
 def requests_in(data: bytes) -> int:
-    """How many messages a datagram has."""
+    """Return the number of messages in a datagram."""
     return len(split(data))

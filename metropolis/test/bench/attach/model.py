@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values that the parts of the benchmark hand to each other. Pure."""
+"""Values that the parts of the benchmark exchange. Pure."""
 
 import enum
 from dataclasses import dataclass
 
 
 class Op(enum.StrEnum):
-    """What is measured: CNI's words for it."""
+    """The measured operation, named as in CNI."""
 
     ADD = "add"
     DEL = "del"
@@ -14,8 +14,8 @@ class Op(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A network namespace to attach. number: unlike all others of a subject,
-    for addresses; workload: likewise, as text.
+    """A network namespace to attach. number: unique in a subject, for
+    addresses; workload: a unique text.
     """
 
     number: int
@@ -25,10 +25,10 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Operations that were done, so many at once.
+    """The times of a batch of operations.
 
-    each_ns: how long each took; wall_ns: all of them; cpu_ns: processor time of
-    whatever serves them, client_cpu_ns: of whoever asks, where they differ.
+    each_ns: the time of each; wall_ns: of all together; cpu_ns: processor time
+    of the server; client_cpu_ns: of the client, if it is another process.
     """
 
     each_ns: tuple[int, ...]

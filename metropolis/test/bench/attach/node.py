@@ -29,7 +29,7 @@ async def _serve(directory: Path, prefixes: list[str]) -> None:
     await asyncio.to_thread(server.start)
     cni = CniServer(engine, directory / "cni.sock")
     serving = asyncio.create_task(cni.run())
-    # It runs until it first waits, and by then it listens, or has failed.
+    # The task runs until its first await; by then it listens, or has failed.
     await asyncio.sleep(0)
     if not serving.done():
         print("ready", flush=True)

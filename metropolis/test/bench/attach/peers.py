@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ours is measured beside, from Debian packages: unpacked for one run.
+"""The peers of our service, from Debian packages: unpacked for one run.
 
-CNI's plugins and netavark in the versions of third_party/debian, with the
-iptables that Debian's alternatives choose (iptables-nft) first in their PATH,
-so they find the back end that they prefer on a container host. Only they see
-these programs and libraries.
+They are CNI's plugins and netavark in the versions of third_party/debian. The
+iptables that Debian's alternatives choose (iptables-nft) is first in their
+PATH, so they find the back end that they prefer on a container host. Only they
+see these programs and libraries.
 """
 
 import os
@@ -34,8 +34,8 @@ type Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Installed:
-    """The unpacked peers. Environments for those who may use iptables, and
-    for those who shall find nft only.
+    """The unpacked peers, with an environment for peers that may use iptables,
+    and one for peers that must find nft only.
     """
 
     cni: Path
@@ -79,12 +79,12 @@ _PLUGINS = ("ptp", "bridge", "portmap", "host-local")
 
 
 def _wanted(archive: tarfile.TarFile) -> list[tarfile.TarInfo]:
-    """Without documentation, which is half of it."""
+    """Leave out the documentation, which is half of the archive."""
     return [member for member in archive if not member.name.startswith("./usr/share/")]
 
 
 def catalogue(installed: Installed) -> dict[str, Callable[[], Subject]]:
-    """Each peer by name: makes it."""
+    """Return a constructor for each peer, by name."""
 
     def cni(
         name: str,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture of the attach benchmark, by matplotlib.
 
-Left, ADD and DEL of each subject, p50 as a bar and p95 as a whisker, on a
-logarithmic scale, in the order of ADD. Right, operations a second by how many
-are done at once.
+The left shows ADD and DEL of each subject, p50 as a bar and p95 as a whisker,
+on a logarithmic scale, in the order of ADD; the right shows operations per
+second by the number of concurrent ones.
 """
 
 import os
@@ -28,7 +28,7 @@ _MARKERS = "oooossss"
 
 def draw(figures: Sequence[Figure], machine: Mapping[str, Any], path: Path) -> None:
     """Write the picture as PNG."""
-    # It keeps a list of fonts in a directory, which home may not have.
+    # matplotlib stores a list of fonts in a directory, which HOME may lack.
     os.environ.setdefault("MPLCONFIGDIR", tempfile.mkdtemp(prefix="mpl-", dir="/run"))
     from matplotlib.figure import Figure as Picture
 

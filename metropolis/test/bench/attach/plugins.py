@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Subjects that are executed per operation: CNI plugins, our shim, netavark.
+"""Subjects with a process per operation: CNI plugins, our shim, netavark.
 
-A chain of CNI plugins is executed as libcni does: the configuration with what
-the plugin before it returned, on stdin; ADD in order, DEL in reverse order with
-the last result. All are executed by the same code, so its cost cancels.
+A chain of CNI plugins is executed like in libcni: stdin has the configuration
+with the result of the plugin before it; ADD in order, DEL in reverse order with
+the last result. The same code executes all of them, so its cost cancels.
 """
 
 import json
@@ -28,8 +28,8 @@ _ANCHOR = 0xFFF0  # a number that no pod has
 
 
 class Executes(Subject):
-    """A process per operation, at least. wrapper: is put before commands.
-    executed: how many were.
+    """At least one process per operation. wrapper: prefix of commands.
+    executed: the number of executed programs.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Cni(Executes):
 
 
 class Shim(Cni):
-    """Our service, reached as a stock runtime does."""
+    """Our service, called like a stock runtime does."""
 
     def __init__(self, name: str, versions: tuple[int, ...], shim: Path, run_dir: Path) -> None:
         directory = new_directory(run_dir, name)
@@ -151,8 +151,8 @@ class Shim(Cni):
 
 
 class Netavark(Executes):
-    """A bridge with NAT, as Podman executes it. Addresses are the caller's:
-    Podman keeps them in a database of its own, which is not part of this.
+    """A bridge with NAT, executed like Podman does. The caller chooses the
+    addresses: Podman has its own database for them, which is not measured.
     """
 
     def __init__(
@@ -164,8 +164,8 @@ class Netavark(Executes):
         self._anchor = Netns()
 
     def ready(self) -> None:
-        """See Subject. It removes the bridge with the last container, and two
-        that make it at once fail; so there is one container more.
+        """See Subject. netavark removes the bridge with the last container, and
+        concurrent creation fails; so there is one container more.
         """
         self.run(Op.ADD, [Pod(_ANCHOR, "anchor", self._anchor.path)], 1)
 

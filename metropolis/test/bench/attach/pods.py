@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pods: fresh network namespaces, and their end.
 
-The kernel ends a namespace when it has time, in a worker of its own that takes
-locks which attaches take, too. So pods live until a phase is over, and then
-their end is awaited (see settling).
+The kernel removes a namespace later, in a worker that takes the same locks as
+an attach. So pods live until a phase is over, and then their end is awaited
+(see settling).
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark's own programs as processes, and programs that are executed.
 
-Nothing here forks: subprocess and posix_spawn use vfork, so what a process
-start costs does not depend on who starts it, and no thread is lost by it.
+Nothing here forks: subprocess and posix_spawn use vfork, so the cost of a start
+does not depend on the parent, and threads are safe.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ _LOG_TAIL = 1500  # characters of a log in an error
 
 
 class Program:
-    """One of ours in a namespace; the kernel ends it with us.
+    """One of our programs in a namespace; the kernel ends it with us.
 
-    To be made by a thread that lives as long as the program. It starts at once,
-    and is there when `ready` returns.
+    The creating thread must live as long as the program. It starts at once, and
+    serves when `ready` returns.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Program:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Return the id of the process."""
         return self._process.pid
 
     def _line(self, limit_s: float) -> str:
@@ -113,7 +113,7 @@ class Program:
 
 
 def adopt_orphans() -> None:
-    """What our children leave running becomes our child: see end_children.
+    """Make orphans of our children our children: see end_children.
 
     PR_SET_CHILD_SUBREAPER, prctl(2).
     """
@@ -123,9 +123,9 @@ def adopt_orphans() -> None:
 
 
 def end_children() -> None:
-    """End what was started and still runs, and what that started in turn.
+    """End all running descendants.
 
-    A run that is interrupted leaves a plugin in the midst of its work. With
+    An interrupted run leaves plugins in the middle of their work. Call with
     one thread, since children are looked up by the thread that started them.
     """
     while True:
@@ -156,7 +156,7 @@ def rss_bytes(pid: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """A program that has ended. cpu_ns: with all that it executed itself."""
+    """An ended program. cpu_ns: including the programs that it executed."""
 
     command: str
     status: int
@@ -165,15 +165,15 @@ class Executed:
     cpu_ns: int
 
     def check(self) -> None:
-        """Raises BenchError with all it said, unless it ended well."""
+        """Raise BenchError with its output, unless it succeeded."""
         if self.status:
             said = b" ".join((self.stdout + b" " + self.stderr).split()).decode(errors="replace")
             raise BenchError(f"{self.command} ended with {self.status}: {said or 'nothing said'}")
 
 
 def execute(command: Sequence[str], environment: Mapping[str, str], stdin: bytes) -> Executed:
-    """Execute a program as a runtime does a plugin: environment, a pipe each
-    for stdin, stdout, stderr. In the calling thread's namespaces.
+    """Execute a program like a runtime executes a plugin: with an environment,
+    and pipes for stdin, stdout, stderr. In the calling thread's namespaces.
     """
     pipes = [os.pipe() for _ in range(3)]
     (from_us, to_it), (out, its_out), (err, its_err) = pipes

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the service's datapath sends for an attach, as bytes.
+"""Record the bytes that the service's datapath sends for an attach.
 
-Real attaches to namespaces of our own, with sends on netlink sockets noted on
-their way; removed afterwards. So what is recorded worked, and is what the
-datapath of this very tree sends, whatever that is.
+The module attaches to its own namespaces, records the sends on netlink sockets,
+and detaches. So the recorded messages are valid, and are those of this tree's
+datapath.
 """
 
 import os
@@ -20,15 +20,15 @@ from metropolis.test.bench.attach import messages
 from metropolis.test.bench.common.errors import BenchError
 from metropolis.test.world.namespaces import Netns
 
-# Apart from what the plain floor gives out.
+# Other numbers than those of the plain floor.
 _PREFIXES = ("10.200.0.0/20", "fd00:10:200::/112")
 _OWN_NETNS = "/proc/thread-self/ns/net"
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """Of one attach: the datagrams, whether each was sent inside; the file of
-    the namespace that they name; the index of the link on the host.
+    """One attach: the datagrams, and whether each was sent inside; the
+    descriptor of the namespace in them; the index of the link on the host.
     """
 
     datagrams: tuple[tuple[bool, bytes], ...]
@@ -50,7 +50,7 @@ def _moved(data: bytes, before: int, after: int) -> bytes:
 
 
 class _Tap:
-    """Notes what is sent on netlink sockets, and where they were opened."""
+    """Records sends on netlink sockets, and where those were opened."""
 
     def __init__(self) -> None:
         self._home = os.stat(_OWN_NETNS).st_ino
@@ -91,14 +91,14 @@ class _Tap:
             self._sent.append((sock.bench_inside, data))
 
     def take(self) -> list[tuple[bool, bytes]]:
-        """What was noted since the last time."""
+        """Return the sends since the last call."""
         sent, self._sent = self._sent, []
         return sent
 
 
 def record(count: int) -> list[Recorded]:
-    """So many attaches, each unlike the others. In the calling thread's
-    namespace, which is the host. Raises BenchError.
+    """Record `count` different attaches. The host is the calling thread's
+    namespace. Raises BenchError.
     """
     with _Tap() as tap:
         engine = Engine(KernelDatapath())

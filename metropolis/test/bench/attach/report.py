@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The result for people: tables that fit 120 columns. Pure.
 
-Figures that differ by a number only (`ADD at 1`, `ADD at 2`, ...), and such
-like, are one table with a column each; in its cells are the value and, after
-it, how many times ours it is.
+Figures that differ only by a number (`ADD at 1`, `ADD at 2`, ...) or similarly
+are one table with a column each; a cell has the value and its ratio to ours.
 """
 
 import re
@@ -14,7 +13,7 @@ from typing import Any
 from metropolis.test.bench.attach.measure import Plan
 from metropolis.test.bench.attach.results import OURS, Figure
 
-# Figures that are columns of one table: its title, and what is the column's.
+# Figures that are columns of one table: the titles of table and column.
 _SERIES = (
     (re.compile(r"(ADD|DEL) at (\d+)"), "{0}, N at once", "N = {1}"),
     (re.compile(r"(ADD|RSS) with (\d+) attached"), "{0} with N attached", "N = {1}"),
@@ -44,7 +43,7 @@ def tables(figures: Sequence[Figure]) -> str:
 
 
 def _place(name: str) -> tuple[str, str]:
-    """Title of its table, and its column, which is empty if it has it alone."""
+    """Return titles of its table and column; "": the only column."""
     for pattern, title, column in _SERIES:
         if found := pattern.fullmatch(name):
             return title.format(*found.groups()), column.format(*found.groups())
@@ -85,7 +84,7 @@ def _matrix(title: str, members: Sequence[tuple[str, Figure]]) -> str:
 
 
 def _cell(one: Figure | None) -> str:
-    """The value and, of others than ours, how many times ours it is."""
+    """Return the value and, unless it is ours, its ratio to ours."""
     if one is None:
         return ""
     if one.p50 is None:
@@ -99,7 +98,7 @@ def _row(name: str, cells: Iterable[str], width: int = 11) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits that matter, or all that are before the point."""
+    """Format three significant digits, or all before the point."""
     if value is None:
         return ""
     if value == 0 or abs(value) >= 100:
@@ -113,7 +112,7 @@ def _times(ratio: float | None) -> str:
 
 
 def heading(machine: Mapping[str, Any], plan: Plan) -> str:
-    """On what was measured, and how much."""
+    """Return the machine and the amount of measurements."""
     versions = ("python", "grpcio", "containernetworking-plugins", "netavark", "iptables")
     load = " ".join(f"{one:.2f}" for one in machine["load"])
     return "\n".join(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is printed: aligned, within its width, nothing left out."""
+"""The output is aligned, within its width, and complete."""
 
 import pytest
 
@@ -50,7 +50,7 @@ def test_tables_are_aligned_and_fit() -> None:
         "x",
         "floor",
     ]
-    # It has IPv4 only, and of that floor nothing was measured.
+    # It has IPv4 only, and the floor for that was not measured.
     assert alone[4].split() == [*PEER.split(), "1,234", "1,234", "1,234", "823x"]
 
 

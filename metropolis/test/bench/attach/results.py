@@ -2,8 +2,8 @@
 """From samples of rounds to figures. Pure.
 
 A round's value is a percentile of its samples; a figure is the median of the
-rounds' values; a ratio is taken within a round, against what was measured in
-the same minutes, and then the median of the rounds' ratios is.
+rounds' values; a ratio is the median of the rounds'
+ratios, each between values that were measured in the same minutes.
 """
 
 import math
@@ -15,9 +15,9 @@ from typing import Any
 from metropolis.test.bench.common.stats import percentile
 
 OURS = "grpc dual"
-"""What every ratio_to_ours refers to."""
+"""The subject to which every ratio_to_ours refers."""
 FLOOR = {True: "floor dual", False: "floor ipv4"}
-"""What ratio_to_floor refers to: of subjects with IPv6, and without."""
+"""The subjects to which ratio_to_floor refers: with IPv6, and without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Figure:
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """With numbers as precise as they are meant."""
+        """Return JSON, with rounded numbers."""
         return {
             key: float(f"{value:.5g}") if isinstance(value, float) else value
             for key, value in asdict(self).items()
@@ -46,7 +46,7 @@ class Figure:
 
 
 class Results:
-    """What was measured, by figure, subject and round."""
+    """Samples by figure, subject and round."""
 
     def __init__(self) -> None:
         self._ipv6: dict[str, bool] = {}
@@ -56,34 +56,36 @@ class Results:
         self._notes: dict[tuple[str, str], str] = {}
 
     def know(self, subject: str, *, ipv6: bool) -> None:
-        """Whether a subject has IPv6: which floor is below it."""
+        """Add a subject. ipv6: which floor it is compared with."""
         self._ipv6[subject] = ipv6
 
     def add(
         self, figure: str, subject: str, unit: str, round_: int, values: Sequence[float]
     ) -> None:
-        """Samples of a round, besides those that it has."""
+        """Add samples to a round."""
         self._units[figure] = unit
         self._samples.setdefault((figure, subject), {}).setdefault(round_, []).extend(values)
 
     def set(self, figure: str, subject: str, unit: str, round_: int, value: float) -> None:
-        """A round's one value."""
+        """Set the single value of a round."""
         self._single.add(figure)
         self._units[figure] = unit
         self._samples.setdefault((figure, subject), {})[round_] = [value]
 
     def note(self, figure: str, subject: str, unit: str, why: str) -> None:
-        """Why there is no value."""
+        """Set the reason why there is no value."""
         self._units.setdefault(figure, unit)
         self._notes[figure, subject] = why
 
     def value(self, figure: str, subject: str, percent: float = 50) -> float | None:
-        """The median of the rounds; None if it was not measured."""
+        """Return the median of the rounds; None if not measured."""
         rounds = self._rounds(figure, subject, percent)
         return statistics.median(rounds.values()) if rounds else None
 
     def ratio(self, over: tuple[str, str], under: tuple[str, str]) -> float | None:
-        """Of two (figure, subject): the median of the rounds that have both."""
+        """Return the ratio of two (figure, subject): the median of the rounds
+        that have both.
+        """
         above, below = self._rounds(*over), self._rounds(*under)
         ratios = [above[r] / below[r] for r in above.keys() & below.keys() if below[r]]
         return statistics.median(ratios) if ratios else None
@@ -93,14 +95,14 @@ class Results:
         return {number: percentile(values, percent) for number, values in rounds.items() if values}
 
     def figures(self) -> list[Figure]:
-        """All, in the order in which figures and subjects became known."""
+        """Return all, in the order of their first samples."""
         keys = dict.fromkeys([*self._samples, *self._notes])
         order = {figure: place for place, figure in enumerate(self._units)}
         known = {subject: place for place, subject in enumerate(self._ipv6)}
         found = [self._figure(figure, subject) for figure, subject in keys]
 
         def place(one: Figure) -> tuple[int, float, str]:
-            # What is not a subject is a part of one: `grpc dual, client`.
+            # Other names are parts of a subject: `grpc dual, client`.
             whole = one.subject.partition(",")[0]
             return order[one.figure], known.get(whole, math.inf), one.subject
 

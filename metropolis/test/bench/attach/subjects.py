@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured, as the driver sees it: each with a host of its own.
+"""The measured subjects, as the driver sees them: each has its own host.
 
-A host is a network namespace with nothing in it; what a subject attaches and
-leaves there nobody else sees, and it goes with the namespace.
+A host is an empty network namespace. Other subjects do not see the attachments
+and leftovers in it, and the kernel removes them with the namespace.
 """
 
 import itertools
@@ -20,12 +20,12 @@ _DIRECTORIES = itertools.count()
 
 
 class Subject:
-    """One that can attach and detach.
+    """An implementation that can attach and detach.
 
-    name: in all output. versions: of IP. pid: of the process that does the
-    work and stays; None where each operation is a process. is_service: it is
-    one that people would run. most: how many can
-    be attached, and why not more; None: as many as there are addresses.
+    name: in all output. versions: of IP. pid: the long-lived process that does
+    the work; None if each operation is a process. is_service: people would run
+    it. most: the limit of attachments, and its reason; None: the number of
+    addresses.
     """
 
     pid: int | None = None
@@ -40,25 +40,25 @@ class Subject:
         self._numbers: Iterator[int] = itertools.count(2)
 
     def next_number(self) -> int:
-        """For a new pod."""
+        """Return the number of a new pod."""
         return next(self._numbers)
 
     def prepare_pod(self, netns: Netns) -> None:
-        """Settings that a pod must have before it is attached."""
+        """Apply settings that a pod needs before it is attached."""
 
     def ready(self) -> None:
         """Wait until it can be run. Raises BenchError."""
 
     def run(self, op: Op, pods: Sequence[Pod], at_once: int) -> Batch:
-        """Do it; raises BenchError if any of them was not done."""
+        """Run the operations. Raises BenchError if one fails."""
         raise NotImplementedError
 
     def populate(self, pods: Sequence[Pod]) -> None:
-        """Attach many, however; not measured."""
+        """Attach many by any means; not measured."""
         self.run(Op.ADD, pods, 8)
 
     def close(self) -> None:
-        """End it, and its host."""
+        """End the subject and its host."""
         self.host.close()
 
 
@@ -95,21 +95,21 @@ class Grpc(Subject):
 
 
 def new_directory(parent: Path, name: str) -> Path:
-    """For a subject's files; one of the same name may have been there."""
+    """Make a directory for a subject's files; the name may be used already."""
     made = parent / f"{name.replace(' ', '-')}-{next(_DIRECTORIES)}"
     made.mkdir(mode=0o700)
     return made
 
 
 def start_node(host: Netns, directory: Path, versions: tuple[int, ...]) -> Program:
-    """Our service on a host; its sockets are in the directory."""
+    """Start our service on a host; its sockets are in the directory."""
     return Program(
         f"{_PACKAGE}.node", host, [str(directory), *_prefixes(versions)], directory / "log"
     )
 
 
 def connect(subjects: Sequence[Grpc], run_dir: Path) -> Program:
-    """The client of all of them."""
+    """Start the client of all subjects."""
     sockets = [f"{one.name}={one.directory}/workload.sock" for one in subjects]
     client = Program(f"{_PACKAGE}.client", None, sockets, run_dir / "client.log")
     client.ready()
@@ -119,7 +119,7 @@ def connect(subjects: Sequence[Grpc], run_dir: Path) -> Program:
 
 
 class InProgram(Subject):
-    """One that works in a program of the benchmark: the engine, the floor."""
+    """A subject inside a program of the benchmark: the engine, the floor."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class InProgram(Subject):
 
 
 def inner(name: str, versions: tuple[int, ...], run_dir: Path) -> InProgram:
-    """Our engine without RPC."""
+    """Return our engine without RPC."""
     return InProgram(name, versions, run_dir, "inner", _prefixes(versions))
 
 

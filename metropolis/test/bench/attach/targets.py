@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was promised, and whether it holds. Pure.
+"""The promised targets, and whether they are met. Pure.
 
-The targets are ratios, so that they mean the same on any machine; a rate that
-was promised as such is scaled by the floor, of which it was said at 0.75 ms.
+The targets are ratios, so that they mean the same on any machine; a promised
+rate is scaled by the floor, which was 0.75 ms when the rate was promised.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Target:
 
 
 def targets(results: Results, peers: Sequence[str]) -> list[Target]:
-    """All. peers: who may be the best peer in rates."""
+    """Return all targets. peers: candidates for the best peer in rates."""
     floor, floor4 = (_ADD, "floor dual"), (_ADD, "floor ipv4")
     ours = (_ADD, OURS)
     found = [
@@ -118,7 +118,7 @@ def _growth(results: Results) -> list[Target]:
 
 
 def render(found: Sequence[Target]) -> str:
-    """A table."""
+    """Return a table."""
     words = {True: "met", False: "NOT MET", None: "-"}
     lines = ["", f"{'Targets':54}{'wanted':>24}{'found':>28}"]
     for one in found:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls, timed: one after the other, or so many at once."""
+"""Timed calls, sequential or concurrent."""
 
 import contextlib
 import threading
@@ -18,11 +18,11 @@ def _nothing() -> None:
 def timed(
     calls: Sequence[Call], at_once: int, begin: Callable[[], None] = _nothing
 ) -> tuple[list[int], int]:
-    """How long each call took, and all of them, in nanoseconds.
+    """Return the time of each call, and of all, in nanoseconds.
 
-    Several at once have a thread each, started before the clock; `begin` is
-    called by each of them first. With one at a time the caller makes the calls
-    itself. Raises what a call raised, when all have ended.
+    Concurrent calls have `at_once` threads, started before the clock; each
+    first calls `begin`. A single one is the calling thread. Raises a call's
+    exception, when all have ended.
     """
     if at_once == 1:
         begin()
@@ -66,7 +66,7 @@ def timed(
         start = time.perf_counter_ns()
         _join(threads)
     except BaseException:
-        # Interrupted: no more calls, and those under way are waited for.
+        # Interrupted: make no more calls, and wait for those under way.
         gate.abort()
         with mutex:
             waiting = iter(())
@@ -79,8 +79,8 @@ def timed(
 
 
 def _join(threads: Sequence[threading.Thread]) -> None:
-    """In short waits: a signal that comes right before a wait is not handled
-    until that is over.
+    """Join in short waits: a signal right before a wait is only handled after
+    it.
     """
     for thread in threads:
         while thread.is_alive():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every call is made once, by as many threads as said."""
+"""Every call is made once, by the requested number of threads."""
 
 import signal
 import threading

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks share. It imports none of them.
+"""Shared by the benchmarks; imports none of them.
 
 terminal     progress; parsing of arguments
 vm           boots a machine and runs a benchmark's program in it

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On what, and of which versions, was measured."""
+"""The measured machine, and the versions of programs."""
 
 import importlib.metadata
 import json
@@ -12,7 +12,7 @@ _PACKAGES = ("containernetworking-plugins", "netavark", "iptables", "nftables")
 
 
 def describe(lock: Path) -> dict[str, Any]:
-    """lock: third_party/debian's, which says what the peers are."""
+    """Describe the machine. lock: third_party/debian's, for peers' versions."""
     pins = json.loads(lock.read_text())["packages"]
     memory = next(
         line.split()[1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Awaiting the end of network namespaces, which the kernel ends at leisure."""
+"""Await the end of network namespaces, which the kernel removes later."""
 
 import threading
 
@@ -15,11 +15,11 @@ _SENTINEL = 1 << 22  # an index
 
 
 def settle() -> None:
-    """Wait until the kernel has ended the namespaces that were closed.
+    """Wait until the kernel has removed the closed namespaces.
 
-    It ends them in the order of their closing, or together: one more is
-    closed, with the end of a link in it, whose other end is seen to go.
-    Raises BenchError.
+    It removes them in order, or together: so this closes one more, with the end
+    of a link in it, and waits for the removal of the other end. Raises
+    BenchError.
     """
     gone = threading.Event()
 

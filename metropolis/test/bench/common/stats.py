@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
-    """Linear between the two samples around it; ValueError without samples."""
+    """Interpolate linearly. Raises ValueError without samples."""
     if not samples:
         raise ValueError("a percentile of nothing")
     ordered = sorted(samples)
@@ -17,7 +17,7 @@ def percentile(samples: Sequence[float], percent: float) -> float:
 
 
 def number(value: float | None) -> str:
-    """Three digits that matter, or all that are before the point."""
+    """Format three significant digits, or all before the point."""
     if value is None:
         return ""
     if value == 0 or abs(value) >= 100:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark's command needs: progress, and arguments."""
+"""For the commands of all benchmarks: progress, and arguments."""
 
 import sys
 

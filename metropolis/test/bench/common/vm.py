@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine with the part of a benchmark that has to run in one.
+"""Run the part of a benchmark that needs a virtual machine.
 
-The guest's program is a module; its one argument is a file with its plan, its
-standard output what it found, its standard error progress.
+The guest's program is a module. Its argument is a file with its plan; it prints
+its results on standard output, and progress on standard error.
 """
 
 import asyncio
@@ -35,9 +35,10 @@ async def run(
     environment: dict[str, str],
     boot_timeout_s: float,
 ) -> str:
-    """Boot the machine, run the module in it; what it printed.
+    """Boot the machine, run the module in it; return its output.
 
-    environment: beside HOME and LANG. BenchError, VmError, AgentError.
+    environment: in addition to HOME and LANG. Raises BenchError, VmError,
+    AgentError.
     """
     say(f"booting the machine ({accel.value})")
     vm = Vm(machine, accel, directory)
@@ -50,7 +51,7 @@ async def run(
         try:
             return await _run(agent, module, environment)
         except AgentError as error:
-            # A panic, mostly: what the kernel said is what matters.
+            # Usually a panic: the kernel's messages explain it.
             raise vm.failure(str(error)) from error
 
 
@@ -73,7 +74,7 @@ async def _run(agent: Agent, module: str, environment: dict[str, str]) -> str:
 
 
 def describe(accel: Accel) -> dict[str, Any]:
-    """On what was measured."""
+    """Describe the machine."""
     qemu = subprocess.run([QEMU, "--version"], check=True, capture_output=True, text=True).stdout
     return {
         "cpu": cpu(),

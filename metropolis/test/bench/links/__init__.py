@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""veth beside netkit: what each pair costs a pod, and what each can do.
+"""veth beside netkit: the cost of each pair for a pod, and its features.
 
     ./bazelw run //metropolis/test/bench/links [-- --json] [-- --instructions]
 
-One machine is booted. In it pods are attached by veth, by netkit in L2 mode and
-by netkit in L3 mode, with the messages of our datapath; the kinds take turns.
-The command says what is measured and what the figures do not show.
+In one machine pods are attached by veth, by netkit in L2 mode and by netkit in
+L3 mode, with the messages of our datapath; the kinds alternate. The command's
+docstring has the figures and their limits.
 
     links                           the command
       │ a plan, as JSON             (common.vm boots the machine)

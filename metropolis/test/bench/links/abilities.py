@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a kind of pair can do of what the service wants: tried, not read about.
+"""Try the features that the service needs with each kind of pair.
 
-Each question is a function that answers "yes", or says what happened instead.
+Each question is a function that returns "yes", or else the observed result.
 """
 
 import contextlib
@@ -96,7 +96,7 @@ def _counter(pod: Pod, name: str) -> int:
 
 
 def _carries(scene: Scene) -> str:
-    """So that nothing else is measured by mistake."""
+    """Check that nothing else is measured by mistake."""
     kind = _link(scene.host, scene.client_pod.host_name).kind
     if kind != (b"netkit" if scene.kind.netkit else b"veth"):
         return f"it is {kind!r}"
@@ -164,7 +164,7 @@ def _removal(scene: Scene) -> str:
 
 
 def _policy(scene: Scene) -> str:
-    """The link is a black hole until told otherwise."""
+    """The link drops everything until its policy is changed."""
     if not scene.kind.netkit:
         return "no such attribute"
     drop = messages.NETKIT_DROP
@@ -212,7 +212,7 @@ def _readable(sock: socket.socket) -> bool:
 
 
 def _frames_out(scene: Scene) -> str:
-    """As gVisor's netstack, or a virtual machine, sends."""
+    """Send like gVisor's netstack or a virtual machine."""
     receiver = scene.server.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with receiver, _packet_socket(scene.client) as sender:
         receiver.bind(("", _PORT))
@@ -221,7 +221,7 @@ def _frames_out(scene: Scene) -> str:
 
 
 def _frames_in(scene: Scene) -> str:
-    """And as they receive: with the Ethernet header of a pair of this MAC."""
+    """Receive like them: with the Ethernet header of a pair with this MAC."""
     with _packet_socket(scene.server) as receiver, _packet_socket(scene.client) as sender:
         sender.send(_frame(scene))
         while _readable(receiver):
@@ -235,9 +235,9 @@ def _frames_in(scene: Scene) -> str:
 def _spoof(scene: Scene, version: int) -> None:
     """Send from an address that the client has, and should not have.
 
-    Datagrams of its own go before, so that the first hop's MAC is known, and
-    after: when that has arrived, what became of the other is settled, since
-    one CPU's packets keep their order.
+    It sends a valid datagram before, so that the first hop's MAC is known, and
+    one after: when that arrives, the spoofed one has arrived or is dropped,
+    since packets of one CPU keep their order.
     """
     address = _SPOOFED[0] if version == 4 else _SPOOFED[1]
     target = str(scene.server_pod.ipv4 if version == 4 else scene.server_pod.ipv6), _PORT
@@ -290,7 +290,7 @@ def _reverse_path_drops() -> int:
 
 @contextlib.contextmanager
 def _without_rules() -> Iterator[None]:
-    """Let the rules be there without effect in the block."""
+    """Make the rules ineffective in the block."""
     table = f"table inet {allocs.NFTABLES_TABLE}"
     subprocess.run(["nft", f"add {table} {{ flags dormant; }}"], check=True)
     try:

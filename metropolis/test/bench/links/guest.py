@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs in the guest, as root: measures, prints what it found as JSON.
+"""Runs in the guest, as root: measures, and prints the results as JSON.
 
     guest PLAN    a file with model.Plan as JSON
 
     pod A: netperf ---pair---+                  +---pair--- pod B: netserver
                              host: rules, routes             (for each kind)
 
-Kinds take turns at every single operation, in another order each time, so that
-whatever else the machine does hits all alike.
+Kinds alternate at every operation, in another order each time, so that other
+work of the machine affects all equally.
 """
 
 import os
@@ -38,7 +38,7 @@ _WARM_UP = Plan(1, 3, 1, 100, 256, (), "")
 
 @dataclass(slots=True)
 class Results:
-    """Values of rounds, as they come."""
+    """Values of rounds."""
 
     round: int = 0
     found: dict[tuple[str, str, Kind, int], list[float]] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Results:
 
 
 def turns(turn: int) -> tuple[Kind, ...]:
-    """The kinds, beginning with another one each turn."""
+    """Return the kinds, beginning with another one each turn."""
     first = turn % len(_KINDS)
     return _KINDS[first:] + _KINDS[:first]
 
@@ -133,8 +133,8 @@ class Guest:
 
 
 def prepare(plan: Plan) -> None:
-    """Make the guest what a node is to packets."""
-    # Rules first: settings of conntrack are there when it is.
+    """Give the guest a node's rules and settings."""
+    # Rules first: they load conntrack, which has some of the settings.
     done = subprocess.run(
         ["nft", "-f", "-"], input=plan.rules, check=False, capture_output=True, text=True
     )
@@ -145,7 +145,7 @@ def prepare(plan: Plan) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of what is measured, and with what."""
+    """Return the versions of the kernel and programs."""
     said = subprocess.run(["netperf", "-V"], check=False, capture_output=True, text=True)
     return {
         "guest_kernel": platform.release(),
@@ -156,7 +156,7 @@ def versions() -> dict[str, str]:
 
 
 def run(plan: Plan) -> Measured:
-    """All of it."""
+    """Run the whole plan."""
     prepare(plan)
     say("attaching the pods that talk to each other")
     guest = Guest(max(plan.attaches, _WARM_UP.attaches))

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""veth beside netkit as the pair of a pod: what each costs, what each can do.
+"""veth beside netkit as the pair of a pod: the cost and the features of each.
 
     ./bazelw run //metropolis/test/bench/links [-- --json] [-- --instructions]
 
 Boots one machine (the node's kernel has netkit, hosts may not), attaches pods
-in it as the service does, and measures the kinds in turns:
+in it as the service does, and measures the kinds alternately:
 
     attach        the datapath's messages, dual stack, in its three sends,
-                  encoded beforehand: what the kernel needs, not Python
+                  encoded beforehand: the kernel's time, without Python's
     delete        one, and many by their group in one request
     TCP_RR        netperf from pod to pod through the host's rules and routes
-    TCP_STREAM    likewise
+    TCP_STREAM    the same way
 
-Limits. An emulated CPU (no KVM) has no caches and no pipeline, its memory
-accesses and wake-ups of another CPU are dear: absolute figures mean nothing,
-ratios are dulled by what is the same for all kinds. --instructions boots a
-machine whose clock counts instructions instead; its traffic figures repeat to a
-percent, but an instruction that misses the cache costs the same as any other.
+Limits. An emulated CPU (no KVM) has no caches and no pipeline; its memory
+accesses and wake-ups of another CPU are expensive. So absolute figures mean
+nothing, and costs common to all kinds bring ratios closer to 1. --instructions
+boots a machine whose clock counts instructions instead; its traffic figures
+repeat to a percent, but a cache miss costs the same as any other instruction.
 Waiting (deletes, and more than one CPU: RCU) is not executing: there its clock
 is the host's. netkit's own gain, BPF in place of rules and routes, is not
 measured: our datapath has none.
@@ -61,7 +61,7 @@ _FILES = {
 
 
 def plan(rounds: int, samples: int) -> Plan:
-    """samples: pods attached a round and kind; traffic grows with it."""
+    """Make a plan. samples: pods per round and kind; traffic grows with it."""
     return Plan(
         rounds=rounds,
         attaches=samples + _SINGLES,
@@ -76,7 +76,7 @@ def plan(rounds: int, samples: int) -> Plan:
 async def measure(
     todo: Plan, *, cpus: int, instructions: bool, directory: Path
 ) -> tuple[Accel, Measured]:
-    """Boot the machine, measure in it. BenchError, VmError, AgentError."""
+    """Boot and measure. Raises BenchError, VmError, AgentError."""
     files = {name: (WORKSPACE / path).resolve() for name, path in _FILES.items()}
     machine = Machine(
         kernel=files["kernel"],
@@ -98,7 +98,7 @@ async def measure(
 
 
 def describe(accel: Accel, todo: Plan, found: Measured) -> dict[str, str | int]:
-    """On what was measured, and how much."""
+    """Describe the machine and the amount of measurements."""
     return {
         **vm.describe(accel),
         **found.versions,
@@ -110,7 +110,7 @@ def describe(accel: Accel, todo: Plan, found: Measured) -> dict[str, str | int]:
 
 
 def run(todo: Plan, *, cpus: int, instructions: bool) -> tuple[dict[str, str | int], Measured]:
-    """All of it; the machine is gone and its files, too, when this returns."""
+    """Run everything; the machine and its files are removed at the end."""
     # Bazel's own directories are too deep for unix sockets.
     directory = Path(tempfile.mkdtemp(prefix="m-links-", dir="/tmp"))
     try:

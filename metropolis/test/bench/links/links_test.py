@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison of links, with next to no samples, in a real machine.
+"""The comparison of links, with few samples, in a real machine.
 
-What kinds can do is compared word for word: a new kernel that can do more, or
-less, is worth a look at the verdict (PERFORMANCE.md).
+The answers about features are compared word for word: if a new kernel can do
+more, or less, the verdict in PERFORMANCE.md has to be reviewed.
 """
 
 import json
@@ -33,7 +33,7 @@ FIGURES = {
 }
 NO_MAC = "without a MAC: to 00:00:00:00:00:00"
 NO_ATTRIBUTE = "no such attribute"
-# (question's beginning, kind): what is answered instead of "yes".
+# (question's beginning, kind): the answer in place of "yes".
 EXPECTED = {
     ("MAC at creation", Kind.NETKIT_L3): "ENOTSUP",
     ("AF_PACKET frames arrive", Kind.NETKIT_L3): NO_MAC,

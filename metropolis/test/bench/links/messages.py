@@ -52,9 +52,9 @@ _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod to be attached. number: unlike any other's, below 60,000.
+    """A pod to be attached. number: unique, below 60,000.
 
-    host_index, pod_index: of the two ends. group: of the host's.
+    host_index, pod_index: of the two ends. group: of the host's end.
     """
 
     number: int
@@ -85,14 +85,14 @@ def mac(kind: Kind, address: bytes) -> list[bytes]:
 
 
 def queues(kind: Kind) -> list[bytes]:
-    """An end's number of queues; nothing where the kernel's choice is taken."""
+    """Return an end's number of queues; [] for the kernel's default."""
     if kind is not Kind.VETH_1Q:
         return []
     return [attrs.u32(IFLA_NUM_TX_QUEUES, 1), attrs.u32(IFLA_NUM_RX_QUEUES, 1)]
 
 
 def mode(kind: Kind) -> list[bytes]:
-    """What only netkit has to be told; mind that it takes L3 by default."""
+    """Return netkit's mode; its default is L3."""
     return [attrs.u32(NETKIT_MODE, _MODES[kind])] if kind.netkit else []
 
 
@@ -128,7 +128,7 @@ def change(host_index: int, data: Sequence[bytes]) -> Request:
 
 
 def create(kind: Kind, pod: Pod, netns_fd: int) -> list[Request]:
-    """The first send: both ends, with all they need but what comes later."""
+    """Return the first send: both ends, without later settings."""
     near = [
         attrs.text(IFLA_IFNAME, pod.host_name.encode()),
         attrs.u32(IFLA_MTU, MTU),
@@ -147,7 +147,7 @@ def create(kind: Kind, pod: Pod, netns_fd: int) -> list[Request]:
 
 
 def inside(pod: Pod) -> list[Request]:
-    """The second send, in the pod's namespace."""
+    """Return the second send, for the pod's namespace."""
     index = pod.pod_index
     requests = [set_link_up(_LOOPBACK, "lo"), set_link_up(index, "eth0")]
     for ip, hop in ((pod.ipv4, allocs.FIRST_HOP_IPV4), (pod.ipv6, allocs.FIRST_HOP_IPV6)):
@@ -169,9 +169,9 @@ def inside(pod: Pod) -> list[Request]:
 
 
 def commit(pod: Pod) -> list[Request]:
-    """The third send: records, up, first hop, routes."""
+    """Return the third send: records, up, first hop, routes."""
     index, name = pod.host_index, pod.host_name
-    # As long as those of the service are.
+    # As long as those of the service.
     key, record = (f"{what}-{pod.number:040x}" for what in ("key", "record"))
     protocol = allocs.ROUTE_PROTOCOL_WORKLOAD
     return [
@@ -192,7 +192,7 @@ def commit(pod: Pod) -> list[Request]:
 
 
 def host_first_hop() -> list[Request]:
-    """What the host needs once: lo up, and the IPv4 first hop on it."""
+    """Return the host's setup: lo up, and the IPv4 first hop on it."""
     hop = allocs.FIRST_HOP_IPV4
     return [
         set_link_up(_LOOPBACK, "lo"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What host and guest of the comparison of links tell each other. Pure."""
+"""The data that host and guest exchange. Pure."""
 
 import json
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from typing import Any, Self
 
 
 class LinksError(Exception):
-    """It cannot be measured; says what and why."""
+    """A measurement is impossible; the text says which one and why."""
 
 
 class Kind(StrEnum):
-    """The pairs that are compared; veth is what the others are held against.
+    """The compared pairs; the others are compared with veth.
 
-    VETH_1Q is veth with one queue from birth: by default it is born with one
-    for each CPU, of which the kernel then puts all but one out of service.
+    VETH_1Q is veth created with one queue: by default it is created with one
+    for each CPU, and the kernel then disables all but one.
     """
 
     VETH = "veth"
@@ -33,10 +33,10 @@ class Kind(StrEnum):
 class Plan:
     """How much is measured in each round, for each kind.
 
-    attaches: pods attached, one by one, and removed again: singles one by one,
+    attaches: pods attached one by one, and removed again: `singles` one by one,
     the rest by their group. transactions: of one TCP_RR. stream_kib: of one
     TCP_STREAM. sysctls: path below /proc/sys/net and value; rules: for nft;
-    both are the node's, so that packets pass what they pass on a node.
+    both are the node's, so that packets take the same path as on a node.
     """
 
     rounds: int
@@ -59,7 +59,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What one kind gave for one figure in one round; at least one value."""
+    """The values of a kind for a figure in a round; at least one."""
 
     figure: str
     unit: str
@@ -70,7 +70,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Ability:
-    """Whether what we want of a link works: "yes", or why not, by kind."""
+    """Whether a wanted feature works: "yes", or why not, by kind."""
 
     what: str
     answers: dict[Kind, str]
@@ -78,7 +78,7 @@ class Ability:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All that the guest has found out. versions: by name."""
+    """All results of the guest. versions: by name."""
 
     versions: dict[str, str]
     samples: tuple[Samples, ...]

@@ -25,7 +25,7 @@ _RECEIVE = 32768
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A namespace: its file, the file of home, a route socket inside."""
+    """A namespace: its descriptor, that of the host, a route socket inside."""
 
     fd: int
     home: int
@@ -49,7 +49,7 @@ class Namespace:
         return done.stdout
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
-        """A socket inside; the caller closes it."""
+        """Open a socket inside; the caller closes it."""
         with netns.Inside(self.fd, self.home):
             return socket.socket(family, kind, protocol)
 

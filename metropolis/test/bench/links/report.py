@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From samples to figures, and to what is printed. Pure.
+"""Compute figures from samples, and print them. Pure.
 
-A kind's figure is the median over the rounds of a round's percentile; a ratio
-is taken within a round, of medians, and then the median over the rounds is;
-low and high are the extreme rounds.
+A kind's figure is the median over the rounds of a round's percentile. A ratio
+is computed within a round, from medians; the result is the median over the
+rounds; low and high are the extreme rounds.
 """
 
 import math
@@ -22,7 +22,7 @@ INSTRUCTIONS = "1,000 instructions"
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Linear between the two values around it."""
+    """Interpolate linearly between two values."""
     ordered = sorted(values)
     place = (len(ordered) - 1) * percent / 100
     below = math.floor(place)
@@ -32,7 +32,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What a kind (subject) gave, and against veth in the same rounds."""
+    """A kind's (subject's) value, and its ratio to veth in the same rounds."""
 
     figure: str
     subject: Kind
@@ -46,7 +46,7 @@ class Figure:
 
 
 def figures(samples: Iterable[Samples]) -> list[Figure]:
-    """The figures of all kinds, in the order in which they were measured."""
+    """Return the figures of all kinds, in the order of measurement."""
     rounds: dict[tuple[str, str], dict[Kind, dict[int, Sequence[float]]]] = {}
     for one in samples:
         kinds = rounds.setdefault((one.figure, one.unit), {})
@@ -69,12 +69,12 @@ def figures(samples: Iterable[Samples]) -> list[Figure]:
 
 
 def _over(value: float, beside: float) -> float:
-    """0 / 0 is 1: alike. Of counts; nothing else is 0."""
+    """Return the ratio; 0 / 0 is 1, equal. Only counts can be 0."""
     return value / beside if beside else 1.0 if not value else math.inf
 
 
 def as_instructions(samples: Iterable[Samples]) -> list[Samples]:
-    """On a machine whose nanosecond is an instruction: rates say nothing."""
+    """Convert samples of a machine that counts instructions; drop rates."""
     units = {"us": INSTRUCTIONS}
     return [
         Samples(one.figure, units.get(one.unit, one.unit), one.kind, one.round, one.values)
@@ -84,7 +84,7 @@ def as_instructions(samples: Iterable[Samples]) -> list[Samples]:
 
 
 def to_json(machine: Mapping[str, Any], found: Measured) -> dict[str, Any]:
-    """What --json prints."""
+    """Return the output of --json."""
     return {
         "machine": dict(machine),
         "figures": [
@@ -99,7 +99,7 @@ def to_json(machine: Mapping[str, Any], found: Measured) -> dict[str, Any]:
 
 
 def table(machine: Mapping[str, Any], found: Measured) -> str:
-    """What is printed without --json."""
+    """Return the output without --json."""
     on = ", ".join(f"{name} {value}" for name, value in machine.items())
     lines = [*textwrap.wrap(on, 108), ""]
     lines.append(_row("", [kind.value for kind in Kind]))
@@ -107,7 +107,7 @@ def table(machine: Mapping[str, Any], found: Measured) -> str:
     for figure in figures(found.samples):
         by_figure.setdefault((figure.figure, figure.unit), []).append(figure)
     for (name, unit), kinds in by_figure.items():
-        # Of a counting machine all units are one, told below.
+        # On a counting machine all units are the same, printed below.
         shown = f"{name}, {unit}" if unit in (*_RATES, "us") else name
         lines.append(_row(shown, [_cell(figure) for figure in kinds]))
     if any(unit == INSTRUCTIONS for _, unit in by_figure):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples become the right figures, and are told apart when printed."""
+"""Samples become the right figures, and are printed separately."""
 
 import json
 
@@ -12,7 +12,7 @@ MACHINE = {"cpu": "abacus", "cores": 10}
 
 
 def samples(figure: str, unit: str, veth: list[list[float]], factor: float) -> list[Samples]:
-    """Each round's values of veth; the others' are `factor` times those."""
+    """Return samples: `veth` by round; others have `factor` times those."""
     return [
         Samples(
             figure,
@@ -36,7 +36,7 @@ def test_ratios_are_of_one_round() -> None:
     assert found[0].p95 == pytest.approx(43.5)
 
 
-def test_extreme_rounds_are_told() -> None:
+def test_extreme_rounds_are_reported() -> None:
     odd = [
         Samples("attach", "us", kind, number, (value if kind is not Kind.VETH else 10.0,))
         for number, value in enumerate([9.0, 10.0, 14.0])
@@ -79,7 +79,7 @@ def test_json_is_json() -> None:
     assert told["figures"][-1]["ratio_to_veth"] == 3
 
 
-def test_what_is_told_across_the_machine_arrives() -> None:
+def test_what_is_reported_across_the_machine_arrives() -> None:
     plan = Plan(1, 2, 1, 3, 4, (("ipv4/ip_forward", 1),), "table t {}")
     assert Plan.from_json(plan.to_json()) == plan
     found = Measured(

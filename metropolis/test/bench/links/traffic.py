@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Traffic between two pods, by netperf, and what it cost the kernel."""
+"""Traffic between two pods, by netperf, and its cost in the kernel."""
 
 import re
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def serve(namespace: Namespace) -> None:
 def _netperf(
     client: Namespace, target: str, family: int, test: str, amount: int, *outputs: str
 ) -> dict[str, float]:
-    """Run a test of so many transactions or bytes."""
+    """Run a test of `amount` transactions or bytes."""
     argv = ["netperf", "-P", "0", "-j", f"-{family}", "-H", target, "-p", _PORT]
     # Units: transactions as they are, streams in 10^6 bits a second.
     argv += ["-f", "x" if test == "TCP_RR" else "m"]
@@ -74,7 +74,7 @@ def stream(client: Namespace, server: Pod, family: int, kib: int) -> Iterator[Va
 
 
 def softirqs() -> int:
-    """Runs of NET_RX so far, of all CPUs."""
+    """Return the runs of NET_RX so far, of all CPUs."""
     for line in Path("/proc/softirqs").read_text().splitlines():
         name, _, counts = line.partition(":")
         if name.strip() == "NET_RX":

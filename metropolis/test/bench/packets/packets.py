@@ -1,31 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the rules cost a packet.
+"""Measure the cost of the rules for a packet.
 
     ./bazelw run //metropolis/test/bench/packets -- [--json] [--baseline FILE]
 
     pod a ── (group 8) host netns up0 ── outside, masqueraded
     pod b ── (group 8)
 
-    --rounds N        of each figure (default 9)
-    --seconds S       of each turn (default 0.2)
+    --rounds N        rounds of each figure (default 9)
+    --seconds S       time of each turn (default 0.2)
     --baseline FILE   rules to compare with, for nft -f; default: those of
                       baseline.nft
     --flows           a new flow's cost beside many of its sender's own
 
-Three rule sets take turns in one host: none, the baseline, and the tree's as a
-node in a cluster has it, with a rate of new flows that nothing here reaches.
-Each figure is measured of all three within a second, in another order each
-time; a ratio is the median of the rounds' ratios. Rules that look at routes are
+Three rule sets alternate on one host: none, the baseline, and the tree's as a
+node in a cluster has it, with a limit of new flows that is not reached here.
+Each figure is measured with all three within a second, in another order each
+time; a ratio is the median of the rounds' ratios. Rules that look up routes are
 measured beside 10 and 2,000 workloads' routes.
 
-All ends run on one CPU, so a transaction is the sum of what both ends and the
-host between them do, and no wake-up of another CPU is in it.
+All ends run on one CPU, so a transaction is the sum of the work of both ends
+and the host between them, without wake-ups of another CPU.
 
-In us, the less the better: TCP_RR and UDP_RR are a byte there and one back;
-connection is a new one and its first byte; stream is a MiB.
+Figures are us, less is better: TCP_RR and UDP_RR send a byte there and one
+back; connection is a new one and its first byte; stream is a MiB.
 
-Absolute figures are of this machine's kernel and its load; ratios are what
-another machine would show too.
+Absolute figures depend on this machine's kernel and load; another machine would
+show the same ratios.
 """
 
 import argparse
@@ -63,14 +63,14 @@ _BITS: Final = {4: (32, 24), 6: (128, 64)}
 
 
 def tree_rules() -> str:
-    """As a node in a cluster has them; only the rate of new flows is out of
-    reach.
+    """Return the rules of a node in a cluster, with a limit of new flows that
+    is not reached.
     """
     return render(Settings(networks=_NETWORKS, new_flows_per_second=NEW_FLOWS_MAX, overlay=True))
 
 
 def pod_address(number: int, version: int) -> str:
-    """Of the nth workload, from 0."""
+    """Return the address of the nth workload, from 0."""
     if version == 4:
         return str(IPv4Address("10.192.0.1") + number)
     return str(IPv6Address("fd00:10:192::1") + number)
@@ -95,7 +95,7 @@ def _ip(commands: list[str], netns: Netns | None = None) -> None:
 
 
 class Host:
-    """The node's namespace, which is the program's; two pods; the outside."""
+    """The node (the program's own namespace), two pods, the outside."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._routes = 0
@@ -146,7 +146,7 @@ class Host:
         _ip(inside, there)
 
     def workloads(self, count: int) -> None:
-        """Have the routes of so many."""
+        """Add the routes of `count` workloads."""
         _ip(
             [
                 f"route add {pod_address(number, version)}/{_BITS[version][0]} dev pod1 "
@@ -158,12 +158,12 @@ class Host:
         self._routes = count
 
     def client(self, way: str, version: int) -> Client:
-        """From the first pod."""
+        """Return a client in the first pod."""
         return Client(self.netns["pod0"], self.ways[way][version])
 
 
 def _turns(rounds: int) -> Iterator[tuple[str, ...]]:
-    """The subjects, in each order as often as in another."""
+    """Yield the subjects, in each order equally often."""
     yield from itertools.islice(itertools.cycle(itertools.permutations(report.SUBJECTS)), rounds)
 
 
@@ -184,13 +184,13 @@ class Bench:
     def measure(
         self, figure: Figure, rounds: int, prepare: Callable[[], None] = lambda: None
     ) -> None:
-        """A figure of every subject. prepare: is called under its rules."""
+        """Measure a figure of every subject. prepare: runs under its rules."""
         client = self._host.client(figure.way, figure.version)
         for turn in _turns(rounds):
             for subject in turn:
                 self._nft.apply("flush ruleset\n" + self._rules[subject])
-                # Flows that were made while hooks went, without translation,
-                # would be in the way of ports that are used again.
+                # Untranslated flows, made while hooks are replaced, would
+                # conflict with ports that are used again.
                 conntrack.flush()
                 prepare()
                 us = client.measure(figure.kind, self._seconds)

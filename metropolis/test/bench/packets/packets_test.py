@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command as people run it, quickly. No test of how fast anything is."""
+"""The whole command, with few samples. No test asserts a speed."""
 
 import json
 import subprocess

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From rounds to figures. Pure.
+"""Compute figures from rounds. Pure.
 
 A round's value is the median of its transactions; a figure is the median of the
-rounds, a ratio the median of the rounds' ratios, so that what disturbs a round
-disturbs both sides of it.
+rounds, a ratio the median of the rounds' ratios, so that a disturbance in a
+round affects both sides of the ratio.
 """
 
 import statistics
@@ -21,9 +21,9 @@ SUBJECTS: Final = (NONE, BASELINE, TREE)
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What was measured: a kind of traffic, on a way, at a size.
+    """A measurement: a kind of traffic, its path and IP version.
 
-    workloads: how many have routes. flows: that the sender had before.
+    workloads: how many have routes. flows: existing flows of the sender.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class Line:
     to_none: float
 
     def as_json(self) -> dict[str, Any]:
-        """With numbers as precise as they are meant."""
+        """Return JSON, with rounded numbers."""
         found = asdict(self.figure) | {"us": self.us}
         found |= {"to_baseline": self.to_baseline, "to_none": self.to_none}
         found["us"] = {key: round(value, 2) for key, value in self.us.items()}
@@ -61,7 +61,7 @@ class Results:
         self.values.setdefault(figure, {}).setdefault(subject, []).append(us)
 
     def lines(self) -> list[Line]:
-        """All figures, in the order in which they were measured first."""
+        """Return all figures, in the order of measurement."""
         return [
             Line(
                 figure,
@@ -90,7 +90,7 @@ _HEAD: Final[tuple[str, ...]] = (
 
 
 def table(lines: Sequence[Line]) -> str:
-    """For people."""
+    """Return a table for people."""
     rows = [_HEAD]
     for line in lines:
         of = line.figure

@@ -30,7 +30,7 @@ def test_ratios_are_of_rounds() -> None:
     (line,) = results().lines()
     assert line.us == {NONE: 20.0, BASELINE: 24.0, TREE: 30.0}
     assert (line.to_baseline, line.to_none) == (1.25, 1.5)
-    # Of medians it would be 10 / 20.
+    # The ratio of the medians would be 10 / 20.
     assert ratio([10, 10, 40], [10, 20, 40]) == 1
 
 

@@ -2,8 +2,8 @@
 """Both ends of the traffic: plain loops over sockets, timed as a whole.
 
 Why not netperf: it sets up a control connection and a process for each of
-hundreds of short turns. The loops cost the same some microseconds whatever the
-rules are, which makes ratios a little smaller than netperf's.
+hundreds of short turns. The loops add the same few microseconds for all rules,
+which makes ratios a little smaller than netperf's.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _RESET: Final = struct.pack("ii", 1, 0)
 
 
 def _median_us(transact: Callable[[], None], seconds: float) -> float:
-    """Of one; so what else runs on the CPU meanwhile does not count."""
+    """Return the median of one call: other work on the CPU does not count."""
     took: list[int] = []
     before = time.perf_counter_ns()
     end = before + int(seconds * 1e9)
@@ -90,7 +90,7 @@ KINDS: Final = tuple(_SERVERS)
 
 @contextlib.contextmanager
 def serving(netns: Netns) -> Iterator[None]:
-    """A process for each kind of traffic, all listening. With one thread."""
+    """Run a listening process per kind of traffic. Call with one thread."""
     children = []
     try:
         for port, kind, serve in _SERVERS.values():
@@ -119,7 +119,7 @@ def _become(serve: Callable[[socket.socket], None], sock: socket.socket) -> None
 
 
 class Client:
-    """Traffic from a namespace to one that is served."""
+    """Sends traffic from a namespace to a served one."""
 
     def __init__(self, netns: Netns, target: str) -> None:
         self._netns = netns
@@ -127,8 +127,8 @@ class Client:
         self._family = socket.AF_INET6 if ":" in target else socket.AF_INET
 
     def measure(self, kind: str, seconds: float) -> float:
-        """The median of the transactions that fit into the time, us. One of a
-        stream is a MiB and a byte that says that it came. Raises TrafficError.
+        """Return the median of the transactions in the given time, us. That of
+        a stream is a MiB and a byte of acknowledgement. Raises TrafficError.
         """
         try:
             return {
@@ -141,7 +141,7 @@ class Client:
             raise TrafficError(f"{kind} to {self._target}: {error}") from error
 
     def own_flows(self, count: int) -> None:
-        """Make so many flows that nobody answers."""
+        """Make `count` flows without answers."""
         for first in range(0, count, 40_000):
             with self._open("UDP_RR") as sock:
                 for port in range(first, min(first + 40_000, count)):
@@ -155,7 +155,7 @@ class Client:
     def _connect(self, kind: str) -> socket.socket:
         sock = self._open(kind)
         sock.connect((self._target, _SERVERS[kind][0]))
-        # In the kernel, which is cheaper than before each call.
+        # The kernel's timeout is cheaper than a check before each call.
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL)
         return sock

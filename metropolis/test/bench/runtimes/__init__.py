@@ -3,10 +3,9 @@
 
     ./bazelw run //metropolis/test/bench/runtimes [-- --json] [-- --quick]
 
-One machine is booted from an image that has all runtimes. They take turns at
-every pod: ours, stock with CNI's bridge, stock with our shim, and pods in the
-host's network as the floor. The command says what is measured and what the
-figures do not show.
+One machine is booted from an image with all runtimes. They alternate at every
+pod: ours, stock with CNI's bridge, stock with our shim, and pods in the host's
+network as the floor. The command's docstring has the figures and their limits.
 
     runtimes                        the command; sizes of images
       │ a plan, as JSON             (common.vm boots the machine)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The containerds' configurations: the node's, with what differs. Pure."""
+"""The containerds' configurations: the node's, with differences. Pure."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,9 +15,8 @@ _RUNTIME = "io.containerd.cri.v1.runtime"
 CNI_CONF_DIR = "/tmp/cni/net.d"
 """Where the bridge's configuration is written."""
 
-# As containerd's documentation (docs/cri/installation.md, and the script
-# install-cni of its sources) gives it, but for the IPv6 prefix: theirs is
-# somebody's.
+# As in containerd's documentation (docs/cri/installation.md, and the script
+# install-cni of its sources), except the IPv6 prefix: theirs is assigned.
 BRIDGE: Toml = {
     "cniVersion": "1.0.0",
     "name": "containerd-net",
@@ -41,9 +40,9 @@ BRIDGE: Toml = {
     ],
 }
 
-# What differs in each. The first is as the node has it; the second as
-# containerd has it unless told otherwise, with its `loopback` plugin; the third
-# as a node of stock packages would use our service.
+# The differences of each. The first is as on the node; the second has
+# containerd's defaults, with its `loopback` plugin; the third is how a node of
+# stock packages would use our service.
 _NETWORK: Mapping[Runtime, Toml | None] = {
     Runtime.OURS: None,
     Runtime.CNI: {"bin_dirs": ["/usr/lib/cni"], "conf_dir": CNI_CONF_DIR},
@@ -87,12 +86,12 @@ class Place:
 
     @property
     def metrics(self) -> str:
-        """Where it tells its metrics: host and port."""
+        """Return where it serves its metrics: host and port."""
         return f"127.0.0.1:{1338 + self.number}"
 
 
 def config(node: Toml, place: Place) -> Toml:
-    """node: the node's configuration, parsed; not changed."""
+    """Return a configuration. node: the node's, parsed; not changed."""
     made: Toml = json.loads(json.dumps(node))
     made["root"] = place.root
     made["state"] = place.state
@@ -105,7 +104,7 @@ def config(node: Toml, place: Place) -> Toml:
 
 
 def to_toml(tables: Toml) -> str:
-    """As text; of what containerd's configuration has: no table in an array."""
+    """Return TOML text. As in containerd's, arrays contain no tables."""
     return "\n".join(_lines(tables, ())) + "\n"
 
 
@@ -121,7 +120,7 @@ def _lines(table: Toml, name: tuple[str, ...]) -> Iterator[str]:
 
 
 def _value(value: object) -> str:
-    """JSON of a string, number, boolean or array of these is TOML as well, but
-    for surrogates and DEL.
+    """Return a TOML value. JSON of a string, number, boolean or array of these
+    is also TOML, except surrogates and DEL.
     """
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs in the guest, as root: measures, prints what it found as JSON.
+"""Runs in the guest, as root: measures, and prints the results as JSON.
 
     guest PLAN    a file with model.Plan as JSON
 
-Subjects take turns at every single pod, in another order each time, so that
-whatever else the machine does hits all alike; before each turn the kernel has
-ended the namespaces of the one before.
+Subjects alternate at every pod, in another order each time, so that other work
+of the machine affects all equally; before each turn the kernel has removed the
+namespaces of the one before.
 """
 
 import contextlib
@@ -40,13 +40,13 @@ _SERVICE_S = 120.0
 _POLL_S = 0.2
 _TRACE = Path("/sys/kernel/tracing/instances/bench")
 _TRACE_KIB = 4096  # for each CPU
-# Whose doings are not a pod's: this program, node core (which starts none).
+# Tasks whose actions are not a pod's: this program, node core (starts none).
 _IGNORED = frozenset({"python3"})
 
 
 @dataclass(slots=True)
 class Results:
-    """Values of rounds, as they come."""
+    """Values of rounds."""
 
     round: int = 0
     found: dict[tuple[str, str, Subject, int], list[float]] = field(default_factory=dict)
@@ -61,14 +61,14 @@ class Results:
 
 
 def timed[T](call: Callable[[], T]) -> tuple[float, T]:
-    """Milliseconds, and what was returned."""
+    """Return milliseconds, and the call's result."""
     begin = time.monotonic_ns()
     value = call()
     return (time.monotonic_ns() - begin) / 1e6, value
 
 
 class Bench:
-    """The containerds, and what is measured on them."""
+    """The containerds, and the measurements with them."""
 
     def __init__(self, plan: Plan, containerds: dict[Runtime, Containerd]) -> None:
         self._plan = plan
@@ -124,7 +124,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _network(self, subject: Subject, operation: str, count: int) -> Iterator[list[float]]:
-        """The list has, afterwards, the plugin's milliseconds per pod.
+        """Yield a list that then gets the plugin's milliseconds per pod.
 
         A pod's network may be torn down twice, by Stop- and RemovePodSandbox.
         """
@@ -143,13 +143,13 @@ class Bench:
 
     @staticmethod
     def _check(subject: Subject, containerd: Containerd, ident: str) -> None:
-        """A pod has a network, IPv4 and IPv6, or none of its own."""
+        """Check that a pod has IPv4 and IPv6, or the host's network."""
         ips = containerd.addresses(ident)
         if len(ips) != (0 if subject.host_network else 2):
             raise BenchError(f"{subject}: a pod has the addresses {ips}")
 
     def count(self, results: Results) -> None:
-        """Processes and programs of pods, by the kernel's tracepoints."""
+        """Count processes and programs of pods, by the kernel's tracepoints."""
         for subject in Subject:
             containerd = self._containerds[subject.runtime]
             totals = {RUN: _nothing(), REMOVE: _nothing()}
@@ -192,7 +192,7 @@ def _add(totals: _Totals, text: str) -> None:
 
 
 def _traced[T](call: Callable[[], T]) -> tuple[T, str]:
-    """What was returned, and what the kernel told meanwhile."""
+    """Return the call's result, and the kernel's events meanwhile."""
     if not _TRACE.is_dir():
         _TRACE.mkdir()
         (_TRACE / "tracing_on").write_text("0")
@@ -209,7 +209,7 @@ def _traced[T](call: Callable[[], T]) -> tuple[T, str]:
 
 
 def wait_for_service() -> None:
-    """Until the node's workload network service answers."""
+    """Wait until the node's workload network service answers."""
     end = time.monotonic() + _SERVICE_S
     with grpc.insecure_channel(f"unix:{allocs.WORKLOAD_SOCKET}") as channel:
         stub = workload_pb2_grpc.WorkloadNetworkingStub(channel)
@@ -225,7 +225,7 @@ def wait_for_service() -> None:
 
 
 def versions(containerds: dict[Runtime, Containerd]) -> dict[str, str]:
-    """Of what is measured."""
+    """Return the versions of the measured programs."""
 
     def said(*command: str) -> str:
         done = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -243,7 +243,7 @@ def versions(containerds: dict[Runtime, Containerd]) -> dict[str, str]:
 
 
 def run(plan: Plan) -> Measured:
-    """All of it."""
+    """Run the whole plan."""
     say("waiting for the network service")
     wait_for_service()
     say("starting the containerds")
@@ -271,7 +271,7 @@ def run(plan: Plan) -> Measured:
 
 
 def say(message: str) -> None:
-    """Progress."""
+    """Print progress."""
     print(f"guest {time.monotonic():.0f} s: {message}", file=sys.stderr, flush=True)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""containerd's metrics, as Prometheus' text format has them. Pure.
+"""containerd's metrics, in Prometheus' text format. Pure.
 
-containerd times each operation of its network plugin; whatever stands in the
-plugin's place (CNI's programs, our shim, our library) is timed alike.
+containerd times each operation of its network plugin in the same way, whether
+that is CNI's programs, our shim or our library.
 """
 
 import math
@@ -22,13 +22,13 @@ _LABEL = re.compile(r'([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"')
 
 
 class MetricsError(ValueError):
-    """Text that is no metrics; says which line."""
+    """The text is not in the format; the message names the line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What the network plugin has done of one operation: how often, how many
-    seconds all of them took together, how often it failed.
+    """An operation of the network plugin: how often it was done, the seconds of
+    all together, how often it failed.
     """
 
     count: int = 0
@@ -36,7 +36,7 @@ class Network:
     errors: int = 0
 
     def since(self, before: Network) -> Network:
-        """What was done after `before`."""
+        """Return the operations after `before`."""
         return Network(
             self.count - before.count,
             self.seconds - before.seconds,
@@ -45,7 +45,7 @@ class Network:
 
 
 def values(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
-    """Each sample: name, labels, value. Raises MetricsError."""
+    """Yield each sample: name, labels, value. Raises MetricsError."""
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue
@@ -60,7 +60,7 @@ def values(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
 
 
 def network(text: str, operation: str) -> Network:
-    """What was done of SET_UP or TEAR_DOWN so far; nothing: all zero."""
+    """Return the operations SET_UP or TEAR_DOWN so far; zeros if none."""
     found = {_LATENCY + "_count": 0.0, _LATENCY + "_sum": 0.0, _ERRORS: 0.0}
     for name, labels, value in values(text):
         if name in found and labels.get("operation_type") == operation:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What host and guest of the comparison of runtimes tell each other. Pure."""
+"""The data that host and guest exchange. Pure."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ class Runtime(StrEnum):
 
 
 class Subject(StrEnum):
-    """What is compared; OURS is what the others are held against."""
+    """The compared subjects; the others are compared with OURS."""
 
     OURS = "ours"
     CNI = "stock + CNI"
@@ -29,7 +29,7 @@ class Subject(StrEnum):
 
     @property
     def host_network(self) -> bool:
-        """Whether its pods have the node's network, and none of their own."""
+        """Return whether its pods share the node's network."""
         return self is Subject.HOST
 
 
@@ -37,10 +37,10 @@ class Subject(StrEnum):
 class Plan:
     """How much is measured in each round, for each subject.
 
-    samples: pods run and removed, one at a time. at_once: so many are then run
-    at once, and removed at once, `repeats` times. counted: pods whose processes
-    are counted, after all rounds. seed: of the order of subjects. warm_up: one
-    pod each comes and goes before.
+    samples: pods run and removed, one at a time. at_once: how many are then run
+    and removed concurrently, `repeats` times. counted: pods whose processes are
+    counted, after all rounds. seed: for the order of subjects. warm_up: run one
+    pod of each subject before.
     """
 
     rounds: int
@@ -63,7 +63,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What one subject gave for one figure in one round; at least one value."""
+    """The values of a subject for a figure in a round; at least one."""
 
     figure: str
     unit: str
@@ -83,7 +83,7 @@ class Programs:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All that the guest has found out. versions: by name."""
+    """All results of the guest. versions: by name."""
 
     versions: dict[str, str]
     samples: tuple[Samples, ...]

@@ -27,7 +27,7 @@ _START_S = 120.0
 _CALL_S = 180.0
 _POLL_S = 0.1
 _TAIL = 2000
-# A client of one's own, not one connection for all.
+# Each client has its own connection.
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
 
 
@@ -56,7 +56,7 @@ class Containerd:
         self._runtime = api_grpc.RuntimeServiceStub(channel)
 
     def wait(self) -> None:
-        """Until pods can be started; loads the image that they need."""
+        """Wait until pods can be started; load the image that they need."""
         end = time.monotonic() + _START_S
         while missing := self._missing():
             if self._process.poll() is not None:
@@ -86,11 +86,11 @@ class Containerd:
         return ""
 
     def version(self) -> str:
-        """As it tells."""
+        """Return the version that it reports."""
         return str(self._runtime.Version(api.VersionRequest(), timeout=10).runtime_version)
 
     def network(self, operation: str) -> metrics.Network:
-        """What its network plugin has done so far."""
+        """Return the operations of its network plugin so far."""
         url = f"http://{self.place.metrics}/v1/metrics"
         try:
             with urllib.request.urlopen(url, timeout=60) as answer:
@@ -99,7 +99,7 @@ class Containerd:
             raise self._failure(f"metrics: {error}") from error
 
     def sandbox_config(self, *, host_network: bool) -> api.PodSandboxConfig:
-        """Of a new pod."""
+        """Return the configuration of a new pod."""
         self._number += 1
         name = f"pod-{self._number}"
         namespaces = api.NamespaceOption(network=api.NODE if host_network else api.POD)
@@ -120,7 +120,7 @@ class Containerd:
             raise self._failure(f"RunPodSandbox: {_text(error)}") from error
 
     def addresses(self, ident: str) -> list[str]:
-        """A pod's, as the runtime tells."""
+        """Return a pod's addresses, as the runtime reports them."""
         request = api.PodSandboxStatusRequest(pod_sandbox_id=ident)
         try:
             network = self._runtime.PodSandboxStatus(request, timeout=_CALL_S).status.network

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From samples to figures, and to what is printed. Pure.
+"""Compute figures from samples, and print them. Pure.
 
-A figure is the median over the rounds of a round's percentile; a ratio is taken
-within a round, of medians, and then the median over the rounds is.
+A figure is the median over the rounds of a round's percentile. A ratio is
+computed within a round, from medians; the result is the median over the rounds.
 """
 
 import statistics
@@ -20,7 +20,7 @@ _WIDTH = 108
 _MB = 1e6
 IMAGE = "size in an image"
 UNPACKED = "size unpacked"
-# Parts of it: by what begins a path.
+# Parts of it, by the beginning of a path.
 _PARTS = {
     "containerd": ("/usr/bin/containerd", "/usr/libexec/ours/containerd"),
     "its shim of runc": (
@@ -29,13 +29,13 @@ _PARTS = {
     ),
     "ctr": ("/usr/bin/ctr", "/usr/libexec/ours/ctr"),
 }
-# Whatever else there is, is for networks.
+# All other files are for networks.
 _NETWORK = "for networks"
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """An erofs with what a subject needs: its bytes, and its regular files."""
+    """An erofs with the files of a subject: its bytes, and regular files."""
 
     image: int
     files: Mapping[str, int]
@@ -45,7 +45,7 @@ class Size:
         return sum(self.files.values())
 
     def parts(self) -> dict[str, int]:
-        """Unpacked bytes, by what they are for."""
+        """Return unpacked bytes by purpose."""
         names = {path: part for part, paths in _PARTS.items() for path in paths}
         sums = dict.fromkeys((*_PARTS, _NETWORK), 0)
         for path, size in self.files.items():
@@ -55,8 +55,8 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What a subject gave. p95 None: a single value. ratio_to_ours None: ours
-    has none, or 0.
+    """A subject's value. p95 None: a single value. ratio_to_ours None: ours is
+    missing or 0.
     """
 
     figure: str
@@ -67,7 +67,7 @@ class Figure:
     ratio_to_ours: float | None
 
     def as_json(self) -> dict[str, Any]:
-        """With numbers as precise as they are meant."""
+        """Return JSON, with rounded numbers."""
         return {
             key: float(f"{value:.5g}") if isinstance(value, float) else value
             for key, value in asdict(self).items()
@@ -75,7 +75,7 @@ class Figure:
 
 
 def figures(samples: Iterable[Samples]) -> list[Figure]:
-    """Of all subjects, in the order in which they were measured."""
+    """Return the figures of all subjects, in the order of measurement."""
     rounds: dict[tuple[str, str], dict[Subject, dict[int, Sequence[float]]]] = {}
     for one in samples:
         subjects = rounds.setdefault((one.figure, one.unit), {})
@@ -101,7 +101,7 @@ def figures(samples: Iterable[Samples]) -> list[Figure]:
 
 
 def shares(found: Iterable[Figure]) -> list[Figure]:
-    """How much of a figure is the network's, in percent."""
+    """Return the network's share of figures, in percent."""
     medians = {(one.figure, one.subject): one.p50 for one in found}
     made = []
     for (figure, subject), part in medians.items():
@@ -116,7 +116,7 @@ def shares(found: Iterable[Figure]) -> list[Figure]:
 
 
 def sizes(weighed: Mapping[Subject, Size]) -> list[Figure]:
-    """Sizes as figures."""
+    """Return sizes as figures."""
     found = []
 
     def add(figure: str, values: Mapping[Subject, int]) -> None:
@@ -142,7 +142,7 @@ def everything(found: Measured, weighed: Mapping[Subject, Size]) -> list[Figure]
 def to_json(
     machine: Mapping[str, Any], found: Measured, weighed: Mapping[Subject, Size]
 ) -> dict[str, Any]:
-    """What --json prints."""
+    """Return the output of --json."""
     return {
         "machine": dict(machine),
         "figures": [figure.as_json() for figure in everything(found, weighed)],
@@ -151,7 +151,7 @@ def to_json(
 
 
 def table(machine: Mapping[str, Any], found: Measured, weighed: Mapping[Subject, Size]) -> str:
-    """What is printed without --json."""
+    """Return the output without --json."""
     on = ", ".join(f"{name} {value}" for name, value in machine.items())
     lines = [*textwrap.wrap(on, _WIDTH)]
     if machine.get("accel") != "kvm":

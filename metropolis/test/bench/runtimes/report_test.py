@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is computed and printed of runtimes, without a machine."""
+"""Figures and output of the comparison of runtimes, without a machine."""
 
 import json
 import tomllib
@@ -168,7 +168,7 @@ def test_processes_are_not_threads() -> None:
     assert trace.count(TRACE).processes == 2
 
 
-def test_lost_events_are_told() -> None:
+def test_lost_events_are_reported() -> None:
     with pytest.raises(TraceError, match="gap"):
         trace.count("CPU:1 [LOST 12 EVENTS]\n" + TRACE)
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods by our containerd beside stock containerds: what networking costs.
+"""Pods by our containerd beside stock containerds: the cost of networking.
 
     ./bazelw run //metropolis/test/bench/runtimes [-- --json] [-- --quick]
 
-Takes 15 to 25 minutes without KVM. Boots one machine from an image of its own:
-the node's, with both containerds and CNI's plugins. In it runs node core with
-the workload network service, and beside it three containerds with files and
-sockets of their own:
+It takes 15 to 25 minutes without KVM. It boots one machine from a special
+image: the node's, with both containerds and CNI's plugins. In it run node core
+with the workload network service, and three containerds with separate files
+and sockets:
 
     ours            our containerd, which asks the service itself
     stock + CNI     Debian's, with CNI's bridge and portmap (host-local,
@@ -17,31 +17,31 @@ sockets of their own:
 
 Figures:
 
-    RunPodSandbox            ms, one at a time; so is Stop+RemovePodSandbox,
-                             both calls together
-    ...: network             ms of it in the network plugin, by containerd's
-                             own metrics; what is there in a plugin's place is
-                             timed alike. A pod's network is torn down by
-                             StopPodSandbox, and once more by RemovePodSandbox
+    RunPodSandbox            ms, one at a time; the same for
+                             Stop+RemovePodSandbox, both calls together
+    ...: network             ms of it in the network plugin, or its substitute,
+                             by containerd's own metrics. A pod's network is
+                             torn down by StopPodSandbox, and again by
+                             RemovePodSandbox
     ... at N                 pods a second, N at once
     ... at N: network        ms in the plugin, mean of these N
-    ...: processes           that began (no threads), by the kernel's
-                             tracepoints, counted apart from what is timed
-    ...: programs executed   likewise, and which
-    size in an image         containerd, its runc shim, ctr and what their
-                             networks need, as an erofs compressed as the
+    ...: processes           new ones (no threads), by the kernel's
+                             tracepoints, counted apart from the timing
+    ...: programs executed   the same, and which programs
+    size in an image         containerd, its runc shim, ctr and the files of
+                             their networks, as an erofs compressed like the
                              node's; and the same files unpacked
 
-Method. Subjects take turns at every single pod, in an order drawn each time;
-before each turn the kernel has ended the namespaces of the one before. The
-clock and the client are in the machine. A figure is the median of the rounds'
-percentiles, a ratio the median of the rounds' ratios. Each pod must have both
-addresses, and the plugin must have been called for each.
+Method. Subjects alternate at every pod, in random order; before each turn the
+kernel has removed the namespaces of the one before. The clock and the client
+are in the machine. A figure is the median of the rounds' percentiles, a ratio
+the median of the rounds' ratios. Each pod must have both addresses, and the
+plugin must have been called for each.
 
-Limits. Sandboxes only: no containers, no images pulled. Under emulation (no
-KVM) what executes much, such as programs that start, is dearer than on a real
-machine by more than what waits: absolute figures say nothing, ratios little of
-what they are elsewhere. The machine has no uplink, so nothing is masqueraded.
+Limits. There are sandboxes only: no containers, no images pulled. Emulation (no
+KVM) slows down execution, such as starts of programs, more than waiting: so
+absolute figures have no meaning elsewhere, and ratios little. The machine has
+no uplink, so nothing is masqueraded.
 Stock containerd has its default `loopback` plugin in stock + CNI, and brings lo
 up itself in stock + shim.
 
@@ -94,7 +94,7 @@ _SIZES = {
 
 
 async def measure(todo: Plan, *, cpus: int, directory: Path) -> tuple[Accel, Measured]:
-    """Boot the machine, measure in it. BenchError, VmError, AgentError."""
+    """Boot and measure. Raises BenchError, VmError, AgentError."""
     files = {name: (WORKSPACE / path).resolve() for name, path in _FILES.items()}
     machine = Machine(
         kernel=files["kernel"],
@@ -117,7 +117,7 @@ async def measure(todo: Plan, *, cpus: int, directory: Path) -> tuple[Accel, Mea
 
 
 def describe(accel: Accel, todo: Plan, found: Measured) -> dict[str, Any]:
-    """On what was measured, and how much."""
+    """Describe the machine and the amount of measurements."""
     pins = json.loads((WORKSPACE / _LOCK).read_text())["packages"]
     return {
         **vm.describe(accel),
@@ -129,7 +129,7 @@ def describe(accel: Accel, todo: Plan, found: Measured) -> dict[str, Any]:
 
 
 def sizes() -> dict[Subject, Size]:
-    """What each needs in an image. Raises BenchError."""
+    """Return the size of each in an image. Raises BenchError."""
     found = {}
     for subject, name in _SIZES.items():
         path = WORKSPACE / name
@@ -142,7 +142,7 @@ def sizes() -> dict[Subject, Size]:
 
 
 def run(todo: Plan, *, cpus: int) -> tuple[dict[str, Any], Measured]:
-    """All of it; the machine is gone and its files, too, when this returns."""
+    """Run everything; the machine and its files are removed at the end."""
     # Bazel's own directories are too deep for unix sockets.
     directory = Path(tempfile.mkdtemp(prefix="m-pods-", dir="/tmp"))
     try:
@@ -153,7 +153,7 @@ def run(todo: Plan, *, cpus: int) -> tuple[dict[str, Any], Measured]:
 
 
 def plan(options: argparse.Namespace) -> Plan:
-    """What was asked for."""
+    """Return the plan of the options."""
     quick = options.quick
     return Plan(
         rounds=options.rounds or (1 if quick else 5),
@@ -167,7 +167,7 @@ def plan(options: argparse.Namespace) -> Plan:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Raises SystemExit for arguments that make no sense."""
+    """Parse. Raises SystemExit for invalid arguments."""
     parser = argparse.ArgumentParser(
         prog="runtimes",
         description=__doc__,

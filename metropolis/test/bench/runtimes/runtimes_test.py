@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison of runtimes, with next to no samples, in a real machine."""
+"""The comparison of runtimes, with few samples, in a real machine."""
 
 import json
 

@@ -12,21 +12,21 @@ from dataclasses import dataclass
 EVENTS = ("task/task_newtask", "sched/sched_process_exec")
 
 _CLONE_THREAD = 0x10000  # linux/sched.h
-# Who caused it, and the event: `  runc-42 [001] .....  1.5: name: ...`
+# The task, and the event: `  runc-42 [001] .....  1.5: name: ...`
 _EVENT = re.compile(r"\s*(?P<task>.+)-\d+\s+\[\d+\]\s.*?:\s(?P<event>\w+): (?P<rest>.*)")
 _FLAGS = re.compile(r"clone_flags=([0-9a-f]+)")
 _FILE = re.compile(r"filename=(\S+)")
-# The kernel's own threads are nobody's processes.
+# The kernel's own threads do not count as processes.
 _KERNEL = "kthreadd"
 
 
 class TraceError(ValueError):
-    """Events were lost, or are not understood."""
+    """Events were lost, or cannot be parsed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What happened: processes and threads begun, programs executed."""
+    """The numbers of new processes and threads, and of executed programs."""
 
     processes: int
     threads: int
@@ -34,7 +34,7 @@ class Counted:
 
 
 def count(text: str, ignored: frozenset[str] = frozenset()) -> Counted:
-    """ignored: names of tasks (comm) whose doings do not count. TraceError."""
+    """Count events. ignored: names of tasks (comm). Raises TraceError."""
     processes = threads = 0
     executed: Counter[str] = Counter()
     for line in text.splitlines():
@@ -62,7 +62,7 @@ def count(text: str, ignored: frozenset[str] = frozenset()) -> Counted:
 
 
 def program(file: str) -> str:
-    """What a program is called: runc executes itself by descriptor."""
+    """Return a program's name: runc executes itself by descriptor."""
     if re.fullmatch(r"(/proc/self|/dev)(/fd)?(/exe|/\d+)?", file):
         return "itself"
     return file.rpartition("/")[2]

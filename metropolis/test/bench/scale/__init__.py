@@ -3,19 +3,19 @@
 
     ./bazelw run //metropolis/test/bench/scale [-- --nodes 2000 --json]
 
-The node runs in a machine; the others are records in etcd. What the node does
-with them is compared with what etcd says, and counted and timed in its kernel.
-There is no peer to compare with: the targets are ratios between a small and a
-large cluster. The command says what the figures do not show.
+The node runs in a machine; the others are records in etcd. The state of the
+node's kernel is compared with etcd's, and its work is counted and timed in the
+kernel. There is no peer to compare with: the targets are ratios between a small
+and a large cluster. The command's docstring has the limits of the figures.
 
     scale                           the command
     experiment                      its steps
-      ├─ simulated                  what simulated nodes write          pure
-      ├─ store                      ... into etcd
-      ├─ oracle                     what the kernel should have         pure
-      └─ probe                      asks the node; knows its clock
+      ├─ simulated                  records of simulated nodes          pure
+      ├─ store                      writes them to etcd
+      ├─ oracle                     the expected state of the kernel    pure
+      └─ probe                      queries the node; knows its clock
            ├─ guest                 the program on the node
-           └─ trace                 what its kernel traced              pure
+           └─ trace                 events of its kernel                pure
     report                          table, JSON, targets                pure
 
     model                           values                              pure

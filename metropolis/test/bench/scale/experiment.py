@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The experiment: one real node, the others simulated, phase by phase.
 
-    small   a cluster of 10: one change, a change of no concern, what it costs
+    small   a cluster of 10: one change, an unrelated change, the cost of both
     growth  all others join at once
-    large   as small
-    churn   nodes join, leave, move and change keys; how far behind is the node?
-    warm    node core is killed: what does its successor do?
-    cold    ... and finds neither link nor peers?
+    large   the same as small
+    churn   nodes join, leave, move and change keys; the delay of the node
+    warm    node core is killed: the work of its successor
+    cold    the same, without link and peers in the kernel
 
-After each, the kernel's peers are compared with what etcd says.
+After each, the kernel's peers are compared with etcd.
 """
 
 import asyncio
@@ -51,19 +51,19 @@ from metropolis.test.launch.node import Node
 _NODE: Final = "node-1"
 _MEMORY_MIB: Final = 1024
 _BOOT_S: Final = 300.0
-# Seconds. What is awaited is seen by asking: so often, at most so long, and it
-# has happened when nothing more comes for so long.
+# Seconds. The host polls for a result: interval, limit, and how long it must
+# stay the same.
 _POLL_S: Final = 0.1
 _CHANGE_S: Final = 60.0
 _LIMIT_S: Final = 600.0
 _QUIET_S: Final = 2.0
-# Between writes that concern nobody: each is an event of its own, and what
-# is used idle meanwhile is little.
+# Between unrelated writes: each is a separate event, and the idle use
+# meanwhile is little.
 _SPACING_S: Final = 0.05
 _HEAVY_BYTES: Final = 10_000
 _TOLD: Final = 5  # differences
 
-# Filters of packets to simulated nodes, see pcap-filter(7). Whoever begins a
+# Filters of packets to simulated nodes, see pcap-filter(7). The initiator of a
 # session sends 148 bytes in UDP (wireguard.com/protocol, first message).
 _IPV4, _IPV6 = simulated.UNDERLAY
 _BEGINS: Final = "(udp[4:2] == 156)", "(ip6[6] == 17 and ip6[44:2] == 156)"
@@ -72,7 +72,7 @@ _OTHERS: Final = f"(dst net {_IPV4} and not {_BEGINS[0]}) or (dst net {_IPV6} an
 
 
 class Experiment:
-    """Phases, in the order of `run`. Everything it needs is running."""
+    """Phases, in the order of `run`. The lab, etcd and the node are running."""
 
     def __init__(
         self, plan: Plan, node: Node, probe: Probe, fleet: Fleet, etcd: Etcd, capture: Capture
@@ -87,7 +87,9 @@ class Experiment:
         self._failures: list[str] = []
 
     async def run(self) -> Measured:
-        """All of it. BenchError, TraceError, AgentError, EtcdError."""
+        """Run all phases. Raises BenchError, TraceError, AgentError,
+        EtcdError.
+        """
         plan = self._plan
         await self._settle("the first nodes")
         small = await self._measure(plan.first)
@@ -118,10 +120,10 @@ class Experiment:
             tuple(self._failures),
         )
 
-    # What is so.
+    # The state of node and store.
 
     async def _compare(self) -> list[str]:
-        """Differences between the kernel's peers and what etcd says."""
+        """Return differences between the kernel's peers and etcd."""
         entries = await self._fleet.entries()
         dump = await self._node.agent.run(["wg", "show", allocs.OVERLAY_LINK, "dump"], check=False)
         if dump.status != 0:
@@ -130,9 +132,9 @@ class Experiment:
         return oracle.differences(wanted, oracle.parse_dump(dump.text))
 
     async def _settle(self, what: str) -> Trace:
-        """Wait until the kernel has what etcd says; what happened meanwhile.
+        """Wait until the kernel agrees with etcd; return the events meanwhile.
 
-        Not looked at while requests come: that would delay them.
+        It does not compare while requests arrive: that would delay them.
         """
         begin = quiet = time.monotonic()
         seen = Trace()
@@ -155,7 +157,7 @@ class Experiment:
             quiet = time.monotonic() - _QUIET_S / 2
 
     async def _until(self, happened: Callable[[Trace], object]) -> Trace:
-        """What has happened, until that has."""
+        """Return the events until `happened` is true."""
         seen = Trace()
         async with asyncio.timeout(_CHANGE_S):
             while not happened(seen):
@@ -170,7 +172,7 @@ class Experiment:
         say(f"{nodes} nodes: {plan.samples} changes, {plan.unrelated} that concern nobody")
         await probe.synchronise()
         idle = await self._idle()
-        await self._one_change()  # the first of a kind is no sample
+        await self._one_change()  # the first of a kind does not count
         before, began = await self._cpu(), time.monotonic()
         changes = [await self._one_change() for _ in range(plan.samples)]
         change_cpu = await self._cpu() - before - idle.times(time.monotonic() - began)
@@ -194,12 +196,12 @@ class Experiment:
         )
 
     async def _cpu(self) -> Cpu:
-        """Until now."""
+        """Return the CPU time until now."""
         used = await self._probe.usage()
         return Cpu(used.cpu_s, _cpu_s(self._node.vm.pid))
 
     async def _idle(self) -> Cpu:
-        """In a second."""
+        """Return the idle CPU time per second."""
         before, began = await self._cpu(), time.monotonic()
         await asyncio.sleep(self._plan.idle_s)
         return (await self._cpu() - before).times(1 / (time.monotonic() - began))
@@ -213,7 +215,7 @@ class Experiment:
         await asyncio.sleep(2 * _POLL_S)
         trace += await probe.events()
         done, first = trace.settings[-1].end_s, trace.settings[0].begin_s
-        # Answers to keepalives may have come before.
+        # Answers to keepalives may have arrived before.
         asked = probe.node_clock(write.asked_s) - probe.offset.error_s
         arrived = min(one.at_s for one in trace.arrivals if asked <= one.at_s <= first)
         return Change(
@@ -225,13 +227,13 @@ class Experiment:
         )
 
     async def _unrelated(self, idle: Cpu) -> tuple[Trace, Cpu]:
-        """What came of them all; the CPU time of one."""
+        """Return the events of all, and the CPU time of one."""
         fleet, probe, count = self._fleet, self._probe, self._plan.unrelated
         sims = list(fleet.sims)
         kinds: list[Callable[[], Awaitable[Write]]] = [
             lambda: fleet.publish_again(self._random.choice(sims)),
             lambda: fleet.ask_for_key(self._random.choice(sims)),
-            fleet.free_stranger,
+            fleet.free_unrelated,
         ]
         await probe.events()
         before, began = await self._cpu(), time.monotonic()
@@ -260,7 +262,7 @@ class Experiment:
         )
 
     async def _burst(self) -> Burst:
-        """Changes at the planned rate; how long after the last all is so."""
+        """Make changes at the planned rate; return the delay after the last."""
         plan, probe = self._plan, self._probe
         say(f"churn: {plan.rate:g} changes a second for {plan.burst_s:g} s")
         await probe.synchronise()
@@ -283,7 +285,7 @@ class Experiment:
         )
 
     async def _any_change(self, churning: list[str]) -> tuple[Write, int]:
-        """One node's change, and how many transactions it was."""
+        """Make one node's change; return it and its number of transactions."""
         fleet = self._fleet
         kind = self._random.randrange(4)
         if len(churning) < self._plan.churn:
@@ -333,7 +335,7 @@ class Experiment:
                 if (await probe.usage()).process != before.process:
                     break
                 await asyncio.sleep(_POLL_S)
-        # When all is listed and read, the overlay asks what the kernel has.
+        # After reading the whole list, the overlay lists the kernel's peers.
         trace = await self._until(_asks_after_list)
         return trace + await self._settle("a restart")
 
@@ -367,7 +369,7 @@ class Experiment:
 
 
 def _heavy(trace: Trace) -> bool:
-    """Whether more came from etcd than keepalives and handshakes."""
+    """Return whether etcd sent more than keepalives and handshakes."""
     return trace.received > _HEAVY_BYTES
 
 
@@ -381,19 +383,19 @@ def _asks_after_list(trace: Trace) -> bool:
 
 
 def _read(entries: tuple[Entry, ...]) -> float:
-    """Seconds that node core's code takes to make peers of them."""
+    """Return the seconds that node core's code takes to make peers of them."""
     begin = time.monotonic()
     Directory(_NODE).replace(entries)
     return time.monotonic() - begin
 
 
 def _cpu_s(process: int) -> float:
-    """CPU time of a process so far (linux/posix-timers.h: CPUCLOCK_SCHED)."""
+    """Return a process's CPU time (linux/posix-timers.h: CPUCLOCK_SCHED)."""
     return time.clock_gettime((~process << 3) | 2)
 
 
 def _etcd_cpu_s() -> float:
-    """Of the child that is etcd, all its threads."""
+    """Return the CPU time of etcd, our child, with all its threads."""
     for children in Path("/proc/self/task").glob("*/children"):
         for child in children.read_text().split():
             if Path(f"/proc/{child}/comm").read_text().strip() == "etcd":
@@ -410,7 +412,7 @@ def _config(endpoint: str, node: str) -> str:
 
 @contextlib.asynccontextmanager
 async def experiment(plan: Plan, directory: Path) -> AsyncIterator[tuple[Node, Experiment]]:
-    """All that runs: the lab, etcd, the first simulated nodes, the node."""
+    """Run the lab, etcd, the first simulated nodes and the node."""
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context
         lab = await enter(Lab(directory))

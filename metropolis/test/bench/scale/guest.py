@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs on the node: its clock, its kernel's events, node core's usage.
+"""The program on the node: its clock, its kernel's events, node core's usage.
 
 One request a line on stdin, one answer a line on stdout:
 
@@ -9,8 +9,8 @@ One request a line on stdin, one answer a line on stdout:
                     "slab_kib": of WireGuard's peers and allowed IPs,
                     "available_kib"}; while there is none, {"process": 0}
 
-Events wait in the kernel's buffer until they are asked for: nothing runs here
-while something is measured. Standard library only; ends with stdin.
+Events stay in the kernel's buffer until they are requested: nothing runs here
+during a measurement. Standard library only; ends with stdin.
 """
 
 import json
@@ -34,7 +34,7 @@ _PROBES = (
 
 
 def _write(path: Path, text: str) -> None:
-    """Open for writing only: tracefs files are no others."""
+    """Write a file, opened for writing only, as tracefs requires."""
     fd = os.open(path, os.O_WRONLY | os.O_APPEND)
     try:
         os.write(fd, text.encode())
@@ -46,7 +46,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def begin(port: int) -> int:
-    """Switch the events on; a descriptor to read them from, non-blocking."""
+    """Switch the events on; return a non-blocking descriptor of them."""
     for probe in _PROBES:
         _write(_TRACING / "kprobe_events", probe)
     _INSTANCE.mkdir(exist_ok=True)
@@ -60,7 +60,7 @@ def begin(port: int) -> int:
 
 
 def events(pipe: int) -> list[str]:
-    """What has happened since."""
+    """Return the events since the last call."""
     data = bytearray()
     while True:
         try:
@@ -74,9 +74,9 @@ def events(pipe: int) -> list[str]:
 
 
 def usage() -> dict[str, Any]:
-    """Of node core, whichever process it is now; of the machine."""
+    """Return the usage of node core's present process, and of the machine."""
     process = int(_PID.read_text())
-    # Between two lives it is that of runit's scripts.
+    # Between two runs it is the process of runit's scripts.
     if _MODULE not in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0"):
         raise ValueError(f"process {process} is not node core")
     status = _fields(Path(f"/proc/{process}/status"))

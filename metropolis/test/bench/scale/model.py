@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked for, and what was measured. Values only.
+"""The plan and the results, as values.
 
-Times are seconds, of the node's clock unless told otherwise; memory is KiB.
+Times are seconds, by default of the node's clock; memory is KiB.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from metropolis.test.bench.scale.trace import Start
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """nodes: of the cluster, the real one among them; first: of the small one
-    it is compared with. samples: changes measured one by one. unrelated: writes
-    that change nothing for the node. churn: nodes that change, `bursts` times
-    `burst_s` long, `rate` changes a second.
+    """nodes: size of the cluster, including the real node; first: size of the
+    small one that it is compared with. samples: changes measured one by one.
+    unrelated: writes that change nothing for the node. churn: nodes that
+    change, `bursts` times, each `burst_s` long, `rate` changes a second.
     """
 
     nodes: int
@@ -31,8 +31,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Of node core and its machine. begun_s: of the process, on the node's
-    clock. slab_kib: of WireGuard's peers and allowed IPs.
+    """The usage of node core and its machine. begun_s: the start of the
+    process. slab_kib: memory of WireGuard's peers and allowed IPs.
     """
 
     process: int
@@ -46,9 +46,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of another node. host_s: since the host asked etcd for it,
-    until the kernel has it; node_s: likewise, since the node has got the event.
-    messages, message_bytes: to WireGuard; etcd_bytes: from etcd, in TCP.
+    """One change of another node. host_s: from the host's request to etcd until
+    the kernel has it; node_s: from the node's event until then. messages,
+    message_bytes: to WireGuard; etcd_bytes: from etcd, in TCP.
     """
 
     host_s: float
@@ -60,8 +60,8 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """Seconds of CPU time: of node core, as the node counts it, also while the
-    host does something else; of the whole machine, as the host does.
+    """Seconds of CPU time: of node core, by the node's clock, which also counts
+    while the host runs something else; of the whole machine, by the host's.
     """
 
     node_core: float
@@ -74,15 +74,14 @@ class Cpu:
         return self + other.times(-1)
 
     def times(self, factor: float) -> Cpu:
-        """So many of it."""
+        """Return a multiple."""
         return Cpu(self.node_core * factor, self.machine * factor)
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A cluster of so many nodes. offset_error_s: what host_s is off by at
-    most. cpu_s: for one change, without what is needed idle, which is told of a
-    second.
+    """A cluster of `nodes` nodes. offset_error_s: the largest error of host_s.
+    CPU times are for one change, without the idle use, which is per second.
     """
 
     nodes: int
@@ -98,8 +97,8 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Many nodes that join at once. written_s: the host's clock, for all
-    writes; done_s: since the first was asked for, until all are peers.
+    """Many nodes that join at once. written_s: the time of all writes, by the
+    host's clock; done_s: from the first request until all are peers.
     """
 
     added: int
@@ -112,7 +111,7 @@ class Growth:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A start of node core. cpu_s: since the process began, until all is so."""
+    """A start of node core. cpu_s: from the process's start to its end."""
 
     start: Start
     cpu_s: float
@@ -135,8 +134,8 @@ class Warm:
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """writes: transactions. lag_s: since the last was answered, until the
-    kernel has all; below 0: before etcd has answered.
+    """writes: transactions. lag_s: from the last answer until the kernel has
+    all; negative: the kernel had all before etcd answered.
     """
 
     writes: int
@@ -147,9 +146,9 @@ class Burst:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What etcd holds for that many nodes. bytes: of keys and values.
-    keepalives: a second. keepalive_cpu_s: of etcd for one, on the host's CPU.
-    directory_s: node core's code reads all of it, on the host's CPU.
+    """etcd's contents for that many nodes. bytes: of keys and values.
+    keepalives: per second. keepalive_cpu_s: etcd's CPU time for one, on the
+    host. directory_s: the time of node core's code to read all, on the host.
     """
 
     keys: int
@@ -162,9 +161,9 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All of it. failures: what the kernel has that it should not, and the
-    other way round. handshakes: packets that begin sessions with simulated
-    nodes, before the churn and in all.
+    """All results. failures: wrong or missing peers of the kernel. handshakes:
+    packets that begin sessions with simulated nodes, before the churn and in
+    all.
     """
 
     small: Size

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel should have, by what etcd has; and what it has. Pure.
+"""The kernel's expected state, computed from etcd, and its actual state. Pure.
 
-The rules are few, and told here anew rather than taken from the code under
-test: a member that is not removed, with a record, is a peer by each of its
-keys; the prefixes it holds claims on belong to the present key.
+The rules are few, and are implemented here again rather than imported from the
+code under test: a member that is not removed, with a record, is a peer by each
+of its keys; the prefixes that it holds claims on belong to the present key.
 """
 
 import base64
@@ -23,20 +23,19 @@ _COLUMNS: Final = 8
 
 @dataclass(frozen=True)
 class Peer:
-    """A peer of the kernel, but for its key. endpoint None: it has none."""
+    """A peer of the kernel, without its key. endpoint None: not set."""
 
     endpoint: tuple[IPv4Address | IPv6Address, int] | None
     allowed: frozenset[IPNetwork]
 
 
 class OracleError(ValueError):
-    """The dump, or an entry, is not understood."""
+    """The dump, or an entry, cannot be parsed."""
 
 
 def expected(entries: Mapping[bytes, bytes], own: str) -> dict[bytes, Peer]:
-    """entries: all of etcd, by key. own: the node that is asked. By public key.
-
-    Raises OracleError.
+    """Return the expected peers by public key. entries: all of etcd, by key.
+    own: the node under test. Raises OracleError.
     """
     held: dict[str, set[IPNetwork]] = {}
     nodes: dict[str, pb.NodeRecord] = {}
@@ -65,7 +64,9 @@ def expected(entries: Mapping[bytes, bytes], own: str) -> dict[bytes, Peer]:
 
 
 def parse_dump(text: str) -> dict[bytes, Peer]:
-    """Read `wg show LINK dump` (wg(8)). By public key. Raises OracleError."""
+    """Parse `wg show LINK dump` (wg(8)); return peers by public key. Raises
+    OracleError.
+    """
     found = {}
     for line in text.splitlines()[1:]:
         columns = line.split("\t")
@@ -92,7 +93,7 @@ def _key(text: str) -> bytes:
 
 
 def differences(wanted: Mapping[bytes, Peer], found: Mapping[bytes, Peer]) -> list[str]:
-    """What is not as it should be, a line each."""
+    """Return the differences, a line each."""
     return [
         f"{key.hex()[:16]}: is {_tell(found.get(key))}, should be {_tell(wanted.get(key))}"
         for key in _union(wanted, found)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel has and should have."""
+"""The actual and the expected state of the kernel."""
 
 import base64
 from ipaddress import ip_address, ip_network

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's end of guest: asks it, and knows the node's clock.
+"""The host's end of guest: sends requests, and knows the node's clock.
 
     async with probing(agent, port) as probe:
         await probe.synchronise()
         trace = await probe.events()
 
-The clocks differ by an offset, of which an exchange tells bounds: the guest's
-answer lies between the host's question and its receipt. The exchange that took
-the shortest gives the tightest, half its length to either side.
+The clocks differ by an offset. Each exchange gives bounds of it: the guest
+answers between the host's question and the receipt. The shortest exchange gives
+the tightest bounds, half its length to either side.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ _POLL_S: Final = 0.1
 
 @dataclass(frozen=True)
 class Offset:
-    """What is added to the host's monotonic clock to get the node's, seconds;
-    off by at most error_s.
+    """Seconds to add to the host's monotonic clock to get the node's; error_s
+    is the largest error.
     """
 
     seconds: float
@@ -43,7 +43,9 @@ class Offset:
 
 
 def offset(exchanges: Iterable[tuple[float, float, float]]) -> Offset:
-    """exchanges: asked, the guest's answer, received. ValueError: none."""
+    """Return the offset. exchanges: times of question, guest's answer, receipt.
+    Raises ValueError without any.
+    """
     asked, answer, received = min(exchanges, key=lambda one: one[2] - one[0])
     return Offset(answer - (asked + received) / 2, (received - asked) / 2)
 
@@ -71,7 +73,7 @@ class Probe:
         return found
 
     async def synchronise(self) -> Offset:
-        """Compare the clocks anew."""
+        """Compare the clocks again."""
         exchanges = []
         for _ in range(_EXCHANGES):
             asked = time.monotonic()
@@ -81,11 +83,13 @@ class Probe:
         return self.offset
 
     def node_clock(self, host_s: float) -> float:
-        """The node's clock at a time of the host's."""
+        """Return the node's clock at a time of the host's."""
         return host_s + self.offset.seconds
 
     async def usage(self) -> Usage:
-        """Of node core as soon as it runs. Events are then of this process."""
+        """Return node core's usage once it runs. Later events are of this
+        process.
+        """
         async with asyncio.timeout(_START_S):
             while True:
                 answer = await self._ask("usage")
@@ -97,14 +101,14 @@ class Probe:
         return found
 
     async def events(self) -> Trace:
-        """What has happened since the last time. TraceError, BenchError."""
+        """Return events since the last call. Raises TraceError, BenchError."""
         lines = (await self._ask("events"))["lines"]
         return self._parser.feed(lines, self.process)
 
 
 @contextlib.asynccontextmanager
 async def probing(agent: Agent, port: int) -> AsyncIterator[Probe]:
-    """Begin to observe. port: etcd's. AgentError, BenchError."""
+    """Begin to observe. port: etcd's. Raises AgentError, BenchError."""
     await agent.write_file(_PLACE, _SOURCE.read_bytes())
     async with agent.exec(["python3", "-I", "-S", _PLACE, str(port)]) as process:
         probe = Probe(process)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what was measured to what is printed. Pure."""
+"""The output of the results. Pure."""
 
 import textwrap
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from metropolis.test.bench.scale.model import Burst, Change, Measured, Plan, Siz
 COLD_S: Final = 10.0
 CHANGE_S: Final = 0.05
 UNRELATED_RATIO: Final = 1.5
-"""Of CPU time, which repeats to some ten percent."""
+"""Tolerance of CPU time, which repeats to some ten percent."""
 
 _WIDTH: Final = 100
 _NAME: Final = 58
@@ -21,7 +21,7 @@ _COLUMN: Final = 13
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is wanted, what is so."""
+    """A wanted value and the measured one."""
 
     name: str
     measured: str
@@ -33,7 +33,7 @@ def _p(changes: tuple[Change, ...], field: str, percent: float = 50) -> float:
 
 
 def targets(found: Measured) -> list[Target]:
-    """Those of the issue."""
+    """Return the targets of the benchmark."""
     cold = found.cold.start.total_s
     change = _p(found.large.changes, "host_s")
     ratio = _ratio(found.large.unrelated_cpu_s.machine, found.small.unrelated_cpu_s.machine)
@@ -62,7 +62,7 @@ def _ratio(over: float, under: float) -> float:
 
 
 def to_json(machine: Mapping[str, Any], plan: Plan, found: Measured) -> dict[str, Any]:
-    """What --json prints."""
+    """Return the output of --json."""
     return {
         "machine": dict(machine),
         "plan": asdict(plan),
@@ -72,7 +72,7 @@ def to_json(machine: Mapping[str, Any], plan: Plan, found: Measured) -> dict[str
 
 
 def table(machine: Mapping[str, Any], plan: Plan, found: Measured) -> str:
-    """What is printed without --json."""
+    """Return the output without --json."""
     on = ", ".join(f"{name} {value}" for name, value in machine.items())
     lines = [*textwrap.wrap(on, _WIDTH)]
     if machine.get("accel") != "kvm":

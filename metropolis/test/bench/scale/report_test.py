@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is printed of a cluster's figures."""
+"""The output of a cluster's figures."""
 
 import json
 from dataclasses import replace
@@ -73,7 +73,7 @@ def test_the_table() -> None:
     assert "emulated" not in report.table({"accel": "kvm"}, PLAN, FOUND)
 
 
-def test_failures_are_told() -> None:
+def test_failures_are_reported() -> None:
     text = report.table({}, PLAN, replace(FOUND, failures=("after churn: x",)))
     assert "FAILED: after churn: x" in text
     assert "were what etcd says" not in text

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a node fares in a cluster of thousands.
+"""Measure a node in a cluster of thousands.
 
     ./bazelw run //metropolis/test/bench/scale [-- --nodes 2000 --json]
 
-One real node in a machine; etcd with TLS on the lab's router; all others are
-records in etcd, written as nodes write them, under leases that are kept. What
-is told to the kernel, and when, is seen in the kernel: by tracefs, on the
-node's own clock. Nobody answers at the simulated nodes' addresses.
+One real node runs in a machine, and etcd with TLS on the lab's router. All
+other nodes are records in etcd, written as nodes write them, under leases that
+are kept alive. tracefs in the node's kernel records requests to the kernel, on
+the node's own clock. There is no answer at the simulated nodes' addresses.
 
-Limits. Without KVM the node's CPU is emulated, some ten times slower than
-real ones: times say how things compare, counts and bytes are exact. Peers that
-answer, and traffic, are the overlay's tests' to measure: here, the overlay's
-second look at a peer that changed its key always finds no handshake, and makes
-the peer anew. In the churn that is part of how far behind the node is.
-Sessions with new peers are tried for 90 s: what the machine uses idle is taken
-in that time, so its CPU of a change in the large cluster is told too low. On a
-quiet host look at node core's.
+Limits. Without KVM the node's CPU is emulated, some ten times slower than real
+ones: times are only comparable with each other, counts and bytes are exact. The
+overlay's tests cover peers that answer, and traffic. Here, the overlay's second
+look at a peer that changed its key always finds no handshake, and creates the
+peer again. In the churn that is part of the node's delay. The kernel tries
+sessions with new peers for 90 s, and the idle use of the machine is measured in
+that time, so the machine's CPU time of a change in the large cluster is
+reported too low. On a quiet host, use node core's CPU time.
 
-Exit status: 0; 1 when the kernel has not what etcd says, or it could not be
-measured; 130 after Ctrl-C. Whether targets are met is only printed.
+Exit status: 0; 1 when the kernel does not agree with etcd, or a measurement
+failed; 130 after Ctrl-C. Whether targets are met is only printed.
 """
 
 import argparse
@@ -58,7 +58,9 @@ EXPECTED = (
 
 
 async def measure(plan: Plan, directory: Path) -> tuple[dict[str, Any], Measured]:
-    """All of it; on what, and the figures. Raises one of EXPECTED."""
+    """Run everything; return the machine and the figures. Raises one of
+    EXPECTED.
+    """
     async with experiment(plan, directory) as (node, work):
         try:
             found = await work.run()
@@ -70,7 +72,7 @@ async def measure(plan: Plan, directory: Path) -> tuple[dict[str, Any], Measured
 
 
 def run(plan: Plan) -> tuple[dict[str, Any], Measured]:
-    """As measure(), in a directory that is gone in the end."""
+    """Call measure() in a temporary directory."""
     # Bazel's own directories are too deep for unix sockets.
     directory = Path(tempfile.mkdtemp(prefix="m-scale-", dir="/tmp"))
     try:
@@ -80,7 +82,7 @@ def run(plan: Plan) -> tuple[dict[str, Any], Measured]:
 
 
 def parse(arguments: Sequence[str]) -> tuple[Plan, bool]:
-    """The plan; whether to print JSON. SystemExit when it makes no sense."""
+    """Return the plan, and whether to print JSON. Raises SystemExit."""
     parser = argparse.ArgumentParser(
         prog="scale",
         description=__doc__,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real node among 59 simulated ones: right, and with few messages."""
+"""A real node among 59 simulated ones: correct, and with few messages."""
 
 from metropolis.test.bench.scale import scale
 from metropolis.test.bench.scale.model import Plan
@@ -14,7 +14,7 @@ def test_the_kernel_has_what_etcd_says() -> None:
 
     # After growth, changes, churn, a kill and a cold start.
     assert found.failures == ()
-    # One message for a change, the same in both sizes; none for one of others.
+    # One message for a change, in both sizes; none for an unrelated change.
     for size in (found.small, found.large):
         assert [change.messages for change in size.changes] == [1] * PLAN.samples
         assert size.unrelated_messages == 0
@@ -22,5 +22,5 @@ def test_the_kernel_has_what_etcd_says() -> None:
     assert found.growth.added == 50
     assert found.growth.messages <= 10
     assert found.cold.start.messages <= 2
-    # What the kernel has already is not told again.
+    # Peers that the kernel has already are not sent again.
     assert found.warm.with_peers == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Simulated nodes: what they put into the cluster's store. Pure.
+"""Simulated nodes: their records in the cluster's store. Pure.
 
     fleet.join(n)    claims and membership, then a record      as a node's first
     fleet.move(n)    the record, with another address          an uplink changed
@@ -7,8 +7,8 @@
     fleet.leave(n)   claims freed, REMOVED, no record          as metroctl does
 
 Each is one transaction or two, with the comparisons that a real node makes.
-Addresses are of the ranges for benchmarks (RFC 2544, RFC 5180): nobody answers
-there. A fourth of the nodes is reached over IPv6.
+Addresses are in the ranges for benchmarks (RFC 2544, RFC 5180), without real
+hosts. A fourth of the nodes is reached over IPv6.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ CONFIG: Final = ClusterConfig(
 UNDERLAY: Final = (IPv4Network("198.18.0.0/15"), IPv6Network("2001:2::/48"))
 MAX_NODES: Final = 30_000
 MAX_OPERATIONS: Final = 128
-"""Of a transaction, etcd's --max-txn-ops."""
+"""Operations of a transaction: etcd's --max-txn-ops."""
 
 _PLACES: Final = 1 << 16  # addresses that nodes move between: two each
 _VERSION: Final = "scale"
@@ -42,10 +42,11 @@ _VERSION: Final = "scale"
 
 @dataclass(frozen=True)
 class Sim:
-    """A simulated node. number: that of its prefixes, unlike all others'.
+    """A simulated node. number: the number of its prefixes, unique.
 
     moves, epoch: how often its address and its key have changed. announced:
-    whether its next key is told. record_revision: of its record; 0: none.
+    whether its record has its next key. record_revision: revision of its
+    record; 0: no record.
     """
 
     number: int
@@ -62,22 +63,22 @@ class Sim:
 
     @property
     def address(self) -> IPAddress:
-        """Where it says it is."""
+        """Return the address that it announces."""
         at = self.number + self.moves % 2 * _PLACES
         return UNDERLAY[self.number % 4 == 3][at]
 
     @property
     def prefixes(self) -> tuple[IPNetwork, ...]:
-        """What it claims."""
+        """Return the prefixes that it claims."""
         return tuple(network.nth(self.number) for network in CONFIG.networks)
 
     def key(self, epoch: int) -> bytes:
-        """The public key of an epoch; nobody has the private one."""
+        """Return the public key of an epoch; there is no private one."""
         return hashlib.sha256(f"{self.node_id}/{epoch}".encode()).digest()
 
     @property
     def record(self) -> Record:
-        """How it is reached."""
+        """Return its record, with address and keys."""
         return Record(
             self.node_id,
             self.key(self.epoch),
@@ -90,7 +91,7 @@ class Sim:
         )
 
     def claim(self) -> Transaction:
-        """Its first: becoming a member."""
+        """Return its first transaction, which makes it a member."""
         member_key = keys.member(self.node_id)
         claims = [keys.claim(prefix) for prefix in self.prefixes]
         value = records.encode_claim(self.node_id)
@@ -101,13 +102,13 @@ class Sim:
         )
 
     def publish(self) -> Transaction:
-        """Its record as it is now."""
+        """Return the transaction that writes its present record."""
         key = keys.node(self.node_id)
         put = Put(key, records.encode_record(self.record), self.lease)
         return Transaction({key: self.record_revision}, (put,))
 
     def remove(self) -> Transaction:
-        """What `metroctl node remove` does."""
+        """Return the transaction of `metroctl node remove`."""
         member = records.encode_member(Member(True, 0, ()))
         free = records.encode_claim("")
         return Transaction(
@@ -120,18 +121,18 @@ class Sim:
         )
 
     def moved(self) -> Sim:
-        """The same with another address."""
+        """Return the node with another address."""
         return replace(self, moves=self.moves + 1)
 
     def rotated(self) -> Sim:
-        """The next step of a rotation."""
+        """Return the node after the next step of a rotation."""
         if self.announced:
             return replace(self, announced=False, epoch=self.epoch + 1)
         return replace(self, announced=True)
 
 
 def numbers(taken: Collection[IPNetwork]) -> Iterator[int]:
-    """Numbers of nodes whose prefixes nobody has; ends when there is none."""
+    """Yield the numbers of free prefixes, until there are no more."""
     held = set(taken)
     for number in range(MAX_NODES):
         if not held.intersection(network.nth(number) for network in CONFIG.networks):
@@ -139,8 +140,8 @@ def numbers(taken: Collection[IPNetwork]) -> Iterator[int]:
 
 
 def batches(sims: Sequence[Sim]) -> Iterator[tuple[tuple[Sim, ...], Transaction]]:
-    """Joins, many in a transaction: of a real cluster that is long there, the
-    state is the same, and it is written in seconds.
+    """Yield joins, many in a transaction: the result is the state of an old
+    cluster, written in seconds.
     """
     each = MAX_OPERATIONS // 4
     for at in range(0, len(sims), each):

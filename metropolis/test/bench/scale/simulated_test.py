@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Simulated nodes: what they write is what real nodes could."""
+"""Simulated nodes write records that real nodes could write."""
 
 from metropolis.node.core.curator import keys, records
 from metropolis.node.core.curator.directory import Directory, Entry

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Simulated nodes in etcd: joins, changes, leases that are kept.
+"""Simulated nodes in etcd: joins, changes, leases that are kept alive.
 
     async with Fleet(endpoint, files) as fleet:
         await fleet.grow(2000)
         await fleet.move("sim-7")
 
-Each node has a lease of its own, with the curator's TTL, kept alive as often as
-a node does. One stream carries them all, where nodes have one each: what that
-costs etcd is not measured here.
+Each node has its own lease, with the curator's TTL, kept alive as often as a
+node does. One stream carries all of them, where real nodes have one each: the
+cost of streams for etcd is not measured here.
 """
 
 import asyncio
@@ -39,8 +39,8 @@ _AT_ONCE: Final = 64
 
 @dataclass(frozen=True)
 class Write:
-    """A change that was made: its revision, and the host's monotonic clock
-    before the request and after its answer, seconds.
+    """A completed change: its revision, and the host's monotonic clock before
+    the request and after its answer, seconds.
     """
 
     revision: int
@@ -55,7 +55,7 @@ class Fleet:
         self.sims: dict[str, Sim] = {}
         self._endpoint = endpoint
         self._files = files
-        self._strangers = itertools.count()
+        self._unrelated = itertools.count()
         self._numbers: Iterator[int] = iter(())
         self._leased: dict[int, None] = {}
         self._keeping: asyncio.Task[None] | None = None
@@ -94,7 +94,7 @@ class Fleet:
 
     @property
     def keepalives(self) -> float:
-        """A second, of all leases."""
+        """Return keepalives per second, of all leases."""
         return 3 * len(self._leased) / _TTL_S
 
     async def init(self) -> None:
@@ -102,13 +102,13 @@ class Fleet:
         await administration.init(self._etcd, simulated.CONFIG)
 
     async def entries(self) -> tuple[Entry, ...]:
-        """All of etcd. Raises BenchError when a lease of ours has ended."""
+        """Return all entries. Raises BenchError when a lease has ended."""
         if self._keeping is not None and self._keeping.done():
             self._keeping.result()
         return (await self._etcd.list(keys.ROOT)).entries
 
     async def grow(self, count: int) -> Write:
-        """Have `count` simulated nodes; the last of the writes that takes."""
+        """Grow to `count` simulated nodes; return the last write."""
         parsed = (keys.parse(entry.key) for entry in await self.entries())
         taken = {key.prefix for key in parsed if key is not None and key.prefix is not None}
         self._numbers = simulated.numbers(taken)
@@ -125,7 +125,7 @@ class Fleet:
     # Changes of one node.
 
     async def join(self) -> Write:
-        """A new node, as a real one joins: two transactions."""
+        """Add a new node, as a real one joins: two transactions."""
         (lease,) = await self._grant(1)
         sim = Sim(next(self._numbers), lease)
         asked = time.monotonic()
@@ -133,34 +133,34 @@ class Fleet:
         return replace(await self._publish(sim), asked_s=asked)
 
     async def move(self, node_id: str) -> Write:
-        """Its address changes."""
+        """Change a node's address."""
         return await self._publish(self.sims[node_id].moved())
 
     async def rotate(self, node_id: str) -> Write:
-        """Its key changes: announced, then exchanged."""
+        """Change a node's key: announce it, then exchange it."""
         first = await self._publish(self.sims[node_id].rotated())
         return replace(await self._publish(self.sims[node_id].rotated()), asked_s=first.asked_s)
 
     async def leave(self, node_id: str) -> Write:
-        """An operator removes it."""
+        """Remove a node, as an operator does."""
         sim = self.sims.pop(node_id)
         self._leased.pop(sim.lease, None)
         return await self._timed(sim.remove())
 
     async def publish_again(self, node_id: str) -> Write:
-        """Its record, unchanged."""
+        """Write a node's record, unchanged."""
         return await self._publish(self.sims[node_id])
 
     async def ask_for_key(self, node_id: str) -> Write:
-        """An operator asks it for a new key; it does nothing about it."""
+        """Ask a node for a new key, as an operator does; it does not react."""
         sim = self.sims[node_id]
         epoch = sim.epoch + 1
         value = records.encode_member(Member(False, epoch, sim.prefixes))
         return await self._timed(Transaction({}, (Put(keys.member(node_id), value),)))
 
-    async def free_stranger(self) -> Write:
-        """A claim is freed of a node that never had a record."""
-        number = simulated.MAX_NODES + next(self._strangers)
+    async def free_unrelated(self) -> Write:
+        """Free the claim of a node that never had a record."""
+        number = simulated.MAX_NODES + next(self._unrelated)
         prefix = simulated.CONFIG.networks[1].nth(number)
         free = Put(keys.claim(prefix), records.encode_claim(""))
         return await self._timed(Transaction({}, (free,)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Simulated nodes in a real etcd, and what a curator makes of them."""
+"""Simulated nodes in a real etcd, read by a curator."""
 
 import time
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
 
 
 async def _agree(fleet: Fleet) -> dict[bytes, oracle.Peer]:
-    """The directory and the oracle make the same of etcd; what that is."""
+    """Check that directory and oracle agree about etcd; return the peers."""
     entries = await fleet.entries()
     changes = Directory("node").replace(entries)
     assert changes.notes == []
@@ -59,6 +59,6 @@ async def test_all_changes(fleet: Fleet) -> None:
     assert rotated.key(0) not in wanted
     assert simulated.Sim(2, 0).key(0) not in wanted
 
-    for step in (fleet.publish_again("sim-5"), fleet.ask_for_key("sim-6"), fleet.free_stranger()):
+    for step in (fleet.publish_again("sim-5"), fleet.ask_for_key("sim-6"), fleet.free_unrelated()):
         await step
         assert await _agree(fleet) == wanted

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What node core is told by etcd and tells the kernel, from its events. Pure.
+"""node core's traffic with etcd and with the kernel, from trace events. Pure.
 
     tcp:tcp_probe               a segment with data has arrived from etcd
-    kprobe:netlink_sendmsg      node core sends a netlink request: the kernel
-    kretprobe:netlink_sendmsg   carries it out meanwhile; and has done so
+    kprobe:netlink_sendmsg      node core sends a netlink request; the kernel
+                                begins to execute it
+    kretprobe:netlink_sendmsg   the kernel has executed it
 
-All by one clock, the node's. Lines are those of tracefs' trace_pipe with
+All times are by the node's clock. Lines are those of tracefs' trace_pipe with
 record-tgid, see Documentation/trace/ftrace.rst and kprobetrace.rst.
 """
 
@@ -18,13 +19,13 @@ GENERIC: Final = 16
 """NETLINK_GENERIC (linux/netlink.h): WireGuard's; 0 is of links and routes."""
 
 _WITH_PEER: Final = 84
-"""Bytes of a request, at least: headers of 20, the link's name of 12, two
-nests of 4, a key of 36, flags of 8. Requests without a peer have at most 76.
+"""The least bytes of a request with a peer: headers of 20, the link's name of
+12, two nests of 4, a key of 36, flags of 8. Others have at most 76.
 """
 
 _LISTING: Final = 32
-"""Bytes of a request, at most, that asks what there is: headers of 20, the
-link's name of 12. What sets something names it besides."""
+"""The most bytes of a request that lists: headers of 20, the link's name of 12.
+A request that sets something has more."""
 
 _LINE: Final = re.compile(
     r".*-(?P<thread>\d+)\s+\(\s*(?P<process>\d+|-+)\)\s+\[\d+\]\s.*?"
@@ -34,7 +35,7 @@ _FIELD: Final = re.compile(r"(\w+)=(\S+)")
 
 
 class TraceError(ValueError):
-    """Events were lost, or are not understood."""
+    """Events were lost, or cannot be parsed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """A netlink request, carried out between these seconds."""
+    """A netlink request, executed between these seconds."""
 
     begin_s: float
     end_s: float
@@ -57,7 +58,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Trace:
-    """What happened, in order."""
+    """Events in order."""
 
     arrivals: tuple[Arrival, ...] = ()
     sends: tuple[Send, ...] = ()
@@ -67,44 +68,46 @@ class Trace:
 
     @property
     def received(self) -> int:
-        """Bytes from etcd, of TCP's payload."""
+        """Return the bytes of TCP payload from etcd."""
         return sum(one.bytes for one in self.arrivals)
 
     @property
     def wireguard(self) -> tuple[Send, ...]:
-        """The requests to WireGuard."""
+        """Return the requests to WireGuard."""
         return tuple(send for send in self.sends if send.protocol == GENERIC)
 
     @property
     def settings(self) -> tuple[Send, ...]:
-        """Those of them that set something. The others ask what there is, which
-        the reconciler does by the clock, whatever etcd says.
+        """Return the WireGuard requests that set something. The others list the
+        present state, which the reconciler does periodically.
         """
         return tuple(send for send in self.wireguard if send.bytes > _LISTING)
 
     @property
     def with_peers(self) -> tuple[Send, ...]:
-        """Those of them that set or remove peers."""
+        """Return the WireGuard requests that set or remove peers."""
         return tuple(send for send in self.wireguard if send.bytes >= _WITH_PEER)
 
     @property
     def done_s(self) -> float:
-        """When the last of them was carried out. TraceError: there is none."""
+        """Return the end of the last of them. Raises TraceError if there is
+        none.
+        """
         if not self.wireguard:
             raise TraceError("no request to WireGuard")
         return max(send.end_s for send in self.wireguard)
 
 
 class Parser:
-    """Lines in, events out. A request that is still carried out comes with the
-    lines that have its end.
+    """Parses lines into events. An unfinished request is returned with the
+    lines that contain its end.
     """
 
     def __init__(self) -> None:
         self._open: dict[int, tuple[float, int, int]] = {}
 
     def feed(self, lines: Iterable[str], process: int) -> Trace:
-        """process: node core. Raises TraceError."""
+        """Parse lines. process: node core's. Raises TraceError."""
         arrivals: list[Arrival] = []
         sends: list[Send] = []
         for line in lines:
@@ -132,10 +135,10 @@ class Parser:
 
 @dataclass(frozen=True)
 class Start:
-    """Parts of a start, seconds. listed: from the first segment to the last of
-    the list; read: from there to the first request with peers; programmed: to
-    the end of the last; kernel: of that, in the kernel. Of process: since it
-    began, until the first segment.
+    """Parts of a start, seconds. process: from its start to the first segment;
+    listed: from there to the last of the list; read: from there to the first
+    request with peers; programmed: from there to the end of the last; kernel:
+    the part of that in the kernel.
     """
 
     process_s: float
@@ -148,12 +151,14 @@ class Start:
 
     @property
     def total_s(self) -> float:
-        """From the list's first segment on."""
+        """Return the time from the list's first segment on."""
         return self.listed_s + self.read_s + self.programmed_s
 
 
 def start(trace: Trace, begun_s: float) -> Start:
-    """Take a start apart. begun_s: of the process. TraceError."""
+    """Return the parts of a start. begun_s: the start of the process. Raises
+    TraceError.
+    """
     with_peers = trace.with_peers
     if not with_peers:
         raise TraceError("no request with peers")
@@ -162,7 +167,7 @@ def start(trace: Trace, begun_s: float) -> Start:
     before = [one.at_s for one in trace.arrivals if begun_s <= one.at_s <= first_send]
     if not before:
         raise TraceError("nothing came from etcd before the first request with peers")
-    # The handshake and small answers are the list's beginning, too.
+    # The handshake and small answers count as the beginning of the list.
     heavy = listed(trace, before[0], first_send)
     return Start(
         process_s=before[0] - begun_s,
@@ -176,8 +181,8 @@ def start(trace: Trace, begun_s: float) -> Start:
 
 
 def listed(trace: Trace, begin: float, end: float) -> float:
-    """When 99 % of what came between had come: what follows the list (answers
-    to our own transaction) is small.
+    """Return when 99 % of the bytes between had arrived: the answers after the
+    list (to our own transaction) are small.
     """
     between = [one for one in trace.arrivals if begin <= one.at_s <= end]
     wanted = 0.99 * sum(one.bytes for one in between)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From lines of tracefs to times and counts."""
+"""Times and counts from lines of tracefs."""
 
 import pytest
 

@@ -123,7 +123,7 @@ class Uplink:
             allocs.LINK_GROUP_UPLINK,
             self._built,
             quiet_groups=(allocs.LINK_GROUP_WORKLOAD,),
-            told=lambda what: ctx.logger.info("%s", what),
+            report=lambda what: ctx.logger.info("%s", what),
         )
         ctx.signal_done()
 
