@@ -8,8 +8,13 @@ sample values. The positions of those values in the result are the gaps; filling
 them is one operation on bytes.
 
 Only the builders know the format, and a second sample checks every new
-template. Why not struct.pack_into: it would be a second description of each
-message.
+template.
+
+The three batches of a dual-stack attach, 16 messages, take 10 us by templates
+and 62 us by the builders; an attach takes about 1 ms. One struct for each
+message of fixed length instead: 37 us at best, since those with names in them
+still go through the builders, and each struct would be a second description of
+its message.
 """
 
 from collections.abc import Callable, Sequence

@@ -20,7 +20,13 @@ A call that comes by itself never waits.
 
 While one removal waits for its grace period, the kernel could take links down
 for another: where many wait, a second one is under way beside the first, half
-a period behind it.
+a period behind it. On 2 CPUs, threads that attach and detach in turn do 8 to
+12 % more with it, at 16, 64 and 128 at once; threads that only detach do 30 %
+less at 16, and the same from 64 on.
+
+Why not one thread that drains a queue: the hand-over to it and back costs each
+call 29 us, and a call by itself gains nothing for that. Many at once take the
+same time as here. It would also have to be started and ended.
 """
 
 import errno
