@@ -124,18 +124,20 @@ def layering(path: str, text: str) -> Iterator[str]:
 
 
 def _binds(layer: Layer, path: str) -> bool:
-    if not any(_covers(one, path) for one in layer.paths):
+    if not any(covers(one, path) for one in layer.paths):
         return False
-    if any(_covers(one, path) for one in layer.free):
+    if any(covers(one, path) for one in layer.free):
         return False
-    return layer.tests or not _is_test(path)
+    return layer.tests or not is_test(path)
 
 
-def _covers(entry: str, path: str) -> bool:
+def covers(entry: str, path: str) -> bool:
+    """Return whether an entry of a table covers the path."""
     return path == entry or entry == "" or (entry.endswith("/") and path.startswith(entry))
 
 
-def _is_test(path: str) -> bool:
+def is_test(path: str) -> bool:
+    """Return whether the file is a test or for tests only."""
     return (
         path.endswith(("_test.py", "conftest.py", "/testing.py"))
         or "testing" in path.split("/")[:-1]

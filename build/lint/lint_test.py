@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from build.lint import claims, layers, rules, tools, tree, words
+from build.lint import calls, claims, layers, rules, tools, tree, words
 
 LICENCE = "SPDX-License-Identifier: Apache-2.0"
 PROTO = """\
@@ -242,6 +242,25 @@ def test_rooms(path: str, text: str, good: bool) -> None:
         layers.layering(full, text.replace("M.", MODULE + ".").replace("M ", MODULE + " "))
     )
     assert found == [] if good else found[0].startswith(f"{full}:1: imports ")
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "good"),
+    [
+        ("osbase/net/x.py", "await asyncio.to_thread(f)", False),
+        ("metropolis/node/core/x.py", "from asyncio import to_thread", False),
+        ("metropolis/node/core/x.py", "task = make(asyncio.to_thread)", False),
+        ("metropolis/node/core/x.py", "await in_thread(f)  # not asyncio.to_thread", True),
+        ("metropolis/node/core/x_test.py", "await asyncio.to_thread(f)", True),
+        ("metropolis/node/core/testing/x.py", "await asyncio.to_thread(f)", True),
+        ("metropolis/test/launch/x.py", "await asyncio.to_thread(f)", True),
+        ("osbase/test/vm/x.py", "await asyncio.to_thread(f)", True),
+        ("osbase/supervisor/threads.py", "await asyncio.to_thread(f)", True),
+    ],
+)
+def test_calls_that_are_replaced(path: str, text: str, good: bool) -> None:
+    found = list(calls.replaced(path, text))
+    assert found == [] if good else found[0].startswith(f"{path}:1: to_thread: ")
 
 
 def test_an_implementation_in_tests_of_nodes() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
-from build.lint import claims, layers, rules, tree, words
+from build.lint import calls, claims, layers, rules, tree, words
 
 
 def check(rule: Callable[[str, str], Iterable[str]]) -> None:
@@ -44,15 +44,7 @@ def test_layers() -> None:
     check(layers.layering)
 
 
-# ALLOW-LIST: folders with findings. Remove when metropolis/node has none.
-_WORDS_NOT_YET = ("metropolis/node/",)
-
-
-def test_words() -> None:
-    def rule(path: str, text: str) -> Iterator[str]:
-        return iter(()) if path.startswith(_WORDS_NOT_YET) else words.habits(path, text)
-
-    check(rule)
+from build.lint import calls, claims, layers, rules, tree, words
 
 
 def test_nothing_of_one_machine() -> None:

@@ -23,6 +23,8 @@ from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 from typing import Final
 
+from osbase.supervisor import in_thread
+
 # linux/inotify.h
 _ATTRIB, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO = 0x4, 0x8, 0x40, 0x80
 _CREATE, _DELETE, _DELETE_SELF, _MOVE_SELF = 0x100, 0x200, 0x400, 0x800
@@ -58,7 +60,7 @@ async def changes(
     try:
         while True:
             # Watch before the caller reads: later changes are then reported.
-            await asyncio.to_thread(_watch, descriptor, wanted)
+            await in_thread(_watch, descriptor, wanted)
             yield
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(every_s):

@@ -28,6 +28,7 @@ from osbase.netlink.address import (
 from osbase.netlink.errors import BatchError
 from osbase.netlink.route import RT_SCOPE_UNIVERSE
 from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
+from osbase.supervisor import in_thread
 
 
 def choose(addresses: Iterable[Address]) -> tuple[IPAddress, ...]:
@@ -81,7 +82,7 @@ async def follow(ifindex: int, into: event.Value[tuple[IPAddress, ...]]) -> None
             events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         last: tuple[IPAddress, ...] | None = None
         while True:
-            now = await asyncio.to_thread(look, ifindex)
+            now = await in_thread(look, ifindex)
             if now != last:
                 into.set(now)
                 last = now

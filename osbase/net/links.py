@@ -35,6 +35,7 @@ from osbase.netlink.ifla import (
 from osbase.netlink.link import Link, dump_links, parse_link, parse_link_removed
 from osbase.netlink.message import decode
 from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
+from osbase.supervisor import in_thread
 
 _ATTRIBUTES_OFFSET: Final = 32  # after the headers of netlink and of links
 _INDEX_OFFSET: Final = 20  # of ifi_index and ifa_index: after 16 bytes of header
@@ -116,7 +117,7 @@ async def follow(
         ) as events:
             events.bind((0, 0))
             events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, RTNLGRP_LINK)
-            link = await asyncio.to_thread(_find, name, hardware_address)
+            link = await in_thread(_find, name, hardware_address)
             into.set(None if link is None else state_of(link))
             if link is None:
                 await _appearance(loop, events, name, hardware_address)

@@ -32,6 +32,7 @@ from osbase.netlink.errors import NetlinkError
 from osbase.netlink.ifla import RTNLGRP_LINK
 from osbase.netlink.link import Link, dump_links, parse_link, set_link_up
 from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
+from osbase.supervisor import in_thread
 
 HOLD_S: Final = 30.0
 SETTLE_S: Final = 5.0
@@ -108,7 +109,7 @@ async def follow(
         events.bind((0, 0))
         events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, RTNLGRP_LINK)
         while True:
-            ports = await asyncio.to_thread(_look, eligible, set_up)
+            ports = await in_thread(_look, eligible, set_up)
             chosen, again = choice.update(time.monotonic(), ports)
             if unset or chosen != last:
                 into.set(chosen)

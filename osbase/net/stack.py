@@ -66,6 +66,7 @@ from osbase.netlink.link import (
 )
 from osbase.netlink.message import Request
 from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
+from osbase.supervisor import in_thread
 
 _BOND: Final = b"bond"
 _VLAN: Final = b"vlan"
@@ -367,13 +368,13 @@ async def maintain(
         while True:
             patient = patience is None or time.monotonic() < patience
             try:
-                now = await asyncio.to_thread(reconcile, config, mark, report, patient=patient)
+                now = await in_thread(reconcile, config, mark, report, patient=patient)
             except StackError:
                 built.set(False)
                 raise
             except NetlinkError:
                 # What one member refused does not keep the others from use.
-                built.set((await asyncio.to_thread(_look, config, mark)).top is not None)
+                built.set((await in_thread(_look, config, mark)).top is not None)
                 raise
             if made and now.missing and now.missing != waiting:
                 report(f"waiting for {', '.join(now.missing)}")

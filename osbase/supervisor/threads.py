@@ -10,6 +10,9 @@ from collections.abc import Callable
 async def in_thread[**P, T](call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Like asyncio.to_thread, but a cancellation waits for the end of the call:
     otherwise the next step would find the kernel in an intermediate state.
+
+    Use it for reads and imports as well, where nothing would be half way: they
+    are short, and asyncio.run waits for its threads when the process ends.
     """
     running = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
     try:

@@ -20,6 +20,7 @@ from metropolis.node.core.network.overlay.mesh import Exchange, IPAddress
 from metropolis.node.core.network.overlay.overlay import held_prefixes
 from metropolis.node.core.network.service import ClusterLink
 from osbase import event
+from osbase.supervisor import in_thread
 
 if TYPE_CHECKING:
     from metropolis.node.core.config import Cluster, PodPrefixes
@@ -67,16 +68,16 @@ class Membership:
 
     async def _curator(self, ctx: Context, conditions: Conditions) -> None:
         # The import takes seconds on a slow machine; meanwhile others start.
-        module = await asyncio.to_thread(
+        module = await in_thread(
             importlib.import_module, "metropolis.node.core.curator.curator"
         )
-        held = await asyncio.to_thread(held_prefixes)
+        held = await in_thread(held_prefixes)
         client = module.Curator(
             self._config,
             self._exchange,
             self._underlay,
             self._pod_prefixes,
-            version=await asyncio.to_thread(software_version),
+            version=await in_thread(software_version),
             held=held,
         )
 

@@ -30,6 +30,7 @@ from metropolis.node.core.curator.credentials import CredentialsError, Files
 from metropolis.node.core.curator.directory import Entry, Event, Removal
 from metropolis.node.core.curator.records import MAX_VALUE
 from metropolis.node.core.curator.transaction import Transaction
+from osbase.supervisor import in_thread
 from third_party.etcd import kv_pb2, rpc_pb2, rpc_pb2_grpc
 
 _DEADLINE_S: Final = 5.0
@@ -95,7 +96,7 @@ async def dial(endpoints: Sequence[str], files: Files, *, deadline_s: float = _D
 
     Raises CredentialsError, or EtcdError with the reason for each endpoint.
     """
-    read = await asyncio.to_thread(credentials.read, files)
+    read = await in_thread(credentials.read, files)
     return await connect(endpoints, read, deadline_s=deadline_s)
 
 
@@ -118,7 +119,7 @@ async def connect(
             raise
         else:
             return etcd
-    why = (await asyncio.to_thread(credentials.judge, read)).problem
+    why = (await in_thread(credentials.judge, read)).problem
     # Sorted: by the text, the caller sees whether something has changed.
     raise EtcdError("; ".join([*sorted(failures), *([why] if why else [])]))
 

@@ -33,6 +33,7 @@ from metropolis.node.core.curator.credentials import (
 )
 from osbase import event
 from osbase.inotify import EVERY_S, changes
+from osbase.supervisor import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class Renewal:
         """Record that etcd has accepted them."""
         if used != self._proven:
             self._proven = used
-            self._judged = await asyncio.to_thread(credentials.judge, used)
+            self._judged = await in_thread(credentials.judge, used)
         if used == self.latest.peek(None):
             self._refusal = ""
         self._tell()
@@ -125,7 +126,7 @@ class Renewal:
 
     async def _look(self) -> Credentials:
         try:
-            found = await asyncio.to_thread(credentials.read, self._files)
+            found = await in_thread(credentials.read, self._files)
         except CredentialsError as error:
             if str(error) != self._broken:
                 self._log_kept(str(error))

@@ -45,7 +45,7 @@ from osbase import conntrack
 from osbase.conntrack import Census, ConntrackError
 from osbase.netlink.errors import NetlinkError
 from osbase.nftables import Nftables, NftablesError
-from osbase.supervisor import Context
+from osbase.supervisor import Context, in_thread
 
 GUARDED: Final = 0.75
 """Above this part of the table workloads are refused."""
@@ -228,7 +228,7 @@ class Guard:
         """Watch until cancelled."""
         ctx.signal_healthy()
         while True:
-            wait_s = await asyncio.to_thread(self.look)
+            wait_s = await in_thread(self.look)
             await asyncio.sleep(wait_s)
 
     def look(self) -> float:

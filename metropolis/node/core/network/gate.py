@@ -52,7 +52,7 @@ from metropolis.node.core.network.workloads.conditions import Conditions
 from osbase import event
 from osbase.ip import IPAddress, IPNetwork
 from osbase.net import occupied
-from osbase.supervisor import Context
+from osbase.supervisor import Context, in_thread
 
 _CONDITION: Final = "overlap"
 _OWN_GROUPS: Final = (
@@ -234,14 +234,14 @@ class Gate:
         if self._stale:
             self._stale = False
             begun = loop.time()
-            self._kernel = await asyncio.to_thread(self._look)
+            self._kernel = await in_thread(self._look)
             self._rested_at = loop.time() + _LOOKS_REST * (loop.time() - begun)
         # One set of prefixes for all that follows: others may come meanwhile.
         pods = self._pods.peek(None)
         before, verdict = self._verdict, self._judge(mesh, pods)
         self._verdict = verdict
         self._report_new(before, verdict)
-        await asyncio.to_thread(
+        await in_thread(
             self._rules.update,
             networks=verdict.networks,
             strays=self._strays(verdict),
@@ -251,7 +251,7 @@ class Gate:
         if mesh is not None:
             self._pass_on(mesh, verdict)
         elif outer is not None and verdict.refusals != before.refusals:
-            await asyncio.to_thread(withdraw, verdict.refusals)
+            await in_thread(withdraw, verdict.refusals)
         if pods is not None:
             self._admit(pods, verdict)
         self._report_ended(before, verdict)

@@ -35,7 +35,6 @@ and the engine reads its own from the kernel.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from dataclasses import dataclass
@@ -64,7 +63,7 @@ from metropolis.node.core.network.workload_service import WorkloadService
 from metropolis.node.core.network.workloads.conditions import Conditions
 from osbase import event
 from osbase.net.links import LinkState
-from osbase.supervisor import Context, Runnable
+from osbase.supervisor import Context, Runnable, in_thread
 
 LINKS_LOOKED_AT_S: Final = 20.0
 """Interval at which settings of single links are compared, besides events."""
@@ -226,7 +225,7 @@ class NetworkService:
         ctx.signal_healthy()
         async for status in self.uplink_status.watch():
             resolvers = metadata.resolvers_among(status.dns)
-            await asyncio.to_thread(self._rules.update, resolvers=resolvers)
+            await in_thread(self._rules.update, resolvers=resolvers)
 
     async def _note_uplink(self, ctx: Context) -> None:
         assert self._config.uplink is not None, "only run with an uplink"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from metropolis.node.core.network.uplink.ward import replace_file
+from osbase.supervisor import in_thread
 
 if TYPE_CHECKING:
     from metropolis.node.core.network.uplink.uplink import UplinkStatus
@@ -62,7 +63,7 @@ class TimeServers:
     async def run(self, ctx: Context) -> None:
         """Pass each change to chronyd, and repeat until chronyd has it."""
         ctx.signal_healthy()
-        if not await asyncio.to_thread(self._path.parent.is_dir):
+        if not await in_thread(self._path.parent.is_dir):
             ctx.signal_done()
             return
         passed: tuple[str, ...] | None = None
@@ -74,10 +75,10 @@ class TimeServers:
                 passed = servers
 
     async def _use(self, ctx: Context, servers: tuple[str, ...]) -> None:
-        before = await asyncio.to_thread(self._read)
+        before = await in_thread(self._read)
         wanted = render(servers)
         if servers and wanted != before:
-            await asyncio.to_thread(replace_file, str(self._path), wanted)
+            await in_thread(replace_file, str(self._path), wanted)
             ctx.logger.info("time servers: %s", ", ".join(servers))
         elif not servers:
             known = "server " in before

@@ -81,7 +81,7 @@ class WorkloadService:
     async def run(self, ctx: Context) -> None:
         """Make the engine, recover, then serve until cancelled."""
         # Imports take seconds on a slow machine; meanwhile the uplink comes up.
-        engine = await asyncio.to_thread(_make_engine, self._conditions)
+        engine = await in_thread(_make_engine, self._conditions)
         try:
             engine.set_ipv6_optional(self._config.ipv6_optional)
 
@@ -128,7 +128,7 @@ class WorkloadService:
             ctx.signal_healthy()
             await asyncio.Event().wait()
         finally:
-            await asyncio.to_thread(engine.close)
+            await in_thread(engine.close)
 
     async def _know_mtu(self, engine: Engine) -> None:
         """Set the MTU before the first attach."""
@@ -166,7 +166,7 @@ class WorkloadService:
     async def _follow_prefixes(self, ctx: Context, engine: Engine) -> None:
         before: tuple[IPNetwork, ...] = ()
         async for now in self._gate.admitted.watch():
-            before = await asyncio.to_thread(_set_prefixes, engine, now, before)
+            before = await in_thread(_set_prefixes, engine, now, before)
             prefixes = now.pods.prefixes
             ctx.logger.info("pod prefixes: %s", ", ".join(map(str, prefixes)) or "none, not ready")
 
@@ -181,7 +181,7 @@ class WorkloadService:
         while True:
             prefixes = admitted.pods.prefixes
             try:
-                found = await asyncio.to_thread(_outside, engine, prefixes)
+                found = await in_thread(_outside, engine, prefixes)
             except Unavailable:  # attachments are not recovered yet
                 again = True
             else:
@@ -195,20 +195,20 @@ class WorkloadService:
 
     async def _serve_grpc(self, ctx: Context, engine: Engine) -> None:
         make_runtime_directory(self._paths.workload_socket)
-        server = await asyncio.to_thread(
+        server = await in_thread(
             _make_server, engine, self._paths.workload_socket, self._paths.rpc_server
         )
         try:
-            await asyncio.to_thread(server.start)
+            await in_thread(server.start)
             ctx.logger.info("serving on %s", self._paths.workload_socket)
             ctx.signal_healthy()
             await asyncio.Event().wait()
         finally:
-            await asyncio.to_thread(server.stop, CALLS_END_WITHIN_S)
+            await in_thread(server.stop, CALLS_END_WITHIN_S)
 
     async def _serve_cni(self, ctx: Context, engine: Engine) -> None:
         make_runtime_directory(self._paths.cni_socket)
-        server = await asyncio.to_thread(_make_cni_server, engine, self._paths.cni_socket)
+        server = await in_thread(_make_cni_server, engine, self._paths.cni_socket)
         ctx.signal_healthy()
         await server.run()
 

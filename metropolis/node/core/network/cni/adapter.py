@@ -43,6 +43,7 @@ from metropolis.node.core.network.workloads.model import (
     Checked,
     Collected,
 )
+from osbase.supervisor import in_thread
 
 _logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class Adapter:
             if len(request.stdin) <= _SMALL:
                 command = protocol.parse(request)
             else:
-                command = await asyncio.to_thread(protocol.parse, request)
+                command = await in_thread(protocol.parse, request)
         except CniError as error:
             _logger.warning("refused %s: %s", request.env.get("CNI_COMMAND", "")[:20], error)
             await deliver(error.answer())
@@ -135,7 +136,7 @@ class Adapter:
             case Gc():
                 await self._gc(command)
             case protocol.Status():
-                await asyncio.to_thread(self._status)
+                await in_thread(self._status)
             case protocol.Version():
                 return Answer(protocol.encode(result.versions(command.version)))
             case Add():

@@ -40,6 +40,7 @@ from osbase.netlink.route import (
     parse_route,
 )
 from osbase.netlink.transport import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, NetlinkSocket
+from osbase.supervisor import in_thread
 
 LOOK_S: Final = 30.0
 """How long a default route that vanished without an event may be missed, s."""
@@ -179,10 +180,10 @@ async def _program(
     watcher = again.watch()
     while True:
         state = link.peek()
-        judged = await asyncio.to_thread(look, state)
+        judged = await in_thread(look, state)
         name = "" if state is None else state.name
         strict = tuple((version, name) for version, (on, _) in judged.items() if on)
-        await asyncio.to_thread(rules.update, strict=strict)
+        await in_thread(rules.update, strict=strict)
         for version, (_, text) in judged.items():
             note(f"reverse_path_ipv{version}", text)
         with contextlib.suppress(TimeoutError):

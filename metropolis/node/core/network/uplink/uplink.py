@@ -51,7 +51,7 @@ from osbase.net.addressing import (
 from osbase.net.config import Interface
 from osbase.net.dhcp4 import Client, Lease, clock
 from osbase.net.links import LinkState
-from osbase.supervisor import Context, Runnable
+from osbase.supervisor import Context, Runnable, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class Uplink:
         else:
             await ports.follow(
                 self.link,
-                preferred=await asyncio.to_thread(program.links_with_addresses),
+                preferred=await in_thread(program.links_with_addresses),
                 quiet_groups=(allocs.LINK_GROUP_WORKLOAD,),
             )
 
@@ -154,9 +154,9 @@ class Uplink:
         assert state is not None, "waited for"
         ctx.logger.info("uplink is %s, index %d, MTU %d", state.name, state.ifindex, state.mtu)
         self._status.set(replace(self._now(), link=state))
-        settings = await asyncio.to_thread(program.prepare, self._config, self._group, state)
+        settings = await in_thread(program.prepare, self._config, self._group, state)
         advertised = self._config.router_advertisements
-        await asyncio.to_thread(self._aim, Aim(state, settings, advertised, group=self._group))
+        await in_thread(self._aim, Aim(state, settings, advertised, group=self._group))
 
         ended = contextlib.ExitStack()
         leases = event.Value[Lease | None]("lease of the uplink")
@@ -165,7 +165,7 @@ class Uplink:
             leases.set(None)
         else:
             # Until a server answers, the lease is that of a former run.
-            left = await asyncio.to_thread(program.left_behind, state.ifindex, self._resolv_conf)
+            left = await in_thread(program.left_behind, state.ifindex, self._resolv_conf)
             # Static addresses do not wait for a server, either.
             leases.set(left)
             client = Client(
@@ -211,7 +211,7 @@ class Uplink:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.to_thread(self._aim, None)
+            await in_thread(self._aim, None)
 
     def _aim(self, aim: Aim | None) -> None:
         with self._ward.changing():
@@ -257,7 +257,7 @@ class Uplink:
         self, ctx: Context, state: LinkState, settings: tuple[Sysctl, ...], lease: Lease | None
     ) -> None:
         config = self._config
-        if not await asyncio.to_thread(sysctls.has_ipv6):
+        if not await in_thread(sysctls.has_ipv6):
             if (fewer := without_ipv6(config)) != config:
                 ctx.logger.warning("%s gets no IPv6 addresses: the kernel has none", state.name)
             config = fewer
@@ -278,7 +278,7 @@ class Uplink:
             self._group,
         )
         now = wanted(clock.now())
-        refused = await asyncio.to_thread(program.program, self._ward, aim, now)
+        refused = await in_thread(program.program, self._ward, aim, now)
         if refused:
             ctx.logger.warning("%s", refused)
         addresses = tuple(address.interface for address in now.addresses)
@@ -337,7 +337,7 @@ class Uplink:
             if addresses is None:  # a carrier, before anything is known
                 continue
             try:
-                await asyncio.to_thread(
+                await in_thread(
                     announce.send, state.name, state.mac, addresses, router=sysctls.FORWARDS
                 )
             except OSError as error:
