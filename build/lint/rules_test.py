@@ -44,7 +44,12 @@ def test_layers() -> None:
     check(layers.layering)
 
 
-from build.lint import calls, claims, layers, rules, tree, words
+def test_calls() -> None:
+    check(calls.replaced)
+
+
+def test_words() -> None:
+    check(words.habits)
 
 
 def test_nothing_of_one_machine() -> None:

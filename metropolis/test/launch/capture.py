@@ -11,17 +11,15 @@ capture.
 """
 
 import asyncio
-import contextlib
 import struct
 from asyncio.subprocess import PIPE
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from metropolis.test.launch.child import ChildError, child
 from metropolis.test.launch.lab import BRIDGE
+from metropolis.test.launch.started import Started
 
 # Ethernet, IPv6, an extension header, WireGuard's or TLS's first bytes.
 _SNAP_BYTES = 160
@@ -73,19 +71,19 @@ def to_text(kinds: Mapping[str, Count]) -> str:
     )
 
 
-class Capture:
+class Capture(Started):
     """A capture from entering to leaving the context; its files stay."""
 
     def __init__(self, directory: Path) -> None:
+        super().__init__()
         self._directory = directory
-        self._stack = contextlib.AsyncExitStack()
 
     @property
     def files(self) -> list[Path]:
         """Return the pcap files, in any order."""
         return sorted(self._directory.glob("underlay.pcap*"))
 
-    async def __aenter__(self) -> Self:
+    async def _start(self) -> None:
         await self._stack.enter_async_context(
             child(
                 "tcpdump",
@@ -97,15 +95,6 @@ class Capture:
                 ready=rb"listening on",
             )
         )
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._stack.aclose()
 
     async def _select(self, file: Path, expression: str, *options: str) -> bytes:
         process = await asyncio.create_subprocess_exec(

@@ -28,8 +28,6 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from metropolis.node.core.curator import administration
 from metropolis.node.core.curator.credentials import Files
@@ -55,6 +53,7 @@ from metropolis.test.launch.lab import (
 from metropolis.test.launch.matrix import ClusterReport, NodeRow
 from metropolis.test.launch.node import Node, NodeError, Progress, make_data_disk, quiet
 from metropolis.test.launch.reach import Place
+from metropolis.test.launch.started import Started
 from osbase.test.agent.client import AgentError
 from osbase.test.qemu.accel import find_accel
 
@@ -94,7 +93,7 @@ class Member:
         return self.node
 
 
-class Cluster:
+class Cluster(Started):
     """The cluster, from entering to leaving the context, in a network namespace
     of its own. Nodes are named node-1 and so on, never twice.
     """
@@ -113,6 +112,7 @@ class Cluster:
         are at first. mtu: of the underlay, bytes. keep: gets logs and captures
         in the end.
         """
+        super().__init__()
         self.members: dict[str, Member] = {}
         self.lab = Lab(directory, nodes=0, mtu=mtu)
         self.capture = Capture(directory)
@@ -125,34 +125,20 @@ class Cluster:
         self._cpus = max(1, min(_CPUS, (os.process_cpu_count() or 1) // max(1, nodes)))
         self._keep = keep
         self._progress = progress
-        self._stack = contextlib.AsyncExitStack()
 
-    async def __aenter__(self) -> Self:
-        try:
-            if self._keep is not None:
-                self._stack.callback(keep, self._directory, self._keep)
-            await self._stack.enter_async_context(self.lab)
-            await self._stack.enter_async_context(self.capture)
-            await self._start_store()
-            self._stack.push_async_callback(self._end)
-            # Once, and not by each of them.
-            await find_accel(self._images.kernel)
-            # Names and ports in order, machines at once.
-            for _ in range(self._first):
-                await self._admit()
-            await _all(self.boot(name) for name in self.members)
-        except BaseException:
-            await self._stack.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._stack.aclose()
+    async def _start(self) -> None:
+        if self._keep is not None:
+            self._stack.callback(keep, self._directory, self._keep)
+        await self._stack.enter_async_context(self.lab)
+        await self._stack.enter_async_context(self.capture)
+        await self._start_store()
+        self._stack.push_async_callback(self._end)
+        # Once, and not by each of them.
+        await find_accel(self._images.kernel)
+        # Names and ports in order, machines at once.
+        for _ in range(self._first):
+            await self._admit()
+        await _all(self.boot(name) for name in self.members)
 
     async def _end(self) -> None:
         every = (self.power_off(name) for name in self.members)

@@ -29,11 +29,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from metropolis.test.launch.child import child
 from metropolis.test.launch.sntp import NTP_PORT, SntpServer
+from metropolis.test.launch.started import Started
 
 BRIDGE = "lab0"
 BRIDGE_MAC = "52:54:00:4e:ff:01"
@@ -201,7 +200,7 @@ def _dnsmasq_args(leases: Path, mtu: int) -> list[str]:
     ]
 
 
-class Lab:
+class Lab(Started):
     """The network, from entering to leaving the context.
 
     It needs a separate network namespace. `seen` has all source addresses of
@@ -212,29 +211,13 @@ class Lab:
         """nodes: the number of ports at the start. mtu: of the network, bytes;
         DHCP and RA announce it; larger packets are dropped silently.
         """
+        super().__init__()
         self.ports: list[Port] = []
         self.time_server = SntpServer()
         self.seen: list[IPv4Address | IPv6Address] = []
         self._nodes = nodes
         self._mtu = mtu
         self._directory = directory
-        self._stack = contextlib.AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self._start()
-        except BaseException:
-            await self._stack.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._stack.aclose()
 
     async def _start(self) -> None:
         await _ip(_setup_batch(self._mtu))

@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import grpc
 import grpc.aio
@@ -27,6 +25,7 @@ from metropolis.node.core.network.workloads.spec import workload_pb2, workload_p
 from metropolis.test.launch.cri import Cri, unix_channel, why_not
 from metropolis.test.launch.images import Images
 from metropolis.test.launch.lab import OUTSIDE_IPV4, OUTSIDE_IPV6, ROUTER_IPV6, Lab, Port
+from metropolis.test.launch.started import Started
 from osbase.test.agent.client import Agent, AgentError, AgentRestartedError
 from osbase.test.qemu.accel import find_accel
 from osbase.test.qemu.config import Accel, Drive, Machine, Tap
@@ -61,7 +60,7 @@ def quiet(message: str) -> None:
     """Discard progress."""
 
 
-class Node:
+class Node(Started):
     """One node. directory: a short path, see osbase.test.qemu.config."""
 
     def __init__(
@@ -85,6 +84,7 @@ class Node:
         lab; None: the first. pki: contents of ca, cert and key, PEM. clock: see
         Machine.
         """
+        super().__init__()
         self.name = name
         self.port = lab.ports[0] if port is None else port
         self.accel: Accel | None = None
@@ -100,7 +100,6 @@ class Node:
         self._memory_mib = memory_mib
         self._cpus = cpus
         self._clock = clock
-        self._stack = contextlib.AsyncExitStack()
         self._begin = 0.0
 
     vm: Vm
@@ -117,22 +116,6 @@ class Node:
     def workload_socket(self) -> Path:
         """Return the host's socket of the node's workload network service."""
         return self._directory / "workload.sock"
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self._start()
-        except BaseException:
-            await self._stack.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._stack.aclose()
 
     async def _start(self) -> None:
         self.accel = await find_accel(self._images.kernel)
