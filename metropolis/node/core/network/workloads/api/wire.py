@@ -43,48 +43,25 @@ def decode[M: Message](kind: type[M], data: bytes) -> M:
 
 
 def _bad_strings(kind: Descriptor, data: bytes, path: str = "") -> Iterator[tuple[str, bytes]]:
-    """Yield strings that are not UTF-8, by walking the wire format; stop where
-    it is malformed. Source: protobuf.dev/programming-guides/encoding.
-    """
-    offset = 0
-    while offset < len(data):
-        tag, offset = _varint(data, offset)
-        wire_type = tag & 7
-        if wire_type == 0:
-            _, offset = _varint(data, offset)
-        elif wire_type == 1:
-            offset += 8
-        elif wire_type == 5:
-            offset += 4
-        elif wire_type == 2:
-            length, offset = _varint(data, offset)
-            value, offset = data[offset : offset + length], offset + length
-            field = kind.fields_by_number.get(tag >> 3)
-            if field is None:
-                continue
-            name = f"{path}{field.name}"
-            if field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type is not None:
-                yield from _bad_strings(field.message_type, value, f"{name}.")
-            elif field.type == FieldDescriptor.TYPE_STRING and not _is_utf8(value):
-                yield name, value
-        else:
-            return
+    """Yield the strings that are not UTF-8, where the data is well-formed.
 
-
-def _varint(data: bytes, offset: int) -> tuple[int, int]:
-    """Return the number and the offset behind it, which is the end of the data
-    if the number is not terminated.
+    A message without fields takes anything, and keeps it as unknown fields.
     """
-    value = 0
-    for shift in range(0, 70, 7):
-        if offset >= len(data):
-            return value, len(data)
-        byte = data[offset]
-        offset += 1
-        value |= (byte & 0x7F) << shift
-        if not byte & 0x80:
-            return value, offset
-    return value, len(data)
+    from google.protobuf.unknown_fields import UnknownFieldSet  # for errors only
+
+    try:
+        found = UnknownFieldSet(pb.StatusRequest.FromString(data))
+    except DecodeError:
+        return
+    for unknown in map(found.__getitem__, range(len(found))):
+        field = kind.fields_by_number.get(unknown.field_number)
+        if field is None or not isinstance(unknown.data, bytes):
+            continue
+        name = f"{path}{field.name}"
+        if field.message_type is not None:
+            yield from _bad_strings(field.message_type, unknown.data, f"{name}.")
+        elif field.type == FieldDescriptor.TYPE_STRING and not _is_utf8(unknown.data):
+            yield name, unknown.data
 
 
 def _is_utf8(value: bytes) -> bool:
