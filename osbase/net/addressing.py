@@ -193,12 +193,12 @@ def apply(
 
     sock.batch([_replace_address(ifindex, name, address, protocol) for address in wanted.addresses])
     # The kernel also removes addresses and routes by itself.
-    sock.batch_tolerating(
-        {errno.EADDRNOTAVAIL},
-        *(
+    sock.batch(
+        [
             del_address(ifindex, name, one.ip, one.network.prefixlen, exact=True)
             for one in sorted(stale, key=str)
-        ),
+        ],
+        tolerate={errno.EADDRNOTAVAIL},
     )
     sock.batch(
         [
@@ -206,12 +206,12 @@ def apply(
             for route in _in_order(wanted)
         ]
     )
-    sock.batch_tolerating(
-        {errno.ESRCH},
-        *(
+    sock.batch(
+        [
             del_route(_route(ifindex, Route(*route), protocol, metric), name)
             for route in sorted(stale_routes, key=str)
-        ),
+        ],
+        tolerate={errno.ESRCH},
     )
 
 

@@ -38,7 +38,7 @@ from osbase import event
 from osbase.net.config import Bond, BondMode, Interface, LacpRate, TransmitHash, Vlan
 from osbase.net.links import appeared, choose, is_port, without_groups
 from osbase.netlink import attrs
-from osbase.netlink.errors import BatchError, NetlinkError
+from osbase.netlink.errors import NetlinkError
 from osbase.netlink.ifla import (
     IFLA_BOND_AD_LACP_RATE,
     IFLA_BOND_MIIMON,
@@ -330,12 +330,8 @@ def reconcile(
                 return now
             for request in now.requests:
                 report(request.what)
-            try:
-                sock.batch(now.requests)
-            except BatchError as error:
-                # Made, or gone, since we looked: look again.
-                if any(one.errno not in (errno.EEXIST, errno.ENODEV) for one in error.errors):
-                    raise
+            # Made, or gone, since we looked: look again.
+            sock.batch(now.requests, tolerate={errno.EEXIST, errno.ENODEV})
     raise StackError(f"{now.requests[0].what}: is not there after {_PASSES} attempts")
 
 

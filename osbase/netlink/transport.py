@@ -115,26 +115,18 @@ class NetlinkSocket:
     ) -> None:
         self.close()
 
-    def batch(self, requests: Sequence[Request]) -> None:
+    def batch(self, requests: Sequence[Request], *, tolerate: Container[int] = ()) -> None:
         """Send the requests in one system call; return when all are done.
 
         The kernel continues after a failed request: BatchError holds every
-        failure, and all other requests were carried out.
+        failure, and all other requests were carried out. tolerate: error
+        numbers that are as good as success.
         """
         if not requests:
             return
         first = self._take_sequence(len(requests))
         self._send(encode(requests, first), requests[0])
-        self._await(first, requests)
-
-    def batch_tolerating(self, tolerated: Container[int], *requests: Request) -> None:
-        """Like `batch`, with errnos that count as success."""
-        try:
-            self.batch(requests)
-        except BatchError as error:
-            left = [one for one in error.errors if one.errno not in tolerated]
-            if left:
-                raise BatchError(left) from error
+        self._await(first, requests, tolerate=tolerate)
 
     def batch_encoded(self, batch: Encoded, requests: Callable[[], Sequence[Request]]) -> None:
         """Like `batch`. requests: the requests of the batch, for errors."""
@@ -153,8 +145,14 @@ class NetlinkSocket:
                 return
         self._await(FIRST_SEQUENCE, requests(), b"" if sender else data)
 
-    def _await(self, first: int, requests: Sequence[Request], data: bytes = b"") -> None:
-        """Read until the answer to the last request. data: already read."""
+    def _await(
+        self,
+        first: int,
+        requests: Sequence[Request],
+        data: bytes = b"",
+        tolerate: Container[int] = (),
+    ) -> None:
+        """Read answers until that to the last request. data: read already."""
         last = (first + len(requests) - 1) & 0xFFFFFFFF
         errors: list[RequestError] = []
         deadline = time.monotonic() + self._timeout_s
@@ -164,7 +162,7 @@ class NetlinkSocket:
                 if index >= len(requests) or message.kind != NLMSG_ERROR:
                     continue
                 number, text = error_of(message)
-                if number:
+                if number and number not in tolerate:
                     failed = requests[index]
                     errors.append(RequestError(index, failed.kind, failed.what, number, text))
                 if message.sequence == last:

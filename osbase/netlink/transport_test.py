@@ -191,13 +191,13 @@ def test_the_module_is_loaded_and_no_link_made(sock: NetlinkSocket) -> None:
 def test_errnos_that_are_as_good_as_success(sock: NetlinkSocket) -> None:
     """The rest of the batch is carried out, other errnos are reported."""
     gone = del_link(4711, "nothing")
-    sock.batch_tolerating({errno.ENODEV}, gone, set_link_up(1, "lo"))
-    sock.batch_tolerating({errno.ENODEV})
+    sock.batch([gone, set_link_up(1, "lo")], tolerate={errno.ENODEV})
+    sock.batch([], tolerate={errno.ENODEV})
     assert parse_link(sock.get(get_link(1))).up
     address = add_address(1, "lo", ip_address("192.0.2.1"), 32)
     sock.batch([address])
     with pytest.raises(BatchError) as caught:
-        sock.batch_tolerating({errno.ENODEV}, gone, address)
+        sock.batch([gone, address], tolerate={errno.ENODEV})
     assert [(e.index, e.errno) for e in caught.value.errors] == [(1, errno.EEXIST)]
 
 

@@ -68,9 +68,7 @@ class Membership:
 
     async def _curator(self, ctx: Context, conditions: Conditions) -> None:
         # The import takes seconds on a slow machine; meanwhile others start.
-        module = await in_thread(
-            importlib.import_module, "metropolis.node.core.curator.curator"
-        )
+        module = await in_thread(importlib.import_module, "metropolis.node.core.curator.curator")
         held = await in_thread(held_prefixes)
         client = module.Curator(
             self._config,

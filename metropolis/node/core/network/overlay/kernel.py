@@ -274,7 +274,7 @@ def withdraw(prefixes: Collection[IPNetwork]) -> None:
     with NetlinkSocket() as sock:
         for route in list(_own_routes(sock)):
             if any(_overlap(route.destination, prefix) for prefix in prefixes):
-                _tolerating(sock, errno.ESRCH, del_route(route, _NAME))
+                sock.batch([del_route(route, _NAME)], tolerate={errno.ESRCH})
         for family in (AF_INET, AF_INET6):
             for message in sock.dump(dump_addresses(family, 0)):
                 found = parse_address(message)
@@ -284,7 +284,7 @@ def withdraw(prefixes: Collection[IPNetwork]) -> None:
                     and any(found.address in prefix for prefix in prefixes)
                 ):
                     request = del_address(found.ifindex, _NAME, found.address, found.prefix_length)
-                    _tolerating(sock, errno.EADDRNOTAVAIL, request)
+                    sock.batch([request], tolerate={errno.EADDRNOTAVAIL})
 
 
 _EVERYTHING: Final = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
@@ -304,16 +304,8 @@ def leave() -> None:
                 return
             raise
         if link.kind == b"wireguard" or link.group == allocs.LINK_GROUP_OVERLAY:
-            _tolerating(sock, errno.ENODEV, del_link(link.ifindex, _NAME))
+            sock.batch([del_link(link.ifindex, _NAME)], tolerate={errno.ENODEV})
 
 
 def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
     return one.version == other.version and one.overlaps(other)
-
-
-def _tolerating(sock: NetlinkSocket, harmless: int, request: Request) -> None:
-    try:
-        sock.batch([request])
-    except BatchError as error:
-        if any(one.errno != harmless for one in error.errors):
-            raise

@@ -155,7 +155,7 @@ class Host:
                 def carry_out() -> None:
                     # Each may have come back by itself.
                     for request in requests:
-                        sock.batch_tolerating({errno.EEXIST, errno.EADDRNOTAVAIL}, request)
+                        sock.batch([request], tolerate={errno.EEXIST, errno.EADDRNOTAVAIL})
 
                 repairs.append(attempt(key, what, allow, carry_out))
 

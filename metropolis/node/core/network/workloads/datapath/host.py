@@ -5,7 +5,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads.errors import KernelRefused
@@ -55,30 +55,27 @@ class Host:
 
     # ---- Requests -----------------------------------------------------------
 
-    def batch(self, *requests: Request) -> None:
-        """Send requests at once. Raises BatchError with what was refused."""
+    def batch(self, *requests: Request, tolerate: Collection[int] = ()) -> None:
+        """Send requests at once. Raises BatchError with what was refused, but
+        for errors of the numbers to tolerate.
+        """
         with self.sockets.socket() as host:
-            host.batch(requests)
+            host.batch(requests, tolerate=tolerate)
 
     def batch_encoded(self, batch: Encoded, requests: Callable[[], Sequence[Request]]) -> None:
         """Send an encoded batch. requests: the same, decoded, for errors."""
         with self.sockets.socket() as host:
             host.batch_encoded(batch, requests)
 
-    def batch_tolerating(self, tolerated: set[int], *requests: Request) -> None:
-        """Send requests at once; ignore the tolerated error numbers."""
-        with self.sockets.socket() as host:
-            host.batch_tolerating(tolerated, *requests)
-
     # ---- Preparation --------------------------------------------------------
 
     def ensure_first_hop(self) -> None:
         """Add the IPv4 first hop to lo: it answers the ARP of workloads."""
         hop = allocs.FIRST_HOP_IPV4
-        self.batch_tolerating(
-            {errno.EEXIST},
+        self.batch(
             set_link_up(LOOPBACK, "lo"),
             add_address(LOOPBACK, "lo", hop, 32, scope=RT_SCOPE_LINK),
+            tolerate={errno.EEXIST},
         )
 
     def load_veth(self) -> None:
@@ -86,7 +83,7 @@ class Host:
         concurrent one may fail.
         """
         try:
-            self.batch_tolerating({errno.EBADF}, load_veth())
+            self.batch(load_veth(), tolerate={errno.EBADF})
         except BatchError as error:
             log.error("no workload can be attached with this kernel: %s", error)
 

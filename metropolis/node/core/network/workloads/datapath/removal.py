@@ -221,7 +221,7 @@ class Remover:
                 link = self._host.link(record.host_ifindex)
                 if link is not None and link.name == record.host_interface:
                     request = del_link(link.ifindex, link.name)
-                    self._host.batch_tolerating({errno.ENODEV}, request)
+                    self._host.batch(request, tolerate={errno.ENODEV})
                 continue
             operation = f"detach {show(record.workload_id)}"
             failures[record.host_ifindex] = KernelRefused(f"{operation}: {error}")

@@ -81,7 +81,7 @@ class Restorer:
             (record.host_interface, record.host_ifindex) for record in planned.duplicates
         ]
         for name, index in removed:
-            self._host.batch_tolerating({errno.ENODEV}, del_link(index, name))
+            self._host.batch(del_link(index, name), tolerate={errno.ENODEV})
         # Before what is missing is put back: they may have its keys.
         remaining = {link.ifindex for link in links} - {index for _, index in removed}
         strays = self._remove_strays(planned.complete, remaining)

@@ -278,14 +278,16 @@ class KernelDatapath:
             link = self._host.link(record.host_ifindex) if verify else None
             if not verify or (link is not None and link.name == record.host_interface):
                 request = del_link(record.host_ifindex, record.host_interface)
-                self._host.batch_tolerating({errno.ENODEV}, request)
+                self._host.batch(request, tolerate={errno.ENODEV})
             if loopback is not None:
                 # Its IPv4 address stays when it goes down; the IPv6 one
                 # vanishes.
-                loopback.batch_tolerating(
-                    {errno.EADDRNOTAVAIL},
-                    set_link_down(LOOPBACK, "lo"),
-                    del_address(LOOPBACK, "lo", IPv4Address("127.0.0.1"), 8),
+                loopback.batch(
+                    [
+                        set_link_down(LOOPBACK, "lo"),
+                        del_address(LOOPBACK, "lo", IPv4Address("127.0.0.1"), 8),
+                    ],
+                    tolerate={errno.EADDRNOTAVAIL},
                 )
         except (WorkloadError, NetlinkError, OSError) as error:
             raise UndoFailed(

@@ -7,7 +7,7 @@ Runs in a network namespace of its own, as its root.
 import errno
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,10 @@ class TestKernelDatapath(DatapathContract):
                     chosen[at] = request._replace(body=request.body[:4])
             return chosen
 
-        def spoiling(sock: NetlinkSocket, requests: list[Request]) -> None:
-            real(sock, spoilt(requests))
+        def spoiling(
+            sock: NetlinkSocket, requests: Sequence[Request], *, tolerate: Container[int] = ()
+        ) -> None:
+            real(sock, spoilt(requests), tolerate=tolerate)
 
         def spoiling_encoded(
             sock: NetlinkSocket, batch: Encoded, requests: Callable[[], Sequence[Request]]
