@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The values of the cluster's store: bytes in, checked value objects out. Pure.
 
-Whoever has credentials for etcd can write anything there. A value passes the
+A holder of credentials for etcd can write anything there. A value passes the
 checks here by itself, or it is refused as a whole: RecordError has the reason,
 printable and within a line. Whether values fit each other (two nodes with one
 key, prefixes claimed by another) is for the directory to decide.

@@ -132,7 +132,7 @@ CHANGES: list[tuple[str, list[str]]] = [
     ("sysctls", ["ipv4/conf/all/arp_ignore 1"]),
     # Links of which it was never set take it over at once.
     ("sysctls", ["ipv4/conf/default/arp_ignore 8"]),
-    # With it go routes; whoever puts these back needs it, and may be first.
+    # Routes go with it; the ward that puts them back needs it, and may be first.
     ("workloads", [f"ip address del {allocs.FIRST_HOP_IPV4}/32 dev lo"]),
     ("sysctls", ["ipv6/conf/lo/disable_ipv6 1"]),
     ("host", ["ip address flush dev lo"]),
@@ -220,7 +220,7 @@ def test_a_fight_is_left_said_and_forgiven(node: NodeCore) -> None:
     assert Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "0"
     checked = node.stub().Check(workload_pb2.CheckRequest(workload_id="pod-a"), timeout=LIMIT_S)
     assert "net.ipv4.ip_forward was 0, not 1" in str(checked)
-    # The others are guarded as ever.
+    # The others are still guarded.
     nft("flush ruleset")
     repaired(node, "rules")
     assert node.problem() == problem

@@ -380,7 +380,7 @@ def _flows(settings: Settings) -> dict[str, list[str]]:
 
 def _to_node(settings: Settings) -> dict[str, list[str]]:
     # An error says that a path is narrow or a host away; the node believes it
-    # by the packet that it quotes, whoever sends it. So workloads and other
+    # by the packet that it quotes, from any sender. So workloads and other
     # nodes send errors about flows with pods only, and the overlay none about
     # WireGuard.
     errors = "icmp type { destination-unreachable, source-quench, redirect, time-exceeded, "
