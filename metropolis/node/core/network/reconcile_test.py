@@ -132,7 +132,7 @@ CHANGES: list[tuple[str, list[str]]] = [
     ("sysctls", ["ipv4/conf/all/arp_ignore 1"]),
     # Links of which it was never set take it over at once.
     ("sysctls", ["ipv4/conf/default/arp_ignore 8"]),
-    # Routes go with it; the ward that puts them back needs it, and may be first.
+    # Routes go with it; the ward that puts them back needs it, perhaps first.
     ("workloads", [f"ip address del {allocs.FIRST_HOP_IPV4}/32 dev lo"]),
     ("sysctls", ["ipv6/conf/lo/disable_ipv6 1"]),
     ("host", ["ip address flush dev lo"]),

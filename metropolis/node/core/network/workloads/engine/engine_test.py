@@ -332,12 +332,19 @@ def test_an_attach_that_cannot_list_links_keeps_its_addresses(
     """Its links are there: nobody else may have what they have."""
     world.engine.set_prefixes([ip_network("10.0.0.1/32")])
 
-    def refuse() -> frozenset[int]:
-        raise KernelRefused("list links: ENOBUFS")
+    present = world.datapath.present
+    asked: list[str] = []
 
+    def refuse_second() -> frozenset[int]:
+        asked.append("")
+        if len(asked) == 2:
+            raise KernelRefused("list links: ENOBUFS")
+        return present()
+
+    # The overrun itself asks first, and the attach after it.
     world.datapath.on_create = lambda _: world.datapath.overrun()
     with monkeypatch.context() as patched:
-        patched.setattr(world.datapath, "present", refuse)
+        patched.setattr(world.datapath, "present", refuse_second)
         with pytest.raises(KernelRefused, match="ENOBUFS"):
             world.engine.attach(intent())
     world.datapath.on_create = lambda _: None
