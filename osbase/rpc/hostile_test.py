@@ -60,7 +60,7 @@ def test_many_calls_without_a_message(tmp_path: Path, monkeypatch: pytest.Monkey
     does not wait for all of them.
     """
     # Long enough for the honest one's message on a busy machine.
-    monkeypatch.setattr(stock, "_WANTED_S", 2.0)
+    monkeypatch.setattr(stock, "_WANTED_S", 5.0)
     with ExitStack() as stack:
         service = stack.enter_context(closing(Service(tmp_path, STOCK)))
         for method in ("Quick", "Echo", "Wait"):
