@@ -297,19 +297,24 @@ class Directory:
             node_id = next(iter(self._touched))
             del self._touched[node_id]
             node = self._nodes.get(node_id)
-            if node is None or node_id == self._own:
+            if node is None:
                 continue
-            peer = self._evaluate(node_id, node, changes)
-            if peer != node.peer:
-                node.peer = peer
-                changes.peers.pop(node_id, None)
-                changes.gone.discard(node_id)
-                if peer is None:
-                    changes.gone.add(node_id)
-                else:
-                    changes.peers[node_id] = peer
+            if node_id != self._own:
+                self._note_peer(node_id, node, changes)
             if not (node.member_revision or node.claims or node.entry):
                 del self._nodes[node_id]
+
+    def _note_peer(self, node_id: str, node: Node, changes: Changes) -> None:
+        peer = self._evaluate(node_id, node, changes)
+        if peer == node.peer:
+            return
+        node.peer = peer
+        changes.peers.pop(node_id, None)
+        changes.gone.discard(node_id)
+        if peer is None:
+            changes.gone.add(node_id)
+        else:
+            changes.peers[node_id] = peer
 
     def _evaluate(self, node_id: str, node: Node, changes: Changes) -> Peer | None:
         held = () if node.removed else self.held_by(node_id)

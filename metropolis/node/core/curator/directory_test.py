@@ -7,7 +7,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
 from types import FrameType
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from metropolis.node.core.curator import keys, records
@@ -319,6 +319,7 @@ def test_whatever_happens_peers_fit_each_other(steps: list[tuple[object, ...]]) 
 
 
 @given(st.lists(STEP, max_size=30))
+@example([("claim", 1, "me"), ("unclaim", 0), ("claim", 1, ""), ("unclaim", 0)])
 def test_who_lists_late_has_the_same_claims(steps: list[tuple[object, ...]]) -> None:
     """A list after any unseen events gives the store's state."""
     store = Store()
