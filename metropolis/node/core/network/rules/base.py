@@ -119,10 +119,9 @@ _FAMILIES: Final = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
 
 # The members of a set by link: those of a link that is gone end by themselves.
 # There is room for far more links than a node may have; without room, nothing
-# is limited. The kernel makes a hash table of 131,072 buckets of it, and by
-# default walks all of them each second to free members that ended, which match
-# nothing anyway: five such sets took 13 % of the CPU of an idle node without
-# KVM.
+# is limited. The kernel makes 131,072 buckets of it, and by default walks them
+# each second to free members that ended, which match nothing anyway: with five
+# such sets that took 13 % of the CPU of an idle node without KVM.
 _ENDING: Final = "size 65535; timeout 1m; gc-interval 1m;"
 _BY_LINK: Final = f"typeof meta iif; flags dynamic,timeout; {_ENDING}"
 
