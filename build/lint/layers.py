@@ -73,7 +73,19 @@ LAYERS = (
         why="the engine knows the datapath by its interface",
     ),
     Layer(
-        paths=(_WORKLOADS + "engine/ledger.py", _WORKLOADS + "engine/resources.py"),
+        paths=tuple(
+            f"{_WORKLOADS}engine/{name}.py"
+            for name in (
+                "entries",
+                "held",
+                "ledger",
+                "numbers",
+                "pool",
+                "protected",
+                "resources",
+                "watchers",
+            )
+        ),
         never=_NETLINK,
         why="no kernel work happens under the ledger's mutex",
     ),

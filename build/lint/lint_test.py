@@ -221,6 +221,7 @@ MODULE = ROOM.replace("/", ".")
         ("engine/engine.py", "from M.datapath import interface", True),
         ("engine/engine_test.py", "from M.datapath import names", True),
         ("engine/ledger.py", "import osbase.netlink.link", False),
+        ("engine/entries.py", "import osbase.netlink.link", False),
         ("engine/ledger.py", "from M.datapath.veth import KernelDatapath", False),
         ("engine/ledger.py", "from osbase import aio", True),
         ("api/server.py", "from M.datapath.interface import Datapath", False),

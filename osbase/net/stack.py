@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Create and maintain the links of an interface.
+"""Create and maintain the stack of links of an interface: ports, bond, VLAN.
 
-    port --+                 by name, or the bond's members; may appear later
+    port --+                 found by name; may appear later
            +-- bond -- VLAN  made here, marked by a link group
     port --+
 
@@ -9,15 +9,15 @@
 
 Correct links are not touched, so a restart causes no carrier change. Every link
 event starts another look: members that appear late, or come back, are added; a
-VLAN comes back with its port. Marked links that are no longer wanted are
-removed. A bond has the MAC of its first member in the order of the
-configuration; if that one is late by more than some seconds, the MAC of the
-next, and keeps it while it has members. A link with the name of a wanted bond
-or VLAN is ours, marked or not: the kernel makes an idle "bond0" when it loads
-the module.
+VLAN is made again when its port comes back. Marked links that are no longer
+wanted are removed. A bond gets the MAC of its first member in the order of the
+configuration; if that one is late by more than PATIENCE_S, the MAC of the next.
+The bond keeps it while it has members. A link with the name and kind of a
+wanted bond or VLAN is ours, marked or not: the kernel makes an idle "bond0"
+when it loads the module.
 
-Not done: a link's own settings (speed, offloads), bonds of bonds, bridges. Why
-not with pyroute2's messages: see osbase.netlink.
+Limits: no settings of ports (speed, offloads), bonds of bonds, or bridges. Why
+not pyroute2's messages: see osbase.netlink.
 
 Source: linux/if_link.h (IFLA_BOND_, IFLA_VLAN_), drivers/net/bonding/
 bond_options.c for what may be changed while a bond has members or is up.
@@ -91,10 +91,10 @@ class StackError(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """requests: to be sent; afterwards there may be more. top: the link that
-    has the addresses, as it is now; None while it is missing or is a bond
-    without members. missing: names of awaited links. held: available members
-    are not added yet, since the first is to give the bond its MAC.
+    """requests: to be sent; a plan after that may have more. top: the link for
+    the addresses, as it is now; None while it is missing or is a bond without
+    members. missing: names of awaited links. held: members that exist are not
+    added yet, since the bond waits for the first one's MAC.
     """
 
     requests: tuple[Request, ...]
@@ -104,20 +104,20 @@ class Plan:
 
 
 def plan(config: Interface, links: Sequence[Link], mark: int, *, patient: bool = False) -> Plan:
-    """Return what to do about the present links. Pure. mark: the group of links
-    that we make. patient: a bond waits for its first member. Raises
-    StackError.
+    """Return the requests that the present links need now. Pure. mark: the
+    group of links that we make. patient: a bond without members waits for its
+    first one. Raises StackError.
     """
     stale = [link for link in links if _is_stale(link, config, links, mark)]
     if stale:
-        # VLANs first: they go with what they are on.
+        # VLANs first: the kernel removes them with the link below.
         stale.sort(key=lambda link: link.kind != _VLAN)
         return Plan(tuple(del_link(one.ifindex, one.name) for one in stale), None, ())
     if config.bond is None:
         lower = _lower(links, config)
         if lower is None:
             return Plan((), None, (config.described,))
-        # Any port may become the uplink, if none was named.
+        # If none is configured, any port may become the uplink.
         named = config.name or config.hardware_address or config.vlan is not None
         sized = [lower] if named else [link for link in links if is_port(link)]
         requests = [request for link in sized for request in _sized(link, config.mtu)]
@@ -133,7 +133,7 @@ def plan(config: Interface, links: Sequence[Link], mark: int, *, patient: bool =
         empty = not any(link.master == lower.ifindex for link in present.values())
         held = patient and empty and bool(present) and config.bond.members[0] not in present
         if not held:
-            requests += _identity(config.bond, lower, present) if empty else ()
+            requests += _first_mac(config.bond, lower, present) if empty else ()
             requests += _members(config.bond, lower, present, links)
         if empty:
             return Plan(tuple(requests), None, missing, held)
@@ -147,14 +147,14 @@ def plan(config: Interface, links: Sequence[Link], mark: int, *, patient: bool =
         return Plan(tuple(requests), None, missing)
     if vlan.group != mark:
         requests.append(set_link_group(vlan.ifindex, vlan.name, mark))
-    # Last: it may not be larger than what it is on.
+    # Last: a VLAN's MTU is at most that of the link below.
     requests += _sized(vlan, config.mtu)
     return Plan(tuple(requests), vlan, missing)
 
 
 def _is_stale(link: Link, config: Interface, links: Sequence[Link], mark: int) -> bool:
     """Return whether the link has to be removed: it is ours and not wanted any
-    more, or has a wanted name and the wrong kind.
+    more, or a wanted one that cannot be changed to what is configured.
     """
     bond, vlan = config.bond, config.vlan
     ours = link.group == mark and link.kind in (_BOND, _VLAN)
@@ -199,7 +199,7 @@ def _sized(link: Link, mtu: int | None) -> Iterator[Request]:
 
 
 def _settings(bond: Bond) -> dict[int, tuple[int, int]]:
-    """Return width in bytes and value by attribute, except the mode."""
+    """Return (width in bytes, value) by attribute, without the mode."""
     settings = {
         IFLA_BOND_MIIMON: (4, bond.miimon_ms),
         IFLA_BOND_NUM_PEER_NOTIF: (1, _PEER_NOTIFICATIONS),
@@ -214,7 +214,8 @@ def _settings(bond: Bond) -> dict[int, tuple[int, int]]:
 
 
 _WHILE_DOWN: Final = frozenset({IFLA_BOND_AD_LACP_RATE, IFLA_BOND_XMIT_HASH_POLICY})
-"""BOND_OPTFLAG_IFDOWN, of the options above."""
+"""Those of the settings that can be changed only while the bond is down
+(BOND_OPTFLAG_IFDOWN)."""
 
 
 def _data(values: dict[int, tuple[int, int]]) -> bytes:
@@ -252,10 +253,10 @@ def _bond_changes(bond: Bond, link: Link, mark: int) -> Iterator[Request]:
         yield change
 
 
-def _identity(bond: Bond, link: Link, present: dict[str, Link]) -> Iterator[Request]:
-    """Give a bond without members the MAC of its first configured member. Else
-    it gets that of the port which the kernel found first, and DHCP, which
-    identifies the node by it, may give another address after a reboot.
+def _first_mac(bond: Bond, link: Link, present: dict[str, Link]) -> Iterator[Request]:
+    """Give a bond without members the MAC of the first of its members that
+    exists. Otherwise it gets that of the port that is added first, in the
+    kernel's order, and DHCP may give the node another address after a reboot.
     """
     first = next((present[name] for name in bond.members if name in present), None)
     if first is None or first.master is not None:
@@ -282,7 +283,8 @@ def _members(
             continue
         if member.master is not None:
             continue
-        # The kernel takes only what is down, and sets it up (bond_enslave).
+        # The kernel adds only a link that is down, and sets it up
+        # (bond_enslave).
         yield set_link_down(member.ifindex, name)
         yield _set_master(member, link)
     primary = present.get(bond.primary)
@@ -296,7 +298,7 @@ def _members(
 def _missing(
     bond: Bond, link: Link, present: dict[str, Link], links: Sequence[Link]
 ) -> Iterator[str]:
-    """Return the members that are missing, or belong to another master."""
+    """Yield the members that are missing, or belong to another master."""
     for name in bond.members:
         member = present.get(name)
         if member is None:
@@ -316,11 +318,11 @@ def _set_master(member: Link, bond: Link | None) -> Request:
 def reconcile(
     config: Interface, mark: int, report: Callable[[str], None], *, patient: bool = False
 ) -> Plan:
-    """Make the links as configured; return the plan with nothing to do.
+    """Make the links as configured; return the last plan, without requests.
 
     patient: see plan. report: called with each request in words. Blocks for as
     long as the kernel works. Raises StackError, or NetlinkError when the kernel
-    refuses; what was not refused is done.
+    refuses; the other requests are done.
     """
     with NetlinkSocket() as sock:
         for _ in range(_PASSES):
@@ -330,7 +332,7 @@ def reconcile(
                 return now
             for request in now.requests:
                 report(request.what)
-            # Made, or gone, since we looked: look again.
+            # A link may have been made or removed meanwhile: look again.
             sock.batch(now.requests, tolerate={errno.EEXIST, errno.ENODEV})
     raise StackError(f"{now.requests[0].what}: is not there after {_PASSES} attempts")
 
@@ -343,13 +345,13 @@ async def maintain(
     quiet_groups: Iterable[int] = (),
     report: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Keep the links as configured, until cancelled. Return at once for an
-    existing link that needs no change.
+    """Keep the links as configured, until cancelled. Return at once if there is
+    nothing to maintain: no bond, no VLAN and no MTU.
 
-    built: set after each look to whether the topmost link, if it is one made
-    here, can be used. quiet_groups: link groups whose events are dropped.
-    report: see reconcile; also called with the awaited links.
-    Raises StackError, NetlinkError, OSError.
+    built: set after each look, to whether the topmost link can be used; true if
+    no link is made here. quiet_groups: link groups whose events are dropped.
+    report: see reconcile; also called with the awaited links. Raises
+    StackError, NetlinkError, OSError.
     """
     loop = asyncio.get_running_loop()
     waiting: tuple[str, ...] = ()
@@ -369,7 +371,7 @@ async def maintain(
                 built.set(False)
                 raise
             except NetlinkError:
-                # What one member refused does not keep the others from use.
+                # A request about one member failed; others may be usable.
                 built.set((await in_thread(_look, config, mark)).top is not None)
                 raise
             if made and now.missing and now.missing != waiting:

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls on completion queues: read the message, answer, end.
+"""Calls on completion queues: each reads its message, is answered, and ends.
 
-Each kind of method has its kind of call:
+Each kind of method (see the package) has its class of calls:
 
-    WorkerCall   has a thread, which waits for its message and may then take
-                 long; so it checks its queue for a cancellation
+    WorkerCall   has a thread, which waits for the message and runs the handler;
+                 that may take long, so it checks its queue for a cancellation
     QuickCall    has no thread before its message arrives
     StreamCall   has no thread before its message arrives, and then its own
 
-Events of the latter two arrive at the queue of the thread that accepts them.
+A WorkerCall's events arrive at the queue of its thread, those of the others at
+the queue of the thread that accepts them.
 """
 
 import contextlib
@@ -32,15 +33,15 @@ log = logging.getLogger(__name__)
 # cancellation might as well have come a little later.
 _FRESH_S = 0.001
 _LOOK_S = 0.05  # how often a thread checks whether to go on waiting for a message
-_AGAIN_S = 0.1
+_AGAIN_S = 0.1  # pause after a call could not be requested
 
 _TIMEOUT = cygrpc.CompletionType.queue_timeout
 _LATE = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 SENT = object()  # the tag of operations that are not awaited
 
 
-class _Given:
-    """Common to all kinds: ends a call to which nothing was sent."""
+class _Accepted:
+    """Base of all kinds: the ways to end a call to which nothing was sent."""
 
     __slots__ = ("_call", "_method")
 
@@ -84,8 +85,8 @@ def refuse(call: Any, error: RpcError) -> None:
 
 
 def asking_failed(ended: threading.Event) -> None:
-    """Wait after a failed request for the next call, for example without
-    memory. Return when the caller may try again.
+    """Log that the next call could not be requested, for example without
+    memory. Return after a pause, or when `ended` is set.
     """
     with contextlib.suppress(Exception):
         log.exception("the next call could not be asked for")
@@ -98,7 +99,7 @@ def abandon(call: Any) -> None:
         call.cancel()
 
 
-class WorkerCall(_Given, Call):
+class WorkerCall(_Accepted, Call):
     """A call of a blocking method. queue: the queue of its thread."""
 
     __slots__ = ("_arrived", "_cancelled", "_closed", "_deadline", "_queue")
@@ -108,8 +109,8 @@ class WorkerCall(_Given, Call):
         self._method = method
         self._queue = queue
         self._arrived = now = time.monotonic()
-        # By the monotonic clock from here on. cygrpc computes the deadline by
-        # the wall clock at the time of this call.
+        # By the monotonic clock from here on. cygrpc has computed the deadline
+        # by the wall clock, when the call arrived.
         self._deadline: float = event.call_details.deadline - time.time() + now
         self._cancelled = False
         self._closed = object()
@@ -132,16 +133,17 @@ class WorkerCall(_Given, Call):
             self._cancelled = event.batch_operations[0].cancelled()
 
     def read(self, unread: Unread, pressed: Callable[[], bool]) -> bytes | None:
-        """Return the request. None: there is none, and the call has ended.
-        pressed: whether other calls wait for the thread.
+        """Return the request; None if the call ended without one. pressed:
+        returns whether other calls wait for a thread.
         """
-        # First, since past events are then noticed without waiting.
+        # First, so that a call that has ended already is noticed at once.
         self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._closed)
         arrived = object()
         self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), arrived)
         unread.since[self] = self._arrived
         while True:
-            # By the wall clock, so it may take until `unread` is checked.
+            # The limit is by the wall clock: if that is set back, the wait
+            # lasts until a check of `unread` ends the call.
             event = self._queue.poll(time.time() + _LOOK_S)
             if event.tag is arrived:
                 unread.since.pop(self, None)
@@ -153,9 +155,9 @@ class WorkerCall(_Given, Call):
                 self.give_up("no message came, and others wait")
 
 
-class QuickCall(_Given, Call):
-    """A call of a quick method. There is no check for a cancellation: the
-    answer would be faster.
+class QuickCall(_Accepted, Call):
+    """A call of a quick method. It never checks for a cancellation: the answer
+    takes less time than the check.
     """
 
     __slots__ = ("_deadline",)
@@ -169,7 +171,7 @@ class QuickCall(_Given, Call):
         return self._deadline - time.monotonic()
 
     def begin(self) -> None:
-        """Wait for the message. The event's tag is this call."""
+        """Request the message. The event's tag is this call."""
         # The result is ignored, but a call without this operation costs C-core
         # more.
         self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), SENT)
@@ -177,7 +179,7 @@ class QuickCall(_Given, Call):
 
 
 def run(handler: Unary, method: str, call: WorkerCall | QuickCall, request: bytes) -> None:
-    """Answer a call. Whatever fails fails this call only."""
+    """Run the handler and answer. A failure ends only this call."""
     try:
         try:
             call.answer(handler(request, call))
@@ -190,14 +192,15 @@ def run(handler: Unary, method: str, call: WorkerCall | QuickCall, request: byte
         call.abandon()
 
 
-class StreamCall(_Given, Stream):
+class StreamCall(_Accepted, Stream):
     """A streaming call."""
 
     def __init__(
         self, event: Any, method: str, then: Callable[[StreamCall, bytes | None], None]
     ) -> None:
-        """then: called with the call and its message, or None when there is
-        none. The tags of its events are functions, to be called with the event.
+        """then: called with the call and its message, or None if it ended
+        without one. The tags of the call's events are functions: the accepting
+        thread calls them with the event.
         """
         self._call = event.call
         self._method = method
@@ -222,7 +225,7 @@ class StreamCall(_Given, Stream):
             return True
 
     def begin(self) -> None:
-        """Wait for the message."""
+        """Request the message."""
         self._start(self._closed, cygrpc.ReceiveCloseOnServerOperation(0))
         self._start(self._read, cygrpc.ReceiveMessageOperation(0))
 
@@ -249,7 +252,7 @@ class StreamCall(_Given, Stream):
     def _start(self, then: Callable[[Any], None], *operations: Any) -> None:
         self._call.start_server_batch(operations, then)
 
-    # The accepting thread calls these with the events.
+    # Tags of events.
 
     def _read(self, event: Any) -> None:
         self._then(self, event.batch_operations[0].message())

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node does about its place in the cluster, given its knowledge. Pure.
+"""Decides the next step of a node towards its place in the cluster. Pure.
 
-    decide(directory, me) -> Decision: where it stands, why, the prefixes it
-                             uses, and the transaction to commit, if any
+    decide(directory, me) -> Decision: the node's standing, the reason, the
+                             prefixes it uses, the transaction to commit, if any
 
-Prefixes are claimed in transactions that compare everything the choice depends
-on: each claim, the node's member (so it is not removed), and the cluster's
-configuration. So two nodes never get one prefix, whatever else happens at the
-same time: one of two transactions fails, and its node decides again, by the
-state it then reads.
+Prefixes are claimed in transactions that compare everything that the choice
+depends on: each claim, the node's member entry (so it is not removed), and the
+cluster's configuration. So two nodes never get the same prefix: one of two
+transactions fails, and its node decides again, by the state that it then reads.
 
-A node that comes back finds its claims. If claims are gone, because etcd was
-restored from an older snapshot, the node claims them again: it uses its former
-prefixes (`Me.using`, at first those in its kernel) until another holds them.
+A node that comes back finds its claims in the store. If they are gone, because
+etcd was restored from an older snapshot, the node claims its former prefixes
+again (`Me.using`, at first those in its kernel). It uses them until another
+node holds them.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ class Standing(enum.Enum):
 
 
 TRANSIENT: Final = frozenset({Standing.CLAIMING, Standing.PUBLISHING, Standing.NO_KEY})
-"""Reasons that need no line in the log."""
+"""Standings that end soon by themselves: they are not logged."""
 
 
 @dataclass(frozen=True)
 class Me:
     """The node's own state.
 
-    using: prefixes that its workloads have. lease: its record's lease; 0: it
-    has none. published: mod_revision of the record as it wrote it last; 0: not
-    since it started.
+    using: the prefixes of its workloads. underlay: its address for WireGuard.
+    lease: that of its record in etcd; 0: there is none. published: mod_revision
+    of the record that it wrote last; 0: none since it started.
     """
 
     node_id: str
@@ -70,8 +70,8 @@ class Me:
 
 @dataclass(frozen=True)
 class Decision:
-    """reason: for the log. own: the node's prefixes, in order. record: whether
-    `commit` writes the record, and so needs a lease.
+    """reason: for the log. own: the prefixes that the node uses, in order.
+    record: whether `commit` writes the record, and so needs a lease.
     """
 
     standing: Standing
@@ -126,7 +126,8 @@ def decide(directory: Directory, me: Me) -> Decision:
 def choose(
     config: ClusterConfig, claims: Mapping[IPNetwork, Claim], node_id: str, version: int
 ) -> IPNetwork:
-    """Choose a prefix of a family: an unused one, else the longest free.
+    """Choose a prefix of an IP version: one that was never claimed, else the
+    one that was freed first.
 
     The search begins at a hash of the node's id, so that nodes that join at the
     same time rarely choose the same. Raises Exhausted.
@@ -156,8 +157,8 @@ def choose(
 def _prefixes(
     directory: Directory, config: ClusterConfig, me: Me
 ) -> tuple[tuple[IPNetwork, ...], tuple[int, ...], tuple[IPNetwork, ...]]:
-    """Return the prefixes that we hold by the store, the families without one,
-    and those of our prefixes in these families that we can claim again.
+    """Return the prefixes that the node holds by the store, the IP versions
+    without one, and its former prefixes of these that it can claim again.
     """
     ours = directory.held_by(me.node_id)
     held = tuple(one for one in ours if directory.claims[one].state is ClaimState.HELD)
@@ -184,12 +185,12 @@ def _is_free(claim: Claim | None, node_id: str) -> bool:
 
 
 def _duplicate(directory: Directory, me: Me) -> str | None:
-    """Return a text if another machine is alive under our name, else None.
+    """Return a text if another machine is alive under this node's id, or None.
 
-    A record from before we wrote ours is one of our former ones: the store was
-    restored. A record with another key is another machine's, or our own after
-    the key was lost, until its lease has ended. One with our key is ours from
-    before a restart, unless it was written after ours.
+    A record with this node's lease, or with none, is its own. So is one that is
+    older than the last that it wrote: the store was restored. So is one with
+    its key, if it has written none since it started. Any other is another
+    machine's; or the node's own after its key was lost, until the lease ends.
     """
     node = directory.node(me.node_id)
     entry, record, identity = node.entry, node.seen, me.identity

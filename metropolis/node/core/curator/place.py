@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node's place in its cluster: what follows from what the store says.
+"""A node's place in its cluster: its view of the store, and the consequences.
 
     identity, underlay --> +-------+ --> mesh, peers, published   the overlay's
                            | Place | --> pod_prefixes             the workloads'
       the store's changes, |       | --> trouble                  the node's
      lease, etcd's absence +-------+ --> decision                 for the store
 
-Not for calls to etcd: the curator makes them, and passes on what it read.
-`membership.decide` says what to do; here is when to ask it, and who
-learns of it. Used by one event loop only.
+The curator calls etcd, and passes the changes on to here. `membership.decide`
+decides; this module calls it when an input changes, and sets the values that
+follow from the decision. Used by one event loop only.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from osbase.ip import IPAddress, IPNetwork
 
 
 class Place:
-    """The values that it sets are those of Curator, which says what they mean.
+    """Sets the values of Curator, whose docstring explains them.
 
-    directory: what the store says. decision: the last one; None before the
-    first complete state. due: set when the decision, or whether it may be
+    directory: the content of the store. decision: the last one; None before the
+    directory is complete. due: set when the decision, or whether it may be
     committed, may have changed. away: why etcd is away; "": it is not.
-    others_are_back: the other nodes had time to come back to etcd, too.
+    others_are_back: the other nodes had time to return to etcd, too.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Place:
             group.create_task(self._follow_underlay())
             group.create_task(self._remind(remind_s))
 
-    # --- What is so -----------------------------------------------------------
+    # --- Inputs ---------------------------------------------------------------
 
     def take(self, changes: Changes) -> None:
-        """Take what the directory has become. The first time it is complete."""
+        """Follow changes of the directory, which is complete the first time."""
         first = self.decision is None
         self._tell_peers(changes, complete=first)
         before = self._absent
@@ -105,8 +105,8 @@ class Place:
         self._reconsider()
 
     def relied_on(self) -> Transaction:
-        """Return a transaction that only compares: it succeeds if all that this
-        node's place rests on is as it was.
+        """Return a transaction that only compares: it succeeds if the keys on
+        which this node's place depends have not changed.
         """
         directory, node_id = self.directory, self._me.node_id
         compared = [
@@ -117,7 +117,7 @@ class Place:
         return Transaction({key: directory.revision_of(key) for key in compared})
 
     def is_early(self, decision: Decision) -> bool:
-        """Return whether a record would tell of a key before all know it."""
+        """Return whether its record has a key that others may not know yet."""
         identity, seen = self._me.identity, self.directory.node(self._me.node_id).seen
         if not decision.record or identity is None or not identity.switching:
             return False
@@ -125,8 +125,8 @@ class Place:
         return not written and not self.others_are_back
 
     def _find_absent(self, names: Iterable[str]) -> dict[str, tuple[IPNetwork, ...]]:
-        """Return those of these nodes that hold prefixes, but are no peers as
-        they have not been seen, with what they hold.
+        """Return the prefixes of those of these nodes that hold some, but are
+        no peers, since their records have not been seen.
         """
         found = {}
         for name in names:
@@ -140,7 +140,7 @@ class Place:
         for note in changes.notes:
             self._log.warning("refused: %s", note)
         if complete:
-            # Those of another curator, before it failed, may not be any more.
+            # The table may have peers from a curator that failed before.
             self.peers.replace(changes.peers)
         elif changes.peers or changes.gone:
             self.peers.update(changes.peers, changes.gone)
@@ -159,10 +159,10 @@ class Place:
             self._me = replace(self._me, underlay=self._config.underlay_address or address)
             self._reconsider()
 
-    # --- What to do about it --------------------------------------------------
+    # --- Decisions ------------------------------------------------------------
 
     def _reconsider(self) -> None:
-        """Decide again, if anything is known yet."""
+        """Decide again, if there was a decision."""
         if self.decision is not None:
             self._decide()
 
@@ -171,8 +171,8 @@ class Place:
         decision = decide(directory, self._me)
         self.decision = decision
         self._tell_trouble()
-        said = None if before is None else (before.standing, before.reason)
-        if decision.standing not in TRANSIENT and (decision.standing, decision.reason) != said:
+        logged = None if before is None else (before.standing, before.reason)
+        if decision.standing not in TRANSIENT and (decision.standing, decision.reason) != logged:
             level = logging.INFO if decision.standing is Standing.JOINED else logging.WARNING
             self._log.log(level, "%s", decision.reason)
         self._use(decision.own)

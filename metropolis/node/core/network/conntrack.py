@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guard of conntrack's table: no workload fills it at the others' expense.
+"""Guards conntrack's table, so that no workload fills it alone.
 
-    count, a few times a second ── below 75 % ──> nothing
-        └─ above ─> census, every 5 s or more ─> entries of each workload
-               ├─ above its fair share ─> new flows refused for 10 s, renewed
-               └─ none is, at 95 %     ─> the largest sources are logged
+    count, 1 to 5 times a second ── below 75 % ──> nothing
+        └─ above ─> census, at most every 5 s ─> entries of each workload
+               ├─ one above its fair share  ─> its new flows refused, 10 s
+               └─ none above it, and 95 %   ─> the largest sources logged
 
-The rate of new flows that the rules allow a workload (base.render) makes
-filling the table slow; the guard stops it. A refusal is an element with a
-timeout in a set of the rules, so that nothing stays refused when this service
-is away. Existing flows continue, and so do new flows *to* the workload.
+The rules limit the rate of a workload's new flows (rules.base), so it fills the
+table slowly; the guard stops it. A refusal is an element with a timeout in a
+set of the rules, which the next census renews: nothing stays refused when this
+service is away. Existing flows continue, and so do new flows *to* the workload.
 
-Masquerading has as many ports as allocs.MASQUERADE_PORTS for each destination,
-for all workloads together, and these may be few where the table is large. So
-there is a census, too, from half as many flows on: a workload that has more
-than that to one destination is refused.
+For each destination, all workloads together have the masquerading ports of
+allocs.MASQUERADE_PORTS. A large table has room for more flows than that. So the
+census also begins when there are half as many flows as these ports; a workload
+with more masqueraded flows than that to one destination is refused, too.
 
 A fair share is the guarded part of the table divided by the number of
-workloads: when flows of workloads fill that part, one at least is above it.
-Limits: the guard cannot help if many workloads, none above its share, are
-together near the limit, or with flows from outside, which only the uplink's
-firewall can refuse. Then it logs that.
+workloads: when workloads fill that part, at least one is above its share.
+Limits: the guard only logs it if many workloads, all within their shares, fill
+the table together, or if flows from outside do, which only the uplink's
+firewall can refuse.
 
 Why not a limit of flows per workload in the rules: nftables counts a source's
 flows by walking them, which takes milliseconds a packet at 10,000 (`ct count`).
@@ -48,21 +48,21 @@ from osbase.nftables import Nftables, NftablesError
 from osbase.supervisor import Context, in_thread
 
 GUARDED: Final = 0.75
-"""Above this part of the table workloads are refused."""
+"""Above this part of the table, workloads above their share are refused."""
 FULL: Final = 0.95
-"""Above this part it is logged even if no workload can be blamed."""
+"""Above this part, it is logged if no workload is above its share."""
 CROWD: Final = (allocs.MASQUERADE_PORTS[1] + 1 - allocs.MASQUERADE_PORTS[0]) // 2
 """Masqueraded flows that a workload may have to one destination and port."""
 SHARE_MIN: Final = 64
 """Flows that a workload may always have."""
 CENSUS_EVERY_S: Final = 5.0
-"""Least pause between two; and ten times as long as the last one took, since a
-million entries are seconds of a CPU."""
+"""Least pause between two. It is also at least ten times the duration of the
+last, since a million entries take seconds of a CPU."""
 
 _LOOK_S: Final = 1.0
 _LOOK_SOON_S: Final = 0.2  # above half of the guarded part
-_SAID_EVERY_S: Final = 60.0  # the log line that the table is full
-_NAMED: Final = 10
+_LOGGED_EVERY_S: Final = 60.0  # that the table is full
+_NAMED: Final = 10  # sources or workloads in a text
 
 _PER_MIB: Final = 32  # entries; at 320 bytes each, a hundredth of the memory
 _LIMIT_MIN: Final = 65_536
@@ -96,11 +96,11 @@ def prepare() -> None:
 
 
 class Limit:
-    """The limit of the table as a ward (see network.reconcile.ward): others
-    lower it, as kube-proxy and sysctl files do. A higher one is fine.
+    """The limit of the table as a ward (see network.reconcile.ward): others,
+    such as kube-proxy and sysctl files, lower it. A higher one stays.
 
-    If it cannot be set it is not watched: nobody can repair it here, and it
-    was logged at the start.
+    If the kernel does not let this namespace set it, the ward does nothing:
+    `prepare` has logged that.
     """
 
     name = "conntrack-limit"
@@ -116,11 +116,11 @@ class Limit:
         self._wanted = wanted_limit() if wanted is None else wanted
         self._limit = limit
         self._raise = raise_limit
-        self._ours = True
+        self._settable = True
 
     def look(self, allow: Allow) -> Sequence[Repair]:
         """See Ward."""
-        if not self._ours:
+        if not self._settable:
             return ()
         key = "sysctl net.netfilter.nf_conntrack_max"
         try:
@@ -130,10 +130,10 @@ class Limit:
             what = f"net.netfilter.nf_conntrack_max was {found}, not {self._wanted}"
             if not allow(key):
                 return (Repair(key, what, left=True),)
-            self._ours = self._raise(self._wanted)
+            self._settable = self._raise(self._wanted)
         except ConntrackError as error:
             return (Repair(key, "the limit of tracked flows is unknown or low", str(error)),)
-        return (Repair(key, what),) if self._ours else ()
+        return (Repair(key, what),) if self._settable else ()
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def refuse(ifindexes: Sequence[int], seconds: int) -> str:
 
 
 class Guard:
-    """Watches the table and refuses workloads. `run` is the runnable."""
+    """Watches the table and refuses new flows. `run` is a runnable."""
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ class Guard:
         self._crowd = crowd
         self._clock = clock
         self._next_census = 0.0
-        self._next_word = 0.0
+        self._next_log = 0.0
         self._refused: dict[str, Load] = {}
         self._failure = ""
         self.refusals = 0
@@ -238,8 +238,8 @@ class Guard:
             self._judge(count, limit)
         except (ConntrackError, NetlinkError, NftablesError, WorkloadError) as error:
             # The table of rules may be missing for a moment, or attachments not
-            # recovered yet; a kernel without the census has only the rate limit
-            # of new flows.
+            # recovered yet. A kernel may also be unable to make a census: then
+            # only the rate limit of new flows remains.
             self._fail(str(error))
             return _LOOK_S
         self._fail("")
@@ -266,7 +266,7 @@ class Guard:
         blamed = offenders(found, limit) if count > limit * GUARDED else []
         blamed += [load for load in found if load.crowd > self._crowd and load not in blamed]
         if blamed:
-            # Until the census after the next, in case that never comes.
+            # The next census renews it; if there is none, it ends by itself.
             links = [index for load in blamed for index in load.ifindexes]
             with Nftables() as nft:
                 nft.apply(refuse(links, round(2 * pause_s)))
@@ -278,8 +278,8 @@ class Guard:
             owners = {ip: one.workload_id for one in attachments for ip in one.ips}
             text = f"{fill}; no workload is above its share; most have: {largest(census, owners)}"
             self._conditions.note(_KEY, text)
-            if now >= self._next_word:
-                self._next_word = now + _SAID_EVERY_S
+            if now >= self._next_log:
+                self._next_log = now + _LOGGED_EVERY_S
                 log.warning("%s", text)
         else:
             self._conditions.note(_KEY, "")

@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate that pod prefixes and pod networks pass before they are programmed.
+"""The gate: only pod prefixes and networks that it admits are programmed.
 
     configuration or curator --> pod prefixes -+           +-> workloads
     curator --> mesh, peers -------------------+-> gate ---+-> rules
                                                     ^      +-> overlay
     kernel, uplink, etcd's and peers' addresses ----+
 
-A prefix or network that overlaps a used one (see overlap) is refused: no
-workload gets an address in it, no rule and no route has it. The reason is in
-the log, when it begins and when it ends, and in Status all the while. Running
-workloads keep their addresses. Both sides are followed: a corrected network, a
-new lease and a removed address take effect as they come.
+A prefix or network that overlaps one in use (see overlap) is refused: no
+workload gets an address in it, and no rule or route has it. The log reports
+when a refusal begins and ends; Status reports it meanwhile. Running workloads
+keep their addresses. The gate judges again when the prefixes, the networks or
+the addresses in use change.
 
-The overlay, too, sees the cluster through the gate, as an Exchange of its own.
-After a restart, until the mesh is known, the networks are those of the kernel.
+The overlay does not see the curator's Exchange, but one of the gate's, without
+refused prefixes. After a restart, until the mesh is known, the networks are
+those in the kernel.
 
 Workloads keep running when their prefix is withdrawn, e.g. by another
-configuration: the rules then know their addresses, one by one, or others could
-send from these. Addresses that somebody else uses by now are left out.
+configuration. Then their addresses are strays: the rules get them one by one,
+or others could send from them. Strays that are in use elsewhere are left out.
 
-Why not a check where prefixes are configured: what they overlap comes later, by
-DHCP, by router advertisements, by people, and differs from node to node.
+Why not a check where prefixes are configured: the addresses that they overlap
+come later, by DHCP, router advertisements or people, and differ by node.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ _OWN_GROUPS: Final = (
 _OWN_PROTOCOLS: Final = (allocs.ROUTE_PROTOCOL_WORKLOAD, allocs.ROUTE_PROTOCOL_OVERLAY)
 
 _LOOKS_REST: Final = 4
-"""The pause after a look, in times of its duration: others may change routes
-all the time."""
+"""The pause after a look, as a multiple of its duration: others may change
+routes all the time."""
 
 _RESOLVE_AGAIN_S: Final = 300.0
 _RESOLVE_RETRY_S: Final = 5.0
@@ -72,8 +73,8 @@ _RESOLVE_RETRY_S: Final = 5.0
 
 @dataclass(frozen=True)
 class Admitted:
-    """Prefixes for workloads' addresses. refused: those that are not used.
-    lacking: why a wanted IP version has no prefix.
+    """Prefixes for workloads' addresses. refused: those that were refused.
+    lacking: why a wanted IP version has no prefix, or "".
     """
 
     pods: PodPrefixes
@@ -83,8 +84,8 @@ class Admitted:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the gate needs to know about a cluster. endpoints: etcd's,
-    "HOST:PORT". address: the underlay's, as configured.
+    """The inputs of the gate in a cluster. exchange: the curator's. endpoints:
+    etcd's, "HOST:PORT". address: the node's underlay address, if configured.
     """
 
     exchange: Exchange
@@ -93,8 +94,8 @@ class Cluster:
 
 
 class Gate:
-    """`run` is a runnable. Set `running` to the addresses of workloads outside
-    of the admitted prefixes. Its values may be watched by anybody:
+    """`run` is a runnable. The caller sets `running` to the addresses of
+    workloads outside of the admitted prefixes. The gate sets:
 
     admitted    prefixes for the workloads
     exchange    the overlay's; None: the node is in no cluster
@@ -118,11 +119,13 @@ class Gate:
         self._rules = rules
         self._conditions = conditions
         self._log = logging.getLogger(__name__)
-        self._by_hand, self._fixed, self._hosts = _of_configuration(config, cluster)
-        self._held: tuple[IPNetwork, ...] = ()
+        configured = _of_configuration(config, cluster)
+        self._uplink_networks, self._configured, self._etcd_names = configured
+        # The networks of the overlay in the kernel, from before a restart.
+        self._kernel_networks: tuple[IPNetwork, ...] = ()
         self._verdict = Verdict()
-        self._due = asyncio.Event()
-        self._stale = True
+        self._due = asyncio.Event()  # a verdict is needed
+        self._stale = True  # a look is needed for it
         self._rested_at = 0.0
         self._kernel: list[Used] = []
         self._resolved: dict[str, tuple[IPAddress, ...]] = {}
@@ -137,11 +140,11 @@ class Gate:
             self.exchange = Exchange(published=outer.published, identity=outer.identity)
 
     def prepare(self) -> tuple[IPNetwork, ...]:
-        """Look for the first time; return the networks that the rules have from
-        their beginning. Blocks. Raises NetlinkError.
+        """Make the first verdict; return the networks that the first rules
+        have. Blocks. Raises NetlinkError.
         """
         if self._cluster is not None:
-            self._held = held_networks()
+            self._kernel_networks = held_networks()
         self._kernel = self._look()
         self._verdict = self._judge(None, self._pods.peek(None))
         withdraw(self._verdict.refusals)
@@ -189,17 +192,17 @@ class Gate:
             self._due.set()
 
     async def _resolve(self) -> None:
-        """Keep the addresses of etcd's hosts that are names. On a failure the
-        last ones stay.
+        """Resolve the names of etcd's hosts again and again. On a failure the
+        last addresses stay.
         """
         watcher = self._status.watch()
-        while self._hosts:
-            for host in self._hosts:
+        while self._etcd_names:
+            for host in self._etcd_names:
                 found = await _addresses_of(host)
                 if found and self._resolved.get(host) != found:
                     self._resolved[host] = found
                     self._wake()
-            missing = len(self._resolved) < len(self._hosts)
+            missing = len(self._resolved) < len(self._etcd_names)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_RESOLVE_RETRY_S if missing else _RESOLVE_AGAIN_S):
                     await watcher.get()
@@ -236,7 +239,7 @@ class Gate:
             begun = loop.time()
             self._kernel = await in_thread(self._look)
             self._rested_at = loop.time() + _LOOKS_REST * (loop.time() - begun)
-        # One set of prefixes for all that follows: others may come meanwhile.
+        # Read once, since the prefixes may change meanwhile.
         pods = self._pods.peek(None)
         before, verdict = self._verdict, self._judge(mesh, pods)
         self._verdict = verdict
@@ -260,8 +263,12 @@ class Gate:
 
     def _judge(self, mesh: Mesh | None, pods: PodPrefixes | None) -> Verdict:
         prefixes = () if pods is None else pods.prefixes
-        networks = self._held if mesh is None else mesh.networks
-        in_use = [*self._kernel, *self._named(), *self._peers.inside((*networks, *prefixes))]
+        networks = self._kernel_networks if mesh is None else mesh.networks
+        in_use = [
+            *self._kernel,
+            *self._not_in_kernel(),
+            *self._peers.inside((*networks, *prefixes)),
+        ]
         return overlap.judge(prefixes, networks, in_use, self._verdict.refusals)
 
     def _strays(self, verdict: Verdict) -> tuple[IPNetwork, ...]:
@@ -269,16 +276,16 @@ class Gate:
         running = self.running.peek(None)
         addresses = map(ip_network, running or ())
         outside = [one for one in addresses if overlap.inside(one, known) is None]
-        taken = overlap.conflicts(outside, [*self._kernel, *self._named()])
+        taken = overlap.conflicts(outside, [*self._kernel, *self._not_in_kernel()])
         return tuple(one for one in outside if one not in taken)
 
     def _look(self) -> list[Used]:
         found = occupied.look(own_groups=_OWN_GROUPS, own_protocols=_OWN_PROTOCOLS)
-        return overlap.of_kernel(found, self._by_hand)
+        return overlap.of_kernel(found, self._uplink_networks)
 
-    def _named(self) -> Iterable[Used]:
-        """Return addresses that are not known from the kernel."""
-        yield from self._fixed
+    def _not_in_kernel(self) -> Iterable[Used]:
+        """Yield the addresses in use that the kernel does not know."""
+        yield from self._configured
         status = self._status.peek(None) or UplinkStatus()
         for server in status.dns:
             yield overlap.of_address(server, "name server")
@@ -307,8 +314,8 @@ class Gate:
                 self._log.info("no longer refused: %s", refusal)
 
     def _pass_on(self, mesh: Mesh, verdict: Verdict) -> None:
-        """Show the overlay the cluster without refused prefixes."""
-        assert self.exchange is not None, "only of a cluster"
+        """Give the overlay the cluster without refused prefixes."""
+        assert self.exchange is not None, "there is a mesh"
         inner = self.exchange
         self._peers.pass_on(inner.peers, verdict)
         allowed = replace(
@@ -335,7 +342,7 @@ class _Peers:
     """The other nodes, as the curator has them and as the overlay sees them."""
 
     def __init__(self) -> None:
-        """Begin without nodes."""
+        """Begin without nodes. _inside: underlay addresses in the networks."""
         self._all: dict[str, Peer] = {}
         self._changed: dict[str, Peer | None] = {}
         self._networks: tuple[IPNetwork, ...] = ()
@@ -368,8 +375,8 @@ class _Peers:
             self._inside[node_id] = overlap.of_address(peer.endpoint, what)
 
     def pass_on(self, table: event.Table[str, Peer], verdict: Verdict) -> None:
-        """Make the table what the overlay may see. The cost is that of the
-        changed nodes, unless the refusals changed.
+        """Update the overlay's table. The cost grows with the changed nodes
+        only, unless the refusals changed.
         """
         refused = frozenset(verdict.refusals)
         if refused == self._refused:
@@ -384,7 +391,7 @@ class _Peers:
 
 
 def _allowed(peer: Peer | None, verdict: Verdict) -> Peer | None:
-    """Return the peer without refused prefixes; None: it has no others."""
+    """Return the peer without refused prefixes; None if none are left."""
     if peer is None or not verdict.refusals:
         return peer
     prefixes = _without(peer.prefixes, verdict)
@@ -402,40 +409,40 @@ def _of_configuration(
     """Return the uplink's networks, the addresses in use, and those hosts of
     etcd that are names, all as configured. Pure.
     """
-    by_hand: set[IPNetwork] = set()
-    fixed: list[Used] = []
-    hosts: list[str] = []
+    networks: set[IPNetwork] = set()
+    used: list[Used] = []
+    names: list[str] = []
     if config.uplink is not None:
-        by_hand |= {address.network for address in config.uplink.addresses}
-        by_hand |= {ip_interface(address.ip).network for address in config.uplink.addresses}
-        by_hand |= {ip_interface(gateway).network for gateway in config.uplink.gateways}
-        by_hand |= {route.destination for route in config.uplink.routes}
-        # Configured, before a link has them.
-        fixed += [
+        networks |= {address.network for address in config.uplink.addresses}
+        networks |= {ip_interface(address.ip).network for address in config.uplink.addresses}
+        networks |= {ip_interface(gateway).network for gateway in config.uplink.gateways}
+        networks |= {route.destination for route in config.uplink.routes}
+        # They count before a link has them.
+        used += [
             Used(address.network, f"{address.network} of the uplink (as configured)")
             for address in config.uplink.addresses
         ]
-        fixed += [overlap.of_address(one, "gateway") for one in config.uplink.gateways]
-        fixed += [overlap.of_address(one, "name server") for one in config.uplink.dns]
+        used += [overlap.of_address(one, "gateway") for one in config.uplink.gateways]
+        used += [overlap.of_address(one, "name server") for one in config.uplink.dns]
     if cluster is not None and cluster.address is not None:
-        fixed.append(overlap.of_address(cluster.address, "this node's underlay address"))
+        used.append(overlap.of_address(cluster.address, "this node's underlay address"))
     for endpoint in () if cluster is None else cluster.endpoints:
         host = endpoint.rpartition(":")[0].strip("[]")
         try:
-            fixed.append(overlap.of_address(ip_address(host), "etcd at"))
+            used.append(overlap.of_address(ip_address(host), "etcd at"))
         except ValueError:
-            hosts.append(host)
-    return frozenset(by_hand), tuple(fixed), tuple(dict.fromkeys(hosts))
+            names.append(host)
+    return frozenset(networks), tuple(used), tuple(dict.fromkeys(names))
 
 
 async def _addresses_of(host: str) -> tuple[IPAddress, ...]:
-    """Resolve a name; return nothing when that fails. It uses a thread that
-    the end of the process does not wait for: it may take half a minute.
+    """Resolve a name; return () if that fails. It may take half a minute: so a
+    daemon thread does it, for which the end of the process does not wait.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[tuple[IPAddress, ...]] = loop.create_future()
 
-    def tell(found: tuple[IPAddress, ...]) -> None:
+    def finish(found: tuple[IPAddress, ...]) -> None:
         if not answer.done():
             answer.set_result(found)
 
@@ -446,7 +453,7 @@ async def _addresses_of(host: str) -> tuple[IPAddress, ...]:
                 found.add(ip_address(address[0]))
         ordered = sorted(found, key=lambda one: (one.version, int(one)))
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(tell, tuple(ordered))
+            loop.call_soon_threadsafe(finish, tuple(ordered))
 
     threading.Thread(target=ask, name=f"resolve {host}", daemon=True).start()
     return await answer

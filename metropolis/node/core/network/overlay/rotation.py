@@ -1,29 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of a key: how it is exchanged without losing connections. Pure.
+"""The life of a WireGuard key, replaced without losing connections. Pure.
 
     STEADY    --WANTED-->    ANNOUNCED   the next key is made, and announced
-    ANNOUNCED --PUBLISHED--> GRACE       the cluster's store has it
-    GRACE     --ELAPSED-->   COMMITTED   all nodes have it; announced as the key
-    COMMITTED --PUBLISHED--> STEADY      the store has that: it is the key here
+    ANNOUNCED --PUBLISHED--> GRACE       the store has the announcement
+    GRACE     --ELAPSED-->   COMMITTED   all nodes know the next key: it is
+                                         published as the node's key
+    COMMITTED --PUBLISHED--> STEADY      the store has it: the kernel gets it
 
-A peer accepts a handshake only from keys that it knows: so the next key is
-announced first, and peers make it a second peer without allowed IPs. A packet
-is accepted only from the peer that its source belongs to: so when the key
-changes here, other nodes have to move the allowed IPs at the same moment. They
-do so when they see the record change, and so does this node, which sees it at
-about the same time: the difference between the two is the gap.
+The store is etcd; the record is the node's, with its keys. A peer accepts a
+handshake only from keys that it knows: so the next key is announced first, and
+other nodes add a second peer for it, without allowed IPs. A node accepts a
+packet only from the peer whose allowed IPs have its source: so when this node
+changes its key, other nodes have to move the allowed IPs at the same moment.
+They do so when they see the record change. This node sees that at about the
+same time, and then changes its key: the difference between the two is the gap.
 
-Why not change the key here first and publish it then: whatever keeps the record
-from being written, such as a store without a majority, would cut the node off
-for as long. This way nothing has changed until the record is written.
+Why not change the key first and then publish it: an obstacle to writing the
+record, such as a store without a majority, would cut the node off as long as it
+lasts. This way nothing changes until the record is written.
 
-Each step is stored before it is published or done, and done again after a
-crash: GRACE starts over, since its beginning is not stored. In STEADY the
-kernel gets the stored key.
+Each step is stored on disk before it is published or done, and is done again
+after a crash: GRACE starts again, since its beginning is not stored. In STEADY
+the kernel gets the stored key.
 
-Both ends of a pair may do this at once. The end that acts last, by changing its
-key or by moving the other's allowed IPs, begins a handshake, and by then both
-know the other's key: see handshakes.
+Both ends of a pair may rotate at once. The end that acts last, by changing its
+key or by moving the other's allowed IPs, begins a handshake; by then each end
+knows the other's key: see handshakes.
 """
 
 from __future__ import annotations
@@ -70,8 +72,9 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class State:
-    """pair: the kernel's key. epoch: its number. made_s: its time, seconds
-    since 1970. next_pair, next_epoch: its successor; None, 0 in STEADY.
+    """pair: the kernel's key. epoch: its number. made_s: when it began to be
+    used, seconds since 1970. next_pair, next_epoch: its successor; None, 0 in
+    STEADY.
     """
 
     pair: KeyPair
@@ -91,8 +94,10 @@ class State:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The inputs of the next step. published: None: nothing yet. now_s:
-    seconds since 1970. graced: the grace period is over.
+    """The inputs of the next step. published: the identity in the store; None:
+    none yet. wanted_epoch: an operator wants a key with this number or a later
+    one. now_s: seconds since 1970. rotation_s: the age at which a key is
+    replaced; None: never. graced: the grace period is over.
     """
 
     published: Identity | None
@@ -103,7 +108,7 @@ class Surroundings:
 
 
 def identity(state: State) -> Identity:
-    """Return the values for the other nodes."""
+    """Return the keys to publish in this state."""
     match state.stage, state.next_pair:
         case Stage.ANNOUNCED | Stage.GRACE, KeyPair() as coming:
             return Identity(state.pair.public, state.epoch, coming.public)
@@ -116,7 +121,7 @@ def due(state: State, around: Surroundings) -> Event | None:
     """Return the event that is due; None: there is none."""
     published = around.published == identity(state)
     if state.stage is Stage.STEADY:
-        # Not before the cluster has the present key: it is away.
+        # Not before the store has the present key: it may be away.
         age = around.now_s - state.made_s
         old = around.rotation_s is not None and age >= around.rotation_s
         return Event.WANTED if published and (around.wanted_epoch > state.epoch or old) else None
@@ -127,13 +132,13 @@ def due(state: State, around: Surroundings) -> Event | None:
 
 def step(state: State, event: Event, *, fresh: KeyPair, wanted_epoch: int, now_s: int) -> State:
     """Return the next state. fresh: a new key, used if a rotation begins.
-    Raises KeyError for an event that does not belong there.
+    Raises KeyError for an event that is not possible in this stage.
     """
     stage = TRANSITIONS[state.stage, event]
     if stage is Stage.ANNOUNCED:
         epoch = max(state.epoch + 1, wanted_epoch)
         return replace(state, stage=stage, next_pair=fresh, next_epoch=epoch)
     if stage is Stage.STEADY:
-        assert state.next_pair is not None, "State sees to it"
+        assert state.next_pair is not None, "State checks it"
         return State(state.next_pair, state.next_epoch, now_s)
     return replace(state, stage=stage)

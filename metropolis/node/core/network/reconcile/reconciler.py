@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls wards at the kernel's events, and periodically.
+"""Calls the looks of wards at the kernel's events, and periodically.
 
-    kernel -> watch -> run: gather for a moment -> guard: a ward's look, in
-              clock ----------------------------->   a thread
-                                                   -> log, counts, Conditions
+    kernel -> watch -> run: gathers events for a moment -> guard: a ward's look,
+              clock ------------------------------------>   in a thread
+                                                          -> log, counts, Status
 
-A look compares everything of its ward, so a lost event only delays a repair.
-Looks of one ward never overlap, and the pause after one is several times as
-long as it took, so that a program that commits rules or writes settings all day
-costs the node a bounded share.
+A look compares everything that its ward watches, so a lost event only delays a
+repair. Looks of one ward never overlap. The pause after a look is a multiple of
+its duration, within limits, so a program that commits rules or writes settings
+all day costs the node a bounded share.
 
-A thing that could not be restored, or is left (see fights), is a problem of the
-node until a look finds it right: Status is unavailable and says why.
+An object that could not be restored, or is left as it is (see fights), is a
+problem of the node until a look finds it right: Status is then unavailable, and
+has the reason.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ SETTLE_S: Final = 0.1
 
 _REST_MIN_S: Final = 0.25
 _REST_MAX_S: Final = 1.0
-_REST: Final = 9.0  # pause after a look, in times of its duration
-_AGAIN_S: Final = 2.0  # at the latest, after a repair that failed
+_REST: Final = 9.0  # pause after a look, as a multiple of its duration
+_AGAIN_S: Final = 2.0  # until the next look, after a repair that failed
 _LINKS: Final = 64  # if more links changed at once, all are listed
 _NAMED: Final = 5  # repairs in a log line or a condition
-_FAILURES: Final = 3  # successive looks that fail, before it is a problem
+_FAILURES: Final = 3  # so many looks in a row that fail are a problem
 
 
 class _Guard:
@@ -59,7 +60,7 @@ class _Guard:
 
 class Reconciler:
     """`run` and the results of `guard` are runnables. The history of repairs
-    outlives them.
+    remains when they are restarted.
     """
 
     def __init__(
@@ -76,7 +77,8 @@ class Reconciler:
         self._guards: list[_Guard] = []
         self._fights: dict[str, Fights] = {}
         self._counts: dict[str, int] = {}
-        self._said: dict[str, frozenset[tuple[str, bool]]] = {}
+        # The problems that the log has, by ward: keys, and whether it is left.
+        self._logged: dict[str, frozenset[tuple[str, bool]]] = {}
         # Written by the threads of events, under the lock:
         self._lock = threading.Lock()
         self._pending: dict[Kind, set[int]] = {}
@@ -86,14 +88,14 @@ class Reconciler:
     async def run(self, ctx: Context) -> None:
         """Subscribe, and wake the guards at events."""
         loop = asyncio.get_running_loop()
-        news = asyncio.Event()
+        woken = asyncio.Event()
 
         def on_event(kind: Kind, ifindex: int) -> None:
             with self._lock:
                 first = not self._pending
                 self._pending.setdefault(kind, set()).add(ifindex)
             if first:
-                loop.call_soon_threadsafe(news.set)
+                loop.call_soon_threadsafe(woken.set)
 
         def on_overrun() -> None:
             for kind in Kind:
@@ -105,16 +107,16 @@ class Reconciler:
             sources.append(watch.rules_events(on_event, on_overrun))
             for source in sources:
                 source.start()
-            # Changes from before the subscription.
+            # There may have been changes before the subscription.
             self._wake(Kind)
             ctx.signal_healthy()
             while True:
-                await news.wait()
-                news.clear()
+                await woken.wait()
+                woken.clear()
                 await asyncio.sleep(self._settle_s)
                 with self._lock:
-                    pending, self._pending = self._pending, {}
-                self._wake(await in_thread(_concerned, pending))
+                    events, self._pending = self._pending, {}
+                self._wake(await in_thread(_concerned, events))
         finally:
             for source in sources:
                 await in_thread(source.close)
@@ -130,9 +132,9 @@ class Reconciler:
     # --- Looks ----------------------------------------------------------------
 
     def guard(self, ward: Ward, *, kinds: Iterable[Kind], every_s: float) -> Runnable:
-        """Return a runnable that looks at once, at events of the kinds, and
-        `every_s` seconds after the last look. At most one for a ward's name may
-        run at a time.
+        """Return a runnable that calls the ward's look at once, at events of
+        the kinds, and `every_s` seconds after the last look. Only one for a
+        ward's name may run at a time.
         """
         wanted = frozenset(kinds)
 
@@ -168,7 +170,7 @@ class Reconciler:
         return run
 
     async def _look(self, log: logging.Logger, ward: Ward, me: _Guard) -> bool:
-        """Look once; return whether everything wrong was restored."""
+        """Look once; return whether no repair failed."""
         fights = self._fights.setdefault(ward.name, Fights(self._now))
         repairs = await in_thread(ward.look, fights.allow)
         fights.looked(repairs)
@@ -176,7 +178,7 @@ class Reconciler:
         if done:
             self._count(ward.name, len(done))
             log.warning("put back: %s", _listing([one.what for one in done]))
-            # Other wards' things may be gone, too: routes with lo's address.
+            # Objects of other wards may be gone, too: routes with lo's address.
             for guard in self._guards:
                 if guard is not me:
                     guard.woken.set()
@@ -189,17 +191,17 @@ class Reconciler:
         self._conditions.note("repairs", f"{sum(self._counts.values())}: {each}")
 
     def _judge(self, log: logging.Logger, name: str, wrong: Sequence[Repair]) -> None:
-        """Set the condition for what remains wrong."""
-        said = frozenset((one.key, one.left) for one in wrong)
+        """Set the condition for the repairs that failed or were not tried."""
+        problems = frozenset((one.key, one.left) for one in wrong)
         if wrong:
             problem = _listing([_problem(one) for one in wrong])
             self._conditions.set(_condition(name), problem)
             # The text may differ each time; it must not be logged each time.
-            if said != self._said.get(name):
+            if problems != self._logged.get(name):
                 log.error("%s", problem)
         elif self._conditions.clear(_condition(name)):
             log.info("all is as it should be again")
-        self._said[name] = said
+        self._logged[name] = problems
 
     def _failed(self, log: logging.Logger, ward: Ward, failures: int, error: Exception) -> None:
         if failures < _FAILURES:
@@ -227,17 +229,18 @@ def _listing(texts: Sequence[str]) -> str:
 
 
 def _concerned(pending: dict[Kind, set[int]]) -> set[Kind]:
-    """Return the kinds of events that are not only about vanished links: a
-    removed link takes routes and addresses with it. Blocks.
+    """Return the kinds with an event that is not about a vanished link. A
+    removed link takes its routes and addresses along: these events need no
+    look. Blocks. pending: link indexes by kind; 0: no link.
     """
     links = set().union(*pending.values())
     if len(links) > _LINKS:
-        there = {index for index, _ in socket.if_nameindex()}
+        present = {index for index, _ in socket.if_nameindex()}
     else:
         with NetlinkSocket() as sock:
-            there = {index for index in links if index and _exists(sock, index)}
-    there.add(0)
-    return {kind for kind, about in pending.items() if about & there}
+            present = {index for index in links if index and _exists(sock, index)}
+    present.add(0)
+    return {kind for kind, about in pending.items() if about & present}
 
 
 def _exists(sock: NetlinkSocket, ifindex: int) -> bool:

@@ -60,7 +60,7 @@ def attempt(key: str, what: str, allow: Allow, put_back: Callable[[], object]) -
 
 
 class RuleSet(Protocol):
-    """The methods of rules.RuleSet that are used here."""
+    """The methods of rules.ruleset.RuleSet that are used here."""
 
     def differences(self) -> list[str]:
         """Return texts: the differences from the applied rules."""

@@ -3,66 +3,65 @@
 
     a workload's link (group 8)   the overlay (group 9)   any other link
                 |                        |                     |
-      [raw: is the source what it was given?]   [raw: neither pods nor the node]
+      [raw: its own source, or one behind it?]  [raw: not from or to pods, ...]
                 |                        |                     |
                  conntrack, then [flows: invalid, too many new ones]
                                          |
                                       routing
                      |                                     |
-         [input: node access]            [forward: who may begin, and where to]
+         [input: node access]          [forward: new flows, and metadata]
                                                            |
-                                [postrouting: masquerade, then what may leave]
+                                     [postrouting: masquerade, then last checks]
 
 The cost of a packet does not grow with the number of workloads: links are
 matched by their group, and a source is looked up in the routing table, which
-has its host route anyway. Only one interval set a family grows with the
+has its host route anyway. Only the interval sets of networks grow with the
 cluster.
 
-A workload may send these sources:
-- the addresses whose host routes lead back to its link, and no others. For
-  IPv4 the lookup is the longest match, then compared with the link; for IPv6 it
-  is confined to the link: either way the node's, another workload's, and
-  outside addresses fail.
-- the link-local address, which has a host route, too: to the first hop only,
+A workload may send from these addresses:
+- its own, whose host routes lead back to its link. For IPv4 the lookup is the
+  longest match, then compared with the link; for IPv6 it is confined to the
+  link: either way the node's, another workload's, and outside addresses fail.
+- its link-local address, which has a host route, too: to the first hop only,
   and only neighbour discovery and echo. So no router advertisements, redirects
   or services on link-local addresses.
-The lookup passes what the kernel needs before it has an address: 0.0.0.0 to
-broadcast or multicast, :: to link-local or multicast (nft_fib_ipv4.c,
-nft_fib_ipv6.c). Workloads do not get their addresses that way: both are dropped
-explicitly, as are sources that no packet can have (IPv6's ::1 and multicast do
-not get as far as here: ip6_rcv_core in ip6_input.c).
+The lookup passes packets of hosts without an address: 0.0.0.0 to broadcast or
+multicast, :: to link-local or multicast (nft_fib_ipv4.c, nft_fib_ipv6.c).
+Workloads do not get their addresses that way: these packets are dropped
+explicitly, as are sources that no packet can have (the kernel drops IPv6's ::1
+and multicast before: ip6_rcv_core in ip6_input.c).
 
 The link of a workload that is being removed passes no packet in or out,
 whatever its flow: the workload's address may soon be another's.
 
-The overlay passes in only sources whose route leads there: no pod of this node,
-since its host route is longer, nor the node itself. This lookup must not be
-confined to the link, which has the route of the whole cluster.
+From the overlay come only sources whose route leads to it: not a pod of this
+node, since its host route is longer, and not the node itself. This lookup must
+not be confined to the link, which has the route of the whole cluster.
 
-No link passes packets to 127.0.0.0/8. The kernel ensures that, unless others
+From no link come packets to 127.0.0.0/8. The kernel ensures that, unless others
 set route_localnet, as kube-proxy does: then a neighbour of the node, or a
 workload, would reach services that listen on loopback only.
 
-Any other link passes neither a pod's, the first hop's or the node's address as
-a source, nor a pod as a destination. Sources are checked before conntrack, or
-else a forged packet would join an existing flow. Prefixes may be withdrawn
-while pods run, and others be unknown yet: so `forward` passes to a workload
-only answers, whatever the addresses; and connections to the node that it
-translated (`ct status dnat`), as to a service's port. A neighbour advertisement
-from the node's own address passes: by it the kernel learns that another host
-has it (RFC 4862, 5.4.4). fe80::1 passes, too: on other links it is an ordinary
-router's.
+From any other link come no packets with a source of a pod, the first hop or the
+node, and none to a pod (unless `routed_pods`). Sources are checked before
+conntrack, or a forged packet would join an existing flow. Prefixes may be
+withdrawn while pods run, and others be unknown yet: so from such a link
+`forward` passes to a workload only answers, whatever their addresses; and
+connections to the node that it translated (`ct status dnat`), as to a service's
+port. A neighbour advertisement from the node's own address passes: it tells the
+kernel that another host has the address (RFC 4862, 5.4.4). fe80::1 passes, too:
+on other links it is an ordinary router's.
 
-No packet leaves with a pod's address, whatever conntrack thinks of it: after
+No packet leaves with a pod's address, whatever its state in conntrack: after
 masquerading, a packet from a workload has an address of the node. If the node
-refuses a network of the cluster, because it overlaps addresses in use, other
+refuses a network of the cluster, since it overlaps addresses in use, other
 nodes still have pods in it. Packets of workloads to them would leave
-masqueraded and in clear, so only those to the addresses in use leave. The
-node's own packets leave: an operator may be at a pod's address. While the
-uplink has a route and no address yet (IPv6: a second of duplicate address
-detection), masquerading picks any address, and the flow would keep it for its
-life. Such packets are dropped after masquerading and before conntrack confirms
-the flow, so the next packet is masqueraded again.
+masqueraded and in clear: so of that network only the addresses in use are
+reached. The node's own packets leave: an operator may be at a pod's address.
+While the uplink has a route and no address yet (IPv6: a second of duplicate
+address detection), masquerading picks any address, and the flow would keep it.
+Such packets are dropped before conntrack confirms the flow, so the next packet
+is masqueraded again.
 
 Masquerading is `fully-random`: many workloads' resolvers use the same source
 port at once, and conntrack entries that collide are lost packets. Its ports are
@@ -73,19 +72,19 @@ Fragments are limited by link before all else. Fragments of incomplete packets
 wait in memory that all links share; when it is full no packet is reassembled
 any more, WireGuard's included.
 
-A TCP packet that conntrack calls invalid is not translated back. It would then
-be for the node, which answers with a RST, and the peer ends the workload's
-connection. Invalid ICMP errors concern flows that are not tracked: the kernel
-knows these.
+TCP packets that conntrack calls invalid are dropped. They are not translated
+back, so the node would answer them with a RST, and the peer would end the
+workload's connection. Invalid ICMP errors pass: they concern flows that are not
+tracked, and the kernel checks them.
 
-Neither a workload nor another node may send errors about flows with the
-outside. An error about a masqueraded flow would be translated back: so by
-guessing the flow's port it could be sent to the workload that began the flow.
+ICMP errors of workloads and other nodes about flows with the outside are
+dropped. An error about a masqueraded flow would be translated back: a sender
+that guesses the flow's port would reach the workload that began it.
 
-New flows are counted by link, not by address, in an element each: the price is
-the same for the first flow and the millionth (`ct count` walks a source's
-flows). Only packets that would make an entry count: `new` also matches further
-packets of an unanswered flow, and streams in one direction are allowed.
+New flows are counted by link, not by address, in one element for each link: the
+price is the same for the first flow and the millionth (`ct count` walks a
+source's flows). Only packets that would make an entry count: `new` also matches
+further packets of an unanswered flow, and one-way streams are allowed.
 """
 
 from __future__ import annotations
@@ -117,11 +116,11 @@ _WIREGUARD: Final = allocs.WIREGUARD_PORT
 _MASQUERADE: Final = "{}-{}".format(*allocs.MASQUERADE_PORTS)
 _FAMILIES: Final = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
 
-# The members of a set by link: those of a link that is gone end by themselves.
-# There is room for far more links than a node may have; without room, nothing
-# is limited. The kernel makes 131,072 buckets of it, and by default walks them
-# each second to free members that ended, which match nothing anyway: with five
-# such sets that took 13 % of the CPU of an idle node without KVM.
+# Sets by link: the elements of a link that is gone time out. There is room for
+# far more links than a node may have; without room, nothing is limited. The
+# kernel makes a hash table of 131,072 buckets for each, and by default walks it
+# every second to free elements that timed out, which match nothing anyway: five
+# such sets took 13 % of the CPU of an idle node without KVM.
 _ENDING: Final = "size 65535; timeout 1m; gc-interval 1m;"
 _BY_LINK: Final = f"typeof meta iif; flags dynamic,timeout; {_ENDING}"
 
@@ -129,8 +128,8 @@ _SETS: Final = {
     "new_flows": _BY_LINK,
     "neighbours": _BY_LINK,
     "fragments": _BY_LINK,
-    # Filled by the guard of conntrack, each for a while. What others add ends,
-    # too, for such elements are not compared with what was committed.
+    # The guard of conntrack adds elements, each for a while. Elements that
+    # others add time out, too: these are not compared with the wanted rules.
     "refused_links": f"typeof meta iif; flags timeout; {_ENDING}",
 }
 _NETWORKS: Final = {
@@ -186,7 +185,8 @@ _ARP_CHAINS: Final = {
     "from_workload": "",
 }
 
-# The loaded layout: an update of another would leave its chains and sets.
+# It names the layout, so that an update finds another layout loaded: the update
+# would leave that one's chains and sets.
 _LAYOUT: Final = (
     "layout_"
     + hashlib.sha256(
@@ -196,8 +196,8 @@ _LAYOUT: Final = (
 
 
 def render(settings: Settings) -> str:
-    """Return the transaction that makes the tables, or replaces them, with
-    counters at 0, in any state.
+    """Return the transaction that makes or replaces the tables, whatever is
+    loaded. Counters begin at 0.
     """
     return f"""
 table {_TABLE}
@@ -209,8 +209,8 @@ delete table {_ARP_TABLE}
 
 def render_update(settings: Settings) -> str:
     """Return the transaction that replaces the rules, and keeps the counters
-    and the sets by link. The kernel refuses it where the tables are missing, or
-    have another layout: its first command names that.
+    and the sets by link. The kernel refuses it, by its first command, if the
+    tables are missing or have another layout.
     """
     flushed = "\n".join(f"flush set {_TABLE} {name}" for name in _NETWORKS)
     return f"""
@@ -294,16 +294,16 @@ def _from_outside(settings: Settings) -> dict[str, list[str]]:
             lines.append(LOOPBACK_ENTERED)
             lines.append(f"ip saddr {_HOP_NETWORK} {drop(Reason.FIRST_HOP_FORGED)}")
             lines.append(f"ip daddr {_HOP_NETWORK} {drop(Reason.FIRST_HOP_FORGED)}")
-        # The node's own multicast loops back on the link it is sent to: the
-        # second lookup finds a way back on that link only.
+        # The node's own multicast loops back on the link it is sent to: there
+        # the second lookup finds the address.
         judged = "goto from_node_ipv6" if version == 6 else drop(Reason.NODE_FORGED)
         own = f"fib saddr type local fib saddr oif missing {judged}"
         if version in strict:
             name = strict[version]
             lines.append(f'iifname "{name}" goto strict_ipv{version}')
             rules[f"strict_ipv{version}"] = [
-                # A source whose route is on the uplink is an outside one: one
-                # lookup is enough. Not confined to the link, see above.
+                # First, since one lookup is enough for most packets: a source
+                # whose route is on the uplink. It is not confined to the link.
                 f'fib saddr oifname "{name}" return',
                 own,
                 *_without_reverse_path(version, overlay=settings.overlay),
@@ -320,8 +320,8 @@ def _from_outside(settings: Settings) -> dict[str, list[str]]:
     rules["output_raw"] = [f"meta oifgroup != {OURS} goto node_sends"]
     rules["node_sends"] = []
     if settings.overlay:
-        # By its own port, at this end. The kernel has one socket for all peers.
-        # Routed pods may receive at that port, too.
+        # Untracked by WireGuard's port on this node: the kernel has one socket
+        # for all peers. Routed pods may receive at that port, too.
         own = "fib daddr type local " if settings.routed_pods else ""
         rules["from_outside"].append(f"udp dport {_WIREGUARD} {own}notrack")
         rules["node_sends"].append(f"udp sport {_WIREGUARD} notrack")
@@ -345,7 +345,7 @@ def _without_reverse_path(version: int, *, overlay: bool) -> Iterator[str]:
     else:
         yield "ip6 saddr { ::, fe80::/10 } return"
     if overlay:
-        # It is authenticated, and answers where the peer sent from.
+        # WireGuard authenticates packets, and answers to their source.
         yield f"udp dport {_WIREGUARD} return"
 
 
@@ -370,18 +370,17 @@ def _flows(settings: Settings) -> dict[str, list[str]]:
         ],
     }
     if settings.cgroup is not None:
-        # A FIN for a socket that waits for nothing else: that is small by then,
-        # without a cgroup, and conntrack does not know the flow.
+        # A FIN for a connection that waits for nothing else: the kernel keeps a
+        # small socket for it, without a cgroup, and the flow is not tracked.
         rules["invalid"].append(f"tcp dport {_EPHEMERAL} accept")
     rules["invalid"].append("meta l4proto tcp " + drop(Reason.INVALID_TCP))
     return rules
 
 
 def _to_node(settings: Settings) -> dict[str, list[str]]:
-    # An error says that a path is narrow or a host away; the node believes it
-    # by the packet that it quotes, from any sender. So workloads and other
-    # nodes send errors about flows with pods only, and the overlay none about
-    # WireGuard.
+    # The node believes an ICMP error (the path is narrow, the host is away) if
+    # the packet quoted in it is of a known flow, whoever sends it. So errors of
+    # workloads and other nodes pass only if the flow is with a pod.
     errors = "icmp type { destination-unreachable, source-quench, redirect, time-exceeded, "
     errors += "parameter-problem } "
     errors6 = "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, "
@@ -425,8 +424,8 @@ def _forward(settings: Settings) -> dict[str, list[str]]:
         to_workload.append("accept")
     else:
         to_workload += [
-            # A flow that was not masqueraded is between pods: its answers come
-            # on their links, whatever source packets on other links have.
+            # Answers to masqueraded flows. Other flows are between pods: their
+            # answers come by the links of pods and the overlay.
             "ct direction reply ct status snat accept",
             "ct status dnat accept",
             drop(Reason.UNSOLICITED),
@@ -449,7 +448,7 @@ def _forward(settings: Settings) -> dict[str, list[str]]:
             f"meta iifgroup {OVERLAY} " + drop(Reason.OVERLAY_TRANSIT),
         ],
         "to_workload": to_workload,
-        # A flow that was masqueraded and not otherwise translated is outside.
+        # A flow that was masqueraded, and not DNATed, is with the outside.
         "error_to_workload": [
             "ct status & (snat | dnat) == snat " + drop(Reason.FORGED_ERROR),
             "accept",

@@ -2,18 +2,20 @@
 """Parts of an attachment: what a request may ask for besides addresses.
 
 Host ports or a bandwidth are parts. One module has all of a part; the engine,
-the ledger and the datapath iterate over the parts that they are given, so
-adding one touches no other. This is what the engine and the ledger see:
+the ledger and the datapath iterate over the parts that they are given, so a new
+part changes none of them: the package says which files it touches. The engine
+and the ledger use two of a part's methods:
 
-    check       whether a text is one that the part understands
-    resources   what must be reserved on the node for it
+    check       raises an error for a text that the part does not understand
+    resources   the resources that a text needs
 
-What the datapath sees besides is in datapath.parts. Everything is pure.
+The datapath uses more of them: see datapath.parts, whose LinkPart is the base
+of the parts' modules. All methods are pure.
 
-A part of an attachment is a letter, which says of which part it is, and a text,
-which the part's module alone understands. The text is in canonical form: two
-requests ask for the same if and only if their texts are equal. It is written on
-the link as it is, which is how a restart reads it back, and it is in the digest
+In a request and on a link, a part is a letter, which names the part, and a
+text, which only the part's module understands. The text is in canonical form:
+two requests ask for the same if and only if their texts are equal. The text is
+written on the link unchanged, where a restart reads it, and it is in the digest
 of the request.
 """
 
@@ -26,18 +28,18 @@ from metropolis.node.core.network.workloads.model import IPAddress, PartText
 from metropolis.node.core.network.workloads.validate import show
 
 TEXT_MAX: Final = 981
-"""Characters: what nine alternative names of a link hold. A few host ports need
-three of them, as many as a workload id; ports of single IPv6 addresses are
-longer, and many.
+"""Characters: as many as nine alternative names of a link hold. A few host
+ports need three names, as a workload id does; many ports, or ports of single
+IPv6 addresses, need more.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """What one attachment of a node has at most, such as a host port.
+    """Something that at most one attachment of the node has: a host port.
 
-    key: equal for two resources that conflict, of whatever part. text: for
-    people, `tcp port 80`.
+    key: two resources conflict if their keys are equal, also if they are of two
+    parts. text: for people, `tcp port 80`.
     """
 
     key: Hashable
@@ -58,20 +60,20 @@ class Part:
         """Raise InvalidArgument, its field the part's name, for a text that the
         part does not understand or that is not canonical.
 
-        It has 1 to TEXT_MAX printable ASCII characters. A text on a link that
-        is refused is one of a newer version.
+        text: 1 to TEXT_MAX printable ASCII characters. If a text on a link is
+        refused, a newer version made the link.
         """
 
     def resources(self, text: str, ips: Sequence[IPAddress]) -> Iterable[Resource]:
-        """Return what is reserved for an attachment with these addresses. The
-        text has passed `check`.
+        """Return the resources of an attachment with these addresses. The text
+        has passed `check`.
         """
         return ()
 
 
 def check_texts(parts: Sequence[Part], texts: Sequence[PartText]) -> None:
-    """Raise InvalidArgument unless every text is of one of the parts, which
-    understands it, and they are in the order of their letters, one a part.
+    """Raise InvalidArgument unless each text has the letter of one of the
+    parts, that part understands it, and the letters ascend.
     """
     known: Mapping[str, Part] = {part.letter: part for part in parts}
     before = ""

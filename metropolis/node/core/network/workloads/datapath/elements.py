@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The nftables elements that attachments have.
 
-An element is a key of a set or a map whose table somebody else makes: this
-creates elements, finds those that are there, and takes them away, each by one
-transaction for all parts of an attachment. Where no attachment has elements,
-libnftables is not even loaded.
+An element is a key of a set or a map; others make its table. This module
+creates the elements of all parts of an attachment in one transaction, finds
+them, and removes them in one transaction. If no attachment has elements,
+libnftables is not loaded.
 
-Each element has a comment, which says whose it is:
+The comment of an element names its attachment:
 
     mw2e.INDEX.DIGEST.KEY   INDEX: of the link on the host, hex. DIGEST: 8 hex
                             digits of the key and the data, so that an element
                             whose data was changed is not taken for ours. KEY:
                             as in the command, so that it can be removed
 
-So one dump of a set, which understands neither keys nor data, tells which of
-the expected elements are missing and which belong to no attachment. Elements
-without such a comment are others': they are left alone.
+So one dump of a set, without parsing keys or data, shows which of the expected
+elements are missing and which belong to no attachment. Elements without such a
+comment are other programs': they are left alone.
 
-Created, never added: `create` makes the kernel refuse a key that exists,
-whatever its data, and with it the whole transaction. Removed by `destroy`,
-which does not mind what is gone; as it minds neither whose element has the key,
-only the holder of the resource (see the ledger) may remove it.
+nft's `create` is used, not `add`: the kernel refuses a key that exists,
+whatever its data, and with it the whole transaction. nft's `destroy` removes
+elements, and ignores keys that are gone. It removes any element with the key:
+so only the attachment that holds the resource (see the ledger) may remove it.
 
-Why not one element at a time: half of an attachment's would be there.
+Why not one element at a time: a failure would leave a part of them.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ _EXISTS = "File exists"  # strerror(EEXIST), in the text of libnftables
 
 @dataclass(frozen=True, slots=True)
 class NftSet:
-    """A set or a map. family: `inet`. The names are constants of this tree."""
+    """A set or a map. family: `inet`. All names are constants of the tree."""
 
     family: str
     table: str
@@ -74,7 +74,7 @@ class Element:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a comment says. ifindex: of the link on the host."""
+    """An element, by its comment. ifindex: of the link on the host."""
 
     set: NftSet
     comment: str
@@ -95,14 +95,14 @@ def comment_of(ifindex: int, element: Element) -> str:
 
 
 def parse_comment(in_set: NftSet, comment: str) -> Found | None:
-    """Return what the comment of an element says; None: it is not ours."""
+    """Return the element with this comment; None: it is not ours."""
     found = _COMMENT.fullmatch(comment)
     return None if found is None else Found(in_set, comment, int(found[1], 16), found[2])
 
 
 def create_text(ifindex: int, elements: Iterable[Element]) -> str:
     """Return the commands that create elements of this link's attachment: one
-    a set, each in a line. ValueError: a key or data that cannot be written.
+    line per set. Raises ValueError for a key or data that cannot be written.
     """
     texts: dict[NftSet, list[str]] = {}
     for one in elements:
@@ -116,7 +116,7 @@ def create_text(ifindex: int, elements: Iterable[Element]) -> str:
 
 
 def destroy_text(elements: Iterable[Element | Found]) -> str:
-    """Return the commands that take elements away."""
+    """Return the commands that remove elements."""
     texts: dict[NftSet, list[str]] = {}
     for one in elements:
         texts.setdefault(one.set, []).append(one.key)
@@ -150,10 +150,10 @@ def refused_key(error: str) -> str:
 
 
 class Elements:
-    """Elements in the network namespace of the threads that call this.
+    """The elements in the network namespace of the calling threads.
 
-    sets: all that elements may be in. Thread-safe; the methods but `close` do
-    nothing, at no cost, where there are no elements.
+    sets: all that elements may be in. Thread-safe. `create` and `destroy` of no
+    elements, and `present` without sets, do nothing.
     """
 
     def __init__(self, sets: Iterable[NftSet]) -> None:
@@ -162,7 +162,7 @@ class Elements:
         self._context: Nftables | None = None
 
     def close(self) -> None:
-        """Elements stay; may be used again."""
+        """Close libnftables; elements stay. The next use opens it again."""
         with self._lock:
             context, self._context = self._context, None
         if context is not None:
@@ -187,23 +187,23 @@ class Elements:
         )
 
     def destroy(self, elements: Sequence[Element | Found]) -> None:
-        """Take elements away, those that are there; also where there is no such
-        set or table any more. Raises KernelRefused.
+        """Remove those of the elements that exist; their set or table may be
+        gone, too. Raises KernelRefused.
         """
         if not elements:
             return
         if self._apply(destroy_text(elements)) is None:
             return
         with refusals(f"remove {_words(elements)}"):
-            there = {one for one in self._sets if self._comments(one) is not None}
-        left = [one for one in elements if one.set in there]
+            existing = {one for one in self._sets if self._comments(one) is not None}
+        left = [one for one in elements if one.set in existing]
         if left and (error := self._apply(destroy_text(left))) is not None:
             raise KernelRefused(f"remove {_words(left)}: {_one_line(error)}")
 
-    def there(self) -> list[Found]:
-        """Return the elements of attachments, by a dump of each set; none of
-        sets that are not there. Raises NetlinkError: DumpInterrupted if others
-        change them all the time.
+    def present(self) -> list[Found]:
+        """Return the elements of attachments, by a dump of each set that
+        exists. Raises NetlinkError; DumpInterrupted if others changed a set
+        during each dump.
         """
         return [
             found
@@ -219,9 +219,9 @@ class Elements:
             return digest.element_comments(sock, one.family, one.table, one.name)
 
     def _apply(self, text: str) -> str | None:
-        """Carry out a transaction. Returns why it was refused; None: done.
+        """Commit a transaction. Return the error of a refusal; None: done.
 
-        The library is loaded by the first that needs it.
+        The first call loads the library.
         """
         from osbase.nftables import Nftables, NftablesError
 

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts of attachments as the datapath sees them. Pure.
 
-A part's module says all that the datapath needs to know of it:
+A part's module has a subclass of LinkPart, which gives the datapath:
 
-    sets       where its elements are
-    requests   what an attach adds to the link before the commit
-    elements   the nftables elements that it has
-    findings   what of the link is not as `requests` left it
+    sets       the nftables sets and maps that its elements are in
+    requests   what an attach sends to set up the link, before the commit
+    elements   the nftables elements of an attachment
+    findings   differences of the link from what `requests` set
 
-The datapath does the rest, for all parts alike. It writes the texts on the link
-and reads them back; it creates the elements before the commit, in one
-transaction with those of other parts, and removes them before the link, or when
-the link is gone; a start and the reconciler put back elements that are missing,
-and send `requests` again where there are findings; Check says both.
+The datapath does the rest, in the same way for all parts. It writes the texts
+on the link and reads them from it. It creates the elements of all parts before
+the commit, in one transaction, and removes them before it removes the link, or
+when the link is gone. A start and the reconciler create missing elements again,
+and send `requests` again if there are findings. Check reports both.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,8 +29,8 @@ from osbase.netlink.message import Request
 
 
 class LinkPart(Part):
-    """A part of an attachment whose host's end is a link. Its texts, in the
-    methods, have passed `check`.
+    """Base of the parts' modules. The texts that its methods get have passed
+    `check`.
 
     sets: all that its elements may be in; their tables are made elsewhere.
     """
@@ -39,25 +39,25 @@ class LinkPart(Part):
 
     def requests(self, record: Record, text: str) -> Sequence[Request]:
         """Return what to send to the host before the commit, in one batch with
-        it. The link exists, is down, and has its name. To be sent again, they
-        must succeed where they have succeeded before.
+        it. The link exists, is down, and has its name. A repair sends them
+        again: they must succeed on a link that has the settings already.
         """
         return ()
 
     def elements(self, record: Record, text: str) -> Sequence[Element]:
-        """Return its elements; keys are such that no two attachments whose
-        resources differ have one in common.
+        """Return the attachment's elements. Two attachments without a common
+        resource must not have a common key.
         """
         return ()
 
     def findings(self, record: Record, text: str, link: Link) -> Iterable[Finding]:
-        """Return what of the host's end is not as `requests` left it."""
+        """Return the differences of the host's end from what `requests` set."""
         return ()
 
 
 class Parts:
-    """The parts that a datapath knows. ValueError: two have one letter, or one
-    has none of its own.
+    """The parts that a datapath knows. Raises ValueError if two have the same
+    letter, or one has a letter of names.OWN_LETTERS.
     """
 
     def __init__(self, parts: Iterable[LinkPart] = ()) -> None:
@@ -72,7 +72,7 @@ class Parts:
 
     @property
     def sets(self) -> Iterator[NftSet]:
-        """Where elements may be."""
+        """The sets and maps that elements may be in."""
         return (one for part in self.all for one in part.sets)
 
     def understand(self, texts: Sequence[PartText]) -> bool:
@@ -85,12 +85,12 @@ class Parts:
         return True
 
     def resources(self, record: Record) -> Iterator[Resource]:
-        """Yield what the attachment has reserved on the node."""
+        """Yield the resources of the attachment."""
         for letter, text in record.parts:
             yield from self._by_letter[letter].resources(text, record.ips)
 
     def requests(self, record: Record) -> list[Request]:
-        """Return what precedes the commit, of all parts."""
+        """Return the requests of all parts, which precede the commit."""
         return [
             request
             for letter, text in record.parts
@@ -106,7 +106,7 @@ class Parts:
         ]
 
     def findings(self, record: Record, link: Link) -> Iterator[tuple[Finding, Sequence[Request]]]:
-        """Yield what differs on the link, with what puts it right."""
+        """Yield the link's differences, each with the requests to repair it."""
         for letter, text in record.parts:
             part = self._by_letter[letter]
             for finding in part.findings(record, text, link):

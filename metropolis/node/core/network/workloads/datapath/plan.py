@@ -5,27 +5,27 @@
           │                     └─ yes: the one in use adopted, others removed
           ├ ours, half made ──> removed
           ├ looks like ours ──> left alone, counted, its addresses held
-          └ all others          not our business
+          └ all others          ignored
 
-Ours is a veth that has our records under its own index; or that has none, as
-before they are written, but our form of name, our MAC and our group. A link
-with records is a running pod, whatever else became of it: down, in another
-group, renamed, without alias. It is repaired; see `repairs`. Removed are only
-links that never got their records, and those whose removal had begun. Without
-records a link is never set up, and gets no routes: a link with routes had them.
+A link is ours if it is a veth with our records under its own index, or if it is
+a veth without records, as before the commit, that has our form of name, our MAC
+and our group. A link with records is a running pod, even if it is down, in
+another group, renamed or without alias: it is repaired, see `repairs`. A link
+of ours is removed only if it never got its records, or if its removal had
+begun. Before a link has records it is not up and has no routes. So a link with
+routes had records.
 
-A link is left alone if anything of that is not so: in doubt it is somebody
-else's, or a pod's. So is one with names that a newer version made, or with a
-part that this version does not know or understand; and one of version 1 whose
-alias, the only place of the workload id, was changed: the link's name is a hash
-of the id, which tells that, and by which a call that has the id finds it. What
-has routes of ours, or a record, holds their addresses.
+Any other link that looks like ours is left alone: it may be another program's,
+or a pod's. Such are links with names that a newer version made, or with a part
+that this version does not know or understand; and links of version 1 whose
+alias was changed, the only place of the workload id. The link's name is a hash
+of the id, so it shows the change, and a call with the id finds the link. The
+addresses in the records and the routes of a link that is left alone are held.
 
-Duplicates are attachments that claim one address, one interface of one
-workload, one name in one namespace, or one resource of a part. The kernel
-forbids most of it (names, alternative names, routes), so it takes a hand that
-renames links. The one that has the routes stays: it is the one that has the
-traffic.
+Duplicates are attachments that claim the same address, interface of a workload,
+name in a namespace, or resource of a part. The kernel forbids most of them
+(names, alternative names, routes), so there are some only if somebody renames
+links. The one with the routes stays, since it has the traffic.
 """
 
 from collections.abc import Collection, Hashable, Iterable, Iterator
@@ -42,8 +42,8 @@ _OUR_GROUPS = (allocs.LINK_GROUP_WORKLOAD, *allocs.LINK_GROUPS_REMOVAL)
 
 
 def is_ours(link: Link, parts: Parts = NO_PARTS) -> bool:
-    """Whether this service, or an older one, made the link. parts: that this
-    service knows.
+    """Return whether this service, or an older one, made the link. parts: those
+    that this service knows.
     """
     if link.kind != b"veth" or is_newer(link, parts):
         return False
@@ -59,7 +59,7 @@ def is_ours(link: Link, parts: Parts = NO_PARTS) -> bool:
 
 
 def is_newer(link: Link, parts: Parts = NO_PARTS) -> bool:
-    """Whether a newer version made the link, or one with other parts."""
+    """Return whether a newer version, or one with other parts, made it."""
     if names.is_newer(link.altnames, parts.letters):
         return True
     if not parts:
@@ -78,9 +78,9 @@ def looks_like_ours(link: Link) -> bool:
 
 
 def record_of(link: Link) -> Record | None:
-    """Return the attachment of a link of ours; None if it never was one, or is
-    being removed. All is as it should be except host_interface, which is the
-    link's present name. workload_id "": it is unknown.
+    """Return the record of a link of ours; None if it never got one, or is
+    being removed. host_interface is the link's present name, which may be
+    wrong. workload_id "": it is unknown.
     """
     found = names.parse_altnames(link.altnames)
     if found is None or link.group in allocs.LINK_GROUPS_REMOVAL or not link.peer:
@@ -129,7 +129,7 @@ class Plan:
 def plan(
     links: Iterable[Link], routes: Collection[tuple[IPAddress, int]], parts: Parts = NO_PARTS
 ) -> Plan:
-    """routes: our host routes, as address and interface index."""
+    """Return what to do. routes: ours, as address and interface index."""
     whole: list[Record] = []
     half_made: list[Link] = []
     foreign: list[tuple[Link, Record | None]] = []
@@ -178,7 +178,7 @@ def resolve(
     routes: Collection[tuple[IPAddress, int]],
     parts: Parts = NO_PARTS,
 ) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    """Return those that stay, in order, and those that claim the same."""
+    """Return the records that stay, in order, and their duplicates."""
 
     def worth(record: Record) -> tuple[int, bool, int]:
         routed = sum((ip, record.host_ifindex) in routes for ip in record.ips)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of attachments that the product has: here a new one is entered."""
+"""The parts of attachments that the product has: add a new one to PARTS."""
 
 from typing import Final
 

@@ -1,32 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Removals: the queue, and the requests that delete links.
+"""Removals: the queue of calls, and the requests that delete links.
 
-Removals that are waited for together are done together.
+Calls that wait at the same time are served by one removal.
 
 The kernel waits for an RCU grace period, 10 to 20 ms, per request and not per
-link. So one call at a time removes, for all that have come by then; who comes
-meanwhile is done by the next. The caller whose turn is next leads it, so that
-none works for others longer than for itself.
+link. So one waiting call, the leader, removes the links of all calls that wait;
+a call that arrives meanwhile waits for the next removal. The call that has
+waited longest leads it: no thread works for others after its own links are
+gone.
 
-Callers who come in numbers come back in numbers: a runtime that removes pods on
-16 threads sends the next 16 when it has 16 answers. A leader who began at once
-would go alone, and the other 15 after it: two grace periods for 16 links. So,
-shortly after a removal of several, a leader waits for as many as there were:
-while they keep coming, and no longer than a quarter of what a removal takes.
-A call that comes by itself never waits.
+Calls that arrive together come again together: a runtime that removes pods on
+16 threads sends the next 16 calls when it has 16 answers. A leader that began
+at once would go alone, and the other 15 after it: two grace periods for 16
+links. So, shortly after a removal for several calls, a leader waits for as many
+as there were: while they keep arriving, and no longer than a quarter of the
+time of the last removal. A single call never waits.
 
     alone:    [1]      10 ms later  [1]
     together: [1] [15] wait [16] wait [16]
 
-While one removal waits for its grace period, the kernel could take links down
-for another: where many wait, a second one is under way beside the first, half
-a period behind it. On 2 CPUs, threads that attach and detach in turn do 8 to
-12 % more with it, at 16, 64 and 128 at once; threads that only detach do 30 %
-less at 16, and the same from 64 on.
+While one removal waits for its grace period, the kernel can take links down for
+another. So there are two lanes: if enough calls wait, a second removal begins
+beside the first. On 2 CPUs, threads that attach and detach in turn do 8 to 12 %
+more with it, at 16, 64 and 128 at once; threads that only detach do 30 % less
+at 16, and the same from 64 on.
 
 Why not one thread that drains a queue: the hand-over to it and back costs each
-call 29 us, and a call by itself gains nothing for that. Many at once take the
-same time as here. It would also have to be started and ended.
+call 29 us, and a single call gains nothing for that. Many at once take the same
+time as here. It would also have to be started and ended.
 """
 
 import errno
@@ -48,16 +49,16 @@ from osbase.netlink.link import del_link, del_links_by_group
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 256  # links, so that nobody waits much longer for being in company
-_GAP_S = 0.001  # when nobody has come for so long, nobody comes
-_LATELY_S = 0.01
-_SHARE = 0.25  # of the time that the last removal took
-_BESIDE_MIN = 8  # calls that wait, and half as many as are being removed
+AT_ONCE = 256  # links: others must not make a call wait much longer
+_GAP_S = 0.001  # a leader that sees no call arrive for so long begins
+_LATELY_S = 0.01  # a leader begins at once if the last removal ended before
+_SHARE = 0.25  # of the time of the last removal: a leader's longest wait
+_BESIDE_MIN = 8  # calls that wait; also half as many as are being served
 
 
 class _Call:
-    """error: of the first of its records that could not be removed. leads: it
-    was woken to lead, not because it is done.
+    """A call that removes records. error: of the first record that could not be
+    removed. leads: it has to lead a removal.
     """
 
     __slots__ = ("error", "leads", "records", "woken")
@@ -71,29 +72,29 @@ class _Call:
 
 
 class Removals:
-    """remove: removes the records' links, and returns errors by host index. It
-    is called by one thread at a time for each of the lanes, counted from 0, and
-    must not raise.
+    """The queue of calls. remove: removes the records' links, and returns
+    errors by host index. It gets the number of a lane, from 0; one thread at a
+    time calls it for a lane. It must not raise.
     """
 
     def __init__(
         self, remove: Callable[[list[Record], int], dict[int, WorkloadError]], lanes: int
     ) -> None:
         self._remove = remove
-        # All below: guarded by the mutex, which `_came` has, too.
+        # The mutex guards all attributes below; `_came` uses it, too.
         self._mutex = threading.Lock()
         self._came = threading.Condition(self._mutex)
         self._waiting: deque[_Call] = deque()
-        self._gathering = False  # somebody leads, and has not begun
+        self._gathering = False  # a leader is chosen, and has not begun
         self._free = list(range(lanes))
         self._lanes = lanes
-        self._removing = 0  # calls
-        self._expected = 0  # calls
+        self._removing = 0  # calls that are being served
+        self._expected = 0  # calls that a leader waits for
         self._took_s = 0.0
         self._ended_s = 0.0
 
     def remove(self, records: Sequence[Record]) -> None:
-        """Returns when they are removed. Raises the first error."""
+        """Return when their links are removed. Raises the first error."""
         call = _Call(records)
         with self._mutex:
             self._waiting.append(call)
@@ -110,7 +111,7 @@ class Removals:
             raise call.error
 
     def _choose(self) -> _Call | None:
-        """Who is to begin a removal now. Under the mutex."""
+        """Return the call that has to lead a removal now. Under the mutex."""
         if self._gathering or not self._waiting:
             return None
         if len(self._free) < self._lanes:
@@ -123,7 +124,7 @@ class Removals:
         return leader
 
     def _lead(self) -> None:
-        """The first that waits is the leader's own."""
+        """Serve the calls that wait; the leader's own is the first."""
         with self._mutex:
             self._gather()
             taken = [self._waiting.popleft()]
@@ -152,7 +153,7 @@ class Removals:
             call.woken.release()
 
     def _gather(self) -> None:
-        """Wait for those who are about to come. Under the mutex."""
+        """Wait for calls that should arrive soon. Under the mutex."""
         now = time.monotonic()
         until = now + self._took_s * _SHARE
         if now - self._ended_s > _LATELY_S:
@@ -168,8 +169,8 @@ class Removals:
 class Remover:
     """Deletes links, for Removals.
 
-    A single link is deleted by its record's name. Several are moved into a
-    group, one per lane, and the group is deleted by one request.
+    A single link is deleted by its record's name. Several are moved into the
+    removal group of the lane, and one request deletes the group.
     """
 
     def __init__(self, host: Host) -> None:
@@ -189,8 +190,8 @@ class Remover:
         return {record.host_ifindex: refused for record in records}
 
     def _delete(self, records: list[Record], group: int) -> dict[int, WorkloadError]:
-        """Errors by host index. Links are named by their records, so that no
-        index that has passed to another link can be hit.
+        """Return errors by host index. The requests name links by their
+        records: another link may have got the index since.
         """
         if len(records) == 1:
             requests = [del_link_by_altname(names.record_altname(records[0]))]
@@ -217,7 +218,7 @@ class Remover:
                 continue
             record = records[error.index]
             if error.errno == errno.ENODEV:
-                # Gone, or an attach that could not be undone, without records.
+                # It is gone, or has no records: an attach that was not undone.
                 link = self._host.link(record.host_ifindex)
                 if link is not None and link.name == record.host_interface:
                     request = del_link(link.ifindex, link.name)

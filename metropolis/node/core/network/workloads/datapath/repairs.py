@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The repairs of an attachment on the host. Pure.
 
-The package says what a pod's traffic depends on. The records are compared with
-a few dumps; each difference is a Mend with a key of its own, so that a thing
-that others change again and again can be left to them.
+The docstring of the package workloads lists what a pod's traffic depends on.
+The records are compared with a few dumps. Each difference is a Mend with its
+own key, so that one that others cause again and again can be left as it is.
 
-Nothing inside the namespace is restored: that is the workload's own.
+Nothing inside the namespace is restored: it belongs to the workload.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -52,10 +52,12 @@ from osbase.netlink.route import Route
 
 # Without it, what the pod sends goes no further than the host.
 _FORWARDING = {"forwarding": (IPV4_DEVCONF_FORWARDING, 1)}
-# By it the kernel judges who asks for the first hop (rules.workloads): with 0
-# or 2, as sysctl files set all links, invented askers get neighbour entries.
+# With 1 the kernel ignores ARP of senders without a route to this link (see
+# rules.workloads). With 0 or 2, which sysctl files set for all links, invented
+# senders get neighbour entries.
 _RP_FILTER = {"rp_filter": (IPV4_DEVCONF_RP_FILTER, 1)}
-# The first hop is an address of lo: with more than 0 nobody answers for it.
+# The first hop is an address of lo: with more than 0 the kernel does not answer
+# ARP for it.
 _ARP_IGNORE = {"arp_ignore": (IPV4_DEVCONF_ARP_IGNORE, 0)}
 
 # With 1, answers with invented senders make neighbour entries.
@@ -66,11 +68,10 @@ _ARP_ACCEPT = {"arp_accept": (IPV4_DEVCONF_ARP_ACCEPT, 0)}
 class Seen:
     """The host's state. links: by index. routes: our host routes, by address
     and index. first_hops: the IPv6 first hop, by index of the link. forwards:
-    the host as a whole does, in IPv4; else its links need not, and setting
-    that right, which sets all of them, is for who looks after the host. ipv6:
-    its kernel has it. neighbours: MACs that somebody wrote, by address and
-    index of the link. elements: comments of nftables elements, with the set;
-    None: they could not be looked at.
+    whether the host forwards IPv4; if not, its links need not, and the ward of
+    the node's settings restores it for all of them. ipv6: whether the kernel
+    has IPv6. neighbours: MACs that a program wrote, by address and index of the
+    link. elements: sets and comments of nftables elements; None: unknown.
     """
 
     links: Mapping[int, Link]
@@ -84,9 +85,9 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Mend:
-    """key, what: see ward.Repair. requests: put it back, in this order.
-    enable_ipv6: to be done before all of them, which rtnetlink cannot: set
-    disable_ipv6 of the link to 0. element: to be created.
+    """A repair to be made. key, what: see ward.Repair. requests: to be sent, in
+    this order. enable_ipv6: before them, set disable_ipv6 of the link to 0,
+    which rtnetlink cannot. element: to be created.
     """
 
     key: str
@@ -97,9 +98,9 @@ class Mend:
 
 
 def mends(record: Record, seen: Seen, *, replace: bool, parts: Parts = NO_PARTS) -> list[Mend]:
-    """In an order in which they can be done. None of a link that is gone, or
-    about to be removed. replace: also routes by which others took the place of
-    the attachment's.
+    """Return the repairs, in an order in which they can be made; none if the
+    link is gone or about to be removed. replace: whether to replace others'
+    routes to the attachment's addresses.
     """
     link = seen.links.get(record.host_ifindex)
     if link is None or not belongs(record, link):
@@ -109,10 +110,10 @@ def mends(record: Record, seen: Seen, *, replace: bool, parts: Parts = NO_PARTS)
 
 
 def belongs(record: Record, link: Link) -> bool:
-    """Return whether the link with a record's index is the record's, and not
-    being removed.
+    """Return whether the link with the record's index is the attachment's, and
+    is not being removed.
     """
-    # Not by the key, which the next interface in the namespace may have.
+    # The key is no proof: the namespace's next interface may have it.
     own = {record.host_interface, *names.altnames_of(record)[-1:]}
     return (
         not own.isdisjoint((link.name, *link.altnames))
@@ -170,7 +171,9 @@ def _link(record: Record, link: Link, seen: Seen) -> Iterator[Mend]:
 
 
 def _no_addresses(index: int, name: str) -> tuple[Request, Request]:
-    """Each brings a route to fe80::/64; see checks.FIRST_HOP_BITS_6."""
+    """Stop the kernel's link-local address, and remove it. It brings a route to
+    fe80::/64; see checks.FIRST_HOP_BITS_6.
+    """
     return (
         set_link_no_ipv6_address(index, name),
         del_address(index, name, link_local(allocs.FIRST_HOP_MAC), 64),

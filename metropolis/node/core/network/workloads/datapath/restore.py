@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adopts the links that a restart finds, and restores what others changed.
 
-    scan     at a start: dump, plan, remove what never finished, and elements of
-             no link; put right
-    repair   at every look of the reconciler: dump, compare, put right
-    present  after lost events: which links there still are
+    scan     at a start: dumps, plans, removes unfinished links and elements of
+             no attachment, repairs attachments
+    repair   at every look of the reconciler: dumps, compares, repairs
+    present  after lost events: returns the links that exist
 
 `plan` and `repairs` decide, and are pure; this module acts.
 """
@@ -44,10 +44,11 @@ from osbase.netlink.route import RTM_NEWROUTE
 
 log = logging.getLogger(__name__)
 
-# A shorter diversion is not reported: the host's own rules may be about to
-# return.
+# Packets that go another way for a shorter time are not reported: the ward of
+# the host may be about to restore routing rules.
 _DIVERSION_REPORTED_AFTER_S = 5.0
-# The repair may be done already; an existing route is another's.
+# Errors of a repair that is done already. An existing route is another's, so
+# its EEXIST is none of them.
 _ALREADY_PUT_BACK = {
     (RTM_NEWADDR, errno.EEXIST),
     (RTM_DELADDR, errno.EADDRNOTAVAIL),
@@ -62,7 +63,8 @@ class Restorer:
         self._host = host
         self._parts = parts
         self._elements = elements
-        # Host indexes of links whose routes others had before a start.
+        # Host indexes of attachments with an address to which another program
+        # had a route before a start.
         self._contested: set[int] = set()
         # When packets to an address began to leave by another link, monotonic.
         self._diverted_since: dict[tuple[IPAddress, int], float] = {}
@@ -76,30 +78,30 @@ class Restorer:
         routes = self._host.routes()
         links = self._host.links()
         planned = plan.plan(links, routes, self._parts)
-        # First of all, so that what stays can have its routes.
+        # First, so that the attachments that stay can have their routes.
         removed = [(link.name, link.ifindex) for link in planned.half_made] + [
             (record.host_interface, record.host_ifindex) for record in planned.duplicates
         ]
         for name, index in removed:
             self._host.batch(del_link(index, name), tolerate={errno.ENODEV})
-        # Before what is missing is put back: they may have its keys.
+        # Before missing elements are created: stale ones may have their keys.
         remaining = {link.ifindex for link in links} - {index for _, index in removed}
-        strays = self._remove_strays(planned.complete, remaining)
+        stale = self._remove_stale_elements(planned.complete, remaining)
         return Scan(
             complete=planned.complete,
-            repairs=(*strays, *self._finish(planned.complete)),
+            repairs=(*stale, *self._repair_at_start(planned.complete)),
             half_made=tuple(link.name for link in planned.half_made),
             duplicates=tuple(record.host_interface for record in planned.duplicates),
             held=planned.held,
             foreign=planned.foreign,
         )
 
-    def _remove_strays(
+    def _remove_stale_elements(
         self, complete: Sequence[Record], remaining: Collection[int]
     ) -> Iterator[Repair]:
-        """Remove elements of links that are gone, and those of attachments that
-        have others by now. remaining: the indexes of all links; the elements of
-        those that are left alone are left alone.
+        """Remove the elements of links that are gone, and those that differ
+        from their attachment's. remaining: the indexes of all links that exist;
+        the elements of links that are left alone stay.
         """
         if not self._parts:
             return
@@ -110,18 +112,18 @@ class Restorer:
             }
             for record in complete
         }
-        strays = [
+        stale = [
             one
-            for one in self._elements.there()
+            for one in self._elements.present()
             if one.ifindex not in remaining
             or (one.ifindex in expected and (one.set, one.comment) not in expected[one.ifindex])
         ]
         error = ""
         try:
-            self._elements.destroy(strays)
+            self._elements.destroy(stale)
         except WorkloadError as refused:
             error = str(refused)
-        for one in strays:
+        for one in stale:
             yield Repair(str(one), f"{one}: is of no attachment", error)
 
     def present(self) -> frozenset[int]:
@@ -130,10 +132,10 @@ class Restorer:
             links = self._host.links()
         return frozenset(link.ifindex for link in links if plan.looks_like_ours(link))
 
-    def _finish(self, records: Sequence[Record]) -> tuple[Repair, ...]:
-        """Repair at a start. Others' routes to these addresses may be older: an
-        attach was refused, and its service killed before it could undo it.
-        Such routes are never replaced.
+    def _repair_at_start(self, records: Sequence[Record]) -> tuple[Repair, ...]:
+        """Repair the attachments of a scan. Others' routes to their addresses
+        may be older: an attach was refused, and the service killed before it
+        could undo it. Such routes are never replaced.
         """
         self._contested = set()
         return tuple(self._repair(records, lambda _: True, _free, replace=False))
@@ -141,8 +143,8 @@ class Restorer:
     # ---- Repair -------------------------------------------------------------
 
     def repair(self, records: Sequence[Record], allow: Allow, hold: LockIfIdle) -> Sequence[Repair]:
-        """See Datapath. A look is six dumps and a file, whatever the number of
-        attachments, and a lookup per address.
+        """See Datapath. It takes six dumps and the reading of a file, whatever
+        the number of attachments, and a route lookup per address.
         """
         self._contested.intersection_update(record.host_ifindex for record in records)
         with refusals("look at attachments"):
@@ -150,10 +152,10 @@ class Restorer:
             return [*done, *self._diverted(records, hold)]
 
     def _diverted(self, records: Sequence[Record], hold: LockIfIdle) -> Iterator[Repair]:
-        """Yield attachments whose routes exist, but are not preferred: others
-        have a route with a smaller metric, a rule, a local address. These are
-        not removed, but people have to know, unless it is over at once, as when
-        the host's own rules are restored.
+        """Yield a Repair with an error for each address whose packets do not go
+        to its link, though the route exists: another program has a route with a
+        smaller metric, a routing rule, or the address. That is not removed, but
+        reported if it lasts.
         """
         before, self._diverted_since = self._diverted_since, {}
         now = time.monotonic()
@@ -162,7 +164,7 @@ class Restorer:
                 if not self._elsewhere(record, ip):
                     continue
                 with hold(record) as held:
-                    # It vanished meanwhile, with its route.
+                    # The link is gone meanwhile, and its route with it.
                     if not held or (ip, record.host_ifindex) not in self._host.routes():
                         continue
                     key = (ip, record.host_ifindex)
@@ -200,9 +202,11 @@ class Restorer:
         return done
 
     def _look_at_elements(self) -> Collection[tuple[NftSet, str]] | None:
-        """None: others change them all the time. There is another look."""
+        """Return sets and comments; None if others changed a set during each
+        dump: the next look tries again.
+        """
         try:
-            return {(one.set, one.comment) for one in self._elements.there()}
+            return {(one.set, one.comment) for one in self._elements.present()}
         except DumpInterrupted as error:
             log.info("%s", error)
             return None
@@ -218,7 +222,7 @@ class Restorer:
         requests = [(mend.key, request) for mend in allowed for request in mend.requests]
         refused = self._put_back([request for _, request in requests])
         if any(error.errno == errno.ENODEV for error in refused):
-            return  # it is gone
+            return  # the link is gone
         for one in refused:
             key, request = requests[one.index]
             errors.setdefault(key, str(one))
@@ -237,7 +241,7 @@ class Restorer:
         refused = self._refused(requests)
         if all(error.errno != errno.EINVAL for error in refused):
             return refused
-        # An IPv4 route whose source address is perhaps missing on lo.
+        # EINVAL: the source address of an IPv4 route may be missing on lo.
         try:
             self._host.ensure_first_hop()
         except NetlinkError as error:
@@ -269,8 +273,8 @@ def _free(_: Record) -> Iterator[bool]:
 
 
 def _enable_ipv6(record: Record) -> str:
-    """Set what rtnetlink cannot. Returns the error; "": done. The thread is in
-    the host's namespace, and so is its /proc/sys/net.
+    """Set disable_ipv6 to 0, which rtnetlink cannot. Return the error, or "".
+    The thread is in the host's namespace, so its /proc/sys/net is the host's.
     """
     path = f"/proc/sys/net/ipv6/conf/{record.host_interface}/disable_ipv6"
     try:

@@ -317,9 +317,9 @@ class KernelDatapath:
         for finding, _ in self._parts.findings(record, link) if link is not None else ():
             yield finding
         elements = self._parts.elements(record)
-        there = {(one.set, one.comment) for one in self._elements.there()} if elements else ()
+        present = {(one.set, one.comment) for one in self._elements.present()} if elements else ()
         for element in elements:
-            if (element.set, comment_of(record.host_ifindex, element)) not in there:
+            if (element.set, comment_of(record.host_ifindex, element)) not in present:
                 yield Finding(str(element), element.data or "there", checks.NOTHING)
 
     # ---- Detach -------------------------------------------------------------

@@ -13,14 +13,14 @@
       │                       ├─ resources  what parts reserve: host ports
       │                       ├─ held       links that are left alone
       │                       ├─ protected  what Collect leaves alone
-      │                       └─ watchers   who hears of every change
+      │                       └─ watchers   queues of changes, for Watch
       └─ left_alone, readiness, locks, settings, numbers
 
-`attach`, `detach`, `collect` and `check` are the only modules that call both
-the ledger, which holds the mutex, and the datapath, which calls the kernel. So
-the mutex is never held across kernel work: build/lint checks that the ledger
-reaches no kernel. Nothing here knows a veth, netlink, or an implementation of
-the datapath.
+The ledger holds the mutex, and the datapath calls the kernel. They do not know
+each other: `attach`, `detach`, `collect` and `check`, and `engine` at a start
+and at events, call first one and then the other. So the mutex is never held
+across kernel work: build/lint checks that the ledger imports no netlink.
+Nothing here knows a veth, netlink, or an implementation of the datapath.
 
-    locks       who waits for whom; one lock per workload and per namespace
+    locks       one lock per workload and per namespace, with a deadline
 """

@@ -5,22 +5,22 @@
     --------  ---------  -------------------------------  ----------------------
     protect   ledger     no Collect touches the workload  nothing
     lock      locks      the workload, the namespace      nothing
-    reserve   ledger     addresses, indexes, the names,   nothing: it is memory
-                         the resources of parts
+    reserve   ledger     addresses, indexes, the names,   nothing: all of it
+                         the resources of parts             is in memory
     create    datapath   the pair of links                a link without records
                          the inside of the namespace        (a start removes it)
-                         nftables elements of parts       elements of no link,
-                                                            too (they as well)
+                         nftables elements of parts       elements, too
+                                                            (removed as well)
                          what parts add to the link,      an attachment
                          records and routes (the commit)    (a start adopts it)
-    settle    ledger     ATTACHED; watchers hear it       an attachment
+    settle    ledger     ATTACHED; an event for watchers  an attachment
 
 After an error of `create` nothing is left, and the reservation is dropped. If
 undoing fails as well, the entry is BROKEN: a Detach or the next Attach removes
-what is there. A repeated request finds the attachment, and gets it again.
+the remains. A repeated request gets the attachment that exists.
 
-A link that is gone when the attach settles has left its elements: they are
-removed before its addresses and resources are free.
+If the link is gone when the attach settles, its elements remain: they are
+removed before its addresses and resources are freed.
 """
 
 from collections.abc import Sequence
@@ -132,13 +132,13 @@ class Attacher:
         return attachment_of(entry.record)
 
     def _break(self, entry: Entry) -> None:
-        """End in BROKEN, unless the link is gone."""
+        """Settle in BROKEN; clean up if the link is gone."""
         if not self._ledger.settle(entry, State.BROKEN):
             self._detacher.clean_up(entry)
 
     def _create(self, reserved: Reservation, netns: Netns, requested: Sequence[IPAddress]) -> None:
-        """Create the links. An attempt that collides with others' indexes or
-        routes is repeated with different ones.
+        """Create the links. If others have one of the indexes or a route, try
+        again with another index or metric.
         """
         entry, metric = reserved.entry, reserved.metric
         for _ in range(_INDEX_ATTEMPTS):
@@ -152,7 +152,7 @@ class Attacher:
                 self._refuse_unless_optional(entry, requested, error)
                 self._ledger.renumber(entry, without_ipv6=True)
             except RouteTaken:
-                # Taken by another plugin's interface: its route comes first.
+                # Another plugin's interface has it: it stays the preferred one.
                 if metric:
                     raise
                 metric = further_metric(entry.record.peer_ifindex)
@@ -177,7 +177,7 @@ def _same_or_raise(record: Record, intent: AttachIntent, cookie: int) -> Attachm
     operation = f"attach {show(intent.workload_id)}, interface {show(intent.if_name)}"
     if record.netns_cookie != cookie:
         raise AlreadyExists(f"{operation}: exists in another network namespace")
-    # The digest covers the parts. But one may have been lost with its names.
+    # The digest covers the parts, but the link may have lost a part's names.
     if record.request != intent.digest() or record.parts != intent.parts:
         ips, mac = ", ".join(map(str, record.ips)), record.mac.hex(":")
         with_parts = "".join(f", {show(f'{letter} {text}')}" for letter, text in record.parts)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of a removal, in their order; for Detach and other removals.
+"""The steps of a removal, in their order, whichever call removes.
 
     step      by         does                         after a crash there is
     --------  ---------  ---------------------------  --------------------------
@@ -13,8 +13,9 @@
 
 After an error of `remove` the entry is BROKEN, and a repeated call tries again.
 
-An attachment may also be lost: its link is gone with its namespace. Then what
-outlives the link is removed, if it has parts, and what it had is freed.
+An attachment is lost when its link is gone, usually with its namespace. Then
+the elements of its parts, which outlive the link, are removed, and its
+addresses and resources are freed.
 """
 
 import logging
@@ -85,9 +86,9 @@ class Detacher:
             self._ledger.drop(entry)
 
     def clean_up(self, entry: Entry) -> None:
-        """Remove what outlives the link of an entry that was lost, and free
-        what it had; see Ledger.removed. What cannot be removed is removed by a
-        start; until then an attach that needs its keys is refused.
+        """Remove the elements of a lost entry with parts, then free its
+        addresses and resources; see Ledger.removed. A start removes elements
+        that remain; until then an attach that needs their keys is refused.
         """
         if not entry.record.parts:
             return

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who has what: attachments, addresses, resources, indexes, protection.
+"""The attachments, and the owners of addresses, resources, indexes and names.
 
-It is a copy of the kernel's state: `adopt` reads it back. Every public method
-takes the mutex itself and returns without kernel work, which is impossible
-here: the ledger imports nothing that reaches a kernel (build/lint checks that).
-So each method is atomic, and none waits for long.
+The content is a copy of the kernel's state: `adopt` fills it with the result of
+a scan. Every public method takes the mutex itself and does no kernel work: the
+ledger imports no netlink (build/lint checks that). So each method is atomic and
+quick, but for two: `check_presence` calls its argument without the mutex, and
+`collection` lasts as long as its `with` block.
 
-Events for watchers are put into their queues under the mutex, too, so they have
-the order of the steps.
+Events are put into the watchers' queues under the mutex, too, so they have the
+order of the steps.
 """
 
 import contextlib
@@ -45,8 +46,8 @@ type _Prefixes = tuple[Sequence[IPNetwork], Collection[IPAddress], Collection[IP
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """The reserved values of an attach. metric: of the routes inside. overruns:
-    of events, so far; see `check_presence`.
+    """The reserved values of an attach. metric: of the routes inside the
+    namespace. overruns: how often events had been lost; see `check_presence`.
     """
 
     entry: Entry
@@ -82,7 +83,7 @@ class Ledger:
     """
 
     def __init__(self, parts: Sequence[Part] = ()) -> None:
-        """parts: that say which resources an attachment needs."""
+        """parts: they say which resources an attachment needs."""
         self.watchers = Watchers()
         self._indexes = index_numbers()
         # The mutex guards all attributes below.
@@ -241,8 +242,9 @@ class Ledger:
     ) -> None:
         """Prepare another attempt of an attach.
 
-        It gets another host index, too, since the removal of the last one may
-        still be reported.
+        The entry gets another host index, since the removal of the last
+        attempt's link may still be reported. peer_ifindex: None keeps it.
+        without_ipv6: free the IPv6 address.
         """
         with self._mutex:
             before = entry.record
@@ -263,22 +265,22 @@ class Ledger:
             entry.gone = False
 
     def check_presence(self, reserved: Reservation, present: Callable[[], Collection[int]]) -> None:
-        """Detect a removal that may be among events that were lost meanwhile.
+        """Mark the entry as gone if its link is, and the event was lost.
 
         present: returns the host indexes of links; it is called only if events
-        were lost, and without the mutex.
+        were lost since the reservation, and without the mutex.
         """
         if reserved.overruns == self._overruns:
             return
         index = reserved.entry.record.host_ifindex
         missing = index not in present()
         with self._mutex:
-            # An event that came meanwhile also counts: `gone` stays true.
+            # An event may have come during `present`: `gone` stays true.
             reserved.entry.gone = reserved.entry.gone or missing
 
     def settle(self, entry: Entry, state: State) -> bool:
-        """End a step in this state. If the link is gone the entry is lost, see
-        `removed`, and False returned.
+        """Move the entry to the state, and return True. If its link is gone
+        meanwhile, lose the entry instead (see `removed`), and return False.
         """
         with self._mutex:
             if entry.gone:
@@ -292,7 +294,7 @@ class Ledger:
     # ---- The steps of a removal ---------------------------------------------
 
     def leave(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Begin to remove entries. Returns those whose links exist."""
+        """Move entries to LEAVING; return them, without those that are gone."""
         with self._mutex:
             leaving = [entry for entry in entries if not entry.gone]
             for entry in leaving:
@@ -306,7 +308,7 @@ class Ledger:
                 self._free(entry.record)
 
     def free(self, entry: Entry) -> None:
-        """Free what a lost entry still has; see `removed`."""
+        """Free a lost entry's addresses and resources; see `removed`."""
         with self._mutex:
             self._free(entry.record)
 
@@ -326,7 +328,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def collection(self, of_owner: Callable[[str], bool]) -> Iterator[list[Entry]]:
-        """Yield the entries of these owners to collect. One at a time."""
+        """Yield the owners' entries to collect. Only one collection may run."""
         with self._mutex:
             self._protected.begin_collection()
             seen = [
@@ -341,8 +343,8 @@ class Ledger:
                 self._protected.end_collection()
 
     def unprotected(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Return entries whose links exist and whose workloads were never
-        protected since the collection began.
+        """Return those entries whose links exist and whose workloads were not
+        protected at any time since the collection began.
         """
         with self._mutex:
             protected = self._protected.since_collection
@@ -353,7 +355,7 @@ class Ledger:
     # ---- Events -------------------------------------------------------------
 
     def claim(self, workload_id: str, host_interface: Callable[[str], str]) -> bool:
-        """Adopt links that lost their workload's id, if they are this one's.
+        """Adopt the held links that lost their workload's id, if it is this.
 
         host_interface: the name of the workload's link on the host, by the
         name inside. Returns whether there was such a link.
@@ -371,26 +373,27 @@ class Ledger:
             return bool(records)
 
     def removed(self, ifindex: int) -> tuple[Entry | None, Held | None]:
-        """Note that a link is gone. Returns the attachment that ended with it,
-        and the link that was left alone, as far as it was one.
+        """Note that the link with this index is gone. Return the entry that is
+        lost by that, and the held link; each is None if there is none.
 
-        The attachment is lost, and what it had is free; but where it has parts,
-        not before the caller has called `free`, since something outlives the
-        link that leads to its addresses, and has the keys of its resources.
+        A lost entry is dropped, and its addresses and resources are freed. An
+        entry with parts keeps these until the caller calls `free`: nftables
+        elements outlive the link, and lead to the addresses. An entry with
+        which a call is busy is not lost yet: the call settles or drops it.
         """
         with self._mutex:
             held = self._held.remove(ifindex)
             entry = self._tables.at_index(ifindex)
             if entry is not None and entry.state in (State.ATTACHING, State.LEAVING):
-                entry.gone = True  # the busy call continues
+                entry.gone = True
                 return None, held
             if entry is not None:
                 self._lose(entry)
             return entry, held
 
     def overrun(self) -> list[int]:
-        """Record that events were lost. Returns the indexes to look for; a
-        running attach looks for its own.
+        """Record that events were lost. Return the indexes of the links that
+        may be gone: attached and held ones. See `check_presence` for others.
         """
         with self._mutex:
             self._overruns += 1

@@ -123,7 +123,7 @@ class FakeDatapath:
         return Scan(
             complete,
             repairs=(
-                *self._remove_strays(),
+                *self._remove_stale_elements(),
                 *self.repair(complete, lambda _: True, lambda _: contextlib.nullcontext(True)),
             ),
             half_made=tuple(half_made),
@@ -132,7 +132,7 @@ class FakeDatapath:
             foreign=tuple(held.name for held in self.kernel.held.values()),
         )
 
-    def _remove_strays(self) -> Iterator[Repair]:
+    def _remove_stale_elements(self) -> Iterator[Repair]:
         present = self.present()
         for key, (index, element) in list(self.kernel.elements.items()):
             if index not in present:
