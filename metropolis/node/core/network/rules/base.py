@@ -379,7 +379,7 @@ def _flows(settings: Settings) -> dict[str, list[str]]:
 
 def _to_node(settings: Settings) -> dict[str, list[str]]:
     # The node believes an ICMP error (the path is narrow, the host is away) if
-    # the packet quoted in it is of a known flow, whoever sends it. So errors of
+    # the packet quoted in it is of a known flow, from any sender. So errors of
     # workloads and other nodes pass only if the flow is with a pod.
     errors = "icmp type { destination-unreachable, source-quench, redirect, time-exceeded, "
     errors += "parameter-problem } "
