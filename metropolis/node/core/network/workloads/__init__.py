@@ -75,10 +75,10 @@ has no part yet; testing.toy_part is a whole one. To add host ports:
                                  parts_test test all the rest, with toy_part
     datapath/registry.py         an entry of PARTS
     datapath/BUILD.bazel         both files
-    ../rules                     a table with its sets and maps, which neither an
-                                 update of the rules nor a start empties
-    api/wire.py                  the text from the request's field, in place of
-                                 Unimplemented; spec/workload.proto has the field
+    ../rules                     a table with its sets and maps, which neither
+                                 an update of the rules nor a start empties
+    api/wire.py                  the text from the field of spec/workload.proto,
+                                 in place of Unimplemented
     ../cni                       the same for CNI: capabilities, protocol
 
 An attachment ends by Detach, by Collect (if the caller does not list it as
