@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lints over the whole tree, as Bazel tests.
 
+    ruff_test, mypy_test   run the tools: tools
+    rules_test             runs ours: rules, layers, calls, words, claims
+    lint_test              tests that each lint finds its faults
+    tree                   the files
+
 They read every file that git tracks (as it is in the work tree), so a new
 package needs no registration, and files that are not added yet do not count.
 For that they leave Bazel's sandbox: they follow a runfile's link to the

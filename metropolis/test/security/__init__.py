@@ -5,6 +5,7 @@
     node_test    attacks on one node                        attacks
     cluster_test attacks in a cluster, by one of its nodes  attacks
     attacks      sends attacks, returns arrived packets     guest, frames
+    trials       attacks for both kinds of nodes
 
 The tests beside the packet rules cover every direction, family and order of
 each claim, in namespaces. Here the same attacks run on the real image, by a pod

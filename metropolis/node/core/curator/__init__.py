@@ -2,10 +2,11 @@
 """The node's part in its cluster, through etcd; see README.md.
 
     curator       what runs: connects, watches, commits
-    place         what follows from what was read, and who is informed
-    membership    pure: what a node does, given what it knows
-    directory     pure: what the store says, as peers
+    place         calls membership when an input changes, and sets the values
+    membership    pure: decides the next step of a node
+    directory     pure: the content of the store, as peers
     records, keys pure: values and keys of the store, checked
+    administration  an operator's changes, for metroctl
     renewal       credentials that change while they are used
     transaction, etcd, credentials   the calls
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When to stop restoring a thing that another program changes again. Pure.
+"""When to stop restoring an object that another program changes again. Pure.
 
     right --changed--> put back --changed--> ... five times in a minute --> left
       ^                                                                      |
       +------- found right by itself, or put back after ten minutes ---------+
 
-Two programs that undo each other's work all day help nobody: the thing flaps,
-and the log repeats itself for ever. So after a few rounds ours gives in, and
-logs it, until the other program has stopped.
+Two programs that undo each other's work all day help nobody: the object flaps,
+and the log repeats itself for ever. So after a few rounds the object is left as
+it is, and the log says so, until the other program has stopped.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ TRY_AGAIN_S: Final = 600.0
 
 @dataclass
 class _Thing:
-    """times: of the last few repairs, monotonic seconds. left_since None: it
-    is not left. failed: it could not be restored.
+    """An object that was repaired. times: of the last few repairs, monotonic
+    seconds. left_since: None if it is not left. failed: the repair failed.
     """
 
     times: deque[float] = field(default_factory=lambda: deque(maxlen=REPAIRS))

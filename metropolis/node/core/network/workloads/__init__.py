@@ -8,13 +8,14 @@
                                          └── testing.fake    for tests
 
     api        requests: messages, the server
+    spec       the .proto of the API, and its compatibility with other versions
     engine     ownership, and the order of steps
-    datapath   how it is made in the kernel
-    testing    the fake, the contract suite that both keep, a lab
+    datapath   makes attachments in the kernel
+    testing    the fake, the contract suite that both datapaths pass, a lab
 
     for all of them:  model, errors, validate, conditions, parts
 
-A folder imports only what is to its right: build/lint checks that. The steps of
+A folder imports only folders to its right: build/lint checks that. The steps of
 an attach, and what a crash leaves after each, are in engine.attach; those of a
 removal in engine.detach.
 
@@ -24,15 +25,15 @@ to them. Routed, no bridge, the same link-local first hop on every node.
 
 The kernel is the database. A restart reads all its state from the host-side
 link: workload id, owner, namespace identity, interface name, addresses, MAC,
-MTU, parts and a digest of the request (alternative names; see names), and the
-peer's index. No state file: nothing can be stale, and a reboot starts clean. A
-link without its records is an attach that never finished: a restart removes it.
-One that has them is a running pod, and is put right. Links that only look like
-ours, or that a newer version made, are left alone, their addresses are not
-handed out, and Status says so.
+MTU, parts and a digest of the request (alternative names; see datapath.names),
+and the peer's index. No state file: nothing can be stale, and a reboot starts
+clean. A link without its records is an attach that never finished: a restart
+removes it. A link with records is a running pod, and is repaired. Links that
+only look like ours, or that a newer version made, are left alone, their
+addresses are not handed out, and Status reports them.
 
-Others change links, too. A pod's traffic depends on the following, on the host.
-A start, and every look of the ward, compares and restores it:
+Other programs change links, too. A pod's traffic depends on the following state
+of the host. A start, and every look of the ward, compares and restores it:
 
     link      up, ARP on, in the workloads' group, in no bridge; MAC; MTU
     ipv4      conf/LINK/forwarding 1, while the host forwards at all;
@@ -43,9 +44,9 @@ A start, and every look of the ward, compares and restores it:
               the kernel chose (addr_gen_mode)
     routes    of protocol 77: the workload's addresses, its link-local one
     records   name, alias, alternative names: for a removal, and a restart
-    parts     what they added to the link; their nftables elements
+    parts     their settings of the link; their nftables elements
 
-It does not depend on: proxies, redirects, accept_ra; IPv6's
+It does not depend on proxies, redirects and accept_ra; nor on IPv6's
 conf/LINK/forwarding, since the kernel uses `all`. Settings beyond one link,
 such as ip_forward, lo, the rule set, and arp_ignore of `all`, are guarded by
 their own wards. Nothing inside a namespace is restored. Links in a removal
@@ -54,24 +55,37 @@ group, and attachments that a call is busy with, are not touched.
 An attach is three sends: create the pair (host); configure the inside
 (namespace); name, up, first hop and routes (host, the commit).
 
-What a request asks for besides addresses is a part: a module that says, purely,
-all that is to be known of it. The rest iterates over the parts that the program
-which serves has given to the datapath, so that a new one touches no other:
+A request may ask for more than addresses, such as host ports: each such feature
+is a part, one module of pure methods. Engine and datapath iterate over the
+parts that they are given, so a new part changes none of their modules:
 
-    check        which texts it understands           engine, recovery
-    resources    what it reserves on the node         ledger
-    requests     what it adds to the link             attach, repair
-    elements     what it has in nftables              attach, repair, removal
-    findings     what of the link differs             Check, repair
+    check        refuses texts it does not understand   engine, recovery
+    resources    what it reserves on the node           ledger
+    requests     its settings of the link               attach, repair
+    elements     its nftables elements                  attach, repair, removal
+    findings     differences of the link                Check, repair
 
-Its text is written on the link, and read back from there by a restart. The
-product has none yet (datapath.registry); testing.toy_part is one.
+The text of a part is written on the link, where a restart reads it. The product
+has no part yet; testing.toy_part is a whole one. To add host ports:
 
-An attachment ends by Detach, by Collect (whatever is not said to be live), or
-with its namespace, which is noticed; Watch tells of each. Check says what is
-not as it was made, and of the node's problems, and mends nothing.
+    datapath/host_ports.py       a subclass of datapath.parts.LinkPart, with a
+                                 letter of its own: see datapath.names
+    datapath/host_ports_test.py  tests each method, and the traffic of pods of
+                                 testing.lab. testing.parts_contract and
+                                 parts_test test all the rest, with toy_part
+    datapath/registry.py         an entry of PARTS
+    datapath/BUILD.bazel         both files
+    ../rules                     a table with its sets and maps, which neither
+                                 an update of the rules nor a start empties
+    api/wire.py                  the text from the field of spec/workload.proto,
+                                 in place of Unimplemented
+    ../cni                       the same for CNI: capabilities, protocol
 
-Limits: one IPv4 and one IPv6 address an interface. If a namespace has several
+An attachment ends by Detach, by Collect (if the caller does not list it as
+live), or with its namespace, which is noticed; Watch reports each. Check
+reports differences of attachments and problems of the node; it repairs nothing.
+
+Limits: one IPv4 and one IPv6 address per interface. If a namespace has several
 interfaces, the first has the default route, the others have it with a greater
 metric: traffic through them must be bound to the interface. Where IPv6 is off,
 in the node's kernel or in a namespace (net.ipv6.conf.*.disable_ipv6), and there
@@ -79,6 +93,6 @@ is an IPv6 prefix, an attach is refused; if the node's configuration makes IPv6
 optional, it gets IPv4 alone. The kernel's refusal reveals it, so other attaches
 pay nothing for the check.
 
-Why not CNI plugins: two processes and a file a pod and call, tens of
+Why not CNI plugins: two processes and a file for each call, tens of
 milliseconds, and leaks when one of them dies in between.
 """

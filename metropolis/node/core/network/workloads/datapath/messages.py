@@ -139,7 +139,7 @@ def host_route(record: Record, ip: IPAddress) -> Request:
 
 
 def host_route_again(record: Record, ip: IPAddress) -> Request:
-    """Do as host_route, in place of a route that somebody else made."""
+    """Do as host_route, and replace another program's route."""
     if ip.is_link_local:
         return host_route(record, ip)
     route = Route(

@@ -69,7 +69,7 @@ def is_newer(link: Link, parts: Parts = NO_PARTS) -> bool:
 
 
 def looks_like_ours(link: Link) -> bool:
-    """Return whether somebody could take it for ours."""
+    """Return whether a program or a person could take it for ours."""
     return (
         link.group in _OUR_GROUPS
         or names.is_host_interface(link.name)

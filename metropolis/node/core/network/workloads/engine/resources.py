@@ -22,7 +22,7 @@ class Resources:
 
     def take(self, record: Record, holder: str) -> None:
         """Take all that the attachment needs, or nothing. holder: its name, for
-        others. Raises AlreadyExists, which names who has the resource.
+        errors of others. Raises AlreadyExists, which names the present holder.
         """
         needed = self._of(record)
         for resource in needed:
@@ -33,12 +33,12 @@ class Resources:
             self._holders[resource.key] = (record.host_ifindex, holder)
 
     def adopt(self, record: Record, holder: str) -> None:
-        """Take what nobody has of it, at a start."""
+        """Take those of its resources that are free, at a start."""
         for resource in self._of(record):
             self._holders.setdefault(resource.key, (record.host_ifindex, holder))
 
     def release(self, record: Record) -> None:
-        """Give back what the attachment has."""
+        """Release the resources that the attachment has."""
         for resource in self._of(record):
             index, _ = self._holders.get(resource.key, (0, ""))
             if index == record.host_ifindex:

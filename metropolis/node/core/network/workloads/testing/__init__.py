@@ -4,12 +4,17 @@
     fake            a datapath without a kernel: fails on demand
     world           an engine over the fake
     contract        the tests that both datapaths must pass
-    parts_contract  those of attachments with parts
-    parts_host      an engine over either, with a part
-    toy_part        the part that these have
-    fake_bench      what the contracts need, of the fake
-    kernel_bench    the same of the kernel
-    lab             network namespaces, sockets in them, and what is in them
+    parts_contract  the tests of attachments with parts, for both
+    parts_host      an engine over either datapath, with a part
+    toy_part        that part
+    fake_bench      the bench of the contracts, over the fake
+    kernel_bench    the bench of the contracts, over the kernel
+    lab             network namespaces, sockets in them, lists of their objects
+    served          the service as a process of its own, and a client
+    killed          `serve`, killed at a chosen system call
+    trace           system calls of a process, by strace
+    dump            kernel objects of attachments, read by pyroute2
+    version1        links as version 1 of the records made them
 
 Not for the node's image.
 """
