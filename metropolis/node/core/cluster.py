@@ -16,6 +16,7 @@ import importlib
 import platform
 from typing import TYPE_CHECKING, Any, Final
 
+from metropolis.node.core.config import PodPrefixes
 from metropolis.node.core.network.overlay.mesh import Exchange, IPAddress
 from metropolis.node.core.network.overlay.overlay import held_prefixes
 from metropolis.node.core.network.service import ClusterLink
@@ -23,7 +24,7 @@ from osbase import event
 from osbase.supervisor import in_thread
 
 if TYPE_CHECKING:
-    from metropolis.node.core.config import Cluster, PodPrefixes
+    from metropolis.node.core.config import Cluster
     from metropolis.node.core.curator.curator import Curator
     from metropolis.node.core.network.uplink.uplink import UplinkStatus
     from metropolis.node.core.network.workloads.conditions import Conditions

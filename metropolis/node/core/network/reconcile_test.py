@@ -346,7 +346,7 @@ def test_settings_that_are_read_only(uplink: None, core: NodeCore) -> None:
         assert "net.ipv4.conf.all.send_redirects = 0: EROFS" in core.problem()
         assert_pod_reaches_world()
     finally:
-        sh("umount /proc/sys")
+        sh("umount --lazy /proc/sys")  # node core keeps files of it open
     core.wait_for("root.network.ward-sysctls: put back: ")
     until(lambda: core.problem() == "")
 
