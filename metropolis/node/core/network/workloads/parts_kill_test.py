@@ -66,9 +66,9 @@ def _die_at(point: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def wrap(real: Callable[..., None]) -> Callable[..., None]:
-        def wrapped(*arguments: Any) -> None:
+        def wrapped(*arguments: Any, **options: Any) -> None:
             pass_point()
-            real(*arguments)
+            real(*arguments, **options)
             pass_point()
 
         return wrapped
