@@ -6,8 +6,7 @@ kernel, and the fake.
 """
 
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -31,13 +30,13 @@ from metropolis.node.core.network.workloads.testing.parts_host import (
     FakeHost,
     Host,
     KernelHost,
+    always,
     attach,
+    awaited,
     kernel_host,
     nft,
 )
 from metropolis.node.core.network.workloads.testing.toy_part import TABLE, Colour
-
-WAIT_S = 10.0
 
 
 @pytest.fixture
@@ -52,18 +51,6 @@ def host(request: pytest.FixtureRequest) -> Host:
         return FakeHost()
     made: Host = request.getfixturevalue("kernel")
     return made
-
-
-def awaited(look: Callable[[], bool]) -> bool:
-    """Whether it is so, at last: events come by themselves."""
-    deadline = time.monotonic() + WAIT_S
-    while not (so := look()) and time.monotonic() < deadline:
-        pass
-    return so
-
-
-def always(_: str) -> bool:
-    return True
 
 
 # ---- The same for both ------------------------------------------------------

@@ -20,7 +20,8 @@ without such a comment are others': they are left alone.
 Created, never added: `create` makes the kernel refuse a key that exists,
 whatever its data, and with it the whole transaction. Removed by `destroy`,
 which does not mind what is gone; as it minds neither whose element has the key,
-only the holder of the resource (see the ledger) may remove it.
+only the holder of the resource (see the ledger) may remove it. If that is
+refused, the elements that are there by their comments are removed one by one.
 
 Why not one element at a time: half of an attachment's would be there.
 """
@@ -187,18 +188,29 @@ class Elements:
         )
 
     def destroy(self, elements: Sequence[Element | Found]) -> None:
-        """Take elements away, those that are there; also where there is no such
-        set or table any more. Raises KernelRefused.
+        """Take elements away, those that are there. Raises KernelRefused if one
+        of them is there after all; the others are gone then.
+
+        A refusal may be for one of them: its set is gone, or is of another
+        type by now, or its comment, by another program, has a key that is none.
         """
-        if not elements:
+        if not elements or self._apply(destroy_text(elements)) is None:
             return
-        if self._apply(destroy_text(elements)) is None:
-            return
-        with refusals(f"remove {_words(elements)}"):
-            there = {one for one in self._sets if self._comments(one) is not None}
-        left = [one for one in elements if one.set in there]
-        if left and (error := self._apply(destroy_text(left))) is not None:
+        errors = {
+            (one.set, one.key): error
+            for one in self._remaining(elements)
+            if (error := self._apply(destroy_text([one]))) is not None
+        }
+        left = [one for one in self._remaining(elements) if (one.set, one.key) in errors]
+        if left:
+            error = errors[left[0].set, left[0].key]
             raise KernelRefused(f"remove {_words(left)}: {_one_line(error)}")
+
+    def _remaining(self, elements: Sequence[Element | Found]) -> list[Element | Found]:
+        """Return those that are there, by the comments of attachments."""
+        with refusals(f"remove {_words(elements)}"):
+            there = {(one.set, one.key) for one in self.there()}
+        return [one for one in elements if (one.set, one.key) in there]
 
     def there(self) -> list[Found]:
         """Return the elements of attachments, by a dump of each set; none of

@@ -20,7 +20,9 @@ from dataclasses import replace
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.datapath import observe, plan, repairs
 from metropolis.node.core.network.workloads.datapath.elements import (
+    Element,
     Elements,
+    Found,
     NftSet,
     comment_of,
 )
@@ -83,7 +85,8 @@ class Restorer:
         for name, index in removed:
             self._host.batch(del_link(index, name), tolerate={errno.ENODEV})
         # Before what is missing is put back: they may have its keys.
-        remaining = {link.ifindex for link in links} - {index for _, index in removed}
+        ours = {link.ifindex for link in links if plan.looks_like_ours(link)}
+        remaining = ours - {index for _, index in removed}
         strays = self._remove_strays(planned.complete, remaining)
         return Scan(
             complete=planned.complete,
@@ -98,8 +101,8 @@ class Restorer:
         self, complete: Sequence[Record], remaining: Collection[int]
     ) -> Iterator[Repair]:
         """Remove elements of links that are gone, and those of attachments that
-        have others by now. remaining: the indexes of all links; the elements of
-        those that are left alone are left alone.
+        have others by now. remaining: the indexes of links that may be ours;
+        the elements of those that are left alone are left alone.
         """
         if not self._parts:
             return
@@ -110,19 +113,27 @@ class Restorer:
             }
             for record in complete
         }
+        there = self._elements.there()
+        whole = {
+            (one.set, one.key)
+            for one in there
+            if (one.set, one.comment) in expected.get(one.ifindex, ())
+        }
         strays = [
             one
-            for one in self._elements.there()
+            for one in there
             if one.ifindex not in remaining
             or (one.ifindex in expected and (one.set, one.comment) not in expected[one.ifindex])
         ]
-        error = ""
+        # An attachment has the key: the comment is not of this element.
+        strays = [one for one in strays if (one.set, one.key) not in whole]
+        errors: dict[Found, str] = {}
         try:
             self._elements.destroy(strays)
         except WorkloadError as refused:
-            error = str(refused)
+            errors = dict.fromkeys(self._elements.there(), str(refused))
         for one in strays:
-            yield Repair(str(one), f"{one}: is of no attachment", error)
+            yield Repair(str(one), f"{one}: is of no attachment", errors.get(one, ""))
 
     def present(self) -> frozenset[int]:
         """See Datapath."""
@@ -225,12 +236,23 @@ class Restorer:
             if request.kind == RTM_NEWROUTE and one.errno == errno.EEXIST:
                 self._contested.add(record.host_ifindex)
         elements = [mend.element for mend in allowed if mend.element is not None]
-        try:
-            self._elements.create(record.host_ifindex, elements)
-        except WorkloadError as error:
-            errors |= {str(element): str(error) for element in elements}
+        errors |= self._put_back_elements(record.host_ifindex, elements)
         for mend in mends:
             yield Repair(mend.key, mend.what, errors.get(mend.key, ""), left=mend not in allowed)
+
+    def _put_back_elements(self, ifindex: int, elements: Sequence[Element]) -> dict[str, str]:
+        """Create the elements; return the refusals, by the key of the repair.
+        If others have taken the place of one, the rest is put back all the
+        same.
+        """
+        try:
+            self._elements.create(ifindex, elements)
+        except WorkloadError as error:
+            if len(elements) == 1:
+                return {str(elements[0]): str(error)}
+            each = [self._put_back_elements(ifindex, [element]) for element in elements]
+            return {key: text for refused in each for key, text in refused.items()}
+        return {}
 
     def _put_back(self, requests: Sequence[Request]) -> Sequence[RequestError]:
         """Send the requests; return the refusals, with the request's index."""
