@@ -13,6 +13,7 @@ import pytest
 
 from metropolis.node.core.network.workloads.datapath.elements import Element, Elements
 from metropolis.node.core.network.workloads.model import Attachment
+from metropolis.node.core.network.workloads.testing.lab import objects
 from metropolis.node.core.network.workloads.testing.parts_host import (
     BLUE_RED,
     PREFIXES,
@@ -130,3 +131,19 @@ def test_of_several_one_is_in_a_table_that_is_gone(kernel: KernelHost) -> None:
     elements.destroy([Element(gone, "1"), *some, Element(gone, "3")])
     assert kernel.keys() == set()
     elements.close()
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+def test_a_link_without_its_record_that_was_renamed(kernel: KernelHost, repaired: bool) -> None:
+    nothing = objects()
+    made = attach(kernel, path := kernel.add_netns(), BLUE_RED)
+    take_altnames(made, "mw2r.")
+    ip("link", "set", made.host_interface, "down")
+    ip("link", "set", made.host_interface, "name", "other0")
+    if repaired:
+        assert not any(repair.error for repair in kernel.engine.repair(always))
+        (checked,) = kernel.engine.check("w1", netns_path=path)
+        assert checked.findings == ()
+    kernel.engine.detach("w1")
+    assert objects() == nothing
+    assert kernel.keys() == set()

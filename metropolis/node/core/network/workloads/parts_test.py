@@ -162,7 +162,7 @@ def test_what_is_not_understood(parts: tuple[PartText, ...], field: str) -> None
     assert not host.kernel.links
 
 
-@pytest.mark.parametrize("letters", ["cc", "i", "o"])
+@pytest.mark.parametrize("letters", ["cc", "i", "o", "C", "1", "\xe9"])
 def test_letters_are_of_one_part_each(letters: str) -> None:
     def part(letter: str) -> LinkPart:
         made = LinkPart()

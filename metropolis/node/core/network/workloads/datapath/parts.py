@@ -57,14 +57,15 @@ class LinkPart(Part):
 
 class Parts:
     """The parts that a datapath knows. ValueError: two have one letter, or one
-    has none of its own.
+    has none of its own, or one that a restart would not read.
     """
 
     def __init__(self, parts: Iterable[LinkPart] = ()) -> None:
         self.all: Final = tuple(parts)
         self._by_letter: Final = {part.letter: part for part in self.all}
         self.letters: Final = frozenset(self._by_letter)
-        if len(self.letters) < len(self.all) or self.letters & names.OWN_LETTERS:
+        own = len(self.letters) == len(self.all) and not self.letters & names.OWN_LETTERS
+        if not own or not all(map(names.is_letter, self.letters)):
             raise ValueError(f"letters of parts: {', '.join(part.letter for part in self.all)}")
 
     def __bool__(self) -> bool:

@@ -189,8 +189,9 @@ class Remover:
         return {record.host_ifindex: refused for record in records}
 
     def _delete(self, records: list[Record], group: int) -> dict[int, WorkloadError]:
-        """Errors by host index. Links are named by their records, so that no
-        index that has passed to another link can be hit.
+        """Errors by host index. Links are named by their records, or have
+        another name of theirs, so that no index that has passed to another link
+        can be hit.
         """
         if len(records) == 1:
             requests = [del_link_by_altname(names.record_altname(records[0]))]
@@ -217,9 +218,10 @@ class Remover:
                 continue
             record = records[error.index]
             if error.errno == errno.ENODEV:
-                # Gone, or an attach that could not be undone, without records.
+                # Gone, or without records: an attach that could not be undone,
+                # or others took them away.
                 link = self._host.link(record.host_ifindex)
-                if link is not None and link.name == record.host_interface:
+                if link is not None and names.is_link_of(record, link.name, link.altnames):
                     request = del_link(link.ifindex, link.name)
                     self._host.batch(request, tolerate={errno.ENODEV})
                 continue

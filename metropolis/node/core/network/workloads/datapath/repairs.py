@@ -112,10 +112,8 @@ def belongs(record: Record, link: Link) -> bool:
     """Return whether the link with a record's index is the record's, and not
     being removed.
     """
-    # Not by the key, which the next interface in the namespace may have.
-    own = {record.host_interface, *names.altnames_of(record)[-1:]}
     return (
-        not own.isdisjoint((link.name, *link.altnames))
+        names.is_link_of(record, link.name, link.altnames)
         and link.kind == b"veth"
         and link.group not in allocs.LINK_GROUPS_REMOVAL
     )
