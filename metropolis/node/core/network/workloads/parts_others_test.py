@@ -11,7 +11,10 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from metropolis.node.core.network.workloads.datapath import names
 from metropolis.node.core.network.workloads.datapath.elements import Element, Elements
+from metropolis.node.core.network.workloads.datapath.host import Host
+from metropolis.node.core.network.workloads.errors import KernelRefused
 from metropolis.node.core.network.workloads.model import Attachment
 from metropolis.node.core.network.workloads.testing.lab import objects
 from metropolis.node.core.network.workloads.testing.parts_host import (
@@ -56,6 +59,25 @@ def take_altnames(made: Attachment, beginning: str) -> None:
 
 
 # ---- A start ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", ["id", "record"])
+def test_a_link_that_is_left_alone_ends(kernel: KernelHost, lost: str) -> None:
+    """Its elements lead to its addresses, which are free now."""
+    made = attach(kernel, path := kernel.add_netns(), BLUE_RED)
+    kernel.engine.close()
+    if lost == "record":
+        take_altnames(made, "mw2r.")
+    else:
+        take_altnames(made, names.part_prefix(made.host_ifindex, names.ID_PART))
+        ip("link", "set", made.host_interface, "alias", "another")
+    kernel.restart()
+    assert kernel.engine.list() == []
+    assert kernel.keys() == {"1", "3"}
+    kernel.kill_netns(path)
+    assert awaited(lambda: kernel.engine.in_use(PREFIXES[0]) == 0)
+    assert kernel.keys() == set()
+    attach(kernel, kernel.add_netns(), BLUE_RED, "w2")
 
 
 def test_an_element_whose_index_is_a_link_s_that_is_not_ours(kernel: KernelHost) -> None:
@@ -105,6 +127,28 @@ def test_one_of_two_keys_is_another_s_now(kernel: KernelHost) -> None:
     assert "exists" in errors["element 3 of inet toy colours"]
 
 
+def test_a_namespace_dies_during_a_repair(
+    kernel: KernelHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing stays of what was put back too late."""
+    attach(kernel, path := kernel.add_netns(), BLUE_RED)
+    kernel.take_key("3")
+    create = Elements.create
+
+    def late(self: Elements, ifindex: int, elements: Sequence[Element]) -> None:
+        kernel.kill_netns(path)
+        assert awaited(lambda: kernel.engine.list() == [])
+        create(self, ifindex, elements)
+
+    monkeypatch.setattr(Elements, "create", late)
+    (repair,) = kernel.engine.repair(always)
+    assert repair.error == ""
+    monkeypatch.undo()
+    assert kernel.keys() == set()
+    assert kernel.engine.in_use(PREFIXES[0]) == 0
+    attach(kernel, kernel.add_netns(), BLUE_RED, "w2")
+
+
 # ---- Removals ---------------------------------------------------------------
 
 
@@ -131,6 +175,31 @@ def test_of_several_one_is_in_a_table_that_is_gone(kernel: KernelHost) -> None:
     elements.destroy([Element(gone, "1"), *some, Element(gone, "3")])
     assert kernel.keys() == set()
     elements.close()
+
+
+def test_an_attach_that_was_refused_a_key_and_cannot_be_undone(
+    kernel: KernelHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its removal leaves the key to the one that has it."""
+    nft("add element inet toy colours { 3 : 10.0.0.9 }")
+    nothing = objects()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Host, "batch", refuse)
+        with pytest.raises(KernelRefused, match="undoing it failed"):
+            attach(kernel, kernel.add_netns(), BLUE_RED)
+        with pytest.raises(KernelRefused):
+            kernel.engine.detach("w1")
+    kernel.engine.detach("w1")
+    assert objects() == nothing
+    assert "3 : 10.0.0.9" in listed()
+    kernel.take_key("3")
+    attach(kernel, kernel.add_netns(), BLUE_RED)
+    kernel.engine.detach("w1")
+    assert kernel.keys() == set()
 
 
 @pytest.mark.parametrize("repaired", [False, True])

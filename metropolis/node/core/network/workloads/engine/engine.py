@@ -67,7 +67,9 @@ class Engine:
             self._detacher,
         )
         self._collector = Collector(ledger, locks, self._detacher)
-        self._checker = Checker(ledger, datapath, locks, conditions, self._left_alone)
+        self._checker = Checker(
+            ledger, datapath, locks, conditions, self._left_alone, self._detacher
+        )
 
     # ---- Life ---------------------------------------------------------------
 
@@ -257,6 +259,7 @@ class Engine:
     def _on_removed(self, ifindex: int) -> None:
         entry, held = self._ledger.removed(ifindex)
         if held is not None:
+            self._detacher.clean_up_held(held)
             self._left_alone.note()
         if entry is not None:
             log.info(

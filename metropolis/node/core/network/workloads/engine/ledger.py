@@ -18,6 +18,8 @@ from types import TracebackType
 
 from metropolis.node.core.network.workloads.datapath.interface import Held, Record
 from metropolis.node.core.network.workloads.engine.entries import (
+    BUSY,
+    IN_USE,
     Entry,
     State,
     Tables,
@@ -163,13 +165,7 @@ class Ledger:
             chosen: Iterable[Entry] = self._tables
             if workload_id:
                 chosen = self._tables.of_workload(workload_id).values()
-            return [entry.record for entry in chosen if entry.state is State.ATTACHED]
-
-    def is_attached(self, record: Record) -> bool:
-        """Return whether the record is attached and no call changes it."""
-        with self._mutex:
-            entry = self._tables.at_index(record.host_ifindex)
-            return entry is not None and entry.state is State.ATTACHED and entry.record is record
+            return [one.record for one in chosen if one.state in IN_USE and not one.gone]
 
     @property
     def held(self) -> tuple[Held, ...]:
@@ -285,9 +281,22 @@ class Ledger:
                 self._lose(entry)
                 return False
             entry.move_to(state)
-            if state is State.ATTACHED:
+            if state is State.ATTACHED and not entry.announced:
                 self._announce(entry)
             return True
+
+    # ---- The steps of a repair ----------------------------------------------
+
+    def begin_repair(self, record: Record) -> Entry | None:
+        """Begin to repair an attachment, whose workload's lock the caller
+        holds, until `settle`; None: the record is not attached any more.
+        """
+        with self._mutex:
+            entry = self._tables.at_index(record.host_ifindex)
+            if entry is None or entry.state is not State.ATTACHED or entry.record is not record:
+                return None
+            entry.move_to(State.REPAIRING)
+            return entry
 
     # ---- The steps of a removal ---------------------------------------------
 
@@ -309,6 +318,11 @@ class Ledger:
         """Free what a lost entry still has; see `removed`."""
         with self._mutex:
             self._free(entry.record)
+
+    def free_held(self, held: Held) -> None:
+        """Free what a link had that was left alone; see `removed`."""
+        with self._mutex:
+            self._held.release(held)
 
     # ---- Collections --------------------------------------------------------
 
@@ -332,7 +346,7 @@ class Ledger:
             seen = [
                 entry
                 for entry in self._tables
-                if entry.state in (State.ATTACHED, State.BROKEN) and of_owner(entry.record.owner)
+                if entry.state in (*IN_USE, State.BROKEN) and of_owner(entry.record.owner)
             ]
         try:
             yield seen
@@ -376,12 +390,13 @@ class Ledger:
 
         The attachment is lost, and what it had is free; but where it has parts,
         not before the caller has called `free`, since something outlives the
-        link that leads to its addresses, and has the keys of its resources.
+        link that leads to its addresses, and has the keys of its resources. The
+        same is true of the link that was left alone, and `free_held`.
         """
         with self._mutex:
             held = self._held.remove(ifindex)
             entry = self._tables.at_index(ifindex)
-            if entry is not None and entry.state in (State.ATTACHING, State.LEAVING):
+            if entry is not None and entry.state in BUSY:
                 entry.gone = True  # the busy call continues
                 return None, held
             if entry is not None:
@@ -394,7 +409,7 @@ class Ledger:
         """
         with self._mutex:
             self._overruns += 1
-            attached = [one for one in self._tables if one.state is State.ATTACHED]
+            attached = [one for one in self._tables if one.state in IN_USE]
             return [one.record.host_ifindex for one in attached] + [
                 one.ifindex for one in self._held
             ]
