@@ -13,8 +13,8 @@ An attachment's life (any other step is an AssertionError):
                                                └─── could not be removed ┘
 
 An entry is dropped when its link is gone; if a call is busy with it, when the
-step ends. So whatever the call made meanwhile is removed after it. Not thread-safe: the ledger owns the
-tables, and uses them under its mutex.
+step ends, so that what the call made meanwhile is removed, too. Not
+thread-safe: the ledger owns the tables, and uses them under its mutex.
 """
 
 import enum
