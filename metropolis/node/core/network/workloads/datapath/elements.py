@@ -179,6 +179,11 @@ class Elements:
         if (error := self._apply(create_text(ifindex, elements))) is None:
             return
         if _EXISTS not in error:
+            # If only the answer was lost, they are there.
+            made = {(one.set, comment_of(ifindex, one)) for one in elements}
+            with refusals(f"create {_words(elements)}: {_one_line(error)}; then look for them"):
+                there = self.there()
+            self.destroy([one for one in there if (one.set, one.comment) in made])
             raise KernelRefused(f"create {_words(elements)}: {_one_line(error)}")
         key = refused_key(error)
         taken = [one for one in elements if one.key == key] or elements
