@@ -14,7 +14,7 @@ import pytest
 from metropolis.node.core.network.workloads.datapath import names
 from metropolis.node.core.network.workloads.datapath.elements import Element, Elements
 from metropolis.node.core.network.workloads.datapath.host import Host
-from metropolis.node.core.network.workloads.errors import KernelRefused
+from metropolis.node.core.network.workloads.errors import AlreadyExists, KernelRefused
 from metropolis.node.core.network.workloads.model import Attachment
 from metropolis.node.core.network.workloads.testing.lab import objects
 from metropolis.node.core.network.workloads.testing.parts_host import (
@@ -80,6 +80,35 @@ def test_a_link_that_is_left_alone_ends(kernel: KernelHost, lost: str) -> None:
     attach(kernel, kernel.add_netns(), BLUE_RED, "w2")
 
 
+def test_a_part_whose_text_others_took(kernel: KernelHost) -> None:
+    """The attachment goes on without it, and without its elements; another may
+    have the resource.
+    """
+    made = attach(kernel, path := kernel.add_netns(), BLUE_RED)
+    kernel.engine.close()
+    take_altnames(made, names.part_prefix(made.host_ifindex, "c"))
+    kernel.restart()
+    assert kernel.engine.list() == [made]
+    assert kernel.keys() == set()
+    with pytest.raises(AlreadyExists, match="or other parts"):
+        attach(kernel, path, BLUE_RED)
+    attach(kernel, kernel.add_netns(), RED, "w2")
+    kernel.engine.detach("w1")
+    assert kernel.keys() == {"3"}
+    attach(kernel, path, (("c", "blue"),))
+
+
+def test_a_link_with_neither_record_nor_routes(kernel: KernelHost) -> None:
+    """Its addresses are not held, so nothing may lead there."""
+    made = attach(kernel, kernel.add_netns(), BLUE_RED)
+    kernel.engine.close()
+    take_altnames(made, "mw2r.")
+    ip("link", "set", made.host_interface, "down")
+    kernel.restart()
+    assert kernel.engine.in_use(PREFIXES[0]) == 0
+    assert kernel.keys() == set()
+
+
 def test_an_element_whose_index_is_a_link_s_that_is_not_ours(kernel: KernelHost) -> None:
     kernel.engine.close()
     nft('add element inet toy colours { 3 comment "mw2e.1.01234567.3" : 10.0.0.9 }')
@@ -113,6 +142,22 @@ def test_a_comment_with_the_key_of_an_attachment(
 
 
 # ---- Repairs ----------------------------------------------------------------
+
+
+def test_every_name_of_a_link_is_put_back(kernel: KernelHost) -> None:
+    made = attach(kernel, path := kernel.add_netns(), BLUE_RED)
+    index = made.host_ifindex
+    letters = [names.part_prefix(index, letter) for letter in "ioc"]
+    for beginning in ("mw2k.", "mw2r.", *letters, "mw2"):
+        take_altnames(made, beginning)
+        (checked,) = kernel.engine.check("w1", netns_path=path)
+        assert [f.what.split(" of")[0] for f in checked.findings] == ["alternative names"]
+        assert [repair.error for repair in kernel.engine.repair(always)] == [""]
+        (checked,) = kernel.engine.check("w1", netns_path=path)
+        assert checked.findings == ()
+    kernel.restart()
+    assert kernel.keys() == {"1", "3"}
+    assert attach(kernel, path, BLUE_RED) == made
 
 
 def test_one_of_two_keys_is_another_s_now(kernel: KernelHost) -> None:

@@ -85,9 +85,7 @@ class Restorer:
         for name, index in removed:
             self._host.batch(del_link(index, name), tolerate={errno.ENODEV})
         # Before what is missing is put back: they may have its keys.
-        ours = {link.ifindex for link in links if plan.looks_like_ours(link)}
-        remaining = ours - {index for _, index in removed}
-        strays = self._remove_strays(planned.complete, remaining)
+        strays = self._remove_strays(planned.complete, {one.ifindex for one in planned.held})
         return Scan(
             complete=planned.complete,
             repairs=(*strays, *self._finish(planned.complete)),
@@ -97,12 +95,10 @@ class Restorer:
             foreign=planned.foreign,
         )
 
-    def _remove_strays(
-        self, complete: Sequence[Record], remaining: Collection[int]
-    ) -> Iterator[Repair]:
-        """Remove elements of links that are gone, and those of attachments that
-        have others by now. remaining: the indexes of links that may be ours;
-        the elements of those that are left alone are left alone.
+    def _remove_strays(self, complete: Sequence[Record], held: Collection[int]) -> Iterator[Repair]:
+        """Remove elements of no attachment, and those of attachments that have
+        others by now. held: the indexes of links whose addresses are held;
+        their elements are left alone.
         """
         if not self._parts:
             return
@@ -122,8 +118,8 @@ class Restorer:
         strays = [
             one
             for one in there
-            if one.ifindex not in remaining
-            or (one.ifindex in expected and (one.set, one.comment) not in expected[one.ifindex])
+            if one.ifindex not in held
+            and (one.set, one.comment) not in expected.get(one.ifindex, ())
         ]
         # An attachment has the key: the comment is not of this element.
         strays = [one for one in strays if (one.set, one.key) not in whole]
