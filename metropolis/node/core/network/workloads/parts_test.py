@@ -5,8 +5,12 @@ The part is testing.toy_part, which nothing but tests knows. `host` is the
 kernel, and the fake.
 """
 
+import contextlib
+import random
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -22,7 +26,7 @@ from metropolis.node.core.network.workloads.errors import (
 )
 from metropolis.node.core.network.workloads.model import AttachIntent, PartText
 from metropolis.node.core.network.workloads.parts import TEXT_MAX
-from metropolis.node.core.network.workloads.testing.lab import objects
+from metropolis.node.core.network.workloads.testing.lab import Pod, objects
 from metropolis.node.core.network.workloads.testing.parts_host import (
     BLUE_RED,
     PREFIXES,
@@ -37,6 +41,8 @@ from metropolis.node.core.network.workloads.testing.parts_host import (
     nft,
 )
 from metropolis.node.core.network.workloads.testing.toy_part import TABLE, Colour
+
+ROUNDS = 30  # of each of 8 threads
 
 
 @pytest.fixture
@@ -349,3 +355,63 @@ def test_without_parts_there_is_no_nftables(
     kernel.restart(())
     kernel.engine.detach("w1")
     monkeypatch.undo()
+
+
+def test_many_want_the_same(kernel: KernelHost) -> None:
+    """Never two have a colour, whichever way attachments end, while elements
+    are taken and put back; in the end nothing is taken, and nothing is left.
+    """
+    holders: dict[str, str] = {}
+    mutex = threading.Lock()
+    texts = ["blue", "blue,green", "blue,green,red", "blue,red", "green", "green,red", "red"]
+    ending = threading.Event()
+
+    def hold(words: Sequence[str], name: str) -> None:
+        with mutex:
+            assert holders.keys().isdisjoint(words), (holders, words)
+            holders.update(dict.fromkeys(words, name))
+
+    def release(words: Sequence[str]) -> None:
+        with mutex:
+            for word in words:
+                del holders[word]
+
+    def use(number: int) -> int:
+        chosen, name, times = random.Random(number), f"w{number}", 0
+        for _ in range(ROUNDS):
+            with contextlib.closing(Pod()) as pod:
+                text = chosen.choice(texts)
+                try:
+                    attach(kernel, pod.path, (("c", text),), name)
+                except AlreadyExists:
+                    continue
+                times += 1
+                hold(words := text.split(","), name)
+                end = chosen.choice(["detach", "collect", "namespace", "both"])
+                release(words)
+                if end == "detach":
+                    kernel.engine.detach(name)
+                elif end == "collect":
+                    collected = kernel.engine.collect(lambda one, _: one != name)
+                    assert not collected.remaining
+            if end == "both":
+                kernel.engine.detach(name)
+        kernel.engine.detach(name)
+        return times
+
+    def disturb() -> None:
+        while not ending.is_set():
+            nft("destroy element inet toy colours { 1, 2, 3 }")
+            kernel.engine.repair(always)
+
+    with ThreadPoolExecutor(9) as pool:
+        disturbed = pool.submit(disturb)
+        try:
+            used = list(pool.map(use, range(8)))
+        finally:
+            ending.set()
+        disturbed.result()
+    assert sum(used) > 8
+    assert awaited(lambda: kernel.engine.in_use(PREFIXES[0]) == 0)
+    assert kernel.keys() == set()
+    attach(kernel, kernel.add_netns(), (("c", "blue,green,red"),), "last")
