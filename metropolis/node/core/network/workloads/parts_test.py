@@ -218,6 +218,28 @@ def test_an_undo_that_fails() -> None:
     attach(host, host.add_netns(), RED, "w2")
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_an_end_whose_event_was_lost(broken: bool) -> None:
+    """An attachment's link, or one that an attach could not undo."""
+    host = FakeHost()
+
+    def refuse(_: object) -> None:
+        raise KernelRefused("no")
+
+    if broken:
+        host.datapath.on_create, host.datapath.undo_fails = refuse, True
+    with contextlib.suppress(KernelRefused):
+        attach(host, path := host.add_netns())
+    host.datapath.on_create, host.datapath.undo_fails = lambda _: None, False
+    assert host.keys() == {"3"}
+    host.datapath.kill_netns(path, reported=False)
+    host.datapath.overrun()
+    assert (host.keys(), host.engine.in_use(PREFIXES[0])) == (set(), 0)
+    attach(host, host.add_netns(), RED, "w2")
+    host.engine.detach("w1")
+    assert host.keys() == {"3"}
+
+
 def test_elements_that_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is gone is gone all the same; a start removes them."""
     host = FakeHost()

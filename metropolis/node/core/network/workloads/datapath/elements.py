@@ -129,7 +129,8 @@ def _commands(verb: str, texts: dict[NftSet, list[str]]) -> str:
 
 
 def refused_key(error: str) -> str:
-    """Return the key that libnftables points at, "" if it points at none.
+    """Return the key that libnftables points at, "" if it points at none, or
+    at the whole command.
 
     error: its text, which repeats the command, and has a `^` below the element:
 
@@ -140,7 +141,7 @@ def refused_key(error: str) -> str:
     lines = error.split("\n")
     for command, pointer in itertools.pairwise(lines):
         at = pointer.find("^")
-        if at >= 0 and not pointer.strip("^ ") and "{ " in command:
+        if at > command.find("{ ") >= 0 and not pointer.strip("^ "):
             element = command[: at + 1].count(",")
             texts = command.partition("{ ")[2].removesuffix(" }").split(", ")
             return texts[element].partition(" comment")[0]

@@ -292,7 +292,7 @@ class Engine:
 def _report(scan: Scan) -> None:
     """Log what a start has found and done."""
     for repair in scan.repairs:
-        done = f"not put back: {repair.error}" if repair.error else "put back"
+        done = f"not repaired: {repair.error}" if repair.error else "repaired"
         log.warning("%s; %s", repair.what, done)
     log.info(
         "recovered %d attachments (%d repairs); removed %s that never finished, "

@@ -409,10 +409,8 @@ class Ledger:
         """
         with self._mutex:
             self._overruns += 1
-            attached = [one for one in self._tables if one.state in IN_USE]
-            return [one.record.host_ifindex for one in attached] + [
-                one.ifindex for one in self._held
-            ]
+            idle = [one for one in self._tables if one.state in (*IN_USE, State.BROKEN)]
+            return [one.record.host_ifindex for one in idle] + [one.ifindex for one in self._held]
 
     # ---- Under the mutex ----------------------------------------------------
 
