@@ -9,9 +9,13 @@ libnftables is not even loaded.
 Each element has a comment, which says whose it is:
 
     mw2e.INDEX.DIGEST.KEY   INDEX: of the link on the host, hex. DIGEST: 8 hex
-                            digits of the key and the data, so that an element
-                            whose data was changed is not taken for ours. KEY:
-                            as in the command, so that it can be removed
+                            digits of the key and the data, as they were made:
+                            an element that the attachment would now make with
+                            other data is not taken for its own. KEY: as in the
+                            command, so that it can be removed
+
+A program that gives an element other data and copies the comment is not
+noticed, since that takes the encoding of keys and data.
 
 So one dump of a set, which understands neither keys nor data, tells which of
 the expected elements are missing and which belong to no attachment. Elements
