@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import socket
 import threading
 from types import TracebackType
 from typing import Any, Final, Self
 
 _SONAME: Final = "libnftables.so.1"
+_NETLINK_NETFILTER: Final = 12  # linux/netlink.h
 _INPUT_NO_DNS: Final = 1  # NFT_CTX_INPUT_NO_DNS: never resolve host names
 
 
@@ -46,6 +48,16 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+def _check_socket() -> None:
+    """Raise NftablesError if no socket can be opened: libnftables ends the
+    process when it cannot open its own (netlink_init_error of src/netlink.c).
+    """
+    try:
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER).close()
+    except OSError as error:
+        raise NftablesError(f"open a socket of nftables: {error}") from error
+
+
 class Nftables:
     """A context: a netlink socket in the namespace in which it was made.
 
@@ -55,10 +67,13 @@ class Nftables:
     """
 
     def __init__(self) -> None:
-        """Raises NftablesError when the library is missing or has no memory."""
+        """Raises NftablesError when the library is missing or has no memory, or
+        there is no file descriptor for its socket.
+        """
         self._lock = threading.Lock()
         self._context: int | None = None
         self._library = _library()
+        _check_socket()
         self._context = self._library.nft_ctx_new(0)
         if (
             self._context is None

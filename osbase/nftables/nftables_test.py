@@ -6,6 +6,8 @@ nft(8), an independent program, lists the result.
 
 from __future__ import annotations
 
+import os
+import resource
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -110,3 +112,16 @@ def test_closed_context_says_so() -> None:
     context.close()
     with pytest.raises(NftablesError, match="closed"):
         context.apply("add table inet t")
+
+
+def test_without_file_descriptors_there_is_an_error(nft: Nftables) -> None:
+    """libnftables itself would end the process, with status 3."""
+    if (pid := os.fork()) == 0:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+            with pytest.raises(NftablesError, match="open a socket"):
+                Nftables()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGKILL at every point at which an attachment with a part is half made.
+"""What can happen at every point at which an attachment with a part is half
+made: SIGKILL, the end of the namespace, an answer that is lost.
 
 As kill_test, which has the points within a send and those of the whole service:
 here they are around each send, and around each transaction of nftables.
 """
 
+import contextlib
 import itertools
 import os
 import signal
@@ -15,17 +17,23 @@ import pytest
 
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
+from metropolis.node.core.network.workloads.errors import WorkloadError
 from metropolis.node.core.network.workloads.model import AttachIntent
 from metropolis.node.core.network.workloads.testing.lab import objects
 from metropolis.node.core.network.workloads.testing.parts_host import (
     BLUE_RED,
+    PREFIXES,
     KernelHost,
+    always,
+    attach,
+    awaited,
     kernel_host,
     started,
 )
 from metropolis.node.core.network.workloads.testing.toy_part import COLOUR
+from osbase.netlink.errors import ReplyLost
 from osbase.netlink.transport import NetlinkSocket
-from osbase.nftables import Nftables
+from osbase.nftables import Nftables, NftablesError
 
 
 @pytest.fixture
@@ -59,22 +67,27 @@ def killed_at(point: int, act: Callable[[Engine], object]) -> bool:
 
 
 def _die_at(point: int) -> None:
+    do_at(pytest.MonkeyPatch(), point, lambda _: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def do_at(patch: pytest.MonkeyPatch, point: int, do: Callable[[type], object]) -> None:
+    """Do it once: before or after something is sent to the kernel, counted from
+    1. do: takes what sends it.
+    """
     count = itertools.count(1)
 
-    def pass_point() -> None:
-        if next(count) == point:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def wrap(real: Callable[..., None]) -> Callable[..., None]:
-        def wrapped(*arguments: Any, **further: Any) -> None:
-            pass_point()
-            real(*arguments, **further)
-            pass_point()
+    def wrap(kind: type, real: Callable[..., None]) -> Callable[..., None]:
+        def wrapped(*arguments: Any, **options: Any) -> None:
+            if next(count) == point:
+                do(kind)
+            real(*arguments, **options)
+            if next(count) == point:
+                do(kind)
 
         return wrapped
 
     for kind, name in _ACTS:
-        setattr(kind, name, wrap(getattr(kind, name)))
+        patch.setattr(kind, name, wrap(kind, getattr(kind, name)))
 
 
 @pytest.mark.parametrize("attaching", [True, False])
@@ -125,3 +138,79 @@ def test_killed_at_every_point(kernel: KernelHost, attaching: bool) -> None:
     # removal; and before and after.
     assert len(left) >= 3
     kernel.engine = started(KernelDatapath((COLOUR,)))
+
+
+_CALLS: dict[str, Callable[[KernelHost, str], object]] = {
+    "attach": lambda kernel, path: attach(kernel, path, BLUE_RED),
+    "detach": lambda kernel, _: kernel.engine.detach("w1"),
+    "repair": lambda kernel, _: kernel.engine.repair(always),
+    "collect": lambda kernel, _: kernel.engine.collect(lambda _, __: False),
+}
+
+
+@pytest.mark.parametrize("call", _CALLS)
+def test_the_namespace_ends_at_every_point(
+    kernel: KernelHost, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the call ends, nothing is left, and nothing is taken."""
+    nothing = objects()
+    alive: list[str] = []
+    for point in itertools.count(1):
+        path = prepared(kernel, call)
+        alive.append(path)
+        with monkeypatch.context() as patch, contextlib.suppress(WorkloadError):
+            do_at(patch, point, lambda _: kernel.kill_netns(alive.pop()))
+            _CALLS[call](kernel, path)
+        passed = bool(alive)
+        if passed:
+            kernel.kill_netns(alive.pop())
+        assert awaited(lambda: kernel.engine.in_use(PREFIXES[0]) == 0)
+        assert awaited(lambda: objects() == nothing)
+        assert kernel.keys() == set()
+        if passed:
+            break
+    assert point > 2
+
+
+@pytest.mark.parametrize("call", _CALLS)
+def test_an_answer_is_lost_at_every_point(
+    kernel: KernelHost, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request was carried out or not. An attach leaves nothing; all that a
+    call leaves is known, and removed by a Detach.
+    """
+    nothing = objects()
+    lost: list[type] = []
+
+    def lose(kind: type) -> None:
+        lost.append(kind)
+        raise NftablesError("lost") if kind is Nftables else ReplyLost("lost")
+
+    for point in itertools.count(1):
+        lost.clear()
+        path = prepared(kernel, call)
+        with monkeypatch.context() as patch:
+            do_at(patch, point, lose)
+            try:
+                _CALLS[call](kernel, path)
+            except WorkloadError:
+                if call == "attach":
+                    assert (objects(), kernel.keys()) == (nothing, set())
+                    assert kernel.engine.in_use(PREFIXES[0]) == 0
+        kernel.engine.detach("w1")
+        assert (objects(), kernel.keys()) == (nothing, set())
+        assert kernel.engine.in_use(PREFIXES[0]) == 0
+        kernel.kill_netns(path)
+        if not lost:
+            break
+    assert point > 2
+
+
+def prepared(kernel: KernelHost, call: str) -> str:
+    """Return the path of a namespace, attached unless the call does it."""
+    path = kernel.add_netns()
+    if call != "attach":
+        attach(kernel, path, BLUE_RED)
+    if call == "repair":
+        kernel.take_key("1")
+    return path

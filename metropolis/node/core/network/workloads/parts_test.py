@@ -5,9 +5,12 @@ The part is testing.toy_part, which nothing but tests knows. `host` is the
 kernel, and the fake.
 """
 
+import contextlib
+import random
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -23,7 +26,7 @@ from metropolis.node.core.network.workloads.errors import (
 )
 from metropolis.node.core.network.workloads.model import AttachIntent, PartText
 from metropolis.node.core.network.workloads.parts import TEXT_MAX
-from metropolis.node.core.network.workloads.testing.lab import objects
+from metropolis.node.core.network.workloads.testing.lab import Pod, objects
 from metropolis.node.core.network.workloads.testing.parts_host import (
     BLUE_RED,
     PREFIXES,
@@ -31,13 +34,15 @@ from metropolis.node.core.network.workloads.testing.parts_host import (
     FakeHost,
     Host,
     KernelHost,
+    always,
     attach,
+    awaited,
     kernel_host,
     nft,
 )
 from metropolis.node.core.network.workloads.testing.toy_part import TABLE, Colour
 
-WAIT_S = 10.0
+ROUNDS = 30  # of each of 8 threads
 
 
 @pytest.fixture
@@ -52,18 +57,6 @@ def host(request: pytest.FixtureRequest) -> Host:
         return FakeHost()
     made: Host = request.getfixturevalue("kernel")
     return made
-
-
-def awaited(look: Callable[[], bool]) -> bool:
-    """Whether it is so, at last: events come by themselves."""
-    deadline = time.monotonic() + WAIT_S
-    while not (so := look()) and time.monotonic() < deadline:
-        pass
-    return so
-
-
-def always(_: str) -> bool:
-    return True
 
 
 # ---- The same for both ------------------------------------------------------
@@ -175,7 +168,7 @@ def test_what_is_not_understood(parts: tuple[PartText, ...], field: str) -> None
     assert not host.kernel.links
 
 
-@pytest.mark.parametrize("letters", ["cc", "i", "o"])
+@pytest.mark.parametrize("letters", ["cc", "i", "o", "C", "1", "\xe9"])
 def test_letters_are_of_one_part_each(letters: str) -> None:
     def part(letter: str) -> LinkPart:
         made = LinkPart()
@@ -223,6 +216,28 @@ def test_an_undo_that_fails() -> None:
     host.engine.detach("w1")
     assert host.keys() == set()
     attach(host, host.add_netns(), RED, "w2")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_an_end_whose_event_was_lost(broken: bool) -> None:
+    """An attachment's link, or one that an attach could not undo."""
+    host = FakeHost()
+
+    def refuse(_: object) -> None:
+        raise KernelRefused("no")
+
+    if broken:
+        host.datapath.on_create, host.datapath.undo_fails = refuse, True
+    with contextlib.suppress(KernelRefused):
+        attach(host, path := host.add_netns())
+    host.datapath.on_create, host.datapath.undo_fails = lambda _: None, False
+    assert host.keys() == {"3"}
+    host.datapath.kill_netns(path, reported=False)
+    host.datapath.overrun()
+    assert (host.keys(), host.engine.in_use(PREFIXES[0])) == (set(), 0)
+    attach(host, host.add_netns(), RED, "w2")
+    host.engine.detach("w1")
+    assert host.keys() == {"3"}
 
 
 def test_elements_that_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,3 +377,63 @@ def test_without_parts_there_is_no_nftables(
     kernel.restart(())
     kernel.engine.detach("w1")
     monkeypatch.undo()
+
+
+def test_many_want_the_same(kernel: KernelHost) -> None:
+    """Never two have a colour, whichever way attachments end, while elements
+    are taken and put back; in the end nothing is taken, and nothing is left.
+    """
+    holders: dict[str, str] = {}
+    mutex = threading.Lock()
+    texts = ["blue", "blue,green", "blue,green,red", "blue,red", "green", "green,red", "red"]
+    ending = threading.Event()
+
+    def hold(words: Sequence[str], name: str) -> None:
+        with mutex:
+            assert holders.keys().isdisjoint(words), (holders, words)
+            holders.update(dict.fromkeys(words, name))
+
+    def release(words: Sequence[str]) -> None:
+        with mutex:
+            for word in words:
+                del holders[word]
+
+    def use(number: int) -> int:
+        chosen, name, times = random.Random(number), f"w{number}", 0
+        for _ in range(ROUNDS):
+            with contextlib.closing(Pod()) as pod:
+                text = chosen.choice(texts)
+                try:
+                    attach(kernel, pod.path, (("c", text),), name)
+                except AlreadyExists:
+                    continue
+                times += 1
+                hold(words := text.split(","), name)
+                end = chosen.choice(["detach", "collect", "namespace", "both"])
+                release(words)
+                if end == "detach":
+                    kernel.engine.detach(name)
+                elif end == "collect":
+                    collected = kernel.engine.collect(lambda one, _: one != name)
+                    assert not collected.remaining
+            if end == "both":
+                kernel.engine.detach(name)
+        kernel.engine.detach(name)
+        return times
+
+    def disturb() -> None:
+        while not ending.is_set():
+            nft("destroy element inet toy colours { 1, 2, 3 }")
+            kernel.engine.repair(always)
+
+    with ThreadPoolExecutor(9) as pool:
+        disturbed = pool.submit(disturb)
+        try:
+            used = list(pool.map(use, range(8)))
+        finally:
+            ending.set()
+        disturbed.result()
+    assert sum(used) > 8
+    assert awaited(lambda: kernel.engine.in_use(PREFIXES[0]) == 0)
+    assert kernel.keys() == set()
+    attach(kernel, kernel.add_netns(), (("c", "blue,green,red"),), "last")

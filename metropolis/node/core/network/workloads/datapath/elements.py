@@ -9,9 +9,13 @@ libnftables is not loaded.
 The comment of an element names its attachment:
 
     mw2e.INDEX.DIGEST.KEY   INDEX: of the link on the host, hex. DIGEST: 8 hex
-                            digits of the key and the data, so that an element
-                            whose data was changed is not taken for ours. KEY:
-                            as in the command, so that it can be removed
+                            digits of the key and the data, as they were made:
+                            an element that the attachment would now make with
+                            other data is not taken for its own. KEY: as in the
+                            command, so that it can be removed
+
+A program that gives an element other data and copies the comment is not
+noticed, since that takes the encoding of keys and data.
 
 So one dump of a set, without parsing keys or data, shows which of the expected
 elements are missing and which belong to no attachment. Elements without such a
@@ -21,6 +25,8 @@ nft's `create` is used, not `add`: the kernel refuses a key that exists,
 whatever its data, and with it the whole transaction. nft's `destroy` removes
 elements, and ignores keys that are gone. It removes any element with the key:
 so only the attachment that holds the resource (see the ledger) may remove it.
+If a destroy is refused, the elements that exist by their comments are removed
+one by one.
 
 Why not one element at a time: a failure would leave a part of them.
 """
@@ -128,7 +134,8 @@ def _commands(verb: str, texts: dict[NftSet, list[str]]) -> str:
 
 
 def refused_key(error: str) -> str:
-    """Return the key that libnftables points at, "" if it points at none.
+    """Return the key that libnftables points at, "" if it points at none, or
+    at the whole command.
 
     error: its text, which repeats the command, and has a `^` below the element:
 
@@ -139,7 +146,7 @@ def refused_key(error: str) -> str:
     lines = error.split("\n")
     for command, pointer in itertools.pairwise(lines):
         at = pointer.find("^")
-        if at >= 0 and not pointer.strip("^ ") and "{ " in command:
+        if at > command.find("{ ") >= 0 and not pointer.strip("^ "):
             element = command[: at + 1].count(",")
             texts = command.partition("{ ")[2].removesuffix(" }").split(", ")
             return texts[element].partition(" comment")[0]
@@ -178,6 +185,11 @@ class Elements:
         if (error := self._apply(create_text(ifindex, elements))) is None:
             return
         if _EXISTS not in error:
+            # If only the answer was lost, they are there.
+            made = {(one.set, comment_of(ifindex, one)) for one in elements}
+            with refusals(f"create {_words(elements)}: {_one_line(error)}; then look for them"):
+                there = self.present()
+            self.destroy([one for one in there if (one.set, one.comment) in made])
             raise KernelRefused(f"create {_words(elements)}: {_one_line(error)}")
         key = refused_key(error)
         taken = [one for one in elements if one.key == key] or elements
@@ -187,18 +199,30 @@ class Elements:
         )
 
     def destroy(self, elements: Sequence[Element | Found]) -> None:
-        """Remove those of the elements that exist; their set or table may be
-        gone, too. Raises KernelRefused.
+        """Remove those of the elements that exist. Raises KernelRefused if one
+        of them still exists; the others are gone then.
+
+        The cause of a refusal may be one of them: its set is gone, or has
+        another type by now, or its comment, by another program, has a key that
+        is none.
         """
-        if not elements:
+        if not elements or self._apply(destroy_text(elements)) is None:
             return
-        if self._apply(destroy_text(elements)) is None:
-            return
-        with refusals(f"remove {_words(elements)}"):
-            existing = {one for one in self._sets if self._comments(one) is not None}
-        left = [one for one in elements if one.set in existing]
-        if left and (error := self._apply(destroy_text(left))) is not None:
+        errors = {
+            (one.set, one.key): error
+            for one in self._remaining(elements)
+            if (error := self._apply(destroy_text([one]))) is not None
+        }
+        left = [one for one in self._remaining(elements) if (one.set, one.key) in errors]
+        if left:
+            error = errors[left[0].set, left[0].key]
             raise KernelRefused(f"remove {_words(left)}: {_one_line(error)}")
+
+    def _remaining(self, elements: Sequence[Element | Found]) -> list[Element | Found]:
+        """Return those that exist, by the comments of attachments."""
+        with refusals(f"remove {_words(elements)}"):
+            present = {(one.set, one.key) for one in self.present()}
+        return [one for one in elements if (one.set, one.key) in present]
 
     def present(self) -> list[Found]:
         """Return the elements of attachments, by a dump of each set that

@@ -184,5 +184,8 @@ class Datapath(Protocol):
     def clean_up(self, record: Record) -> None:
         """Remove what outlives the link of an attachment whose link is gone."""
 
+    def clean_up_link(self, ifindex: int) -> None:
+        """Do the same for a link that was left alone, by its index."""
+
     def close(self) -> None:
         """End the callbacks; attachments stay."""

@@ -142,6 +142,18 @@ def altnames_of(record: Record) -> tuple[str, ...]:
     return key_altname(record), *parts, record_altname(record)
 
 
+def is_link_of(record: Record, name: str, altnames: Iterable[str]) -> bool:
+    """Return whether a link that has a record's index is the record's: by its
+    name, by the record, or by the workload id. Not by the key, which the next
+    interface in the namespace may have.
+    """
+    found = {name, *altnames}
+    if record.host_interface in found or record_altname(record) in found:
+        return True
+    index, workload_id = record.host_ifindex, record.workload_id
+    return record.version != 1 and found.issuperset(part_altnames(index, ID_PART, workload_id))
+
+
 @dataclass(frozen=True, slots=True)
 class LinkNames:
     """What the alternative names of a link of ours say.
@@ -214,6 +226,11 @@ def _joined(letter: str, pieces: Sequence[tuple[int, int, str]]) -> str:
         return ""
     text = "".join(piece for _, _, piece in pieces)
     return text if is_part_text(text, _longest(letter)) else ""
+
+
+def is_letter(letter: str) -> bool:
+    """Return whether it can say which text a name has: one of a to z."""
+    return len(letter) == 1 and "a" <= letter <= "z"
 
 
 def is_part_text(text: str, longest: int = _OWN_TEXT_MAX) -> bool:

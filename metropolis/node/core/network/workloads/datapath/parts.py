@@ -57,14 +57,16 @@ class LinkPart(Part):
 
 class Parts:
     """The parts that a datapath knows. Raises ValueError if two have the same
-    letter, or one has a letter of names.OWN_LETTERS.
+    letter, or one has a letter of names.OWN_LETTERS, or one that a restart
+    would not read.
     """
 
     def __init__(self, parts: Iterable[LinkPart] = ()) -> None:
         self.all: Final = tuple(parts)
         self._by_letter: Final = {part.letter: part for part in self.all}
         self.letters: Final = frozenset(self._by_letter)
-        if len(self.letters) < len(self.all) or self.letters & names.OWN_LETTERS:
+        own = len(self.letters) == len(self.all) and not self.letters & names.OWN_LETTERS
+        if not own or not all(map(names.is_letter, self.letters)):
             raise ValueError(f"letters of parts: {', '.join(part.letter for part in self.all)}")
 
     def __bool__(self) -> bool:

@@ -199,6 +199,7 @@ def test_comments_of_others(comment: str) -> None:
         (["Error: no", "create element inet t s { 1, 2 }", " " * 26 + "^"], "1"),
         (["Error: no", "create element inet t s { 1, 2 }", " " * 29 + "^"], "2"),
         (["Error: no", 'create element inet t s { 1 . 2 comment "x" }', " " * 26 + "^^^"], "1 . 2"),
+        (["Error: no", "create element inet t s { 1, 2 }", "^" * 34], ""),
         (["", "^", "^"], ""),
     ],
 )

@@ -191,7 +191,8 @@ class Remover:
 
     def _delete(self, records: list[Record], group: int) -> dict[int, WorkloadError]:
         """Return errors by host index. The requests name links by their
-        records: another link may have got the index since.
+        records, or by another name of theirs: another link may have got the
+        index since.
         """
         if len(records) == 1:
             requests = [del_link_by_altname(names.record_altname(records[0]))]
@@ -218,9 +219,10 @@ class Remover:
                 continue
             record = records[error.index]
             if error.errno == errno.ENODEV:
-                # It is gone, or has no records: an attach that was not undone.
+                # It is gone, or has no records: an attach that was not undone,
+                # or others took them away.
                 link = self._host.link(record.host_ifindex)
-                if link is not None and link.name == record.host_interface:
+                if link is not None and names.is_link_of(record, link.name, link.altnames):
                     request = del_link(link.ifindex, link.name)
                     self._host.batch(request, tolerate={errno.ENODEV})
                 continue

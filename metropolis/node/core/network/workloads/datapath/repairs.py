@@ -113,10 +113,8 @@ def belongs(record: Record, link: Link) -> bool:
     """Return whether the link with the record's index is the attachment's, and
     is not being removed.
     """
-    # The key is no proof: the namespace's next interface may have it.
-    own = {record.host_interface, *names.altnames_of(record)[-1:]}
     return (
-        not own.isdisjoint((link.name, *link.altnames))
+        names.is_link_of(record, link.name, link.altnames)
         and link.kind == b"veth"
         and link.group not in allocs.LINK_GROUPS_REMOVAL
     )

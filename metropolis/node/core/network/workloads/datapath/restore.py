@@ -20,7 +20,9 @@ from dataclasses import replace
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.datapath import observe, plan, repairs
 from metropolis.node.core.network.workloads.datapath.elements import (
+    Element,
     Elements,
+    Found,
     NftSet,
     comment_of,
 )
@@ -85,8 +87,8 @@ class Restorer:
         for name, index in removed:
             self._host.batch(del_link(index, name), tolerate={errno.ENODEV})
         # Before missing elements are created: stale ones may have their keys.
-        remaining = {link.ifindex for link in links} - {index for _, index in removed}
-        stale = self._remove_stale_elements(planned.complete, remaining)
+        held = {one.ifindex for one in planned.held}
+        stale = self._remove_stale_elements(planned.complete, held)
         return Scan(
             complete=planned.complete,
             repairs=(*stale, *self._repair_at_start(planned.complete)),
@@ -97,11 +99,11 @@ class Restorer:
         )
 
     def _remove_stale_elements(
-        self, complete: Sequence[Record], remaining: Collection[int]
+        self, complete: Sequence[Record], held: Collection[int]
     ) -> Iterator[Repair]:
-        """Remove the elements of links that are gone, and those that differ
-        from their attachment's. remaining: the indexes of all links that exist;
-        the elements of links that are left alone stay.
+        """Remove elements of no attachment, and those that differ from their
+        attachment's. held: the indexes of links whose addresses are held; their
+        elements stay.
         """
         if not self._parts:
             return
@@ -112,19 +114,27 @@ class Restorer:
             }
             for record in complete
         }
+        present = self._elements.present()
+        whole = {
+            (one.set, one.key)
+            for one in present
+            if (one.set, one.comment) in expected.get(one.ifindex, ())
+        }
         stale = [
             one
-            for one in self._elements.present()
-            if one.ifindex not in remaining
-            or (one.ifindex in expected and (one.set, one.comment) not in expected[one.ifindex])
+            for one in present
+            if one.ifindex not in held
+            and (one.set, one.comment) not in expected.get(one.ifindex, ())
         ]
-        error = ""
+        # An attachment has the key: the comment is not of this element.
+        stale = [one for one in stale if (one.set, one.key) not in whole]
+        errors: dict[Found, str] = {}
         try:
             self._elements.destroy(stale)
         except WorkloadError as refused:
-            error = str(refused)
+            errors = dict.fromkeys(self._elements.present(), str(refused))
         for one in stale:
-            yield Repair(str(one), f"{one}: is of no attachment", error)
+            yield Repair(str(one), f"{one}: is of no attachment", errors.get(one, ""))
 
     def present(self) -> frozenset[int]:
         """See Datapath."""
@@ -229,12 +239,23 @@ class Restorer:
             if request.kind == RTM_NEWROUTE and one.errno == errno.EEXIST:
                 self._contested.add(record.host_ifindex)
         elements = [mend.element for mend in allowed if mend.element is not None]
-        try:
-            self._elements.create(record.host_ifindex, elements)
-        except WorkloadError as error:
-            errors |= {str(element): str(error) for element in elements}
+        errors |= self._put_back_elements(record.host_ifindex, elements)
         for mend in mends:
             yield Repair(mend.key, mend.what, errors.get(mend.key, ""), left=mend not in allowed)
+
+    def _put_back_elements(self, ifindex: int, elements: Sequence[Element]) -> dict[str, str]:
+        """Create the elements; return the refusals, by the key of the repair.
+        If others have taken the place of one, the rest is put back all the
+        same.
+        """
+        try:
+            self._elements.create(ifindex, elements)
+        except WorkloadError as error:
+            if len(elements) == 1:
+                return {str(elements[0]): str(error)}
+            each = [self._put_back_elements(ifindex, [element]) for element in elements]
+            return {key: text for refused in each for key, text in refused.items()}
+        return {}
 
     def _put_back(self, requests: Sequence[Request]) -> Sequence[RequestError]:
         """Send the requests; return the refusals, with the request's index."""

@@ -92,6 +92,8 @@ class KernelDatapath:
         self._restorer = Restorer(self._host, self._parts, self._elements)
         self._removals = Removals(Remover(self._host).remove, len(allocs.LINK_GROUPS_REMOVAL))
         self._create_lock = threading.Lock()
+        # Host indexes of half-made links with parts, which have no elements.
+        self._bare: set[int] = set()
 
     # ---- Life ---------------------------------------------------------------
 
@@ -275,6 +277,8 @@ class KernelDatapath:
         """
         try:
             self._elements.destroy(elements)
+            if record.parts:
+                self._bare.add(record.host_ifindex)
             link = self._host.link(record.host_ifindex) if verify else None
             if not verify or (link is not None and link.name == record.host_interface):
                 request = del_link(record.host_ifindex, record.host_interface)
@@ -289,6 +293,7 @@ class KernelDatapath:
                     ],
                     tolerate={errno.EADDRNOTAVAIL},
                 )
+            self._bare.discard(record.host_ifindex)
         except (WorkloadError, NetlinkError, OSError) as error:
             raise UndoFailed(
                 f"{_attach(record)}: {cause}; then undoing it failed: {error}; Detach removes "
@@ -328,13 +333,25 @@ class KernelDatapath:
         """See Datapath, and removals."""
         self._destroy_elements(records)
         self._removals.remove(records)
+        self._bare.difference_update([record.host_ifindex for record in records])
 
     def clean_up(self, record: Record) -> None:
         """See Datapath."""
         self._destroy_elements([record])
+        self._bare.discard(record.host_ifindex)
+
+    def clean_up_link(self, ifindex: int) -> None:
+        """See Datapath."""
+        if self._parts:
+            with refusals(f"list elements of link {ifindex}"):
+                found = [one for one in self._elements.present() if one.ifindex == ifindex]
+            self._elements.destroy(found)
 
     def _destroy_elements(self, records: Sequence[Record]) -> None:
-        having = [record for record in records if record.parts]
+        """Those that the attachments have: not if an attach was refused them,
+        and could not be undone; then the keys are others'.
+        """
+        having = [one for one in records if one.parts and one.host_ifindex not in self._bare]
         try:
             elements = [one for record in having for one in self._parts.elements(record)]
             self._elements.destroy(elements)

@@ -8,7 +8,8 @@ from dataclasses import replace
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.conditions import Conditions
 from metropolis.node.core.network.workloads.datapath.interface import Datapath, Netns, Record
-from metropolis.node.core.network.workloads.engine.entries import State, attachment_of
+from metropolis.node.core.network.workloads.engine.detach import Detacher
+from metropolis.node.core.network.workloads.engine.entries import Entry, State, attachment_of
 from metropolis.node.core.network.workloads.engine.ledger import Ledger
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone
 from metropolis.node.core.network.workloads.engine.locks import Locks, TimeRemaining
@@ -27,12 +28,14 @@ class Checker:
         locks: Locks,
         conditions: Conditions,
         left_alone: LeftAlone,
+        detacher: Detacher,
     ) -> None:
         self._ledger = ledger
         self._datapath = datapath
         self._locks = locks
         self._conditions = conditions
         self._left_alone = left_alone
+        self._detacher = detacher
 
     def check(
         self, workload_id: str, if_name: str, netns_path: str, time_remaining: TimeRemaining
@@ -79,7 +82,14 @@ class Checker:
         if lock is None:
             yield False
             return
-        try:
-            yield self._ledger.is_attached(record)
-        finally:
-            lock.release()
+        with contextlib.ExitStack() as stack:
+            stack.callback(lock.release)
+            entry = self._ledger.begin_repair(record)
+            if entry is not None:
+                stack.callback(self._end_repair, entry)
+            yield entry is not None
+
+    def _end_repair(self, entry: Entry) -> None:
+        if not self._ledger.settle(entry, State.ATTACHED):
+            # What the repair put back after the link was gone outlives it.
+            self._detacher.clean_up(entry)

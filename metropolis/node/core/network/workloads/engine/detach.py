@@ -15,13 +15,13 @@ After an error of `remove` the entry is BROKEN, and a repeated call tries again.
 
 An attachment is lost when its link is gone, usually with its namespace. Then
 the elements of its parts, which outlive the link, are removed, and its
-addresses and resources are freed.
+addresses and resources are freed. So are those of a link that was left alone.
 """
 
 import logging
 from collections.abc import Iterable
 
-from metropolis.node.core.network.workloads.datapath.interface import Datapath
+from metropolis.node.core.network.workloads.datapath.interface import Datapath, Held
 from metropolis.node.core.network.workloads.engine.entries import Entry, State, owner_text
 from metropolis.node.core.network.workloads.engine.ledger import Ledger
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone
@@ -31,6 +31,7 @@ from metropolis.node.core.network.workloads.errors import (
     NotFound,
     WorkloadError,
 )
+from metropolis.node.core.network.workloads.validate import show
 
 log = logging.getLogger(__name__)
 
@@ -98,3 +99,12 @@ class Detacher:
             log.error("%s is gone: %s", owner_text(entry.record.workload_id), error)
         finally:
             self._ledger.free(entry)
+
+    def clean_up_held(self, held: Held) -> None:
+        """Do the same for a link that was left alone, and is gone."""
+        try:
+            self._datapath.clean_up_link(held.ifindex)
+        except WorkloadError as error:
+            log.error("link %s is gone: %s", show(held.name), error)
+        finally:
+            self._ledger.free_held(held)

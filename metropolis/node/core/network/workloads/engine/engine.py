@@ -67,7 +67,9 @@ class Engine:
             self._detacher,
         )
         self._collector = Collector(ledger, locks, self._detacher)
-        self._checker = Checker(ledger, datapath, locks, conditions, self._left_alone)
+        self._checker = Checker(
+            ledger, datapath, locks, conditions, self._left_alone, self._detacher
+        )
 
     # ---- Life ---------------------------------------------------------------
 
@@ -257,6 +259,7 @@ class Engine:
     def _on_removed(self, ifindex: int) -> None:
         entry, held = self._ledger.removed(ifindex)
         if held is not None:
+            self._detacher.clean_up_held(held)
             self._left_alone.note()
         if entry is not None:
             log.info(
@@ -289,7 +292,7 @@ class Engine:
 def _report(scan: Scan) -> None:
     """Log what a start has found and done."""
     for repair in scan.repairs:
-        done = f"not put back: {repair.error}" if repair.error else "put back"
+        done = f"not repaired: {repair.error}" if repair.error else "repaired"
         log.warning("%s; %s", repair.what, done)
     log.info(
         "recovered %d attachments (%d repairs); removed %s that never finished, "

@@ -3,19 +3,24 @@
 
 An attachment's life (any other step is an AssertionError):
 
+                                               REPAIRING
+                                                 ^   │
+                                                 │   v
     (none) ─ reserve ─> ATTACHING ─ created ─> ATTACHED ─ remove ─> LEAVING
                             │                                        ^   │
                             └ undo failed ─> BROKEN ─── remove again ┘   │
                                                ^                         │
                                                └─── could not be removed ┘
 
-An entry is dropped when its link is gone. Not thread-safe: the ledger owns the
-tables, and uses them under its mutex.
+An entry is dropped when its link is gone; if a call is busy with it, when the
+step ends, so that what the call made meanwhile is removed, too. Not
+thread-safe: the ledger owns the tables, and uses them under its mutex.
 """
 
 import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.model import Attachment, first_hop, routes_of
@@ -27,16 +32,24 @@ class State(enum.Enum):
 
     ATTACHING = enum.auto()
     ATTACHED = enum.auto()
+    REPAIRING = enum.auto()
     LEAVING = enum.auto()
     BROKEN = enum.auto()
 
 
 _NEXT = {
     State.ATTACHING: {State.ATTACHED, State.BROKEN},
-    State.ATTACHED: {State.LEAVING},
+    State.ATTACHED: {State.REPAIRING, State.LEAVING},
+    State.REPAIRING: {State.ATTACHED},
     State.BROKEN: {State.LEAVING},
     State.LEAVING: {State.BROKEN},
 }
+
+
+IN_USE: Final = frozenset((State.ATTACHED, State.REPAIRING))
+"""A workload has its attachment."""
+BUSY: Final = frozenset((State.ATTACHING, State.REPAIRING, State.LEAVING))
+"""A call is busy with the link: if it is removed, the call ends the entry."""
 
 
 @dataclass(slots=True, eq=False)

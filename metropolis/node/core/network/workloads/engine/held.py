@@ -36,13 +36,17 @@ class HeldLinks:
             self._by_index[one.ifindex] = replace(one, ips=ips)
 
     def remove(self, ifindex: int) -> Held | None:
-        """Stop holding a link, and free its addresses. Returns it, if held."""
-        held = self._by_index.pop(ifindex, None)
-        for ip in held.ips if held is not None else ():
+        """Stop holding a link. Returns it, if held; what it has stays in use
+        until `release`.
+        """
+        return self._by_index.pop(ifindex, None)
+
+    def release(self, held: Held) -> None:
+        """Free what a link has that was removed."""
+        for ip in held.ips:
             self._pool.release(ip)
-        if held is not None and held.record is not None:
+        if held.record is not None:
             self._resources.release(held.record)
-        return held
 
     def claim(self, host_interface: Callable[[str], str]) -> list[Record]:
         """Return the records of links that lost their workload's id and bear

@@ -19,6 +19,8 @@ from types import TracebackType
 
 from metropolis.node.core.network.workloads.datapath.interface import Held, Record
 from metropolis.node.core.network.workloads.engine.entries import (
+    BUSY,
+    IN_USE,
     Entry,
     State,
     Tables,
@@ -164,13 +166,7 @@ class Ledger:
             chosen: Iterable[Entry] = self._tables
             if workload_id:
                 chosen = self._tables.of_workload(workload_id).values()
-            return [entry.record for entry in chosen if entry.state is State.ATTACHED]
-
-    def is_attached(self, record: Record) -> bool:
-        """Return whether the record is attached and no call changes it."""
-        with self._mutex:
-            entry = self._tables.at_index(record.host_ifindex)
-            return entry is not None and entry.state is State.ATTACHED and entry.record is record
+            return [one.record for one in chosen if one.state in IN_USE and not one.gone]
 
     @property
     def held(self) -> tuple[Held, ...]:
@@ -287,9 +283,22 @@ class Ledger:
                 self._lose(entry)
                 return False
             entry.move_to(state)
-            if state is State.ATTACHED:
+            if state is State.ATTACHED and not entry.announced:
                 self._announce(entry)
             return True
+
+    # ---- The steps of a repair ----------------------------------------------
+
+    def begin_repair(self, record: Record) -> Entry | None:
+        """Begin to repair an attachment, whose workload's lock the caller
+        holds, until `settle`; None: the record is not attached any more.
+        """
+        with self._mutex:
+            entry = self._tables.at_index(record.host_ifindex)
+            if entry is None or entry.state is not State.ATTACHED or entry.record is not record:
+                return None
+            entry.move_to(State.REPAIRING)
+            return entry
 
     # ---- The steps of a removal ---------------------------------------------
 
@@ -311,6 +320,11 @@ class Ledger:
         """Free a lost entry's addresses and resources; see `removed`."""
         with self._mutex:
             self._free(entry.record)
+
+    def free_held(self, held: Held) -> None:
+        """Free what a link had that was left alone; see `removed`."""
+        with self._mutex:
+            self._held.release(held)
 
     # ---- Collections --------------------------------------------------------
 
@@ -334,7 +348,7 @@ class Ledger:
             seen = [
                 entry
                 for entry in self._tables
-                if entry.state in (State.ATTACHED, State.BROKEN) and of_owner(entry.record.owner)
+                if entry.state in (*IN_USE, State.BROKEN) and of_owner(entry.record.owner)
             ]
         try:
             yield seen
@@ -378,13 +392,14 @@ class Ledger:
 
         A lost entry is dropped, and its addresses and resources are freed. An
         entry with parts keeps these until the caller calls `free`: nftables
-        elements outlive the link, and lead to the addresses. An entry with
-        which a call is busy is not lost yet: the call settles or drops it.
+        elements outlive the link, and lead to the addresses. The same is true
+        of a link that was left alone, and `free_held`. An entry with which a
+        call is busy is not lost yet: the call settles or drops it.
         """
         with self._mutex:
             held = self._held.remove(ifindex)
             entry = self._tables.at_index(ifindex)
-            if entry is not None and entry.state in (State.ATTACHING, State.LEAVING):
+            if entry is not None and entry.state in BUSY:
                 entry.gone = True
                 return None, held
             if entry is not None:
@@ -397,10 +412,8 @@ class Ledger:
         """
         with self._mutex:
             self._overruns += 1
-            attached = [one for one in self._tables if one.state is State.ATTACHED]
-            return [one.record.host_ifindex for one in attached] + [
-                one.ifindex for one in self._held
-            ]
+            idle = [one for one in self._tables if one.state in (*IN_USE, State.BROKEN)]
+            return [one.record.host_ifindex for one in idle] + [one.ifindex for one in self._held]
 
     # ---- Under the mutex ----------------------------------------------------
 

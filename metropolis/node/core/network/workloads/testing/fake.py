@@ -299,6 +299,13 @@ class FakeDatapath:
         """See Datapath."""
         self._take_elements(record)
 
+    def clean_up_link(self, ifindex: int) -> None:
+        """See Datapath."""
+        with self.kernel.lock:
+            for key, (index, _) in list(self.kernel.elements.items()):
+                if index == ifindex:
+                    del self.kernel.elements[key]
+
     def _take_elements(self, record: Record) -> None:
         with self.kernel.lock:
             for one in self._parts.elements(record):

@@ -3,7 +3,8 @@
 
 import itertools
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_network
 from typing import Protocol
@@ -21,6 +22,8 @@ from osbase.nftables import digest
 PREFIXES = [ip_network("10.0.0.0/28"), ip_network("fd00::/124")]
 RED: tuple[PartText, ...] = (("c", "red"),)
 BLUE_RED: tuple[PartText, ...] = (("c", "blue,red"),)
+
+WAIT_S = 10.0
 
 
 class Host(Protocol):
@@ -128,6 +131,18 @@ def kernel_host() -> Iterator[KernelHost]:
     yield made
     made.close()
     assert objects() in (before, with_first_hop)
+
+
+def awaited(look: Callable[[], bool]) -> bool:
+    """Return whether it becomes so: events come by themselves."""
+    deadline = time.monotonic() + WAIT_S
+    while not (so := look()) and time.monotonic() < deadline:
+        pass
+    return so
+
+
+def always(_: str) -> bool:
+    return True
 
 
 def attach(
