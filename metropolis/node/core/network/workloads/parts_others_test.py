@@ -24,6 +24,7 @@ from metropolis.node.core.network.workloads.testing.parts_host import (
     KernelHost,
     always,
     attach,
+    await_local_route,
     awaited,
     kernel_host,
     nft,
@@ -227,6 +228,7 @@ def test_an_attach_that_was_refused_a_key_and_cannot_be_undone(
 ) -> None:
     """Its removal leaves the key to the one that has it."""
     nft("add element inet toy colours { 3 : 10.0.0.9 }")
+    await_local_route("::1", "lo")
     nothing = objects()
 
     def refuse(*_: object, **__: object) -> None:
@@ -249,6 +251,7 @@ def test_an_attach_that_was_refused_a_key_and_cannot_be_undone(
 
 @pytest.mark.parametrize("repaired", [False, True])
 def test_a_link_without_its_record_that_was_renamed(kernel: KernelHost, repaired: bool) -> None:
+    await_local_route("::1", "lo")
     nothing = objects()
     made = attach(kernel, path := kernel.add_netns(), BLUE_RED)
     take_altnames(made, "mw2r.")
