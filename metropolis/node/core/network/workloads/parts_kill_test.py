@@ -19,7 +19,7 @@ from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.errors import WorkloadError
 from metropolis.node.core.network.workloads.model import AttachIntent
-from metropolis.node.core.network.workloads.testing.lab import objects
+from metropolis.node.core.network.workloads.testing.lab import objects, settled
 from metropolis.node.core.network.workloads.testing.parts_host import (
     BLUE_RED,
     PREFIXES,
@@ -108,10 +108,11 @@ def test_killed_at_every_point(kernel: KernelHost, attaching: bool) -> None:
             kernel.engine.detach("w1")
         else:
             kernel.engine.attach(intent)
+            settled("fe80::1")
         kernel.engine.close()
 
     prepare()
-    nothing = objects()
+    nothing = settled("::1")
     for point in itertools.count(1):
         killed = killed_at(point, act)
         linked, keys = objects() != nothing, kernel.keys()

@@ -16,7 +16,7 @@ from metropolis.node.core.network.workloads.datapath.elements import Element, El
 from metropolis.node.core.network.workloads.datapath.host import Host
 from metropolis.node.core.network.workloads.errors import AlreadyExists, KernelRefused
 from metropolis.node.core.network.workloads.model import Attachment
-from metropolis.node.core.network.workloads.testing.lab import objects
+from metropolis.node.core.network.workloads.testing.lab import objects, settled
 from metropolis.node.core.network.workloads.testing.parts_host import (
     BLUE_RED,
     PREFIXES,
@@ -24,7 +24,6 @@ from metropolis.node.core.network.workloads.testing.parts_host import (
     KernelHost,
     always,
     attach,
-    await_local_route,
     awaited,
     kernel_host,
     nft,
@@ -228,8 +227,7 @@ def test_an_attach_that_was_refused_a_key_and_cannot_be_undone(
 ) -> None:
     """Its removal leaves the key to the one that has it."""
     nft("add element inet toy colours { 3 : 10.0.0.9 }")
-    await_local_route("::1", "lo")
-    nothing = objects()
+    nothing = settled("::1")
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no")
@@ -251,8 +249,7 @@ def test_an_attach_that_was_refused_a_key_and_cannot_be_undone(
 
 @pytest.mark.parametrize("repaired", [False, True])
 def test_a_link_without_its_record_that_was_renamed(kernel: KernelHost, repaired: bool) -> None:
-    await_local_route("::1", "lo")
-    nothing = objects()
+    nothing = settled("::1")
     made = attach(kernel, path := kernel.add_netns(), BLUE_RED)
     take_altnames(made, "mw2r.")
     ip("link", "set", made.host_interface, "down")

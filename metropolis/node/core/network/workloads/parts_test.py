@@ -27,7 +27,7 @@ from metropolis.node.core.network.workloads.errors import (
 )
 from metropolis.node.core.network.workloads.model import AttachIntent, PartText
 from metropolis.node.core.network.workloads.parts import TEXT_MAX
-from metropolis.node.core.network.workloads.testing.lab import Pod, objects
+from metropolis.node.core.network.workloads.testing.lab import Pod, objects, settled
 from metropolis.node.core.network.workloads.testing.parts_host import (
     BLUE_RED,
     PREFIXES,
@@ -37,7 +37,6 @@ from metropolis.node.core.network.workloads.testing.parts_host import (
     KernelHost,
     always,
     attach,
-    await_local_route,
     awaited,
     kernel_host,
     nft,
@@ -294,8 +293,7 @@ def test_a_first_hop_that_others_took_off_lo(kernel: KernelHost) -> None:
 def test_a_part_that_a_version_does_not_know(kernel: KernelHost) -> None:
     """The link is left alone, with its elements, and its addresses."""
     made = attach(kernel, path := kernel.add_netns(), BLUE_RED)
-    await_local_route("fe80::1", made.host_interface)
-    before = objects()
+    before = settled("fe80::1")
     for parts in ((), (_Other(),), (_Younger(), _Other())):
         kernel.restart(parts)
         assert kernel.engine.list() == []

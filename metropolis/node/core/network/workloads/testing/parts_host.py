@@ -141,17 +141,6 @@ def awaited(look: Callable[[], bool]) -> bool:
     return so
 
 
-def await_local_route(address: str, link: str) -> None:
-    """Wait for the route of an IPv6 address: the kernel adds it by a worker."""
-    command = ["ip", "-6", "route", "show", "table", "local", "dev", link]
-
-    def added() -> bool:
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        return f"local {address} " in done.stdout
-
-    assert awaited(added), f"no local route of {address} on {link}"
-
-
 def always(_: str) -> bool:
     return True
 
