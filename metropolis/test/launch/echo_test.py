@@ -98,11 +98,10 @@ def _checksum(text: bytes) -> int:
     return 0xFFFF & ~total
 
 
-def _send_requests(version: int, count: int) -> None:
-    """Fill the sockets that receive all ICMP of the namespace."""
+def _send(version: int, text: bytes, count: int = 1) -> None:
+    """Send an ICMP message, whose checksum is 0, to this namespace."""
     protocol = socket.IPPROTO_ICMP if version == 4 else socket.IPPROTO_ICMPV6
     family = socket.AF_INET if version == 4 else socket.AF_INET6
-    text = struct.pack("!BBHHH", 8 if version == 4 else 128, 0, 0, 1, 1)
     if version == 4:
         text = text[:2] + struct.pack("!H", _checksum(text)) + text[4:]
     with socket.socket(family, socket.SOCK_RAW, protocol) as sock:
@@ -110,15 +109,15 @@ def _send_requests(version: int, count: int) -> None:
             sock.sendto(text, (LOOPBACK[version], 0))
 
 
+def _send_requests(version: int, count: int) -> None:
+    """Fill the sockets that receive all ICMP of the namespace."""
+    kind = 8 if version == 4 else 128
+    _send(version, struct.pack("!BBHHH", kind, 0, 0, 1, 1), count)
+
+
 def _send_reply(version: int, identifier: int, number: int) -> None:
-    protocol = socket.IPPROTO_ICMP if version == 4 else socket.IPPROTO_ICMPV6
-    family = socket.AF_INET if version == 4 else socket.AF_INET6
     kind = 0 if version == 4 else 129
-    text = struct.pack("!BBHHHI52x", kind, 0, 0, identifier, 0, number)
-    if version == 4:
-        text = text[:2] + struct.pack("!H", _checksum(text)) + text[4:]
-    with socket.socket(family, socket.SOCK_RAW, protocol) as sock:
-        sock.sendto(text, (LOOPBACK[version], 0))
+    _send(version, struct.pack("!BBHHHI52x", kind, 0, 0, identifier, 0, number))
 
 
 @pytest.mark.parametrize("version", [4, 6])

@@ -7,12 +7,12 @@ before there are workloads; a link inherits `default` when it is created.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from metropolis.node import allocs
 
@@ -196,7 +196,7 @@ def differs(setting: Sysctl, root: str = "/proc/sys/net") -> str | None:
     """Return the present value, if it differs from the wanted one; "": the
     setting is missing, though it is not optional. None: it is right.
     """
-    with Reader((setting,), root) as reader:
+    with contextlib.closing(Reader((setting,), root)) as reader:
         return reader.differs(setting)
 
 
@@ -212,17 +212,6 @@ class Reader:
         self._settings = tuple(settings)
         self._root = root
         self._descriptors: dict[str, int] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close all descriptors; the next comparison opens what it needs."""

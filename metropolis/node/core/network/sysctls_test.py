@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_a_reader_sees_every_change_also_of_a_link_that_is_made_again() -> None:
     six = Sysctl("ipv6/conf/again/accept_ra", 0)
     four = Sysctl("ipv4/conf/again/forwarding", 1)
     add = ["ip", "link", "add", "again", "type", "veth", "peer", "other"]
-    with sysctls.Reader((six, four)) as reader:
+    with contextlib.closing(sysctls.Reader((six, four))) as reader:
         assert dict(reader.all()) == {six: "", four: ""}
         for _ in range(3):
             subprocess.run(add, check=True)
@@ -111,7 +112,7 @@ def test_a_reader_sees_every_change_also_of_a_link_that_is_made_again() -> None:
 
 def test_a_reader_closes_its_descriptors() -> None:
     before = len(os.listdir("/proc/self/fd"))
-    with sysctls.Reader(sysctls.NODE) as reader:
+    with contextlib.closing(sysctls.Reader(sysctls.NODE)) as reader:
         for _ in range(3):
             list(reader.all())
         assert len(os.listdir("/proc/self/fd")) <= before + len(sysctls.NODE)

@@ -106,6 +106,11 @@ def parse_comment(in_set: NftSet, comment: str) -> Found | None:
     return None if found is None else Found(in_set, comment, int(found[1], 16), found[2])
 
 
+def found_of(ifindex: int, element: Element) -> Found:
+    """Return an element of this link's attachment as `present` finds it."""
+    return Found(element.set, comment_of(ifindex, element), ifindex, element.key)
+
+
 def create_text(ifindex: int, elements: Iterable[Element]) -> str:
     """Return the commands that create elements of this link's attachment: one
     line per set. Raises ValueError for a key or data that cannot be written.
@@ -186,10 +191,10 @@ class Elements:
             return
         if _EXISTS not in error:
             # If only the answer was lost, they are there.
-            made = {(one.set, comment_of(ifindex, one)) for one in elements}
+            made = {found_of(ifindex, one) for one in elements}
             with refusals(f"create {_words(elements)}: {_one_line(error)}; then look for them"):
                 there = self.present()
-            self.destroy([one for one in there if (one.set, one.comment) in made])
+            self.destroy([one for one in there if one in made])
             raise KernelRefused(f"create {_words(elements)}: {_one_line(error)}")
         key = refused_key(error)
         taken = [one for one in elements if one.key == key] or elements

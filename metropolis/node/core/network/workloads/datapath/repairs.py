@@ -16,8 +16,8 @@ from metropolis.node import allocs
 from metropolis.node.core.network.workloads.datapath import checks, messages, names
 from metropolis.node.core.network.workloads.datapath.elements import (
     Element,
-    NftSet,
-    comment_of,
+    Found,
+    found_of,
 )
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.datapath.parts import NO_PARTS, Parts
@@ -71,7 +71,7 @@ class Seen:
     whether the host forwards IPv4; if not, its links need not, and the ward of
     the node's settings restores it for all of them. ipv6: whether the kernel
     has IPv6. neighbours: MACs that a program wrote, by address and index of the
-    link. elements: sets and comments of nftables elements; None: unknown.
+    link. elements: nftables elements of attachments; None: unknown.
     """
 
     links: Mapping[int, Link]
@@ -80,7 +80,7 @@ class Seen:
     forwards: bool
     ipv6: bool
     neighbours: Mapping[tuple[IPAddress, int], bytes] = field(default_factory=dict)
-    elements: Collection[tuple[NftSet, str]] | None = None
+    elements: Collection[Found] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,5 +218,5 @@ def _parts(record: Record, link: Link, seen: Seen, parts: Parts) -> Iterator[Men
     if seen.elements is None:
         return
     for element in parts.elements(record):
-        if (element.set, comment_of(record.host_ifindex, element)) not in seen.elements:
+        if found_of(record.host_ifindex, element) not in seen.elements:
             yield Mend(str(element), f"{element}: found nothing", element=element)

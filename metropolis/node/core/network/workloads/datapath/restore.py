@@ -23,8 +23,7 @@ from metropolis.node.core.network.workloads.datapath.elements import (
     Element,
     Elements,
     Found,
-    NftSet,
-    comment_of,
+    found_of,
 )
 from metropolis.node.core.network.workloads.datapath.host import Host, forwards, refusals
 from metropolis.node.core.network.workloads.datapath.interface import LockIfIdle, Record, Scan
@@ -108,26 +107,16 @@ class Restorer:
         if not self._parts:
             return
         expected = {
-            record.host_ifindex: {
-                (element.set, comment_of(record.host_ifindex, element))
-                for element in self._parts.elements(record)
-            }
+            found_of(record.host_ifindex, element)
             for record in complete
+            for element in self._parts.elements(record)
         }
         present = self._elements.present()
-        whole = {
-            (one.set, one.key)
-            for one in present
-            if (one.set, one.comment) in expected.get(one.ifindex, ())
-        }
+        whole = {(one.set, one.key) for one in present if one in expected}
+        # If an attachment has the key, another comment is not of this element.
         stale = [
-            one
-            for one in present
-            if one.ifindex not in held
-            and (one.set, one.comment) not in expected.get(one.ifindex, ())
+            one for one in present if one.ifindex not in held and (one.set, one.key) not in whole
         ]
-        # An attachment has the key: the comment is not of this element.
-        stale = [one for one in stale if (one.set, one.key) not in whole]
         errors: dict[Found, str] = {}
         try:
             self._elements.destroy(stale)
@@ -211,12 +200,12 @@ class Restorer:
                         done += self._mend(record, mends, allow)
         return done
 
-    def _look_at_elements(self) -> Collection[tuple[NftSet, str]] | None:
-        """Return sets and comments; None if others changed a set during each
-        dump: the next look tries again.
+    def _look_at_elements(self) -> Collection[Found] | None:
+        """Return the elements; None if others changed a set during each dump:
+        the next look tries again.
         """
         try:
-            return {(one.set, one.comment) for one in self._elements.present()}
+            return set(self._elements.present())
         except DumpInterrupted as error:
             log.info("%s", error)
             return None

@@ -28,7 +28,7 @@ from metropolis.node.core.network.workloads.datapath import checks, messages, na
 from metropolis.node.core.network.workloads.datapath.elements import (
     Element,
     Elements,
-    comment_of,
+    found_of,
 )
 from metropolis.node.core.network.workloads.datapath.host import LOOPBACK, Host, refusals
 from metropolis.node.core.network.workloads.datapath.interface import (
@@ -322,9 +322,9 @@ class KernelDatapath:
         for finding, _ in self._parts.findings(record, link) if link is not None else ():
             yield finding
         elements = self._parts.elements(record)
-        present = {(one.set, one.comment) for one in self._elements.present()} if elements else ()
+        present = set(self._elements.present()) if elements else ()
         for element in elements:
-            if (element.set, comment_of(record.host_ifindex, element)) not in present:
+            if found_of(record.host_ifindex, element) not in present:
                 yield Finding(str(element), element.data or "there", checks.NOTHING)
 
     # ---- Detach -------------------------------------------------------------

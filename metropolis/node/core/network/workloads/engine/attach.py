@@ -113,7 +113,7 @@ class Attacher:
         try:
             self._create(reserved, netns, intent.requested_ips)
         except UndoFailed:
-            self._break(entry)
+            self._detacher.settle(entry, State.BROKEN)
             raise
         except BaseException:
             self._ledger.drop(entry)
@@ -122,19 +122,13 @@ class Attacher:
             self._ledger.check_presence(reserved, self._datapath.present)
         except BaseException:
             # The links are there, and have the addresses.
-            self._break(entry)
+            self._detacher.settle(entry, State.BROKEN)
             raise
-        if not self._ledger.settle(entry, State.ATTACHED):
-            self._detacher.clean_up(entry)
+        if not self._detacher.settle(entry, State.ATTACHED):
             raise NotFound(
                 f"attach {show(intent.workload_id)}: the network namespace was removed meanwhile"
             )
         return attachment_of(entry.record)
-
-    def _break(self, entry: Entry) -> None:
-        """Settle in BROKEN; clean up if the link is gone."""
-        if not self._ledger.settle(entry, State.BROKEN):
-            self._detacher.clean_up(entry)
 
     def _create(self, reserved: Reservation, netns: Netns, requested: Sequence[IPAddress]) -> None:
         """Create the links. If others have one of the indexes or a route, try

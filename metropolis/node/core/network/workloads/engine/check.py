@@ -9,7 +9,7 @@ from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.conditions import Conditions
 from metropolis.node.core.network.workloads.datapath.interface import Datapath, Netns, Record
 from metropolis.node.core.network.workloads.engine.detach import Detacher
-from metropolis.node.core.network.workloads.engine.entries import Entry, State, attachment_of
+from metropolis.node.core.network.workloads.engine.entries import State, attachment_of
 from metropolis.node.core.network.workloads.engine.ledger import Ledger
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone
 from metropolis.node.core.network.workloads.engine.locks import Locks, TimeRemaining
@@ -86,10 +86,6 @@ class Checker:
             stack.callback(lock.release)
             entry = self._ledger.begin_repair(record)
             if entry is not None:
-                stack.callback(self._end_repair, entry)
+                # What the repair put back after the link was gone outlives it.
+                stack.callback(self._detacher.settle, entry, State.ATTACHED)
             yield entry is not None
-
-    def _end_repair(self, entry: Entry) -> None:
-        if not self._ledger.settle(entry, State.ATTACHED):
-            # What the repair put back after the link was gone outlives it.
-            self._detacher.clean_up(entry)

@@ -80,11 +80,19 @@ class Detacher:
             self._datapath.remove([entry.record for entry in leaving])
         except BaseException:
             for entry in leaving:
-                if not self._ledger.settle(entry, State.BROKEN):
-                    self.clean_up(entry)
+                self.settle(entry, State.BROKEN)
             raise
         for entry in leaving:
             self._ledger.drop(entry)
+
+    def settle(self, entry: Entry, state: State) -> bool:
+        """End a step in this state. If the link is gone the entry is lost,
+        cleaned up, and False returned.
+        """
+        if self._ledger.settle(entry, state):
+            return True
+        self.clean_up(entry)
+        return False
 
     def clean_up(self, entry: Entry) -> None:
         """Remove the elements of a lost entry with parts, then free its
