@@ -89,7 +89,6 @@ def commit(record: Record, *, ipv6: bool, first: Sequence[Request] = ()) -> list
 
     The link is set up by the record's name: without it the link stays down, and
     has no routes. So a link with routes has had its records; see plan.
-    routes. So what has routes bore its records once; see plan.
     """
     index, name = record.host_ifindex, record.host_interface
     requests = [
