@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands: each takes a connection, works on it, returns its output."""
+"""The commands on etcd: each takes a connection, works on it, returns its
+output.
+"""
 
 from __future__ import annotations
 
+import base64
 import sys
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Iterable
@@ -181,7 +184,7 @@ def _node(view: View, node_id: str, node: Node) -> dict[str, object]:
         "underlay_address": None if record is None else str(record.address),
         "wireguard_port": None if record is None else record.port,
         "prefixes": list(_prefixes(view, node_id, node)),
-        "public_key": None if record is None else record.public_key.hex(),
+        "public_key": None if record is None else base64.b64encode(record.public_key).decode(),
         "key_epoch": None if record is None else record.key_epoch,
         "wanted_key_epoch": 0 if node.member is None else node.member.wanted_key_epoch,
         "version": None if record is None else record.version,

@@ -2,6 +2,7 @@
 """The command, as operators call it, on a real etcd."""
 
 import asyncio
+import base64
 import json
 import sys
 from collections.abc import Sequence
@@ -80,6 +81,12 @@ async def test_a_cluster_from_its_beginning(tmp_path: Path) -> None:
                 "web-1", "active", "yes", str(machine.underlay.peek()),
                 f"{held[0]},", str(held[1]), "0", "test",
             ]  # fmt: skip
+            (node,) = (await metroctl(*to, "--json", "node", "list")).json["nodes"]
+            # As `wg` prints it.
+            assert len(base64.b64decode(node["public_key"], validate=True)) == 32
+            assert (node["underlay_address"], set(node["prefixes"])) == (
+                str(machine.underlay.peek()), set(map(str, held)),
+            )  # fmt: skip
             done = await metroctl(*to, "--json", "node", "rotate-key", "web-1")
             assert done.json == {"node": "web-1", "wanted_key_epoch": 1}
             await eventually(machine.curator.mesh, lambda mesh: mesh.wanted_key_epoch == 1)
@@ -90,7 +97,7 @@ async def test_a_cluster_from_its_beginning(tmp_path: Path) -> None:
             done = await metroctl(*to, "node", "remove", "web-1")
             assert (done.status, done.err) == (0, "")
             await machine.has_prefixes(lambda prefixes: not prefixes)
-            (node,) = (await metroctl(*to, "--json", "node", "list")).json["nodes"]
+            (node,) = (await metroctl(*to, "node", "list", "--json")).json["nodes"]
             assert (node["state"], node["alive"], node["prefixes"]) == ("removed", False, [])
             assert (await metroctl(*to, "node", "remove", "web-1")).status == 0
             assert (await metroctl(*to, "node", "rotate-key", "web-1")).status == 1
@@ -189,7 +196,8 @@ async def test_failures_say_what_failed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "cluster|node"),
+        ((), "cluster|node|workload"),
+        (("workload",), "status|list|check|watch"),
         (("cluster",), "init|show"),
         (("cluster", "init"), "--pod-network"),
         (("cluster", "init", "--pod-network", "10.0.0.0/8"), "PREFIX:LENGTH"),
@@ -231,6 +239,8 @@ def test_wrong_arguments(
         ("node",),
         ("node", "remove"),
         ("node", "list"),
+        ("workload",),
+        ("workload", "watch"),
     ],
 )
 def test_help_is_there(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:

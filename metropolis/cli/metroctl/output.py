@@ -8,12 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
+class FailedError(Exception):
+    """A command failed; the text is one line. status: the exit status."""
+
+    def __init__(self, text: str, status: int = 1) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 @dataclass(frozen=True)
 class Answer:
-    """data: for programs. text: for people."""
+    """data: for programs. text: for people. wrong: whether it reports a
+    problem, which makes the exit status 1.
+    """
 
     data: Mapping[str, object]
     text: str
+    wrong: bool = False
 
     def as_json(self) -> str:
         """Return one line of JSON."""
@@ -35,3 +46,10 @@ class Table:
             for row in cells
         )
         return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Return the text as one line, with control characters escaped: a terminal
+    obeys them, and the text may come from others.
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

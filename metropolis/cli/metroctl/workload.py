@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands about one node's workloads: `metroctl workload`.
+
+They ask the workload network service by its unix socket, and change nothing.
+OPERATING.md explains the answers.
+
+Etcd's parts are not imported: a node that is in trouble answers quickly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import Any, Final
+from urllib.parse import quote
+
+from metropolis.cli.metroctl.output import Answer, FailedError, Table, printable
+from metropolis.node import allocs
+
+_TIMEOUT_S: Final = 20.0
+_UNKNOWN, _NO_ANSWER = 2, 3  # exit statuses
+
+_SERVICE: Final = "/metropolis.node.core.network.workloads.WorkloadNetworking/"
+
+_EPILOG: Final = """\
+Packets that the rules dropped, by reason: nft list counters
+
+exit status: 0 nothing is wrong, 1 something is, 2 wrong arguments or no such
+workload, 3 the service does not answer.
+"""
+
+
+def add_arguments(nouns: Any, common: argparse.ArgumentParser) -> None:
+    """Add the noun `workload`. common: the options of every command."""
+    here = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    here.add_argument(
+        "--socket", metavar="FILE", default=argparse.SUPPRESS, type=_text,
+        help=f"of the workload network service; default: {allocs.WORKLOAD_SOCKET}",
+    )  # fmt: skip
+    shared = {
+        "parents": [common, here],
+        "epilog": _EPILOG,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "allow_abbrev": False,
+    }
+    workload = nouns.add_parser(
+        "workload", help="the network of this node's workloads", **shared,
+        description="Show the network of this node's workloads. Changes nothing.",
+    )  # fmt: skip
+    verbs = workload.add_subparsers(dest="verb", required=True, metavar="status|list|check|watch")
+    verbs.add_parser(
+        "status", help="what is wrong, and what is worth knowing", **shared,
+        description="Print what is wrong with the node's network, and what is worth knowing.",
+    )  # fmt: skip
+    verbs.add_parser("list", help="attachments", **shared, description="Print the attachments.")
+    check = verbs.add_parser(
+        "check", help="what of attachments is not as it should be", **shared,
+        description="Compare attachments with what the kernel has, as seen from the host.",
+    )  # fmt: skip
+    check.add_argument(
+        "workload", nargs="?", default="", metavar="WORKLOAD", type=_text,
+        help="as in `list`; default: all",
+    )  # fmt: skip
+    verbs.add_parser(
+        "watch", help="attachments, and every change from then on", **shared,
+        description="Print the attachments, each as `present`, then `complete`, then every "
+        "change: `attached`, `detached`, or `lost`, with its network namespace. A line for each, "
+        "or with --json a line of JSON, with the time at which it was received. Ctrl-C ends it.",
+    )  # fmt: skip
+
+
+def _text(argument: str) -> str:
+    """Refuse bytes that are not UTF-8, which gRPC cannot carry."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"{argument!a} is not UTF-8") from error
+    return argument
+
+
+def run(given: argparse.Namespace) -> Iterator[Answer]:
+    """Ask the service; yield what it answers. Raises FailedError."""
+    path = getattr(given, "socket", allocs.WORKLOAD_SOCKET)
+    # `bazel run` changes the directory.
+    path = os.path.abspath(os.path.join(os.environ.get("BUILD_WORKING_DIRECTORY", "."), path))
+    _probe(path)
+    # Else gRPC reports on stderr, with a line of its own, that a service stops.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # After what can fail without it, since it takes a while.
+    import grpc
+    from google.protobuf.message import DecodeError
+
+    # gRPC reads the target as a URI.
+    with grpc.insecure_channel(f"unix:{quote(path)}") as channel:
+        try:
+            yield from _ask(Service(channel), given)
+        except grpc.RpcError as error:
+            why = printable(error.details() or error.code().name)
+            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+                raise FailedError(why, _UNKNOWN) from error
+            raise _no_answer(path, why) from error
+        except (DecodeError, ValueError) as error:
+            raise _no_answer(path, f"it sent what has no meaning: {error}") from error
+
+
+def _probe(path: str) -> None:
+    """Raise FailedError unless something listens there: gRPC says it in more
+    words, and logs what it takes for a programming error.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(_TIMEOUT_S)
+            probe.connect(path)
+        if "," in path:
+            raise OSError("gRPC takes the comma for the end of the path")
+    except OSError as error:
+        raise _no_answer(path, error.strerror or str(error)) from error
+
+
+def _no_answer(path: str, why: str) -> FailedError:
+    return FailedError(
+        printable(f"{path}: no answer, see /run/log/node-core/current: {why}"), _NO_ANSWER
+    )
+
+
+class Service:
+    """The calls of the service. Answers are decoded here: gRPC would log a
+    traceback for one that cannot be.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
+
+        self.pb = pb
+        self._channel = channel
+
+    def status(self) -> Any:
+        """Return the report of Status."""
+        return self._call("Status", self.pb.StatusRequest(report=True), self.pb.StatusResponse)
+
+    def list(self) -> Any:
+        """Return the attachments."""
+        return self._call("List", self.pb.ListRequest(), self.pb.ListResponse).attachments
+
+    def check(self, workload_id: str) -> Any:
+        """Check the interfaces of a workload."""
+        request = self.pb.CheckRequest(workload_id=workload_id)
+        return self._call("Check", request, self.pb.CheckResponse)
+
+    def watch(self) -> Generator[Any]:
+        """Yield the events. The first, which there is even without attachments,
+        must come within the time for an answer.
+        """
+        calls: Any = self._channel.unary_stream(f"{_SERVICE}Watch")(b"")
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            calls.cancel()
+
+        timer = threading.Timer(_TIMEOUT_S, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            for data in calls:
+                timer.cancel()
+                yield self.pb.WatchEvent.FromString(data)
+        except Exception:
+            if late.is_set():
+                raise ValueError(f"nothing within {_TIMEOUT_S:g} s") from None
+            raise
+        finally:
+            timer.cancel()
+            calls.cancel()
+
+    def _call(self, method: str, request: Any, answer: Any) -> Any:
+        call = self._channel.unary_unary(_SERVICE + method)
+        return answer.FromString(call(request.SerializeToString(), timeout=_TIMEOUT_S))
+
+
+def _ask(service: Service, given: argparse.Namespace) -> Iterator[Answer]:
+    if given.verb == "status":
+        yield status(service.status())
+    elif given.verb == "list":
+        yield listing(service.list())
+    elif given.verb == "watch":
+        yield from watched(service.watch())
+        raise ValueError("the watch ended")
+    elif given.workload:
+        yield checked(service.check(given.workload))
+    else:
+        yield checked(_check_all(service))
+
+
+def _check_all(service: Service) -> Any:
+    """Check each workload: one that cannot be checked hides no other."""
+    import grpc
+
+    pb = service.pb
+    every = pb.CheckResponse()
+    for one in {one.workload_id: one for one in service.list()}.values():
+        try:
+            every.MergeFrom(service.check(one.workload_id))
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:  # it is busy with this one
+                said = pb.Finding(what="check", expected="an answer", found=error.details())
+                every.attachments.add(attachment=one, findings=[said])
+            elif error.code() is not grpc.StatusCode.NOT_FOUND:  # detached meanwhile
+                raise
+    return every
+
+
+def status(answer: Any) -> Answer:
+    """Render a StatusResponse. Pure."""
+    problems = {one.name: one.text for one in answer.problems}
+    notes = {one.name: one.text for one in answer.notes}
+    lines = [f"wrong: {name}: {text}" for name, text in problems.items()] or ["ok"]
+    lines += [f"note: {name}: {text}" for name, text in notes.items()]
+    data = {"ok": not problems, "problems": problems, "notes": notes}
+    return Answer(data, "\n".join(map(printable, lines)), bool(problems))
+
+
+def listing(attachments: Iterable[Any]) -> Answer:
+    """Render the attachments of a List. Pure. Raises ValueError for garbage."""
+    rows = [_row(one) for one in attachments]
+    table = Table([name.upper() for name in _COLUMNS], [_cells(row) for row in rows])
+    return Answer({"attachments": rows}, str(table))
+
+
+def checked(answer: Any) -> Answer:
+    """Render a CheckResponse. Pure. Raises ValueError for garbage."""
+    lines: list[str] = []
+    rows: list[dict[str, Any]] = []
+    wrong = False
+    for one in answer.attachments:
+        row = _row(one.attachment)
+        findings = [
+            {"what": each.what, "expected": each.expected, "found": each.found}
+            for each in one.findings
+        ]
+        wrong = wrong or bool(findings)
+        lines.append(f"{row['workload']} {row['interface']}: {'wrong' if findings else 'ok'}")
+        lines += [
+            f"    {each['what']}: expected {each['expected'] or 'nothing'}, "
+            f"found {each['found'] or 'nothing'}"
+            for each in findings
+        ]
+        rows.append(row | {"findings": findings})
+    text = "\n".join(map(printable, lines)) or "no attachments"
+    return Answer({"ok": not wrong, "checked": rows}, text, wrong)
+
+
+def watched(
+    events: Iterable[Any], now: Callable[[], datetime] = lambda: datetime.now(UTC)
+) -> Iterator[Answer]:
+    """Render the events of a Watch. Raises ValueError for garbage."""
+    count = 0
+    for event in events:
+        time = now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        kind = _kind(event)
+        data: dict[str, Any] = {"time": time, "event": kind}
+        if event.HasField("attachment"):
+            row = _row(event.attachment)
+            text = "  ".join(_cells(row))
+            data["attachment"] = row
+            count += 1
+        else:
+            text = f"attachments: {count}"
+            data["attachments"] = count
+        yield Answer(data, f"{time}  {kind:<8}  {text}")
+
+
+def _kind(event: Any) -> str:
+    """Return its name; of one from a newer service, its number."""
+    kinds = event.DESCRIPTOR.enum_types_by_name["Kind"].values_by_number
+    found = kinds.get(event.kind)
+    return f"kind {event.kind}" if found is None else str(found.name).lower()
+
+
+_COLUMNS: Final = ("workload", "interface", "addresses", "link", "owner")
+
+
+def _row(one: Any) -> dict[str, Any]:
+    return {
+        "workload": one.workload_id,
+        "interface": one.if_name,
+        "addresses": [str(ip_address(packed)) for packed in one.ip],
+        "link": one.host_interface,
+        "owner": one.owner,
+        "mac": one.mac.hex(":"),
+        "mtu": one.mtu,
+    }
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    values = (row[name] for name in _COLUMNS)
+    return [
+        printable(",".join(value) if isinstance(value, list) else value) or "-" for value in values
+    ]

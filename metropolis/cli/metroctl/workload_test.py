@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`metroctl workload`, with an engine on the fake datapath and with services
+that send garbage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from metropolis.cli.metroctl import main, workload
+from metropolis.cli.metroctl.output import Answer
+from metropolis.node.core.network.workloads.api.server import WorkloadServer
+from metropolis.node.core.network.workloads.conditions import Conditions
+from metropolis.node.core.network.workloads.engine.engine import Engine
+from metropolis.node.core.network.workloads.model import AttachIntent
+from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
+from metropolis.node.core.network.workloads.testing.fake import FakeDatapath
+
+PROBLEM = "nftables: table inet metropolis is gone; cannot be put back: EPERM"
+
+
+class World:
+    """A server with a namespace `/0`, and the command."""
+
+    def __init__(self, directory: Path, capture: pytest.CaptureFixture[str]) -> None:
+        datapath = FakeDatapath()
+        datapath.kernel.add_netns("/0")
+        self.capture = capture
+        self.socket = directory / "run" / "s"
+        self.conditions = Conditions()
+        self.engine = Engine(datapath, self.conditions)
+        self.engine.set_prefixes([ip_network("10.0.0.0/16"), ip_network("fd00::/112")])
+        self.engine.start()
+        self.server = WorkloadServer(self.engine, self.socket)
+        self.server.start()
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        number = main.main(["workload", "--socket", str(self.socket), *arguments])
+        return number, self.capture.readouterr().out
+
+    def close(self) -> None:
+        self.server.stop(0)
+        self.engine.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[World]:
+    made = World(tmp_path, capsys)
+    yield made
+    made.close()
+
+
+def test_all_is_well(world: World) -> None:
+    assert world.run("status") == (0, "ok\n")
+    world.conditions.note("repairs", "1: rules 1")
+    assert world.run("status") == (0, "ok\nnote: repairs: 1: rules 1\n")
+
+
+def test_notes_are_shown_also_when_something_is_wrong(world: World) -> None:
+    """Notes matter most then: a foreign filter may be the cause."""
+    world.conditions.note("foreign_filters", "ip filter FORWARD")
+    world.conditions.set("reconcile rules", PROBLEM)
+    world.engine.set_prefixes([])
+    number, out = world.run("status")
+    assert number == 1
+    assert out.splitlines() == [
+        f"wrong: reconcile rules: {PROBLEM}",
+        "wrong: attach: the node has no address prefix for workloads yet",
+        "note: foreign_filters: ip filter FORWARD",
+    ]
+    number, out = world.run("status", "--json")
+    assert (number, json.loads(out)["notes"]) == (1, {"foreign_filters": "ip filter FORWARD"})
+
+
+def test_attachments(world: World) -> None:
+    assert world.run("check") == (0, "no attachments\n")
+    made = world.engine.attach(AttachIntent("web-1", "/0", "eth0"))
+    number, out = world.run("list")
+    assert number == 0
+    addresses = ",".join(map(str, made.ips))
+    expected = ["web-1", "eth0", addresses, made.host_interface, "api"]
+    assert [line.split() for line in out.splitlines()[1:]] == [expected]
+    assert world.run("check") == world.run("check", "web-1") == (0, "web-1 eth0: ok\n")
+    world.conditions.set("reconcile rules", PROBLEM)
+    number, out = world.run("check")
+    assert number == 1
+    assert PROBLEM in out
+    number, out = world.run("--json", "check", "web-1")
+    assert (number, json.loads(out)["checked"][0]["findings"][0]["found"]) == (1, PROBLEM)
+
+
+def test_one_that_cannot_be_checked_hides_no_other(world: World) -> None:
+    """A workload whose Check hangs in the kernel hides no other."""
+    world.engine.attach(AttachIntent("web-1", "/0", "eth0"))
+    world.engine.attach(AttachIntent("web-2", "/0", "eth1"))
+    with world.engine._locks.workload.hold("web-1"):
+        number, out = world.run("check")
+    assert number == 1
+    first, why, second = out.splitlines()
+    assert (first, second) == ("web-1 eth0: wrong", "web-2 eth1: ok")
+    assert "another call for this workload" in why
+
+
+def test_list_in_json(world: World) -> None:
+    """Addresses are as people write them."""
+    made = world.engine.attach(AttachIntent("web-1", "/0", "eth0"))
+    number, out = world.run("list", "--json")
+    (row,) = json.loads(out)["attachments"]
+    assert (number, row) == (
+        0,
+        {
+            "workload": "web-1",
+            "interface": "eth0",
+            "addresses": [str(ip) for ip in made.ips],
+            "link": made.host_interface,
+            "owner": "api",
+            "mac": ":".join(f"{byte:02x}" for byte in made.mac),
+            "mtu": made.mtu,
+        },
+    )
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "metropolis.cli.metroctl.main", "workload", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+
+
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+
+
+def test_watch_is_a_line_for_each_event_and_ends_by_ctrl_c(world: World) -> None:
+    made = world.engine.attach(AttachIntent("web-1", "/0", "eth0"))
+    with start("watch", "--socket", str(world.socket)) as process:
+        assert process.stdout is not None
+        addresses = ",".join(map(str, made.ips))
+        entry = f"web-1  eth0  {addresses}  {made.host_interface}  api"
+        assert re.fullmatch(f"{TIME}  present   {entry}\n", process.stdout.readline())
+        assert re.fullmatch(f"{TIME}  complete  attachments: 1\n", process.stdout.readline())
+        world.engine.detach("web-1")
+        assert re.fullmatch(f"{TIME}  detached  {entry}\n", process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_watch_in_json_and_the_end_of_the_service(world: World) -> None:
+    with start("watch", "--json", "--socket", str(world.socket)) as process:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        assert re.fullmatch(TIME, first.pop("time"))
+        assert first == {"event": "complete", "attachments": 0}
+        world.engine.attach(AttachIntent("web-1", "/0", "eth0"))
+        second = json.loads(process.stdout.readline())
+        assert (second["event"], second["attachment"]["workload"]) == ("attached", "web-1")
+        world.server.stop(0)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (3, "")
+        assert err == (
+            f"metroctl workload watch: {world.socket}: no answer, see "
+            "/run/log/node-core/current: watch: the workload network service stops\n"
+        )
+
+
+def test_a_reader_that_goes_ends_a_watch(world: World) -> None:
+    with start("watch", "--socket", str(world.socket)) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        world.engine.attach(AttachIntent("web-1", "/0", "eth0"))
+        assert process.wait(60) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def test_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str], world: World) -> None:
+    absent = tmp_path / "absent"
+    assert main.main(["workload", "status", "--socket", str(absent)]) == 3
+    assert capsys.readouterr().err == (
+        f"metroctl workload status: {absent}: no answer, see /run/log/node-core/current: "
+        "No such file or directory\n"
+    )
+    assert main.main(["workload", "check", "--socket", str(world.socket), "web-9"]) == 2
+    said = capsys.readouterr().err
+    assert said == "metroctl workload check: check 'web-9': has no interface\n"
+    assert main.main(["workload", "check", "--socket", str(world.socket), "ü"]) == 2
+    assert "must be printable ASCII" in capsys.readouterr().err
+
+
+def one_line(capsys: pytest.CaptureFixture[str], path: Path, verb: str) -> str:
+    """Fail unless the command ends with 3 and one line; return the line."""
+    assert main.main(["workload", verb, "--socket", str(path)]) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"[ -~]*\n", err)
+    assert "Traceback" not in err
+    return err
+
+
+VERBS = ("status", "list", "check", "watch")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("name", ["s", "a b", "100%25", "q?#", "a,b", "x" * 120, "\x1b[2J"])
+def test_a_socket_that_nothing_serves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, verb: str
+) -> None:
+    path = tmp_path / name
+    if len(name) < 100:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(path))
+    assert ": no answer, see " in one_line(capsys, path, verb)
+
+
+@pytest.fixture
+def garbage(tmp_path: Path) -> Iterator[tuple[Path, list[bytes]]]:
+    """Yield the socket of a gRPC server, and the answers that it gives."""
+    answers: list[bytes] = []
+
+    class Handler(grpc.GenericRpcHandler):
+        def service(self, details: Any) -> Any:
+            if details.method.endswith("/Watch"):
+                return grpc.unary_stream_rpc_method_handler(lambda _, __: iter(answers))
+            return grpc.unary_unary_rpc_method_handler(lambda _, __: answers[0])
+
+    path = tmp_path / "a b%20#"
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[Handler()])
+    server.add_insecure_port(f"unix:{quote(str(path))}")
+    server.start()
+    yield path, answers
+    server.stop(0)
+
+
+BAD_ADDRESS = pb.Attachment(workload_id="w", ip=[b"abc"])
+BAD = {
+    "status": b"\xff",
+    "list": pb.ListResponse(attachments=[BAD_ADDRESS]).SerializeToString(),
+    "check": pb.ListResponse(attachments=[BAD_ADDRESS]).SerializeToString(),
+    "watch": pb.WatchEvent(attachment=BAD_ADDRESS).SerializeToString(),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("bad", [True, False])
+def test_garbage_is_one_line(
+    garbage: tuple[Path, list[bytes]], capfd: pytest.CaptureFixture[str], verb: str, bad: bool
+) -> None:
+    """gRPC itself logs nothing, either."""
+    path, answers = garbage
+    answers.append(BAD[verb] if bad else b"\xff")
+    assert "it sent what has no meaning" in one_line(capfd, path, verb)
+
+
+def test_a_watch_that_just_ends(
+    garbage: tuple[Path, list[bytes]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert "the watch ended" in one_line(capfd, garbage[0], "watch")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_service_that_says_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workload, "_TIMEOUT_S", 0.2)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "s"))
+        silent.listen()
+        assert "no answer" in one_line(capfd, tmp_path / "s", verb)
+
+
+texts = some.text(max_size=20)
+attachments = some.builds(
+    pb.Attachment,
+    workload_id=texts,
+    if_name=texts,
+    host_interface=texts,
+    owner=texts,
+    ip=some.lists(some.binary(min_size=4, max_size=4) | some.binary(max_size=16), max_size=2),
+    mac=some.binary(max_size=8),
+)
+notes = some.builds(pb.Note, name=texts, text=texts)
+findings = some.builds(pb.Finding, what=texts, expected=texts, found=texts)
+
+
+def is_harmless(answers: Sequence[Answer]) -> None:
+    """The text has lines that are printable, and JSON is one line."""
+    for answer in answers:
+        assert all(line.isprintable() for line in answer.text.split("\n"))
+        assert json.loads(answer.as_json()) == answer.data
+        assert "\n" not in answer.as_json()
+
+
+@given(
+    some.builds(pb.StatusResponse, notes=some.lists(notes), problems=some.lists(notes)),
+    some.lists(attachments, max_size=3),
+    some.lists(findings, max_size=3),
+    some.integers(0, 9),
+)
+def test_any_answer_is_printable_or_an_error(
+    report: pb.StatusResponse, some_: list[pb.Attachment], found: list[pb.Finding], kind: int
+) -> None:
+    is_harmless([workload.status(report)])
+    checks = [pb.CheckedAttachment(attachment=one, findings=found) for one in some_]
+    event = pb.WatchEvent.FromString(b"\x08" + bytes([kind]))
+    events = [event, *(pb.WatchEvent(attachment=one) for one in some_)]
+    try:
+        is_harmless([workload.listing(some_)])
+        is_harmless([workload.checked(pb.CheckResponse(attachments=checks))])
+        is_harmless(list(workload.watched(events, lambda: datetime(2026, 1, 2, tzinfo=UTC))))
+    except ValueError:
+        assert any(len(packed) not in {4, 16} for one in some_ for packed in one.ip)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([], ["stat"], ["list", "x"], ["status", "--all"], ["status", "--js"]),
+        *(["check", "\udcff"], ["--socket", "\udcff", "list"]),
+    ],
+)
+def test_wrong_arguments(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main.main(["workload", *arguments])
+    assert exited.value.code == 2
+
+
+def test_it_imports_nothing_of_etcd(world: World) -> None:
+    """A node that is short of everything still shows what is wrong."""
+    script = (
+        "import sys; from metropolis.cli.metroctl import main; "
+        "main.main(sys.argv[1:]); print([one for one in sys.modules if 'curator' in one "
+        "or 'etcd' in one or one == 'metropolis.node.core.config'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "workload", "status", "--socket", str(world.socket)],
+        check=True, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.stdout == "ok\n[]\n"
