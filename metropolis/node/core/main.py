@@ -46,15 +46,32 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the lines of one record."""
+        lines: Sequence[tuple[float, int, str]] | None = getattr(record.msg, "lines", None)
+        if lines is not None:  # see workloads.engine.journal
+            booted = _booted()
+            return "\n".join(
+                _line(when - booted, logging.getLevelName(level), record.name, _printable(text))
+                for when, level, text in lines
+            )
         text = _printable(record.getMessage())
         if record.exc_info and record.exc_info[0] is not None:
             trace = self.formatException(record.exc_info)
             text += "\n" + "\n".join(f"    {_printable(line)}" for line in trace.splitlines())
-        uptime = time.clock_gettime(time.CLOCK_BOOTTIME) - (time.time() - record.created)
-        return f"[{uptime:12.6f}] {record.levelname[0]} {record.name}: {text}"
+        return _line(record.created - _booted(), record.levelname, record.name, text)
+
+
+def _booted() -> float:
+    """Return when the kernel started, as in time.time()."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _line(uptime: float, level: str, name: str, text: str) -> str:
+    return f"[{uptime:12.6f}] {level[0]} {name}: {text}"
 
 
 def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 

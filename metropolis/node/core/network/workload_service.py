@@ -248,8 +248,9 @@ def _make_engine(conditions: Conditions) -> Engine:
     from metropolis.node.core.network.workloads.datapath.registry import PARTS
     from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
     from metropolis.node.core.network.workloads.engine.engine import Engine
+    from metropolis.node.core.network.workloads.engine.journal import Journal
 
-    return Engine(KernelDatapath(PARTS), conditions)
+    return Engine(KernelDatapath(PARTS), conditions, Journal())
 
 
 def _make_server(engine: Engine, path: str, implementation: str) -> WorkloadServer:

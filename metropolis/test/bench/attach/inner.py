@@ -11,6 +11,7 @@ from typing import Any
 from metropolis.node.core.network.host import prepare_host
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
+from metropolis.node.core.network.workloads.engine.journal import Journal
 from metropolis.node.core.network.workloads.model import AttachIntent
 from metropolis.test.bench.attach.commands import answer_commands
 from metropolis.test.bench.attach.model import Op, Pod
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
     """inner PREFIX..., in the namespace that is the host."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     prepare_host()
-    engine = Engine(KernelDatapath())
+    engine = Engine(KernelDatapath(), journal=Journal())
     engine.set_prefixes([ip_network(prefix) for prefix in arguments])
     engine.start()
     try:

@@ -19,10 +19,11 @@ from metropolis.node.core.network.host import prepare_host
 from metropolis.node.core.network.workloads.api.server import WorkloadServer
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
+from metropolis.node.core.network.workloads.engine.journal import Journal
 
 
 async def _serve(directory: Path, prefixes: list[str]) -> None:
-    engine = Engine(KernelDatapath())
+    engine = Engine(KernelDatapath(), journal=Journal())
     engine.start()
     engine.set_prefixes([ip_network(prefix) for prefix in prefixes])
     server = WorkloadServer(engine, directory / "workload.sock")

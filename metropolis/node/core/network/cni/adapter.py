@@ -65,6 +65,11 @@ class Engine(Protocol):
     def detach(self, workload_id: str, netns_path: str = "", if_name: str = "") -> None:
         """Remove it, if it exists."""
 
+    def failed(
+        self, what: str, workload_id: str, if_name: str, error: Exception, began: float
+    ) -> None:
+        """Log a call that failed before it came to attach or detach."""
+
     def list(self, workload_id: str = "") -> Sequence[Attachment]:
         """Return the attachments of one workload or of all."""
 
@@ -152,6 +157,9 @@ class Adapter:
             error = failure
         except errors.WorkloadError as failure:
             error = _from_engine(failure)
+            if isinstance(command, Add | Del):
+                error.version = command.version
+                return error.answer()  # the engine has logged it
         except Exception as failure:
             _logger.exception("%s: internal error", name)
             error = CniError(Code.INTERNAL, "internal error", f"{type(failure).__name__}, see log")
@@ -192,7 +200,11 @@ class Adapter:
 
     def _attach(self, add: Add) -> tuple[Attachment, bool]:
         """Return the attachment, and whether it is new. In a thread."""
-        before = _find(self._engine.list(add.container_id), add.if_name)
+        try:
+            before = _find(self._engine.list(add.container_id), add.if_name)
+        except errors.Unavailable as error:
+            self._engine.failed("ADD", *add.key, error, time.perf_counter())
+            raise
         intent = AttachIntent(
             workload_id=add.container_id,
             netns_path=add.netns,
@@ -201,11 +213,7 @@ class Adapter:
             requested_mac=add.requested_mac,
             owner=protocol.owner_of(add.network),
         )
-        begin = time.monotonic()
         attachment = self._engine.attach(intent)
-        took_ms = (time.monotonic() - begin) * 1000
-        # //metropolis:launch shows this figure.
-        _logger.info("ADD %s %s: attached in %.2f ms", *add.key, took_ms)
         return attachment, before is None or before.host_ifindex != attachment.host_ifindex
 
     async def _detach(self, container_id: str, netns: str, if_name: str) -> None:
@@ -239,8 +247,6 @@ class Adapter:
 
         owner = protocol.owner_of(gc.network)
         collected = await self._call(self._engine.collect, is_live, of_owner=owner.__eq__)
-        for gone in collected.removed:
-            _logger.info("GC: removed %s %s", gone.workload_id, gone.if_name)
         if collected.remaining:
             count = len(collected.remaining) + len(collected.removed)
             summary = f"{len(collected.remaining)} of {count} stale attachments remain"

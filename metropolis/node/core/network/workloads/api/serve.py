@@ -18,6 +18,7 @@ from metropolis.node.core.network.workloads.api.server import WORKERS, WorkloadS
 from metropolis.node.core.network.workloads.datapath.registry import PARTS
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
+from metropolis.node.core.network.workloads.engine.journal import Journal
 from metropolis.node.core.network.workloads.engine.settings import DEFAULT_MTU
 from metropolis.node.core.network.workloads.errors import WorkloadError
 from osbase.rpc import choose
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
 
     ending = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ending)  # inherited by all threads
-    engine = Engine(KernelDatapath(PARTS))
+    engine = Engine(KernelDatapath(PARTS), journal=Journal())
     try:
         engine.set_mtu(chosen.mtu)
         engine.set_ipv6_optional(chosen.ipv6_optional)

@@ -21,6 +21,7 @@ import socket
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -182,12 +183,25 @@ class _Methods:
 
     def attach(self, data: bytes, call: Call) -> bytes:
         """Attach."""
-        intent = wire.attach_intent(wire.decode(pb.AttachRequest, data))
+        began = time.perf_counter()
+        workload_id = ""
+        try:
+            request = wire.decode(pb.AttachRequest, data)
+            workload_id = request.workload_id
+            intent = wire.attach_intent(request)
+        except WorkloadError as error:
+            self._engine.failed("attach", workload_id, "", error, began)
+            raise
         return wire.attach_response(self._engine.attach(intent, time_remaining=call.time_remaining))
 
     def detach(self, data: bytes, call: Call) -> bytes:
         """Detach."""
-        request = wire.decode(pb.DetachRequest, data)
+        began = time.perf_counter()
+        try:
+            request = wire.decode(pb.DetachRequest, data)
+        except WorkloadError as error:
+            self._engine.failed("detach", "", "", error, began)
+            raise
         netns = request.netns
         self._engine.detach(
             request.workload_id, netns.netns_path, netns.if_name, time_remaining=call.time_remaining

@@ -23,4 +23,5 @@ across kernel work: build/lint checks that the ledger imports no netlink.
 Nothing here knows a veth, netlink, or an implementation of the datapath.
 
     locks       one lock per workload and per namespace, with a deadline
+    journal     a line of the log for each call, written after its answer
 """

@@ -78,8 +78,10 @@ class Attacher:
         self._left_alone = left_alone
         self._detacher = detacher
 
-    def attach(self, intent: AttachIntent, time_remaining: TimeRemaining) -> Attachment:
-        """See Engine.attach."""
+    def attach(
+        self, intent: AttachIntent, time_remaining: TimeRemaining
+    ) -> tuple[Attachment, bool]:
+        """See Engine.attach. Also return whether it is new."""
         workload_id = intent.workload_id
         with (
             self._ledger.protect(workload_id),
@@ -97,9 +99,9 @@ class Attacher:
                 if present is not None and present.state is State.BROKEN:
                     self._detacher.remove([present])
                 elif present is not None and not present.gone:
-                    return _same_or_raise(present.record, intent, netns.cookie)
+                    return _same_or_raise(present.record, intent, netns.cookie), False
                 with self._locks.namespace.hold(netns.cookie, time_remaining):
-                    return self._make(intent, netns)
+                    return self._make(intent, netns), True
 
     def _make(self, intent: AttachIntent, netns: Netns) -> Attachment:
         reserved = self._ledger.reserve(

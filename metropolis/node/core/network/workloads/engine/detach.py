@@ -21,7 +21,7 @@ addresses and resources are freed. So are those of a link that was left alone.
 import logging
 from collections.abc import Iterable
 
-from metropolis.node.core.network.workloads.datapath.interface import Datapath, Held
+from metropolis.node.core.network.workloads.datapath.interface import Datapath, Held, Record
 from metropolis.node.core.network.workloads.engine.entries import Entry, State, owner_text
 from metropolis.node.core.network.workloads.engine.ledger import Ledger
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone
@@ -49,8 +49,8 @@ class Detacher:
 
     def detach(
         self, workload_id: str, netns_path: str, if_name: str, time_remaining: TimeRemaining
-    ) -> None:
-        """See Engine.detach."""
+    ) -> list[Record]:
+        """See Engine.detach. Return what was removed."""
         with self._locks.workload.hold(workload_id, time_remaining):
             self._left_alone.claim(workload_id)
             entries = self._ledger.of_workload(workload_id, if_name)
@@ -58,7 +58,7 @@ class Detacher:
                 cookie = self._cookie_of(netns_path)
                 if cookie is not None:
                     entries = [one for one in entries if one.record.netns_cookie == cookie]
-            self.remove(entries)
+            return self.remove(entries)
 
     def _cookie_of(self, path: str) -> int | None:
         """Return the namespace's cookie; None when it is gone."""
@@ -68,22 +68,25 @@ class Detacher:
         except NotFound, InvalidArgument:
             return None
 
-    def remove(self, entries: Iterable[Entry]) -> None:
-        """Remove entries of workloads whose locks the caller holds.
+    def remove(self, entries: Iterable[Entry]) -> list[Record]:
+        """Remove entries of workloads whose locks the caller holds; return
+        what was removed.
 
         Raises KernelRefused; entries that may still exist are BROKEN then.
         """
         leaving = self._ledger.leave(entries)
+        records = [entry.record for entry in leaving]
         if not leaving:
-            return
+            return records
         try:
-            self._datapath.remove([entry.record for entry in leaving])
+            self._datapath.remove(records)
         except BaseException:
             for entry in leaving:
                 self.settle(entry, State.BROKEN)
             raise
         for entry in leaving:
             self._ledger.drop(entry)
+        return records
 
     def settle(self, entry: Entry, state: State) -> bool:
         """End a step in this state. If the link is gone the entry is lost,

@@ -7,6 +7,7 @@ concurrently.
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
@@ -17,13 +18,14 @@ from metropolis.node.core.network.workloads.engine.check import Checker
 from metropolis.node.core.network.workloads.engine.collect import Collector
 from metropolis.node.core.network.workloads.engine.detach import Detacher
 from metropolis.node.core.network.workloads.engine.entries import attachment_of, owner_text
+from metropolis.node.core.network.workloads.engine.journal import NOTHING, Journal, verb
 from metropolis.node.core.network.workloads.engine.ledger import Ledger, Protection
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone, count_of
 from metropolis.node.core.network.workloads.engine.locks import Locks, TimeRemaining, forever
 from metropolis.node.core.network.workloads.engine.readiness import NOT_RUNNING, Readiness
 from metropolis.node.core.network.workloads.engine.settings import Settings
 from metropolis.node.core.network.workloads.engine.watchers import BACKLOG, Watcher
-from metropolis.node.core.network.workloads.errors import Unavailable
+from metropolis.node.core.network.workloads.errors import Unavailable, WorkloadError
 from metropolis.node.core.network.workloads.model import (
     AttachIntent,
     Attachment,
@@ -45,9 +47,18 @@ class Engine:
     WorkloadError family. time_remaining: see `locks`.
     """
 
-    def __init__(self, datapath: Datapath, conditions: Conditions | None = None) -> None:
-        """conditions: other problems of the node's network, for Status."""
+    def __init__(
+        self,
+        datapath: Datapath,
+        conditions: Conditions | None = None,
+        journal: Journal | None = None,
+    ) -> None:
+        """conditions: other problems of the node's network, for Status.
+        journal: gets each call that attaches, removes or fails; `close` ends
+        it.
+        """
         conditions = conditions or Conditions()
+        self._journal = journal
         self._datapath = datapath
         self._start_lock = threading.Lock()
         self._started = False
@@ -104,6 +115,8 @@ class Engine:
             if was_open:
                 self._datapath.close()
         self._ledger.watchers.end("the workload network service has stopped")
+        if self._journal is not None:
+            self._journal.close()
 
     # ---- Settings -----------------------------------------------------------
 
@@ -172,11 +185,23 @@ class Engine:
 
         All or nothing.
         """
-        check_attach(intent)
-        check_texts(self._datapath.parts, intent.parts)
-        if not self._started:
-            self._readiness.refuse_unless_ready()
-        return self._attacher.attach(intent, time_remaining)
+        began = time.perf_counter()
+        try:
+            check_attach(intent)
+            check_texts(self._datapath.parts, intent.parts)
+            if not self._started:
+                self._readiness.refuse_unless_ready()
+            made, is_new = self._attacher.attach(intent, time_remaining)
+        except Exception as error:
+            self.failed(verb(intent.owner), intent.workload_id, intent.if_name, error, began)
+            raise
+        if self._journal is not None:
+            if is_new:
+                self._journal.done(verb(intent.owner), made, began)
+            else:
+                why = "it is attached already, by the same request"
+                self._journal.failed("attach", made.workload_id, made.if_name, NOTHING, why, began)
+        return made
 
     def detach(
         self,
@@ -191,10 +216,21 @@ class Engine:
         A path of another namespace than the attachment's leaves it alone; a
         vanished path is ignored. Works without prefixes, and before `start`.
         """
-        check_detach(workload_id, netns_path, if_name)
-        if not self._started:
-            self.start()
-        self._detacher.detach(workload_id, netns_path, if_name, time_remaining)
+        began = time.perf_counter()
+        try:
+            check_detach(workload_id, netns_path, if_name)
+            if not self._started:
+                self.start()
+            removed = self._detacher.detach(workload_id, netns_path, if_name, time_remaining)
+        except Exception as error:
+            self.failed("detach", workload_id, if_name, error, began)
+            raise
+        if self._journal is not None:
+            for record in removed:
+                self._journal.done("detach", record, began)
+            if not removed:
+                why = "no such interface, or in another namespace"
+                self._journal.failed("detach", workload_id, if_name, NOTHING, why, began)
 
     def check(
         self,
@@ -236,7 +272,24 @@ class Engine:
         """
         if not self._started:
             self.start()
-        return self._collector.collect(is_live, of_owner, time_remaining)
+        began = time.perf_counter()
+        collected = self._collector.collect(is_live, of_owner, time_remaining)
+        if self._journal is not None:
+            for one in collected.removed:
+                self._journal.done("collect", one, began)
+            for one, why in collected.remaining:
+                self._journal.failed("collect", one.workload_id, one.if_name, "left", why, began)
+        return collected
+
+    def failed(
+        self, what: str, workload_id: str, if_name: str, error: Exception, began: float
+    ) -> None:
+        """Have the log name a call that failed, also one that comes no further
+        than its caller. began: time.perf_counter() at its begin.
+        """
+        if self._journal is not None:
+            kind = error.code.name if isinstance(error, WorkloadError) else type(error).__name__
+            self._journal.failed(what, workload_id, if_name, kind, str(error), began)
 
     def repair(self, allow: Allow) -> Sequence[Repair]:
         """Restore what others changed in the attachments; see ward.Ward.
