@@ -385,6 +385,32 @@ def _wanted(file):
         return not path.endswith((".pyi", ".pyx", ".pxd", ".h", ".c", ".proto", "py.typed"))
     return not path.endswith(("_test.py", ".pyi", ".proto", "conftest.py"))
 
+def _check(ctx, files):
+    """Adds the action that checks Python files; returns its output, an empty file."""
+    done = ctx.actions.declare_file(ctx.label.name + ".checked")
+    args = ctx.actions.args()
+    args.use_param_file("@%s", use_always = True)  # as workers need it
+    args.set_param_file_format("multiline")
+    args.add_all([done, ctx.file._settings])
+    args.add_all(files, map_each = _import_path)
+    ctx.actions.run(
+        executable = ctx.executable._check,
+        arguments = [args],
+        inputs = files + [ctx.file._settings],
+        outputs = [done],
+        mnemonic = "CheckPython",
+        progress_message = "Checking Python of %{label}",
+        use_default_shell_env = True,
+        execution_requirements = {
+            "requires-worker-protocol": "json",
+            "supports-workers": "1",
+        },
+    )
+    return done
+
+def _import_path(file):
+    return "%s=%s" % (file.short_path, file.path)
+
 def _py_layer_impl(ctx):
     files = depset(transitive = [
         depset(transitive = [
@@ -398,6 +424,11 @@ def _py_layer_impl(ctx):
         for dep in ctx.attr.deps
         if dep[DefaultInfo].files_to_run and dep[DefaultInfo].files_to_run.executable
     }
+    done = _check(ctx, [
+        file
+        for file in files.to_list()
+        if file.extension in ("py", "pyi") and not file.short_path.startswith("../") and file not in programs
+    ])
     groups = {"code": [], "pypi": []}
     for file in files.to_list():
         path = _file_path(file, ctx.attr.prefix)
@@ -415,6 +446,8 @@ def _py_layer_impl(ctx):
             "symlinks": {},
             "dirs": {},
             "bytecode": True,
+            # Wheels have files for other versions of Python.
+            "must_compile": ["/"] if group == "code" else [],
         }))
         run_tool(
             ctx,
@@ -425,15 +458,23 @@ def _py_layer_impl(ctx):
             progress_message = "Compiling Python of %{label} (" + group + ")",
         )
         outs.append(out)
-    return [DefaultInfo(files = depset(outs))]
+    return [
+        DefaultInfo(files = depset(outs)),
+        # Bazel makes this group of whatever is in a build: an image with a fault is
+        # not made, and no test or program runs that needs it.
+        OutputGroupInfo(_validation = depset([done])),
+    ]
 
 py_layer = rule(
     implementation = _py_layer_impl,
     doc = "The Python code of deps and all they import, byte-compiled: the workspace's " +
-          "below prefix, PyPI packages below prefix/site-packages, without tests.",
+          "below prefix, PyPI packages below prefix/site-packages, without tests. " +
+          "The workspace's must compile and pass //build/python:check.",
     attrs = {
         "deps": attr.label_list(providers = [PyInfo], mandatory = True),
         "prefix": attr.string(mandatory = True, doc = "Such as /usr/lib/metropolis."),
+        "_check": attr.label(default = "//build/python:check", executable = True, cfg = "exec"),
+        "_settings": attr.label(default = "//:pyproject.toml", allow_single_file = True),
         "_tool": attr.label(default = "//osbase/build:layer", executable = True, cfg = "exec"),
     },
 )

@@ -9,7 +9,10 @@ The spec is written by the rules in defs.bzl:
      "exclude": ["/usr/share/doc", ...],          from the tars only
      "files": [{"path": ..., "source": ..., "mode": 493}],
      "symlinks": {"/bin": "usr/bin"}, "dirs": {"/run": "0755"},
-     "bytecode": false}
+     "bytecode": false, "must_compile": ["/usr/lib/app/"]}
+
+With bytecode, a file in `files` whose path begins with one of must_compile and
+that is not valid Python is an error; elsewhere it gets no byte code.
 
 The manifest is JSON, `[[path, kind, mode, bytes, layer], ...]`.
 """
@@ -43,7 +46,9 @@ def assemble(spec: dict[str, Any]) -> Tree:
         tree.add_file(file["path"], whole(Path(file["source"])), "image", file["mode"])
     tree.prune()
     if spec["bytecode"]:
-        bytecode.add_bytecode(tree)
+        wanted = tuple(spec.get("must_compile", ()))
+        sources = {f["path"]: f["source"] for f in spec["files"] if f["path"].startswith(wanted)}
+        bytecode.add_bytecode(tree, sources)
     return tree
 
 

@@ -82,6 +82,23 @@ def test_failures_name_the_output_and_the_reason(
     assert "rot13" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("x = 1\ndef f(:\n", 2), ("x = (\n", 1), ("if x:\npass\n", 2), ("x = '\0'\n", 1)],
+)
+def test_a_file_that_must_compile_and_does_not_is_named_with_the_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, line: int
+) -> None:
+    (tmp_path / "wrong.py").write_text(text)
+    source = str(tmp_path / "wrong.py")
+    files = [{"path": "/usr/lib/app/wrong.py", "source": source, "mode": 0o644}]
+    out = tmp_path / "out.tar"
+    for must_compile, status in [([], 0), (["/usr/lib/other/"], 0), (["/usr/lib/app/"], 1)]:
+        spec = write_spec(tmp_path, files=files, must_compile=must_compile)
+        assert layer.main(["tar", str(spec), str(out)]) == status
+        assert (f"{source}:{line}: " in capsys.readouterr().err) == bool(status)
+
+
 def test_byte_code_is_loaded_without_its_source(tmp_path: Path) -> None:
     tree = Tree()
     tree.add_file("/m/good.py", Data(b"VALUE = {'a', 'b'}\n"), "x")

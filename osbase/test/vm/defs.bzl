@@ -49,6 +49,8 @@ def _guest_layer_impl(ctx):
         "symlinks": {},
         "dirs": {},
         "bytecode": True,
+        # The workspace's code; wheels have files for other versions of Python.
+        "must_compile": [_RUNFILES + "/_main/"],
     }))
     run_tool(
         ctx,
