@@ -48,6 +48,11 @@ def _from_repository_cache(rctx, file):
 def _mirrors(rctx):
     done = rctx.execute(["apt-get", "indextargets", "--no-release-info", "--format", "$(REPO_URI)"])
     mirrors = {uri: None for uri in done.stdout.splitlines() if uri}
+
+    # Not getenv(): what was fetched stays good when the variable changes.
+    given = rctx.os.environ.get("DEVROOT_MIRROR")
+    if given:
+        mirrors = {given: None} | mirrors
     if done.return_code or not mirrors:
         fail("apt-get indextargets names no mirror (exit %d): %s" %
              (done.return_code, done.stderr.strip()))
