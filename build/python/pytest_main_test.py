@@ -110,20 +110,58 @@ def test_fails(target: Target, text: str) -> None:
         ("test_two", ALL[1:4]),
         ("one or async", ["test_one", "test_async"]),
         ("some_test.py::test_two[1]", ["test_two[1]"]),
-        ("other_test.py::test_two", []),
-        ("nothing_like_it", []),
+        ("some_test.py::test_two", ALL[1:4]),
     ],
 )
 def test_filter(target: Target, wanted: str, found: list[str]) -> None:
-    """A filter without a match succeeds: all targets get the same filter."""
+    for many in ("", "1"):
+        done, cases = target.run(TESTS, TESTBRIDGE_TEST_ONLY=wanted, TEST_FILTER_OF_MANY=many)
+        assert done.returncode == 0, done.stdout
+        assert cases == found
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    ["nothing_like_it", "other_test.py::test_two", "some_test.py::nosuch", "some_test.py::test_tw"],
+)
+def test_a_filter_without_a_match_fails_and_lists_the_cases(target: Target, wanted: str) -> None:
     done, cases = target.run(TESTS, TESTBRIDGE_TEST_ONLY=wanted)
-    assert done.returncode == 0, done.stdout
-    assert cases == found
-
-
-def test_filter_that_is_wrong_fails(target: Target) -> None:
-    done, _ = target.run(TESTS, TESTBRIDGE_TEST_ONLY="some_test.py::no_such_test")
     assert done.returncode != 0
+    assert f"--test_filter={wanted} matches no case" in done.stdout
+    assert all(f"    some_test.py::{case}\n" in done.stdout for case in ALL)
+    assert cases == []
+    # Other targets have the same filter, and may have a match.
+    done, cases = target.run(TESTS, TESTBRIDGE_TEST_ONLY=wanted, TEST_FILTER_OF_MANY="1")
+    assert done.returncode == 0, done.stdout
+    assert cases == []
+
+
+def test_a_long_list_of_cases_is_cut(target: Target) -> None:
+    text = "import pytest\n\n@pytest.mark.parametrize('n', range(99))\ndef test_x(n):\n    pass\n"
+    done, _ = target.run(text, TESTBRIDGE_TEST_ONLY="nosuch")
+    assert "test_x[39]" in done.stdout
+    assert "test_x[40]" not in done.stdout
+    assert "... 99 in all" in done.stdout
+
+
+def test_a_wrong_expression_fails(target: Target) -> None:
+    done, _ = target.run(TESTS, TESTBRIDGE_TEST_ONLY="one or")
+    assert done.returncode != 0
+
+
+def test_shards_share_the_filtered_tests(target: Target) -> None:
+    seen = []
+    for index in range(4):
+        done, cases = target.run(
+            TESTS,
+            TESTBRIDGE_TEST_ONLY="test_two",
+            TEST_TOTAL_SHARDS="4",
+            TEST_SHARD_INDEX=str(index),
+            TEST_SHARD_STATUS_FILE=str(target.folder / "status"),
+        )
+        assert done.returncode == 0, done.stdout
+        seen += cases
+    assert sorted(seen) == ALL[1:4]
 
 
 def test_shards_share_the_tests(target: Target) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from build.results import count
+from build.results import count, matched
 from build.results.cases import Case, Outcome, cases
 from build.results.events import Result, results
 
@@ -153,3 +153,24 @@ def test_nothing_ran(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert count.main([str(tmp_path / "none")]) == 1
     assert "none: No such file" in capsys.readouterr().err
     assert count.main([]) == 2
+
+
+@pytest.mark.parametrize(
+    ("report", "status"),
+    [
+        ("<testsuites><testsuite/></testsuites>", matched.NO_TESTS),
+        ("<testsuites><testsuite><testcase name='a'/></testsuite></testsuites>", 0),
+        ("", matched.NO_TESTS),
+    ],
+)
+def test_a_filter_has_a_match_when_any_test_has_a_case(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], report: str, status: int
+) -> None:
+    for run, text in [(1, "<testsuites/>"), (2, report)]:
+        folder = tmp_path / f"testlogs/x/y_test/run_{run}_of_5"
+        folder.mkdir(parents=True)
+        (folder / "test.xml").write_text(text)
+    events = tmp_path / "events"
+    events.write_text("".join(f"{event(run, out=str(tmp_path))}\n" for run in (1, 2)))
+    assert matched.main([str(events)]) == status
+    assert ("matches no case" in capsys.readouterr().err) == bool(status)
