@@ -25,6 +25,7 @@ from metropolis.node.core.network.workloads.spec import workload_pb2, workload_p
 from metropolis.test.launch.cri import Cri, unix_channel, why_not
 from metropolis.test.launch.images import Images
 from metropolis.test.launch.lab import OUTSIDE_IPV4, OUTSIDE_IPV6, ROUTER_IPV6, Lab, Port
+from metropolis.test.launch.servicelogs import WATCHED, Watch, excerpt
 from metropolis.test.launch.started import Started
 from osbase.test.agent.client import Agent, AgentError, AgentRestartedError
 from osbase.test.qemu.accel import find_accel
@@ -36,15 +37,21 @@ CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 _CONFIG = "opt/metropolis/node.textproto"
 # Seconds between checks of a node that is not ready.
 _POLL_S = 0.2
+# Seconds between looks at the logs of such a node.
+_LOOK_S = 1.0
 # Seconds from the end of the agent's channel to that of its machine.
 _ENDING_S = 2.0
 _DATA_BYTES = 1 << 29  # of a data disk
+_LOGS = "/run/log"
+# Lines of a service's log in reports: of one that is suspected, of the others.
+_SUSPECT_LINES, _LINES = 60, 8
+_LOGS_S = 20.0
 
 type Progress = Callable[[str], None]
 
 
 class NodeError(Exception):
-    """The node failed to become ready; the text ends with its logs."""
+    """The node failed to become ready; the text has its logs."""
 
 
 async def make_data_disk(path: Path) -> None:
@@ -152,9 +159,11 @@ class Node(Started):
     async def wait_ready(self, timeout_s: float = 600.0) -> None:
         """Wait until pods can be started and the uplink has both addresses.
 
-        Raises NodeError with the missing parts and the node's logs.
+        Raises NodeError with the missing parts and the node's logs: after that
+        time, or as soon as a service ends or a task dies again and again.
         """
         missing = "the agent"
+        watch = Watch(booting=self.boot_s == 0)
         up = asyncio.create_task(self.agent.ready())
         died = asyncio.create_task(self.vm.wait())
         try:
@@ -167,13 +176,16 @@ class Node(Started):
                 except AgentError as error:
                     raise await self._failure(died, error) from error
                 self._progress(f"boot: the node runs after {self._elapsed():.1f} s")
-                said = ""
+                said, look_at = "", 0.0
                 while missing := await self._missing_now(died):
                     if missing != said:
                         self._progress(f"boot: waiting for {missing} ({self._elapsed():.1f} s)")
                         said = missing
                     if died.done():
                         raise NodeError(str(self.vm.failure("ended by itself")))
+                    if time.monotonic() >= look_at:
+                        await self._look(watch, missing)
+                        look_at = time.monotonic() + _LOOK_S
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             raise NodeError(
@@ -185,6 +197,20 @@ class Node(Started):
             await asyncio.gather(up, died, return_exceptions=True)
         self.boot_s = self._elapsed()
         self._progress(f"boot: ready after {self.boot_s:.1f} s")
+
+    async def _look(self, watch: Watch, missing: str) -> None:
+        """Raise NodeError if a service crashes again and again."""
+        for service in WATCHED:
+            try:
+                log = await self.agent.read_file(f"{_LOGS}/{service}/current")
+            except AgentError:
+                # Not there yet, or the agent restarts; _missing reports others.
+                continue
+            why = watch.look(service, log.decode(errors="replace"))
+            for news in watch.news:
+                self._progress(f"boot: {news}")
+            if why:
+                raise NodeError(f"{why} (waited for {missing})\n{await self.logs(service)}")
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._begin
@@ -238,31 +264,38 @@ class Node(Started):
             if "local" in address and not address.get("tentative")
         ]
 
-    async def logs(self) -> str:
-        """Return the ends of all service logs, or of the console."""
+    async def logs(self, suspect: str = WATCHED[0]) -> str:
+        """Return the ends of all service logs, or of the console: node core's
+        first, with its last traceback; then the suspect's; little of others.
+        """
         with contextlib.suppress(AgentError, TimeoutError):
-            async with asyncio.timeout(20):
-                done = await self.agent.run(
-                    ["sh", "-c", "cd /run/log && tail -n 30 */current"], check=False
-                )
-                return done.text
-        return self.vm.console_tail()
+            async with asyncio.timeout(_LOGS_S):
+                names = (await self.agent.run(["ls", _LOGS])).text.split()
+                first = [name for name in dict.fromkeys((WATCHED[0], suspect)) if name in names]
+                parts = []
+                for name in dict.fromkeys((*first, *names)):
+                    path = f"{_LOGS}/{name}/current"
+                    log = (await self.agent.read_file(path)).decode(errors="replace")
+                    end = excerpt(log, _SUSPECT_LINES if name in first else _LINES)
+                    parts.append(f"--- {name}: the end of {path}\n{end}")
+                return "\n".join(parts)
+        return f"--- the end of {self.vm.layout.console_log}\n{self.vm.console_tail()}"
 
     async def save_logs(self, directory: Path) -> None:
         """Copy all service logs to SERVICE.log in a directory, if the node
         still answers.
         """
         with contextlib.suppress(AgentError, TimeoutError):
-            async with asyncio.timeout(20):
-                names = (await self.agent.run(["ls", "/run/log"])).text.split()
+            async with asyncio.timeout(_LOGS_S):
+                names = (await self.agent.run(["ls", _LOGS])).text.split()
                 for name in names:
-                    data = await self.agent.read_file(f"/run/log/{name}/current")
+                    data = await self.agent.read_file(f"{_LOGS}/{name}/current")
                     await asyncio.to_thread((directory / f"{name}.log").write_bytes, data)
 
     async def attach_log(self) -> str:
         """Return the lines of the logs with attach times."""
         # containerd's log, for cniproxy; the service's, for the exec shim.
-        logs = [f"/run/log/{name}/current" for name in ("containerd", "node-core")]
+        logs = [f"{_LOGS}/{name}/current" for name in ("containerd", "node-core")]
         return (await self.agent.run(["grep", "-hF", "attached in", *logs], check=False)).text
 
     async def shell(self, script: str) -> str:

@@ -27,8 +27,14 @@ class World:
         self.waiting = 0
         self.node = Node(cast(Images, None), cast(Lab, None), directory, port=Port(1, -1))
         self.node.vm = cast(Vm, SimpleNamespace(wait=self._wait, failure=self._failure))
-        self.node.agent = cast(Agent, SimpleNamespace(ready=self._ready))
+        self.log = b""
+        self.node.agent = cast(Agent, SimpleNamespace(ready=self._ready, read_file=self._read))
         self._missing = missing
+
+    async def _read(self, path: str) -> bytes:
+        if not path.startswith("/run/log/node-core/"):
+            raise AgentError(f"{path}: ENOENT")
+        return self.log
 
     async def _pend(self, event: asyncio.Event) -> None:
         self.waiting += 1
@@ -53,8 +59,8 @@ class World:
         async def missing() -> str:
             return self._missing()
 
-        async def logs() -> str:
-            return "the logs"
+        async def logs(suspect: str = "node-core") -> str:
+            return f"the logs of {suspect}"
 
         monkeypatch.setattr(self.node, "_missing", missing)
         monkeypatch.setattr(self.node, "logs", logs)
@@ -108,7 +114,7 @@ async def test_a_machine_that_ends_before_the_agent_tells_its_console(
 
 async def test_time_is_up_before_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(tmp_path, str)
-    with pytest.raises(NodeError, match=r"waiting for the agent\nthe logs"):
+    with pytest.raises(NodeError, match=r"waiting for the agent\nthe logs of node-core"):
         await world.wait_ready(monkeypatch, 0.2)
 
 
@@ -117,5 +123,34 @@ async def test_time_is_up_while_something_is_missing(
 ) -> None:
     world = World(tmp_path, lambda: "containerd")
     world.up.set()
-    with pytest.raises(NodeError, match=r"waiting for containerd\nthe logs"):
+    with pytest.raises(NodeError, match=r"waiting for containerd\nthe logs of node-core"):
         await world.wait_ready(monkeypatch, 0.5)
+
+
+async def test_a_service_that_crashes_ends_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, lambda: "the network service")
+    world.up.set()
+    world.log = b"-- start\nNameError: x\n-- start\nNameError: x\n-- start\n"
+    with pytest.raises(NodeError) as caught:
+        await world.wait_ready(monkeypatch, 30.0)
+    assert str(caught.value).splitlines() == [
+        "node-core ended 2 times and starts again: NameError: x (waited for the network service)",
+        "the logs of node-core",
+    ]
+
+
+async def test_one_restart_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = asyncio.get_running_loop().time()
+    late = 1.5
+    world = World(
+        tmp_path,
+        lambda: "containerd" if asyncio.get_running_loop().time() < begin + late else "",
+    )
+    world.up.set()
+    world.log = b"-- start\nNameError: x\n-- start\n"
+    said: list[str] = []
+    monkeypatch.setattr(world.node, "_progress", said.append)
+    await world.wait_ready(monkeypatch, 30.0)
+    assert "boot: node-core ended and starts again: NameError: x" in said
