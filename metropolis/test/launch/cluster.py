@@ -23,7 +23,6 @@ import asyncio
 import contextlib
 import os
 import shlex
-import shutil
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
@@ -36,7 +35,7 @@ from metropolis.node.core.curator.etcd import Etcd as Store
 from metropolis.node.core.curator.etcd import dial
 from metropolis.node.core.curator.records import ClusterConfig, pod_network
 from metropolis.test.etcd import Etcd
-from metropolis.test.launch import checks, reach
+from metropolis.test.launch import checks, configuration, keeping, reach
 from metropolis.test.launch.capture import Capture
 from metropolis.test.launch.checks import Check, Plan
 from metropolis.test.launch.cri import CriError, Pod
@@ -60,12 +59,12 @@ from osbase.test.qemu.accel import find_accel
 # Sizes of what pods serve: for the matrix, and for tests of throughput.
 BODIES = (reach.BODY_BYTES, 1_000_000)
 POD_NETWORKS = (("10.200.0.0/16", 24), ("fd00:10:200::/48", 64))
+_CONFIG = "network { uplink { dhcp4 {} } }"
 _MEMORY_MIB = 1024
 _CPUS = 2  # of a node, where the host has as many for each
 _BOOT_S = 600.0
 # Seconds for all checks of one pod or node.
 _ASK_S = 600.0
-_KEPT = (".log",)
 
 
 @dataclass
@@ -107,10 +106,13 @@ class Cluster(Started):
         mtu: int = MTU,
         keep: Path | None = None,
         progress: Progress = quiet,
+        config: str | None = None,
+        log_level: str = "info",
     ) -> None:
         """directory: short, see osbase.test.qemu.config. nodes: how many there
         are at first. mtu: of the underlay, bytes. keep: gets logs and captures
-        in the end.
+        in the end. config: of every node, without its part `cluster`.
+        log_level: node core's.
         """
         super().__init__()
         self.members: dict[str, Member] = {}
@@ -125,10 +127,12 @@ class Cluster(Started):
         self._cpus = max(1, min(_CPUS, (os.process_cpu_count() or 1) // max(1, nodes)))
         self._keep = keep
         self._progress = progress
+        self._node_config = _CONFIG if config is None else config
+        self._log_level = log_level
 
     async def _start(self) -> None:
         if self._keep is not None:
-            self._stack.callback(keep, self._directory, self._keep)
+            self._stack.callback(keeping.copy, self._directory, self._keep)
         await self._stack.enter_async_context(self.lab)
         await self._stack.enter_async_context(self.capture)
         await self._start_store()
@@ -171,10 +175,7 @@ class Cluster(Started):
 
     def _config(self, name: str) -> str:
         """Return the NodeConfig of a node."""
-        return f"""
-network {{ uplink {{ dhcp4 {{}} }} }}
-cluster {{ node_id: "{name}" etcd_endpoint: "{self.etcd.endpoint}" }}
-"""
+        return self._node_config + configuration.member(name, self.etcd.endpoint)
 
     def _pki(self, name: str) -> dict[str, bytes]:
         made = self.etcd.authority.client(name)
@@ -213,10 +214,13 @@ cluster {{ node_id: "{name}" etcd_endpoint: "{self.etcd.endpoint}" }}
         node = Node(
             self._images, self.lab, member.directory, self._config(name), say, member.disk,
             name=name, port=member.port, pki=member.pki, memory_mib=_MEMORY_MIB, cpus=self._cpus,
-            clock=clock,
+            clock=clock, log_level=self._log_level,
         )  # fmt: skip
         member.node = await member.stack.enter_async_context(node)
-        await node.wait_ready(_BOOT_S)
+        try:
+            await node.wait_ready(_BOOT_S)
+        except NodeError as error:
+            raise NodeError(f"{name}: {error}") from error
         return node
 
     async def power_off(self, name: str, grace_s: float = 0.0) -> None:
@@ -364,12 +368,3 @@ async def _all[T](work: Iterable[Coroutine[None, None, T]]) -> list[T]:
     else:
         return [task.result() for task in tasks]
     raise failed.exceptions[0]
-
-
-def keep(directory: Path, target: Path) -> None:
-    """Copy a cluster's logs and captures, in their directories."""
-    for path in directory.rglob("*"):
-        if path.suffix in _KEPT or path.name.startswith("underlay.pcap"):
-            to = target / path.relative_to(directory)
-            to.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, to)

@@ -4,18 +4,22 @@
 import argparse
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from metropolis.test.launch.child import ChildError
+from metropolis.test.launch.configuration import ConfigurationError
 from metropolis.test.launch.cri import CriError
 from metropolis.test.launch.images import ImagesError
 from metropolis.test.launch.lab import LabError, enter_namespaces
 from metropolis.test.launch.node import NodeError
 from metropolis.test.launch.state import StateError
+from metropolis.test.launch.verdict import Verdict
 from osbase.test.agent.client import AgentError
 from osbase.test.qemu.config import ConfigError
 from osbase.test.qemu.vm import VmError
@@ -25,14 +29,24 @@ FAILED = 2
 
 # Expected errors, which are printed without a traceback.
 _EXPECTED = (
-    AgentError, ChildError, ConfigError, CriError, ImagesError, LabError, NodeError, StateError,
-    VmError,
+    AgentError, ChildError, ConfigError, ConfigurationError, CriError, ImagesError, LabError,
+    NodeError, StateError, VmError,
 )  # fmt: skip
 
 
 def say(message: str) -> None:
     """Print progress."""
     print(message, file=sys.stderr, flush=True)
+
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def typed(path: Path | None) -> Path | None:
+    """Return a path of the command line as an absolute one: `bazel run` changes
+    the directory.
+    """
+    return path and Path(os.environ.get("BUILD_WORKING_DIRECTORY", "."), path).absolute()
 
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
@@ -42,28 +56,50 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     )
     made.add_argument("--exit", action="store_true", help="end after the table")
     made.add_argument("--json", action="store_true", help="print one line of JSON, no table")
+    made.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="copy the logs of services, the consoles and captures there in the end, also after "
+        "a failure or Ctrl-C",
+    )
+    made.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the node's configuration, a NodeConfig as protobuf text, checked before the boot; "
+        "default: metropolis/node/image/etc/node.textproto",
+    )
+    made.add_argument(
+        "--log-level",
+        choices=LOG_LEVELS,
+        default="info",
+        help="the least that node core logs, default: %(default)s",
+    )
     return made
 
 
-class Verdict:
-    """The result of the printed table: from then on it is the exit status, also
-    when a signal ends the command.
+def keep_directory(path: Path | None) -> Path | None:
+    """Make the directory of --keep; return its absolute path.
+
+    Raises StateError.
     """
-
-    def __init__(self) -> None:
-        self.status: int | None = None
-
-    def shown(self, ok: bool) -> None:
-        """Set the result. ok: whether every check was ok."""
-        self.status = 0 if ok else 1
+    target = typed(path)
+    if target is not None:
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(f"--keep {target}: {error.strerror}") from error
+        if not os.access(target, os.W_OK | os.X_OK):
+            raise StateError(f"--keep {target}: this user may not write there")
+    return target
 
 
 type Work = Callable[[Verdict], Coroutine[None, None, None]]
 
 
-async def _until_signalled(work: Work) -> int | None:
+async def _until_signalled(work: Work, verdict: Verdict) -> int | None:
     loop = asyncio.get_running_loop()
-    verdict = Verdict()
     task = asyncio.create_task(work(verdict))
     caught: list[int] = []
 
@@ -89,13 +125,17 @@ def run(name: str, work: Work) -> int | None:
     error, which is printed. SIGINT, SIGTERM and SIGHUP end it in good order;
     the status is 128 plus their number before the verdict, else the verdict's.
     """
+    verdict = Verdict()
     try:
         enter_namespaces()
-        return asyncio.run(_until_signalled(work))
+        return asyncio.run(_until_signalled(work, verdict))
     except _EXPECTED as error:
         say(f"{name}: {error}")
     except Exception:
         traceback.print_exc()
+    finally:
+        if verdict.kept:
+            say(f"{name}: {verdict.kept}")
     return None
 
 

@@ -8,8 +8,8 @@ import signal
 import pytest
 
 from metropolis.test.launch import command
-from metropolis.test.launch.command import Verdict
 from metropolis.test.launch.node import NodeError
+from metropolis.test.launch.verdict import Verdict
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -1,29 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boot a node, start two pods, show what they can reach; then stay.
 
-    ./bazelw run //metropolis:launch [-- --exit] [-- --json]
+    ./bazelw run //metropolis:launch -- [--pods 2] [--config FILE] [--exit]
 
 Progress goes to stderr, the table (or, with --json, one line of JSON) to
 stdout. The exit status is 0 when every check is ok, 1 when one is not, 2 when
 no check ran.
 """
 
+import argparse
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from string import ascii_lowercase
+
+import grpc.aio
 
 from metropolis.node.core.network.workloads.spec import workload_pb2
-from metropolis.test.launch import checks, command, report, state
+from metropolis.test.launch import checks, command, configuration, report, state
 from metropolis.test.launch.command import say
-from metropolis.test.launch.cri import Pod
+from metropolis.test.launch.configuration import Configuration, ConfigurationError
+from metropolis.test.launch.cri import CriError, Pod
 from metropolis.test.launch.images import find_images
+from metropolis.test.launch.keeping import keeping
 from metropolis.test.launch.lab import OUTSIDE_IPV4, OUTSIDE_IPV6, OUTSIDE_PORT, Lab
-from metropolis.test.launch.node import Node
+from metropolis.test.launch.node import Node, NodeError
 from metropolis.test.launch.report import PodRow, Report, to_json, to_table
+from metropolis.test.launch.verdict import Verdict
+from osbase.test.agent.client import AgentError
 
-PODS = ("pod-a", "pod-b")
+# An emulated node starts one in two seconds or so; each has an address of its
+# own and 16 MiB of shims and server.
+MOST_PODS = 20
+_AT_ONCE = 4
+_MEMORY_MIB, _POD_MIB = 1024, 32
 # The CRI has no field for it; containerd always names it so.
 INTERFACE = "eth0"
+
+
+def pod_names(count: int) -> list[str]:
+    """Return the names: pod-a, pod-b, ..."""
+    return [f"pod-{letter}" for letter in ascii_lowercase[:count]]
 
 
 async def pod_rows(node: Node, pods: Sequence[Pod]) -> list[PodRow]:
@@ -49,15 +66,15 @@ async def pod_rows(node: Node, pods: Sequence[Pod]) -> list[PodRow]:
     return rows
 
 
-def consistency(rows: Sequence[PodRow]) -> list[checks.Check]:
-    """Return a check for each pod: it has both addresses, a link."""
+def consistency(rows: Sequence[PodRow], families: Collection[int] = (4, 6)) -> list[checks.Check]:
+    """Return a check for each pod: it has addresses of all families, a link."""
     found = []
     for row in rows:
         lacks = [
             what
             for what, value in (
-                ("IPv4 address", row.ipv4),
-                ("IPv6 address", row.ipv6),
+                ("IPv4 address", row.ipv4 or 4 not in families),
+                ("IPv6 address", row.ipv6 or 6 not in families),
                 ("attachment in the service's List", row.host_link),
                 ("attach time in the service's log", row.attach_ms),
             )
@@ -68,52 +85,77 @@ def consistency(rows: Sequence[PodRow]) -> list[checks.Check]:
     return found
 
 
-async def examine(node: Node) -> Report:
+async def examine(node: Node, names: Sequence[str], own: Configuration) -> Report:
     """Start the pods, check them, return the report. The pods stay."""
-    say(f"pods: starting {', '.join(PODS)} (the images' busybox)")
-    pods = await asyncio.gather(
-        *(node.cri.run_pod(name, checks.pod_command(name)) for name in PODS)
-    )
+    say(f"pods: starting {', '.join(names)} (the images' busybox)")
+    turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def start(name: str) -> Pod:
+        async with turns:
+            return await node.cri.run_pod(name, checks.pod_command(name))
+
+    pods = await asyncio.gather(*map(start, names))
     say("checks: asking the pods")
     addresses = [ip for ip in (node.ipv4, node.ipv6) if ip is not None]
-    plans = checks.plan(pods, addresses, [OUTSIDE_IPV4, OUTSIDE_IPV6], OUTSIDE_PORT)
+    outside = [ip for ip in (OUTSIDE_IPV4, OUTSIDE_IPV6) if ip.version in own.uplink]
+    plans = checks.plan(pods, addresses, outside, OUTSIDE_PORT, own.pods)
     rows, outcome = await asyncio.gather(pod_rows(node, pods), checks.run(node.cri, pods, plans))
     return Report(
         accel=node.accel.value if node.accel else "",
         boot_s=node.boot_s,
         pods=tuple(rows),
-        checks=(*consistency(rows), *outcome),
+        checks=(*consistency(rows, own.pods), *outcome),
     )
 
 
-def hints(node: Path) -> str:
-    """Return hints about commands for the running node. node: its directory."""
+def hints(directory: Path, names: Sequence[str]) -> str:
+    """Return hints about commands for the running node. directory: its own."""
     return f"""
 The node runs until Ctrl-C. Meanwhile, in another terminal:
   a shell on the node       ./bazelw run //metropolis/test/launch:console
-                            (or: socat -,rawer,escape=0x1d UNIX-CONNECT:{node}/console.sock)
-  a command in a pod        ./bazelw run //metropolis/test/launch:pod -- exec {PODS[0]} ip addr
-  the console so far        {node}/console.log
+  a command in a pod        ./bazelw run //metropolis/test/launch:pod -- exec {names[0]} ip addr
+  the console so far        {directory}/console.log
 """
 
 
-async def launch(base: Path, leave: bool, as_json: bool, verdict: command.Verdict) -> None:
+async def launch(
+    base: Path, options: argparse.Namespace, own: Configuration, verdict: Verdict
+) -> None:
     """Run the whole launch."""
-    with state.directory(base) as directory:
+    names = pod_names(options.pods)
+    with (
+        state.directory(base) as directory,
+        keeping(directory, options.keep, base, verdict),
+    ):
         async with Lab(directory) as lab, Node(
-            find_images(), lab, directory / "node", progress=say
+            find_images(), lab, directory / "node", own, say,
+            memory_mib=_MEMORY_MIB + _POD_MIB * max(0, len(names) - _AT_ONCE),
+            log_level=options.log_level,
         ) as node:  # fmt: skip
-            await node.wait_ready()
-            found = await examine(node)
-            if not found.ok:
-                say(f"--- the node's logs\n{await node.logs()}\n---")
-            print(to_json(found) if as_json else to_table(found), flush=True)
-            verdict.shown(found.ok)
-            if not leave:
-                say(hints(directory / "node"))
-                await _ended(node)
-            elif node.vm is not None:
-                await node.vm.stop()
+            try:
+                await node.wait_ready()
+                await _show(node, names, own, options.json, verdict)
+                if not options.exit:
+                    say(hints(directory / "node", names))
+                    await _ended(node)
+            finally:
+                await node.save_logs(directory / "node")
+            await node.vm.stop()
+
+
+async def _show(
+    node: Node, names: Sequence[str], own: Configuration, as_json: bool, verdict: Verdict
+) -> None:
+    """Print the report. Raises NodeError with the logs when there is none."""
+    try:
+        found = await examine(node, names, own)
+    except (AgentError, CriError, grpc.aio.AioRpcError) as error:
+        text = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
+        raise NodeError(f"{text}\n{await node.logs()}") from error
+    if not found.ok:
+        say(await node.logs())
+    print(to_json(found) if as_json else to_table(found), flush=True)
+    verdict.shown(found.ok)
 
 
 async def _ended(node: Node) -> None:
@@ -121,14 +163,35 @@ async def _ended(node: Node) -> None:
     say(f"the node has ended: {reason or 'no reason given'}")
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; exit with 2 when it is wrong."""
+    parser = command.parser("launch", __doc__)
+    parser.add_argument(
+        "--pods",
+        type=int,
+        default=2,
+        metavar="N",
+        help=f"how many pods to start, 1 to {MOST_PODS}, default: %(default)s",
+    )
+    options = parser.parse_args(arguments)
+    if not 1 <= options.pods <= MOST_PODS:
+        parser.error(f"--pods {options.pods}: want 1 to {MOST_PODS}")
+    return options
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    parser = command.parser("launch", __doc__)
-    options = parser.parse_args(arguments)
+    options = parse(arguments)
     base = state.root()
-    status = command.run(
-        "launch", lambda verdict: launch(base, options.exit, options.json, verdict)
-    )
+    status = None
+    try:
+        options.keep = command.keep_directory(options.keep)
+        config = command.typed(options.config)
+        own = Configuration() if config is None else configuration.of_node(config)
+    except (ConfigurationError, state.StateError) as error:
+        say(f"launch: {error}")
+    else:
+        status = command.run("launch", lambda verdict: launch(base, options, own, verdict))
     if status is None and options.json:
         failed = checks.Check("launch", False, "see stderr")
         print(to_json(Report("", 0.0, (), (failed,))), flush=True)

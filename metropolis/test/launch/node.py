@@ -22,6 +22,7 @@ import grpc.aio
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads.spec import workload_pb2, workload_pb2_grpc
+from metropolis.test.launch.configuration import Configuration
 from metropolis.test.launch.cri import Cri, unix_channel, why_not
 from metropolis.test.launch.images import Images
 from metropolis.test.launch.lab import OUTSIDE_IPV4, OUTSIDE_IPV6, ROUTER_IPV6, Lab, Port
@@ -75,7 +76,7 @@ class Node(Started):
         images: Images,
         lab: Lab,
         directory: Path,
-        config: str | None = None,
+        config: Configuration | str | None = None,
         progress: Progress = quiet,
         data: Path | None = None,
         *,
@@ -85,28 +86,32 @@ class Node(Started):
         memory_mib: int = 1024,
         cpus: int = 2,
         clock: str = "utc",
+        log_level: str = "info",
     ) -> None:
         """config: NodeConfig as text; None: the one in the image. data: a file
         with ext4, the node's /var; None: /var ends with the node. port: of the
         lab; None: the first. pki: contents of ca, cert and key, PEM. clock: see
-        Machine.
+        Machine. log_level: node core's.
         """
         super().__init__()
         self.name = name
         self.port = lab.ports[0] if port is None else port
         self.accel: Accel | None = None
         self.boot_s = 0.0
-        self.ipv4: IPv4Address = self.port.ipv4
+        own = config if isinstance(config, Configuration) else Configuration(config)
+        self.ipv4: IPv4Address = own.ipv4 or self.port.ipv4
         self.ipv6: IPv6Address | None = None
         self._images = images
         self._directory = directory
         self._progress = progress
         self._data = data
-        self._fw_cfg = {} if config is None else {_CONFIG: config.encode()}
+        self._families = own.uplink
+        self._fw_cfg = {} if own.text is None else {_CONFIG: own.text.encode()}
         self._fw_cfg |= {f"opt/metropolis/{item}.pem": pem for item, pem in (pki or {}).items()}
         self._memory_mib = memory_mib
         self._cpus = cpus
         self._clock = clock
+        self._flags = f"metropolis.hostname={name} metropolis.log-level={log_level}"
         self._begin = 0.0
 
     vm: Vm
@@ -131,7 +136,7 @@ class Node(Started):
         machine = Machine(
             kernel=self._images.kernel,
             initrd=self._images.initramfs,
-            cmdline=f"quiet metropolis.console metropolis.hostname={self.name}",
+            cmdline=f"quiet metropolis.console {self._flags}",
             drives=(
                 Drive(self._images.root, "root"),
                 Drive(self._images.tools, "tools"),
@@ -241,13 +246,17 @@ class Node(Started):
         if missing := await self.cri.unready():
             return missing
         found = await self.uplink_addresses()
-        if self.ipv4 not in found:
-            return f"the uplink's {self.ipv4} by DHCP"
-        ipv6 = [ip for ip in found if ip in ROUTER_IPV6.network]
-        if not ipv6:
-            return "the uplink's IPv6 address by router advertisement"
-        self.ipv6 = next(ip for ip in ipv6 if isinstance(ip, IPv6Address))
+        if 4 in self._families and self.ipv4 not in found:
+            how = " by DHCP" if self.ipv4 == self.port.ipv4 else ""
+            return f"the uplink's {self.ipv4}{how}"
+        if 6 in self._families:
+            ipv6 = [ip for ip in found if ip in ROUTER_IPV6.network]
+            if not ipv6:
+                return "the uplink's IPv6 address by router advertisement"
+            self.ipv6 = next(ip for ip in ipv6 if isinstance(ip, IPv6Address))
         for outside in (OUTSIDE_IPV4, OUTSIDE_IPV6):
+            if outside.version not in self._families:
+                continue
             routed = await self.agent.run(["ip", "route", "get", str(outside)], check=False)
             if routed.status != 0:
                 return f"a route to the outside, IPv{outside.version}"
@@ -286,6 +295,8 @@ class Node(Started):
         still answers.
         """
         with contextlib.suppress(AgentError, TimeoutError):
+            async with asyncio.timeout(_ENDING_S):
+                await self.agent.ready()
             async with asyncio.timeout(_LOGS_S):
                 names = (await self.agent.run(["ls", _LOGS])).text.split()
                 for name in names:
