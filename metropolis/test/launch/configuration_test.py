@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from ipaddress import ip_address
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -30,15 +30,21 @@ def write(tmp_path: Path, *parts: str) -> Path:
     [
         ((DHCP, PODS4, PODS6), {4, 6}, {4, 6}, None),
         ((DHCP, PODS4), {4}, {4}, None),
-        ((STATIC, PODS4, PODS6), {4, 6}, {4, 6}, ip_address("198.51.100.77")),
+        ((STATIC, PODS4, PODS6), {4, 6}, {4, 6}, IPv4Address("198.51.100.77")),
         (('uplink { static { address: "2001:db8:51::7/64" } }', PODS4, PODS6), {4, 6}, {6}, None),
     ],
 )
 def test_what_the_launcher_waits_for(
-    tmp_path: Path, parts: tuple[str, ...], pods: set[int], uplink: set[int], ipv4: object
+    tmp_path: Path,
+    parts: tuple[str, ...],
+    pods: set[int],
+    uplink: set[int],
+    ipv4: IPv4Address | None,
 ) -> None:
     path = write(tmp_path, *parts)
-    assert configuration.of_node(path) == Configuration(path.read_text(), pods, uplink, ipv4)
+    assert configuration.of_node(path) == Configuration(
+        path.read_text(), frozenset(pods), frozenset(uplink), ipv4
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from metropolis.test.launch.configuration import Configuration
 from metropolis.test.launch.cri import Cri, unix_channel, why_not
 from metropolis.test.launch.images import Images
 from metropolis.test.launch.lab import OUTSIDE_IPV4, OUTSIDE_IPV6, ROUTER_IPV6, Lab, Port
-from metropolis.test.launch.servicelogs import WATCHED, Watch, excerpt
+from metropolis.test.launch.servicelogs import START, WATCHED, Watch, excerpt
 from metropolis.test.launch.started import Started
 from osbase.test.agent.client import Agent, AgentError, AgentRestartedError
 from osbase.test.qemu.accel import find_accel
@@ -286,6 +286,8 @@ class Node(Started):
                     path = f"{_LOGS}/{name}/current"
                     log = (await self.agent.read_file(path)).decode(errors="replace")
                     end = excerpt(log, _SUSPECT_LINES if name in first else _LINES)
+                    if end == START and name not in first:
+                        continue
                     parts.append(f"--- {name}: the end of {path}\n{end}")
                 return "\n".join(parts)
         return f"--- the end of {self.vm.layout.console_log}\n{self.vm.console_tail()}"

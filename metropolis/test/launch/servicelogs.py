@@ -29,12 +29,13 @@ _CODE_ERRORS = (
 )  # fmt: skip
 
 _TIME = re.compile(r"^\d{4}-\d\d-\d\d_\d\d:\d\d:\d\d\.\d+ ?", re.MULTILINE)
-_START = "-- start"
+START = "-- start"
 _DIED = re.compile(r"^\[ *\d+\.\d+\] E (root[\w.-]*): died: (.*)$", re.MULTILINE)
 # The first line of an entry: of a run, of node core, of containerd.
 _ENTRY = re.compile(r"^(-- start$|\[ *\d+\.\d+\] |time=)")
 _TRACEBACK = "Traceback (most recent call last):"
 _WIDTH = 300
+_LONG = 4
 
 
 def _lines(log: str) -> list[str]:
@@ -43,7 +44,7 @@ def _lines(log: str) -> list[str]:
 
 def ends(log: str) -> int:
     """Return how many runs of a service have ended."""
-    return max(0, _lines(log).count(_START) - 1)
+    return max(0, _lines(log).count(START) - 1)
 
 
 def deaths(log: str) -> Counter[tuple[str, str]]:
@@ -56,7 +57,7 @@ def last_words(log: str) -> str:
     said = ""
     before = ""
     for line in _lines(log):
-        if line == _START:
+        if line == START:
             before, said = said, ""
         else:
             said = line
@@ -134,4 +135,13 @@ def excerpt(log: str, most: int) -> str:
             if any(_TRACEBACK in line for line in entry):
                 kept = [entry, ["..."], *kept]
                 break
-    return "\n".join(line for entry in kept for line in entry)
+    return "\n".join(line for entry in _once(kept) for line in entry)
+
+
+def _once(entries: list[list[str]]) -> list[list[str]]:
+    """Return the entries; of long ones that are repeated, the last one only."""
+    kept: list[list[str]] = []
+    for index, entry in enumerate(entries):
+        again = len(entry) >= _LONG and entry in entries[index + 1 :]
+        kept.append([entry[0], "(as below)"] if again else entry)
+    return kept

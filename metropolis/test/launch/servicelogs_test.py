@@ -92,6 +92,11 @@ def test_the_last_traceback_is_whole() -> None:
     assert servicelogs.excerpt(svlogd(RUNS + CRASH), 3) == CRASH.rstrip()
 
 
+def test_a_traceback_is_printed_once() -> None:
+    found = servicelogs.excerpt(svlogd(CRASH * 3 + "-- start\n"), 60)
+    assert found == f"{'-- start\n(as below)\n' * 2}{CRASH}-- start"
+
+
 def test_an_excerpt_of_anything() -> None:
     assert servicelogs.excerpt("", 5) == ""
     assert servicelogs.excerpt("x\n" * 100, 5) == "\n".join("x" * 5)
