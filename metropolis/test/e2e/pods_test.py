@@ -26,7 +26,9 @@ async def two(run_pod: RunPod) -> list[Pod]:
 
 async def ended(node: Node, pod: Pod) -> None:
     """Wait until containerd knows that the processes of a pod have ended."""
-    while (await node.cri.sandboxes())[pod.id] or pod.name in await node.cri.containers():  # noqa: ASYNC110
+    while (await node.cri.sandboxes())[pod.id] or any(  # noqa: ASYNC110 - of another process
+        one.running for one in await node.cri.pods() if one.name == pod.name
+    ):
         await asyncio.sleep(0.2)
 
 

@@ -25,6 +25,8 @@ from metropolis.test.launch.started import Started
 _SNAP_BYTES = 160
 # Two files in turn, of millions of bytes: a million packets or so.
 _FILES, _FILE_MB = 2, 64
+FIRST_FILE = "underlay.pcap0"
+"""The file that is written first, in the capture's directory."""
 # There is no other user in this namespace.
 _AS_ROOT = ("-Z", "root")
 # pcap(5): the file's header, and in each packet's how much there is and was.

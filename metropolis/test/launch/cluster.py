@@ -23,7 +23,7 @@ import asyncio
 import contextlib
 import os
 import shlex
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -35,7 +35,7 @@ from metropolis.node.core.curator.etcd import Etcd as Store
 from metropolis.node.core.curator.etcd import dial
 from metropolis.node.core.curator.records import ClusterConfig, pod_network
 from metropolis.test.etcd import Etcd
-from metropolis.test.launch import checks, configuration, keeping, reach
+from metropolis.test.launch import checks, configuration, etcd_socket, keeping, reach
 from metropolis.test.launch.capture import Capture
 from metropolis.test.launch.checks import Check, Plan
 from metropolis.test.launch.cri import CriError, Pod
@@ -154,9 +154,16 @@ class Cluster(Started):
     async def _start_store(self) -> None:
         # Makes keys and certificates.
         address = str(ROUTER_IPV4.ip)
-        self.etcd = await asyncio.to_thread(Etcd, self._directory / "etcd", [address])
+        self.etcd = await asyncio.to_thread(
+            Etcd, self._directory / "etcd", [address], (), [etcd_socket.HOST]
+        )
         await self._stack.enter_async_context(self.etcd)
         networks = tuple(pod_network(prefix, length) for prefix, length in POD_NETWORKS)
+        host, _, port = self.etcd.endpoint.rpartition(":")
+        local = self._directory / etcd_socket.SOCKET
+        await self._stack.enter_async_context(etcd_socket.relayed(local, host, int(port)))
+        client = self.etcd.client
+        etcd_socket.publish(self._directory, client.ca, client.cert, client.key)
         async with self.store() as store:
             await administration.init(store, ClusterConfig(networks))
 
@@ -180,6 +187,21 @@ class Cluster(Started):
     def _pki(self, name: str) -> dict[str, bytes]:
         made = self.etcd.authority.client(name)
         return {item: getattr(made, item).read_bytes() for item in ("ca", "cert", "key")}
+
+    @contextlib.contextmanager
+    def progress_to(self, progress: Progress) -> Iterator[None]:
+        """Report progress there, too, for as long as the block lasts."""
+        before = self._progress
+
+        def both(message: str) -> None:
+            before(message)
+            progress(message)
+
+        self._progress = both
+        try:
+            yield
+        finally:
+            self._progress = before
 
     # Nodes come and go.
 

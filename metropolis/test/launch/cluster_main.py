@@ -10,26 +10,38 @@ no check ran.
 
 import argparse
 import asyncio
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from metropolis.test.launch import command, configuration, state
+from metropolis.test.launch import command, configuration, state, terminal
+from metropolis.test.launch.capture import FIRST_FILE as CAPTURE
 from metropolis.test.launch.checks import Check
 from metropolis.test.launch.cluster import Cluster, Member
 from metropolis.test.launch.command import say
 from metropolis.test.launch.configuration import ConfigurationError
+from metropolis.test.launch.control import (
+    SOCKET,
+    ControlError,
+    Operation,
+    Request,
+    Say,
+    control,
+)
 from metropolis.test.launch.cri import CriError
 from metropolis.test.launch.images import find_images
 from metropolis.test.launch.keeping import keeping
-from metropolis.test.launch.lab import MAX_NODES, MTU
+from metropolis.test.launch.lab import MAX_NODES, MTU, LabError
 from metropolis.test.launch.matrix import ClusterReport, to_json, to_table
-from metropolis.test.launch.node import NodeError
+from metropolis.test.launch.node import Node, NodeError
 from metropolis.test.launch.verdict import Verdict
 from osbase.test.agent.client import AgentError
+from osbase.test.qemu.vm import State, VmError
 
 # The least MTU of IPv6, and 80 bytes of WireGuard (see ClusterConfig.mtu).
 _MTU_MIN = 1280 + 80
+METROCTL = "//metropolis/test/launch:metroctl"
+# Seconds between looks for nodes that ended by themselves.
+_LOOK_S = 1.0
 
 
 async def examine(cluster: Cluster) -> ClusterReport:
@@ -45,13 +57,90 @@ def hints(directory: Path) -> str:
     """Return hints about commands for the running cluster."""
     return f"""
 The cluster runs until Ctrl-C. Meanwhile, in another terminal:
+  the nodes of the cluster  ./bazelw run {METROCTL} -- node list
+  a node's workloads        ./bazelw run {METROCTL} -- --on node-1 workload list
+  add a node, power it off  ./bazelw run //metropolis/test/launch:nodes -- add
+                            ./bazelw run //metropolis/test/launch:nodes -- poweroff node-1
+  a shell in a pod          ./bazelw run //metropolis/test/launch:pod -- exec -it pod-1 sh
   a shell on a node         ./bazelw run //metropolis/test/launch:console -- node-1
-  a command in a pod        ./bazelw run //metropolis/test/launch:pod -- exec pod-1 ip addr
+  the traffic so far        ./bazelw shell tcpdump -Z root -n -r {directory}/{CAPTURE}
   consoles so far           {directory}/node-*/console.log
-  the network between       tcpdump -n -r {directory}/underlay.pcap0
   dnsmasq, etcd             {directory}/dnsmasq.log {directory}/etcd/etcd.log
-  where the bridge is       ./bazelw shell nsenter -t {os.getpid()} -U --preserve-credentials -n
 """
+
+
+class Operations:
+    """What other commands may ask for: see `control` and `nodes`."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._turn = asyncio.Lock()
+
+    def every(self) -> dict[str, Operation]:
+        """Return the operations by name."""
+        return {"list": self.list, "add": self.add, "poweroff": self.poweroff, "boot": self.boot}
+
+    def node(self, name: object) -> Node:
+        """Return a node that runs. Raises ControlError or NodeError."""
+        return self._member(name).running
+
+    def _member(self, name: object) -> Member:
+        members = self._cluster.members
+        if not isinstance(name, str) or name not in members:
+            raise ControlError(f"no node {name}; there are: {', '.join(members)}")
+        return members[name]
+
+    async def list(self, request: Request, say: Say) -> object:
+        """List the nodes."""
+        return [row(member) for member in self._cluster.members.values()]
+
+    async def add(self, request: Request, say: Say) -> object:
+        """Add a node, and a pod on it."""
+        with self._cluster.progress_to(say):
+            async with self._turn:
+                node = await self._cluster.add()
+                await self._cluster.run_pod(node.name)
+        return [row(self._member(node.name))]
+
+    async def poweroff(self, request: Request, say: Say) -> object:
+        """Power a node off."""
+        member = self._member(request.get("node"))
+        if not is_on(member):
+            raise ControlError(f"{member.name} is off; boot {member.name} starts it")
+        async with self._turn:
+            await self._cluster.power_off(member.name)
+        return [row(member)]
+
+    async def boot(self, request: Request, say: Say) -> object:
+        """Boot a node that is off, and start its pod."""
+        member = self._member(request.get("node"))
+        if is_on(member):
+            raise ControlError(f"{member.name} runs; poweroff {member.name} ends it")
+        with self._cluster.progress_to(say):
+            async with self._turn:
+                await self._cluster.power_off(member.name)
+                await self._cluster.boot(member.name)
+                await self._cluster.run_pod(member.name)
+        return [row(member)]
+
+
+def is_on(member: Member) -> bool:
+    """Return whether the machine runs."""
+    return member.node is not None and member.node.vm.state is State.RUNNING
+
+
+def row(member: Member) -> dict[str, object]:
+    """Return a node as in `nodes`."""
+    node = member.node if is_on(member) else None
+    return {
+        "name": member.name,
+        "state": "running" if node else "off",
+        "ipv4": str(member.port.ipv4),
+        "ipv6": str(node.ipv6 or "") if node else "",
+        "mac": member.port.mac,
+        "boots": member.boots,
+        "pod": member.pod.name if node and member.pod else "",
+    }
 
 
 async def launch(
@@ -75,13 +164,29 @@ async def launch(
             print(to_json(found) if options.json else to_table(found), flush=True)
             verdict.shown(found.ok)
             if not options.exit:
-                say(hints(directory))
-                await asyncio.gather(*map(_ended, cluster.members.values()))
+                await _stay(cluster, directory)
 
 
-async def _ended(member: Member) -> None:
-    reason = await member.running.vm.wait()
-    say(f"{member.name} has ended: {reason or 'no reason given'}")
+async def _stay(cluster: Cluster, directory: Path) -> None:
+    """Serve other commands, and report ends of nodes, until cancelled."""
+    operations = Operations(cluster)
+
+    async def terminal_of(
+        request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await terminal.serve(operations.node(request.get("node")).agent, request, reader, writer)
+
+    expected = (AgentError, CriError, LabError, NodeError, VmError)
+    async with control(directory / SOCKET, operations.every(), expected, terminal_of):
+        say(hints(directory))
+        told: set[tuple[str, int]] = set()
+        while True:
+            for member in cluster.members.values():
+                life = member.name, member.boots
+                if member.boots and not is_on(member) and life not in told:
+                    told.add(life)
+                    say(f"{member.name} has ended; nodes -- boot {member.name} starts it again")
+            await asyncio.sleep(_LOOK_S)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -9,33 +9,15 @@ and the console has been silent for two seconds.
 """
 
 import argparse
-import contextlib
 import os
 import select
 import socket
 import sys
-import termios
-import tty
-from collections.abc import Iterator
 
-from metropolis.test.launch import state
+from metropolis.test.launch import state, terminal
 
 _LEAVE = b"\x1d"
 _SILENCE_S = 2.0
-
-
-@contextlib.contextmanager
-def raw_terminal() -> Iterator[None]:
-    """Hand every key to the node, for as long as the context lasts."""
-    if not sys.stdin.isatty():
-        yield
-        return
-    before = termios.tcgetattr(0)
-    tty.setraw(0)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
 def relay(console: socket.socket) -> None:
@@ -71,7 +53,7 @@ def main() -> int:
         with socket.socket(socket.AF_UNIX) as console:
             console.connect(str(directory / state.CONSOLE_SOCKET))
             print("console of the node; Ctrl-] leaves, Enter shows the prompt", file=sys.stderr)
-            with raw_terminal():
+            with terminal.raw_terminal(sys.stdin.isatty()):
                 relay(console)
     except (state.StateError, OSError) as error:
         print(f"console: {error}", file=sys.stderr)

@@ -91,6 +91,19 @@ class Pod:
 
 
 @dataclass(frozen=True)
+class Found:
+    """A pod as the runtime lists it. id: of the sandbox. container: the one
+    that runs, or ran last; "" without one. running: whether it runs.
+    """
+
+    name: str
+    id: str
+    container: str
+    ips: tuple[IPv4Address | IPv6Address, ...]
+    running: bool
+
+
+@dataclass(frozen=True)
 class Output:
     """The result of a command in a pod."""
 
@@ -293,24 +306,38 @@ class Cri:
         path = next(space["path"] for space in spaces if space["type"] == "network")
         return int(info["pid"]), str(path)
 
-    async def containers(self) -> dict[str, str]:
-        """Return the running containers: pod name to container id."""
+    async def pods(self) -> list[Found]:
+        """Return all pods, also those that ended."""
         try:
             sandboxes = await self._runtime.ListPodSandbox(
                 api.ListPodSandboxRequest(), timeout=_TIMEOUT_S
             )
-            running = await self._runtime.ListContainers(
-                api.ListContainersRequest(
-                    filter=api.ContainerFilter(
-                        state=api.ContainerStateValue(state=api.CONTAINER_RUNNING)
-                    )
-                ),
-                timeout=_TIMEOUT_S,
+            containers = await self._runtime.ListContainers(
+                api.ListContainersRequest(), timeout=_TIMEOUT_S
             )
         except grpc.aio.AioRpcError as error:
             raise CriError(f"list pods: {_text(error)}") from error
-        names = {item.id: item.metadata.name for item in sandboxes.items}
-        return {names.get(c.pod_sandbox_id, c.id): c.id for c in running.containers}
+        last = {
+            item.pod_sandbox_id: item
+            for item in sorted(
+                containers.containers,
+                key=lambda item: (item.state == api.CONTAINER_RUNNING, item.created_at),
+            )
+        }
+        found = []
+        for item in sandboxes.items:
+            own = last.get(item.id)
+            ready = item.state == api.SANDBOX_READY
+            found.append(
+                Found(
+                    item.metadata.name,
+                    item.id,
+                    own.id if own else "",
+                    await self.sandbox_ips(item.id) if ready else (),
+                    own is not None and own.state == api.CONTAINER_RUNNING,
+                )
+            )
+        return found
 
 
 def _text(error: grpc.aio.AioRpcError) -> str:

@@ -17,9 +17,10 @@ from string import ascii_lowercase
 import grpc.aio
 
 from metropolis.node.core.network.workloads.spec import workload_pb2
-from metropolis.test.launch import checks, command, configuration, report, state
+from metropolis.test.launch import checks, command, configuration, report, state, terminal
 from metropolis.test.launch.command import say
 from metropolis.test.launch.configuration import Configuration, ConfigurationError
+from metropolis.test.launch.control import SOCKET, Request, Say, control
 from metropolis.test.launch.cri import CriError, Pod
 from metropolis.test.launch.images import find_images
 from metropolis.test.launch.keeping import keeping
@@ -112,8 +113,12 @@ def hints(directory: Path, names: Sequence[str]) -> str:
     """Return hints about commands for the running node. directory: its own."""
     return f"""
 The node runs until Ctrl-C. Meanwhile, in another terminal:
-  a shell on the node       ./bazelw run //metropolis/test/launch:console
+  its workloads             ./bazelw run //metropolis/test/launch:metroctl -- workload list
+  all pods; one more        ./bazelw run //metropolis/test/launch:pod -- list
+                            ./bazelw run //metropolis/test/launch:pod -- run web
   a command in a pod        ./bazelw run //metropolis/test/launch:pod -- exec {names[0]} ip addr
+  a shell in a pod          ./bazelw run //metropolis/test/launch:pod -- exec -it {names[0]} sh
+  a shell on the node       ./bazelw run //metropolis/test/launch:console
   the console so far        {directory}/console.log
 """
 
@@ -136,8 +141,7 @@ async def launch(
                 await node.wait_ready()
                 await _show(node, names, own, options.json, verdict)
                 if not options.exit:
-                    say(hints(directory / "node", names))
-                    await _ended(node)
+                    await _stay(node, directory, names)
             finally:
                 await node.save_logs(directory / "node")
             await node.vm.stop()
@@ -158,8 +162,25 @@ async def _show(
     verdict.shown(found.ok)
 
 
-async def _ended(node: Node) -> None:
-    reason = await node.vm.wait()
+async def _stay(node: Node, directory: Path, names: Sequence[str]) -> None:
+    """Serve other commands until the node ends."""
+
+    async def listed(request: Request, said: Say) -> object:
+        return [
+            {
+                "name": node.name, "state": "running", "ipv4": str(node.ipv4),
+                "ipv6": str(node.ipv6 or ""), "mac": node.port.mac, "boots": 1, "pod": "",
+            }
+        ]  # fmt: skip
+
+    async def terminal_of(
+        request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await terminal.serve(node.agent, request, reader, writer)
+
+    async with control(directory / SOCKET, {"list": listed}, (AgentError,), terminal_of):
+        say(hints(directory / "node", names))
+        reason = await node.vm.wait()
     say(f"the node has ended: {reason or 'no reason given'}")
 
 

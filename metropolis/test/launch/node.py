@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -183,9 +184,10 @@ class Node(Started):
                 self._progress(f"boot: the node runs after {self._elapsed():.1f} s")
                 said, look_at = "", 0.0
                 while missing := await self._missing_now(died):
-                    if missing != said:
+                    # "at most 22 s more", "at most 21 s more"
+                    if (words := re.sub(r"\d+", "", missing)) != said:
                         self._progress(f"boot: waiting for {missing} ({self._elapsed():.1f} s)")
-                        said = missing
+                        said = words
                     if died.done():
                         raise NodeError(str(self.vm.failure("ended by itself")))
                     if time.monotonic() >= look_at:

@@ -21,6 +21,7 @@ _FILE = "launch.json"
 # In a node's directory, while it runs.
 CONSOLE_SOCKET = "console.sock"
 CONTAINERD_SOCKET = "containerd.sock"
+WORKLOAD_SOCKET = "workload.sock"
 
 
 class StateError(Exception):
