@@ -121,11 +121,12 @@ async def test_a_shell(launch: Path) -> None:
         user.resize(50, 132)
         user.type("until [ \"$(stty size)\" = '50 132' ]; do sleep 0.1; done; echo re''sized\n")
         user.until("resized")
-        user.type("echo sl''eeps; sleep 1000\n")
+        # A process that has seen Ctrl-C coming.
+        user.type('sh -c \'trap "exit 5" INT; echo sl""eeps; while :; do sleep 0.1; done\'\n')
         user.until("sleeps")
         user.type("\x03")
         user.type("echo goes on: $?\n")
-        user.until(r"goes on: 130")
+        user.until("goes on: 5")
         user.type("exit 7\n")
         return user.wait()
 
