@@ -6,7 +6,6 @@ not usable after it.
 """
 
 import contextlib
-import os
 import shutil
 import sys
 import tempfile
@@ -16,12 +15,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from metropolis.test.launch import lab
+from metropolis.test.launch import failures, lab
 from metropolis.test.launch.checks import Check
 from metropolis.test.launch.cluster import BODIES, Cluster
 from metropolis.test.launch.images import find_images
+from metropolis.test.launch.node import NodeError
 from metropolis.test.launch.prober import Prober
 from metropolis.test.launch.shared import Shared, shared
+from osbase.test.qemu import outputs
 
 __all__ = ["cluster", "found", "prober", "shared"]
 
@@ -35,14 +36,16 @@ async def running(nodes: int, mtu: int, number: int) -> AsyncIterator[Cluster]:
     """Run a cluster until the block is left. number: of the session's."""
     # Bazel's own directories are too deep for unix sockets.
     directory = Path(tempfile.mkdtemp(prefix="m-cl-"))
-    outputs = os.environ.get("TEST_UNDECLARED_OUTPUTS_DIR")
-    keep = Path(outputs) / f"cluster-{number}" if outputs else None
+    keep = failures.output(f"cluster-{number}")
     try:
         async with Cluster(
             find_images(), directory, nodes, mtu=mtu, keep=keep, progress=say
         ) as cluster:
             await cluster.run_pods()
             yield cluster
+    except NodeError as error:
+        error.add_note(f"logs: {keep and outputs.shown(keep)}")
+        raise
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -93,8 +96,13 @@ async def cluster(
     yield here
     if request.session.testsfailed > failed:
         left_whole.clear()
-        print(f"--- the nodes' logs\n{await here.logs()}", flush=True)
-        await shared.close()
+        members = here.members.values()
+        said = await failures.of_nodes([one.node for one in members if one.node is not None])
+        try:
+            await shared.close()
+        finally:
+            kept = failures.output(f"cluster-{shared.made}")
+            print(f"{said}\n{failures.paths(kept)}", flush=True)
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from metropolis.test.e2e import observe
 from metropolis.test.e2e.world import CONFIG, World, running
-from metropolis.test.launch import checks
+from metropolis.test.launch import checks, failures
 from metropolis.test.launch.cri import CriError, Pod
 from metropolis.test.launch.lab import Lab
 from metropolis.test.launch.node import Node
@@ -48,7 +48,7 @@ async def world(
     """Return the node and its lab; new ones after a failed test."""
     image = getattr(request.module, "IMAGE", "dev_image")
     config = getattr(request.module, "CONFIG", CONFIG)
-    here = await shared.get(("node", image), lambda: running(image, config))
+    here = await shared.get(("node", image), lambda: running(image, config, shared.made))
     failed = request.session.testsfailed
     if here.config != config:
         try:
@@ -60,8 +60,11 @@ async def world(
     yield here
     if request.session.testsfailed > failed:
         left_clean.clear()
-        print(f"--- the node's logs\n{await here.node.logs()}", flush=True)
-        await shared.close()
+        said = await failures.of_nodes([here.node])
+        try:
+            await shared.close()
+        finally:
+            print(f"{said}\n{failures.paths(here.kept)}", flush=True)
 
 
 @pytest.fixture

@@ -51,6 +51,7 @@ async def control(
     a request "terminal", after the result.
     """
     tasks: set[asyncio.Task[None]] = set()
+    refusals: tuple[type[Exception], ...] = (ControlError, *expected)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -70,7 +71,7 @@ async def control(
                 operation(request, lambda text: writer.write(_line(say=text))), reader
             )
             writer.write(_line(result=result))
-        except (ControlError, *expected) as error:
+        except refusals as error:
             writer.write(_line(error=str(error)))
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

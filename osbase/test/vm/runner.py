@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from osbase.test.agent.client import Agent, AgentError
+from osbase.test.qemu import outputs
 from osbase.test.qemu.accel import find_accel
 from osbase.test.qemu.config import Drive, Machine
 from osbase.test.qemu.vm import Vm, VmError
@@ -68,16 +69,6 @@ async def _copy(agent: Agent, arguments: Sequence[str]) -> int:
         return await process.wait()
 
 
-def outputs_directory() -> str | None:
-    """Return the directory for undeclared outputs; None without a zip program.
-
-    Bazel zips them by a program of the host, and fails the test without one.
-    """
-    if shutil.which("zip") is None:
-        return None
-    return os.environ.get("TEST_UNDECLARED_OUTPUTS_DIR")
-
-
 async def _bring_back(agent: Agent) -> None:
     """Fetch JUnit XML and undeclared outputs."""
     if target := os.environ.get("XML_OUTPUT_FILE"):
@@ -87,12 +78,10 @@ async def _bring_back(agent: Agent) -> None:
             )
         except AgentError as error:
             print(f"vm_pytest: no report from the guest: {error}")
-    if target := outputs_directory():
+    if (kept := outputs.directory()) is not None:
         packed = await agent.run(["tar", "-C", f"{_OUT}/outputs", "-c", "."])
         with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as tar:
-            tar.extractall(target, filter="data")
-    else:
-        print("vm_pytest: no zip program here, undeclared outputs are dropped")
+            tar.extractall(kept, filter="data")
     if shard := os.environ.get("TEST_SHARD_STATUS_FILE"):
         await asyncio.to_thread(Path(shard).touch)
 
@@ -119,6 +108,10 @@ async def run(options: argparse.Namespace, directory: Path) -> int:
         try:
             status = await _copy(agent, options.arguments)
             await _bring_back(agent)
+            if status:
+                print(
+                    f"vm_pytest: FAILED; the end of the console:\n{vm.console_tail()}", flush=True
+                )
         except AgentError as error:
             # Usually a panic: the kernel's messages explain it.
             raise vm.failure(str(error)) from error
@@ -146,6 +139,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     # Bazel's own directories are too deep for unix sockets.
     directory = Path(tempfile.mkdtemp(prefix="m-vm-", dir="/tmp"))
+    status = 1
     try:
         status = asyncio.run(run(options, directory))
     except (AgentError, VmError) as error:
@@ -157,10 +151,12 @@ def main(arguments: Sequence[str]) -> int:
         print(f"vm_pytest: ended from outside; the console:\n{tail}")
         return 1
     finally:
-        if outputs := outputs_directory():
+        if (kept := outputs.directory()) is not None:
             for name in ("console.log", "qemu.log"):
                 if (directory / name).exists():
-                    shutil.copy(directory / name, outputs)
+                    shutil.copy(directory / name, kept)
+            if status:
+                print(f"vm_pytest: {outputs.listing(kept)}", flush=True)
         shutil.rmtree(directory, ignore_errors=True)
     if options.expect_failure:
         report = os.environ.get("XML_OUTPUT_FILE")
