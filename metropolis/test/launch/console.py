@@ -45,7 +45,9 @@ def relay(console: socket.socket) -> None:
 
 def main() -> int:
     """Run the command; return the exit status."""
-    parser = argparse.ArgumentParser(prog="console", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="console", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("node", nargs="?", help="of a cluster; may be left out when there is one")
     options = parser.parse_args()
     try:

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both launchers for real: every command that they print is run.
+
+The launcher and the commands are processes of their own, as a user's are. They
+find one another by the user's directory of launches only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+from osbase.test.qemu import outputs
+
+HERE = Path(__file__).parent
+MODULES = {"launch": "main", "launch-cluster": "cluster_main"}
+READY_S, COMMAND_S = 900.0, 300.0
+# What a user does in a shell, and what it prints then.
+TYPED, PRINTED = b"echo on the $((6*7))\n", b"on the 42"
+
+
+def program(target: str) -> list[str]:
+    """Return how to run a target of this package without Bazel."""
+    return [sys.executable, str(HERE / f"{MODULES.get(target, target)}.py")]
+
+
+def in_pty(command: list[str]) -> str:
+    """Run a command on a terminal, use its shell; return what was printed."""
+    master, slave = os.openpty()
+    pid = os.posix_spawn(
+        command[0],
+        command,
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.ttyname(slave), os.O_RDWR, 0),
+            (os.POSIX_SPAWN_DUP2, 0, 1),
+            (os.POSIX_SPAWN_DUP2, 0, 2),
+        ],
+        setsid=True,
+    )
+    os.close(slave)
+    said = b""
+    end = time.monotonic() + COMMAND_S
+    with contextlib.suppress(OSError):
+        os.write(master, TYPED + b"exit\n")
+        while time.monotonic() < end:
+            if select.select([master], [], [], 1.0)[0]:
+                data = os.read(master, 4096)
+                said += data
+                if not data:
+                    break
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGHUP)
+    os.waitpid(pid, 0)
+    os.close(master)
+    return said.decode(errors="replace")
+
+
+class Running:
+    """A launcher, from its table until it is interrupted."""
+
+    def __init__(self, target: str, *arguments: str, keep: Path) -> None:
+        self.log = keep.with_suffix(".launcher.log")
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*program(target), "--json", "--keep", str(keep), *arguments],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        assert self.process.stdout is not None
+        self.report = json.loads(self.process.stdout.readline())
+        end = time.monotonic() + READY_S
+        while "until Ctrl-C" not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.2)
+
+    def hints(self) -> list[str]:
+        """Return the printed commands."""
+        return re.findall(r"\./bazelw .*", self.log.read_text().partition("until Ctrl-C")[2])
+
+    def run(self, target: str, *arguments: str) -> str:
+        """Run another command; return its output."""
+        done = subprocess.run(
+            [*program(target), *arguments], capture_output=True, text=True, timeout=COMMAND_S,
+            input=TYPED.decode(), check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{target} {arguments}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(120)
+
+
+@contextlib.contextmanager
+def running(target: str, *arguments: str, tmp_path: Path) -> Iterator[Running]:
+    keep = (outputs.directory() or tmp_path) / target
+    found = Running(target, *arguments, keep=keep)
+    try:
+        yield found
+    finally:
+        assert found.end() == 0, found.log.read_text()
+    assert list(keep.rglob("node-core.log"))
+    assert list(keep.rglob("console.log"))
+
+
+def run_hint(launch: Running, hint: str) -> None:
+    """Run one printed command; fail if it fails."""
+    words = shlex.split(hint)
+    if words[1] == "shell":
+        subprocess.run(words[2:], check=True, capture_output=True, timeout=COMMAND_S)
+        return
+    assert words[1] == "run"
+    target = words[2].rpartition(":")[2]
+    arguments = words[4:]
+    if target == "console":
+        assert PRINTED.decode() in launch.run(target, *arguments)
+    elif "-it" in arguments:
+        assert PRINTED.decode() in in_pty([*program(target), *arguments])
+    else:
+        launch.run(target, *arguments)
+
+
+def is_address(text: str, version: int) -> bool:
+    return ip_address(text).version == version
+
+
+def test_of_one_node(tmp_path: Path) -> None:
+    with running("launch", "--pods", "3", "--log-level", "debug", tmp_path=tmp_path) as launch:
+        assert launch.report["ok"]
+        assert [pod["name"] for pod in launch.report["pods"]] == ["pod-a", "pod-b", "pod-c"]
+        for hint in launch.hints():
+            run_hint(launch, hint)
+        pods = json.loads(launch.run("pod", "list", "--json"))
+        assert [pod["name"] for pod in pods] == ["pod-a", "pod-b", "pod-c", "web"]
+        for pod in pods:
+            assert is_address(pod["ipv4"], 4)
+            assert is_address(pod["ipv6"], 6)
+        launch.run("pod", "rm", "web")
+        assert "web" not in launch.run("pod", "list")
+        nodes = json.loads(launch.run("nodes", "list", "--json"))
+        assert [node["name"] for node in nodes] == ["node"]
+        assert nodes[0]["mac"] == "52:54:00:4e:00:01"
+
+
+def test_of_a_cluster(tmp_path: Path) -> None:
+    """The nodes that hints add and power off."""
+    with running("launch-cluster", "--nodes", "1", tmp_path=tmp_path) as launch:
+        assert launch.report["ok"]
+        for hint in sorted(launch.hints(), key=lambda hint: "poweroff" in hint):
+            run_hint(launch, hint)
+        nodes = json.loads(launch.run("nodes", "list", "--json"))
+        assert [(node["name"], node["state"]) for node in nodes] == [
+            ("node-1", "off"), ("node-2", "running"),
+        ]  # fmt: skip
+        listed = json.loads(launch.run("metroctl", "--json", "node", "list"))
+        assert "node-2" in json.dumps(listed)
+        assert json.loads(launch.run("pod", "list", "--json"))[0]["name"] == "pod-2"
