@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes in machines, with a network around them; a library and two commands.
+"""Nodes in machines, with a network around them; a library and commands.
 
     namespaces of the launcher                        a node (QEMU)
     +---------------------------------------+        +----------------+
@@ -10,16 +10,32 @@
     +---------------------------------------+          pod-a    pod-b
     containerd.sock, workload.sock, console.sock of each node
 
-`lab` is the world: a bridge with a tap for each node, dnsmasq, and an outside
-host which tells callers the address it saw them come from. There is no route
-back to pod addresses, so what is not masqueraded gets no answer at all. `node`
-boots the image in it, `cri` drives containerd from here, `checks` asks the pods
-what they can reach, `report` prints it; `pings` has a pod ping without end and
-counts what is lost. `main` is the command for one node.
+The library, in the order of use:
 
-`cluster` has several nodes, etcd, and faults; `capture` records the traffic
-between them; `reach` tests all pairs, `matrix` prints the results; `prober`
-tests continuously. `cluster_main` is the command.
+    lab, child, started, sntp     a bridge, dnsmasq, an outside host that tells
+                                  callers the address it saw
+    images, configuration, node   the image in a machine, in the lab
+    servicelogs                   services that crash; what to print of logs
+    cri, checks, report           pods; what they reach; the table
+    echo, pings                   pings without end, and what is lost
+    cluster, capture              several nodes, etcd, faults; their traffic
+    reach, matrix, prober         all pairs, once and continuously
+    keeping, verdict, failures    logs that are kept, and reports of failures
+
+The commands:
+
+    launch          main          one node and its pods, until Ctrl-C
+    launch-cluster  cluster_main  several nodes
+    pod             pod, terminal, guest_terminal   list, run, exec -it, rm
+    nodes           nodes         list, add, poweroff, boot
+    console         console       a root shell on a node
+    metroctl        metroctl, etcd_socket           the operator's command
+
+The last four find a launch by its directory (`state`) and ask it through a
+socket there (`control`). `command` has what both launchers share.
+
+There is no route back to pod addresses in the lab, so what is not masqueraded
+gets no answer at all.
 
 Limits: the network belongs to this process and cannot be reached from the host,
 nor can nodes reach the host's network.
