@@ -3,9 +3,11 @@
 
 For Python programs that start containers and would otherwise exec CNI plugins:
 
-    with cniproxy.new(with_min_network_count(2)) as cni:
-        cni.load(with_lo_network, with_default_conf)
-        result = cni.setup(sandbox_id, "/run/netns/blue")
+    from metropolis.node.containerd.cniproxy import cni, options
+
+    with cni.new(options.with_min_network_count(2)) as client:
+        client.load(options.with_lo_network, options.with_default_conf)
+        result = client.setup(sandbox_id, "/run/netns/blue")
         address = result.interfaces["eth0"].ip_configs[0].ip
 
 There is one network, the service's; no CNI configuration is read and no plugin

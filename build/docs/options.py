@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options and subcommands of a program, by its source. Pure.
+
+They are the literals of `add_argument` and `add_parser` in its main module and
+in the modules of the tree that this imports. help_test compares the options of
+each with those its --help prints.
+"""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a command line may have. flags: with their dashes."""
+
+    flags: frozenset[str]
+    verbs: frozenset[str]
+
+
+def usage(path: str, files: Mapping[str, str]) -> Usage:
+    """Return the usage of a program. path: its main module; files: texts."""
+    flags, verbs = {"--help", "-h"}, set[str]()
+    for module in [path, *_imported(path, files)]:
+        found = literals(files[module])
+        flags |= found.flags
+        verbs |= found.verbs
+    return Usage(frozenset(flags), frozenset(verbs))
+
+
+def literals(text: str) -> Usage:
+    """Return what one module's parsers add."""
+    flags, verbs = set[str](), set[str]()
+    parsed = ast.parse(text)
+    methods = {}  # add = parser.add_argument
+    for node in ast.walk(parsed):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Attribute(attr=attr)):
+                methods[name] = attr
+    for node in ast.walk(parsed):
+        match node:
+            case ast.Call(func=ast.Attribute(attr=method)):
+                pass
+            case ast.Call(func=ast.Name(id=name)):
+                method = methods.get(name, "")
+            case _:
+                continue
+        words = {str(one.value) for one in node.args if isinstance(one, ast.Constant)}
+        if method == "add_argument":
+            flags |= {word for word in words if word.startswith("-")}
+        elif method == "add_parser":
+            verbs |= words
+    return Usage(frozenset(flags), frozenset(verbs))
+
+
+def has_parser(text: str) -> bool:
+    """Report whether a module makes or uses a parser of arguments."""
+    return "argparse" in text or "command.parser(" in text
+
+
+def _imported(path: str, files: Mapping[str, str]) -> list[str]:
+    """Return the modules that a module imports and that have parsers."""
+    found = []
+    for node in ast.walk(ast.parse(files[path])):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found += [file for name in names if (file := name.replace(".", "/") + ".py") in files]
+    return [file for file in dict.fromkeys(found) if has_parser(files[file])]
