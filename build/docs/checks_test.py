@@ -82,7 +82,7 @@ def test_labels(label: str, found: str | None) -> None:
     ],
 )
 def test_true_commands(line: str) -> None:
-    assert classify.problems(line, TREE) == ("resolved", [])
+    assert classify.problems("x.md", line, TREE) == ("resolved", [])
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_true_commands(line: str) -> None:
     ],
 )
 def test_false_commands(line: str, problem: str) -> None:
-    kind, found = classify.problems(line, TREE)
+    kind, found = classify.problems("x.md", line, TREE)
     assert kind == "resolved"
     assert problem in "\n".join(found)
     assert found or not problem
@@ -113,8 +113,9 @@ def test_false_commands(line: str, problem: str) -> None:
 
 def test_a_command_of_no_class() -> None:
     """Programs of others are only known on a node."""
-    assert classify.problems("make all", TREE) == ("", [])
-    assert classify.problems("nft list counters", TREE) == ("node", [])
+    assert classify.problems("x.md", "make all", TREE) == ("", [])
+    assert classify.problems("x.md", "nft list counters", TREE) == ("", [])
+    assert classify.problems("OPERATING.md", "nft list counters", TREE) == ("node", [])
 
 
 def test_options() -> None:

@@ -76,7 +76,7 @@ def checked(tree: Tree, path: str, line: int, text: str) -> list[str]:
     if reason := classify.excluded(path, text.strip()):
         counts[f"excluded: {reason}"] += 1
         return []
-    kind, wrong = classify.problems(text, tree)
+    kind, wrong = classify.problems(path, text, tree)
     counts[kind or "of no class"] += 1
     if not kind:
         return [f"{path}:{line}: {text.strip()[:60]!r}: a command or block of no class"]
