@@ -2,8 +2,8 @@
 """The options and subcommands of a program, by its source. Pure.
 
 They are the literals of `add_argument` and `add_parser` in its main module and
-in the modules of the tree that this imports. help_test compares the options of
-each with those its --help prints.
+in the modules of the tree that this imports and that are no programs. help_test
+compares the options of each with those its --help prints.
 """
 
 import ast
@@ -46,6 +46,11 @@ def literals(text: str) -> Usage:
                 method = methods.get(name, "")
             case _:
                 continue
+        if any(
+            isinstance(word.value, ast.Attribute) and word.value.attr == "SUPPRESS"
+            for word in node.keywords
+        ):
+            continue  # hidden
         words = {str(one.value) for one in node.args if isinstance(one, ast.Constant)}
         if method == "add_argument":
             flags |= {word for word in words if word.startswith("-")}
@@ -70,4 +75,8 @@ def _imported(path: str, files: Mapping[str, str]) -> list[str]:
         else:
             continue
         found += [file for name in names if (file := name.replace(".", "/") + ".py") in files]
-    return [file for file in dict.fromkeys(found) if has_parser(files[file])]
+    return [
+        file
+        for file in dict.fromkeys(found)
+        if has_parser(files[file]) and "__main__" not in files[file]
+    ]

@@ -70,12 +70,26 @@ def generate_go(proto: str, package: str, maps: dict[str, pathlib.Path], out: pa
 
 def main() -> None:
     """Run the command; exit with protoc's status."""
-    parser = argparse.ArgumentParser(description="Generate Python of .proto files.")
-    parser.add_argument("--grpc", action="store_true")
-    parser.add_argument("--go", metavar="IMPORT_PATH")
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--map", action="append", default=[], metavar="VIRTUAL=FILE")
-    parser.add_argument("protos", nargs="+", metavar="VIRTUAL")
+    parser = argparse.ArgumentParser(
+        prog="generate",
+        usage="%(prog)s [options] --out DIR --map VIRTUAL=FILE... VIRTUAL...",
+        description="Generate Python of .proto files; the command of the rules in "
+        "build/proto/defs.bzl.",
+        epilog="exit status: that of protoc; 2 for wrong arguments",
+    )
+    add = parser.add_argument
+    add("--grpc", action="store_true", help="generate the modules of services, too")
+    add(
+        "--go",
+        metavar="IMPORT_PATH",
+        help="generate Go of the first file, as this package; default: Python",
+    )
+    add("--out", metavar="DIR", type=pathlib.Path, required=True, help="the output's root")
+    add(
+        "--map", action="append", default=[], metavar="VIRTUAL=FILE",
+        help="where a file is that protos import as VIRTUAL; repeatable",
+    )  # fmt: skip
+    add("protos", nargs="+", metavar="VIRTUAL", help="the files to generate from")
     given = parser.parse_args()
     maps = dict(entry.split("=", 1) for entry in given.map)
     files = {virtual: pathlib.Path(file) for virtual, file in maps.items()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Take the kernel proper out of a bzImage: vmlinux.py BZIMAGE VMLINUX
+"""Take the kernel proper out of a bzImage.
 
 A virtual machine starts it directly (PVH, CONFIG_PVH). An emulated CPU would
 need four seconds to unpack it; the host needs a tenth of a second.
@@ -10,6 +10,7 @@ version, payload_offset and payload_length.
 
 from __future__ import annotations
 
+import argparse
 import struct
 import sys
 from compression import zstd
@@ -52,7 +53,14 @@ def vmlinux(image: bytes) -> bytes:
 
 def main(argv: list[str]) -> None:
     """See the module."""
-    source, target = argv
+    parser = argparse.ArgumentParser(
+        prog="vmlinux", usage="%(prog)s BZIMAGE VMLINUX", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("source", metavar="BZIMAGE", help="the packed kernel")
+    parser.add_argument("target", metavar="VMLINUX", help="the kernel to write, an ELF file")
+    given = parser.parse_args(argv)
+    source, target = given.source, given.target
     try:
         Path(target).write_bytes(vmlinux(Path(source).read_bytes()))
     except FormatError as error:

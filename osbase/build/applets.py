@@ -7,6 +7,7 @@ The busybox of the package lists its applets. All links go to /usr/bin or
 /usr/sbin (merged /usr). Package managers are left out.
 """
 
+import argparse
 import os
 import posixpath
 import subprocess
@@ -33,7 +34,16 @@ def links(listing: Iterable[str]) -> Tree:
 
 
 def main(argv: list[str]) -> int:
-    out, package = Path(argv[0]), Path(argv[1])
+    parser = argparse.ArgumentParser(
+        prog="applets", usage="%(prog)s OUT.tar BUSYBOX.tar", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("out", metavar="OUT.tar", type=Path, help="the links to write")
+    parser.add_argument(
+        "package", metavar="BUSYBOX.tar", type=Path, help="data of Debian's busybox-static"
+    )
+    given = parser.parse_args(argv)
+    out, package = given.out, given.package
     try:
         tree = Tree()
         tree.add_tar(package, "busybox-static")

@@ -138,10 +138,19 @@ def _with_indexes(tree: Tree, base: PurePosixPath) -> Tree:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--tar", type=Path, action="append", required=True)
-    parser.add_argument("--module", action="append", required=True)
+    parser = argparse.ArgumentParser(
+        prog="kmodules", usage="%(prog)s OUT.tar --tar FILE --module NAME", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("out", metavar="OUT.tar", type=Path, help="the tar to write")
+    parser.add_argument(
+        "--tar", metavar="FILE", type=Path, action="append", required=True,
+        help="data of a Debian package of the kernel; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--module", metavar="NAME", action="append", required=True,
+        help="a module to take, with its dependencies; repeatable",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     try:
         kernel = Tree()

@@ -81,13 +81,20 @@ def make_erofs(tree: Tree, out: Path, compression: str, cluster: int) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("format", choices=("tar", "initramfs", "erofs"))
-    parser.add_argument("spec", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--manifest", type=Path)
-    parser.add_argument("--compression", default="lz4hc")
-    parser.add_argument("--cluster", type=int, default=65536)
+    parser = argparse.ArgumentParser(
+        prog="layer", usage="%(prog)s [options] FORMAT SPEC.json OUT", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("format", choices=("tar", "initramfs", "erofs"), help="of the image")
+    add("spec", metavar="SPEC.json", type=Path, help="what is in it, see above")
+    add("out", metavar="OUT", type=Path, help="the image to write")
+    add("--manifest", metavar="FILE", type=Path, help="write its list there; default: none")
+    add("--compression", metavar="NAME", default="lz4hc", help="of erofs; default: %(default)s")
+    add(
+        "--cluster", metavar="BYTES", type=int, default=65536,
+        help="what erofs compresses at a time, in bytes; default: %(default)s",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     try:
         tree = assemble(json.loads(args.spec.read_text()))

@@ -77,13 +77,20 @@ def layout(layers: list[Content], tag: str, config: dict[str, Any]) -> Tree:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--tag", required=True)
-    parser.add_argument("--layer", type=Path, action="append", required=True)
-    parser.add_argument("--entrypoint", action="append", default=[])
-    parser.add_argument("--cmd", action="append", default=[])
-    parser.add_argument("--env", action="append", default=[])
+    parser = argparse.ArgumentParser(
+        prog="oci", usage="%(prog)s OUT.tar --tag TAG --layer FILE [options]", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("out", metavar="OUT.tar", type=Path, help="the layout to write")
+    add("--tag", required=True, help="the image's name, such as localhost/busybox:latest")
+    add(
+        "--layer", metavar="FILE", type=Path, action="append", required=True,
+        help="a tar; repeatable, the lowest first",
+    )  # fmt: skip
+    add("--entrypoint", metavar="WORD", action="append", default=[], help="a word; repeatable")
+    add("--cmd", metavar="WORD", action="append", default=[], help="a word; repeatable")
+    add("--env", metavar="NAME=VALUE", action="append", default=[], help="repeatable")
     args = parser.parse_args(argv)
     config = {"Entrypoint": args.entrypoint, "Cmd": args.cmd, "Env": args.env}
 

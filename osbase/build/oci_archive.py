@@ -40,9 +40,14 @@ def archive(images: Iterable[Path]) -> Tree:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("images", type=Path, nargs="+")
+    parser = argparse.ArgumentParser(
+        prog="oci_archive", usage="%(prog)s OUT.tar IMAGE.tar...", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("out", metavar="OUT.tar", type=Path, help="the layout to write")
+    parser.add_argument(
+        "images", metavar="IMAGE.tar", type=Path, nargs="+", help="those of oci_image"
+    )
     args = parser.parse_args(argv)
     return make_tar(args.out, lambda: archive(args.images))
 

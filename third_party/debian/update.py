@@ -6,6 +6,7 @@ configuration of the build root but its own package lists, so that it does not
 write to that root and does not depend on its age.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -60,8 +61,13 @@ def _pins(wanted: list[lock.Wanted], state: Path) -> dict[str, lock.Pin]:
     return pins
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Write the lock beside packages.in; print the changes."""
+    argparse.ArgumentParser(
+        prog="update", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="exit status: 0 the lock is written, 1 an error, 2 wrong arguments",
+    ).parse_args(arguments)  # fmt: skip
     workspace = os.environ.get("BUILD_WORKSPACE_DIRECTORY")
     if not workspace:
         print("run me as: ./bazelw run //third_party/debian:update", file=sys.stderr)
@@ -86,4 +92,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -115,7 +115,11 @@ def resolve(requirements: pathlib.Path, keep: str, platforms: list[str]) -> Pins
 
 def main() -> None:
     """Write the lock beside requirements.in, atomically."""
-    parser = argparse.ArgumentParser(description="Refresh third_party/python/requirements.lock.")
+    parser = argparse.ArgumentParser(
+        prog="update",
+        description="Refresh third_party/python/requirements.lock.",
+        epilog="exit status: 0 the lock is as it should be, 1 an error, 2 wrong arguments",
+    )
     parser.add_argument("--keep", action="store_true", help="keep the versions already pinned")
     arguments = parser.parse_args()
     workspace = os.environ.get("BUILD_WORKSPACE_DIRECTORY")

@@ -78,6 +78,7 @@ def _printable(text: str) -> str:
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="node-core",
+        usage="%(prog)s [options]",
         description="Node core: network and workload networking of one node.",
         epilog="exit status: 0 stopped as asked (SIGTERM, SIGINT); 1 something did not end "
         "in time; 2 wrong usage or configuration",

@@ -35,8 +35,13 @@ def draw_memory(curves: Mapping[str, Sequence[tuple[int, int]]], path: Path) -> 
 
 def main(arguments: list[str]) -> int:
     """Run the command; return the exit status."""
-    parser = argparse.ArgumentParser(description="Memory by attachments, as a picture.")
-    parser.add_argument("out", type=Path, help="PNG")
+    parser = argparse.ArgumentParser(
+        prog="curve",
+        usage="%(prog)s OUT.png LABEL=FILE...",
+        description="Memory by attachments, as a picture.",
+        epilog="exit status: 0 drawn, 2 wrong arguments",
+    )
+    parser.add_argument("out", metavar="OUT.png", type=Path, help="the picture, a PNG")
     parser.add_argument("curves", nargs="+", metavar="LABEL=FILE", help="output of turnover")
     chosen = parser.parse_args(arguments)
     curves: dict[str, list[tuple[int, int]]] = {}

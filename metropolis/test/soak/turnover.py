@@ -80,10 +80,25 @@ class Turnover:
 
 def main(arguments: list[str]) -> int:
     """Run the command; return the exit status."""
-    parser = argparse.ArgumentParser(description="Attach and detach by the million.")
-    parser.add_argument("--prefix", action="append", required=True, type=ip_network)
-    parser.add_argument("--cycles", type=int, default=None, help="for ever, if not given")
-    parser.add_argument("--seed", type=int, default=1)
+    parser = argparse.ArgumentParser(
+        prog="turnover",
+        usage="%(prog)s [options] --prefix PREFIX",
+        description="Attach and detach by the million, without a kernel. Prints cycles and the "
+        "memory of the process in KiB.",
+        epilog="exit status: 0 done, 2 wrong arguments",
+    )
+    parser.add_argument(
+        "--prefix", metavar="PREFIX", action="append", required=True, type=ip_network,
+        help="addresses of workloads, such as 10.192.0.0/24; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cycles", metavar="N", type=int, default=None,
+        help="how many attaches; default: until stdin ends or has a line",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", metavar="N", type=int, default=1,
+        help="of the random choices; default: %(default)s",
+    )  # fmt: skip
     chosen = parser.parse_args(arguments)
     logging.disable(logging.INFO)  # a line for each that died
     turnover = Turnover(chosen.prefix, chosen.seed)

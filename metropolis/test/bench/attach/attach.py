@@ -37,6 +37,7 @@ FIGURES = {
     "counts": "processes and system calls of an operation, by strace",
     "attached": "ADD beside 0 to 2,000 that are attached; memory of the service",
 }
+_STATUS = "exit status: 0 measured, 1 something failed, 2 wrong arguments, 130 after Ctrl-C"
 _AT_ONCE = (1, 2, 4, 8, 16, 64)
 _ATTACHED = (0, 500, 1000, 2000)
 BESIDE = (OURS, "grpc ipv4", "inner dual", "floor dual", "floor same work", "ptp")
@@ -77,8 +78,9 @@ def parse(arguments: Sequence[str], environment: dict[str, str]) -> Options:
     figures = "\n".join(f"  {name:30}{what}" for name, what in FIGURES.items())
     parser = argparse.ArgumentParser(
         prog="attach",
+        usage="%(prog)s [options]",
         description=__doc__.split("\n\n")[0],
-        epilog=f"subjects:\n{names}\n\nfigures:\n{figures}",
+        epilog=f"subjects:\n{names}\n\nfigures:\n{figures}\n\n{_STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -86,7 +88,7 @@ def parse(arguments: Sequence[str], environment: dict[str, str]) -> Options:
     add("--samples", type=int, help="operations a round and subject, alone (default: 20)")
     add("--burst", type=int, default=10, help="operations in a row per turn (default: 10; 1: cold)")
     add("--json", action="store_true", help="the result as the last line, in JSON")
-    add("--plot", metavar="FILE.png", help="draw ADD, DEL and rates")
+    add("--plot", metavar="FILE.png", help="draw ADD, DEL and rates (default: no picture)")
     add("--quick", action="store_true", help="seconds: to see that it works, not how fast")
     add("--full", action="store_true", help="all rates in all rounds, all subjects beside 2,000")
     add("--only", metavar="SUBJECT,...", help="these subjects only")

@@ -76,7 +76,9 @@ _STAGES = (
 def main(arguments: list[str]) -> int:
     """See the module."""
     parser = argparse.ArgumentParser(
-        prog="breakdown", description="Where the microseconds of one Attach go."
+        prog="breakdown",
+        description="Where the microseconds of one Attach go.",
+        epilog="exit status: 0 measured, 2 wrong arguments, 130 after Ctrl-C",
     )
     parser.add_argument("--samples", type=int, default=400, help="attaches (default 400)")
     parser.add_argument("--json", action="store_true", help="JSON as the last line")

@@ -170,6 +170,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse. Raises SystemExit for invalid arguments."""
     parser = argparse.ArgumentParser(
         prog="runtimes",
+        usage="%(prog)s [options]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

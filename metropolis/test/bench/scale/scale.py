@@ -85,6 +85,7 @@ def parse(arguments: Sequence[str]) -> tuple[Plan, bool]:
     """Return the plan, and whether to print JSON. Raises SystemExit."""
     parser = argparse.ArgumentParser(
         prog="scale",
+        usage="%(prog)s [options]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -27,17 +27,37 @@ from osbase.rpc import choose
 def main(arguments: list[str]) -> int:
     """Run until a signal. Returns the exit status: 1 when it cannot serve."""
     parser = argparse.ArgumentParser(
-        description="Serve the workload network API in this network namespace."
+        prog="serve",
+        usage="%(prog)s [options] --socket FILE",
+        description="Serve the workload network API in this network namespace, without the "
+        "rest of node core: for tests and measurements.",
+        epilog="Prints `ready` when it serves. Exit status: 0 after SIGTERM or SIGINT, 1 when it "
+        "cannot serve, 2 for wrong arguments.",
     )
-    parser.add_argument("--socket", required=True, help="path of the unix socket")
-    parser.add_argument("--prefix", action="append", default=[], type=ip_network)
-    parser.add_argument("--reserved", action="append", default=[], type=ip_address)
-    parser.add_argument("--mtu", default=DEFAULT_MTU, type=int)
+    parser.add_argument("--socket", metavar="FILE", required=True, help="path of the unix socket")
+    parser.add_argument(
+        "--prefix", metavar="PREFIX", action="append", default=[], type=ip_network,
+        help="addresses of workloads, such as 10.192.0.0/24; repeatable; default: none",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reserved", metavar="ADDRESS", action="append", default=[], type=ip_address,
+        help="an address that is not assigned; repeatable; default: none",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mtu", metavar="BYTES", default=DEFAULT_MTU, type=int,
+        help="of new links, in bytes; default: %(default)s",
+    )  # fmt: skip
     parser.add_argument(
         "--ipv6-optional", action="store_true", help="IPv4 alone where IPv6 is switched off"
     )
-    parser.add_argument("--workers", default=WORKERS, type=int)
-    parser.add_argument("--rpc-server", default=choose.AUTO, choices=choose.NAMES)
+    parser.add_argument(
+        "--workers", metavar="N", default=WORKERS, type=int,
+        help="threads, each for one call at a time; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rpc-server", default=choose.AUTO, choices=choose.NAMES,
+        help="as in node core's --help; default: %(default)s",
+    )  # fmt: skip
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
 
