@@ -23,6 +23,8 @@ disk(name = "root")
 [py_pytest(name = name + "_test") for name in NAMES]
 [py_pytest(name = "%s_long" % name) for name in ("three",)]
 genrule(name = "g", outs = ["made"])
+_SHAPES = {"four": []}
+[py_pytest(name = name, srcs = srcs) for name, srcs in _SHAPES.items()]
 """,
     "a/tool.py": PROGRAM,
     "a/__init__.py": "",
@@ -49,6 +51,7 @@ TREE = classify.Tree(
         ("//a:one_test", "//a:one_test"),
         ("//a:two_test", "//a:two_test"),
         ("//a:three_long", "//a:three_long"),
+        ("//a:four", "//a:four"),
         ("//a:made", "//a:made"),
         ("//a:sub/file.txt", "//a:sub/file.txt"),
         ("//a/...", "//a/..."),

@@ -54,6 +54,9 @@ EXCLUDED: Mapping[tuple[str, str], str] = {
 # Variables that only programs of others read.
 FOREIGN_VARIABLES: Mapping[str, str] = {"GRPC_EXPERIMENTS": "gRPC's core"}
 
+# Lines that programs print.
+OUTPUT = re.compile(r"\S+:\d+: |\d{4}-\d\d-\d\dT")
+
 _VARIABLE = re.compile(r"(?<![\w$/])[A-Z][A-Z0-9]*_[A-Z0-9_]*[A-Z0-9](?![\w*])")
 
 
@@ -192,11 +195,12 @@ def _arguments(name: str, arguments: list[str], known: Usage) -> list[str]:
     found = []
     given = [word for part in arguments for word in part.split("|")]
     if known.verbs and given and re.fullmatch(r"[a-z][a-z-]*", given[0]):
-        if given[0] not in known.verbs:
+        if given[0] not in known.verbs and not known.more:
             found.append(f"{name} has no subcommand {given[0]}")
     for word in given:
         flag = word.partition("=")[0]
-        if re.match(r"--?[a-z]", flag) and flag not in known.flags:
+        letters = {f"-{letter}" for letter in flag[1:]}  # -it
+        if re.match(r"--?[a-z]", flag) and flag not in known.flags and not letters <= known.flags:
             found.append(f"{name} has no option {flag}")
     return found
 

@@ -107,7 +107,9 @@ def test_blocks_of_markdown(tree: Tree, tmp_path: Path) -> None:
                 counts["picture or output"] += 1
             else:
                 for line, statement in block.lines():
-                    if statement.strip() and not statement.strip().startswith("#"):
+                    if classify.OUTPUT.match(statement):
+                        counts["picture or output"] += 1
+                    elif statement.strip() and not statement.strip().startswith("#"):
                         findings += checked(tree, path, line, statement)
     complain(findings)
 

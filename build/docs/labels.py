@@ -117,12 +117,24 @@ def _names(
 ) -> Iterable[str]:
     if isinstance(value, ast.Constant):
         return [str(value.value)]
-    if loop is None or not isinstance(loop.target, ast.Name):
-        return []
-    source = lists.get(loop.iter.id) if isinstance(loop.iter, ast.Name) else loop.iter
-    items = source.elts if isinstance(source, ast.List | ast.Tuple) else getattr(source, "keys", [])
-    literal = [str(one.value) for one in items if isinstance(one, ast.Constant)]
-    form = _form(value, loop.target.id)
+    match loop:
+        case ast.comprehension(target=ast.Name(id=variable), iter=source):
+            pass
+        case ast.comprehension(
+            target=ast.Tuple(elts=[ast.Name(id=variable), *_]),
+            iter=ast.Call(func=ast.Attribute(value=source, attr="items")),
+        ):
+            pass
+        case _:
+            return []
+    if isinstance(source, ast.Name):
+        source = lists.get(source.id, source)
+    match source:
+        case ast.List(elts=items) | ast.Tuple(elts=items) | ast.Dict(keys=items):
+            literal = [str(one.value) for one in items if isinstance(one, ast.Constant)]
+        case _:
+            return []
+    form = _form(value, variable)
     return [form.replace("{}", item) for item in literal] if form else []
 
 

@@ -7,31 +7,36 @@ compares the options of each with those its --help prints.
 """
 
 import ast
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a command line may have. flags: with their dashes."""
+    """What a command line may have. flags: with their dashes. verbs: the
+    subcommands; more: there are others, whose names are computed.
+    """
 
     flags: frozenset[str]
     verbs: frozenset[str]
+    more: bool = False
 
 
 def usage(path: str, files: Mapping[str, str]) -> Usage:
     """Return the usage of a program. path: its main module; files: texts."""
-    flags, verbs = {"--help", "-h"}, set[str]()
+    flags, verbs, more = {"--help", "-h"}, set[str](), False
     for module in [path, *_imported(path, files)]:
         found = literals(files[module])
         flags |= found.flags
         verbs |= found.verbs
-    return Usage(frozenset(flags), frozenset(verbs))
+        more = more or found.more
+    return Usage(frozenset(flags), frozenset(verbs), more)
 
 
 def literals(text: str) -> Usage:
     """Return what one module's parsers add."""
-    flags, verbs = set[str](), set[str]()
+    flags, verbs, more = set[str](), set[str](), False
     parsed = ast.parse(text)
     methods = {}  # add = parser.add_argument
     for node in ast.walk(parsed):
@@ -40,6 +45,9 @@ def literals(text: str) -> Usage:
                 methods[name] = attr
     for node in ast.walk(parsed):
         match node:
+            case ast.Compare():  # if rest[:1] == ["--on"]
+                flags |= {text for text in _strings(node) if re.fullmatch(r"--[a-z-]+", text)}
+                continue
             case ast.Call(func=ast.Attribute(attr=method)):
                 pass
             case ast.Call(func=ast.Name(id=name)):
@@ -56,7 +64,16 @@ def literals(text: str) -> Usage:
             flags |= {word for word in words if word.startswith("-")}
         elif method == "add_parser":
             verbs |= words
-    return Usage(frozenset(flags), frozenset(verbs))
+            more = more or not words
+    return Usage(frozenset(flags), frozenset(verbs), more)
+
+
+def _strings(node: ast.AST) -> list[str]:
+    return [
+        one.value
+        for one in ast.walk(node)
+        if isinstance(one, ast.Constant) and isinstance(one.value, str)
+    ]
 
 
 def has_parser(text: str) -> bool:
