@@ -200,7 +200,8 @@ def _arguments(name: str, arguments: list[str], known: Usage) -> list[str]:
     for word in given:
         flag = word.partition("=")[0]
         letters = {f"-{letter}" for letter in flag[1:]}  # -it
-        if re.match(r"--?[a-z]", flag) and flag not in known.flags and not letters <= known.flags:
+        flags = known.flags | known.compared
+        if re.match(r"--?[a-z]", flag) and flag not in flags and not letters <= flags:
             found.append(f"{name} has no option {flag}")
     return found
 

@@ -15,28 +15,31 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Usage:
     """What a command line may have. flags: with their dashes. verbs: the
-    subcommands; more: there are others, whose names are computed.
+    subcommands; more: there are others, whose names are computed. compared: flags
+    that the program looks for by itself.
     """
 
     flags: frozenset[str]
     verbs: frozenset[str]
     more: bool = False
+    compared: frozenset[str] = frozenset()
 
 
 def usage(path: str, files: Mapping[str, str]) -> Usage:
     """Return the usage of a program. path: its main module; files: texts."""
     flags, verbs, more = {"--help", "-h"}, set[str](), False
+    compared = literals(files[path]).compared
     for module in [path, *_imported(path, files)]:
         found = literals(files[module])
         flags |= found.flags
         verbs |= found.verbs
         more = more or found.more
-    return Usage(frozenset(flags), frozenset(verbs), more)
+    return Usage(frozenset(flags), frozenset(verbs), more, compared)
 
 
 def literals(text: str) -> Usage:
     """Return what one module's parsers add."""
-    flags, verbs, more = set[str](), set[str](), False
+    flags, verbs, more, compared = set[str](), set[str](), False, set[str]()
     parsed = ast.parse(text)
     methods = {}  # add = parser.add_argument
     for node in ast.walk(parsed):
@@ -46,7 +49,7 @@ def literals(text: str) -> Usage:
     for node in ast.walk(parsed):
         match node:
             case ast.Compare():  # if rest[:1] == ["--on"]
-                flags |= {text for text in _strings(node) if re.fullmatch(r"--[a-z-]+", text)}
+                compared |= {text for text in _strings(node) if re.fullmatch(r"--[a-z-]+", text)}
                 continue
             case ast.Call(func=ast.Attribute(attr=method)):
                 pass
@@ -65,7 +68,7 @@ def literals(text: str) -> Usage:
         elif method == "add_parser":
             verbs |= words
             more = more or not words
-    return Usage(frozenset(flags), frozenset(verbs), more)
+    return Usage(frozenset(flags), frozenset(verbs), more, frozenset(compared))
 
 
 def _strings(node: ast.AST) -> list[str]:
