@@ -19,7 +19,6 @@ from build.docs.options import Usage, usage
 # Programs of the tree that documents call by name.
 PROGRAMS: Mapping[str, str] = {
     "metroctl": "//metropolis/cli/metroctl:metroctl",
-    "nodectl": "//metropolis/node/core:nodectl",
 }
 # Programs of others, on a node.
 NODE_PROGRAMS = frozenset(
@@ -55,7 +54,7 @@ EXCLUDED: Mapping[tuple[str, str], str] = {
 FOREIGN_VARIABLES: Mapping[str, str] = {"GRPC_EXPERIMENTS": "gRPC's core"}
 
 # Lines that programs print.
-OUTPUT = re.compile(r"\S+:\d+: |\d{4}-\d\d-\d\dT")
+OUTPUT = re.compile(r"\S+:\d+: |\d{4}-\d\d-\d\dT|\[ *\d+\.\d+\] ")
 
 _VARIABLE = re.compile(r"(?<![\w$/])[A-Z][A-Z0-9]*_[A-Z0-9_]*[A-Z0-9](?![\w*])")
 
@@ -100,6 +99,8 @@ def problems(path: str, line: str, tree: Tree) -> tuple[str, list[str]]:
     class is "" where the command is of no known kind.
     """
     words = extract.command(line)
+    if not words:
+        return "", []
     first, rest = words[0], words[1:]
     if first == "./bazelw":
         return "resolved", _bazelw(rest, tree)

@@ -28,8 +28,8 @@ nothing could be tried; 130 after Ctrl-C. In all cases nothing remains.
 """
 # What is shown, as a person would type it in the shell of --stay.
 _LOOKS: Final = (
-    "nodectl list",
-    "nodectl status",
+    "metroctl workload list",
+    "metroctl workload status",
     "ip -brief address",
     "ip route",
     "ip -6 route",
@@ -140,7 +140,7 @@ def work(given: argparse.Namespace, report: Report, out: TextIO) -> None:
         steps.begin("detached")
         for name, path in spaces.items():
             caller.detach(name, path)
-        left = json.loads(place.run("nodectl --json list").stdout)["attachments"]
+        left = json.loads(place.run("metroctl workload --json list").stdout)["attachments"]
         left += json.loads(place.run("ip -json link show group 8").stdout or "[]")
         for one in left:
             steps.wrong(f"left after Detach: {json.dumps(one)}")
@@ -158,7 +158,7 @@ def stay(steps: Steps) -> None:
     # its commands would inherit.
     former = signal.signal(signal.SIGINT, lambda number, frame: None)
     steps.say(
-        "nodectl list | check | status          the service's own view\n"
+        "metroctl workload list | check | status          the service's own view\n"
         f"ip netns exec {WORKLOADS[0]} ip address        a command in a workload's network\n"
         f"less {place.LOG}                 node core's log\n"
         "in another terminal, outside of ./bazelw, another such shell:\n"

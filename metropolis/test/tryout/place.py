@@ -5,7 +5,7 @@
     /run/netns/NAME              a namespace of each workload
     /run/node-core.log           what node core reports
     /run/NAME.json               what the shim got last on its stdin
-    /run/bin                     nodectl and cniproxy, as on a node; a shell
+    /run/bin                     metroctl and cniproxy, as on a node; a shell
 
 /run is a new one. All ends with this process, at the latest.
 """
@@ -81,15 +81,15 @@ def furnish() -> None:
     """Make /run/bin. Once, in new namespaces."""
     _BIN.mkdir()
     (_BIN / "cniproxy").symlink_to(find("metropolis/node/containerd/cniproxy/shim/cniproxy"))
-    nodectl = _BIN / "nodectl"
+    metroctl = _BIN / "metroctl"
     python = shlex.quote(sys.executable)
-    nodectl.write_text(f'#!/bin/sh\nexec {python} -P -m metropolis.node.core.nodectl "$@"\n')
+    metroctl.write_text(f'#!/bin/sh\nexec {python} -P -m metropolis.cli.metroctl.main "$@"\n')
     settings = environment() | {"PS1": "try# "}
     exports = "".join(
         f"export {name}={shlex.quote(settings[name])}\n" for name in ("PATH", "PYTHONPATH", "PS1")
     )
     SHELL.write_text(f'#!/bin/sh\n{exports}exec bash --norc "$@"\n')
-    for program in (nodectl, SHELL):
+    for program in (metroctl, SHELL):
         program.chmod(0o755)
 
 

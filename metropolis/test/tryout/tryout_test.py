@@ -56,7 +56,7 @@ def test_it_attaches_pings_and_detaches(mode: tuple[str, ...]) -> None:
 
 def test_the_shim_by_hand() -> None:
     """A printed execution of the shim can be repeated as it is printed."""
-    done = run("--cni", "--stay", stdin="eval \"$ADD\"; nodectl list", env=ENVIRONMENT | {"ADD": (
+    done = run("--cni", "--stay", stdin="eval \"$ADD\"; metroctl workload list", env=ENVIRONMENT | {"ADD": (
         "CNI_COMMAND=ADD CNI_CONTAINERID=web-1 CNI_NETNS=/run/netns/web-1 CNI_IFNAME=eth1 "
         "CNI_PATH=/run/bin cniproxy </run/web-1.json"
     )})  # fmt: skip
@@ -75,8 +75,8 @@ def test_what_it_shows() -> None:
     done = run()
     assert done.returncode == 0, done.stderr
     for text in (
-        "$ nodectl list\n   WORKLOAD ",
-        "$ nodectl status\n   ok\n",
+        "$ metroctl workload list\n   WORKLOAD ",
+        "$ metroctl workload status\n   ok\n",
         "proto 77",
         "$ ip -n web-1 route\n   default via 169.254.77.1 dev eth0",
         "masquerade",
@@ -87,7 +87,7 @@ def test_what_it_shows() -> None:
 
 def test_the_shell() -> None:
     """The shell of --stay has the commands that are printed before it."""
-    done = run("--stay", stdin="nodectl check\nip netns exec web-1 ip address; exit 7\n")
+    done = run("--stay", stdin="metroctl workload check\nip netns exec web-1 ip address; exit 7\n")
     assert done.returncode == 0, done.stderr
     assert "web-1 eth0: ok\nweb-2 eth0: ok\n" in done.stdout
     assert "inet 10.192.0.1/32" in done.stdout
@@ -206,7 +206,7 @@ def test_another_shell(staying: subprocess.Popen[str]) -> None:
     """The command for another terminal gives the same shell."""
     command = until(staying, "nsenter --target").split()
     done = subprocess.run(
-        [*command, "-c", "nodectl list"],
+        [*command, "-c", "metroctl workload list"],
         text=True, capture_output=True, timeout=LIMIT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
