@@ -48,6 +48,11 @@ alone. Why not processes and an init: these parts share the engine, sockets and
 imports of one process, and an import costs seconds on a slow machine. The init
 handles the death of the interpreter.
 
+What is in the log of a death: an error that the program expects, such as a port
+that is in use, is one line with the cure, and is not repeated at each restart
+(Supervisor's `expected`). Any other is an error of the program, and has its
+traceback each time. At level debug each death has one.
+
 Limits: one event loop, no supervision of threads, no remote view of the tree.
 """
 

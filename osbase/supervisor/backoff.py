@@ -26,13 +26,13 @@ class Backoff:
         """`rand` gives numbers in [0, 1)."""
         self._first = first_s
         self._max = max_s
-        self._reset_after = reset_after_s
+        self.reset_after_s = reset_after_s
         self._rand = rand
         self._next = first_s
 
     def died(self, lived_s: float) -> float:
         """Return the delay after a life of `lived_s` seconds."""
-        if lived_s >= self._reset_after:
+        if lived_s >= self.reset_after_s:
             self._next = self._first
         delay = self._next
         self._next = min(delay * 2, self._max)

@@ -341,6 +341,47 @@ async def test_failure_while_stopping_is_reported_not_restarted(
     assert "failed while it was being stopped" in caplog.text
 
 
+async def test_expected_errors_are_one_line_until_they_change(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Unexpected ones have their traceback each time."""
+    errors: list[Exception] = [
+        OSError("no file\nmore"), OSError("no file\nmore"), OSError("no port"),
+        OSError("no file\nmore"), KeyError("x"), KeyError("x"), OSError("no port"),
+    ]  # fmt: skip
+    left = list(errors)
+
+    async def failing(ctx: Context) -> None:
+        if left:
+            raise left.pop(0)
+        await forever(ctx)
+
+    def expected(error: BaseException) -> str:
+        return str(error).partition("\n")[0] + "; mend it" if isinstance(error, OSError) else ""
+
+    clock = FakeClock()
+    supervisor = Supervisor(failing, expected=expected, clock=clock)
+    with caplog.at_level(logging.INFO):
+        task = asyncio.create_task(supervisor.run(10.0))
+        for _ in errors:
+            await settle()
+            await clock.advance(60.0)
+        supervisor.request_stop()
+        assert await task == []
+    said = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert [record.getMessage() for record in said] == [
+        "no file; mend it; it is tried again",
+        "no port; mend it; it is tried again",
+        "no file; mend it; it is tried again",
+        "died: KeyError: 'x'",
+        "died: KeyError: 'x'",
+        "no port; mend it; it is tried again",
+    ]
+    assert [bool(record.exc_info) for record in said] == [False] * 3 + [True] * 2 + [False]
+    restarts = [record for record in caplog.records if "restarts in" in record.getMessage()]
+    assert len(restarts) == len(errors) - 1
+
+
 def test_transition_table_is_closed() -> None:
     """Every state has a row; nothing follows itself; errors name both."""
     assert set(TRANSITIONS) == set(State)

@@ -95,6 +95,8 @@ class _Node:
         self.groups: list[_Group] = []
         self.task: asyncio.Task[None] | None = None
         self.died_after_s = 0.0
+        self.complaint = ""  # the expected error that was logged last
+        self.is_repeated = False  # whether the last death had the same
 
     def to(self, new: State) -> None:
         states.check(self.dn, self.state, new)
@@ -141,7 +143,7 @@ class _Node:
                 self.logger.warning("failed while it was being stopped", exc_info=error)
                 self.to(State.CANCELED)
                 return
-            self.logger.error("died: %s", _first_line(error), exc_info=error)
+            self._complain(error, self.tree.clock.now() - born)
         else:
             if self.stopping:
                 self.to(State.CANCELED)
@@ -153,6 +155,24 @@ class _Node:
         self.to(State.DEAD)
         self.died_after_s = self.tree.clock.now() - born
         on_death()
+
+    def _complain(self, error: BaseException, lived_s: float) -> None:
+        """Log a death: an expected error as one line, when it is another than
+        before, or the runnable has worked for a while; others in full.
+        """
+        text = self.tree.expected(error)
+        self.is_repeated = (
+            bool(text) and text == self.complaint and lived_s < self.backoff.reset_after_s
+        )
+        self.complaint = text
+        if not text:
+            self.logger.error("died: %s", _first_line(error), exc_info=error)
+        else:
+            level = logging.DEBUG if self.is_repeated else logging.ERROR
+            with_trace = self.logger.isEnabledFor(logging.DEBUG)
+            self.logger.log(
+                level, "%s; it is tried again", text, exc_info=error if with_trace else None
+            )
 
     async def stop(self) -> None:
         """Stop the children, then the runnable; return when all ended.
@@ -211,7 +231,8 @@ class _Group:
                 return
             delay = max(node.backoff.died(node.died_after_s) for node in dead)
             for node in dead:
-                node.logger.info("restarts in %.1f s", delay)
+                level = logging.DEBUG if node.is_repeated else logging.INFO
+                node.logger.log(level, "restarts in %.1f s", delay)
             await _first(self.tree.clock.sleep(delay), _wait(self._stop))
 
     async def stop(self) -> None:
@@ -251,18 +272,22 @@ def _first_line(error: BaseException) -> str:
 class Supervisor:
     """Runs one tree, once.
 
-    `clock` and `make_backoff` (a new series of delays for each runnable) are
-    for tests.
+    expected: returns the one line that is logged when a runnable dies of this
+    error, with the cure, and only once while it stays the same; "" for an error
+    that is logged with its traceback each time. `clock` and `make_backoff` (a
+    new series of delays for each runnable) are for tests.
     """
 
     def __init__(
         self,
         root: Runnable,
         *,
+        expected: Callable[[BaseException], str] = lambda _: "",
         clock: Clock | None = None,
         make_backoff: Callable[[], Backoff] = Backoff,
     ) -> None:
         """`root` is the runnable at the top, named "root"."""
+        self.expected = expected
         self.clock: Clock = clock or _SystemClock()
         self.make_backoff = make_backoff
         self._root = _Node(self, "root", root)

@@ -157,6 +157,7 @@ def _allow_files() -> None:
 
 async def _serve(config: NodeConfig, arguments: argparse.Namespace) -> int:
     from metropolis.node.core.config import PodPrefixes
+    from metropolis.node.core.network.failures import explained
     from metropolis.node.core.network.paths import Paths
     from metropolis.node.core.network.service import NetworkService
     from osbase import event
@@ -199,7 +200,7 @@ async def _serve(config: NodeConfig, arguments: argparse.Namespace) -> int:
         ctx.signal_healthy()
         ctx.signal_done()
 
-    supervisor = Supervisor(root)
+    supervisor = Supervisor(root, expected=explained)
     loop = asyncio.get_running_loop()
 
     def stop(name: str) -> None:

@@ -98,6 +98,9 @@ def list_interval(every_s: float, nodes: int, chance: float) -> float:
     return every_s * rarer * rarer * (0.75 + chance / 2)
 
 
+_CURE: Final = "correct the file: it is read again at once"
+
+
 class Phase(enum.Enum):
     """The state of the connection to etcd."""
 
@@ -125,8 +128,8 @@ class Curator:
     pod_prefixes  this node's own. `held` until etcd has answered; empty while
                   it has no place in the cluster
     published     the identity that other nodes read in etcd, once written
-    trouble       why the node may have no prefix: etcd is away, or the node has
-                  no place in the cluster; "": no problem
+    trouble       why the node may have no prefix: no credentials, etcd is away,
+                  or the node has no place in the cluster; "": no problem
     credentials   a note about them for operators; "": none
     """
 
@@ -187,8 +190,10 @@ class Curator:
                     await self._live(connection, latest)
             except* _Renewed:
                 renewed = True
-            except* (EtcdError, CredentialsError) as errors:
-                self._lost(_first(errors))
+            except* CredentialsError as errors:
+                self._lost(f"no credentials for etcd: {_first(errors)}; {_CURE}")
+            except* EtcdError as errors:
+                self._lost(f"etcd is away: {_first(errors)}")
             if renewed and self._phase is not Phase.AWAY:
                 self._to(Phase.AWAY)
                 continue
@@ -249,7 +254,7 @@ class Curator:
 
     def _lost(self, trouble: str) -> None:
         if self._phase is not Phase.AWAY or trouble != self.place.away:
-            self._log.warning("etcd is away: %s", trouble)
+            self._log.warning("%s", trouble)
         self.place.set_away(trouble)
         self._to(Phase.AWAY)
 

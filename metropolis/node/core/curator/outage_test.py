@@ -277,7 +277,8 @@ async def test_certificates_are_read_again(tmp_path: Path) -> None:
         async with Machine(cluster.server.endpoints, files, "a") as machine:
             await cluster.log.wait(f"{files.cert}: certificate has expired")
             await asyncio.to_thread(Path(files.key).unlink)
-            await cluster.log.wait(f"etcd is away: {files.key}: No such file or directory")
+            said = f"no credentials for etcd: {files.key}: No such file or directory; correct"
+            await cluster.log.wait(said)
             await asyncio.to_thread(Path(files.key).write_text, "no key")
             await cluster.log.wait(f"{files.cert} or {files.key}: no certificate or key in PEM")
             authority.client("node")

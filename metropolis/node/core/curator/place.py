@@ -33,7 +33,7 @@ class Place:
 
     directory: the content of the store. decision: the last one; None before the
     directory is complete. due: set when the decision, or whether it may be
-    committed, may have changed. away: why etcd is away; "": it is not.
+    committed, may have changed. away: why etcd is not used; "": it is.
     others_are_back: the other nodes had time to return to etcd, too.
     """
 
@@ -90,7 +90,7 @@ class Place:
             self._decide()
 
     def set_away(self, why: str) -> None:
-        """Set why etcd is away; "": it is not."""
+        """Set why etcd is not used; "": it is."""
         self.away = why
         self._tell_trouble()
 
@@ -183,7 +183,7 @@ class Place:
     def _tell_trouble(self) -> None:
         decision, trouble = self.decision, ""
         if self.away:
-            trouble = f"etcd is away: {self.away}"
+            trouble = self.away
         elif decision is not None and decision.standing is not Standing.JOINED:
             trouble = f"cluster: {decision.reason}"
         if self.trouble.peek(None) != trouble:

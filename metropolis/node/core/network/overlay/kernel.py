@@ -224,8 +224,9 @@ class LinuxKernel:
 def _with_hints(port: int) -> Iterator[None]:
     """Add to a refusal what people can do about it."""
     hints = {
-        errno.EADDRINUSE: f"another program has UDP port {port}; stop it",
-        errno.EOPNOTSUPP: "the kernel has no WireGuard; load its module, wireguard",
+        errno.EADDRINUSE: f"another program has UDP port {port}; stop it (`ss -lunp` shows it)",
+        errno.EOPNOTSUPP: "the kernel has no WireGuard; load its module, wireguard, or boot a "
+        "kernel that has it",
     }
     try:
         yield
@@ -233,7 +234,7 @@ def _with_hints(port: int) -> Iterator[None]:
         hint = hints.get(error.errors[0].errno)
         if hint is None:
             raise
-        raise OverlayError(f"{error} ({hint})") from error
+        raise OverlayError(f"{error}: {hint}") from error
 
 
 def _on(route: Route, ifindex: int | None) -> Route:

@@ -66,9 +66,9 @@ class World:
         self.engine.set_prefixes([ip_network("10.0.0.0/24"), ip_network("fd00::/112")])
         self.engine.start()
 
-    def attach(self, workload_id: str, if_name: str = "eth0", **more: str) -> str:
+    def attach(self, workload_id: str, if_name: str = "eth0", owner: str = "api") -> str:
         """Attach; return the rest of the line."""
-        made = self.engine.attach(AttachIntent(workload_id, "/0", if_name, **more))
+        made = self.engine.attach(AttachIntent(workload_id, "/0", if_name, owner=owner))
         return f"{', '.join(map(str, made.ips))} on {made.host_interface}"
 
 
