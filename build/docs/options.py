@@ -15,8 +15,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Usage:
     """What a command line may have. flags: with their dashes. verbs: the
-    subcommands; more: there are others, whose names are computed. compared: flags
-    that the program looks for by itself.
+    subcommands; more: there are others, whose names are computed. compared:
+    flags that the program looks for by itself.
     """
 
     flags: frozenset[str]

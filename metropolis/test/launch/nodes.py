@@ -23,7 +23,7 @@ from metropolis.test.launch.control import ControlError
 from metropolis.test.launch.report import grid
 
 KEYS = ("name", "state", "ipv4", "ipv6", "mac", "boots", "pod")
-"""Of a node in JSON; the columns of the table."""
+"""The keys of a node in JSON; the columns of the table."""
 
 
 def to_table(nodes: Sequence[Mapping[str, object]]) -> str:

@@ -56,7 +56,8 @@ def test_it_attaches_pings_and_detaches(mode: tuple[str, ...]) -> None:
 
 def test_the_shim_by_hand() -> None:
     """A printed execution of the shim can be repeated as it is printed."""
-    done = run("--cni", "--stay", stdin="eval \"$ADD\"; metroctl workload list", env=ENVIRONMENT | {"ADD": (
+    typed = 'eval "$ADD"; metroctl workload list'
+    done = run("--cni", "--stay", stdin=typed, env=ENVIRONMENT | {"ADD": (
         "CNI_COMMAND=ADD CNI_CONTAINERID=web-1 CNI_NETNS=/run/netns/web-1 CNI_IFNAME=eth1 "
         "CNI_PATH=/run/bin cniproxy </run/web-1.json"
     )})  # fmt: skip

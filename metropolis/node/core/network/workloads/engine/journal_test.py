@@ -127,7 +127,7 @@ def test_what_the_kernel_refused(kept: Kept, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_client_that_repeats_itself_floods_nothing(kept: Kept) -> None:
-    """Of each kind some lines, and a count; others are not pushed out."""
+    """Each kind has some lines, and a count; others are not pushed out."""
     world = World(Journal())
     for number in range(5 * FAILURES):
         with pytest.raises(WorkloadError):
