@@ -110,7 +110,7 @@ def test_the_lists_of_pods() -> None:
     listed = json.loads(pod.to_json(PODS))
     assert listed[1] == {
         "name": "node-1/web", "node": "node-1", "state": "running", "ipv4": "10.192.0.1",
-        "ipv6": "fd00::1", "container": "container-1", "sandbox": "sandbox-1",
+        "ipv6": "fd00::1", "container": "container-1", "id": "sandbox-1",
     }  # fmt: skip
     assert (listed[0]["state"], listed[0]["ipv4"]) == ("ended", "")
     assert [line.split()[:4] for line in pod.to_table(PODS).splitlines()[2:]] == [

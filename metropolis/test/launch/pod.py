@@ -84,7 +84,7 @@ def to_json(pods: dict[str, Place]) -> str:
                 "ipv4": _address(place.pod, 4),
                 "ipv6": _address(place.pod, 6),
                 "container": place.pod.container,
-                "sandbox": place.pod.id,
+                "id": place.pod.id,
             }
             for name, place in pods.items()
         ]
