@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from osbase.test.qemu import outputs
@@ -134,12 +134,12 @@ def run_hint(launch: Running, hint: str) -> None:
         launch.run(target, *arguments)
 
 
-def is_address(text: str, version: int) -> bool:
-    return ip_address(text).version == version
-
-
 def test_of_one_node(tmp_path: Path) -> None:
-    with running("launch", "--pods", "3", "--log-level", "debug", tmp_path=tmp_path) as launch:
+    config = tmp_path / "node.textproto"
+    config.write_text(
+        'network { uplink { dhcp4 {} } pod_prefix: "10.193.0.0/24" pod_prefix: "fd00:10:193::/112" }'
+    )
+    with running("launch", "--pods", "3", "--config", str(config), tmp_path=tmp_path) as launch:
         assert launch.report["ok"]
         assert [pod["name"] for pod in launch.report["pods"]] == ["pod-a", "pod-b", "pod-c"]
         for hint in launch.hints():
@@ -147,8 +147,8 @@ def test_of_one_node(tmp_path: Path) -> None:
         pods = json.loads(launch.run("pod", "list", "--json"))
         assert [pod["name"] for pod in pods] == ["pod-a", "pod-b", "pod-c", "web"]
         for pod in pods:
-            assert is_address(pod["ipv4"], 4)
-            assert is_address(pod["ipv6"], 6)
+            assert ip_address(pod["ipv4"]) in ip_network("10.193.0.0/24")
+            assert ip_address(pod["ipv6"]) in ip_network("fd00:10:193::/112")
         launch.run("pod", "rm", "web")
         assert "web" not in launch.run("pod", "list")
         nodes = json.loads(launch.run("nodes", "list", "--json"))
