@@ -136,17 +136,16 @@ def run_hint(launch: Running, hint: str) -> None:
 
 def test_of_one_node(tmp_path: Path) -> None:
     config = tmp_path / "node.textproto"
-    config.write_text(
-        'network { uplink { dhcp4 {} } pod_prefix: "10.193.0.0/24" pod_prefix: "fd00:10:193::/112" }'
-    )
+    pods = 'pod_prefix: "10.193.0.0/24" pod_prefix: "fd00:10:193::/112"'
+    config.write_text(f"network {{ uplink {{ dhcp4 {{}} }} {pods} }}")
     with running("launch", "--pods", "3", "--config", str(config), tmp_path=tmp_path) as launch:
         assert launch.report["ok"]
         assert [pod["name"] for pod in launch.report["pods"]] == ["pod-a", "pod-b", "pod-c"]
         for hint in launch.hints():
             run_hint(launch, hint)
-        pods = json.loads(launch.run("pod", "list", "--json"))
-        assert [pod["name"] for pod in pods] == ["pod-a", "pod-b", "pod-c", "web"]
-        for pod in pods:
+        listed = json.loads(launch.run("pod", "list", "--json"))
+        assert [pod["name"] for pod in listed] == ["pod-a", "pod-b", "pod-c", "web"]
+        for pod in listed:
             assert ip_address(pod["ipv4"]) in ip_network("10.193.0.0/24")
             assert ip_address(pod["ipv6"]) in ip_network("fd00:10:193::/112")
         launch.run("pod", "rm", "web")
