@@ -109,9 +109,8 @@ async def run(options: argparse.Namespace, directory: Path) -> int:
             status = await _copy(agent, options.arguments)
             await _bring_back(agent)
             if status:
-                print(
-                    f"vm_pytest: FAILED; the end of the console:\n{vm.console_tail()}", flush=True
-                )
+                tail = vm.console_tail() or "(nothing)"
+                print(f"vm_pytest: FAILED; the end of the console:\n{tail}", flush=True)
         except AgentError as error:
             # Usually a panic: the kernel's messages explain it.
             raise vm.failure(str(error)) from error
