@@ -2,7 +2,8 @@
 """The node's configuration: a file in, checked value objects out.
 
 `load` reads and parses, `check` is pure. All faults are in one ConfigError, one
-line each: the file, then line and column or field, then the fault.
+line each: the file, line and column, the field, the fault. `config_faults`
+finds them in a text that has any.
 """
 
 from __future__ import annotations
@@ -144,14 +145,58 @@ def parse(data: bytes, path: str) -> NodeConfig:
     except text_format.ParseError as error:
         place = f"{error.GetLine()}:{error.GetColumn()}"
         reason = str(error).removeprefix(f"{place} : ")
-        raise ConfigError(f"{path}:{place}: {reason}") from error
+        raise _with_places(text, path, f"{path}:{place}: {reason}") from error
     except (RecursionError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
     problems = Problems()
     config = check(message, problems)
     if problems.found:
-        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems.found))
+        raise _with_places(text, path, "\n".join(f"{path}: {one}" for one in problems.found))
     return config
+
+
+def _with_places(text: str, path: str, otherwise: str) -> ConfigError:
+    """Return the error for a text that has faults: all of them, each with its
+    line and column. otherwise: what is known without another reading.
+    """
+    # It is not imported for a text that is right.
+    from metropolis.node.core import config_faults
+
+    message = config_pb2.NodeConfig()
+    reading = config_faults.read(text, message)
+    problems = Problems()
+    check(message, problems)
+    lines = [(place, what) for place, what in reading.faults]
+    for problem in problems.found:
+        field, _, _ = problem.partition(": ")
+        place = reading.place_of(field)
+        # What is missing may be what could not be read.
+        if place is not None and not (reading.faults and ": is missing" in problem):
+            lines.append((place, problem))
+        elif not reading.faults:
+            lines.append((config_faults.Place(0, 0), problem))
+    if not lines:
+        return ConfigError(otherwise)
+    lines.sort(key=lambda one: (one[0].line, one[0].column))
+    return ConfigError(
+        "\n".join(
+            f"{path}:{place}: {what}" if place.line else f"{path}: {what}" for place, what in lines
+        )
+    )
+
+
+def summary(config: NodeConfig) -> str:
+    """Return the configuration in a few words, for people."""
+    network, cluster = config.network, config.cluster
+    uplink = "no uplink"
+    if network.uplink is not None:
+        how = "by DHCP" if network.uplink.dhcp4 is not None else "static"
+        uplink = f"uplink {network.uplink.described}, {how}"
+    if cluster is not None:
+        endpoints = ", ".join(cluster.etcd_endpoints)
+        return f'{uplink}; node "{cluster.node_id}" of the cluster at {endpoints}'
+    prefixes = ", ".join(map(str, network.pods.prefixes))
+    return f"{uplink}; pod prefixes {prefixes}" if prefixes else f"{uplink}; no pod prefix"
 
 
 def check(message: config_pb2.NodeConfig, problems: Problems) -> NodeConfig:

@@ -93,7 +93,8 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="check the configuration, say what is wrong with it, and exit",
+        help="check the configuration, print all that is wrong with it, or ok and a summary, and "
+        "exit",
     )
     parser.add_argument(
         "--runtime-dir",
@@ -142,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     if arguments.check:
+        print(f"ok: {arguments.config}: {node_config.summary(config)}")
         return 0
     _allow_files()
     return asyncio.run(_serve(config, arguments))

@@ -63,7 +63,7 @@ def test_wrong_configuration_is_2_and_no_traceback(tmp_path: Path) -> None:
     file.write_text('network { pod_prefix: "10.0.0.1/24" }')
     done = core("--config", str(file))
     assert done.returncode == 2
-    assert f"{file}: network.pod_prefix[0]" in done.stderr
+    assert f"{file}:1:11: network.pod_prefix[0]" in done.stderr
     assert "Traceback" not in done.stderr
     assert subprocess.run(["nft", "list", "ruleset"], capture_output=True, check=True).stdout == b""
 
@@ -72,7 +72,10 @@ def test_check_only_checks(tmp_path: Path) -> None:
     """The check changes nothing."""
     file = tmp_path / "node.textproto"
     file.write_text('network { pod_prefix: "10.0.0.0/24" }')
-    assert core("--config", str(file), "--check").returncode == 0
+    done = core("--config", str(file), "--check")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0, f"ok: {file}: no uplink; pod prefixes 10.0.0.0/24\n", "",
+    )  # fmt: skip
     assert subprocess.run(["nft", "list", "ruleset"], capture_output=True, check=True).stdout == b""
 
 
