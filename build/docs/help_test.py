@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from build.docs import labels, options
+from build.docs import extract, labels, options
 from build.lint import tree as worktree
 
 LIMIT_S = 120
@@ -26,7 +26,7 @@ def read() -> dict[str, str]:
     """Return the sources of the tree."""
     root = worktree.workspace()
     paths = worktree.files(root)
-    wanted = (".py", ".bzl", "BUILD.bazel")
+    wanted = (".py", ".bzl", ".md", "BUILD.bazel")
     return {path: (root / path).read_text() for path in paths if path.endswith(wanted)}
 
 
@@ -76,6 +76,35 @@ def entries(text: str) -> Iterator[tuple[str, str]]:
             elif found and line.strip():
                 found[-1] = (found[-1][0], f"{found[-1][1]} {line.strip()}")
     yield from found
+
+
+# Options with which a program only prints something.
+_PRINTS = {"--help", "--list"}
+
+
+def printing() -> list[tuple[str, ...]]:
+    """Return the documents' commands that only print: label and arguments."""
+    found = set()
+    targets = labels.read(FILES)
+    for path, text in FILES.items():
+        for block in extract.blocks(path, text):
+            for _, line in block.lines():
+                words = extract.command(line) if line.startswith("./bazelw run") else []
+                if _PRINTS & set(words) and (label := targets.resolve(words[2])) in PROGRAMS:
+                    found.add((str(label), *(word for word in words[3:] if word != "--")))
+    return sorted(found)
+
+
+def test_there_are_some() -> None:
+    assert len(printing()) >= 2
+
+
+@pytest.mark.parametrize("command", printing(), ids=" ".join)
+def test_printing(command: tuple[str, ...]) -> None:
+    """They run as they are printed."""
+    done = run(*command)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
 
 
 @pytest.mark.parametrize("label", sorted(PROGRAMS))
