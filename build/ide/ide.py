@@ -15,7 +15,7 @@ from pathlib import Path
 from build.lint import tree
 from build.proto.generate import generate
 
-# Of the host's environment, what editors give to Python and its tools.
+# What editors give to Python and its tools in the environment.
 PASSED = "PYTHON*|PYTEST_*|TEST_*|VSCODE_*|PYCHARM_*|IDE_*|DEBUGPY_*|HYPOTHESIS_*|JB_*"
 
 PYTHON = """\
