@@ -60,6 +60,7 @@ def test_sizes() -> None:
         ("ways in of the development image", r"/tools(/.*)?|/etc/sv/(agent|console)(/.*)?"),
         ("anything named after it", r"/usr/lib(exec)?/.*(development|osbase/test/).*"),
         ("servers of logins", r".*/(sshd|dropbear|telnetd|[am]?getty|login|su|httpd)"),
+        ("debuggers", r".*/(_pyrepl|py-spy|gdb|strace)(/.*)?"),
         ("set-uid programs", None),
     ],
 )
@@ -122,7 +123,12 @@ def test_services_are_those_that_a_node_needs(root: Path) -> None:
 
 def test_a_development_image_says_so(tmp_path: Path) -> None:
     image = Path(os.environ["DEV_IMAGE"])
-    assert {"/tools", "/etc/sv/agent/run"} <= {node.path for node in Image(image).walk()}
+    found = {node.path for node in Image(image).walk()}
+    assert {"/tools", "/etc/sv/agent/run"} <= found
+    library = "/usr/lib/python3.14"
+    debugging = ("pdb.py", "_pyrepl/readline.py", "_pyrepl/unix_console.py", "asyncio/tools.py")
+    assert {f"{library}/{name}" for name in debugging} <= found
+    assert any(path.startswith(f"{library}/lib-dynload/_remote_debugging.") for path in found)
     root = extract(image, tmp_path)
     assert "\nVARIANT_ID=development\n" in (root / "etc/os-release").read_text()
 

@@ -59,6 +59,10 @@ PYTHON_PACKAGES = ["@debian//:" + name for name in [
 # CPython, byte-compiled, without its development, test and desktop parts.
 PYTHON_LAYERS = ["//osbase/build:python"]
 
+# The same with what pdb needs besides, for images that people debug in: goes
+# after PYTHON_LAYERS.
+PYTHON_DEBUG_LAYERS = ["//osbase/build:python_debug"]
+
 # libnftables; `nft` is in INSPECT_PACKAGES.
 NFTABLES_LAYERS = ["@debian//:" + name for name in [
     "libgmp10",
@@ -185,6 +189,12 @@ PYTHON_EXCLUDE = [_PYTHON_LIB + "/" + part for part in [
     "/usr/share/binfmts",
     "/usr/share/python3.14",
 ]
+
+PYTHON_DEBUG_EXCLUDE = [
+    one
+    for one in PYTHON_EXCLUDE
+    if one != _PYTHON_LIB + "/_pyrepl"
+] + [_PYTHON_LIB + "/_pyrepl/windows_*"]
 
 def _layer_name(file):
     """Returns a layer's name in reports: the Debian package, or the target."""
