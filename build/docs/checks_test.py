@@ -32,7 +32,8 @@ _SHAPES = {"four": []}
     "b/BUILD.bazel": "",
     "b/defs.bzl": 'def disk(name):\n    erofs(name = name + "_disk")\n    rule(name = name)\n',
     ".bazelrc": "test:quick --build_tests_only\n",
-    "bazelw": "usage: ./bazelw shell [COMMAND...]\n       ./bazelw clean-devroot\n",
+    "bazelw": "usage: ./bazelw shell [COMMAND...]\n ./bazelw pod|console\n"
+    "       ./bazelw clean-devroot\n",
 }
 TREE = classify.Tree(
     FILES,
@@ -81,6 +82,8 @@ def test_labels(label: str, found: str | None) -> None:
         "./bazelw test //x:y_test",
         "./bazelw shell strace -f …    a remark",
         "./bazelw clean-devroot    remove it",
+        "./bazelw console    a shell",
+        "GRPC_EXPERIMENTS=a ./bazelw run //:go",
         "python3 -m a.tool --json",
     ],
 )
@@ -105,6 +108,7 @@ def test_true_commands(line: str) -> None:
         ("python3 -m a.toll", "no module a.toll"),
         ("python3 -m a.tool --xml", "no option --xml"),
         ("export NO_SUCH=1", "nothing reads or has NO_SUCH"),
+        ("NO_SUCH=1 ./bazelw run //:go", "nothing reads or has NO_SUCH"),
     ],
 )
 def test_false_commands(line: str, problem: str) -> None:

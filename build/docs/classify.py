@@ -54,7 +54,7 @@ EXCLUDED: Mapping[tuple[str, str], str] = {
 FOREIGN_VARIABLES: Mapping[str, str] = {"GRPC_EXPERIMENTS": "gRPC's core"}
 
 # Lines that programs print.
-OUTPUT = re.compile(r"\S+:\d+: |\d{4}-\d\d-\d\dT|\[ *\d+\.\d+\] ")
+OUTPUT = re.compile(r"\S+:\d+: |\d{4}-\d\d-\d\dT|\[ *\d+\.\d+\] |ok: ")
 
 _VARIABLE = re.compile(r"(?<![\w$/])[A-Z][A-Z0-9]*_[A-Z0-9_]*[A-Z0-9](?![\w*])")
 
@@ -99,6 +99,10 @@ def problems(path: str, line: str, tree: Tree) -> tuple[str, list[str]]:
     class is "" where the command is of no known kind.
     """
     words = extract.command(line)
+    settings = [word for word in words if re.match(r"[A-Z_]+=", word)]
+    if settings and words[: len(settings)] == settings and len(words) > len(settings):
+        kind, found = problems(path, " ".join(words[len(settings) :]), tree)
+        return kind, _variables(settings, tree) + found
     if not words:
         return "", []
     first, rest = words[0], words[1:]
@@ -122,11 +126,8 @@ def _bazelw(words: list[str], tree: Tree) -> list[str]:
     if verb.startswith("--config="):
         return _config(verb, tree) + _bazelw(rest, tree)
     if verb not in _VERBS:
-        shown = re.search(
-            rf"\./bazelw {re.escape(verb)}(?![\w-])|^  {re.escape(verb)}\)",
-            tree.files["bazelw"],
-            re.M,
-        )
+        usage_lines = re.findall(r"\./bazelw ([\w|-]+)", tree.files["bazelw"])
+        shown = verb in [word for line in usage_lines for word in line.split("|")]
         if verb.isupper() or verb in ("help", "info", "shutdown", "--help"):
             return []
         if not shown:
