@@ -163,7 +163,8 @@ def test_the_status_is_bazels(clone: Clone) -> None:
     [
         ("pod exec a ls -l", "run --config=quiet //metropolis/test/launch:pod -- exec a ls -l"),
         ("console", "run --config=quiet //metropolis/test/launch:console --"),
-        ("metroctl node list", "run --config=quiet //metropolis/cli/metroctl -- node list"),
+        ("metroctl node list", "run --config=quiet //metropolis/test/launch:metroctl -- node list"),
+        ("nodes add", "run --config=quiet //metropolis/test/launch:nodes -- add"),
     ],
 )
 def test_short_names(clone: Clone, given: str, command: str) -> None:

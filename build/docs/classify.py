@@ -114,6 +114,10 @@ def problems(path: str, line: str, tree: Tree) -> tuple[str, list[str]]:
         return "resolved", _module(rest[1], rest[2:], tree)
     if first in PROGRAMS:
         return "resolved", _program(PROGRAMS[first], rest, tree)
+    if first.startswith(".venv/bin/"):
+        # //build/ide:ide_test runs such commands.
+        paths = [word for word in rest if "/" in word]
+        return "resolved", [f"there is no {path}" for path in paths if path not in tree.files]
     if first in NODE_PROGRAMS:
         return ("node", []) if path == "OPERATING.md" else ("", [])
     return "", []

@@ -59,10 +59,10 @@ def hints(directory: Path) -> str:
 The cluster runs until Ctrl-C. Meanwhile, in another terminal:
   the nodes of the cluster  ./bazelw run {METROCTL} -- node list
   a node's workloads        ./bazelw run {METROCTL} -- --on node-1 workload list
-  add a node, power it off  ./bazelw run //metropolis/test/launch:nodes -- add
-                            ./bazelw run //metropolis/test/launch:nodes -- poweroff node-1
-  a shell in a pod          ./bazelw run //metropolis/test/launch:pod -- exec -it pod-1 sh
-  a shell on a node         ./bazelw run //metropolis/test/launch:console -- node-1
+  add a node, power it off  ./bazelw nodes add
+                            ./bazelw nodes poweroff node-1
+  a shell in a pod          ./bazelw pod exec -it pod-1 sh
+  a shell on a node         ./bazelw console node-1
   the traffic so far        ./bazelw shell tcpdump -Z root -n -r {directory}/{CAPTURE}
   consoles so far           {directory}/node-*/console.log
   dnsmasq, etcd             {directory}/dnsmasq.log {directory}/etcd/etcd.log

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The serial console of a node that //metropolis:launch runs: a root shell.
 
-    ./bazelw run //metropolis/test/launch:console [-- NODE]
+    ./bazelw console [NODE]
 
 Ctrl-] leaves; the node goes on. There is one console at a time. Without a
 terminal it sends stdin, and prints the console's output until stdin has ended

@@ -123,9 +123,7 @@ def run_hint(launch: Running, hint: str) -> None:
     if words[1] == "shell":
         subprocess.run(words[2:], check=True, capture_output=True, timeout=COMMAND_S)
         return
-    assert words[1] == "run"
-    target = words[2].rpartition(":")[2]
-    arguments = words[4:]
+    target, arguments = words[1], words[2:]  # bazelw's short commands
     if target == "console":
         assert PRINTED.decode() in launch.run(target, *arguments)
     elif "-it" in arguments:

@@ -113,12 +113,12 @@ def hints(directory: Path, names: Sequence[str]) -> str:
     """Return hints about commands for the running node. directory: its own."""
     return f"""
 The node runs until Ctrl-C. Meanwhile, in another terminal:
-  its workloads             ./bazelw run //metropolis/test/launch:metroctl -- workload list
-  all pods; one more        ./bazelw run //metropolis/test/launch:pod -- list
-                            ./bazelw run //metropolis/test/launch:pod -- run web
-  a command in a pod        ./bazelw run //metropolis/test/launch:pod -- exec {names[0]} ip addr
-  a shell in a pod          ./bazelw run //metropolis/test/launch:pod -- exec -it {names[0]} sh
-  a shell on the node       ./bazelw run //metropolis/test/launch:console
+  its workloads             ./bazelw metroctl workload list
+  all pods; one more        ./bazelw pod list
+                            ./bazelw pod run web
+  a command in a pod        ./bazelw pod exec {names[0]} ip addr
+  a shell in a pod          ./bazelw pod exec -it {names[0]} sh
+  a shell on the node       ./bazelw console
   the console so far        {directory}/console.log
 """
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """metroctl for a launch that runs: no endpoint, certificate or socket to find.
 
-    ./bazelw run //metropolis/test/launch:metroctl -- node list
-    ./bazelw run //metropolis/test/launch:metroctl -- cluster show
-    ./bazelw run //metropolis/test/launch:metroctl -- workload list
-    ./bazelw run //metropolis/test/launch:metroctl -- --on node-2 workload list
+    ./bazelw metroctl node list
+    ./bazelw metroctl cluster show
+    ./bazelw metroctl workload list
+    ./bazelw metroctl --on node-2 workload list
 
 `cluster` and `node` are of launch-cluster; `workload` asks one node, of several
 that of --on. Everything else is metroctl's, and so is the exit status.

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nodes of a launch that runs: list them, add one, power one off or on.
 
-    ./bazelw run //metropolis/test/launch:nodes -- list [--json]
-    ./bazelw run //metropolis/test/launch:nodes -- add
-    ./bazelw run //metropolis/test/launch:nodes -- poweroff node-2
-    ./bazelw run //metropolis/test/launch:nodes -- boot node-2
+    ./bazelw nodes list [--json]
+    ./bazelw nodes add
+    ./bazelw nodes poweroff node-2
+    ./bazelw nodes boot node-2
 
 A node that is powered off is off at once, as in a power failure; its disk and
 its place in the cluster stay. A node that is added is new to the cluster. Both

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pods of the nodes that a launcher runs: start, list, enter, remove them.
 
-    ./bazelw run //metropolis/test/launch:pod -- list [--json]
-    ./bazelw run //metropolis/test/launch:pod -- run web [--node node-2]
-    ./bazelw run //metropolis/test/launch:pod -- run web -- sleep 1000
-    ./bazelw run //metropolis/test/launch:pod -- exec pod-a ip addr
-    ./bazelw run //metropolis/test/launch:pod -- exec -it pod-a sh
-    ./bazelw run //metropolis/test/launch:pod -- rm web
+    ./bazelw pod list [--json]
+    ./bazelw pod run web [--node node-2]
+    ./bazelw pod run web -- sleep 1000
+    ./bazelw pod exec pod-a ip addr
+    ./bazelw pod exec -it pod-a sh
+    ./bazelw pod rm web
 
 Pods are named NAME, or NODE/NAME where several nodes have one of that name. The
 exit status of exec is the command's; else it is 0, 1 when something failed, 2
