@@ -14,7 +14,7 @@ def lint_test(name, deps = [], **kwargs):
     py_pytest(
         name = name,
         srcs = [name + ".py"],
-        deps = [":tree"] + deps,
+        deps = ["//build/lint:tree"] + deps,
         # Its inputs are not declared: never take its result from a cache.
         tags = ["external", "lint"],
         **kwargs
