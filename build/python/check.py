@@ -16,6 +16,7 @@ keeps mypy's cache: a changed module takes about a second, beside the making of
 the image. Where Bazel runs no worker, it works the same without a cache.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -132,6 +133,12 @@ def serve(requests: IO[str], responses: IO[str], scratch: pathlib.Path) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Run as Bazel's worker or as a single command."""
+    if not argv or (argv[0].startswith("-") and "--persistent_worker" not in argv):
+        argparse.ArgumentParser(
+            prog="check", usage="%(prog)s [--persistent_worker | DONE CONFIG ...]",
+            epilog="exit status: 0 nothing is wrong, else 1; 2 for wrong arguments",
+            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        ).parse_args(argv or ["--help"])  # fmt: skip
     # Bazel ends a worker by this signal: leave by the usual way, and clean up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.ExitStack() as stack:

@@ -38,6 +38,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; exit with 2 when it is wrong."""
     parser = argparse.ArgumentParser(
         prog="metroctl",
+        usage="%(prog)s [options] cluster|node|workload ...",
         description="Make a cluster of nodes in etcd, see its nodes, remove them. Show the "
         "network of a node's workloads.",
         epilog=_EPILOG,
@@ -48,7 +49,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--endpoint", action="append", metavar="HOST[:PORT]",
         help=f"of etcd, port {allocs.CURATOR_PORT} unless given; several: the first that answers",
     )  # fmt: skip
-    parser.add_argument("--ca", metavar="FILE", help="certificates that etcd's are signed by, PEM")
+    parser.add_argument(
+        "--ca", metavar="FILE",
+        help="certificates that etcd's are signed by, PEM; `workload` needs none of the three",
+    )  # fmt: skip
     parser.add_argument("--cert", metavar="FILE", help="the operator's certificate, PEM")
     parser.add_argument("--key", metavar="FILE", help="its key, PEM")
     # Also after the verb, where it is not set unless it is given.

@@ -52,7 +52,10 @@ def typed(path: Path | None) -> Path | None:
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """Return a parser with the common arguments. doc: the module's."""
     made = argparse.ArgumentParser(
-        prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=name,
+        usage="%(prog)s [options]",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--exit", action="store_true", help="end after the table")
     made.add_argument("--json", action="store_true", help="print one line of JSON, no table")
@@ -61,7 +64,7 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="copy the logs of services, the consoles and captures there in the end, also after "
-        "a failure or Ctrl-C",
+        "a failure or Ctrl-C; default: only those of a failure stay, until the next one",
     )
     made.add_argument(
         "--config",

@@ -46,7 +46,10 @@ def relay(console: socket.socket) -> None:
 def main() -> int:
     """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(
-        prog="console", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="console",
+        description=__doc__,
+        epilog="exit status: 0 when left, 2 without such a node",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("node", nargs="?", help="of a cluster; may be left out when there is one")
     options = parser.parse_args()

@@ -169,8 +169,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description="Start a pod. Without a command it serves its name by HTTP, port "
         f"{checks.PORT}, as the launcher's own do.",
     )  # fmt: skip
-    running.add_argument("--node", metavar="NODE", help="of a cluster, such as node-2")
-    running.add_argument("pod", metavar="NAME")
+    running.add_argument("--node", metavar="NODE", help="such as node-2; default: the only one")
+    running.add_argument("pod", metavar="NAME", help="of the new pod")
     running.add_argument("command", nargs="*", metavar="COMMAND", help="after --")
     execute = actions.add_parser(
         "exec", help="run a command in a pod",
@@ -183,10 +183,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--timeout", type=int, default=600, metavar="SECONDS",
         help="for a command without -i, default: %(default)s",
     )  # fmt: skip
-    execute.add_argument("pod", metavar="NAME")
-    execute.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
+    execute.add_argument("pod", metavar="NAME", help="as list prints it")
+    execute.add_argument(
+        "command", nargs=argparse.REMAINDER, metavar="COMMAND", help="with its arguments"
+    )
     remove = actions.add_parser("rm", help="stop and remove a pod")
-    remove.add_argument("pod", metavar="NAME")
+    remove.add_argument("pod", metavar="NAME", help="as list prints it")
     options = parser.parse_args(arguments)
     if options.action == "exec":
         if options.command[:1] == ["--"]:

@@ -159,8 +159,8 @@ def stay(steps: Steps) -> None:
     former = signal.signal(signal.SIGINT, lambda number, frame: None)
     steps.say(
         "metroctl workload list | check | status          the service's own view\n"
-        f"ip netns exec {WORKLOADS[0]} ip address        a command in a workload's network\n"
-        f"less {place.LOG}                 node core's log\n"
+        f"ip netns exec {WORKLOADS[0]} ip address          a command in a workload's network\n"
+        f"less {place.LOG}                   node core's log\n"
         "in another terminal, outside of ./bazelw, another such shell:\n"
         f"    nsenter --target {os.getpid()} --user --preserve-credentials --mount --net "
         f"--root --wd {place.SHELL}"
