@@ -40,12 +40,21 @@ NODE_PROGRAMS = frozenset(
 )
 # Commands of bazelw that run Bazel with targets.
 _VERBS = ("run", "test", "build", "query")
+_IMAGE = "metropolis/node/image/README.md"
 # Beginning of a command or a block -> why nothing of it is checked. "": any
 # document; else its path.
 EXCLUDED: Mapping[tuple[str, str], str] = {
     ("CLUSTER.md", "install -m 0600 new-cert"): "needs new credentials; curator's tests have them",
     ("CLUSTER.md", "mv /run/metropolis/pki"): "needs new credentials; curator's tests have them",
     ("metropolis/cli/metroctl/README.md", "cluster init    cluster"): "a table of records",
+    (
+        _IMAGE,
+        "P=$(cat /run/sv/node-core/",
+    ): "stands still at a debugger; image_test has its modules",
+    (_IMAGE, "sv stop node-core"): "stops node core, for a debugger",
+    (_IMAGE, "echo 'network {"): "readme_test compares its file with those of the image",
+    (_IMAGE, "qemu-system-x86_64"): "readme_test compares it with osbase.test.qemu",
+    (_IMAGE, "-drive file=data.ext4"): "readme_test compares it with osbase.test.qemu",
     ("metropolis/node/core/curator/README.md", "/metropolis/v1/"): "a table of records",
     ("metropolis/node/core/curator/README.md", "a prefix of a node"): "a table of records",
     ("metropolis/node/core/curator/README.md", "join       one"): "a table of records",
