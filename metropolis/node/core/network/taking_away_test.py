@@ -95,7 +95,7 @@ SITUATIONS = {
         ALONE, "Operation not permitted", "prepare the node's network: ", table_of_another
     ),
     "no WireGuard": Situation(CLUSTER, "load its module, wireguard", "overlay: "),
-    "no etcd": Situation(CLUSTER, "etcd is away: ", "etcd is away: "),
+    "no credentials": Situation(CLUSTER, "no credentials for etcd: ", "no credentials for etcd: "),
     "no uplink": Situation(
         f'network {{ uplink {{ name: "up0" dhcp4 {{}} }} {PREFIXES} }}',
         "",
