@@ -24,21 +24,31 @@ from osbase.net.spec import net_pb2
 MTU_MIN: Final = 1280  # IPv6's least (RFC 8200, section 5)
 MTU_MAX: Final = 65535
 _MEMBERS_MAX: Final = 16
+_ADDRESSES_MAX: Final = 256  # bounds the time, too: gateways are compared with all
 _MIIMON_MAX_MS: Final = 10_000
 _VLAN_IDS: Final = range(1, 4095)  # 0 and 4095 are reserved (IEEE 802.1Q)
 _SEARCH_MAX: Final = 6  # of resolv.conf(5) before glibc 2.26
 
 
 class Problems:
-    """Problems of a configuration, each as `field: what`."""
+    """Problems of a configuration, each as `field: what`.
 
-    def __init__(self) -> None:
+    partial: fields may be missing that the author has written, but wrongly.
+    """
+
+    def __init__(self, *, partial: bool = False) -> None:
         """Begin without problems."""
         self.found: list[str] = []
+        self._partial = partial
 
-    def add(self, field: str, what: str) -> None:
-        """Add a problem; `field` is a path such as "network.uplink.name"."""
-        self.found.append(f"{field}: {what}")
+    def add(self, field: str, what: str, *, by_others: bool = False) -> None:
+        """Add a problem; `field` is a path such as "network.uplink.name".
+
+        by_others: it is a problem only because of what other fields have, or
+        lack. Where those may be wrong themselves, it is none.
+        """
+        if not (by_others and self._partial):
+            self.found.append(f"{field}: {what}")
 
 
 class BondMode(enum.Enum):
@@ -294,8 +304,8 @@ def _bond(message: net_pb2.Bond, field: str, problems: Problems) -> Bond | None:
         f"{field}.transmit_hash",
         problems,
     )
-    members = message.member
-    for index, member in enumerate(members):
+    members = list(message.member)
+    for index, member in enumerate(members[: _MEMBERS_MAX + 1]):
         where = f"{field}.member[{index}]"
         if not is_link_name(member):
             problems.add(where, f"{quoted(member)} cannot be the name of a link")
@@ -304,15 +314,23 @@ def _bond(message: net_pb2.Bond, field: str, problems: Problems) -> Bond | None:
         elif member in members[:index]:
             problems.add(where, f'"{member}" is there twice')
     if not 1 <= len(members) <= _MEMBERS_MAX:
-        problems.add(f"{field}.member", f"{len(members)} members; 1 to {_MEMBERS_MAX} are needed")
+        problems.add(
+            f"{field}.member",
+            f"{len(members)} members; 1 to {_MEMBERS_MAX} are needed",
+            by_others=not members,
+        )
     if message.miimon_ms > _MIIMON_MAX_MS:
         problems.add(f"{field}.miimon_ms", f"{message.miimon_ms} is over {_MIIMON_MAX_MS}")
     if message.min_links > len(members):
         problems.add(
-            f"{field}.min_links", f"{message.min_links} is over the {len(members)} members"
+            f"{field}.min_links",
+            f"{message.min_links} is over the {len(members)} members",
+            by_others=True,
         )
     if message.primary and message.primary not in members:
-        problems.add(f"{field}.primary", f"{quoted(message.primary)} is not a member")
+        problems.add(
+            f"{field}.primary", f"{quoted(message.primary)} is not a member", by_others=True
+        )
     foreign = {
         BondMode.ACTIVE_BACKUP: ("lacp_rate", "min_links", "transmit_hash"),
         BondMode.LACP: ("primary",),
@@ -361,9 +379,11 @@ def _search(texts: Sequence[str], field: str, problems: Problems) -> tuple[str, 
     return tuple(dict.fromkeys(text for text in texts if is_domain(text)))
 
 
-def _addresses(texts: Iterable[str], field: str, problems: Problems) -> list[IPInterface]:
+def _addresses(texts: Sequence[str], field: str, problems: Problems) -> list[IPInterface]:
     found: list[IPInterface] = []
-    for index, text in enumerate(texts):
+    if len(texts) > _ADDRESSES_MAX:
+        problems.add(field, f"{len(texts)} addresses; at most {_ADDRESSES_MAX}")
+    for index, text in enumerate(texts[:_ADDRESSES_MAX]):
         where = f"{field}[{index}]"
         try:
             address = None if "%" in text else ip_interface(text)  # a scoped address is invalid
@@ -392,10 +412,12 @@ def _addresses(texts: Iterable[str], field: str, problems: Problems) -> list[IPI
 
 
 def _gateways(
-    texts: Iterable[str], addresses: Sequence[IPInterface], field: str, problems: Problems
+    texts: Sequence[str], addresses: Sequence[IPInterface], field: str, problems: Problems
 ) -> list[IPAddress]:
     found: list[IPAddress] = []
-    for index, text in enumerate(texts):
+    if len(texts) > _ADDRESSES_MAX:
+        problems.add(field, f"{len(texts)} gateways; at most one of each family")
+    for index, text in enumerate(texts[:_ADDRESSES_MAX]):
         where = f"{field}[{index}]"
         gateway = _gateway(text, addresses, where, problems)
         if gateway is None:
@@ -419,7 +441,7 @@ def _gateway(
     elif not (gateway.version == 6 and gateway.is_link_local) and not any(
         gateway in address.network or _is_alone(address, gateway.version) for address in addresses
     ):
-        problems.add(field, f'"{gateway}" is not inside the prefix of any address')
+        problems.add(field, f'"{gateway}" is not inside the prefix of any address', by_others=True)
     else:
         return gateway
     return None

@@ -33,7 +33,9 @@ NAMES_WAIT_S = 30.0
 NEW_FLOWS_PER_SECOND = 1000
 NEW_FLOWS_MAX = 1_000_000
 PORTS_MAX = 64  # entries of node_access.port
+ENDPOINTS_MAX = 64  # of cluster.etcd_endpoint
 NTP_SERVERS_MAX = 8
+PREFIXES_MAX = 256  # of network.pod_prefix
 
 
 class ConfigError(Exception):
@@ -126,14 +128,15 @@ def load(path: str) -> NodeConfig:
         with open(path, "rb") as file:
             data = file.read(MAX_FILE + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
+        raise ConfigError(f"{_printable(path)}: {error.strerror}") from error
     if len(data) > MAX_FILE:
-        raise ConfigError(f"{path}: over {MAX_FILE} bytes")
+        raise ConfigError(f"{_printable(path)}: over {MAX_FILE} bytes")
     return parse(data, path)
 
 
 def parse(data: bytes, path: str) -> NodeConfig:
     """Parse and check `data`, the content of `path`. Raises ConfigError."""
+    path = _printable(path)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -145,7 +148,7 @@ def parse(data: bytes, path: str) -> NodeConfig:
     except text_format.ParseError as error:
         place = f"{error.GetLine()}:{error.GetColumn()}"
         reason = str(error).removeprefix(f"{place} : ")
-        raise _with_places(text, path, f"{path}:{place}: {reason}") from error
+        raise _with_places(text, path, f"{path}:{place}: {_printable(reason)}") from error
     except (RecursionError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
     problems = Problems()
@@ -164,25 +167,28 @@ def _with_places(text: str, path: str, otherwise: str) -> ConfigError:
 
     message = config_pb2.NodeConfig()
     reading = config_faults.read(text, message)
-    problems = Problems()
+    problems = Problems(partial=bool(reading.faults))
     check(message, problems)
     lines = [(place, what) for place, what in reading.faults]
     for problem in problems.found:
         field, _, _ = problem.partition(": ")
-        place = reading.place_of(field)
         # What is missing may be what could not be read.
-        if place is not None and not (reading.faults and ": is missing" in problem):
-            lines.append((place, problem))
-        elif not reading.faults:
-            lines.append((config_faults.Place(0, 0), problem))
+        if not reading.faults or reading.has(field):
+            lines.append((reading.place_of(field) or config_faults.Place(0, 0), problem))
     if not lines:
         return ConfigError(otherwise)
     lines.sort(key=lambda one: (one[0].line, one[0].column))
+    if len(lines) > config_faults.FAULTS_MAX:
+        lines[config_faults.FAULTS_MAX :] = [(lines[config_faults.FAULTS_MAX][0], "and more")]
     return ConfigError(
         "\n".join(
             f"{path}:{place}: {what}" if place.line else f"{path}: {what}" for place, what in lines
         )
     )
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def summary(config: NodeConfig) -> str:
@@ -246,7 +252,9 @@ def _node_access(message: config_pb2.NodeAccess, problems: Problems) -> NodeAcce
         problems.add(f"{field}.mode", f"{quoted(message.mode)} is not one of {', '.join(modes)}")
         mode = AccessMode.NOTHING
     elif message.port and mode is not AccessMode.LISTED:
-        problems.add(f"{field}.port", f'goes with mode "listed", not with "{mode.value}"')
+        problems.add(
+            f"{field}.port", f'goes with mode "listed", not with "{mode.value}"', by_others=True
+        )
     if len(message.port) > PORTS_MAX:
         problems.add(f"{field}.port", f"has {len(message.port)} entries; at most {PORTS_MAX}")
     ports: list[Ports] = []
@@ -330,7 +338,12 @@ def _cluster(message: config_pb2.Cluster, problems: Problems) -> Cluster:
             f"{quoted(message.node_id)} is not 1 to 63 of a-z, 0-9 and, inside, -",
         )
     endpoints: list[str] = []
-    for index, text in enumerate(message.etcd_endpoint):
+    if len(message.etcd_endpoint) > ENDPOINTS_MAX:
+        problems.add(
+            "cluster.etcd_endpoint",
+            f"has {len(message.etcd_endpoint)} entries; at most {ENDPOINTS_MAX}",
+        )
+    for index, text in enumerate(message.etcd_endpoint[:ENDPOINTS_MAX]):
         endpoint = etcd_endpoint(text)
         field = f"cluster.etcd_endpoint[{index}]"
         if endpoint is None:
@@ -383,7 +396,11 @@ def etcd_endpoint(text: str) -> str | None:
 
 def _prefixes(network: config_pb2.Network, problems: Problems) -> list[IPNetwork]:
     found: list[IPNetwork] = []
-    for index, text in enumerate(network.pod_prefix):
+    if len(network.pod_prefix) > PREFIXES_MAX:
+        problems.add(
+            "network.pod_prefix", f"has {len(network.pod_prefix)} entries; at most {PREFIXES_MAX}"
+        )
+    for index, text in enumerate(network.pod_prefix[:PREFIXES_MAX]):
         field = f"network.pod_prefix[{index}]"
         try:
             prefix = _prefix(text)
@@ -421,7 +438,9 @@ def _reserved(
         if address is None:
             continue
         if not any(address in prefix for prefix in prefixes):
-            problems.add(field, f'"{address}" is in none of the pod prefixes')
+            # It may be in one that is wrong itself.
+            if len(prefixes) == len(network.pod_prefix):
+                problems.add(field, f'"{address}" is in none of the pod prefixes', by_others=True)
         elif address in found:
             problems.add(field, f'"{address}" is there twice')
         else:

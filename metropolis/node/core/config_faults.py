@@ -31,10 +31,10 @@ FAULTS_MAX: Final = 50
 """More are not listed: the text is no configuration."""
 
 _TOKENS: Final = re.compile(
-    r"""(?P<space>[\s\x00]+|\#[^\n]*)
-    |(?P<string>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')
+    r"""(?P<space>\s+|\#[^\n]*)
+    |(?P<string>"(?:\\[^\n]|[^"\\\n])*"|'(?:\\[^\n]|[^'\\\n])*')
     |(?P<open>["'][^\n]*)
-    |(?P<word>[A-Za-z0-9_.+][A-Za-z0-9_.+]*)
+    |(?P<word>[\w.+]+)
     |(?P<mark>.)""",
     re.VERBOSE | re.DOTALL,
 )
@@ -68,12 +68,16 @@ class _Token:
 
 @dataclass
 class Reading:
-    """faults: each with its place, in the order of the text. places: of fields,
-    by their path, such as "network.pod_prefix[0]".
+    """faults: each with its place, in the order of the text. places: of fields
+    that could be read, by their path, such as "network.pod_prefix[0]".
     """
 
     faults: list[tuple[Place, str]] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
+
+    def has(self, path: str) -> bool:
+        """Return whether the field, or an entry of it, is in the text."""
+        return path in self.places or f"{path}[0]" in self.places
 
     def place_of(self, path: str) -> Place | None:
         """Return the field's place, or that of the nearest one around it that
@@ -155,15 +159,28 @@ class _Reader:
                 self._next += 1
                 self._fault(token.at, f'"{token.text}" closes nothing')
             elif token.kind != "word" or _NAME.fullmatch(token.text) is None:
-                self._next += 1
-                self._fault(token.at, f"{_shown(token)} where the name of a field is expected")
-                self._skip_value()
+                self._no_name(token)
             else:
                 self._next += 1
                 self._field(token, kind, message, path, seen)
                 self._take(",", ";")
         if closing is not None:
             self._fault(self._end(), f'the "{_opening(closing)}" of {path} is not closed')
+
+    def _no_name(self, token: _Token) -> None:
+        self._next += 1
+        if token.kind == "open":
+            self._fault(token.at, "the quotes are not closed")
+            return
+        wanted = "where the name of a field is expected"
+        if token.text == "\ufeff" and not token.at:
+            self._fault(token.at, f"a byte order mark {wanted}: save the file without it")
+            return
+        self._fault(token.at, f"{_shown(token)} {wanted}")
+        if token.text == "[":  # the name of an extension
+            self._next -= 1
+            self._skip_value(had_colon=True)
+        self._skip_value()
 
     def _field(
         self, name: _Token, kind: Descriptor, message: Message, path: str, seen: dict[str, int]
@@ -186,18 +203,23 @@ class _Reader:
         seen.setdefault(name.text, name.at)
         had_colon = self._take(":")
         if found.is_repeated and self._take("["):
+            if not had_colon and found.message_type is None:
+                self._fault(name.at, f'{inner}: ":" is missing after the name')
             self._list(found, message, inner)
             return
         self._value(found, message, inner, name.at, had_colon=had_colon)
 
     def _list(self, found: FieldDescriptor, message: Message, path: str) -> None:
         opened = self._tokens[self._next - 1].at
+        comma: _Token | None = None
         while True:
             token = self._peek()
             if token is None:
                 self._fault(opened, f'the "[" of {path} is not closed')
                 return
             if self._take("]"):
+                if comma is not None:
+                    self._fault(comma.at, f'{path}: "," before the "]"')
                 return
             if token.kind == "mark" and token.text not in _OPENING:
                 self._next += 1
@@ -206,6 +228,7 @@ class _Reader:
                     return
                 continue
             self._value(found, message, path, token.at, had_colon=True)
+            comma = self._peek()
             if not self._take(","):
                 if self._take("]"):
                     return
@@ -243,6 +266,9 @@ class _Reader:
             if token is not None and token.kind == "open":
                 self._next += 1
                 self._fault(token.at, f"{path}: the quotes are not closed")
+            elif token is not None and token.text == "[":
+                self._fault(token.at, f"{path}: a list, where {_wanted(found)} is expected")
+                self._skip_value(had_colon=True)
             else:
                 self._fault(
                     self._end() if token is None else token.at,
@@ -255,11 +281,16 @@ class _Reader:
             self._next += 1
             token = more
         text = self._text[self._tokens[begin].at : token.at + len(token.text)]
+        # Apart, since a part of a wrong value would stay.
+        part = type(message)()
         try:
-            text_format.Merge(f"{found.name}: {text}", message)
+            text_format.Merge(f"{found.name}: {text}", part)
         except text_format.ParseError, ValueError:
-            self._fault(self._tokens[begin].at, f"{path}: {_cut(text)} is not {_wanted(found)}")
+            is_text = self._tokens[begin].kind == "string" and found.type == found.TYPE_STRING
+            wanted = "UTF-8 with escapes as in C" if is_text else _wanted(found)
+            self._fault(self._tokens[begin].at, f"{path}: {_cut(text)} is not {wanted}")
         else:
+            message.MergeFrom(part)
             self.found.places.setdefault(path, self.place(at))
 
     @staticmethod
@@ -297,12 +328,13 @@ def _opening(closing: str) -> str:
 
 
 def _shown(token: _Token) -> str:
-    return quoted(token.text)
+    return f"'{_cut(token.text)}'" if '"' in token.text else quoted(token.text)
 
 
 def _cut(text: str) -> str:
     """Return a value as it is in the text, printable and short."""
-    return ascii(text if len(text) <= 64 else f"{text[:64]}...")[1:-1]
+    short = text if len(text) <= 64 else f"{text[:64]}..."
+    return "".join(char if " " <= char <= "~" else ascii(char)[1:-1] for char in short)
 
 
 def _wanted(found: FieldDescriptor) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from ipaddress import ip_address
 
 import pytest
 from google.protobuf import text_format
@@ -153,8 +154,7 @@ def test_garbage(text: str) -> None:
         is_right = True
     except text_format.ParseError, ValueError:
         is_right = False
-    if is_right:
-        assert config_faults.read(text, config_pb2.NodeConfig()).faults == []
+    assert is_right == (config_faults.read(text, config_pb2.NodeConfig()).faults == [])
     try:
         parse(text.encode(), "f")
     except ConfigError as error:
@@ -183,3 +183,88 @@ def test_a_text_that_is_right_needs_no_second_reading() -> None:
         env={"PYTHONPATH": ":".join(sys.path)},
     )  # fmt: skip
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("\x00", [r'f:1:1: "\x00" where the name of a field is expected']),
+        ("network { mtu: 1400\x00 }", [
+            r'f:1:20: "\x00" where the name of a field is expected']),
+        ("\ufeffnetwork { mtu: 1 }", [
+            "f:1:1: a byte order mark where the name of a field is expected: save the file "
+            "without it",
+            "f:1:12: network.mtu: 1 is not between 1280 and 65535"]),
+        ('network { pod_prefix: ["10.0.0.0/24",] mtu: 1 }', [
+            'f:1:37: network.pod_prefix: "," before the "]"',
+            "f:1:40: network.mtu: 1 is not between 1280 and 65535"]),
+        ('network { pod_prefix ["10.0.0.0/24"] mtu: 1 }', [
+            'f:1:11: network.pod_prefix: ":" is missing after the name',
+            "f:1:38: network.mtu: 1 is not between 1280 and 65535"]),
+        ("network { mtu: [1400] }", [
+            "f:1:16: network.mtu: a list, where a number from 0 to 4294967295 is expected"]),
+        ("network { mtu: 1400/x }", [
+            "f:1:16: network.mtu: 1400/x is not a number from 0 to 4294967295"]),
+        ("network { mtu: ١٤ ipv6: \"x\" }", [
+            r"f:1:16: network.mtu: \u0661\u0664 is not a number from 0 to 4294967295",
+            'f:1:19: network.ipv6: "x" is not "required" or "optional"']),
+        (r'network { ipv6: "\ud800" }', [
+            r'f:1:17: network.ipv6: "\ud800" is not UTF-8 with escapes as in C']),
+        ('network { ipv6: "a\\\n" }', [
+            "f:1:17: network.ipv6: the quotes are not closed",
+            "f:2:1: the quotes are not closed",
+            'f:2:4: the "{" of network is not closed']),
+        ("network { [a.b/c.d] { x: 1 } mtu: 1 }", [
+            'f:1:11: "[" where the name of a field is expected',
+            "f:1:30: network.mtu: 1 is not between 1280 and 65535"]),
+    ],
+)  # fmt: skip
+def test_what_protobuf_alone_refused(text: str, said: list[str]) -> None:
+    assert faults(text) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('uplink { static { adress: "192.0.2.7/24" gateway: "192.0.2.1" } }', ["adress"]),
+        ("uplink { vlan { idd: 5 } }", ["idd"]),
+        ('uplink { bond { mode: "802.3ad" membr: "a" min_links: 1 } }', ["membr"]),
+        ('uplink { static { route { destinaton: "10.0.0.0/8" } } }', ["destinaton"]),
+        ('pod_prefx: "10.0.0.0/24" reserved_address: "10.0.0.9"', ["pod_prefx"]),
+        ('pod_prefix: "10.0.0.0/33" reserved_address: "10.0.0.9"', ["pod_prefix"]),
+        ('node_access { mod: "listed" port: "80/tcp" }', ["mod"]),
+        ('} cluster { nod_id: "a" etcd_endpoint: "h" ', ["nod_id"]),
+    ],
+)
+def test_one_typo_is_one_fault(text: str, said: list[str]) -> None:
+    """What follows from it in other fields is no fault."""
+    found = faults(f"network {{ {text} }}")
+    assert len(found) == 1, found
+    assert said[0] in found[0]
+
+
+MANY = 20_000
+
+
+@pytest.mark.parametrize(
+    ("before", "each", "after"),
+    [
+        ("network {", 'pod_prefix: "{}/32"', "}"),
+        ("network { mtu: 1 ", 'reserved_address: "{}"', "}"),
+        ("network { uplink { static {", 'address: "{}/32"', "}}}"),
+        ("network { uplink { static {", 'gateway: "{}"', "}}}"),
+        ('network { uplink { bond { mode: "802.3ad"', 'member: "{}"', "}}}"),
+        ('cluster { node_id: "a"', 'etcd_endpoint: "{}"', "}"),
+    ],
+)
+def test_many_entries_take_no_hour(before: str, each: str, after: str) -> None:
+    """Entries are compared with each other, so their number has a bound."""
+    many = "\n".join(each.format(ip_address(0x0A000000 + number)) for number in range(MANY))
+    found = faults(f"{before}\n{many}{after}")
+    assert len(found) <= config_faults.FAULTS_MAX + 1
+
+
+def test_the_name_of_the_file_is_printable() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(b"network { mtu: 1 }", "a\n\x1b[2J")
+    assert str(caught.value).startswith(r"a\n\x1b[2J:1:11: ")

@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     if arguments.check:
-        print(f"ok: {arguments.config}: {node_config.summary(config)}")
+        print(f"ok: {ascii(arguments.config)[1:-1]}: {node_config.summary(config)}")
         return 0
     _allow_files()
     return asyncio.run(_serve(config, arguments))
