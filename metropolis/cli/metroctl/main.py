@@ -12,7 +12,9 @@ not answer.
 
 import argparse
 import os
+import select
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
@@ -73,6 +75,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     given = parse(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and given.verb == "watch":
+        threading.Thread(target=_end_with_reader, daemon=True).start()
     wrong = False
     try:
         for answer in (workload if given.noun == "workload" else cluster).run(given):
@@ -87,12 +91,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if wrong else 0
 
 
+def _end_with_reader() -> None:
+    """End the process when the reader of its output has gone: `watch | head -1`
+    would otherwise last until the next event.
+    """
+    output = select.poll()
+    output.register(1, 0)  # an error is reported in any case
+    output.poll()
+    os._exit(1)
+
+
 def _exit() -> NoReturn:
+    # What a locale does not have is escaped.
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         status = main()
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:  # `metroctl node list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except OSError as error:  # the disk of the output is full
+        print(f"metroctl: standard output: {error.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     sys.exit(status)

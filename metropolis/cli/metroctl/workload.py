@@ -24,6 +24,7 @@ from metropolis.node import allocs
 
 _TIMEOUT_S: Final = 20.0
 _UNKNOWN, _NO_ANSWER = 2, 3  # exit statuses
+_ANSWER_MAX: Final = 64 << 20  # bytes; by default gRPC takes 4 MiB, 10,000 attachments
 
 _SERVICE: Final = "/metropolis.node.core.network.workloads.WorkloadNetworking/"
 
@@ -96,7 +97,8 @@ def run(given: argparse.Namespace) -> Iterator[Answer]:
     from google.protobuf.message import DecodeError
 
     # gRPC reads the target as a URI.
-    with grpc.insecure_channel(f"unix:{quote(path)}") as channel:
+    options = [("grpc.max_receive_message_length", _ANSWER_MAX)]
+    with grpc.insecure_channel(f"unix:{quote(path)}", options) as channel:
         try:
             yield from _ask(Service(channel), given)
         except grpc.RpcError as error:
@@ -104,6 +106,8 @@ def run(given: argparse.Namespace) -> Iterator[Answer]:
             if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
                 raise FailedError(why, _UNKNOWN) from error
             raise _no_answer(path, why) from error
+        except _EndedError as error:
+            raise _no_answer(path, str(error)) from error
         except (DecodeError, ValueError) as error:
             raise _no_answer(path, f"it sent what has no meaning: {error}") from error
 
@@ -120,6 +124,10 @@ def _probe(path: str) -> None:
             raise OSError("gRPC takes the comma for the end of the path")
     except OSError as error:
         raise _no_answer(path, error.strerror or str(error)) from error
+
+
+class _EndedError(Exception):
+    """A watch ended, or did not begin."""
 
 
 def _no_answer(path: str, why: str) -> FailedError:
@@ -172,7 +180,7 @@ class Service:
                 yield self.pb.WatchEvent.FromString(data)
         except Exception:
             if late.is_set():
-                raise ValueError(f"nothing within {_TIMEOUT_S:g} s") from None
+                raise _EndedError(f"nothing within {_TIMEOUT_S:g} s") from None
             raise
         finally:
             timer.cancel()
@@ -190,7 +198,7 @@ def _ask(service: Service, given: argparse.Namespace) -> Iterator[Answer]:
         yield listing(service.list())
     elif given.verb == "watch":
         yield from watched(service.watch())
-        raise ValueError("the watch ended")
+        raise _EndedError("the watch ended")
     elif given.workload:
         yield checked(service.check(given.workload))
     else:

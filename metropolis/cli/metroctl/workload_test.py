@@ -193,6 +193,38 @@ def test_a_reader_that_goes_ends_a_watch(world: World) -> None:
         assert process.stderr.read() == ""
 
 
+def test_a_reader_that_goes_ends_a_watch_without_events(world: World) -> None:
+    with start("watch", "--socket", str(world.socket)) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def test_an_output_that_takes_nothing(world: World) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" > /dev/full', "sh", sys.executable, "-m",
+         "metropolis.cli.metroctl.main", "workload", "status", "--socket", str(world.socket)],
+        check=False, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "metroctl: standard output: No space left on device\n"
+
+
+def test_an_output_that_has_not_all_characters(world: World) -> None:
+    world.conditions.note("repairs", "\u00e4")
+    done = subprocess.run(
+        [sys.executable, "-m", "metropolis.cli.metroctl.main", "workload", "status",
+         "--socket", str(world.socket)],
+        check=False, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "ok\nnote: repairs: \\xe4\n")
+
+
 def test_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str], world: World) -> None:
     absent = tmp_path / "absent"
     assert main.main(["workload", "status", "--socket", str(absent)]) == 3
@@ -274,7 +306,16 @@ def test_garbage_is_one_line(
 def test_a_watch_that_just_ends(
     garbage: tuple[Path, list[bytes]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert "the watch ended" in one_line(capfd, garbage[0], "watch")
+    said = one_line(capfd, garbage[0], "watch")
+    assert said.endswith("/run/log/node-core/current: the watch ended\n")
+
+
+def test_an_answer_of_many_attachments(garbage: tuple[Path, list[bytes]]) -> None:
+    """It is over the 4 MiB that gRPC takes by default."""
+    path, answers = garbage
+    one = pb.Attachment(workload_id="w" * 250, if_name="eth0", ip=[bytes(4), bytes(16)])
+    answers.append(pb.ListResponse(attachments=[one] * 20_000).SerializeToString())
+    assert main.main(["workload", "list", "--socket", str(path)]) == 0
 
 
 @pytest.mark.parametrize("verb", VERBS)
