@@ -8,13 +8,15 @@ A call only puts values into the queue, which takes a microsecond; a call of
 logging takes as long as a twentieth of an attach. So lines are written after
 the answer, with the time of the call. While there are calls, the writer looks
 every second, and no call makes the system call that would wake it. `close`
-writes what is left.
+writes what is left. A call never waits for the log, which may take nothing for
+a while: what is added meanwhile is bounded, in number and length.
 
 Successes are all written. Failures, and calls that had nothing to do, may come
 from a client that repeats itself: of one kind there are at most FAILURES lines
 within WINDOW_S, and then a count.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -36,6 +38,8 @@ NOTHING: Final = "nothing to do"
 """The kind of a call that found all as it is wanted."""
 _IDLE_LOOKS: Final = 10  # in vain; then the writer waits to be woken
 _TEXT_MAX: Final = 600  # characters of an error
+_NAME_MAX: Final = 1000  # characters of a name; a valid one has fewer
+CLOSE_S: Final = 5.0  # a log that takes nothing delays a stop so long
 
 
 class Interface(Protocol):
@@ -86,6 +90,7 @@ class Journal:
         self._mutex = threading.Lock()  # for what is below
         self._writer: threading.Thread | None = None
         self._left_out = 0
+        self._left_out_mutex = threading.Lock()  # never held while something is written
         self._failures: Counter[tuple[str, str]] = Counter()
         self._window_ends = 0.0
 
@@ -101,22 +106,28 @@ class Journal:
         kind: lines of it are bounded. why: for people.
         """
         took_ms = (time.perf_counter() - began) * 1000
+        # They may be long, of a client that sends garbage.
+        workload_id, if_name = workload_id[:_NAME_MAX], if_name[:_NAME_MAX]
+        why = why[: _TEXT_MAX + 1]
         self._add((what, workload_id, if_name, kind, why, time.time(), took_ms))
 
     def close(self) -> None:
-        """Write what is left. What comes later is written at once."""
+        """Write what is left, unless the log takes nothing for CLOSE_S. What
+        comes later is written at once.
+        """
         self._closing.set()
         self._news.set()
-        with self._mutex:
-            writer = self._writer
+        writer = self._writer
         if writer is not None:
-            writer.join()
+            writer.join(CLOSE_S)
+            if writer.is_alive():
+                return
         self._closed = True
         self._write(last=True)
 
     def _add(self, one: _Done | _Failed) -> None:
         if len(self._queue) >= BACKLOG:
-            with self._mutex:
+            with self._left_out_mutex:
                 self._left_out += 1
             return
         self._queue.append(one)
@@ -146,11 +157,20 @@ class Journal:
             self._news.clear()
             idle = 0
             while idle < _IDLE_LOOKS and not self._closing.wait(self._delay_s):
-                idle = 0 if self._write() else idle + 1
+                idle = 0 if self._try_to_write() else idle + 1
             # In this order: a call after the first line wakes this thread, and
             # what was added before it is written here.
             self._looking = False
-            self._write()
+            self._try_to_write()
+
+    def _try_to_write(self) -> bool:
+        """Write what there is; an error must not end the writer."""
+        try:
+            return self._write()
+        except Exception:
+            with contextlib.suppress(Exception):
+                log.exception("lines of calls are lost")
+            return True
 
     def _write(self, *, last: bool = False) -> bool:
         """Write what there is. Return whether there was something, or will be
@@ -170,9 +190,10 @@ class Journal:
                 yield when, logging.INFO, _text(what, interface, took_ms)
             else:
                 yield from self._failure(one)
-        if self._left_out:
-            yield time.time(), logging.WARNING, f"{self._left_out} calls at once: not listed"
-            self._left_out = 0
+        with self._left_out_mutex:
+            left_out, self._left_out = self._left_out, 0
+        if left_out:
+            yield time.time(), logging.WARNING, f"{left_out} calls at once: not listed"
         if last or (self._failures and time.monotonic() >= self._window_ends):
             yield from self._end_window()
 

@@ -194,6 +194,63 @@ def test_it_is_bounded(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept.texts()[-1] == "W 15 calls at once: not listed"
 
 
+def test_a_log_that_takes_nothing_delays_no_call(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Standard error is a pipe, and its reader has stopped."""
+    monkeypatch.setattr(journal, "BACKLOG", 10)
+    monkeypatch.setattr(journal, "CLOSE_S", 0.1)
+    written, stuck, reads = Journal(delay_s=0.001), threading.Event(), threading.Event()
+
+    def emit(_: logging.LogRecord) -> None:
+        stuck.set()
+        reads.wait(WAIT_S)
+
+    monkeypatch.setattr(kept, "emit", emit)
+    written.done("attach", Interface(), time.perf_counter())
+    assert stuck.wait(WAIT_S)
+
+    def call() -> None:
+        for _ in range(25):
+            written.done("attach", Interface(), time.perf_counter())
+        for _ in range(25):
+            written.failed("attach", "w" * 10**6, "e", "X", "y" * 10**6, time.perf_counter())
+        written.close()
+
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    caller.join(WAIT_S / 2)
+    assert not caller.is_alive()
+    assert len(written._queue) == 10
+    assert written._left_out == 40
+    reads.set()
+
+
+def test_an_error_does_not_end_the_writer(kept: Kept) -> None:
+    class Wrong(Interface):
+        ips = (None,)  # type: ignore[assignment]
+
+    written = Journal(delay_s=0.001)
+    written.done("attach", Wrong(), time.perf_counter())
+    until = time.monotonic() + WAIT_S
+    while not any("lines of calls are lost" in line for line in kept.lines):
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    written.done("late", Interface(), time.perf_counter())
+    while not any("late web-1" in line for line in kept.lines):
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    written.close()
+
+
+def test_what_waits_is_short() -> None:
+    written = Journal(delay_s=WAIT_S)
+    written.failed("attach", "w" * 10**6, "e" * 10**6, "X", "y" * 10**6, time.perf_counter())
+    (one,) = written._queue
+    assert sum(len(part) for part in one if isinstance(part, str)) < 4000
+    written.close()
+
+
 def test_lines_have_the_time_of_the_call(kept: Kept) -> None:
     written = Journal()
     before = time.clock_gettime(time.CLOCK_BOOTTIME)
