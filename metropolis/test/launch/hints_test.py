@@ -78,6 +78,7 @@ class Running:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                start_new_session=True,
             )
         assert self.process.stdout is not None
         self.report = json.loads(self.process.stdout.readline())
@@ -101,7 +102,8 @@ class Running:
         return done.stdout
 
     def end(self) -> int:
-        self.process.send_signal(signal.SIGINT)
+        """Do what Ctrl-C on a terminal does: a signal to all of the process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
         return self.process.wait(120)
 
 

@@ -151,6 +151,9 @@ class Vm:
                     stdout=log,
                     stderr=log,
                     pass_fds=inherited,
+                    # Ctrl-C on the terminal is for us: we end the machine after
+                    # its logs are copied, and it ends with us in any case.
+                    start_new_session=True,
                 )
         except BaseException:
             ours.close()
