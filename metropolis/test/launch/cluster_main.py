@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boot a cluster, start a pod on every node, show the reachability; then stay.
 
-    ./bazelw run //metropolis:launch-cluster [-- --nodes 3] [--keep DIR]
+    ./bazelw run //metropolis:launch-cluster -- [--nodes 3] [--keep DIR]
 
 Progress goes to stderr, the matrix (or, with --json, one line of JSON) to
 stdout. The exit status is 0 when every check is ok, 1 when one is not, 2 when
@@ -35,6 +35,7 @@ from metropolis.test.launch.matrix import ClusterReport, to_json, to_table
 from metropolis.test.launch.node import Node, NodeError
 from metropolis.test.launch.verdict import Verdict
 from osbase.test.agent.client import AgentError
+from osbase.test.qemu import accel
 from osbase.test.qemu.vm import State, VmError
 
 # The least MTU of IPv6, and 80 bytes of WireGuard (see ClusterConfig.mtu).
@@ -185,7 +186,7 @@ async def _stay(cluster: Cluster, directory: Path) -> None:
                 life = member.name, member.boots
                 if member.boots and not is_on(member) and life not in told:
                     told.add(life)
-                    say(f"{member.name} has ended; nodes -- boot {member.name} starts it again")
+                    say(f"{member.name} has ended; again: ./bazelw nodes boot {member.name}")
             await asyncio.sleep(_LOOK_S)
 
 
@@ -220,10 +221,11 @@ def main(arguments: Sequence[str]) -> int:
     base = state.root()
     status = None
     try:
+        accel.overridden()
         options.keep = command.keep_directory(options.keep)
         file = command.typed(options.config)
         config = None if file is None else configuration.of_cluster(file)
-    except (ConfigurationError, state.StateError) as error:
+    except (ConfigurationError, state.StateError, VmError) as error:
         say(f"launch-cluster: {error}")
     else:
         status = command.run(

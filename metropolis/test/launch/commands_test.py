@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 USAGES: dict[ModuleType, list[list[str]]] = {
     main: [["--pods", "0"], ["--pods", "21"], ["--pods", "x"], ["--log-level", "loud"]],
     cluster_main: [["--nodes", "0"], ["--mtu", "1"]],
-    pod: [[], ["exec", "pod-a"], ["exec", "-t", "pod-a", "sh"], ["rm"], ["run"]],
+    pod: [[], ["exec", "pod-a"], ["exec", "-t", "pod-a", "sh"], ["rm"], ["run"], ["run", "A b"]],
     nodes: [[], ["poweroff"], ["dance"]],
 }
 WORKS = {
@@ -68,7 +68,7 @@ def test_help(
     monkeypatch.setattr(sys, "argv", ["x", "--help"])
     with pytest.raises(SystemExit, match="0"):
         module.main() if module is console else module.main(["--help"])
-    assert "./bazelw run //metropolis" in capsys.readouterr().out
+    assert "    ./bazelw " in capsys.readouterr().out
 
 
 def test_a_bad_configuration_boots_nothing(tmp_path: Path) -> None:
@@ -80,6 +80,14 @@ def test_a_bad_configuration_boots_nothing(tmp_path: Path) -> None:
         assert f"{path}:1:" in done.stderr
         assert "uplnk" in done.stderr
         assert "boot:" not in done.stderr
+
+
+def test_a_bad_accelerator_leaves_the_last_failures_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METROPOLIS_ACCEL", "bogus")
+    for program in ("main.py", "cluster_main.py"):
+        done = run(program)
+        assert done.returncode == 2
+        assert done.stderr.endswith("METROPOLIS_ACCEL='bogus': want kvm, tcg or icount\n")
 
 
 def found(name: str, number: int, *, running: bool = True) -> Found:
@@ -113,6 +121,7 @@ def test_the_lists_of_pods() -> None:
         "ipv6": "fd00::1", "container": "container-1", "id": "sandbox-1",
     }  # fmt: skip
     assert (listed[0]["state"], listed[0]["ipv4"]) == ("ended", "")
+    assert pod.to_table(PODS).splitlines()[3].split()[5] == "sandbox-1"
     assert [line.split()[:4] for line in pod.to_table(PODS).splitlines()[2:]] == [
         ["pod-2", "node-2", "ended", "-"],
         ["node-1/web", "node-1", "running", "10.192.0.1"],

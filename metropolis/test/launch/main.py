@@ -29,6 +29,8 @@ from metropolis.test.launch.node import Node, NodeError
 from metropolis.test.launch.report import PodRow, Report, to_json, to_table
 from metropolis.test.launch.verdict import Verdict
 from osbase.test.agent.client import AgentError
+from osbase.test.qemu import accel
+from osbase.test.qemu.vm import VmError
 
 # An emulated node starts one in two seconds or so; each has an address of its
 # own and 16 MiB of shims and server.
@@ -206,10 +208,11 @@ def main(arguments: Sequence[str]) -> int:
     base = state.root()
     status = None
     try:
+        accel.overridden()
         options.keep = command.keep_directory(options.keep)
         config = command.typed(options.config)
         own = Configuration() if config is None else configuration.of_node(config)
-    except (ConfigurationError, state.StateError) as error:
+    except (ConfigurationError, state.StateError, VmError) as error:
         say(f"launch: {error}")
     else:
         status = command.run("launch", lambda verdict: launch(base, options, own, verdict))

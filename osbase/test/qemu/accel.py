@@ -152,16 +152,21 @@ def _say(message: str) -> None:
     print(f"accel: {message}", file=sys.stderr, flush=True)
 
 
+def overridden() -> Accel | None:
+    """Return the accelerator of the environment; VmError for a wrong one."""
+    override = os.environ.get(OVERRIDE, "")
+    try:
+        return Accel(override) if override else None
+    except ValueError:
+        raise VmError(f"{OVERRIDE}={override!r}: want kvm, tcg or icount") from None
+
+
 async def find_accel(kernel: Path) -> Accel:
     """Return KVM if it runs `kernel` here, else TCG; print it on stderr."""
-    override = os.environ.get(OVERRIDE, "")
-    if override:
-        try:
-            accel = Accel(override)
-        except ValueError:
-            raise VmError(f"{OVERRIDE}={override!r}: want kvm, tcg or icount") from None
-        _say(f"{accel.value}, as {OVERRIDE} says")
-        return accel
+    override = overridden()
+    if override is not None:
+        _say(f"{override.value}, as {OVERRIDE} says")
+        return override
     if not os.access(_KVM, os.R_OK | os.W_OK):
         _say(f"tcg: {_KVM} is not there or not accessible")
         return Accel.TCG
