@@ -341,4 +341,12 @@ class Cri:
 
 
 def _text(error: grpc.aio.AioRpcError) -> str:
-    return f"{error.code().name}: {error.details()}"
+    return f"{error.code().name}: {why(str(error.details()))}"
+
+
+def why(details: str) -> str:
+    """Return what runc says about a command that cannot be started, without the
+    chain of those that passed it on; other errors as they are.
+    """
+    _, found, reason = details.rpartition("unable to start container process: ")
+    return reason.removeprefix("error during container init: ") if found else details

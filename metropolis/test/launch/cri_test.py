@@ -8,9 +8,18 @@ from pathlib import Path
 
 import grpc.aio
 
-from metropolis.test.launch.cri import Cri, unix_channel
+from metropolis.test.launch.cri import Cri, unix_channel, why
 
 DELAY_S = 0.7
+
+
+def test_what_is_said_of_a_command_that_does_not_exist() -> None:
+    chain = "failed to start exec: OCI runtime exec failed: exec failed: "
+    reason = 'exec: "nosuch": executable file not found in $PATH'
+    assert why(f"{chain}unable to start container process: {reason}") == reason
+    during = "unable to start container process: error during container init: "
+    assert why(chain + during + reason) == reason
+    assert why("container is not running") == "container is not running"
 
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wait_s: float) -> None:

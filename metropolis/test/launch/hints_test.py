@@ -102,7 +102,7 @@ class Running:
         return done.stdout
 
     def end(self) -> int:
-        """Do what Ctrl-C on a terminal does: a signal to all of the process group."""
+        """Do what Ctrl-C on a terminal does: signal the whole group."""
         os.killpg(self.process.pid, signal.SIGINT)
         return self.process.wait(120)
 

@@ -8,7 +8,8 @@
     ./bazelw pod exec -it pod-a sh
     ./bazelw pod rm web
 
-Pods are named NAME, or NODE/NAME where several nodes have one of that name. The
+Pods are named NAME, or NODE/NAME where several nodes have one of that name.
+WORKLOAD is the beginning of the id that metroctl and node core's log have. The
 exit status of exec is the command's; else it is 0, 1 when something failed, 2
 for a wrong usage. The programs in a pod are those of the image's busybox.
 """
@@ -16,6 +17,7 @@ for a wrong usage. The programs in a pod are those of the image's busybox.
 import argparse
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +28,9 @@ from metropolis.test.launch import checks, state, terminal
 from metropolis.test.launch.control import ControlError
 from metropolis.test.launch.cri import Cri, CriError, Found, unix_channel
 from metropolis.test.launch.report import grid
+
+# As Kubernetes names pods: it is also the host name.
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -93,11 +98,11 @@ def to_json(pods: dict[str, Place]) -> str:
 
 def to_table(pods: dict[str, Place]) -> str:
     """Return the list for people."""
-    rows = [["POD", "NODE", "STATE", "IPV4", "IPV6", "CONTAINER"]]
+    rows = [["POD", "NODE", "STATE", "IPV4", "IPV6", "WORKLOAD"]]
     for name, place in pods.items():
         pod = place.pod
         cells = [name, place.node, "running" if pod.running else "ended"]
-        cells += [_address(pod, 4), _address(pod, 6), pod.container[:12]]
+        cells += [_address(pod, 4), _address(pod, 6), pod.id[:12]]
         rows.append([cell or "-" for cell in cells])
     return "\n".join(grid(rows)) if pods else "no pods"
 
@@ -112,7 +117,7 @@ async def start(launch: state.Launch, options: argparse.Namespace) -> int:
     if any(place.pod.name == options.pod for place in await _of_node(directory.name, directory)):
         raise CriError(
             f"{directory.name} has a pod {options.pod} already; "
-            f"remove it first: pod -- rm {directory.name}/{options.pod}"
+            f"remove it first: ./bazelw pod rm {directory.name}/{options.pod}"
         )
     command = options.command or checks.pod_command(options.pod)
     async with unix_channel(directory / state.CONTAINERD_SOCKET) as channel:
@@ -136,11 +141,13 @@ async def run(launch: state.Launch, options: argparse.Namespace) -> int:
     if options.action == "list":
         print(to_json(pods) if options.json else to_table(pods))
         return 0
+    if options.action == "rm":
+        for place in [pick(pods, name) for name in options.pods]:
+            async with unix_channel(place.directory / state.CONTAINERD_SOCKET) as channel:
+                await Cri(channel).remove_pod(place.pod.id)
+        return 0
     place = pick(pods, options.pod)
     async with unix_channel(place.directory / state.CONTAINERD_SOCKET) as channel:
-        if options.action == "rm":
-            await Cri(channel).remove_pod(place.pod.id)
-            return 0
         if not place.pod.running:
             raise CriError(f"pod {options.pod}: its command has ended")
         if options.interactive:
@@ -187,9 +194,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     execute.add_argument(
         "command", nargs=argparse.REMAINDER, metavar="COMMAND", help="with its arguments"
     )
-    remove = actions.add_parser("rm", help="stop and remove a pod")
-    remove.add_argument("pod", metavar="NAME", help="as list prints it")
+    remove = actions.add_parser("rm", help="stop and remove pods")
+    remove.add_argument("pods", nargs="+", metavar="NAME", help="as list prints it")
     options = parser.parse_args(arguments)
+    if options.action == "run" and not _NAME.fullmatch(options.pod):
+        running.error(f"{options.pod!r}: want a name of a-z, 0-9 and '-', such as web-1")
     if options.action == "exec":
         if options.command[:1] == ["--"]:
             del options.command[0]
