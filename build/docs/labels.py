@@ -71,7 +71,7 @@ def read(files: dict[str, str]) -> Targets:
 
 
 def _package(found: Targets, package: str, text: str, macros: dict[str, set[str]]) -> None:
-    for rule, name, call in _calls(text):
+    for rule, name, call in calls(text):
         label = f"//{package}:{name}"
         found.names[package] |= {name} | {form.replace("{}", name) for form in macros.get(rule, ())}
         values = {word.arg: word.value for word in call.keywords}
@@ -89,7 +89,7 @@ def _package(found: Targets, package: str, text: str, macros: dict[str, set[str]
             found.binaries[label] = f"{package}/{path}"
 
 
-def _calls(text: str) -> Iterator[tuple[str, str, ast.Call]]:
+def calls(text: str) -> Iterator[tuple[str, str, ast.Call]]:
     """Yield rule, name and call of each target."""
     tree = ast.parse(text)
     lists = {

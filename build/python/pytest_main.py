@@ -102,7 +102,7 @@ def no_match(wanted: str, cases: list[str]) -> str:
     shown = names[:_SHOWN] + ([f"... {len(names)} in all"] if len(names) > _SHOWN else [])
     return "\n    ".join(
         [
-            f"--test_filter={wanted} matches no case of this test. Give a part of a name,"
+            f"{wanted} matches no case of this test. Give a part of a name,"
             " an expression such as 'one or two', or one of these:",
             *shown,
         ]
@@ -171,7 +171,7 @@ def main() -> int:
     if status != pytest.ExitCode.NO_TESTS_COLLECTED or not selection.all:
         return int(status)
     if not selection.matched and not os.environ.get("TEST_FILTER_OF_MANY"):
-        print(no_match(wanted or "", selection.all), flush=True)
+        print(no_match(f"--test_filter={wanted}" if wanted else "-k", selection.all), flush=True)
         return int(status)
     return 0
 
