@@ -26,7 +26,7 @@ BAZEL = """\
 import json, os, sys
 folder = os.environ["TMPDIR"]
 with open(f"{folder}/calls", "a") as calls:
-    print(json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]), file=calls)
+    print(json.dumps([sys.argv[1:], dict(os.environ), os.getcwd(), os.getpid()]), file=calls)
 for argument in sys.argv:
     if argument.startswith("--build_event_json_file="):
         with open(f"{folder}/events") as events, open(argument.partition("=")[2], "w") as out:
@@ -54,6 +54,7 @@ class Call:
     arguments: list[str]
     environ: dict[str, str]
     directory: str
+    pid: int
 
     def command(self) -> list[str]:
         """Return the arguments from the command on."""
@@ -151,6 +152,19 @@ def test_bazel_gets_the_arguments_in_the_devroot(clone: Clone) -> None:
     assert call.command() == ["build", "//x y", "--", "-//z"]
     assert call.directory == str(clone.workspace)
     assert call.environ["METROCTL_CA"] == "a b"
+
+
+def test_bazel_gets_the_signals_that_are_sent_to_bazelw(clone: Clone) -> None:
+    """It takes its place, so that what ends bazelw ends what it runs, too."""
+    done = clone.outside("bash", "-c", "echo $$; exec ./bazelw run //x")
+    [call] = clone.calls()
+    assert call.pid == int(done.stdout), done.stderr
+
+
+def test_so_does_a_command_of_the_shell(clone: Clone) -> None:
+    done = clone.outside("bash", "-c", "echo $$; exec ./bazelw shell sh -c 'echo $$'")
+    before, after = done.stdout.split()
+    assert before == after, done.stderr
 
 
 def test_the_status_is_bazels(clone: Clone) -> None:
