@@ -40,7 +40,6 @@ from osbase.test.qemu.vm import State, VmError
 
 # The least MTU of IPv6, and 80 bytes of WireGuard (see ClusterConfig.mtu).
 _MTU_MIN = 1280 + 80
-METROCTL = "//metropolis/test/launch:metroctl"
 # Seconds between looks for nodes that ended by themselves.
 _LOOK_S = 1.0
 
@@ -58,8 +57,8 @@ def hints(directory: Path) -> str:
     """Return hints about commands for the running cluster."""
     return f"""
 The cluster runs until Ctrl-C. Meanwhile, in another terminal:
-  the nodes of the cluster  ./bazelw run {METROCTL} -- node list
-  a node's workloads        ./bazelw run {METROCTL} -- --on node-1 workload list
+  the nodes of the cluster  ./bazelw metroctl node list
+  a node's workloads        ./bazelw metroctl --on node-1 workload list
   add a node, power it off  ./bazelw nodes add
                             ./bazelw nodes poweroff node-1
   a shell in a pod          ./bazelw pod exec -it pod-1 sh
