@@ -65,6 +65,10 @@ def update(mirror: pathlib.Path, files: Mapping[str, pathlib.Path]) -> None:
             copy = pathlib.Path(folder, name)
             if str(copy.relative_to(mirror)) not in files:
                 copy.unlink()
+    # A folder without files would be a package, whose import is right.
+    for folder, _, _ in os.walk(mirror, topdown=False):
+        if folder != str(mirror) and not os.listdir(folder):
+            os.rmdir(folder)
     for path, file in files.items():
         copy, text = mirror / path, file.read_bytes()
         time = int(copy.stat().st_mtime) + 1 if copy.exists() else 1

@@ -156,6 +156,30 @@ def test_generated_modules_are_known_by_their_stubs(tree: Tree) -> None:
     assert "app/user.py:3: error: " in output
 
 
+def test_a_package_that_went_is_missed(tree: Tree) -> None:
+    """Its folder is not left behind, as a package without files."""
+    tree.write("app/user.py", "import gone\n")
+    tree.write("gone/part.py", "")
+    assert check.act([tree.flags()], tree.folder) == (0, "")
+    tree.files = [one for one in tree.files if "gone" not in one]
+    status, output = check.act([tree.flags()], tree.folder)
+    assert status == 1
+    assert 'module named "gone"' in output
+
+
+@pytest.mark.parametrize("status", [2, -9])
+@pytest.mark.parametrize("said", ["app/main.py: note: x\n", "app/main.py:1: note: x\ncrash\n", ""])
+def test_a_mypy_that_did_not_end_well_is_no_ok(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, status: int, said: str
+) -> None:
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, status, said, "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert check.act([tree.flags()], tree.folder)[0] == 1
+    assert not tree.done.exists()
+
+
 def test_a_check_that_cannot_run_says_so(tree: Tree) -> None:
     (tree.folder / "app/other.py").unlink()
     status, output = check.act([tree.flags()], tree.folder)
