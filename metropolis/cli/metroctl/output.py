@@ -46,10 +46,3 @@ class Table:
             for row in cells
         )
         return "\n".join(lines)
-
-
-def printable(text: str) -> str:
-    """Return the text as one line, with control characters escaped: a terminal
-    obeys them, and the text may come from others.
-    """
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

@@ -19,8 +19,9 @@ from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import quote
 
-from metropolis.cli.metroctl.output import Answer, FailedError, Table, printable
+from metropolis.cli.metroctl.output import Answer, FailedError, Table
 from metropolis.node import allocs
+from osbase.text import printable
 
 _TIMEOUT_S: Final = 20.0
 _UNKNOWN, _NO_ANSWER = 2, 3  # exit statuses

@@ -25,6 +25,7 @@ from metropolis.node.core.spec import config_pb2
 from osbase.ip import IPAddress, IPNetwork
 from osbase.net import config as net_config
 from osbase.net.config import Interface, Problems, quoted
+from osbase.text import printable
 
 MAX_FILE = 1 << 20
 MTU_MIN = 1280  # IPv6's minimum (RFC 8200, section 5)
@@ -128,15 +129,15 @@ def load(path: str) -> NodeConfig:
         with open(path, "rb") as file:
             data = file.read(MAX_FILE + 1)
     except OSError as error:
-        raise ConfigError(f"{_printable(path)}: {error.strerror}") from error
+        raise ConfigError(f"{printable(path)}: {error.strerror}") from error
     if len(data) > MAX_FILE:
-        raise ConfigError(f"{_printable(path)}: over {MAX_FILE} bytes")
+        raise ConfigError(f"{printable(path)}: over {MAX_FILE} bytes")
     return parse(data, path)
 
 
 def parse(data: bytes, path: str) -> NodeConfig:
     """Parse and check `data`, the content of `path`. Raises ConfigError."""
-    path = _printable(path)
+    path = printable(path)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -148,7 +149,7 @@ def parse(data: bytes, path: str) -> NodeConfig:
     except text_format.ParseError as error:
         place = f"{error.GetLine()}:{error.GetColumn()}"
         reason = str(error).removeprefix(f"{place} : ")
-        raise _with_places(text, path, f"{path}:{place}: {_printable(reason)}") from error
+        raise _with_places(text, path, f"{path}:{place}: {printable(reason)}") from error
     except (RecursionError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
     problems = Problems()
@@ -185,10 +186,6 @@ def _with_places(text: str, path: str, otherwise: str) -> ConfigError:
             f"{path}:{place}: {what}" if place.line else f"{path}: {what}" for place, what in lines
         )
     )
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def summary(config: NodeConfig) -> str:

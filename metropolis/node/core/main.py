@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from metropolis.node import allocs
+from osbase.text import printable
 
 if TYPE_CHECKING:
     from metropolis.node.core.config import NodeConfig
@@ -50,13 +51,13 @@ class ConsoleFormatter(logging.Formatter):
         if lines is not None:  # see workloads.engine.journal
             booted = _booted()
             return "\n".join(
-                _line(when - booted, logging.getLevelName(level), record.name, _printable(text))
+                _line(when - booted, logging.getLevelName(level), record.name, printable(text))
                 for when, level, text in lines
             )
-        text = _printable(record.getMessage())
+        text = printable(record.getMessage())
         if record.exc_info and record.exc_info[0] is not None:
             trace = self.formatException(record.exc_info)
-            text += "\n" + "\n".join(f"    {_printable(line)}" for line in trace.splitlines())
+            text += "\n" + "\n".join(f"    {printable(line)}" for line in trace.splitlines())
         return _line(record.created - _booted(), record.levelname, record.name, text)
 
 
@@ -67,12 +68,6 @@ def _booted() -> float:
 
 def _line(uptime: float, level: str, name: str, text: str) -> str:
     return f"[{uptime:12.6f}] {level[0]} {name}: {text}"
-
-
-def _printable(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _arguments() -> argparse.ArgumentParser:
