@@ -15,10 +15,8 @@ from pathlib import Path
 
 from metropolis.test.launch import command, configuration, state, terminal
 from metropolis.test.launch.capture import FIRST_FILE as CAPTURE
-from metropolis.test.launch.checks import Check
 from metropolis.test.launch.cluster import Cluster, Member
 from metropolis.test.launch.command import say
-from metropolis.test.launch.configuration import ConfigurationError
 from metropolis.test.launch.control import (
     SOCKET,
     ControlError,
@@ -35,7 +33,6 @@ from metropolis.test.launch.matrix import ClusterReport, to_json, to_table
 from metropolis.test.launch.node import Node, NodeError
 from metropolis.test.launch.verdict import Verdict
 from osbase.test.agent.client import AgentError
-from osbase.test.qemu import accel
 from osbase.test.qemu.vm import State, VmError
 
 # The least MTU of IPv6, and 80 bytes of WireGuard (see ClusterConfig.mtu).
@@ -217,23 +214,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return the exit status."""
     options = parse(arguments)
-    base = state.root()
-    status = None
-    try:
-        accel.overridden()
-        options.keep = command.keep_directory(options.keep)
-        file = command.typed(options.config)
-        config = None if file is None else configuration.of_cluster(file)
-    except (ConfigurationError, state.StateError, VmError) as error:
-        say(f"launch-cluster: {error}")
-    else:
-        status = command.run(
-            "launch-cluster", lambda verdict: launch(base, options, config, verdict)
-        )
-    if status is None and options.json:
-        failed = Check("launch-cluster", False, "see stderr")
-        print(to_json(ClusterReport("", (), (failed,))), flush=True)
-    return command.FAILED if status is None else status
+    return command.launched(
+        "launch-cluster",
+        options,
+        lambda config: None if config is None else configuration.of_cluster(config),
+        lambda base, config, verdict: launch(base, options, config, verdict),
+        lambda failed: to_json(ClusterReport("", (), (failed,))),
+    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from metropolis.test.launch import state
+from metropolis.test.launch.checks import Check
 from metropolis.test.launch.child import ChildError
 from metropolis.test.launch.configuration import ConfigurationError
 from metropolis.test.launch.cri import CriError
@@ -21,6 +23,7 @@ from metropolis.test.launch.node import NodeError
 from metropolis.test.launch.state import StateError
 from metropolis.test.launch.verdict import Verdict
 from osbase.test.agent.client import AgentError
+from osbase.test.qemu import accel
 from osbase.test.qemu.config import ConfigError
 from osbase.test.qemu.vm import VmError
 
@@ -140,6 +143,36 @@ def run(name: str, work: Work) -> int | None:
         if verdict.kept:
             say(f"{name}: {verdict.kept}")
     return None
+
+
+def launched[Own](
+    name: str,
+    options: argparse.Namespace,
+    configured: Callable[[Path | None], Own],
+    work: Callable[[Path, Own, Verdict], Coroutine[None, None, None]],
+    no_report: Callable[[Check], str],
+) -> int:
+    """Do the work of a launcher; return its exit status. What can be wrong with
+    the common options is found before anything is made.
+
+    configured: returns the work's configuration, from the file of --config.
+    work: gets the user's directory of launches first. no_report: returns the
+    JSON of a launch in which no check ran.
+    """
+    # Namespaces change the user.
+    base = state.root()
+    status = None
+    try:
+        accel.overridden()
+        options.keep = keep_directory(options.keep)
+        own = configured(typed(options.config))
+    except (ConfigurationError, StateError, VmError) as error:
+        say(f"{name}: {error}")
+    else:
+        status = run(name, lambda verdict: work(base, own, verdict))
+    if status is None and options.json:
+        print(no_report(Check(name, False, "see stderr")), flush=True)
+    return FAILED if status is None else status
 
 
 def exit_with(main: Callable[[Sequence[str]], int]) -> NoReturn:

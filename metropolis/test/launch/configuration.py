@@ -40,18 +40,17 @@ def _parse(text: str, path: Path) -> node_config.NodeConfig:
         raise ConfigurationError(str(error)) from error
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> tuple[str, node_config.NodeConfig]:
     try:
-        node_config.load(str(path))
-        return path.read_text()
+        found = node_config.load(str(path))
+        return path.read_text(), found
     except (node_config.ConfigError, OSError, ValueError) as error:
         raise ConfigurationError(str(error)) from error
 
 
 def of_node(path: Path) -> Configuration:
     """Return the configuration in a file, for a node on its own."""
-    text = _read(path)
-    found = _parse(text, path)
+    text, found = _read(path)
     if found.cluster is not None:
         raise ConfigurationError(
             f"{path}: cluster: this node has no etcd; use launch-cluster, or leave it out"
@@ -78,8 +77,7 @@ def of_cluster(path: Path) -> str:
     """Return the text of a file, for all nodes of a cluster; the launcher adds
     the part `cluster` of each.
     """
-    text = _read(path)
-    found = _parse(text, path)
+    text, found = _read(path)
     if found.cluster is not None:
         raise ConfigurationError(f"{path}: cluster: leave it out, the launcher adds each node's")
     if found.network.uplink is None or found.network.uplink.dhcp4 is None:

@@ -21,6 +21,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from osbase.test.agent.listener import listening
+
 SOCKET = "control.sock"
 """In the directory of a launch."""
 
@@ -50,7 +52,6 @@ async def control(
     expected: errors whose text is the answer. terminal: gets the connection of
     a request "terminal", after the result.
     """
-    tasks: set[asyncio.Task[None]] = set()
     refusals: tuple[type[Exception], ...] = (ControlError, *expected)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -75,25 +76,12 @@ async def control(
             writer.write(_line(error=str(error)))
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        try:
-            with contextlib.suppress(OSError):
-                await answer(reader, writer)
-                await writer.drain()
-        finally:
-            tasks.discard(task)
-            writer.close()
+        with contextlib.suppress(OSError):
+            await answer(reader, writer)
+            await writer.drain()
 
-    server = await asyncio.start_unix_server(serve, str(path))
-    try:
+    async with listening(path, serve):
         yield
-    finally:
-        server.close()
-        for task in [*tasks]:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _until_closed(work: Awaitable[object], reader: asyncio.StreamReader) -> object:

@@ -18,6 +18,8 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+from osbase.test.agent.listener import listening
+
 SOCKET = "etcd.sock"
 _CREDENTIALS = "operator.json"
 HOST = "127.0.0.1"
@@ -52,11 +54,13 @@ async def relayed(local: Path, host: str, port: int) -> AsyncIterator[None]:
         try:
             theirs, to_them = await asyncio.open_connection(host, port)
         except OSError:
-            writer.close()
             return
-        await asyncio.gather(_copy(reader, to_them), _copy(theirs, writer))
+        try:
+            await asyncio.gather(_copy(reader, to_them), _copy(theirs, writer))
+        finally:
+            to_them.close()
 
-    async with await asyncio.start_unix_server(serve, str(local)):
+    async with listening(local, serve):
         yield
 
 

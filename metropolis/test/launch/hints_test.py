@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
+from metropolis.test.launch import on_terminal
 from osbase.test.qemu import outputs
 
 HERE = Path(__file__).parent
@@ -37,19 +38,7 @@ def program(target: str) -> list[str]:
 
 def in_pty(command: list[str]) -> str:
     """Run a command on a terminal, use its shell; return what was printed."""
-    master, slave = os.openpty()
-    pid = os.posix_spawn(
-        command[0],
-        command,
-        os.environ,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.ttyname(slave), os.O_RDWR, 0),
-            (os.POSIX_SPAWN_DUP2, 0, 1),
-            (os.POSIX_SPAWN_DUP2, 0, 2),
-        ],
-        setsid=True,
-    )
-    os.close(slave)
+    pid, master = on_terminal.start(command)
     said = b""
     end = time.monotonic() + COMMAND_S
     with contextlib.suppress(OSError):

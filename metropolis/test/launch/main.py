@@ -19,7 +19,7 @@ import grpc.aio
 from metropolis.node.core.network.workloads.spec import workload_pb2
 from metropolis.test.launch import checks, command, configuration, report, state, terminal
 from metropolis.test.launch.command import say
-from metropolis.test.launch.configuration import Configuration, ConfigurationError
+from metropolis.test.launch.configuration import Configuration
 from metropolis.test.launch.control import SOCKET, Request, Say, control
 from metropolis.test.launch.cri import CriError, Pod
 from metropolis.test.launch.images import find_images
@@ -29,8 +29,6 @@ from metropolis.test.launch.node import Node, NodeError
 from metropolis.test.launch.report import PodRow, Report, to_json, to_table
 from metropolis.test.launch.verdict import Verdict
 from osbase.test.agent.client import AgentError
-from osbase.test.qemu import accel
-from osbase.test.qemu.vm import VmError
 
 # An emulated node starts one in two seconds or so; each has an address of its
 # own and 16 MiB of shims and server.
@@ -205,21 +203,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return the exit status."""
     options = parse(arguments)
-    base = state.root()
-    status = None
-    try:
-        accel.overridden()
-        options.keep = command.keep_directory(options.keep)
-        config = command.typed(options.config)
-        own = Configuration() if config is None else configuration.of_node(config)
-    except (ConfigurationError, state.StateError, VmError) as error:
-        say(f"launch: {error}")
-    else:
-        status = command.run("launch", lambda verdict: launch(base, options, own, verdict))
-    if status is None and options.json:
-        failed = checks.Check("launch", False, "see stderr")
-        print(to_json(Report("", 0.0, (), (failed,))), flush=True)
-    return command.FAILED if status is None else status
+    return command.launched(
+        "launch",
+        options,
+        lambda config: Configuration() if config is None else configuration.of_node(config),
+        lambda base, own, verdict: launch(base, options, own, verdict),
+        lambda failed: to_json(Report("", 0.0, (), (failed,))),
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest_asyncio
 
-from metropolis.test.launch import control, terminal
+from metropolis.test.launch import control, on_terminal, terminal
 from osbase.test.agent import guest
 from osbase.test.agent.client import Agent
 
@@ -70,20 +70,7 @@ class User:
             "directory, node, container, on_tty, command = " + repr(arguments) + "\n"
             "sys.exit(terminal.run(pathlib.Path(directory), node, container, command, on_tty))\n"
         )
-        self.fd, slave = os.openpty()
-        # In a new session, so that it becomes the controlling terminal.
-        self.pid = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-c", script],
-            os.environ,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.ttyname(slave), os.O_RDWR, 0),
-                (os.POSIX_SPAWN_DUP2, 0, 1),
-                (os.POSIX_SPAWN_DUP2, 0, 2),
-            ],
-            setsid=True,
-        )
-        os.close(slave)
+        self.pid, self.fd = on_terminal.start([sys.executable, "-c", script])
         self.resize(40, 120)
         self.output = ""
 

@@ -3,13 +3,13 @@
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
 from osbase.test.agent.errors import AgentError
+from osbase.test.agent.listener import listening
 
 _CHUNK = 64 * 1024
 
@@ -32,37 +32,15 @@ async def forward(
     dial: Callable[[], AbstractAsyncContextManager[Stream]], local: Path
 ) -> AsyncIterator[None]:
     """Listen at `local` (mode 0600); connect each client to a new stream."""
-    tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            tasks.add(task)
-        try:
+        # The client sees a closed connection, as from the server.
+        with contextlib.suppress(AgentError, OSError):
             async with dial() as stream:
                 await _relay(stream, reader, writer)
-        except AgentError, OSError:
-            # The client sees a closed connection, as from the server.
-            return
-        finally:
-            writer.close()
-            if task is not None:
-                tasks.discard(task)
 
-    mask = os.umask(0o177)
-    try:
-        server = await asyncio.start_unix_server(serve, str(local))
-    finally:
-        os.umask(mask)
-    try:
+    async with listening(local, serve):
         yield
-    finally:
-        server.close()
-        for task in [*tasks]:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        with contextlib.suppress(OSError):
-            os.unlink(local)
 
 
 async def _relay(
