@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Documents are true; see __init__.py for what is checked and how."""
 
+import ast
 import collections
 import os
 import re
@@ -210,6 +211,16 @@ def test_links(tree: Tree) -> None:
             elif anchor and anchor not in extract.anchors(tree.files.get(target, "")):
                 findings.append(f"{path}:{piece.line}: {piece.text}: there is no such heading")
     complain(findings)
+
+
+def test_all_programs_are_run(tree: Tree) -> None:
+    """help_test, which comes late since it builds all of them, has them all."""
+    package = tree.files["build/docs/BUILD.bazel"]
+    for _, name, call in labels.calls(package):
+        if name == "help_test":
+            values = {word.arg: word.value for word in call.keywords}
+            deps = {tree.targets.resolve(label) for label in ast.literal_eval(values["deps"])}
+    assert not tree.targets.binaries.keys() - deps
 
 
 def test_counts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,10 +53,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--ca", metavar="FILE",
-        help="certificates that etcd's are signed by, PEM; `workload` needs none of the three",
+        help="certificates that etcd's are signed by, PEM; required but for `workload`",
     )  # fmt: skip
-    parser.add_argument("--cert", metavar="FILE", help="the operator's certificate, PEM")
-    parser.add_argument("--key", metavar="FILE", help="its key, PEM")
+    parser.add_argument(
+        "--cert", metavar="FILE", help="the operator's certificate, PEM; required with --ca"
+    )
+    parser.add_argument("--key", metavar="FILE", help="its key, PEM; required with --ca")
     # Also after the verb, where it is not set unless it is given.
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for one, default in ((parser, False), (common, argparse.SUPPRESS)):

@@ -173,7 +173,7 @@ def test_watch_in_json_and_the_end_of_the_service(world: World) -> None:
         world.engine.attach(AttachIntent("web-1", "/0", "eth0"))
         second = json.loads(process.stdout.readline())
         assert (second["event"], second["attachment"]["workload"]) == ("attached", "web-1")
-        world.server.stop(0)
+        world.server.stop(60)  # without a grace the reason may not arrive
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (3, "")
         assert err == (
