@@ -21,12 +21,18 @@ LINK_GROUP_WORKLOAD: Final = 8
 Set by: network.workloads, at link creation. Matched by: the node's rule set
 (network.rules: masquerade, anti-spoofing); link dumps on recovery."""
 
-LINK_GROUPS_REMOVAL: Final = (0x6D770008, 0x6D770009)
-"""Links of workloads that are about to be deleted, by one request a group.
+LINK_GROUP_REMOVAL: Final = 0x6D770008
+"""Links of workloads that one request is about to delete.
 
-Set by: network.workloads, one group for each deletion that may be under way.
-Matched by: the node's rule set, which drops all traffic of such a link; link
-dumps on recovery, which deletes them."""
+Set by: network.workloads. Matched by: the node's rule set, which drops all
+traffic of such a link; link dumps on recovery, which deletes them."""
+
+REMOVAL_BLOCKS: Final = (0x6D770001, 0x6D770002)
+"""Blocks of traffic filters that drop what a link receives, and what it sends.
+
+Set on: links of workloads that are about to be deleted, by network.workloads;
+link dumps on recovery read it, and these links are deleted. Numbers that
+`tc` never chooses by itself."""
 
 LINK_GROUP_OVERLAY: Final = 9
 """The links of the cluster's overlay network.

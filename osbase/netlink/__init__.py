@@ -7,6 +7,7 @@
     link      links; veth, altnames: special kinds     pure
     address   addresses of links                       pure
     route     routes; fibrules, neighbours             pure
+    qdisc     links that no packet passes any more     pure
     template  batches encoded once, filled often       pure
     errors    the one error family
     genl      families of generic netlink              pure

@@ -45,13 +45,16 @@ def del_link_altnames(ifindex: int, name: str, *altnames: str) -> Request:
     return Request(RTM_DELLINKPROP, 0, body, "remove alternative names of {}", (name,))
 
 
-def set_group_by_altname(altname: str, group: int) -> Request:
+def retire_by_altname(altname: str, group: int) -> Request:
+    """Set a link down and its group. In one message, since each change of a
+    link that is up costs a walk of the IPv6 routes.
+    """
     body = (
-        HEADER.pack(AF_UNSPEC, 0, 0, 0, 0)
+        HEADER.pack(AF_UNSPEC, 0, 0, 0, IFF_UP)
         + attrs.text(IFLA_ALT_IFNAME, altname.encode())
         + attrs.u32(IFLA_GROUP, group)
     )
-    return Request(RTM_NEWLINK, 0, body, "set group of {}", (altname,))
+    return Request(RTM_NEWLINK, 0, body, "set {} down, and its group", (altname,))
 
 
 def del_link_by_altname(altname: str) -> Request:

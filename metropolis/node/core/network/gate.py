@@ -59,7 +59,7 @@ _CONDITION: Final = "overlap"
 _OWN_GROUPS: Final = (
     allocs.LINK_GROUP_WORKLOAD,
     allocs.LINK_GROUP_OVERLAY,
-    *allocs.LINK_GROUPS_REMOVAL,
+    allocs.LINK_GROUP_REMOVAL,
 )
 _OWN_PROTOCOLS: Final = (allocs.ROUTE_PROTOCOL_WORKLOAD, allocs.ROUTE_PROTOCOL_OVERLAY)
 

@@ -62,8 +62,10 @@ class Engine(Protocol):
     def attach(self, intent: AttachIntent, /) -> Attachment:
         """Make an interface, or return the existing one."""
 
-    def detach(self, workload_id: str, netns_path: str = "", if_name: str = "") -> None:
-        """Remove it, if it exists."""
+    def detach(
+        self, workload_id: str, netns_path: str, if_name: str, /, *, until_gone: bool
+    ) -> None:
+        """Remove it, if it exists. until_gone: return when its link is gone."""
 
     def failed(
         self, what: str, workload_id: str, if_name: str, error: Exception, began: float
@@ -217,7 +219,8 @@ class Adapter:
         return attachment, before is None or before.host_ifindex != attachment.host_ifindex
 
     async def _detach(self, container_id: str, netns: str, if_name: str) -> None:
-        await self._call(self._engine.detach, container_id, netns, if_name)
+        # A plugin that runs after this one may take the name.
+        await self._call(self._engine.detach, container_id, netns, if_name, until_gone=True)
 
     async def _check(self, check: Check) -> None:
         (checked,) = await self._call(

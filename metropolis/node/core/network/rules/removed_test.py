@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("links")
 
 MODES = pytest.mark.parametrize("settings", MODES_OF_A_NODE.values(), ids=MODES_OF_A_NODE)
 FAMILIES = pytest.mark.parametrize("version", [4, 6])
-GROUPS = pytest.mark.parametrize("group", allocs.LINK_GROUPS_REMOVAL)
+GROUPS = pytest.mark.parametrize("group", [allocs.LINK_GROUP_REMOVAL])
 BROADCAST = b"\xff" * 6
 PORTS = iter(range(20_000, 60_000))
 
@@ -50,7 +50,7 @@ def back() -> Iterator[None]:
         sh(f"ip link set {name} group {allocs.LINK_GROUP_WORKLOAD}")
 
 
-def remove(*names: str, group: int = allocs.LINK_GROUPS_REMOVAL[0]) -> None:
+def remove(*names: str, group: int = allocs.LINK_GROUP_REMOVAL) -> None:
     """Move links, as the first request of a removal does."""
     for name in names:
         sh(f"ip link set {name} group {group}")

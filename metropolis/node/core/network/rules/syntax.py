@@ -29,9 +29,8 @@ def elements(networks: Iterable[IPNetwork], version: int) -> str:
 
 
 def by_removal(verdict: str) -> str:
-    """Return elements of a verdict map by group, for links being removed."""
-    groups = allocs.LINK_GROUPS_REMOVAL
-    return ", ".join(f"{group:#x} : {verdict}" for group in groups)
+    """Return an element of a verdict map by group, for links being removed."""
+    return f"{allocs.LINK_GROUP_REMOVAL:#x} : {verdict}"
 
 
 def limited(name: str, per_second: int) -> str:

@@ -28,9 +28,7 @@ FRAGMENTS_PER_SECOND: Final = 2000
 for sysctls.FRAGMENT_S, in memory that all links share."""
 
 # Fragments are reassembled before any other check.
-_FRAGMENTS_OF: Final = (
-    f"{{ {WORKLOAD}, {OVERLAY}, {', '.join(map(hex, allocs.LINK_GROUPS_REMOVAL))} }}"
-)
+_FRAGMENTS_OF: Final = f"{{ {WORKLOAD}, {OVERLAY}, {allocs.LINK_GROUP_REMOVAL:#x} }}"
 _HOP: Final = allocs.FIRST_HOP_IPV6
 # The solicited-node multicast address of the first hop (RFC 4291, 2.7.1).
 _SOLICITED: Final = f"ff02::1:ff{_HOP.packed[13]:02x}:{int.from_bytes(_HOP.packed[14:]):x}"

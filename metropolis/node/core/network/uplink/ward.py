@@ -88,7 +88,7 @@ _LOCAL_ROUTE_S: Final = 0.5
 _PODS_GROUPS: Final = (
     allocs.LINK_GROUP_WORKLOAD,
     allocs.LINK_GROUP_OVERLAY,
-    *allocs.LINK_GROUPS_REMOVAL,
+    allocs.LINK_GROUP_REMOVAL,
 )
 
 

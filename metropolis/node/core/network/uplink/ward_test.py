@@ -73,7 +73,7 @@ def state() -> list[list[str]]:
         # The rules would take it for a pod's, and masquerade nothing.
         (f"ip link set up0 group {allocs.LINK_GROUP_WORKLOAD}", {"group of up0"}),
         (f"ip link set up0 group {allocs.LINK_GROUP_OVERLAY}", {"group of up0"}),
-        (f"ip link set up0 group {allocs.LINK_GROUPS_REMOVAL[0]}", {"group of up0"}),
+        (f"ip link set up0 group {allocs.LINK_GROUP_REMOVAL}", {"group of up0"}),
     ],
 )
 async def test_what_others_take_is_put_back(

@@ -228,6 +228,7 @@ class Api(RuleBasedStateMachine):
         self.engine.collect(lambda workload_id, if_name: False)
         self.watched.await_keys(set())
         self.watched.close()
+        self.engine.settle()
         self.engine.close()
         for pod in self.pods:
             pod.close()
@@ -319,12 +320,13 @@ class Api(RuleBasedStateMachine):
         workload_id=workload_ids,
         if_name=st.sampled_from(["", "eth0", "net1"]),
         where=st.integers(-1, 2),
+        until_gone=st.booleans(),
     )
-    def detach(self, workload_id: str, if_name: str, where: int) -> None:
+    def detach(self, workload_id: str, if_name: str, where: int, until_gone: bool) -> None:
         """where: the pod whose path is given, or -1: none."""
         done["detach"] += 1
         path = "" if where < 0 else self.pods[where].path
-        self.engine.detach(workload_id, path, if_name)
+        self.engine.detach(workload_id, path, if_name, until_gone=until_gone)
         for key in self.leaving(workload_id, if_name, where):
             del self.model[key]
 
@@ -428,13 +430,18 @@ class Api(RuleBasedStateMachine):
             # It crashed not late enough, or not at all and was refused.
             assert crashed or expected is not None
 
-    @rule(workload_id=workload_ids, sends=st.integers(0, 1), after=st.booleans())
+    @rule(workload_id=workload_ids, sends=st.integers(0, 3), after=st.booleans())
     def crash_in_detach(self, workload_id: str, sends: int, after: bool) -> None:
-        self.crash(lambda: self.engine.detach(workload_id), sends, after)
+        """Also behind the answer."""
+        self.crash(lambda: self.detach_slowly(workload_id), sends, after)
         listed = {(one.workload_id, one.if_name) for one in self.engine.list()}
         for key in self.leaving(workload_id, "", -1):
             if key not in listed:
                 del self.model[key]
+
+    def detach_slowly(self, workload_id: str) -> None:
+        """Wait for the links' end, but not long for what has crashed."""
+        self.engine.detach(workload_id, until_gone=True, time_remaining=lambda: 0.2)
 
     def crash(self, act: Callable[[], object], sends: int, after: bool) -> bool:
         crasher.left, crasher.after = sends, after
@@ -554,6 +561,10 @@ class Api(RuleBasedStateMachine):
 
     @invariant()
     def the_kernel_agrees(self) -> None:
+        """At some steps: at others the next one meets links that still leave."""
+        if done["steps"] % 3:
+            return
+        self.engine.settle()
         listed = {(a.workload_id, a.if_name): a for a in self.engine.list()}
         with IPRoute() as witness:
             ours = {
@@ -616,6 +627,8 @@ def inside() -> tuple[dict[str, tuple[str, set[str]]], Counter[int]]:
         return found, defaults
 
 
+# A crash ends the thread of removals, as it ends everything.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_histories(monkeypatch: pytest.MonkeyPatch) -> None:
     crasher.install(monkeypatch)
     # So that what the datapath leaves on the host for good is there before.

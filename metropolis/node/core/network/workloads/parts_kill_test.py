@@ -101,11 +101,11 @@ def test_killed_at_every_point(kernel: KernelHost, attaching: bool) -> None:
         if attaching:
             engine.attach(intent)
         else:
-            engine.detach("w1")
+            engine.detach("w1", until_gone=True)
 
     def prepare() -> None:
         if attaching:
-            kernel.engine.detach("w1")
+            kernel.engine.detach("w1", until_gone=True)
         else:
             kernel.engine.attach(intent)
             settled("fe80::1")
@@ -126,6 +126,7 @@ def test_killed_at_every_point(kernel: KernelHost, attaching: bool) -> None:
                 break
         kernel.restart()
         found = kernel.engine.list()
+        kernel.engine.settle()
         assert kernel.keys() == ({"1", "3"} if found else set())
         for checked in kernel.engine.check("w1") if found else ():
             assert checked.findings == ()
@@ -143,7 +144,7 @@ def test_killed_at_every_point(kernel: KernelHost, attaching: bool) -> None:
 
 _CALLS: dict[str, Callable[[KernelHost, str], object]] = {
     "attach": lambda kernel, path: attach(kernel, path, BLUE_RED),
-    "detach": lambda kernel, _: kernel.engine.detach("w1"),
+    "detach": lambda kernel, _: kernel.engine.detach("w1", until_gone=True),
     "repair": lambda kernel, _: kernel.engine.repair(always),
     "collect": lambda kernel, _: kernel.engine.collect(lambda _, __: False),
 }
@@ -198,7 +199,7 @@ def test_an_answer_is_lost_at_every_point(
                 if call == "attach":
                     assert (objects(), kernel.keys()) == (nothing, set())
                     assert kernel.engine.in_use(PREFIXES[0]) == 0
-        kernel.engine.detach("w1")
+        kernel.engine.detach("w1", until_gone=True)
         assert (objects(), kernel.keys()) == (nothing, set())
         assert kernel.engine.in_use(PREFIXES[0]) == 0
         kernel.kill_netns(path)

@@ -93,7 +93,7 @@ def test_a_part_whose_text_others_took(kernel: KernelHost) -> None:
     with pytest.raises(AlreadyExists, match="or other parts"):
         attach(kernel, path, BLUE_RED)
     attach(kernel, kernel.add_netns(), RED, "w2")
-    kernel.engine.detach("w1")
+    kernel.engine.detach("w1", until_gone=True)
     assert kernel.keys() == {"3"}
     attach(kernel, path, (("c", "blue"),))
 
@@ -203,7 +203,7 @@ def test_the_table_is_another_one(kernel: KernelHost, table: str) -> None:
     attach(kernel, kernel.add_netns(), BLUE_RED)
     attach(kernel, path := kernel.add_netns(), (("c", "green"),), "w2")
     nft(f"delete table inet toy; table inet toy {{ {table} }}")
-    kernel.engine.detach("w1")
+    kernel.engine.detach("w1", until_gone=True)
     kernel.kill_netns(path)
     assert awaited(lambda: kernel.engine.in_use(PREFIXES[0]) == 0)
     kernel.restart()
@@ -237,13 +237,13 @@ def test_an_attach_that_was_refused_a_key_and_cannot_be_undone(
         with pytest.raises(KernelRefused, match="undoing it failed"):
             attach(kernel, kernel.add_netns(), BLUE_RED)
         with pytest.raises(KernelRefused):
-            kernel.engine.detach("w1")
-    kernel.engine.detach("w1")
+            kernel.engine.detach("w1", until_gone=True)
+    kernel.engine.detach("w1", until_gone=True)
     assert objects() == nothing
     assert "3 : 10.0.0.9" in listed()
     kernel.take_key("3")
     attach(kernel, kernel.add_netns(), BLUE_RED)
-    kernel.engine.detach("w1")
+    kernel.engine.detach("w1", until_gone=True)
     assert kernel.keys() == set()
 
 
@@ -258,6 +258,6 @@ def test_a_link_without_its_record_that_was_renamed(kernel: KernelHost, repaired
         assert not any(repair.error for repair in kernel.engine.repair(always))
         (checked,) = kernel.engine.check("w1", netns_path=path)
         assert checked.findings == ()
-    kernel.engine.detach("w1")
+    kernel.engine.detach("w1", until_gone=True)
     assert objects() == nothing
     assert kernel.keys() == set()

@@ -84,7 +84,7 @@ def test_a_resource_has_one_holder(host: Host) -> None:
     assert host.engine.in_use(PREFIXES[0]) == in_use
     attach(host, host.add_netns(), (("c", "green"),), "w2")
     assert host.keys() == {"1", "2", "3"}
-    host.engine.detach("w1")
+    host.engine.detach("w1", until_gone=True)
     assert host.keys() == {"2"}
     attach(host, host.add_netns(), RED, "w3")
     assert host.keys() == {"2", "3"}
@@ -98,7 +98,7 @@ def test_a_restart_reads_it_back(host: Host) -> None:
     assert attach(host, path, BLUE_RED) == made
     with pytest.raises(AlreadyExists, match="colour red: is taken by workload 'w1'"):
         attach(host, host.add_netns(), RED, "w2")
-    host.engine.detach("w1")
+    host.engine.detach("w1", until_gone=True)
     attach(host, host.add_netns(), RED, "w2")
     assert host.keys() == {"3"}
 
@@ -133,7 +133,7 @@ def test_a_removal_of_what_others_have_taken(host: Host) -> None:
     attach(host, host.add_netns(), BLUE_RED)
     for key in ("1", "3"):
         host.take_key(key)
-    host.engine.detach("w1")
+    host.engine.detach("w1", until_gone=True)
     attach(host, host.add_netns(), RED, "w2")
     assert host.keys() == {"3"}
 
@@ -144,6 +144,7 @@ def test_a_collection(host: Host) -> None:
     attach(host, host.add_netns(), (), "w3")
     collected = host.engine.collect(lambda workload_id, _: workload_id == "w1")
     assert len(collected.removed) == 3
+    host.engine.settle()
     assert host.keys() == {"2"}
     attach(host, host.add_netns(), BLUE_RED, "w0")
 
@@ -214,7 +215,7 @@ def test_an_undo_that_fails() -> None:
     host.datapath.on_create, host.datapath.undo_fails = lambda _: None, False
     with pytest.raises(AlreadyExists, match="is taken by workload 'w1'"):
         attach(host, host.add_netns(), RED, "w2")
-    host.engine.detach("w1")
+    host.engine.detach("w1", until_gone=True)
     assert host.keys() == set()
     attach(host, host.add_netns(), RED, "w2")
 
@@ -237,7 +238,7 @@ def test_an_end_whose_event_was_lost(broken: bool) -> None:
     host.datapath.overrun()
     assert (host.keys(), host.engine.in_use(PREFIXES[0])) == (set(), 0)
     attach(host, host.add_netns(), RED, "w2")
-    host.engine.detach("w1")
+    host.engine.detach("w1", until_gone=True)
     assert host.keys() == {"3"}
 
 
@@ -333,7 +334,7 @@ def test_the_table_is_gone(kernel: KernelHost) -> None:
         "element 3 of inet toy colours",
         "element 1 of inet toy colours",
     }
-    kernel.engine.detach("w1")
+    kernel.engine.detach("w1", until_gone=True)
     kernel.restart()
     nft(TABLE)
     kernel.engine.repair(always)
@@ -372,11 +373,11 @@ def test_without_parts_there_is_no_nftables(
     attach(kernel, path := kernel.add_netns(), ())
     assert kernel.engine.check("w1", netns_path=path)
     assert not kernel.engine.repair(always)
-    kernel.engine.detach("w1")
+    kernel.engine.detach("w1", until_gone=True)
     kernel.restart(())
     attach(kernel, kernel.add_netns(), ())
     kernel.restart(())
-    kernel.engine.detach("w1")
+    kernel.engine.detach("w1", until_gone=True)
     monkeypatch.undo()
 
 
@@ -413,15 +414,15 @@ def test_many_want_the_same(kernel: KernelHost) -> None:
                 end = chosen.choice(["detach", "collect", "namespace", "both"])
                 release(words)
                 if end == "detach":
-                    kernel.engine.detach(name)
+                    kernel.engine.detach(name, until_gone=True)
                 elif end == "collect":
                     # A third at a time is refused; then the namespace ends.
                     with contextlib.suppress(Unavailable):
                         collected = kernel.engine.collect(lambda one, _: one != name)
                         assert not collected.remaining
             if end == "both":
-                kernel.engine.detach(name)
-        kernel.engine.detach(name)
+                kernel.engine.detach(name, until_gone=True)
+        kernel.engine.detach(name, until_gone=True)
         return times
 
     def disturb() -> None:

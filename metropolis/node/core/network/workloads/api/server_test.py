@@ -134,6 +134,7 @@ def test_different_workloads_at_once(world: World) -> None:
         answers = list(pool.map(lambda n: world.client.attach(f"p{n}", pods[n]), range(32)))
         assert len({ip for answer in answers for ip in answer.ip}) == 64
         list(pool.map(lambda n: world.client.detach(f"p{n}"), range(32)))
+    world.engine.settle()
     assert objects() == before
     for pod in pods:
         pod.close()
@@ -169,6 +170,7 @@ def test_detach_of_a_pod_that_is_gone(world: World) -> None:
     path = pod.path
     pod.close()
     world.client.detach("w2", path)
+    world.engine.settle()
     assert objects() == before
 
 
@@ -298,6 +300,7 @@ def test_collect(world: World) -> None:
         assert not answer.remaining
         assert world.client.collect() == {"p0", "p1"}
         assert world.client.collect() == set()
+        world.engine.settle()
         assert objects() == outside
 
 

@@ -11,6 +11,7 @@ from metropolis.node import allocs
 from metropolis.node.core.network.workloads.errors import KernelRefused
 from metropolis.node.core.network.workloads.model import IPAddress
 from osbase.ip import AF_INET, AF_INET6
+from osbase.netlink import qdisc
 from osbase.netlink.address import Address, add_address, dump_addresses, parse_address
 from osbase.netlink.errors import BatchError, NetlinkError
 from osbase.netlink.link import (
@@ -118,6 +119,15 @@ class Host:
             messages = host.dump(dump_addresses(AF_INET6, 0))
         found = (parse_address(message) for message in messages)
         return {one.ifindex: one for one in found if one and one.address == allocs.FIRST_HOP_IPV6}
+
+    def cut_off(self) -> set[int]:
+        """Return the indexes of the links that no packet passes."""
+        with self.sockets.socket() as host:
+            found = [qdisc.parse_clsact(message) for message in host.dump(qdisc.dump_qdiscs())]
+        ours = allocs.REMOVAL_BLOCKS
+        return {
+            one.ifindex for one in found if one and (one.ingress_block, one.egress_block) == ours
+        }
 
     def neighbours(self) -> dict[tuple[IPAddress, int], bytes]:
         """Return the MACs that a program wrote, by address and link's index."""

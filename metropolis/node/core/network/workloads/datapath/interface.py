@@ -93,7 +93,8 @@ class Scan:
 
     complete: attachments; no two claim the same. repairs: their differences
     from what they should be. half_made: names of links from unfinished
-    attaches, removed now. duplicates: names of links that claimed what another
+    attaches, removed now. leaving: attachments whose removal had begun, and is
+    to be finished. duplicates: names of links that claimed what another
     one has, removed now. held: see Held. foreign: names of links that look like
     ours, are not, and were left alone; the held ones are among them.
     """
@@ -104,6 +105,7 @@ class Scan:
     duplicates: tuple[str, ...] = ()
     held: tuple[Held, ...] = ()
     foreign: tuple[str, ...] = ()
+    leaving: tuple[Record, ...] = ()
 
 
 type LockIfIdle = Callable[[Record], AbstractContextManager[bool]]
@@ -175,8 +177,20 @@ class Datapath(Protocol):
         each attachment that differs while it is repaired.
         """
 
+    def cut_off(self, records: Sequence[Record]) -> None:
+        """Let no packet from or to the attachments pass any more: they are to
+        be removed, by the next service if not by this one. A vanished one is
+        no error. After an error some may be cut off.
+        """
+
+    @property
+    def at_once(self) -> int:
+        """How many a call of `remove` should get, so that other calls do not
+        wait long for the kernel.
+        """
+
     def remove(self, records: Sequence[Record]) -> None:
-        """Remove the attachments; a vanished one is no error.
+        """Remove the attachments, cut off or not; a vanished one is no error.
 
         Returns when they are gone and their addresses may be used again.
         """

@@ -3,6 +3,7 @@
 
     link ─> ours, whole ──> duplicates? ─ no ──> adopted, repaired
           │                     └─ yes: the one in use adopted, others removed
+          ├ ours, leaving ────> removed once the service listens
           ├ ours, half made ──> removed
           ├ looks like ours ──> left alone, counted, its addresses held
           └ all others          ignored
@@ -38,7 +39,7 @@ from metropolis.node.core.network.workloads.datapath.parts import NO_PARTS, Part
 from metropolis.node.core.network.workloads.model import IPAddress
 from osbase.netlink.link import Link
 
-_OUR_GROUPS = (allocs.LINK_GROUP_WORKLOAD, *allocs.LINK_GROUPS_REMOVAL)
+_OUR_GROUPS = (allocs.LINK_GROUP_WORKLOAD, allocs.LINK_GROUP_REMOVAL)
 
 
 def is_ours(link: Link, parts: Parts = NO_PARTS) -> bool:
@@ -78,12 +79,12 @@ def looks_like_ours(link: Link) -> bool:
 
 
 def record_of(link: Link) -> Record | None:
-    """Return the record of a link of ours; None if it never got one, or is
-    being removed. host_interface is the link's present name, which may be
-    wrong. workload_id "": it is unknown.
+    """Return the record of a link of ours; None if it never got one.
+    host_interface is the link's present name, which may be wrong. workload_id
+    "": it is unknown.
     """
     found = names.parse_altnames(link.altnames)
-    if found is None or link.group in allocs.LINK_GROUPS_REMOVAL or not link.peer:
+    if found is None or not link.peer:
         return None
     return Record(
         workload_id=found.workload_id or _id_of_alias(link, found.if_name),
@@ -116,7 +117,7 @@ def _id_of_alias(link: Link, if_name: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """complete: to adopt, with the names they should have. half_made,
-    duplicates: to remove. held, foreign: see interface.Scan.
+    duplicates: to remove. leaving, held, foreign: see interface.Scan.
     """
 
     complete: tuple[Record, ...]
@@ -124,13 +125,21 @@ class Plan:
     duplicates: tuple[Record, ...] = ()
     held: tuple[Held, ...] = ()
     foreign: tuple[str, ...] = ()
+    leaving: tuple[Record, ...] = ()
 
 
 def plan(
-    links: Iterable[Link], routes: Collection[tuple[IPAddress, int]], parts: Parts = NO_PARTS
+    links: Iterable[Link],
+    routes: Collection[tuple[IPAddress, int]],
+    parts: Parts = NO_PARTS,
+    *,
+    cut_off: Collection[int] = (),
 ) -> Plan:
-    """Return what to do. routes: ours, as address and interface index."""
+    """Return what to do. routes: ours, as address and interface index. cut_off:
+    the indexes of links that no packet passes.
+    """
     whole: list[Record] = []
+    leaving: list[Record] = []
     half_made: list[Link] = []
     foreign: list[tuple[Link, Record | None]] = []
     routed = {index for ip, index in routes if not ip.is_link_local}
@@ -138,8 +147,15 @@ def plan(
         if not is_ours(link, parts):
             if looks_like_ours(link):
                 foreign.append((link, None))
-        elif (record := record_of(link)) is None:
-            if link.ifindex in routed and link.group not in allocs.LINK_GROUPS_REMOVAL:
+            continue
+        record = record_of(link)
+        removed = link.group == allocs.LINK_GROUP_REMOVAL or link.ifindex in cut_off
+        if removed and record is not None and record.workload_id:
+            leaving.append(record)
+        elif removed:
+            half_made.append(link)
+        elif record is None:
+            if link.ifindex in routed:
                 foreign.append((link, None))  # others removed its records
             else:
                 half_made.append(link)
@@ -148,15 +164,22 @@ def plan(
         else:
             foreign.append((link, record))
     complete, duplicates = resolve(whole, routes, parts)
+    # One that claims what an attachment has does not keep it until it is gone.
+    rivals: tuple[Record, ...] = ()
+    if leaving:
+        staying = set(complete)
+        both, rivals = resolve([*complete, *leaving], routes, parts, first=staying)
+        leaving = [one for one in both if one not in staying]
     return Plan(
         tuple(
             replace(one, host_interface=names.host_interface(one.workload_id, one.if_name))
             for one in complete
         ),
         tuple(half_made),
-        duplicates,
+        (*duplicates, *rivals),
         tuple(_held(foreign, routes, parts)),
         tuple(link.name for link, _ in foreign),
+        tuple(leaving),
     )
 
 
@@ -177,13 +200,17 @@ def resolve(
     records: Collection[Record],
     routes: Collection[tuple[IPAddress, int]],
     parts: Parts = NO_PARTS,
+    *,
+    first: Collection[Record] = (),
 ) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    """Return the records that stay, in order, and their duplicates."""
+    """Return the records that stay, in order, and their duplicates. first:
+    those that stay in any case.
+    """
 
-    def worth(record: Record) -> tuple[int, bool, int]:
+    def worth(record: Record) -> tuple[bool, int, bool, int]:
         routed = sum((ip, record.host_ifindex) in routes for ip in record.ips)
         name = names.host_interface(record.workload_id, record.if_name)
-        return -routed, record.host_interface != name, record.host_ifindex
+        return record not in first, -routed, record.host_interface != name, record.host_ifindex
 
     claimed: set[Hashable] = set()
     chosen: set[int] = set()

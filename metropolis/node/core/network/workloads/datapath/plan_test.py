@@ -132,9 +132,6 @@ def test_an_id_that_is_only_in_the_alias_is_taken_when_the_name_says_so() -> Non
 @pytest.mark.parametrize(
     "link",
     [
-        replace(WHOLE, group=allocs.LINK_GROUPS_REMOVAL[0]),
-        replace(WHOLE, group=allocs.LINK_GROUPS_REMOVAL[1]),
-        replace(OLD, group=allocs.LINK_GROUPS_REMOVAL[1]),
         replace(WHOLE, peer=None),
         replace(WHOLE, peer=0),
         replace(WHOLE, altnames=()),
@@ -199,7 +196,7 @@ def test_addresses_of_records_that_are_not_ours_are_held(link: Link) -> None:
         (*OLD.altnames, "mw3r.1389"),
     ],
 )
-@pytest.mark.parametrize("change", [{}, {"flags": 0}, {"group": allocs.LINK_GROUPS_REMOVAL[0]}])
+@pytest.mark.parametrize("change", [{}, {"flags": 0}, {"group": allocs.LINK_GROUP_REMOVAL}])
 def test_what_a_newer_version_made_is_left_alone(
     altnames: tuple[str, ...], change: dict[str, Any]
 ) -> None:
@@ -213,11 +210,41 @@ def test_what_a_newer_version_made_is_left_alone(
 
 def test_version_1_leaves_version_2_alone() -> None:
     assert version1.is_ours(OLD)
-    for change in ({}, {"flags": 0}, {"alias": b""}, {"group": allocs.LINK_GROUPS_REMOVAL[0]}):
+    for change in ({}, {"flags": 0}, {"alias": b""}, {"group": allocs.LINK_GROUP_REMOVAL}):
         link = replace(WHOLE, **change)
         assert not version1.is_ours(link)
         assert not version1.is_ours(replace(link, altnames=WHOLE.altnames[-1:]))
         assert not version1.is_ours(replace(link, altnames=WHOLE.altnames[:1]))
+
+
+@pytest.mark.parametrize("whole", [WHOLE, OLD])
+@pytest.mark.parametrize("state", ["in the group", "cut off", "both", "down"])
+def test_what_is_leaving_leaves(whole: Link, state: str) -> None:
+    """It never stays, nor does it take an address of one that stays."""
+    cut_off = set() if state == "in the group" else {whole.ifindex}
+    if state != "cut off":
+        whole = replace(whole, group=allocs.LINK_GROUP_REMOVAL)
+    if state == "down":
+        whole = replace(whole, flags=0)
+    (leaving,) = plan.plan([whole], set(), cut_off=cut_off).leaving
+    assert leaving == plan.record_of(whole)
+    assert plan.plan([whole], set(), cut_off=cut_off) == plan.Plan((), leaving=(leaving,))
+    routes = {(ip, whole.ifindex) for ip in leaving.ips}
+    other = replace(leaving, workload_id="another", host_ifindex=9999)
+    name = names.host_interface(other.workload_id, other.if_name)
+    rival = replace(
+        whole, name=name, ifindex=9999, group=8, altnames=names.altnames_of(other), alias=b"another"
+    )
+    found = plan.plan([whole, rival], routes, cut_off=cut_off)
+    assert [one.workload_id for one in found.complete] == ["another"]
+    assert found.duplicates == (leaving,)
+
+
+@pytest.mark.parametrize("group", [allocs.LINK_GROUP_WORKLOAD, allocs.LINK_GROUP_REMOVAL])
+def test_what_is_leaving_without_records_is_removed(group: int) -> None:
+    link = replace(WHOLE, altnames=(), group=group)
+    found = plan.plan([link], {(record(1).ips[0], link.ifindex)}, cut_off={link.ifindex})
+    assert found == plan.Plan((), (link,))
 
 
 def test_other_links_are_not_even_counted() -> None:

@@ -116,7 +116,7 @@ def belongs(record: Record, link: Link) -> bool:
     return (
         names.is_link_of(record, link.name, link.altnames)
         and link.kind == b"veth"
-        and link.group not in allocs.LINK_GROUPS_REMOVAL
+        and link.group != allocs.LINK_GROUP_REMOVAL
     )
 
 

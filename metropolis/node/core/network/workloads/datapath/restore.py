@@ -78,7 +78,7 @@ class Restorer:
     def _scan(self) -> Scan:
         routes = self._host.routes()
         links = self._host.links()
-        planned = plan.plan(links, routes, self._parts)
+        planned = plan.plan(links, routes, self._parts, cut_off=self._host.cut_off())
         # First, so that the attachments that stay can have their routes.
         removed = [(link.name, link.ifindex) for link in planned.half_made] + [
             (record.host_interface, record.host_ifindex) for record in planned.duplicates
@@ -87,9 +87,11 @@ class Restorer:
             self._host.batch(del_link(index, name), tolerate={errno.ENODEV})
         # Before missing elements are created: stale ones may have their keys.
         held = {one.ifindex for one in planned.held}
+        held |= {one.host_ifindex for one in planned.leaving}
         stale = self._remove_stale_elements(planned.complete, held)
         return Scan(
             complete=planned.complete,
+            leaving=planned.leaving,
             repairs=(*stale, *self._repair_at_start(planned.complete)),
             half_made=tuple(link.name for link in planned.half_made),
             duplicates=tuple(record.host_interface for record in planned.duplicates),
@@ -101,8 +103,8 @@ class Restorer:
         self, complete: Sequence[Record], held: Collection[int]
     ) -> Iterator[Repair]:
         """Remove elements of no attachment, and those that differ from their
-        attachment's. held: the indexes of links whose addresses are held; their
-        elements stay.
+        attachment's. held: the indexes of links whose addresses are held, or
+        that are leaving; their elements stay.
         """
         if not self._parts:
             return

@@ -22,7 +22,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address
 
-from metropolis.node import allocs
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.datapath import checks, messages, names, observe
 from metropolis.node.core.network.workloads.datapath.elements import (
@@ -47,7 +46,7 @@ from metropolis.node.core.network.workloads.datapath.netns import (
     open_netns,
 )
 from metropolis.node.core.network.workloads.datapath.parts import LinkPart, Parts
-from metropolis.node.core.network.workloads.datapath.removal import Removals, Remover
+from metropolis.node.core.network.workloads.datapath.removal import Remover
 from metropolis.node.core.network.workloads.datapath.restore import Restorer
 from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
@@ -90,7 +89,7 @@ class KernelDatapath:
         self._host_cookie = 0
         self._events: LinkEvents | None = None
         self._restorer = Restorer(self._host, self._parts, self._elements)
-        self._removals = Removals(Remover(self._host).remove, len(allocs.LINK_GROUPS_REMOVAL))
+        self._remover = Remover(self._host)
         self._create_lock = threading.Lock()
         # Host indexes of half-made links with parts, which have no elements.
         self._bare: set[int] = set()
@@ -329,10 +328,22 @@ class KernelDatapath:
 
     # ---- Detach -------------------------------------------------------------
 
+    def cut_off(self, records: Sequence[Record]) -> None:
+        """See Datapath, and removal."""
+        if records:
+            self._remover.cut_off(records)
+
+    @property
+    def at_once(self) -> int:
+        """See Datapath."""
+        return self._remover.at_once
+
     def remove(self, records: Sequence[Record]) -> None:
-        """See Datapath, and removals."""
+        """See Datapath, and removal."""
+        if not records:
+            return
         self._destroy_elements(records)
-        self._removals.remove(records)
+        self._remover.remove(records)
         self._bare.difference_update([record.host_ifindex for record in records])
 
     def clean_up(self, record: Record) -> None:

@@ -6,7 +6,9 @@
     protect   ledger     no Collect touches the workload  nothing
     lock      locks      the workload, the namespace      nothing
     reserve   ledger     addresses, indexes, the names,   nothing: all of it
-                         the resources of parts             is in memory
+                         the resources of parts; after      is in memory
+                         the end of what is leaving
+                         and has them
     create    datapath   the pair of links                a link without records
                          the inside of the namespace        (a start removes it)
                          nftables elements of parts       elements, too
@@ -23,6 +25,7 @@ If the link is gone when the attach settles, its elements remain: they are
 removed before its addresses and resources are freed.
 """
 
+import time
 from collections.abc import Sequence
 
 from metropolis.node.core.network.workloads.datapath.interface import (
@@ -36,7 +39,11 @@ from metropolis.node.core.network.workloads.datapath.interface import (
 )
 from metropolis.node.core.network.workloads.engine.detach import Detacher
 from metropolis.node.core.network.workloads.engine.entries import Entry, State, attachment_of
-from metropolis.node.core.network.workloads.engine.ledger import Ledger, Reservation
+from metropolis.node.core.network.workloads.engine.ledger import (
+    Ledger,
+    Reservation,
+    StillLeaving,
+)
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone
 from metropolis.node.core.network.workloads.engine.locks import (
     Locks,
@@ -44,12 +51,14 @@ from metropolis.node.core.network.workloads.engine.locks import (
 )
 from metropolis.node.core.network.workloads.engine.numbers import further_metric, random_index
 from metropolis.node.core.network.workloads.engine.readiness import IPV6_REMEDY, Readiness
+from metropolis.node.core.network.workloads.engine.removals import PATIENCE_S, Removals
 from metropolis.node.core.network.workloads.engine.settings import Settings
 from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
     InvalidArgument,
     KernelRefused,
     NotFound,
+    Unavailable,
 )
 from metropolis.node.core.network.workloads.model import AttachIntent, Attachment, IPAddress
 from metropolis.node.core.network.workloads.validate import show
@@ -69,6 +78,7 @@ class Attacher:
         readiness: Readiness,
         left_alone: LeftAlone,
         detacher: Detacher,
+        removals: Removals,
     ) -> None:
         self._ledger = ledger
         self._datapath = datapath
@@ -77,6 +87,7 @@ class Attacher:
         self._readiness = readiness
         self._left_alone = left_alone
         self._detacher = detacher
+        self._removals = removals
 
     def attach(
         self, intent: AttachIntent, time_remaining: TimeRemaining
@@ -97,20 +108,43 @@ class Attacher:
                         f"netns.netns_path {show(intent.netns_path)}: is the namespace of the host"
                     )
                 if present is not None and present.state is State.BROKEN:
-                    self._detacher.remove([present])
+                    self._detacher.remove([present], at_once=True)
                 elif present is not None and not present.gone:
                     return _same_or_raise(present.record, intent, netns.cookie), False
                 with self._locks.namespace.hold(netns.cookie, time_remaining):
-                    return self._make(intent, netns), True
+                    return self._make(intent, netns, time_remaining), True
 
-    def _make(self, intent: AttachIntent, netns: Netns) -> Attachment:
-        reserved = self._ledger.reserve(
-            intent,
-            cookie=netns.cookie,
-            host_interface=self._datapath.host_interface(intent.workload_id, intent.if_name),
-            mtu=self._settings.mtu,
-            ipv6=self._datapath.ipv6,
-        )
+    def _reserve(
+        self, intent: AttachIntent, netns: Netns, time_remaining: TimeRemaining
+    ) -> Reservation:
+        """Reserve, after the end of what is leaving and has what this needs."""
+        ends = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self._ledger.reserve(
+                    intent,
+                    cookie=netns.cookie,
+                    host_interface=self._datapath.host_interface(
+                        intent.workload_id, intent.if_name
+                    ),
+                    mtu=self._settings.mtu,
+                    ipv6=self._datapath.ipv6,
+                )
+            except StillLeaving as found:
+                leaving = found
+            if time.monotonic() > ends:
+                raise Unavailable(
+                    f"attach {show(intent.workload_id)}: others still leave after "
+                    f"{PATIENCE_S:g} s; try again"
+                ) from leaving.error
+            self._removals.await_gone(
+                leaving.entries, time_remaining, one=leaving.error is not None
+            )
+
+    def _make(
+        self, intent: AttachIntent, netns: Netns, time_remaining: TimeRemaining
+    ) -> Attachment:
+        reserved = self._reserve(intent, netns, time_remaining)
         entry = reserved.entry
         try:
             self._create(reserved, netns, intent.requested_ips)

@@ -40,6 +40,7 @@ def test_collect_removes_what_is_not_live(world: World) -> None:
     world.engine.set_prefixes([])
     late = Engine(FakeDatapath(world.kernel))  # before its start, and not ready
     assert ids(late.collect(lambda *_: False).removed) == {("a", "eth0"), ("c", "eth0")}
+    late.settle()
     assert not world.kernel.links
 
 
@@ -48,10 +49,13 @@ def test_collect_takes_many_in_one_removal(world: World) -> None:
     for number in range(300):
         world.kernel.add_netns(f"/n{number}")
         world.engine.attach(intent(f"w{number}", f"/n{number}"))
-    removals: list[int] = []
-    world.datapath.on_remove = lambda records: removals.append(len(records))
+    calls: list[int] = []
+    world.datapath.on_cut_off = lambda records: calls.append(len(records))
     assert len(world.engine.collect(lambda *_: False).removed) == 300
-    assert removals == [256, 44]
+    assert calls == [256, 44]
+    assert world.engine.list() == []
+    world.engine.settle()
+    assert not world.kernel.links
 
 
 def test_collect_tells_what_remains_and_can_be_repeated(world: World) -> None:
@@ -62,12 +66,13 @@ def test_collect_tells_what_remains_and_can_be_repeated(world: World) -> None:
         if any(record.workload_id == "b" for record in records):
             raise KernelRefused("detach: EPERM")
 
-    world.datapath.on_remove = fail
+    world.datapath.on_cut_off = world.datapath.on_remove = fail
     collected = world.engine.collect(lambda *_: False)
     assert ids(collected.removed) == {("a", "eth0"), ("c", "eth0")}
     assert [(one.workload_id, why) for one, why in collected.remaining] == [("b", "detach: EPERM")]
-    world.datapath.on_remove = lambda _: None
+    world.datapath.on_cut_off = world.datapath.on_remove = lambda _: None
     assert ids(world.engine.collect(lambda *_: False).removed) == {("b", "eth0")}
+    world.engine.settle()
     assert not world.kernel.links
 
 

@@ -5,13 +5,18 @@
     --------  ---------  ---------------------------  --------------------------
     lock      locks      the workload                 an attachment
     leave     ledger     LEAVING; List hides it       an attachment
-    remove    datapath   deletes nftables elements    an attachment (a start
-                         of parts                       puts them back)
-                         deletes the links            an attachment, or nothing
+    cut off   datapath   no packet passes the links   a link that is cut off: the
+    detached  ledger     DETACHED; an event             next start goes on below
+    ─ ─ ─ the answer; a call that wants the links gone waits for the rest ─ ─ ─
+    remove    removals:  deletes nftables elements    the same
+              datapath   of parts
+                         deletes the links            nothing
     drop      ledger     frees addresses, resources   nothing
                          and names
 
-After an error of `remove` the entry is BROKEN, and a repeated call tries again.
+Where a link cannot be cut off (a kernel without clsact, another program's on
+the link), the call itself removes. After an error of that the entry is BROKEN,
+and a repeated call tries again.
 
 An attachment is lost when its link is gone, usually with its namespace. Then
 the elements of its parts, which outlive the link, are removed, and its
@@ -19,13 +24,14 @@ addresses and resources are freed. So are those of a link that was left alone.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from metropolis.node.core.network.workloads.datapath.interface import Datapath, Held, Record
 from metropolis.node.core.network.workloads.engine.entries import Entry, State, owner_text
 from metropolis.node.core.network.workloads.engine.ledger import Ledger
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone
 from metropolis.node.core.network.workloads.engine.locks import Locks, TimeRemaining
+from metropolis.node.core.network.workloads.engine.removals import Removals
 from metropolis.node.core.network.workloads.errors import (
     InvalidArgument,
     NotFound,
@@ -40,25 +46,45 @@ class Detacher:
     """See the module."""
 
     def __init__(
-        self, ledger: Ledger, datapath: Datapath, locks: Locks, left_alone: LeftAlone
+        self,
+        ledger: Ledger,
+        datapath: Datapath,
+        locks: Locks,
+        left_alone: LeftAlone,
+        removals: Removals,
     ) -> None:
         self._ledger = ledger
         self._datapath = datapath
         self._locks = locks
         self._left_alone = left_alone
+        self._removals = removals
+        self._uncut = False  # and it was logged
 
     def detach(
-        self, workload_id: str, netns_path: str, if_name: str, time_remaining: TimeRemaining
+        self,
+        workload_id: str,
+        netns_path: str,
+        if_name: str,
+        time_remaining: TimeRemaining,
+        *,
+        until_gone: bool,
     ) -> list[Record]:
         """See Engine.detach. Return what was removed."""
+        self._removals.await_room(time_remaining)
+        cookie = None
         with self._locks.workload.hold(workload_id, time_remaining):
             self._left_alone.claim(workload_id)
             entries = self._ledger.of_workload(workload_id, if_name)
             if entries and netns_path:
                 cookie = self._cookie_of(netns_path)
-                if cookie is not None:
-                    entries = [one for one in entries if one.record.netns_cookie == cookie]
-            return self.remove(entries)
+                entries = _within(entries, cookie)
+            removed = self.remove(entries)
+        if until_gone:
+            if netns_path and cookie is None:
+                cookie = self._cookie_of(netns_path)
+            leaving = _within(self._ledger.leaving(workload_id, if_name), cookie)
+            self._removals.await_gone(leaving, time_remaining)
+        return removed
 
     def _cookie_of(self, path: str) -> int | None:
         """Return the namespace's cookie; None when it is gone."""
@@ -68,15 +94,19 @@ class Detacher:
         except NotFound, InvalidArgument:
             return None
 
-    def remove(self, entries: Iterable[Entry]) -> list[Record]:
+    def remove(self, entries: Iterable[Entry], *, at_once: bool = False) -> list[Record]:
         """Remove entries of workloads whose locks the caller holds; return
-        what was removed.
+        what was removed. at_once: their links are gone then.
 
         Raises KernelRefused; entries that may still exist are BROKEN then.
         """
         leaving = self._ledger.leave(entries)
         records = [entry.record for entry in leaving]
         if not leaving:
+            return records
+        if not at_once and self._cut_off(records):
+            self._ledger.detached(leaving)
+            self._removals.add(leaving)
             return records
         try:
             self._datapath.remove(records)
@@ -87,6 +117,16 @@ class Detacher:
         for entry in leaving:
             self._ledger.drop(entry)
         return records
+
+    def _cut_off(self, records: Sequence[Record]) -> bool:
+        try:
+            self._datapath.cut_off(records)
+        except WorkloadError as error:
+            if not self._uncut:
+                log.warning("%s; the links of such are deleted within the call", error)
+            self._uncut = True
+            return False
+        return True
 
     def settle(self, entry: Entry, state: State) -> bool:
         """End a step in this state. If the link is gone the entry is lost,
@@ -119,3 +159,10 @@ class Detacher:
             log.error("link %s is gone: %s", show(held.name), error)
         finally:
             self._ledger.free_held(held)
+
+
+def _within(entries: list[Entry], cookie: int | None) -> list[Entry]:
+    """Return those in the namespace; all if it is None."""
+    if cookie is None:
+        return entries
+    return [one for one in entries if one.record.netns_cookie == cookie]

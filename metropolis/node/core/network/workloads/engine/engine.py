@@ -23,6 +23,7 @@ from metropolis.node.core.network.workloads.engine.ledger import Ledger, Protect
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone, count_of
 from metropolis.node.core.network.workloads.engine.locks import Locks, TimeRemaining, forever
 from metropolis.node.core.network.workloads.engine.readiness import NOT_RUNNING, Readiness
+from metropolis.node.core.network.workloads.engine.removals import Removals
 from metropolis.node.core.network.workloads.engine.settings import Settings
 from metropolis.node.core.network.workloads.engine.watchers import BACKLOG, Watcher
 from metropolis.node.core.network.workloads.errors import Unavailable, WorkloadError
@@ -67,7 +68,8 @@ class Engine:
         self._ledger, self._locks, self._settings = ledger, locks, settings
         self._readiness = Readiness(ledger, datapath, conditions, settings, lambda: self._started)
         self._left_alone = LeftAlone(ledger, datapath, conditions)
-        self._detacher = Detacher(ledger, datapath, locks, self._left_alone)
+        self._removals = Removals(ledger, datapath)
+        self._detacher = Detacher(ledger, datapath, locks, self._left_alone, self._removals)
         self._attacher = Attacher(
             ledger,
             datapath,
@@ -76,6 +78,7 @@ class Engine:
             self._readiness,
             self._left_alone,
             self._detacher,
+            self._removals,
         )
         self._collector = Collector(ledger, locks, self._detacher)
         self._checker = Checker(
@@ -98,9 +101,10 @@ class Engine:
             try:
                 self._datapath.open(self._on_removed, self._on_overrun)
                 scan = self._datapath.scan()
-                self._ledger.adopt(scan.complete, scan.held)
+                leaving = self._ledger.adopt(scan.complete, scan.held, scan.leaving)
                 self._started = True
                 self._datapath.watch()
+                self._removals.start(leaving)
             except BaseException:
                 self._datapath.close()
                 raise
@@ -113,6 +117,7 @@ class Engine:
             was_open, self._closed = self._started and not self._closed, True
             self._started = False
             if was_open:
+                self._removals.close()
                 self._datapath.close()
         self._ledger.watchers.end("the workload network service has stopped")
         if self._journal is not None:
@@ -209,19 +214,24 @@ class Engine:
         netns_path: str = "",
         if_name: str = "",
         *,
+        until_gone: bool = False,
         time_remaining: TimeRemaining = forever,
     ) -> None:
         """Remove a workload's interface, or all; a missing one is no error.
 
-        A path of another namespace than the attachment's leaves it alone; a
-        vanished path is ignored. Works without prefixes, and before `start`.
+        No packet passes it when this returns; its link is gone a moment later.
+        until_gone: it is gone when this returns. A path of another namespace
+        than the attachment's leaves it alone; a vanished path is ignored. Works
+        without prefixes, and before `start`.
         """
         began = time.perf_counter()
         try:
             check_detach(workload_id, netns_path, if_name)
             if not self._started:
                 self.start()
-            removed = self._detacher.detach(workload_id, netns_path, if_name, time_remaining)
+            removed = self._detacher.detach(
+                workload_id, netns_path, if_name, time_remaining, until_gone=until_gone
+            )
         except Exception as error:
             self.failed("detach", workload_id, if_name, error, began)
             raise
@@ -231,6 +241,10 @@ class Engine:
             if not removed:
                 why = "no such interface, or in another namespace"
                 self._journal.failed("detach", workload_id, if_name, NOTHING, why, began)
+
+    def settle(self) -> None:
+        """Return when the links of all that was removed are gone."""
+        self._removals.settle()
 
     def check(
         self,
@@ -348,10 +362,11 @@ def _report(scan: Scan) -> None:
         done = f"not repaired: {repair.error}" if repair.error else "repaired"
         log.warning("%s; %s", repair.what, done)
     log.info(
-        "recovered %d attachments (%d repairs); removed %s that never finished, "
-        "%s that claimed what another has; left alone %s that look like ours",
+        "recovered %d attachments (%d repairs), and %d that are leaving; removed %s that never "
+        "finished, %s that claimed what another has; left alone %s that look like ours",
         len(scan.complete),
         len(scan.repairs),
+        len(scan.leaving),
         count_of(scan.half_made),
         count_of(scan.duplicates),
         count_of(scan.foreign),

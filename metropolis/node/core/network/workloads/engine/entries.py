@@ -7,10 +7,15 @@ An attachment's life (any other step is an AssertionError):
                                                  ^   │
                                                  │   v
     (none) ─ reserve ─> ATTACHING ─ created ─> ATTACHED ─ remove ─> LEAVING
-                            │                                        ^   │
-                            └ undo failed ─> BROKEN ─── remove again ┘   │
-                                               ^                         │
-                                               └─── could not be removed ┘
+                            │                                        ^  │ │
+                            └ undo failed ─> BROKEN ─── remove again ┘  │ │ cut
+                                               ^                        │ │ off
+                                               └── could not be removed ┘ v
+                                                                     DETACHED
+
+A DETACHED one is gone for callers: no packet passes its link, which is deleted
+soon (removals), and only then are its addresses and names free. A restart
+finds it so again.
 
 An entry is dropped when its link is gone; if a call is busy with it, when the
 step ends, so that what the call made meanwhile is removed, too. Not
@@ -34,22 +39,25 @@ class State(enum.Enum):
     ATTACHED = enum.auto()
     REPAIRING = enum.auto()
     LEAVING = enum.auto()
+    DETACHED = enum.auto()
     BROKEN = enum.auto()
 
 
-_NEXT = {
+_NEXT: dict[State, set[State]] = {
     State.ATTACHING: {State.ATTACHED, State.BROKEN},
     State.ATTACHED: {State.REPAIRING, State.LEAVING},
     State.REPAIRING: {State.ATTACHED},
     State.BROKEN: {State.LEAVING},
-    State.LEAVING: {State.BROKEN},
+    State.LEAVING: {State.BROKEN, State.DETACHED},
+    State.DETACHED: set(),
 }
 
 
 IN_USE: Final = frozenset((State.ATTACHED, State.REPAIRING))
 """A workload has its attachment."""
-BUSY: Final = frozenset((State.ATTACHING, State.REPAIRING, State.LEAVING))
-"""A call is busy with the link: if it is removed, the call ends the entry."""
+BUSY: Final = frozenset((State.ATTACHING, State.REPAIRING, State.LEAVING, State.DETACHED))
+"""A call, or the removals' thread, is busy with the link: if it is gone, that
+ends the entry."""
 
 
 @dataclass(slots=True, eq=False)

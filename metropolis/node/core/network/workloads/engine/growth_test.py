@@ -131,9 +131,11 @@ def test_nothing_grows(history: Callable[[World], None], monkeypatch: pytest.Mon
     world = World()
     for _ in range(20):
         history(world)
+    world.engine.settle()
     before = entries(world.engine)
     for _ in range(200):
         history(world)
+    world.engine.settle()
     assert entries(world.engine) <= before
     assert world.engine.list() == []
 

@@ -68,7 +68,7 @@ def test_or_has_ipv4_alone_where_that_is_wanted(world: World) -> None:
     (record,) = world.kernel.links.values()
     assert all(isinstance(ip, IPv4Address) for ip in record.ips)
     assert versions(world.engine, "/a", "other") == [4, 6]
-    world.engine.detach("w")
+    world.engine.detach("w", until_gone=True)
     assert world.engine.in_use(FOUR) == 1
 
 

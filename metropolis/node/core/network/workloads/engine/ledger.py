@@ -38,7 +38,7 @@ from metropolis.node.core.network.workloads.engine.pool import AddressPool
 from metropolis.node.core.network.workloads.engine.protected import ProtectedWorkloads
 from metropolis.node.core.network.workloads.engine.resources import Resources
 from metropolis.node.core.network.workloads.engine.watchers import Event, Kind, Watcher, Watchers
-from metropolis.node.core.network.workloads.errors import AlreadyExists
+from metropolis.node.core.network.workloads.errors import AlreadyExists, Exhausted, WorkloadError
 from metropolis.node.core.network.workloads.model import AttachIntent, IPAddress, IPNetwork
 from metropolis.node.core.network.workloads.parts import Part
 from metropolis.node.core.network.workloads.validate import show
@@ -55,6 +55,17 @@ class Reservation:
     entry: Entry
     metric: int
     overruns: int
+
+
+class StillLeaving(Exception):
+    """A reservation needs what DETACHED entries still have. error: what is
+    lacking, if the end of one of them may suffice.
+    """
+
+    def __init__(self, entries: list[Entry], error: WorkloadError | None = None) -> None:
+        super().__init__(entries)
+        self.entries = entries
+        self.error = error
 
 
 class Protection:
@@ -101,11 +112,20 @@ class Ledger:
 
     # ---- Recovery and settings ----------------------------------------------
 
-    def adopt(self, complete: Iterable[Record], held: Iterable[Held]) -> None:
-        """Start with the result of a scan."""
+    def adopt(
+        self, complete: Iterable[Record], held: Iterable[Held], leaving: Iterable[Record] = ()
+    ) -> list[Entry]:
+        """Start with the result of a scan. Return the entries of what is
+        leaving.
+        """
         with self._mutex:
-            for record in complete:
-                self._tables.add(Entry(record, State.ATTACHED, announced=True))
+            entries = [Entry(record, State.DETACHED) for record in leaving]
+            for entry in (
+                *(Entry(one, State.ATTACHED, announced=True) for one in complete),
+                *entries,
+            ):
+                record = entry.record
+                self._tables.add(entry)
                 for ip in record.ips:
                     self._pool.adopt(ip, owner_text(record.workload_id))
                 self._resources.adopt(record, owner_text(record.workload_id))
@@ -113,6 +133,7 @@ class Ledger:
             self._held.adopt(held, used)
             self._pool.set_prefixes(*self._prefixes)
             self._adopted = True
+            return entries
 
     def set_prefixes(
         self,
@@ -140,25 +161,43 @@ class Ledger:
             return self._pool.versions
 
     def check_room(self, *, ipv6: bool) -> None:
-        """Raise Exhausted when a family has no address left. ipv6: whether
-        workloads can have IPv6.
+        """Raise Exhausted when a family has no address left, and will not have
+        one when what is leaving is gone. ipv6: whether workloads can have IPv6.
         """
         with self._mutex:
             for version in self._usable_versions(ipv6=ipv6):
-                self._pool.check_room(version)
+                try:
+                    self._pool.check_room(version)
+                except Exhausted:
+                    leaving = self._leaving()
+                    if not any(ip.version == version for one in leaving for ip in one.record.ips):
+                        raise
 
     # ---- Queries ------------------------------------------------------------
 
     def find(self, workload_id: str, if_name: str) -> Entry | None:
-        """Return the entry of an interface."""
+        """Return the entry of an interface, unless it is DETACHED."""
         with self._mutex:
-            return self._tables.of_workload(workload_id).get(if_name)
+            entry = self._tables.of_workload(workload_id).get(if_name)
+            return None if entry is None or entry.state is State.DETACHED else entry
 
     def of_workload(self, workload_id: str, if_name: str = "") -> list[Entry]:
-        """Return a workload's entries, or only that of one interface."""
+        """Return a workload's entries, or only that of one interface, without
+        DETACHED ones.
+        """
+        return self._of_workload(workload_id, if_name, detached=False)
+
+    def leaving(self, workload_id: str, if_name: str = "") -> list[Entry]:
+        """Return a workload's DETACHED entries, or only that of one interface."""
+        return self._of_workload(workload_id, if_name, detached=True)
+
+    def _of_workload(self, workload_id: str, if_name: str, *, detached: bool) -> list[Entry]:
         with self._mutex:
-            entries = self._tables.of_workload(workload_id)
-            return [entry for name, entry in entries.items() if if_name in ("", name)]
+            return [
+                entry
+                for name, entry in self._tables.of_workload(workload_id).items()
+                if if_name in ("", name) and (entry.state is State.DETACHED) is detached
+            ]
 
     def attached(self, workload_id: str = "") -> list[Record]:
         """Return the records of attachments, of one workload or all."""
@@ -194,21 +233,28 @@ class Ledger:
         """Reserve all that the attachment needs, or nothing.
 
         cookie: its namespace's. mtu: in bytes. ipv6: whether the host has it.
-        Raises AlreadyExists, Exhausted or InvalidArgument.
+        Raises AlreadyExists, Exhausted or InvalidArgument; StillLeaving if that
+        may be over soon.
         """
         with self._mutex:
             neighbours = self._tables.in_netns(cookie)
+            same = self._tables.of_workload(intent.workload_id)
+            if leaving := _detached({*neighbours.values(), *same.values()}):
+                raise StillLeaving(leaving)
             if taken := neighbours.get(intent.if_name):
                 raise AlreadyExists(
                     f"if_name {show(intent.if_name)}: is taken in the network namespace by "
                     f"{owner_text(taken.record.workload_id)}"
                 )
             peer = free_peer_index({one.record.peer_ifindex for one in neighbours.values()})
-            ips = self._pool.take_all(
-                intent.requested_ips,
-                self._usable_versions(ipv6=ipv6),
-                owner_text(intent.workload_id),
-            )
+            try:
+                ips = self._pool.take_all(
+                    intent.requested_ips,
+                    self._usable_versions(ipv6=ipv6),
+                    owner_text(intent.workload_id),
+                )
+            except (AlreadyExists, Exhausted) as error:
+                raise self._unless_leaving(error) from error
             record = Record(
                 workload_id=intent.workload_id,
                 if_name=intent.if_name,
@@ -225,8 +271,10 @@ class Ledger:
             )
             try:
                 self._resources.take(record, owner_text(record.workload_id))
-            except BaseException:
+            except BaseException as error:
                 self._release_addresses(record)
+                if isinstance(error, AlreadyExists):
+                    raise self._unless_leaving(error) from error
                 raise
             entry = Entry(record, State.ATTACHING)
             metric = further_metric(peer) if neighbours else 0
@@ -309,6 +357,15 @@ class Ledger:
             for entry in leaving:
                 entry.move_to(State.LEAVING)
             return leaving
+
+    def detached(self, entries: Iterable[Entry]) -> None:
+        """Move entries to DETACHED: their links are cut off."""
+        with self._mutex:
+            for entry in entries:
+                entry.move_to(State.DETACHED)
+                if entry.announced:
+                    entry.announced = False
+                    self._publish(Kind.DETACHED, entry)
 
     def drop(self, entry: Entry) -> None:
         """Drop an entry and free its reservations. Idempotent."""
@@ -417,6 +474,14 @@ class Ledger:
 
     # ---- Under the mutex ----------------------------------------------------
 
+    def _leaving(self) -> list[Entry]:
+        return _detached(self._tables)
+
+    def _unless_leaving(self, error: WorkloadError) -> Exception:
+        """Return the error, or one that says what may end it."""
+        leaving = self._leaving()
+        return StillLeaving(leaving, error) if leaving else error
+
     def _usable_versions(self, *, ipv6: bool) -> list[int]:
         return [version for version in self._pool.versions if version == 4 or ipv6]
 
@@ -451,3 +516,7 @@ class Ledger:
     def _publish(self, kind: Kind, entry: Entry) -> None:
         if self.watchers:
             self.watchers.publish(Event(kind, attachment_of(entry.record)))
+
+
+def _detached(entries: Iterable[Entry]) -> list[Entry]:
+    return [entry for entry in entries if entry.state is State.DETACHED]

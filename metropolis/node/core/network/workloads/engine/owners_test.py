@@ -151,7 +151,7 @@ def test_a_call_with_the_id_finds_what_lost_it(world: World) -> None:
         assert [next(events).kind for _ in range(2)] == [Kind.COMPLETE, Kind.ATTACHED]
     assert world.engine.list() == [again]
     assert world.engine.notes() == {}
-    world.engine.detach("w1")
+    world.engine.detach("w1", until_gone=True)
     assert not world.kernel.links
     assert world.engine.attach(intent("w2", "/b")).ips[0] == SECOND  # the first is free
 
@@ -164,6 +164,7 @@ def test_so_does_any_call(world: World, call: str) -> None:
     world.restart()
     world.kernel.links[kept.host_ifindex] = replace(kept, workload_id="w1")
     getattr(world.engine, call)("w1")
+    world.engine.settle()
     assert bool(world.kernel.links) is (call == "check")
     assert len(world.engine.list()) == (call == "check")
 

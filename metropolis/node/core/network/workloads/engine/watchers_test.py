@@ -86,7 +86,7 @@ def test_what_cannot_be_removed_stays_in_the_set_until_it_is_gone(world: World) 
         raise KernelRefused("detach: EPERM")
 
     made = world.engine.attach(intent())
-    world.datapath.on_remove = fail
+    world.datapath.on_cut_off = world.datapath.on_remove = fail
     with pytest.raises(KernelRefused):
         world.engine.detach("w1")
     with world.engine.watch() as watcher:

@@ -286,6 +286,41 @@ class DatapathContract:
         assert bench.removed.get(timeout=WAIT_S) == record.host_ifindex
         create(bench, path)  # and all of it can be made again
 
+    def test_what_is_cut_off_is_leaving(self, bench: Bench) -> None:
+        """A restart finds it so, and finishes the removal."""
+        path = bench.add_netns()
+        record, other = create(bench, path), create(bench, bench.add_netns(), **OTHER)
+        bench.datapath.cut_off([record])
+        assert bench.datapath.present() == {record.host_ifindex, other.host_ifindex}
+        again = bench.again()
+        scan = again.scan()
+        assert (scan.complete, scan.leaving) == ((other,), (record,))
+        assert again.present() == {record.host_ifindex, other.host_ifindex}
+        again.remove(scan.leaving)
+        assert bench.again().scan() == Scan((other,))
+        create(bench, path)
+
+    def test_many_are_cut_off_at_once(self, bench: Bench) -> None:
+        made = [
+            create(bench, bench.add_netns(), workload_id=f"w{n}", number=n) for n in range(1, 8)
+        ]
+        bench.datapath.cut_off(made[:1])
+        bench.datapath.cut_off(made[1:5])
+        assert set(bench.again().scan().leaving) == set(made[:5])
+        assert 1 <= bench.datapath.at_once <= 256
+        bench.datapath.remove(made[:6])
+        assert bench.datapath.present() == {made[6].host_ifindex}
+
+    def test_what_is_gone_cannot_be_cut_off_and_is_no_error(self, bench: Bench) -> None:
+        record, other = (
+            create(bench, bench.add_netns()),
+            create(bench, bench.add_netns(), **OTHER),
+        )
+        bench.datapath.remove([record])
+        bench.datapath.cut_off([record])
+        bench.datapath.cut_off([record, other])
+        assert bench.again().scan().leaving == (other,)
+
     def test_many_are_removed_at_once(self, bench: Bench) -> None:
         made = [
             create(bench, bench.add_netns(), workload_id=f"w{n}", number=n) for n in range(1, 8)

@@ -53,7 +53,8 @@ class FakeKernel:
     (cookie, name) of interfaces of others, as half_made are names of links.
     routes_lost: host indexes of links whose routes inside somebody took.
     changed: what others made of links on the host, by index; `links` has what
-    their records say. held: links that are left alone. without_ipv6: cookies
+    their records say. held: links that are left alone. cut_off:
+    indexes of links that no packet passes. without_ipv6: cookies
     of namespaces that have IPv6 switched off. default_routes: cookie and metric
     of others' in namespaces. elements: of nftables, by set and key: the host
     index of the attachment, and the element.
@@ -67,6 +68,7 @@ class FakeKernel:
     routes_lost: set[int] = field(default_factory=set)
     changed: dict[int, Record] = field(default_factory=dict)
     held: dict[int, Held] = field(default_factory=dict)
+    cut_off: set[int] = field(default_factory=set)
     without_ipv6: set[int] = field(default_factory=set)
     default_routes: set[tuple[int, int]] = field(default_factory=set)
     elements: dict[tuple[NftSet, str], tuple[int, Element]] = field(default_factory=dict)
@@ -84,8 +86,9 @@ class FakeDatapath:
     """Attachments in a FakeKernel. parts: see Datapath; what they add to a
     link, and find there, is not tried.
 
-    on_create, on_remove: called within create (after the interface is made)
-    and remove (before it is gone); raise from them to fail the call.
+    on_create, on_cut_off, on_remove: called within create (after the interface
+    is made), cut_off and remove (before it is); raise from them to fail the
+    call.
     undo_fails: a create that fails leaves its link behind. ipv6: the host's.
     repair_error: raised by repair.
     """
@@ -94,6 +97,7 @@ class FakeDatapath:
         self.kernel = kernel or FakeKernel()
         self._parts = Parts(parts)
         self.on_create: Callable[[Record], None] = lambda _: None
+        self.on_cut_off: Callable[[Sequence[Record]], None] = lambda _: None
         self.on_remove: Callable[[Sequence[Record]], None] = lambda _: None
         self.ipv6 = True
         self.undo_fails = False
@@ -116,7 +120,9 @@ class FakeDatapath:
         if self.scan_error is not None:
             raise self.scan_error
         half_made, self.kernel.half_made = self.kernel.half_made, []
-        links = self.kernel.links.values()
+        cut_off = self.kernel.cut_off
+        links = [one for index, one in self.kernel.links.items() if index not in cut_off]
+        leaving = [one for index, one in self.kernel.links.items() if index in cut_off]
         complete, duplicates = plan.resolve(links, self._routes(), self._parts)
         for record in duplicates:
             self.take_link(record.host_ifindex)
@@ -130,6 +136,7 @@ class FakeDatapath:
             duplicates=tuple(record.host_interface for record in duplicates),
             held=tuple(self.kernel.held.values()),
             foreign=tuple(held.name for held in self.kernel.held.values()),
+            leaving=tuple(leaving),
         )
 
     def _remove_stale_elements(self) -> Iterator[Repair]:
@@ -287,6 +294,21 @@ class FakeDatapath:
             self._create_elements(record, [element])
             yield Repair(str(element), str(element))
 
+    def cut_off(self, records: Sequence[Record]) -> None:
+        """See Datapath."""
+        self.on_cut_off(records)
+        with self.kernel.lock:
+            self.kernel.cut_off |= {
+                one.host_ifindex
+                for one in records
+                if self.kernel.links.get(one.host_ifindex) == one
+            }
+
+    @property
+    def at_once(self) -> int:
+        """See Datapath."""
+        return 8
+
     def remove(self, records: Sequence[Record]) -> None:
         """See Datapath."""
         self.on_remove(records)
@@ -326,6 +348,7 @@ class FakeDatapath:
             self.kernel.metrics.pop(ifindex, None)
             self.kernel.changed.pop(ifindex, None)
             self.kernel.held.pop(ifindex, None)
+            self.kernel.cut_off.discard(ifindex)
         if reported and self._on_removed is not None:
             self._on_removed(ifindex)
 

@@ -104,7 +104,8 @@ class KernelBench:
         subprocess.run(["nft", f"add element inet toy colours {{ {key} : 10.9.9.9 }}"], check=True)
 
     def close(self) -> None:
-        self.opened[0].remove(self.opened[0].scan().complete)
+        scan = self.opened[0].scan()
+        self.opened[0].remove(scan.complete + scan.leaving)
         for datapath in self.opened:
             datapath.close()
         for pod in self.pods.values():

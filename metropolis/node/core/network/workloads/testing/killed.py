@@ -51,6 +51,9 @@ _KINDS = {
     26: "GETROUTE",
     108: "NEWLINKPROP",
     110: "GETLINKPROP",
+    36: "NEWQDISC",
+    38: "GETQDISC",
+    44: "NEWTFILTER",
 }
 
 

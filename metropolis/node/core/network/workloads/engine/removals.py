@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The links that wait to be deleted, and the thread that deletes them.
+
+    Detach ─ cut off, DETACHED ─> add ─> waiting ── at_once at a time ──> gone
+                                            │                               │
+             Attach, CNI DEL ─ await_gone ──┴─ hurries them, and waits ─────┘
+
+No packet passes these links, so nobody needs their end but an attach that wants
+a name, an address or a namespace of theirs, and a CNI DEL. A link waits for
+others for a moment, since a deletion takes as long for many as for one, and so
+that the answer is on its way before the deletion takes the processor. Who waits
+for a link ends that.
+
+A deletion that the kernel refuses is tried again, later each time, until it
+succeeds, and whenever somebody waits for it; only then is its error raised.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from metropolis.node.core.network.workloads.datapath.interface import Datapath
+from metropolis.node.core.network.workloads.engine.entries import Entry, owner_text
+from metropolis.node.core.network.workloads.engine.ledger import Ledger
+from metropolis.node.core.network.workloads.engine.locks import TimeRemaining
+from metropolis.node.core.network.workloads.errors import (
+    GivenUp,
+    KernelRefused,
+    Unavailable,
+    WorkloadError,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING: Final = 1024
+"""Links; a Detach beyond waits for room."""
+PATIENCE_S: Final = 10.0
+"""For which a call waits for links."""
+_GATHER_S: Final = 0.004
+_AGAIN_S: Final = (1.0, 60.0)  # after the first refusal, and the most
+_CLOSE_S: Final = 2.0
+
+
+class _Job:
+    """A link that waits. due: when it is deleted, monotonic. refused: how often
+    it was.
+    """
+
+    __slots__ = ("due", "entry", "error", "refused")
+
+    def __init__(self, entry: Entry, due: float) -> None:
+        self.entry = entry
+        self.due = due
+        self.refused = 0
+        self.error: WorkloadError | None = None
+
+
+class Removals:
+    """See the module. Thread-safe, except `start` and `close`."""
+
+    def __init__(self, ledger: Ledger, datapath: Datapath) -> None:
+        self._ledger = ledger
+        self._datapath = datapath
+        self._mutex = threading.Lock()
+        # The mutex guards all attributes below.
+        self._came = threading.Condition(self._mutex)
+        self._ended = threading.Condition(self._mutex)
+        self._jobs: dict[Entry, _Job] = {}  # oldest first
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    # ---- Life ---------------------------------------------------------------
+
+    def start(self, entries: Iterable[Entry] = ()) -> None:
+        """Begin, with what an earlier service left. Raises RuntimeError when
+        there can be no thread.
+        """
+        self._closing = False
+        thread = threading.Thread(target=self._run, name="removals", daemon=True)
+        thread.start()
+        self._thread = thread
+        self.add(entries)
+
+    def close(self) -> None:
+        """End, after what waits; the next service deletes what is refused, or
+        takes too long.
+        """
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        with self._mutex:
+            self._closing = True
+            self._came.notify()
+        thread.join(_CLOSE_S)
+
+    # ---- Calls --------------------------------------------------------------
+
+    def await_room(self, time_remaining: TimeRemaining) -> None:
+        """Return when there are fewer than MAX_WAITING. Raises Unavailable."""
+        if len(self._jobs) < MAX_WAITING:
+            return
+        with self._mutex:
+            self._wait(lambda: len(self._jobs) < MAX_WAITING, "many others are", time_remaining)
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Delete the links of DETACHED entries, soon."""
+        due = time.monotonic() + _GATHER_S
+        with self._mutex:
+            idle = not self._jobs
+            self._jobs |= {entry: _Job(entry, due) for entry in entries}
+            if idle and self._jobs:
+                self._came.notify()
+
+    def await_gone(
+        self, entries: Sequence[Entry], time_remaining: TimeRemaining, *, one: bool = False
+    ) -> None:
+        """Return when the links are gone. one: when one of them is.
+
+        Raises KernelRefused if one cannot be deleted, Unavailable after
+        PATIENCE_S, GivenUp when the caller's time is over.
+        """
+        with self._mutex:
+            jobs = [self._jobs[entry] for entry in entries if entry in self._jobs]
+            for job in jobs:
+                job.due, job.error = 0.0, None
+            self._came.notify()
+            if not jobs or (one and len(jobs) < len(entries)):
+                return
+
+            def ended() -> bool:
+                gone = [job.entry not in self._jobs for job in jobs]
+                return any(job.error for job in jobs) or (any(gone) if one else all(gone))
+
+            self._wait(ended, f"{owner_text(jobs[0].entry.record.workload_id)} is", time_remaining)
+            error = next((job.error for job in jobs if job.error is not None), None)
+        if error is not None:
+            raise KernelRefused(f"an earlier attachment is not gone: {error}")
+
+    def settle(self) -> None:
+        """Return when none waits, for tests."""
+        with self._mutex:
+            jobs = list(self._jobs)
+        self.await_gone(jobs, lambda: PATIENCE_S)
+
+    def _wait(self, ended: Callable[[], bool], what: str, time_remaining: TimeRemaining) -> None:
+        """Wait under the mutex."""
+        seconds = time_remaining()
+        if self._ended.wait_for(ended, max(min(PATIENCE_S, seconds), 0.0)):
+            return
+        if seconds < PATIENCE_S:
+            raise GivenUp(f"{what} still being removed when the caller's time was over")
+        raise Unavailable(f"{what} still being removed after {PATIENCE_S:g} s; try again")
+
+    # ---- The thread ---------------------------------------------------------
+
+    def _run(self) -> None:
+        while taken := self._take():
+            self._remove(taken)
+
+    def _take(self) -> list[_Job]:
+        """Wait for due jobs, and return some; [] at the end."""
+        with self._mutex:
+            while True:
+                now = time.monotonic()
+                due = [
+                    job
+                    for job in self._jobs.values()
+                    if job.due <= now or (self._closing and not job.refused)
+                ]
+                if due or self._closing:
+                    # Those that somebody waits for come first.
+                    due.sort(key=lambda job: job.due)
+                    return due[: self._datapath.at_once]
+                soonest = min((job.due for job in self._jobs.values()), default=None)
+                self._came.wait(None if soonest is None else soonest - now)
+
+    def _remove(self, jobs: Sequence[_Job]) -> None:
+        error = self._delete(jobs)
+        if error is not None and len(jobs) > 1:
+            # It is unknown which one failed.
+            for job in jobs:
+                self._end([job], self._delete([job]))
+        else:
+            self._end(jobs, error)
+
+    def _delete(self, jobs: Sequence[_Job]) -> WorkloadError | None:
+        try:
+            self._datapath.remove([job.entry.record for job in jobs])
+        except WorkloadError as error:
+            return error
+        except Exception as error:
+            log.exception("a removal failed")
+            return KernelRefused(f"detach: unexpected {type(error).__name__}")
+        return None
+
+    def _end(self, jobs: Sequence[_Job], error: WorkloadError | None) -> None:
+        if error is None:
+            for job in jobs:
+                self._ledger.drop(job.entry)
+        with self._mutex:
+            for job in jobs:
+                if error is None:
+                    del self._jobs[job.entry]
+                    continue
+                if not job.refused:
+                    log.error("%s; it is tried again", error)
+                first, most = _AGAIN_S
+                job.due = time.monotonic() + min(first * 2**job.refused, most)
+                job.refused += 1
+                job.error = error
+            self._ended.notify_all()
