@@ -15,6 +15,8 @@ NODE_MODULES = [
     "8021q",
     "bonding",
     # Workload networks
+    "cls_bpf",
+    "sch_ingress",
     "veth",
     # The overlay
     "wireguard",

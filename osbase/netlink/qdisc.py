@@ -75,7 +75,9 @@ def add_clsact(ifindex: int, name: str, ingress_block: int, egress_block: int) -
 
 
 def drop_all(block: int) -> Request:
-    """Have a block drop all packets. EEXIST: it does. EINVAL: no link has it."""
+    """Have a block drop all packets. EEXIST: it does. EINVAL: no link has
+    it.
+    """
     info = _FIRST << 16 | _ALL_PROTOCOLS
     head = _TCMSG.pack(AF_UNSPEC, 0, 0, _MAGIC_BLOCK, _FIRST, block, info)
     return Request(RTM_NEWTFILTER, _NEW, head + _DROP, "drop all of block {}", (block,))

@@ -168,7 +168,7 @@ def test_netlink_messages(
         sends.clear()
         for if_name in ("eth1", "eth0"):
             made.detach(ID, if_name=if_name, until_gone=True)
-            # clsact and two filters; then down with the group, and its deletion.
+            # clsact, two filters; then down with the group, and its deletion.
             assert sends == [3, 1, 1]
             sends.clear()
     made.close()

@@ -561,7 +561,7 @@ class Api(RuleBasedStateMachine):
 
     @invariant()
     def the_kernel_agrees(self) -> None:
-        """At some steps: at others the next one meets links that still leave."""
+        """After some steps: after others the next meets links that leave."""
         if done["steps"] % 3:
             return
         self.engine.settle()

@@ -5,9 +5,9 @@
     --------  ---------  ---------------------------  --------------------------
     lock      locks      the workload                 an attachment
     leave     ledger     LEAVING; List hides it       an attachment
-    cut off   datapath   no packet passes the links   a link that is cut off: the
-    detached  ledger     DETACHED; an event             next start goes on below
-    ─ ─ ─ the answer; a call that wants the links gone waits for the rest ─ ─ ─
+    cut off   datapath   no packet passes the links   links that are cut off: a
+    detached  ledger     DETACHED; an event             start goes on below
+    --- the answer; a call that wants the links gone waits for the rest ---
     remove    removals:  deletes nftables elements    the same
               datapath   of parts
                          deletes the links            nothing

@@ -188,7 +188,7 @@ class Ledger:
         return self._of_workload(workload_id, if_name, detached=False)
 
     def leaving(self, workload_id: str, if_name: str = "") -> list[Entry]:
-        """Return a workload's DETACHED entries, or only that of one interface."""
+        """Return a workload's DETACHED entries, or that of one interface."""
         return self._of_workload(workload_id, if_name, detached=True)
 
     def _of_workload(self, workload_id: str, if_name: str, *, detached: bool) -> list[Entry]:
