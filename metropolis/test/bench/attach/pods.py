@@ -8,10 +8,16 @@ an attach. So pods live until a phase is over, and then their end is awaited
 
 import contextlib
 import socket
+import time
+from collections.abc import Sequence
 
 from metropolis.test.bench.attach.model import Pod
 from metropolis.test.bench.attach.subjects import Subject
+from metropolis.test.bench.common.errors import BenchError
 from metropolis.test.world.namespaces import Netns
+
+_GONE_S = 30.0
+_LOOK_S = 0.0005
 
 
 class Pods:
@@ -30,6 +36,17 @@ class Pods:
         subject.prepare_pod(netns)
         number = subject.next_number()
         return Pod(number, f"bench-{number:08}", netns.path)
+
+    def await_gone(self, pods: Sequence[Pod]) -> None:
+        """Wait until none has its interface. Raises BenchError. It looks often,
+        since nothing tells of the end of a link in another namespace.
+        """
+        deadline = time.monotonic() + _GONE_S
+        for pod in pods:
+            while "eth0" in self.interfaces(pod):
+                if time.monotonic() > deadline:
+                    raise BenchError(f"eth0 is still there {_GONE_S:g} s after DEL")
+                time.sleep(_LOOK_S)
 
     def interfaces(self, pod: Pod) -> list[str]:
         """What it has."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from metropolis.test.bench.attach.results import OURS, Results
 
 _ADD = "ADD alone"
+_DEL = "DEL alone"
 _FLOOR_MS = 0.75
 
 
@@ -45,10 +46,7 @@ def targets(results: Results, peers: Sequence[str]) -> list[Target]:
     shim = (_ADD, "shim dual")
     found.append(_at_least(results, "ptp ipMasq ADD / shim ADD", (_ADD, "ptp ipMasq"), shim, 10))
     found += _rates(results, peers)
-    for level, times in ((16, 10), (64, 25)):
-        what = f"gRPC DEL at {level} at once / at 1, rates"
-        over, under = (f"DEL at {level}", OURS), ("DEL at 1", OURS)
-        found.append(_at_least(results, what, over, under, times))
+    found += _detach(results)
     found += _growth(results)
     syscalls = results.value("syscalls of one ADD", "inner dual")
     found.append(_limit("system calls of one inner ADD, dual stack", syscalls, 16, ""))
@@ -82,6 +80,25 @@ def _limit(what: str, value: float | None, limit: float, unit: str) -> Target:
     if value is None:
         return Target(what, wanted, "not measured", None)
     return Target(what, wanted, f"{value:.1f}{unit}", value <= limit)
+
+
+def _detach(results: Results) -> list[Target]:
+    """A pair is the ADD and the DEL of one workload."""
+    alone = results.value(_DEL, OURS)
+    found = [_limit("gRPC DEL, one at a time", alone, 1.0, " ms")]
+    over, under = (("DEL with 2000 attached", OURS), ("DEL with 0 attached", OURS))
+    what = "gRPC DEL with 2,000 attached / with 0"
+    found.append(_at_most(results, what, over, under, 1.5))
+    for peer, times in (("ptp ipMasq", 45), ("bridge ipMasq portmap", 50)):
+        values = [results.value(op, one) for one in (peer, OURS) for op in (_ADD, _DEL)]
+        what, wanted = f"{peer} ADD + DEL / gRPC's", f">= {times}x"
+        if None in values:
+            found.append(Target(what, wanted, "not measured", None))
+            continue
+        its_add, its_del, add, del_ = (value or 0.0 for value in values)
+        ratio = (its_add + its_del) / (add + del_)
+        found.append(Target(what, wanted, f"{ratio:.1f}x", ratio >= times))
+    return found
 
 
 def _rates(results: Results, peers: Sequence[str]) -> list[Target]:

@@ -49,8 +49,8 @@ of the host. A start, and every look of the ward, compares and restores it:
 It does not depend on proxies, redirects and accept_ra; nor on IPv6's
 conf/LINK/forwarding, since the kernel uses `all`. Settings beyond one link,
 such as ip_forward, lo, the rule set, and arp_ignore of `all`, are guarded by
-their own wards. Nothing inside a namespace is restored. Links in a removal
-group, and attachments that a call is busy with, are not touched.
+their own wards. Nothing inside a namespace is restored. Links that are leaving,
+and attachments that a call is busy with, are not touched.
 
 An attach is three sends: create the pair (host); configure the inside
 (namespace); name, up, first hop and routes (host, the commit).
@@ -82,7 +82,12 @@ has no part yet; testing.toy_part is a whole one. To add host ports:
     ../cni                       the same for CNI: capabilities, protocol
 
 An attachment ends by Detach, by Collect (if the caller does not list it as
-live), or with its namespace, which is noticed; Watch reports each. Check
+live), or with its namespace, which is noticed; Watch reports each. A Detach
+answers when no packet can pass its link any more, in half a millisecond; the
+link is deleted behind the answer (engine.removals, datapath.removal), as the
+kernel takes 20 ms for that. Until then List does not show it, its addresses are
+not handed out, and an Attach that needs them, its id or its namespace waits. A
+restart finds such links, and goes on. Check
 reports differences of attachments and problems of the node; it repairs nothing.
 
 Limits: one IPv4 and one IPv6 address per interface. If a namespace has several

@@ -4,7 +4,7 @@
     interface ── the engine's view: Datapath, Record, Netns, Scan
         │
        veth ──┬──> messages   the three batches of an attach, pure
-              ├──> removal    the queue of removals, and the requests
+              ├──> removal    the requests of a removal
               ├──> restore    a start, and every look of the reconciler
               │      ├──> plan      what a start does with each link, pure
               │      └──> repairs   differences, with their requests, pure

@@ -3,7 +3,7 @@
 
     engine         the public face: start, close, settings, calls
       ├─ attach    reserve, create, settle
-      ├─ detach    leave, remove, drop
+      ├─ detach    leave, cut off; then removals: remove, drop
       ├─ collect   many removals
       ├─ check     compare, repair
       │     │  └──────────> datapath.interface    the kernel
