@@ -146,7 +146,8 @@ async def test_gc_tells_what_remains(
         raise KernelRefused("detach 'c1': EPERM")
 
     with monkeypatch.context() as patch:
-        patch.setattr(KernelDatapath, "remove", refusing)
+        for name in ("cut_off", "remove"):
+            patch.setattr(KernelDatapath, name, refusing)
         said = await refused(Code.KERNEL_REFUSED, service, "GC", **EVERYTHING)
         assert "1 of 1 stale attachments remain" in said
         assert "c1 eth0: detach 'c1': EPERM" in said
