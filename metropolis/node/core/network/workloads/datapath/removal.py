@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 _LOCKED_S: Final = 0.010
 """For which the kernel's lock may be held."""
-_AT_ONCE: Final = range(4, 65)
+_AT_ONCE: Final = range(8, 65)
 """Links: fewer cost a grace period each, more are slow to be answered for."""
 _SHARE: Final = 3
 """A deletion holds the lock about as many times as long as setting down."""

@@ -38,7 +38,7 @@ MAX_WAITING: Final = 1024
 """Links; a Detach beyond waits for room."""
 PATIENCE_S: Final = 10.0
 """For which a call waits for links."""
-_GATHER_S: Final = 0.004
+_GATHER_S: Final = 0.02
 _AGAIN_S: Final = (1.0, 60.0)  # after the first refusal, and the most
 _CLOSE_S: Final = 2.0
 
@@ -164,16 +164,14 @@ class Removals:
         with self._mutex:
             while True:
                 now = time.monotonic()
-                due = [
-                    job
-                    for job in self._jobs.values()
-                    if job.due <= now or (self._closing and not job.refused)
-                ]
-                if due or self._closing:
-                    # Those that somebody waits for come first.
-                    due.sort(key=lambda job: job.due)
-                    return due[: self._datapath.at_once]
                 soonest = min((job.due for job in self._jobs.values()), default=None)
+                if self._closing or (soonest is not None and soonest <= now):
+                    # Others go with those that are due, after them.
+                    ready = [
+                        one for one in self._jobs.values() if one.due <= now or not one.refused
+                    ]
+                    ready.sort(key=lambda job: job.due)
+                    return ready[: self._datapath.at_once]
                 self._came.wait(None if soonest is None else soonest - now)
 
     def _remove(self, jobs: Sequence[_Job]) -> None:
