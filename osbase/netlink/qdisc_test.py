@@ -144,7 +144,7 @@ def test_what_tc_shows(sock: NetlinkSocket, pairs: list[Pair]) -> None:
 
 
 def test_refusals(sock: NetlinkSocket, pairs: list[Pair]) -> None:
-    """Each is told with its number; the rest of the batch is done."""
+    """Each is reported with its number; the rest of the batch is done."""
     close(sock, pairs[0])
     with pytest.raises(BatchError) as refused:
         close(sock, pairs[0])

@@ -81,6 +81,7 @@ def test_where_ipv6_is_off_there_is_ipv4_alone_or_nothing(switch: Switch) -> Non
             with pytest.raises(KernelRefused, match="IPv6 is all there is"):
                 engine.attach(intent)
         engine.detach("w2")
+        engine.settle()
         assert objects() == before
     engine.close()
 
