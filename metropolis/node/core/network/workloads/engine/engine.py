@@ -101,13 +101,16 @@ class Engine:
             try:
                 self._datapath.open(self._on_removed, self._on_overrun)
                 scan = self._datapath.scan()
+                self._removals.start()
                 leaving = self._ledger.adopt(scan.complete, scan.held, scan.leaving)
                 self._started = True
                 self._datapath.watch()
-                self._removals.start(leaving)
             except BaseException:
+                self._started = False
+                self._removals.close()
                 self._datapath.close()
                 raise
+        self._removals.add(leaving)
         _report(scan)
         self._left_alone.note()
 

@@ -73,15 +73,15 @@ class Removals:
 
     # ---- Life ---------------------------------------------------------------
 
-    def start(self, entries: Iterable[Entry] = ()) -> None:
-        """Begin, with what an earlier service left. Raises RuntimeError when
-        there can be no thread.
-        """
+    def start(self) -> None:
+        """Begin. Raises KernelRefused when there can be no thread."""
         self._closing = False
         thread = threading.Thread(target=self._run, name="removals", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise KernelRefused(f"start removals: {error}") from error
         self._thread = thread
-        self.add(entries)
 
     def close(self) -> None:
         """End, after what waits; the next service deletes what is refused, or

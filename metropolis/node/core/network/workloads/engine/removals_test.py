@@ -14,6 +14,7 @@ import pytest
 
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.engine import removals
+from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.engine.watchers import Kind
 from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
@@ -267,6 +268,25 @@ def test_a_restart_goes_on(world: Held) -> None:
     world.go.set()
     assert getattr(waiting.result(WAIT_S), "ips") == record.ips[:1]  # noqa: B009
     assert [one.workload_id for one in world.kernel.links.values()] == ["w2"]
+
+
+def test_a_start_without_a_thread(world: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fails, and may be tried again."""
+    world.engine.attach(intent("w1", "/a"))
+    engine = Engine(world.datapath)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(KernelRefused, match="start removals: can't start new thread"):
+            engine.start()
+        with pytest.raises(Unavailable):
+            engine.list()
+    engine.start()
+    assert ids(engine.list()) == {("w1", "eth0")}
+    engine.close()
 
 
 def test_a_stop_ends_them(world: Held) -> None:
