@@ -39,12 +39,11 @@ class Client:
         calls: list[Call] = []
         for pod in pods:
             netns = pb.NetNSAttachment(netns_path=pod.path, if_name="eth0")
-            if op is Op.ADD:
-                request = pb.AttachRequest(workload_id=pod.workload, netns=netns)
-                calls.append(partial(_attach, stub, request, extra["addresses"]))
-            else:
-                goodbye = pb.DetachRequest(workload_id=pod.workload, netns=netns)
-                calls.append(partial(stub.Detach, goodbye, timeout=_DEADLINE_S))
+            request = pb.AttachRequest(workload_id=pod.workload, netns=netns)
+            goodbye = pb.DetachRequest(workload_id=pod.workload, netns=netns)
+            add = partial(_attach, stub, request, extra["addresses"])
+            remove = partial(stub.Detach, goodbye, timeout=_DEADLINE_S)
+            calls.append({Op.ADD: add, Op.DEL: remove, Op.CYCLE: partial(_both, add, remove)}[op])
         return calls
 
     def done(self, op: Op, pods: Sequence[Pod]) -> None:
@@ -55,6 +54,11 @@ def _attach(stub: Any, request: pb.AttachRequest, addresses: int) -> None:
     answer = stub.Attach(request, timeout=_DEADLINE_S)
     if len(answer.ip) != addresses:
         raise BenchError(f"Attach gave {len(answer.ip)} addresses, not {addresses}")
+
+
+def _both(add: Call, remove: Call) -> None:
+    add()
+    remove()
 
 
 def main(arguments: list[str]) -> int:

@@ -30,7 +30,11 @@ class Inner:
         if op is Op.DEL:
             return [partial(engine.detach, pod.workload, pod.path, "eth0") for pod in pods]
         intents = [AttachIntent(pod.workload, pod.path, "eth0") for pod in pods]
-        return [partial(engine.attach, intent) for intent in intents]
+        return [partial(self._cycle if op is Op.CYCLE else engine.attach, one) for one in intents]
+
+    def _cycle(self, intent: AttachIntent) -> None:
+        self._engine.attach(intent)
+        self._engine.detach(intent.workload_id, intent.netns_path, intent.if_name)
 
     def done(self, op: Op, pods: Sequence[Pod]) -> None:
         """See Work."""

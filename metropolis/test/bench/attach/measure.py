@@ -28,6 +28,8 @@ GONE = "DEL alone, link gone"
 """From the call until the driver sees that: it includes the driver's way."""
 _MS = 1e-6  # per nanosecond
 _DELETED_AT_ONCE = 16  # deletions that are not measured
+_CYCLES = 8  # of each pod
+_CYCLES_AT = (1, 16)
 _PEERS_AT_ONCE = 16  # more are for what deletes many at once
 
 
@@ -174,6 +176,13 @@ class Phases:
             if len(some) < len(made):
                 subject.run(Op.DEL, made[len(some) :], _DELETED_AT_ONCE)
                 pods.await_gone(made[len(some) :])
+            if subject.cycles and level in _CYCLES_AT:
+                # A pod comes again when its last link has long been gone.
+                turns = [pod for _ in range(_CYCLES) for pod in made]
+                batch = subject.run(Op.CYCLE, turns, level)
+                rate = len(turns) / (batch.wall_ns * 1e-9)
+                self._results.set(f"ADD and DEL at {level}", subject.name, "1/s", round_, rate)
+                pods.await_gone(made)
 
     def _rate(
         self, op: Op, subject: Subject, pods: Pods, some: list[Pod], level: int, round_: int

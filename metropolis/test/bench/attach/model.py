@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 
 class Op(enum.StrEnum):
-    """The measured operation, named as in CNI."""
+    """The measured operation, named as in CNI; of ours, also an ADD and its DEL
+    as one operation.
+    """
 
     ADD = "add"
     DEL = "del"
+    CYCLE = "cycle"
 
 
 @dataclass(frozen=True, slots=True)

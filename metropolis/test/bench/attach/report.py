@@ -15,7 +15,7 @@ from metropolis.test.bench.attach.results import OURS, Figure
 
 # Figures that are columns of one table: the titles of table and column.
 _SERIES = (
-    (re.compile(r"(ADD|DEL|DEL, links gone),? at (\d+)"), "{0}, N at once", "N = {1}"),
+    (re.compile(r"(ADD|DEL|DEL, links gone|ADD and DEL),? at (\d+)"), "{0}, N at once", "N = {1}"),
     (re.compile(r"(ADD|DEL|RSS) with (\d+) attached"), "{0} with N attached", "N = {1}"),
     (re.compile(r"(\w+) of one (ADD|DEL)"), "One {1}", "{0}"),
     (re.compile(r"CPU of 1,000 (ADD|DEL)"), "CPU of 1,000", "{0}"),

@@ -24,12 +24,13 @@ class Subject:
 
     name: in all output. versions: of IP. pid: the long-lived process that does
     the work; None if each operation is a process. is_service: people would run
-    it. most: the limit of attachments, and its reason; None: the number of
+    it. cycles: it has Op.CYCLE. most: the limit of attachments, and its reason; None: the number of
     addresses.
     """
 
     pid: int | None = None
     is_service = False
+    cycles = False
     most: int | None = None
     why_most = ""
 
@@ -66,6 +67,7 @@ class Grpc(Subject):
     """Ours over gRPC; the client is one process, which may serve several."""
 
     is_service = True
+    cycles = True
 
     def __init__(self, name: str, versions: tuple[int, ...], run_dir: Path) -> None:
         super().__init__(name, versions)
@@ -133,6 +135,7 @@ class InProgram(Subject):
         log = new_directory(run_dir, name) / "log"
         self.program = Program(f"{_PACKAGE}.{module}", self.host, arguments, log)
         self.pid = self.program.pid
+        self.cycles = module == "inner"
 
     def ready(self) -> None:
         """See Subject."""
