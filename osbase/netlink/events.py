@@ -84,8 +84,9 @@ class Events:
     def start(self) -> None:
         if self._thread is not None:
             raise RuntimeError(f"{self._name} were started already")
-        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        thread.start()  # RuntimeError: there can be no thread
+        self._thread = thread
 
     def close(self) -> None:
         """End the thread, after the running callback."""

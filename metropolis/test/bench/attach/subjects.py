@@ -24,8 +24,8 @@ class Subject:
 
     name: in all output. versions: of IP. pid: the long-lived process that does
     the work; None if each operation is a process. is_service: people would run
-    it. cycles: it has Op.CYCLE. most: the limit of attachments, and its reason; None: the number of
-    addresses.
+    it. cycles: it has Op.CYCLE. most: the limit of attachments, and its reason;
+    None: the number of addresses.
     """
 
     pid: int | None = None

@@ -113,7 +113,10 @@ class KernelDatapath:
     def watch(self) -> None:
         """See Datapath."""
         assert self._events is not None, "open comes before watch"
-        self._events.start()
+        try:
+            self._events.start()
+        except RuntimeError as error:
+            raise KernelRefused(f"watch links: {error}") from error
 
     def close(self) -> None:
         """See Datapath."""

@@ -39,19 +39,17 @@ from metropolis.node.core.network.workloads.datapath.interface import (
 )
 from metropolis.node.core.network.workloads.engine.detach import Detacher
 from metropolis.node.core.network.workloads.engine.entries import Entry, State, attachment_of
-from metropolis.node.core.network.workloads.engine.ledger import (
-    Ledger,
-    Reservation,
-    StillLeaving,
-)
+from metropolis.node.core.network.workloads.engine.ledger import Ledger
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone
 from metropolis.node.core.network.workloads.engine.locks import (
     Locks,
     TimeRemaining,
+    check_still_wanted,
 )
 from metropolis.node.core.network.workloads.engine.numbers import further_metric, random_index
 from metropolis.node.core.network.workloads.engine.readiness import IPV6_REMEDY, Readiness
 from metropolis.node.core.network.workloads.engine.removals import PATIENCE_S, Removals
+from metropolis.node.core.network.workloads.engine.reservation import Reservation, StillLeaving
 from metropolis.node.core.network.workloads.engine.settings import Settings
 from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
@@ -140,6 +138,7 @@ class Attacher:
             self._removals.await_gone(
                 leaving.entries, time_remaining, one=leaving.error is not None
             )
+            check_still_wanted(time_remaining)
 
     def _make(
         self, intent: AttachIntent, netns: Netns, time_remaining: TimeRemaining

@@ -19,6 +19,7 @@ from metropolis.node.core.network.workloads.engine.locks import (
     TimeRemaining,
     check_still_wanted,
 )
+from metropolis.node.core.network.workloads.engine.removals import Removals
 from metropolis.node.core.network.workloads.errors import Unavailable, WorkloadError
 from metropolis.node.core.network.workloads.model import Attachment, Collected
 
@@ -28,7 +29,10 @@ _AT_ONCE = 256  # workloads
 class Collector:
     """See the module."""
 
-    def __init__(self, ledger: Ledger, locks: Locks, detacher: Detacher) -> None:
+    def __init__(
+        self, ledger: Ledger, locks: Locks, detacher: Detacher, removals: Removals
+    ) -> None:
+        self._removals = removals
         self._ledger = ledger
         self._locks = locks
         self._detacher = detacher
@@ -57,6 +61,7 @@ class Collector:
         busy: dict[str, list[Entry]] = {}
         for some in itertools.batched(stale.items(), _AT_ONCE, strict=False):
             check_still_wanted(time_remaining)
+            self._removals.await_room(time_remaining)
             with contextlib.ExitStack() as held:
                 idle: list[Entry] = []
                 for workload_id, entries in some:

@@ -104,11 +104,10 @@ class Detacher:
         records = [entry.record for entry in leaving]
         if not leaving:
             return records
-        if not at_once and self._cut_off(records):
-            self._ledger.detached(leaving)
-            self._removals.add(leaving)
-            return records
         try:
+            if not at_once and self._cut_off(records):
+                self._removals.add(leaving)
+                return records
             self._datapath.remove(records)
         except BaseException:
             for entry in leaving:

@@ -19,9 +19,10 @@ from metropolis.node.core.network.workloads.engine.collect import Collector
 from metropolis.node.core.network.workloads.engine.detach import Detacher
 from metropolis.node.core.network.workloads.engine.entries import attachment_of, owner_text
 from metropolis.node.core.network.workloads.engine.journal import NOTHING, Journal, verb
-from metropolis.node.core.network.workloads.engine.ledger import Ledger, Protection
+from metropolis.node.core.network.workloads.engine.ledger import Ledger
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone, count_of
 from metropolis.node.core.network.workloads.engine.locks import Locks, TimeRemaining, forever
+from metropolis.node.core.network.workloads.engine.protected import Protection
 from metropolis.node.core.network.workloads.engine.readiness import NOT_RUNNING, Readiness
 from metropolis.node.core.network.workloads.engine.removals import Removals
 from metropolis.node.core.network.workloads.engine.settings import Settings
@@ -80,7 +81,7 @@ class Engine:
             self._detacher,
             self._removals,
         )
-        self._collector = Collector(ledger, locks, self._detacher)
+        self._collector = Collector(ledger, locks, self._detacher, self._removals)
         self._checker = Checker(
             ledger, datapath, locks, conditions, self._left_alone, self._detacher
         )
@@ -103,14 +104,13 @@ class Engine:
                 scan = self._datapath.scan()
                 self._removals.start()
                 leaving = self._ledger.adopt(scan.complete, scan.held, scan.leaving)
-                self._started = True
                 self._datapath.watch()
+                self._removals.go_on(leaving)
+                self._started = True
             except BaseException:
-                self._started = False
                 self._removals.close()
                 self._datapath.close()
                 raise
-        self._removals.add(leaving)
         _report(scan)
         self._left_alone.note()
 

@@ -14,8 +14,7 @@ order of the steps.
 import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from types import TracebackType
+from dataclasses import replace
 
 from metropolis.node.core.network.workloads.datapath.interface import Held, Record
 from metropolis.node.core.network.workloads.engine.entries import (
@@ -35,58 +34,23 @@ from metropolis.node.core.network.workloads.engine.numbers import (
     random_mac,
 )
 from metropolis.node.core.network.workloads.engine.pool import AddressPool
-from metropolis.node.core.network.workloads.engine.protected import ProtectedWorkloads
+from metropolis.node.core.network.workloads.engine.protected import (
+    ProtectedWorkloads,
+    Protection,
+)
+from metropolis.node.core.network.workloads.engine.reservation import (
+    Reservation,
+    StillLeaving,
+    unless,
+)
 from metropolis.node.core.network.workloads.engine.resources import Resources
 from metropolis.node.core.network.workloads.engine.watchers import Event, Kind, Watcher, Watchers
-from metropolis.node.core.network.workloads.errors import AlreadyExists, Exhausted, WorkloadError
+from metropolis.node.core.network.workloads.errors import AlreadyExists, Exhausted
 from metropolis.node.core.network.workloads.model import AttachIntent, IPAddress, IPNetwork
 from metropolis.node.core.network.workloads.parts import Part
 from metropolis.node.core.network.workloads.validate import show
 
 type _Prefixes = tuple[Sequence[IPNetwork], Collection[IPAddress], Collection[IPNetwork]]
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """The reserved values of an attach. metric: of the routes inside the
-    namespace. overruns: how often events had been lost; see `check_presence`.
-    """
-
-    entry: Entry
-    metric: int
-    overruns: int
-
-
-class StillLeaving(Exception):
-    """A reservation needs what DETACHED entries still have. error: what is
-    lacking, if the end of one of them may suffice.
-    """
-
-    def __init__(self, entries: list[Entry], error: WorkloadError | None = None) -> None:
-        super().__init__(entries)
-        self.entries = entries
-        self.error = error
-
-
-class Protection:
-    """Keeps Collect away from a workload while a `with` block runs."""
-
-    __slots__ = ("_ledger", "_workload_id")
-
-    def __init__(self, ledger: Ledger, workload_id: str) -> None:
-        self._ledger = ledger
-        self._workload_id = workload_id
-
-    def __enter__(self) -> None:
-        self._ledger._protect(self._workload_id)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._ledger._unprotect(self._workload_id)
 
 
 class Ledger:
@@ -101,24 +65,29 @@ class Ledger:
         self._indexes = index_numbers()
         # The mutex guards all attributes below.
         self._mutex = threading.Lock()
-        self._tables = Tables()
-        self._pool = AddressPool()
+        self._parts = parts
+        self._clear()
         self._adopted = False
         self._prefixes: _Prefixes = ((), (), ())
-        self._resources = Resources(parts)
-        self._held = HeldLinks(self._pool, self._resources)
         self._overruns = 0
         self._protected = ProtectedWorkloads()
+
+    def _clear(self) -> None:
+        self._tables = Tables()
+        self._pool = AddressPool()
+        self._resources = Resources(self._parts)
+        self._held = HeldLinks(self._pool, self._resources)
 
     # ---- Recovery and settings ----------------------------------------------
 
     def adopt(
         self, complete: Iterable[Record], held: Iterable[Held], leaving: Iterable[Record] = ()
     ) -> list[Entry]:
-        """Start with the result of a scan. Return the entries of what is
-        leaving.
+        """Start with the result of a scan; also after a start that failed.
+        Return the entries of what is leaving.
         """
         with self._mutex:
+            self._clear()
             entries = [Entry(record, State.DETACHED) for record in leaving]
             for entry in (
                 *(Entry(one, State.ATTACHED, announced=True) for one in complete),
@@ -169,8 +138,7 @@ class Ledger:
                 try:
                     self._pool.check_room(version)
                 except Exhausted:
-                    leaving = self._leaving()
-                    if not any(ip.version == version for one in leaving for ip in one.record.ips):
+                    if not self._leaving_with(lambda ip: ip.version == version):  # noqa: B023
                         raise
 
     # ---- Queries ------------------------------------------------------------
@@ -253,8 +221,13 @@ class Ledger:
                     self._usable_versions(ipv6=ipv6),
                     owner_text(intent.workload_id),
                 )
-            except (AlreadyExists, Exhausted) as error:
-                raise self._unless_leaving(error) from error
+            except AlreadyExists as error:
+                leaving = self._leaving_with(intent.requested_ips.__contains__)
+                raise unless(leaving, error) from error
+            except Exhausted as error:
+                lacking = [v for v in self._pool.versions if not self._pool.has_room(v)]
+                leaving = self._leaving_with(lambda ip: ip.version in lacking)
+                raise unless(leaving, error) from error
             record = Record(
                 workload_id=intent.workload_id,
                 if_name=intent.if_name,
@@ -274,7 +247,8 @@ class Ledger:
             except BaseException as error:
                 self._release_addresses(record)
                 if isinstance(error, AlreadyExists):
-                    raise self._unless_leaving(error) from error
+                    holders = map(self._tables.at_index, self._resources.holders(record))
+                    raise unless(_detached(filter(None, holders)), error) from error
                 raise
             entry = Entry(record, State.ATTACHING)
             metric = further_metric(peer) if neighbours else 0
@@ -351,9 +325,11 @@ class Ledger:
     # ---- The steps of a removal ---------------------------------------------
 
     def leave(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Move entries to LEAVING; return them, without those that are gone."""
+        """Move entries to LEAVING; return them, without those that are gone, or
+        DETACHED already.
+        """
         with self._mutex:
-            leaving = [entry for entry in entries if not entry.gone]
+            leaving = [one for one in entries if not one.gone and one.state is not State.DETACHED]
             for entry in leaving:
                 entry.move_to(State.LEAVING)
             return leaving
@@ -387,7 +363,7 @@ class Ledger:
 
     def protect(self, workload_id: str) -> Protection:
         """Keep Collect away from a workload for a `with` block."""
-        return Protection(self, workload_id)
+        return Protection(self._protect, self._unprotect, workload_id)
 
     def _protect(self, workload_id: str) -> None:
         with self._mutex:
@@ -414,13 +390,18 @@ class Ledger:
                 self._protected.end_collection()
 
     def unprotected(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Return those entries whose links exist and whose workloads were not
-        protected at any time since the collection began.
+        """Return those entries whose links exist, that are not DETACHED, and
+        whose workloads were not protected at any time since the collection
+        began.
         """
         with self._mutex:
             protected = self._protected.since_collection
             return [
-                one for one in entries if not one.gone and one.record.workload_id not in protected
+                one
+                for one in entries
+                if not one.gone
+                and one.state is not State.DETACHED
+                and one.record.workload_id not in protected
             ]
 
     # ---- Events -------------------------------------------------------------
@@ -474,13 +455,13 @@ class Ledger:
 
     # ---- Under the mutex ----------------------------------------------------
 
-    def _leaving(self) -> list[Entry]:
-        return _detached(self._tables)
-
-    def _unless_leaving(self, error: WorkloadError) -> Exception:
-        """Return the error, or one that says what may end it."""
-        leaving = self._leaving()
-        return StillLeaving(leaving, error) if leaving else error
+    def _leaving_with(self, wanted: Callable[[IPAddress], bool]) -> list[Entry]:
+        """Return what is leaving and has such an address of a prefix."""
+        return [
+            one
+            for one in _detached(self._tables)
+            if any(wanted(ip) and self._pool.may_be_taken(ip) for ip in one.record.ips)
+        ]
 
     def _usable_versions(self, *, ipv6: bool) -> list[int]:
         return [version for version in self._pool.versions if version == 4 or ipv6]

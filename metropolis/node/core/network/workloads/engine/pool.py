@@ -307,6 +307,16 @@ class AddressPool:
             raise
         return tuple(sorted(ips, key=lambda ip: ip.version))
 
+    def may_be_taken(self, ip: IPAddress) -> bool:
+        """Return whether it can be handed out once it is free."""
+        family, number = self._families[ip.version], int(ip)
+        cursor = family.cursor_of(number)
+        return cursor is not None and not cursor.draining and number not in family.reserved
+
+    def has_room(self, version: int) -> bool:
+        """Return whether `take` finds an address."""
+        return self._families[version].has_room()
+
     def check_room(self, version: int) -> None:
         """Raise Exhausted as `take` would."""
         if not self._families[version].has_room():

@@ -5,7 +5,8 @@ Not thread-safe: the ledger's.
 """
 
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Callable, Set
+from types import TracebackType
 
 
 class ProtectedWorkloads:
@@ -41,3 +42,27 @@ class ProtectedWorkloads:
     def since_collection(self) -> Set[str]:
         """Return the workloads that were protected since it began."""
         return self._since or frozenset()
+
+
+class Protection:
+    """Keeps Collect away from a workload while a `with` block runs."""
+
+    __slots__ = ("_begin", "_end", "_workload_id")
+
+    def __init__(
+        self, begin: Callable[[str], None], end: Callable[[str], None], workload_id: str
+    ) -> None:
+        self._begin = begin
+        self._end = end
+        self._workload_id = workload_id
+
+    def __enter__(self) -> None:
+        self._begin(self._workload_id)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end(self._workload_id)

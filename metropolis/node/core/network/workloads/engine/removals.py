@@ -11,14 +11,16 @@ others for a moment, since a deletion takes as long for many as for one, and so
 that the answer is on its way before the deletion takes the processor. Who waits
 for a link ends that.
 
-A deletion that the kernel refuses is tried again, later each time, until it
-succeeds, and whenever somebody waits for it; only then is its error raised.
+A deletion that the kernel refuses is tried again by itself, later each time,
+until it succeeds, and whenever somebody waits for it; only then is its error
+raised. Refused ones and others take turns.
 """
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from metropolis.node.core.network.workloads.datapath.interface import Datapath
@@ -40,12 +42,13 @@ PATIENCE_S: Final = 10.0
 """For which a call waits for links."""
 _GATHER_S: Final = 0.02
 _AGAIN_S: Final = (1.0, 60.0)  # after the first refusal, and the most
+_DOUBLINGS: Final = 10  # of the former, to the latter or beyond
 _CLOSE_S: Final = 2.0
 
 
 class _Job:
     """A link that waits. due: when it is deleted, monotonic. refused: how often
-    it was.
+    it was. error: of the last time.
     """
 
     __slots__ = ("due", "entry", "error", "refused")
@@ -69,13 +72,19 @@ class Removals:
         self._ended = threading.Condition(self._mutex)
         self._jobs: dict[Entry, _Job] = {}  # oldest first
         self._closing = False
+        self._closed = False
+        self._wakes = 0.0  # when the thread looks next, monotonic
+        self._refused_next = False  # whose turn it is
         self._thread: threading.Thread | None = None
 
     # ---- Life ---------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin. Raises KernelRefused when there can be no thread."""
-        self._closing = False
+        """Begin, with nothing. Raises KernelRefused when there can be no
+        thread.
+        """
+        self._jobs.clear()
+        self._closing = self._closed = False
         thread = threading.Thread(target=self._run, name="removals", daemon=True)
         try:
             thread.start()
@@ -85,7 +94,7 @@ class Removals:
 
     def close(self) -> None:
         """End, after what waits; the next service deletes what is refused, or
-        takes too long.
+        takes too long. Who still waits for that gets Unavailable.
         """
         thread, self._thread = self._thread, None
         if thread is None:
@@ -94,6 +103,9 @@ class Removals:
             self._closing = True
             self._came.notify()
         thread.join(_CLOSE_S)
+        with self._mutex:
+            self._closed = True
+            self._ended.notify_all()
 
     # ---- Calls --------------------------------------------------------------
 
@@ -104,37 +116,55 @@ class Removals:
         with self._mutex:
             self._wait(lambda: len(self._jobs) < MAX_WAITING, "many others are", time_remaining)
 
-    def add(self, entries: Iterable[Entry]) -> None:
-        """Delete the links of DETACHED entries, soon."""
-        due = time.monotonic() + _GATHER_S
+    def add(self, entries: Collection[Entry]) -> None:
+        """Move LEAVING entries, which are cut off, to DETACHED; delete their
+        links soon. At once: what a call finds DETACHED it can wait for.
+        """
         with self._mutex:
-            idle = not self._jobs
-            self._jobs |= {entry: _Job(entry, due) for entry in entries}
-            if idle and self._jobs:
-                self._came.notify()
+            self._ledger.detached(entries)
+            self._add(entries)
+
+    def go_on(self, entries: Collection[Entry]) -> None:
+        """Delete the links of entries that are DETACHED since a start."""
+        with self._mutex:
+            self._add(entries)
+
+    def _add(self, entries: Collection[Entry]) -> None:
+        due = time.monotonic() + _GATHER_S
+        self._jobs |= {entry: _Job(entry, due) for entry in entries}
+        if entries and due < self._wakes:
+            self._came.notify()
 
     def await_gone(
         self, entries: Sequence[Entry], time_remaining: TimeRemaining, *, one: bool = False
     ) -> None:
         """Return when the links are gone. one: when one of them is.
 
-        Raises KernelRefused if one cannot be deleted, Unavailable after
-        PATIENCE_S, GivenUp when the caller's time is over.
+        Raises KernelRefused if one cannot be deleted (one: if none can),
+        Unavailable after PATIENCE_S, GivenUp when the caller's time is over.
         """
         with self._mutex:
             jobs = [self._jobs[entry] for entry in entries if entry in self._jobs]
-            for job in jobs:
-                job.due, job.error = 0.0, None
-            self._came.notify()
             if not jobs or (one and len(jobs) < len(entries)):
                 return
+            for job in jobs:
+                job.due = 0.0
+            self._came.notify()
+            before = [(job, job.refused) for job in jobs]
+
+            def refused() -> list[_Job]:
+                return [job for job, times in before if job.refused > times]
 
             def ended() -> bool:
-                gone = [job.entry not in self._jobs for job in jobs]
-                return any(job.error for job in jobs) or (any(gone) if one else all(gone))
+                left = sum(job.entry in self._jobs for job in jobs)
+                if one:
+                    return left < len(jobs) or len(refused()) == len(jobs)
+                return not left or bool(refused())
 
             self._wait(ended, f"{owner_text(jobs[0].entry.record.workload_id)} is", time_remaining)
-            error = next((job.error for job in jobs if job.error is not None), None)
+            if one and any(job.entry not in self._jobs for job in jobs):
+                return
+            error = next((job.error for job in refused()), None)
         if error is not None:
             raise KernelRefused(f"an earlier attachment is not gone: {error}")
 
@@ -147,7 +177,10 @@ class Removals:
     def _wait(self, ended: Callable[[], bool], what: str, time_remaining: TimeRemaining) -> None:
         """Wait under the mutex."""
         seconds = time_remaining()
-        if self._ended.wait_for(ended, max(min(PATIENCE_S, seconds), 0.0)):
+        patience = max(min(PATIENCE_S, seconds), 0.0)
+        if self._ended.wait_for(lambda: ended() or self._closed, patience):
+            if not ended():
+                raise Unavailable(f"{what} still being removed, and the service has stopped")
             return
         if seconds < PATIENCE_S:
             raise GivenUp(f"{what} still being removed when the caller's time was over")
@@ -164,15 +197,28 @@ class Removals:
         with self._mutex:
             while True:
                 now = time.monotonic()
-                soonest = min((job.due for job in self._jobs.values()), default=None)
-                if self._closing or (soonest is not None and soonest <= now):
-                    # Others go with those that are due, after them.
-                    ready = [
-                        one for one in self._jobs.values() if one.due <= now or not one.refused
-                    ]
-                    ready.sort(key=lambda job: job.due)
-                    return ready[: self._datapath.at_once]
-                self._came.wait(None if soonest is None else soonest - now)
+                self._wakes = min((job.due for job in self._jobs.values()), default=math.inf)
+                if self._closing or self._wakes <= now:
+                    self._wakes = 0.0
+                    # Others go with those that are due.
+                    return self._choose(
+                        [one for one in self._jobs.values() if one.due <= now or not one.refused]
+                    )
+                self._came.wait(None if self._wakes == math.inf else self._wakes - now)
+                self._wakes = 0.0
+
+    def _choose(self, ready: Sequence[_Job]) -> list[_Job]:
+        """Return what to delete now. One that was refused goes alone: with it
+        the others would have to be tried again one by one.
+        """
+        refused = [job for job in ready if job.refused]
+        if refused and (self._refused_next or len(refused) == len(ready)):
+            self._refused_next = False
+            return [min(refused, key=lambda job: job.due)]
+        self._refused_next = True
+        # Those that somebody waits for come first.
+        others = sorted((job for job in ready if not job.refused), key=lambda job: job.due)
+        return others[: self._datapath.at_once]
 
     def _remove(self, jobs: Sequence[_Job]) -> None:
         error = self._delete(jobs)
@@ -205,7 +251,8 @@ class Removals:
                 if not job.refused:
                     log.error("%s; it is tried again", error)
                 first, most = _AGAIN_S
-                job.due = time.monotonic() + min(first * 2**job.refused, most)
+                doublings = min(job.refused, _DOUBLINGS)
+                job.due = time.monotonic() + min(first * 2**doublings, most)
                 job.refused += 1
                 job.error = error
             self._ended.notify_all()

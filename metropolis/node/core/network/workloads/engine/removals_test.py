@@ -5,10 +5,8 @@ The fake kernel deletes links when the test says so.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_address, ip_network
-from typing import Any
 
 import pytest
 
@@ -17,53 +15,21 @@ from metropolis.node.core.network.workloads.engine import removals
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.engine.watchers import Kind
 from metropolis.node.core.network.workloads.errors import (
-    AlreadyExists,
     Exhausted,
     GivenUp,
     KernelRefused,
     Unavailable,
 )
 from metropolis.node.core.network.workloads.model import AttachIntent
-from metropolis.node.core.network.workloads.testing.world import WAIT_S, World, ids, intent
+from metropolis.node.core.network.workloads.testing.world import (
+    WAIT_S,
+    Held,
+    detached,
+    ids,
+    intent,
+)
 
 ONE = [ip_network("10.0.0.1/32")]
-
-
-class Held(World):
-    """Links are deleted while `go` is set. groups: of each deletion, the ids.
-    refusing: ids whose deletion the kernel refuses.
-    """
-
-    def restart(self) -> Any:
-        self.go = threading.Event()
-        self.groups: list[list[str]] = []
-        self.refusing: set[str] = set()
-        self.pool = ThreadPoolExecutor(64)
-        engine = super().restart()
-        self.datapath.on_remove = self.remove
-        return engine
-
-    def remove(self, records: Sequence[Record]) -> None:
-        found = [one.workload_id for one in records]
-        if refused := self.refusing & set(found):
-            raise KernelRefused(f"detach {', '.join(refused)}: EPERM")
-        assert self.go.wait(WAIT_S)
-        self.groups.append(found)
-
-    def waits(self, call: Callable[[], object]) -> Future[object]:
-        """Begin a call; it waits for a removal."""
-        ended: Any = self.engine._removals._ended
-        before = len(ended._waiters)
-        future = self.pool.submit(call)
-        while len(ended._waiters) == before:
-            assert not future.done(), future.result()
-        return future
-
-    def end(self) -> None:
-        self.go.set()
-        self.refusing = set()
-        self.engine.close()
-        self.pool.shutdown()
 
 
 @pytest.fixture
@@ -71,13 +37,6 @@ def world() -> Iterator[Held]:
     made = Held()
     yield made
     made.end()
-
-
-def detached(world: Held, *more: str) -> None:
-    """w1 in /a, with the prefix's first address, is DETACHED."""
-    for number, name in enumerate(("w1", *more)):
-        world.engine.attach(intent(name, f"/{'abcdefgh'[number]}"))
-        world.engine.detach(name)
 
 
 def test_a_detach_answers_before_the_link_is_gone(world: Held) -> None:
@@ -152,16 +111,6 @@ def test_as_many_wait_as_there_will_be_addresses(world: Held) -> None:
     world.go.set()
     errors = [one.exception(WAIT_S) for one in calls]
     assert [type(one) for one in errors if one] == [Exhausted]
-
-
-def test_what_stays_taken_is_refused_in_the_end(world: Held) -> None:
-    world.engine.attach(AttachIntent("x", "/h", "eth0", (ip_address("10.0.0.5"),)))
-    detached(world)
-    wanted = AttachIntent("w2", "/b", "eth0", (ip_address("10.0.0.5"),))
-    waiting = world.waits(lambda: world.engine.attach(wanted))
-    world.go.set()
-    with pytest.raises(AlreadyExists, match=r"10\.0\.0\.5"):
-        waiting.result(WAIT_S)
 
 
 def test_a_detach_may_wait_for_the_end(world: Held) -> None:

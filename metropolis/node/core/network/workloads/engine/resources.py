@@ -32,6 +32,11 @@ class Resources:
         for resource in needed:
             self._holders[resource.key] = (record.host_ifindex, holder)
 
+    def holders(self, record: Record) -> set[int]:
+        """Return the host indexes of those that have what it needs."""
+        needed = (self._holders.get(resource.key) for resource in self._of(record))
+        return {holder[0] for holder in needed if holder is not None}
+
     def adopt(self, record: Record, holder: str) -> None:
         """Take those of its resources that are free, at a start."""
         for resource in self._of(record):
