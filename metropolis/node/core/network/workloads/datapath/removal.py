@@ -9,7 +9,11 @@ Deleting links takes an RCU grace period, 10 to 20 ms, per request and not per
 link. Cutting off takes none, and as long with 2,000 links as with one: see
 osbase.netlink.qdisc. So a Detach cuts off, and links are deleted behind its
 answer, many at a time. Nothing but the link holds the mark: it survives a
-restart and `nft flush ruleset`, and ends with the link.
+restart and `nft flush ruleset`, and ends with the link. What waits in a queue
+of the link is dropped, since the kernel empties these when a clsact comes.
+
+A link is not cut off if another program has a clsact or an ingress qdisc on it,
+or a tcx program, which would come before our filters: see osbase.netlink.tcx.
 
 Others wait for the kernel's lock (RTNL) while a group is deleted. So `at_once`
 says how many links that should be at most.
@@ -28,10 +32,11 @@ from metropolis.node.core.network.workloads.datapath.host import Host
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.errors import KernelRefused, WorkloadError
 from metropolis.node.core.network.workloads.validate import show
-from osbase.netlink.altnames import retire_by_altname
+from osbase.netlink.altnames import del_link_by_altname, retire_by_altname
 from osbase.netlink.errors import BatchError, NetlinkError
 from osbase.netlink.link import del_link, del_links_by_group
 from osbase.netlink.qdisc import add_clsact, drop_all
+from osbase.netlink.tcx import Tcx
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +55,7 @@ class Remover:
         self._host = host
         self._mutex = threading.Lock()  # the group is of one removal at a time
         self._at_once = 16
+        self._tcx = Tcx()
 
     @property
     def at_once(self) -> int:
@@ -60,6 +66,9 @@ class Remover:
         """See Datapath. The kernel names links by their index only: ours are
         random numbers, which no other link gets by chance.
         """
+        for one in records:
+            if self._tcx.is_on(one.host_ifindex):
+                raise _refused(one, f"{one.host_interface} has a tcx program of others")
         requests = [add_clsact(one.host_ifindex, one.host_interface, *_BLOCKS) for one in records]
         requests += map(drop_all, _BLOCKS)
         try:
@@ -110,14 +119,30 @@ class Remover:
         for record in missing:
             self._remove_without_records(record)
         if len(missing) < len(records):
-            self._host.batch(del_links_by_group(group), tolerate={errno.ENODEV})
+            self._delete([one for one in records if one not in missing])
+
+    def _delete(self, retired: Sequence[Record]) -> None:
+        try:
+            self._host.batch(del_links_by_group(allocs.LINK_GROUP_REMOVAL), tolerate={errno.ENODEV})
+        except BatchError as refused:
+            # Others put a link there that nobody can delete, such as hardware.
+            log.warning("%s; links are deleted one by one", refused)
+            self._host.batch(
+                *[del_link_by_altname(names.record_altname(one)) for one in retired],
+                tolerate={errno.ENODEV},
+            )
 
     def _remove_without_records(self, record: Record) -> None:
         """Delete a link that is not gone: an attach that was not undone, or
         others took its records away.
         """
         link = self._host.link(record.host_ifindex)
-        if link is not None and names.is_link_of(record, link.name, link.altnames):
+        if link is None:
+            return
+        if (
+            names.is_link_of(record, link.name, link.altnames)
+            or link.ifindex in self._host.cut_off()
+        ):
             self._host.batch(del_link(link.ifindex, link.name), tolerate={errno.ENODEV})
 
 

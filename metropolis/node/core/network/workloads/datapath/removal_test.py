@@ -1,115 +1,144 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cutting off and removing beside other programs, which have tc, too."""
+"""Removals that meet other programs on the host."""
 
+import json
+import socket
 import subprocess
-from ipaddress import ip_network
+import time
+from collections.abc import Callable
+from ipaddress import ip_address
 
 import pytest
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads.datapath import names
 from metropolis.node.core.network.workloads.datapath.interface import Record
-from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
-from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.errors import KernelRefused
-from metropolis.node.core.network.workloads.model import AttachIntent
-from metropolis.node.core.network.workloads.testing.contract import OTHER, create
+from metropolis.node.core.network.workloads.testing.contract import create
 from metropolis.node.core.network.workloads.testing.kernel_bench import KernelBench
-from metropolis.node.core.network.workloads.testing.lab import objects, pods
+from metropolis.node.core.network.workloads.testing.lab import WAIT_S
+from osbase.netlink.tcx import Tcx
 
-IN, OUT = allocs.REMOVAL_BLOCKS
-PASS = ("bytecode", "1,6 0 0 0")
-
-
-def tc(command: str) -> None:
-    subprocess.run(["tc", *command.split()], check=True)
+BRIEF_S = 0.5  # for what must not come
 
 
-@pytest.fixture
-def made(bench: KernelBench) -> tuple[Record, Record]:
-    return create(bench, bench.add_netns()), create(bench, bench.add_netns(), **OTHER)
+def sh(command: str) -> str:
+    return subprocess.check_output(command.split(), text=True)
 
 
-def test_a_link_with_another_programs_filters(
-    bench: KernelBench, made: tuple[Record, Record]
+def of(record: Record) -> list[str]:
+    """Return the names of the links that have a record's index."""
+    links = json.loads(sh("ip -j link show"))
+    return [one["ifname"] for one in links if one["ifindex"] == record.host_ifindex]
+
+
+def hide(record: Record) -> None:
+    """Take all from a link by which it can be known."""
+    (link,) = json.loads(sh(f"ip -j link show dev {record.host_interface}"))
+    for name in link["altnames"]:
+        sh(f"ip link property del dev {record.host_interface} altname {name}")
+    sh(f"ip link set dev {record.host_interface} alias other")
+    sh(f"ip link set dev {record.host_interface} name other group 7")
+
+
+def rename(record: Record) -> None:
+    sh(f"ip link set dev {record.host_interface} name other")
+
+
+def take_names(record: Record) -> None:
+    hide(record)
+    sh(f"ip link set dev other name {record.host_interface}")
+
+
+def move(record: Record) -> None:
+    sh(f"ip link set dev {record.host_interface} group 7 down")
+
+
+def put_back(record: Record) -> None:
+    """As a program does that takes its own filters away."""
+    sh(f"tc qdisc del dev {record.host_interface} clsact")
+
+
+@pytest.mark.parametrize("change", [hide, rename, take_names, move, put_back])
+def test_what_others_do_to_a_link_that_is_cut_off(
+    bench: KernelBench, change: Callable[[Record], None]
 ) -> None:
-    """It is refused: the filters may be needed until the link is gone."""
-    tc(f"qdisc add dev {made[0].host_interface} clsact")
-    with pytest.raises(KernelRefused, match=r"detach 'w1': add clsact to wl\w+: EEXIST"):
-        bench.datapath.cut_off(made)
-    scan = bench.again().scan()
-    assert (scan.complete, scan.leaving) == (made[:1], made[1:])
-    bench.datapath.remove(made)
-    assert not bench.datapath.present()
+    """It is deleted all the same, since its addresses are free afterwards."""
+    record = create(bench, bench.add_netns())
+    bench.datapath.cut_off([record])
+    change(record)
+    bench.datapath.remove([record])
+    assert of(record) == []
 
 
-@pytest.mark.parametrize("qdisc", ["clsact", "ingress"])
-def test_the_engine_then_removes_it_at_once(qdisc: str) -> None:
-    engine = Engine(KernelDatapath())
-    engine.start()
-    before = objects()
-    engine.set_prefixes([ip_network("10.9.0.0/24"), ip_network("fd00:9::/120")])
-    with pods(2) as (pod, other):
-        made = engine.attach(AttachIntent("w1", pod.path, "eth0"))
-        engine.attach(AttachIntent("w2", other.path, "eth0"))
-        tc(f"qdisc add dev {made.host_interface} {qdisc}")
-        engine.collect(lambda *_: False)
-        assert objects() == before
-        engine.attach(AttachIntent("w1", pod.path, "eth0"))
-        engine.detach("w1", until_gone=True)
-    engine.close()
-    assert objects() == before
+def test_a_link_in_the_group_that_cannot_be_deleted(bench: KernelBench) -> None:
+    """It refuses the deletion of the whole group."""
+    records = [create(bench, bench.add_netns(), workload_id=f"w{n}", number=n) for n in (1, 2)]
+    sh(f"ip link set lo group {allocs.LINK_GROUP_REMOVAL}")
+    try:
+        bench.datapath.cut_off(records)
+        bench.datapath.remove(records)
+    finally:
+        sh("ip link set lo group 0")
+    assert [of(record) for record in records] == [[], []]
 
 
-def test_others_filters_in_our_blocks_stay(bench: KernelBench, made: tuple[Record, Record]) -> None:
-    """What drops all comes first, and is put back for the next link."""
-    bench.datapath.cut_off(made[:1])
-    for block in (IN, OUT):
-        subprocess.run(
-            ["tc", "filter", "add", "block", str(block), "pref", "7", "bpf", "da", *PASS],
-            check=True,
-        )
-        tc(f"filter del block {block} pref 1")
-    bench.datapath.cut_off(made[1:])
-    for block in (IN, OUT):
-        shown = subprocess.check_output(["tc", "filter", "show", "block", str(block)], text=True)
-        assert "pref 1 bpf chain 0 handle 0x1 direct-action" in shown
+@pytest.mark.parametrize("kind", ["clsact", "ingress"])
+def test_filters_of_others(bench: KernelBench, kind: str) -> None:
+    """The call removes the link then; others' filters are never replaced."""
+    records = [create(bench, bench.add_netns(), workload_id=f"w{n}", number=n) for n in (1, 2)]
+    sh(f"tc qdisc add dev {records[0].host_interface} {kind}")
+    with pytest.raises(KernelRefused, match="EEXIST"):
+        bench.datapath.cut_off(records)
+    bench.datapath.remove(records)
+    assert [of(record) for record in records] == [[], []]
 
 
-@pytest.mark.parametrize(
-    "change",
-    ["link set {} down", "link set {} group 0", "link set {} name other"],
-)
-def test_what_others_change_before_it_is_removed(
-    bench: KernelBench, made: tuple[Record, Record], change: str
-) -> None:
-    """A restart still finds that it is leaving, and removes it."""
-    bench.datapath.cut_off(made[:1])
-    subprocess.run(["ip", *change.format(made[0].host_interface).split()], check=True)
-    again = bench.again()
-    scan = again.scan()
-    assert scan.complete == made[1:]
-    assert [one.host_ifindex for one in scan.leaving] == [made[0].host_ifindex]
-    again.remove(scan.leaving)
-    assert again.present() == {made[1].host_ifindex}
-
-
-def test_without_its_records(bench: KernelBench, made: tuple[Record, Record]) -> None:
-    bench.datapath.cut_off(made[:1])
-    command = ["ip", "link", "property", "del", "dev", made[0].host_interface, "altname"]
-    for altname in names.altnames_of(made[0]):
-        subprocess.run([*command, altname], check=True)
-    bench.datapath.remove(made)
-    assert not bench.datapath.present()
-
-
-def test_more_at_once_where_the_kernel_is_quick(bench: KernelBench) -> None:
-    records = [
-        create(bench, bench.add_netns(), workload_id=f"w{n}", number=n) for n in range(1, 13)
-    ]
-    found = set()
-    for record in records:
+def test_a_tcx_program_of_others(bench: KernelBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would run before our filters, and end their run."""
+    record = create(bench, bench.add_netns())
+    monkeypatch.setattr(Tcx, "is_on", lambda _, index: index == record.host_ifindex)
+    with pytest.raises(KernelRefused, match="tcx"):
         bench.datapath.cut_off([record])
-        bench.datapath.remove([record])
-        found.add(bench.datapath.at_once)
-    assert all(8 <= one <= 64 for one in found)
+
+
+def test_filters_that_others_took_from_the_blocks(bench: KernelBench) -> None:
+    """The next removal puts them back."""
+    records = [create(bench, bench.add_netns(), workload_id=f"w{n}", number=n) for n in (1, 2)]
+    bench.datapath.cut_off(records[:1])
+    for block in allocs.REMOVAL_BLOCKS:
+        sh(f"tc filter del block {block}")
+    bench.datapath.cut_off(records[1:])
+    for block in allocs.REMOVAL_BLOCKS:
+        assert "bpf" in sh(f"tc filter show block {block}")
+    bench.datapath.remove(records)
+
+
+def test_what_waits_in_a_queue(bench: KernelBench) -> None:
+    """A queueing discipline has taken it before the filters were there."""
+    path = bench.add_netns()
+    record = create(bench, path)
+    name, address = record.host_interface, str(ip_address(record.ips[0]))
+    sh(f"tc qdisc add dev {name} root tbf rate 80kbit burst 2k latency 60s")
+    with (
+        bench.pods[path].socket(socket.AF_INET, socket.SOCK_DGRAM) as taker,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        taker.bind((address, 0))
+        sender.connect(taker.getsockname())
+        deadline = time.monotonic() + WAIT_S
+        while not json.loads(sh(f"tc -s -j qdisc show dev {name} root"))[0]["qlen"]:
+            sender.send(bytes(500))
+            assert time.monotonic() < deadline
+        for _ in range(50):
+            sender.send(bytes(500))
+        bench.datapath.cut_off([record])
+        taker.setblocking(False)
+        try:
+            while True:
+                taker.recv(1000)
+        except BlockingIOError:
+            pass
+        taker.settimeout(BRIEF_S)
+        with pytest.raises(TimeoutError):
+            taker.recv(1000)
+    bench.datapath.remove([record])
