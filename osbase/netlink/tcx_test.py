@@ -3,6 +3,7 @@
 nobody in a user namespace load a program.
 """
 
+import ctypes
 import os
 import struct
 
@@ -40,7 +41,7 @@ class Kernel:
             return os.open("/dev/null", os.O_RDONLY), attr
         if command == 15:
             _, size, address = struct.unpack_from("=IIQ", attr)
-            tcx.ctypes.memmove(address, struct.pack("=I", self.programs[self.asked]), size)
+            ctypes.memmove(address, struct.pack("=I", self.programs[self.asked]), size)
             return 0, attr
         assert command == 16, command
         count = self.on.get((first, second), 0)

@@ -43,7 +43,8 @@ ATTACH = Counter(
         "close": 2,
     }
 )
-DETACH = Counter({"sendto": 1, "recvfrom": 1})
+# bpf: whether programs were loaded that would come before our filters.
+DETACH = Counter({"bpf": 1, "sendto": 1, "recvfrom": 1})
 # Behind the answer, for links that go together: down and group, deletion.
 REMOVAL = Counter({"sendto": 2, "recvfrom": 2})
 # The calls that make a process or a thread.
