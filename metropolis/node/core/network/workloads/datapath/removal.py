@@ -28,7 +28,7 @@ from typing import Final
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads.datapath import names
-from metropolis.node.core.network.workloads.datapath.host import Host
+from metropolis.node.core.network.workloads.datapath.host import Host, refusals
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.errors import KernelRefused, WorkloadError
 from metropolis.node.core.network.workloads.validate import show
@@ -80,14 +80,19 @@ class Remover:
 
     def _judge(self, records: Sequence[Record], refused: BatchError) -> None:
         """Raise if a link is there that was not cut off."""
-        gone: set[int] = set()
         for error in refused.errors:
             if error.index < len(records):
                 if error.errno != errno.ENODEV:
                     raise _refused(records[error.index], error) from refused
-                gone.add(error.index)
-            elif error.errno != errno.EEXIST and len(gone) < len(records):
+            elif error.errno != errno.EEXIST and self._any_left(records):
                 raise _refused(records[0], error) from refused
+
+    def _any_left(self, records: Sequence[Record]) -> bool:
+        """Return whether a link is there. If all are gone, even since the begin
+        of the batch, so may be the blocks.
+        """
+        with refusals("look for links"):
+            return any(self._host.link(one.host_ifindex) is not None for one in records)
 
     def remove(self, records: Sequence[Record]) -> None:
         """See Datapath."""

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Removals that meet other programs on the host."""
 
+import errno
 import json
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 
 import pytest
@@ -16,7 +17,10 @@ from metropolis.node.core.network.workloads.errors import KernelRefused
 from metropolis.node.core.network.workloads.testing.contract import create
 from metropolis.node.core.network.workloads.testing.kernel_bench import KernelBench
 from metropolis.node.core.network.workloads.testing.lab import WAIT_S
+from osbase.netlink.errors import BatchError, RequestError
+from osbase.netlink.message import Request
 from osbase.netlink.tcx import Tcx
+from osbase.netlink.transport import NetlinkSocket
 
 BRIEF_S = 0.5  # for what must not come
 
@@ -111,6 +115,30 @@ def test_filters_that_others_took_from_the_blocks(bench: KernelBench) -> None:
     for block in allocs.REMOVAL_BLOCKS:
         assert "bpf" in sh(f"tc filter show block {block}")
     bench.datapath.remove(records)
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_links_that_die_while_they_are_cut_off(
+    bench: KernelBench, monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
+    """The last one takes the blocks with it; with no link that is no error."""
+    record = create(bench, bench.add_netns())
+
+    def batch(_: NetlinkSocket, requests: Sequence[Request], **more: object) -> None:
+        if dies:
+            sh(f"ip link del {record.host_interface}")
+        raise BatchError(
+            [RequestError(at, 44, requests[at].what, errno.EINVAL, "") for at in (1, 2)]
+        )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(NetlinkSocket, "batch", batch)
+        if dies:
+            bench.datapath.cut_off([record])
+        else:
+            with pytest.raises(KernelRefused, match="EINVAL"):
+                bench.datapath.cut_off([record])
+    bench.datapath.remove([record])
 
 
 def test_what_waits_in_a_queue(bench: KernelBench) -> None:
