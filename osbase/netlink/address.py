@@ -60,12 +60,14 @@ def add_address(
     *,
     scope: int = RT_SCOPE_UNIVERSE,
     no_dad: bool = False,
+    no_prefix_route: bool = False,
     protocol: int = 0,
 ) -> Request:
     """Add an address to the link. EEXIST: the link has it.
 
-    no_dad: skip IPv6's duplicate address detection; usable at once. protocol:
-    the origin, as in routes (IFA_PROTO).
+    no_dad: skip IPv6's duplicate address detection; usable at once.
+    no_prefix_route: add no route to the prefix; in IPv6 the kernel otherwise
+    adds one even to a /128. protocol: the origin, as in routes (IFA_PROTO).
     """
     packed = address.packed
     flags = IFA_F_NODAD if no_dad else 0
@@ -74,6 +76,8 @@ def add_address(
         + attrs.attr(_IFA_LOCAL, packed)
         + attrs.attr(_IFA_ADDRESS, packed)
     )
+    if no_prefix_route:  # the flag does not fit into the header
+        body += attrs.u32(_IFA_FLAGS, flags | IFA_F_NOPREFIXROUTE)
     if protocol:
         body += attrs.attr(_IFA_PROTO, bytes([protocol]))
     values = (address, prefix_length, name)

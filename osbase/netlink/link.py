@@ -14,6 +14,7 @@ from osbase.netlink import attrs
 from osbase.netlink.errors import ProtocolError
 from osbase.netlink.ifla import (
     HEADER,
+    IF_OPER_DORMANT,
     IFF_NOARP,
     IFF_UP,
     IFLA_ADDRESS,
@@ -33,6 +34,7 @@ from osbase.netlink.ifla import (
     IFLA_LINKINFO,
     IFLA_MASTER,
     IFLA_MTU,
+    IFLA_OPERSTATE,
     IFLA_PERM_ADDRESS,
     IFLA_PROP_LIST,
     IFLA_TARGET_NETNSID,
@@ -51,6 +53,7 @@ _SKIP_STATS = attrs.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 _REVERSE_PATH = attrs.nested(
     AF_INET, attrs.nested(IFLA_INET_CONF, attrs.u32(IPV4_DEVCONF_RP_FILTER, 1))
 )
+_DORMANT = attrs.attr(IFLA_OPERSTATE, bytes([IF_OPER_DORMANT]))
 _NO_IPV6_ADDRESS = attrs.nested(
     AF_INET6, attrs.attr(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
 )
@@ -109,18 +112,30 @@ def set_link_down(ifindex: int, name: str) -> Request:
 
 
 def set_link_alias(
-    ifindex: int, name: str, alias: str, *, ipv6: bool, reverse_path: bool = False
+    ifindex: int,
+    name: str,
+    alias: str,
+    *,
+    ipv6: bool,
+    reverse_path: bool = False,
+    dormant: bool = False,
 ) -> Request:
     """Set the alias (at most 255 bytes) and, if the kernel has IPv6, stop it
     from making a link-local address of its own.
 
     reverse_path: in IPv4 the kernel accepts only packets, and answers only ARP
     requests, from addresses whose route goes through the link (rp_filter=1).
+    dormant: until the link is up and the kernel has looked at its carrier, it
+    is not operational (RFC 2863), instead of unknown, which IPv6 takes for
+    operational: it would walk all routes of the namespace twice for a link that
+    comes up, by `up` and by the carrier (addrconf_notify, net/ipv6/addrconf.c).
     """
     settings = [_REVERSE_PATH] if reverse_path else []
     if ipv6:
         settings.append(_NO_IPV6_ADDRESS)
     attributes = attrs.attr(IFLA_IFALIAS, alias.encode())
+    if dormant:
+        attributes += _DORMANT
     if settings:
         attributes += attrs.nested(IFLA_AF_SPEC, *settings)
     return _change(ifindex, attributes, "set alias of {}", name)

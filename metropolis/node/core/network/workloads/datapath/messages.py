@@ -89,11 +89,14 @@ def commit(record: Record, *, ipv6: bool, first: Sequence[Request] = ()) -> list
 
     The link is set up by the record's name: without it the link stays down, and
     has no routes. So a link with routes has had its records; see plan.
+
+    A link that comes up makes the kernel walk all IPv6 routes of the host. It
+    is dormant, so that the kernel does this once instead of twice.
     """
     index, name = record.host_ifindex, record.host_interface
     requests = [
         *first,
-        set_link_alias(index, name, record.workload_id, ipv6=ipv6, reverse_path=True),
+        set_link_alias(index, name, record.workload_id, ipv6=ipv6, reverse_path=True, dormant=ipv6),
         add_link_altnames(index, name, *names.altnames_of(record)),
         set_link_up_by_altname(names.record_altname(record)),
     ]
@@ -117,9 +120,14 @@ def host_address(record: Record, ip: IPAddress) -> Iterable[Request]:
 
 
 def first_hop(record: Record) -> Request:
-    """Return the request for the IPv6 first hop on the link."""
+    """Return the request for the IPv6 first hop on the link.
+
+    Without a route to its prefix, which is the address itself: packets to it
+    find the route in the table `local`, and each route makes walks longer.
+    """
     hop, bits = allocs.FIRST_HOP_IPV6, checks.FIRST_HOP_BITS_6
-    return add_address(record.host_ifindex, record.host_interface, hop, bits, no_dad=True)
+    index, name = record.host_ifindex, record.host_interface
+    return add_address(index, name, hop, bits, no_dad=True, no_prefix_route=True)
 
 
 def host_route(record: Record, ip: IPAddress) -> Request:
