@@ -67,7 +67,7 @@ def test_a_link_that_is_left_alone_ends(kernel: KernelHost, lost: str) -> None:
     made = attach(kernel, path := kernel.add_netns(), BLUE_RED)
     kernel.engine.close()
     if lost == "record":
-        take_altnames(made, "mw2r.")
+        take_altnames(made, "mw3r.")
     else:
         take_altnames(made, names.part_prefix(made.host_ifindex, names.ID_PART))
         ip("link", "set", made.host_interface, "alias", "another")
@@ -102,7 +102,7 @@ def test_a_link_with_neither_record_nor_routes(kernel: KernelHost) -> None:
     """Its addresses are not held, so nothing may lead there."""
     made = attach(kernel, kernel.add_netns(), BLUE_RED)
     kernel.engine.close()
-    take_altnames(made, "mw2r.")
+    take_altnames(made, "mw3r.")
     ip("link", "set", made.host_interface, "down")
     kernel.restart()
     assert kernel.engine.in_use(PREFIXES[0]) == 0
@@ -148,7 +148,7 @@ def test_every_name_of_a_link_is_put_back(kernel: KernelHost) -> None:
     made = attach(kernel, path := kernel.add_netns(), BLUE_RED)
     index = made.host_ifindex
     letters = [names.part_prefix(index, letter) for letter in "ioc"]
-    for beginning in ("mw2k.", "mw2r.", *letters, "mw2"):
+    for beginning in ("mw3k.", "mw3r.", *letters, "mw"):
         take_altnames(made, beginning)
         (checked,) = kernel.engine.check("w1", netns_path=path)
         assert [f.what.split(" of")[0] for f in checked.findings] == ["alternative names"]
@@ -251,7 +251,7 @@ def test_an_attach_that_was_refused_a_key_and_cannot_be_undone(
 def test_a_link_without_its_record_that_was_renamed(kernel: KernelHost, repaired: bool) -> None:
     nothing = settled("::1")
     made = attach(kernel, path := kernel.add_netns(), BLUE_RED)
-    take_altnames(made, "mw2r.")
+    take_altnames(made, "mw3r.")
     ip("link", "set", made.host_interface, "down")
     ip("link", "set", made.host_interface, "name", "other0")
     if repaired:

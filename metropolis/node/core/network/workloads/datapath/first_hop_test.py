@@ -108,8 +108,8 @@ def _solicit(raw: socket.socket, record: Record, to: str) -> bytes:
     raw.bind((str(record.ips[1]), 0, 0, record.peer_ifindex))
     for option in (_IPV6_MULTICAST_HOPS, _IPV6_UNICAST_HOPS):
         raw.setsockopt(socket.IPPROTO_IPV6, option, 255)
-    option = struct.pack("!BB", 1, 1) + record.mac
-    packet = struct.pack("!BBHI", _SOLICIT, 0, 0, 0) + HOP.packed + option
+    source = struct.pack("!BB", 1, 1) + record.mac
+    packet = struct.pack("!BBHI", _SOLICIT, 0, 0, 0) + HOP.packed + source
     raw.sendto(packet, (to, 0, 0, record.peer_ifindex))
     while True:
         got, _ = raw.recvfrom(200)

@@ -58,7 +58,7 @@ class Record:
     ips: tuple[IPAddress, ...]
     request: bytes
     owner: str = ""
-    version: int = 2
+    version: int = 3
     parts: tuple[PartText, ...] = ()
 
 

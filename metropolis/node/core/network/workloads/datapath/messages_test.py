@@ -30,7 +30,7 @@ RECORDS = st.builds(
     ips=st.one_of(st.tuples(IPV4), st.tuples(IPV6), st.tuples(IPV4, IPV6)),
     request=st.binary(min_size=8, max_size=8),
     owner=st.sampled_from(["", "api", "cni podman", "cni " + "n" * 250]),
-    version=st.sampled_from([1, 2]),
+    version=st.sampled_from([1, 2, 3]),
 )
 
 

@@ -4,14 +4,14 @@
     name        wlXXXXXXXXXXXXX   a hash of workload id and interface name, so
                                   that the kernel allows each pair once
     alias       the workload id, for people
-    altnames    mw2k.NETNS.IF     the key, so that the kernel allows each
+    altnames    mw3k.NETNS.IF     the key, so that the kernel allows each
                                   (namespace, interface) once, too. NETNS:
-                                  cookie, 16 hex digits
+                                  cookie, 16 hex digits, the lowest first
                 mw2p.INDEX.LNM.TEXT
                                   a text, in pieces. L: a letter, which text it
                                   is; N: number of the piece, from 1; M: how
                                   many there are; one digit each
-                mw2r.INDEX.MAC.DIGEST.IPV4.IPV6.MTU
+                mw3r.INDEX.MAC.DIGEST.IPV4.IPV6.MTU
                                   the record: host index, MAC of the end
                                   inside, digest of the request, addresses,
                                   MTU; all hex, an absent address empty
@@ -28,7 +28,8 @@ Letters of texts:
 A text of which a piece is missing is lost as a whole: the attachment is without
 that part then, and a repeated request is refused with that reason.
 
-`mw2` is the version of the format. An alternative name has at most 127 bytes,
+`mw3` is the version of the format; texts are as in version 2, so they have its
+number. An alternative name has at most 127 bytes,
 of any characters but NUL and `/`; keys have at most 36, records 93, pieces of
 texts 127. INDEX makes them unique on the host. All of them are added by one
 message, the key first, since it is the one that can be refused, and the record
@@ -38,9 +39,16 @@ A name that begins as these do and is not understood, be it of another version
 or a text with an unknown letter, says that a newer version made the link, and
 that there is more to it than can be seen: such a link is left alone.
 
-Version 1 has no texts and no MTU: `mw1k.NETNS.IF`, `mw1r.INDEX.MAC.DIGEST.IPV4
-.IPV6`. It takes any other version's keys and records as what it must leave
-alone. Links that it made keep its names: they are adopted with what they have.
+The kernel finds a name by a hash of its first 16 bytes (dev_name_hash,
+net/core/dev.c), and compares it with all others of the same hash. So these have
+to differ: by index, or by the lowest digits of the cookie. The kernel counts
+cookies, so the highest digits are 0 everywhere.
+
+Version 2 has the highest digit of the cookie first: `mw2k.NETNS.IF`,
+`mw2r.INDEX…`. Version 1 does that, too, and has no texts and no MTU:
+`mw1k.NETNS.IF`, `mw1r.INDEX.MAC.DIGEST.IPV4.IPV6`. Both take a newer version's
+keys and records as what they must leave alone. Links that they made keep their
+names: they are adopted with what they have.
 """
 
 import hashlib
@@ -55,7 +63,8 @@ from metropolis.node.core.network.workloads.model import IPAddress, PartText
 from metropolis.node.core.network.workloads.parts import TEXT_MAX
 from osbase.netlink.ifla import ALTIFNAMSIZ
 
-VERSION = 2
+VERSION = 3
+_TEXTS_VERSION = 2  # of pieces of texts
 
 ID_PART = "i"
 OWNER_PART = "o"
@@ -65,9 +74,9 @@ OWN_LETTERS = frozenset((ID_PART, OWNER_PART))
 PIECE_MAX = ALTIFNAMSIZ - 1 - len("mw2p.ffffffff.i11.")
 _OWN_TEXT_MAX = 255  # characters of ASCII, in at most three pieces
 
-_KEY = re.compile(r"mw([12])k\.([0-9a-f]{16})\.(.{1,15})", re.DOTALL)
+_KEY = re.compile(r"mw([123])k\.([0-9a-f]{16})\.(.{1,15})", re.DOTALL)
 _RECORD = re.compile(
-    r"mw([12])r\.([0-9a-f]{1,8})\.([0-9a-f]{12})\.([0-9a-f]{16})"
+    r"mw([123])r\.([0-9a-f]{1,8})\.([0-9a-f]{12})\.([0-9a-f]{16})"
     r"\.([0-9a-f]{8})?\.([0-9a-f]{32})?(?:\.([0-9a-f]{1,8}))?"
 )
 _PART = re.compile(r"mw2p\.([0-9a-f]{1,8})\.([a-z])([1-9])([1-9])\.(.*)", re.DOTALL)
@@ -89,7 +98,13 @@ def is_host_interface(name: str) -> bool:
 
 def key_altname(record: Record) -> str:
     """Return the name that two attachments cannot share."""
-    return f"mw{record.version}k.{record.netns_cookie:016x}.{record.if_name}"
+    cookie = _digits(f"{record.netns_cookie:016x}", record.version)
+    return f"mw{record.version}k.{cookie}.{record.if_name}"
+
+
+def _digits(cookie: str, version: int) -> str:
+    """Turn a cookie's digits into those of a key, and back."""
+    return cookie if version < 3 else cookie[::-1]
 
 
 def record_altname(record: Record) -> str:
@@ -195,7 +210,7 @@ def parse_altnames(altnames: Iterable[str]) -> LinkNames | None:
         return None
     texts = _texts(altnames, int(index, 16))
     return LinkNames(
-        netns_cookie=int(keys[0][2], 16),
+        netns_cookie=int(_digits(keys[0][2], version), 16),
         if_name=keys[0][3],
         ifindex=int(index, 16),
         mac=bytes.fromhex(mac),
@@ -269,7 +284,7 @@ def _is_unknown(name: str, found: re.Match[str], letters: Container[str]) -> boo
     version, kind = found.groups()
     if version == "1":
         return False  # there will be no other of those
-    if version != str(VERSION):
+    if version not in (str(_TEXTS_VERSION), str(VERSION)):
         return True
     if kind == "p":
         part = _PART.fullmatch(name)

@@ -139,17 +139,44 @@ def test_what_is_no_text_is_neither_written_nor_read(text: str) -> None:
     assert found.workload_id == ""
 
 
+@given(RECORDS)
+@example(ONE)
+def test_records_of_version_2_are_read_and_written(one: Record) -> None:
+    old = replace(one, version=2)
+    altnames = list(names.altnames_of(old))
+    assert altnames[0] == f"mw2k.{one.netns_cookie:016x}.{one.if_name}"
+    assert altnames[-1].startswith(f"mw2r.{one.host_ifindex:x}.")
+    new = names.altnames_of(one)
+    assert altnames[1:-1] == list(new[1:-1])  # the texts
+    found, as_new = names.parse_altnames(altnames), names.parse_altnames(new)
+    assert found is not None
+    assert found == replace(as_new, version=2)
+    assert not names.is_newer(altnames)
+    assert names.addresses_in(altnames) == old.ips
+    assert names.parse_altnames([altnames[0], *new[1:]]) is None
+
+
+@given(st.sets(st.integers(0, 2**40), min_size=2, max_size=9), st.sampled_from(["eth0", "e"]))
+def test_the_kernel_s_hash_tells_keys_apart(cookies: set[int], if_name: str) -> None:
+    """It is of the first 16 bytes."""
+    keys = [names.key_altname(replace(ONE, netns_cookie=n, if_name=if_name)) for n in cookies]
+    assert len({key[:16] for key in keys}) == len(cookies)
+
+
 def test_what_newer_versions_make_is_known_as_such() -> None:
     for newer in (
-        "mw3r.whatever",
+        "mw4r.whatever",
         "mw10k.1.eth0",
-        "mw3p.1.i11.x",
-        "mw3x.",
-        "mw2x.",  # of this version, of a kind that it does not know
+        "mw4p.1.i11.x",
+        "mw3p.1.i11.x",  # texts are of version 2
+        "mw4x.",
+        "mw3x.",  # of this version, of a kind that it does not know
         "mw2p.1.h11.tcp 80",  # of a part that it does not know
         "mw2p.1.i1.x",
         "mw2r.1.020000000001.0000000000000000.0a000001..5dc.more",
         "mw2k.1.eth0",
+        "mw3k.1.eth0",
+        "mw3r.1.020000000001.0000000000000000.0a000001..5dc.more",
     ):
         assert names.is_newer([newer]), newer
         assert names.is_newer([*names.altnames_of(ONE), newer]), newer
@@ -159,7 +186,7 @@ def test_what_newer_versions_make_is_known_as_such() -> None:
 
 
 def test_addresses_of_newer_records_are_known_where_they_stand() -> None:
-    newer = [name.replace("mw2", "mw7") + ".more" for name in names.altnames_of(ONE)]
+    newer = [name.replace("mw3", "mw7") + ".more" for name in names.altnames_of(ONE)]
     assert names.addresses_in(newer) == ONE.ips
     assert names.addresses_in(["mw7r.1.2.3", "mw7r.1.2.3.zz.4.5", "mw7r"]) == ()
 

@@ -117,7 +117,7 @@ def test_so_is_one_of_version_1(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("alias", [b"", b"w2", b"\xff"])
 def test_one_that_lost_its_id_is_held_until_it_is_named(alias: bytes) -> None:
     without_id = tuple(name for name in WHOLE.altnames if ".i11." not in name)
-    for whole, version, owner in ((OLD, 1, ""), (replace(WHOLE, altnames=without_id), 2, "api")):
+    for whole, version, owner in ((OLD, 1, ""), (replace(WHOLE, altnames=without_id), 3, "api")):
         link = replace(whole, alias=alias)
         one = replace(record(1), workload_id="", version=version, owner=owner)
         held = Held(link.name, link.ifindex, one.ips, record=one)
@@ -191,7 +191,7 @@ def test_addresses_of_records_that_are_not_ours_are_held(link: Link) -> None:
 @pytest.mark.parametrize(
     "altnames",
     [
-        tuple(name.replace("mw2", "mw3") for name in WHOLE.altnames),
+        tuple(name.replace("mw3", "mw4") for name in WHOLE.altnames),
         (*WHOLE.altnames, "mw2p.1389.h11.tcp80"),
         (*OLD.altnames, "mw3r.1389"),
     ],

@@ -170,7 +170,7 @@ def test_unfinished_attaches_are_removed_and_foreign_links_left(bench: KernelBen
     def altnames(index: int) -> list[str]:
         return list(names.altnames_of(replace(kept, netns_cookie=index, host_ifindex=index)))
 
-    newer = [name.replace("mw2", "mw3") for name in altnames(7300)]
+    newer = [name.replace("mw3", "mw4") for name in altnames(7300)]
     part = [*altnames(7310), "mw2p.1c8e.h11.tcp80"]
     with NetlinkSocket() as sock:
         sock.batch(
@@ -377,6 +377,21 @@ def test_attachments_of_version_1_are_adopted(bench: KernelBench) -> None:
     bench.datapath.remove([old])
     assert bench.datapath.present() == {new.host_ifindex}
     # The next of that interface is of this version.
+    made = create(bench, path)
+    assert set(bench.again().scan().complete) == {made, new}
+
+
+def test_attachments_of_version_2_are_adopted(bench: KernelBench) -> None:
+    path = bench.add_netns()
+    with bench.datapath.open_netns(path) as netns:
+        old = replace(record_for(netns), version=2)
+        bench.datapath.create(netns, old, metric=0)
+    new = create(bench, bench.add_netns(), **OTHER)
+    before = settled("fe80::1", 2)
+    assert bench.again().scan() == Scan((old, new))
+    assert settled("fe80::1", 2) == before
+    ping(bench.pods[path], old)
+    bench.datapath.remove([old])
     made = create(bench, path)
     assert set(bench.again().scan().complete) == {made, new}
 

@@ -73,7 +73,7 @@ def take(pods: dict[str, Pod]) -> State:
     def neutral(text: str) -> str:
         for index, word in words.items():
             text = re.sub(rf"\b{index}\b", f"<{word}>", text)
-            text = re.sub(rf"(mw2[pr])\.{index:x}\.", rf"\1.<{word}>.", text)
+            text = re.sub(rf"(mw[0-9][pr])\.{index:x}\.", rf"\1.<{word}>.", text)
         return text
 
     inside = {
