@@ -11,8 +11,13 @@ interpreter failed; 2 for a wrong usage or configuration.
 
 from __future__ import annotations
 
+from metropolis.node.core import start  # noqa: F401  # before all others
+
+# isort: split
+
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -23,6 +28,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from metropolis.node import allocs
+from osbase.imports.parser import Parser
 from osbase.text import printable
 
 if TYPE_CHECKING:
@@ -70,8 +76,8 @@ def _line(uptime: float, level: str, name: str, text: str) -> str:
     return f"[{uptime:12.6f}] {level[0]} {name}: {text}"
 
 
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _arguments() -> Parser:
+    parser = Parser(
         prog="node-core",
         usage="%(prog)s [options]",
         description="Node core: network and workload networking of one node.",
@@ -129,6 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler.setFormatter(ConsoleFormatter())
     logging.basicConfig(level=arguments.log_level.upper(), handlers=[handler])
 
+    # What is imported stays: to look through it for garbage is wasted.
+    gc.disable()
     # After the arguments, so that --help and wrong usage answer at once.
     from metropolis.node.core import config as node_config
 
@@ -160,6 +168,8 @@ async def _serve(config: NodeConfig, arguments: argparse.Namespace) -> int:
     from osbase import event
     from osbase.supervisor import Context, Supervisor
 
+    gc.freeze()
+    gc.enable()
     runtime_dir: str = arguments.runtime_dir
     pod_prefixes = event.Value[PodPrefixes]("pod prefixes")
     membership = None

@@ -8,6 +8,10 @@ The parts are put together as network.service does, without its supervisor and
 its uplink. Writes `ready` when both sockets serve; ends by a signal, uncaught.
 """
 
+from metropolis.node.core import start  # noqa: F401  # before all others
+
+# isort: split
+
 import asyncio
 import logging
 import sys

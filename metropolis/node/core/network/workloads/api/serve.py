@@ -8,7 +8,10 @@ server within the network service. It writes `ready` to standard output when it
 serves, and ends with SIGTERM or SIGINT, after the calls under way.
 """
 
-import argparse
+from metropolis.node.core import start  # noqa: F401  # before all others
+
+# isort: split
+
 import logging
 import signal
 import sys
@@ -21,12 +24,13 @@ from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.engine.journal import Journal
 from metropolis.node.core.network.workloads.engine.settings import DEFAULT_MTU
 from metropolis.node.core.network.workloads.errors import WorkloadError
+from osbase.imports.parser import Parser
 from osbase.rpc import choose
 
 
 def main(arguments: list[str]) -> int:
     """Run until a signal. Returns the exit status: 1 when it cannot serve."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="serve",
         usage="%(prog)s [options] --socket FILE",
         description="Serve the workload network API in this network namespace, without the "

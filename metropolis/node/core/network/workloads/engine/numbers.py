@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers that are chosen here, since asking the kernel costs a round trip."""
 
-import secrets
+import os
+import random
 from collections.abc import Container, Iterator
 
 # Interface indexes: high ones, which the kernel does not reach by itself.
@@ -15,7 +16,7 @@ _FURTHER_METRIC = 2048
 
 def random_index() -> int:
     """Return an interface index that is most likely free."""
-    return INDEX_MIN + secrets.randbelow(INDEX_MAX - INDEX_MIN)
+    return random.SystemRandom().randrange(INDEX_MIN, INDEX_MAX)
 
 
 def index_numbers() -> Iterator[int]:
@@ -28,7 +29,7 @@ def index_numbers() -> Iterator[int]:
 
 def random_mac() -> bytes:
     """Return a locally administered unicast address, 6 bytes (IEEE 802)."""
-    drawn = secrets.token_bytes(6)
+    drawn = os.urandom(6)
     return bytes([drawn[0] & 0xFC | 0x02]) + drawn[1:]
 
 
