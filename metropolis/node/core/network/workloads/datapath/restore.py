@@ -38,12 +38,15 @@ from osbase.netlink.errors import (
     RequestError,
     errno_name,
 )
-from osbase.netlink.link import del_link
+from osbase.netlink.link import Link, del_link
 from osbase.netlink.message import Request
 from osbase.netlink.neighbours import RTM_DELNEIGH
-from osbase.netlink.route import RTM_NEWROUTE
+from osbase.netlink.route import RTM_NEWROUTE, Route
 
 log = logging.getLogger(__name__)
+
+# The host routes of workloads, and all links.
+type _Dumped = tuple[dict[tuple[IPAddress, int], Route], list[Link]]
 
 # Packets that go another way for a shorter time are not reported: the ward of
 # the host may be about to restore routing rules.
@@ -92,7 +95,11 @@ class Restorer:
         return Scan(
             complete=planned.complete,
             leaving=planned.leaving,
-            repairs=(*stale, *self._repair_at_start(planned.complete)),
+            # Calls come later, so the dumps are as good as new ones.
+            repairs=(
+                *stale,
+                *self._repair_at_start(planned.complete, None if removed else (routes, links)),
+            ),
             half_made=tuple(link.name for link in planned.half_made),
             duplicates=tuple(record.host_interface for record in planned.duplicates),
             held=planned.held,
@@ -133,13 +140,15 @@ class Restorer:
             links = self._host.links()
         return frozenset(link.ifindex for link in links if plan.looks_like_ours(link))
 
-    def _repair_at_start(self, records: Sequence[Record]) -> tuple[Repair, ...]:
+    def _repair_at_start(
+        self, records: Sequence[Record], dumped: _Dumped | None
+    ) -> tuple[Repair, ...]:
         """Repair the attachments of a scan. Others' routes to their addresses
         may be older: an attach was refused, and the service killed before it
         could undo it. Such routes are never replaced.
         """
         self._contested = set()
-        return tuple(self._repair(records, lambda _: True, _free, replace=False))
+        return tuple(self._repair(records, lambda _: True, _free, replace=False, dumped=dumped))
 
     # ---- Repair -------------------------------------------------------------
 
@@ -183,13 +192,20 @@ class Restorer:
             return observe.elsewhere(host, ip, record.host_ifindex)
 
     def _repair(
-        self, records: Sequence[Record], allow: Allow, hold: LockIfIdle, *, replace: bool
+        self,
+        records: Sequence[Record],
+        allow: Allow,
+        hold: LockIfIdle,
+        *,
+        replace: bool,
+        dumped: _Dumped | None = None,
     ) -> list[Repair]:
         if not records:
             return []
         # The links last: a link that came meanwhile must not lack its parts.
-        routes, hops = self._host.routes(), self._host.first_hops()
-        links = {link.ifindex: link for link in self._host.links()}
+        routes = dumped[0] if dumped else self._host.routes()
+        hops = self._host.first_hops()
+        links = {link.ifindex: link for link in (dumped[1] if dumped else self._host.links())}
         neighbours = self._host.neighbours()
         elements = self._look_at_elements() if any(record.parts for record in records) else None
         seen = repairs.Seen(links, routes, hops, forwards(), self._host.ipv6, neighbours, elements)
