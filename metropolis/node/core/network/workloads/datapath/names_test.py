@@ -150,6 +150,7 @@ def test_records_of_version_2_are_read_and_written(one: Record) -> None:
     assert altnames[1:-1] == list(new[1:-1])  # the texts
     found, as_new = names.parse_altnames(altnames), names.parse_altnames(new)
     assert found is not None
+    assert as_new is not None
     assert found == replace(as_new, version=2)
     assert not names.is_newer(altnames)
     assert names.addresses_in(altnames) == old.ips
