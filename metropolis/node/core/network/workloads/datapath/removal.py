@@ -55,6 +55,7 @@ class Remover:
         self._host = host
         self._mutex = threading.Lock()  # the group is of one removal at a time
         self._at_once = 16
+        self._one_by_one = False  # and it was logged
         self._tcx = Tcx()
 
     @property
@@ -129,9 +130,12 @@ class Remover:
     def _delete(self, retired: Sequence[Record]) -> None:
         try:
             self._host.batch(del_links_by_group(allocs.LINK_GROUP_REMOVAL), tolerate={errno.ENODEV})
+            self._one_by_one = False
         except BatchError as refused:
             # Others put a link there that nobody can delete, such as hardware.
-            log.warning("%s; links are deleted one by one", refused)
+            if not self._one_by_one:
+                log.warning("%s; links are deleted one by one", refused)
+            self._one_by_one = True
             self._host.batch(
                 *[del_link_by_altname(names.record_altname(one)) for one in retired],
                 tolerate={errno.ENODEV},
