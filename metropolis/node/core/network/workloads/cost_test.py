@@ -43,7 +43,7 @@ ATTACH = Counter(
         "close": 2,
     }
 )
-# bpf: whether programs were loaded that would come before our filters.
+# bpf: whether a program was loaded that could come before our filters.
 DETACH = Counter({"bpf": 1, "sendto": 1, "recvfrom": 1})
 # Behind the answer, for links that go together: down and group, deletion.
 REMOVAL = Counter({"sendto": 2, "recvfrom": 2})
@@ -119,9 +119,14 @@ def test_system_calls(dual: Engine, tmp_path: Path) -> None:
         assert count(tmp_path / "detach", lambda number: detach(dual, number)) == DETACH
 
 
-def test_many_removals_cost_as_much_as_one(dual: Engine, tmp_path: Path) -> None:
-    """In system calls, of the removals' thread: they are done together."""
-    with pods(8) as made:  # the datapath wants at least so many at once
+def test_many_removals_cost_as_much_as_one(
+    dual: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In system calls, of the removals' thread: they are done together, if the
+    kernel is quick enough; a traced one may not be.
+    """
+    monkeypatch.setattr(KernelDatapath, "at_once", MEASURED)
+    with pods(MEASURED) as made:
         for _ in range(2):
             for number, pod in enumerate(made):
                 attach(dual, pod, number)
