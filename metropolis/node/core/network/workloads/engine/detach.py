@@ -23,6 +23,7 @@ the elements of its parts, which outlive the link, are removed, and its
 addresses and resources are freed. So are those of a link that was left alone.
 """
 
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 
@@ -108,7 +109,8 @@ class Detacher:
             if not at_once and self._cut_off(records):
                 self._removals.add(leaving)
                 return records
-            self._datapath.remove(records)
+            for some in itertools.batched(records, self._datapath.at_once, strict=False):
+                self._datapath.remove(some)
         except BaseException:
             for entry in leaving:
                 self.settle(entry, State.BROKEN)

@@ -114,8 +114,8 @@ def test_refused_links_do_not_divide_the_others(world: Held) -> None:
 
 def test_each_waiting_call_gets_the_error(world: Held) -> None:
     """Though others begin to wait meanwhile, and again."""
-    detached(world)
     world.refusing = {"w1"}
+    detached(world)
     started = threading.Barrier(8)
 
     def wait() -> int:
@@ -128,9 +128,8 @@ def test_each_waiting_call_gets_the_error(world: Held) -> None:
         return found
 
     world.go.set()
-    calls = [world.pool.submit(wait) for _ in range(4)]
-    more = [world.pool.submit(wait) for _ in range(4)]
-    assert [one.result(WAIT_S) for one in calls + more] == [50] * 8
+    calls = [world.pool.submit(wait) for _ in range(8)]
+    assert [one.result(WAIT_S) for one in calls] == [50] * 8
 
 
 # ---- Attach -----------------------------------------------------------------
@@ -139,8 +138,8 @@ def test_each_waiting_call_gets_the_error(world: Held) -> None:
 def test_one_that_is_refused_is_no_reason_to_refuse(world: Held) -> None:
     """The other has an address, too, and is gone soon."""
     world.engine.set_prefixes(TWO)
-    detached(world, "w2")
     world.refusing = {"w1"}
+    detached(world, "w2")
     first = world.waits(lambda: world.engine.attach(intent("w3", "/c")))
     world.go.set()
     first.result(WAIT_S)
@@ -200,6 +199,23 @@ def test_a_collect_waits_for_room(world: Held, monkeypatch: pytest.MonkeyPatch) 
     world.go.set()
     waiting.result(WAIT_S)
     assert not world.engine.list()
+
+
+def test_what_cannot_be_cut_off_is_removed_in_small_groups(world: Held) -> None:
+    """Others wait for the kernel meanwhile."""
+
+    def refuse(_: Sequence[Record]) -> None:
+        raise KernelRefused("detach: EEXIST")
+
+    world.datapath.on_cut_off = refuse
+    world.go.set()
+    world.engine.set_prefixes(SEVERAL)
+    for number in range(30):
+        world.kernel.add_netns(f"/{number}")
+        world.engine.attach(intent(f"w{number}", f"/{number}"))
+    assert len(world.engine.collect(lambda *_: False).removed) == 30
+    assert not world.kernel.links
+    assert max(map(len, world.groups)) <= world.datapath.at_once
 
 
 # ---- Start and end ----------------------------------------------------------
