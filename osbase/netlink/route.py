@@ -8,9 +8,9 @@ linux/rtnetlink.h.
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from osbase.ip import AF_INET, IPAddress, IPNetwork, family_of
+from osbase.ip import AF_INET, AF_INET6, IPAddress, IPNetwork, family_of
 from osbase.netlink import attrs
 from osbase.netlink.attrs import ADDRESS_SIZES
 from osbase.netlink.errors import ProtocolError
@@ -31,6 +31,7 @@ RTPROT_KERNEL = 2
 RTPROT_BOOT = 3
 RTN_UNICAST = 1
 RTN_LOCAL = 2
+RTN_MULTICAST = 5
 RTN_UNREACHABLE = 7
 RTM_F_FIB_MATCH = 0x2000
 
@@ -47,6 +48,8 @@ HEADER = struct.Struct("=BBBBBBBBI")
 _NEXT_HOP = struct.Struct("=HBBi")  # length, flags, hops, index
 _VIA = struct.Struct("=H")  # family, then the address
 _NEW = NLM_F_CREATE | NLM_F_EXCL
+_MULTICAST = IPv6Address("ff00::")
+_KERNEL_METRIC = 256  # IP6_RT_PRIO_ADDRCONF
 
 
 def dump_routes(family: int, protocol: int) -> Request:
@@ -139,6 +142,23 @@ def add_route(
     values = ("default" if destination is None else destination, bits, name)
     flags = _NEW if exclusive else NLM_F_CREATE
     return Request(RTM_NEWROUTE, flags, b"".join(parts), "add route {}/{} dev {}", values)
+
+
+def add_multicast_route(ifindex: int, name: str) -> Request:
+    """Add the IPv6 route by which a link receives multicast: the same that the
+    kernel adds once it has looked at the link's carrier, and removes with the
+    link. ENETDOWN: the link is down. EEXIST: it is there.
+    """
+    parts = [
+        HEADER.pack(
+            AF_INET6, 8, 0, 0, RT_TABLE_LOCAL, RTPROT_KERNEL, RT_SCOPE_UNIVERSE, RTN_MULTICAST, 0
+        ),
+        attrs.attr(_RTA_DST, _MULTICAST.packed),
+        attrs.u32(RTA_OIF, ifindex),
+        attrs.u32(_RTA_PRIORITY, _KERNEL_METRIC),
+    ]
+    words = "add route {}/8 dev {}"
+    return Request(RTM_NEWROUTE, NLM_F_CREATE, b"".join(parts), words, (_MULTICAST, name))
 
 
 def add_local_route(ifindex: int, name: str, address: IPv4Address) -> Request:

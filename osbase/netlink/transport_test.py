@@ -40,9 +40,11 @@ from osbase.netlink.message import Request
 from osbase.netlink.netns import open_current
 from osbase.netlink.route import (
     RT_SCOPE_LINK,
+    RTN_MULTICAST,
     RTN_UNICAST,
     RTN_UNREACHABLE,
     Route,
+    add_multicast_route,
     add_route,
     del_route,
     dump_link_routes,
@@ -451,3 +453,20 @@ def test_routes_of_prefixes(sock: NetlinkSocket, pair: int, text: str) -> None:
     assert present() == []
     with pytest.raises(BatchError, match=rf"delete route {text} unreachable: ESRCH"):
         sock.batch([del_route(held, "a1000")])
+
+
+def test_the_route_of_multicast_is_the_kernel_s(sock: NetlinkSocket, pair: int) -> None:
+    """A link that comes up has one, whoever was first."""
+    wanted = add_multicast_route(pair, "a1000")
+    with pytest.raises(BatchError, match=r"add route ff00::/8 dev a1000: (ENETDOWN|ENODEV)"):
+        sock.batch([wanted])
+    sock.batch([set_link_up(pair, "a1000")])
+    sock.batch([wanted], tolerate={errno.EEXIST})
+    with pytest.raises(BatchError, match=r"add route ff00::/8 dev a1000: EEXIST"):
+        sock.batch([wanted])
+    sock.batch([add_address(pair, "a1000", ip_address("fe80::7"), 128)])  # the kernel's turn
+    with IPRoute() as witness:
+        found = witness.get_routes(family=AF_INET6, table=255)
+    (one,) = [r for r in found if (r.get("oif"), r["type"]) == (pair, RTN_MULTICAST)]
+    assert (one.get("dst"), one["dst_len"], one["proto"]) == ("ff00::", 8, 2)
+    assert one.get("priority") == 256

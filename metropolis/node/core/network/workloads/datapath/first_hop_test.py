@@ -6,17 +6,22 @@ Runs in a network namespace of its own, as its root.
 
 import socket
 import struct
+import time
+from typing import Any
 
 import pytest
 from pyroute2 import IPRoute
 
 from metropolis.node import allocs
+from metropolis.node.core.network.workloads.datapath import messages
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.testing.contract import always, create, idle
 from metropolis.node.core.network.workloads.testing.kernel_bench import KernelBench
 from metropolis.node.core.network.workloads.testing.lab import WAIT_S, Pod, settled, udp_round_trip
 from osbase.ip import link_local
 from osbase.netlink.ifla import IFF_LOWER_UP, IFF_UP
+from osbase.netlink.message import Request
+from osbase.netlink.template import Encoded, encoded
 
 HOP = allocs.FIRST_HOP_IPV6
 SOLICITED = "ff02::1:ff00:1"
@@ -35,10 +40,25 @@ def routes(index: int) -> list[tuple[int, str]]:
     )
 
 
+def operational(index: int) -> Any:
+    """Return the link once the kernel has looked at its carrier."""
+    deadline = time.monotonic() + WAIT_S
+    with IPRoute() as witness:
+        while time.monotonic() < deadline:
+            (link,) = witness.get_links(index)
+            if link.get("operstate") == "UP":
+                return link
+    raise AssertionError(f"link {index} is {link.get('operstate')}")
+
+
 def test_a_link_has_no_route_more_than_it_needs(bench: KernelBench) -> None:
-    """The kernel walks all of them for each link that comes up or goes."""
+    """The kernel walks all of them for each link that comes up or goes. That of
+    multicast is the kernel's own: it adds no second one.
+    """
     record = create(bench, bench.add_netns())
+    assert (255, "ff00::/8") in routes(record.host_ifindex)
     settled(str(HOP))
+    operational(record.host_ifindex)
     assert routes(record.host_ifindex) == [
         (254, "fd00:9::1/128"),
         (254, f"{link_local(record.mac)}/128"),
@@ -47,15 +67,26 @@ def test_a_link_has_no_route_more_than_it_needs(bench: KernelBench) -> None:
     ]
 
 
+def test_the_kernel_may_be_first(bench: KernelBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the route of multicast: a second request for it is refused."""
+    once = messages.commit
+
+    def commit(record: Record, **named: Any) -> list[Request]:
+        return [*once(record, **named), messages.multicast_route(record)]
+
+    def encode_commit(record: Record, **named: Any) -> Encoded:
+        return encoded(commit(record, **named))
+
+    monkeypatch.setattr(messages, "commit", commit)
+    monkeypatch.setattr(messages, "encode_commit", encode_commit)
+    record = create(bench, bench.add_netns())
+    assert routes(record.host_ifindex)[-1] == (255, "ff00::/8")
+
+
 def test_the_link_is_operational(bench: KernelBench) -> None:
     """It is dormant only until the kernel has looked at the carrier."""
     record = create(bench, bench.add_netns())
-    settled(str(HOP))
-    with IPRoute() as witness:
-        while True:
-            (link,) = witness.get_links(record.host_ifindex)
-            if link.get("operstate") == "UP":
-                break
+    link = operational(record.host_ifindex)
     assert link["flags"] & (IFF_UP | IFF_LOWER_UP) == IFF_UP | IFF_LOWER_UP
 
 

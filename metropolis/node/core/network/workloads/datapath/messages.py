@@ -3,7 +3,7 @@
 
     pair     host       veth pair, down, both ends with all attributes
     inside   namespace  lo and link up, addresses, first hop, default routes
-    commit   host       alias, records, up, fe80::1, host routes
+    commit   host       alias, records, fe80::1, up, host routes
 
 Each is written once, as requests; `encode_` gives the same as bytes, from
 templates: one for each shape, i.e. with and without IPv6, and by length of the
@@ -13,7 +13,7 @@ names. A node has only a handful of shapes.
 import functools
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
@@ -21,12 +21,12 @@ from metropolis.node import allocs
 from metropolis.node.core.network.workloads.datapath import checks, names
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.model import IPAddress
-from osbase.ip import family_of, link_local
+from osbase.ip import family_of
 from osbase.netlink.address import add_address
 from osbase.netlink.altnames import add_link_altnames, set_link_up_by_altname
 from osbase.netlink.link import set_link_alias, set_link_up
 from osbase.netlink.message import Request
-from osbase.netlink.route import Route, add_route, replace_route
+from osbase.netlink.route import Route, add_multicast_route, add_route, replace_route
 from osbase.netlink.template import Encoded, Sample, Template, encoded
 from osbase.netlink.veth import VethEnd, new_veth
 
@@ -88,35 +88,28 @@ def commit(record: Record, *, ipv6: bool, first: Sequence[Request] = ()) -> list
     invented sender would become a neighbour entry.
 
     The link is set up by the record's name: without it the link stays down, and
-    has no routes. So a link with routes has had its records; see plan.
+    has no routes to workloads. So a link with those has had its records; see
+    plan.
 
     A link that comes up makes the kernel walk all IPv6 routes of the host. It
-    is dormant, so that the kernel does this once instead of twice.
+    is dormant, so that the kernel does this once instead of twice, and behind
+    us: when it looks at the carrier. It has the lock (RTNL) then, and what is
+    after `up` should not wait for that. So fe80::1 is before it, and the IPv4
+    route next to it; IPv6 routes do not need the lock (since Linux 6.16). The
+    one of multicast is the kernel's, earlier: the first solicitation needs it.
     """
     index, name = record.host_ifindex, record.host_interface
     requests = [
         *first,
         set_link_alias(index, name, record.workload_id, ipv6=ipv6, reverse_path=True, dormant=ipv6),
         add_link_altnames(index, name, *names.altnames_of(record)),
-        set_link_up_by_altname(names.record_altname(record)),
     ]
-    for ip in record.ips:
-        requests += host_address(record, ip)
-    return requests
-
-
-def host_address(record: Record, ip: IPAddress) -> Iterable[Request]:
-    """Return the requests for an address: the first hop, and the route.
-
-    Towards IPv4 addresses the host uses the first hop as its own address: it
-    may have no other. In IPv6 it has fe80::1 on the link, and a route to the
-    workload's link-local address; see checks.FIRST_HOP_BITS_6.
-    """
-    if ip.version == 6:
-        yield first_hop(record)
-    yield host_route(record, ip)
-    if ip.version == 6:
-        yield host_route(record, link_local(record.mac))
+    six = record.ips[-1].version == 6
+    if six:
+        requests.append(first_hop(record))
+    requests.append(set_link_up_by_altname(names.record_altname(record)))
+    requests += [host_route(record, ip) for ip in checks.reached(record)]
+    return [*requests, multicast_route(record)] if six else requests
 
 
 def first_hop(record: Record) -> Request:
@@ -130,8 +123,17 @@ def first_hop(record: Record) -> Request:
     return add_address(index, name, hop, bits, no_dad=True, no_prefix_route=True)
 
 
+def multicast_route(record: Record) -> Request:
+    """Return the request for what the kernel adds later, or has added."""
+    return add_multicast_route(record.host_ifindex, record.host_interface)
+
+
 def host_route(record: Record, ip: IPAddress) -> Request:
-    """The route to one of checks.reached."""
+    """The route to one of checks.reached.
+
+    Towards IPv4 addresses the host uses the first hop as its own address: it
+    may have no other. In IPv6 it has fe80::1 on the link.
+    """
     return add_route(
         ip,
         record.host_ifindex,

@@ -256,10 +256,17 @@ class KernelDatapath:
             encoded = messages.encode_commit(record, ipv6=ipv6, first=first)
             self._host.batch_encoded(encoded, requests)
         except BatchError as error:
-            # An IPv4 route whose source address is missing on lo.
             sent = requests()
-            route = len(sent) - 1 if record.ips[-1].version == 4 else len(first) + 3
-            failed = {(one.index, one.errno) for one in error.errors}
+            there = (messages.multicast_route(record), errno.EEXIST)
+            failed = {
+                (one.index, one.errno)
+                for one in error.errors
+                if (sent[one.index], one.errno) != there
+            }
+            if not failed:
+                return  # the kernel was first
+            # An IPv4 route whose source address is missing on lo.
+            route = next(at for at, one in enumerate(sent) if one.kind == RTM_NEWROUTE)
             if failed != {(route, errno.EINVAL)} or record.ips[0].version != 4:
                 raise
             self._host.ensure_first_hop()
