@@ -53,7 +53,7 @@ their own wards. Nothing inside a namespace is restored. Links that are leaving,
 and attachments that a call is busy with, are not touched.
 
 An attach is three sends: create the pair (host); configure the inside
-(namespace); name, up, first hop and routes (host, the commit).
+(namespace); name, first hop, up and routes (host, the commit).
 
 A request may ask for more than addresses, such as host ports: each such feature
 is a part, one module of pure methods. Engine and datapath iterate over the
