@@ -456,7 +456,7 @@ def test_routes_of_prefixes(sock: NetlinkSocket, pair: int, text: str) -> None:
 
 
 def test_the_route_of_multicast_is_the_kernel_s(sock: NetlinkSocket, pair: int) -> None:
-    """A link that comes up has one, whoever was first."""
+    """A link that is up has one, by us or by the kernel."""
     wanted = add_multicast_route(pair, "a1000")
     with pytest.raises(BatchError, match=r"add route ff00::/8 dev a1000: (ENETDOWN|ENODEV)"):
         sock.batch([wanted])
