@@ -23,6 +23,7 @@ LATER: Final = (
     "calendar",
     "google.protobuf.internal.python_message",
     "google.protobuf.unknown_fields",
+    "pickle",
     # By asyncio: TLS.
     "asyncio.sslproto",
     # By tempfile: directories alone are made by it.

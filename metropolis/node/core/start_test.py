@@ -30,7 +30,7 @@ asyncio.graph asyncio.locks asyncio.log asyncio.mixins asyncio.protocols
 asyncio.queues asyncio.runners asyncio.selector_events asyncio.staggered
 asyncio.streams asyncio.subprocess asyncio.taskgroups asyncio.tasks
 asyncio.threads asyncio.timeouts asyncio.transports asyncio.trsock
-asyncio.unix_events base64 binascii bisect collections collections.abc concurrent
+asyncio.unix_events binascii bisect collections collections.abc concurrent
 concurrent.futures concurrent.futures._base concurrent.futures.thread contextlib
 contextvars copy copyreg ctypes ctypes._endian cython_runtime dataclasses
 datetime dis encodings.ascii encodings.raw_unicode_escape
@@ -52,7 +52,7 @@ grpc._compression grpc._cython grpc._cython.cygrpc grpc._grpcio_metadata
 grpc._observability grpc._runtime_protos grpc._typing grpc.tools grpc_tools
 hashlib heapq inspect ipaddress itertools json json.decoder json.encoder
 json.scanner keyword locale logging math numbers opcode operator pathlib
-pathlib._os pickle pwd queue random re re._casefix re._compiler re._constants
+pathlib._os pwd queue random re re._casefix re._compiler re._constants
 re._parser reprlib resource select selectors signal socket string struct
 subprocess tempfile threading token traceback typing warnings weakref zlib
 """

@@ -46,7 +46,6 @@ from metropolis.node.core.network import overlap
 from metropolis.node.core.network.overlap import Used, Verdict
 from metropolis.node.core.network.overlay.kernel import withdraw
 from metropolis.node.core.network.overlay.mesh import Exchange, Mesh, Peer
-from metropolis.node.core.network.overlay.overlay import held_networks
 from metropolis.node.core.network.rules.ruleset import RuleSet
 from metropolis.node.core.network.uplink.uplink import UplinkStatus
 from metropolis.node.core.network.workloads.conditions import Conditions
@@ -144,6 +143,9 @@ class Gate:
         have. Blocks. Raises NetlinkError.
         """
         if self._cluster is not None:
+            # Here: a node without a cluster starts without these modules.
+            from metropolis.node.core.network.overlay.overlay import held_networks
+
             self._kernel_networks = held_networks()
         self._kernel = self._look()
         self._verdict = self._judge(None, self._pods.peek(None))

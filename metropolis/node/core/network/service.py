@@ -38,7 +38,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from metropolis.node import allocs
 from metropolis.node.core.config import Network, PodPrefixes
@@ -48,7 +48,6 @@ from metropolis.node.core.network.gate import Gate
 from metropolis.node.core.network.host import prepare_host
 from metropolis.node.core.network.overlay.kernel import leave
 from metropolis.node.core.network.overlay.mesh import Exchange, IPAddress
-from metropolis.node.core.network.overlay.overlay import Overlay
 from metropolis.node.core.network.paths import Paths
 from metropolis.node.core.network.reconcile import wards
 from metropolis.node.core.network.reconcile.reconciler import Reconciler
@@ -64,6 +63,9 @@ from metropolis.node.core.network.workloads.conditions import Conditions
 from osbase import event
 from osbase.net.links import LinkState
 from osbase.supervisor import Context, Runnable, in_thread
+
+if TYPE_CHECKING:
+    from metropolis.node.core.network.overlay.overlay import Overlay
 
 LINKS_LOOKED_AT_S: Final = 20.0
 """Interval at which settings of single links are compared, besides events."""
@@ -150,6 +152,9 @@ class NetworkService:
         )
         self._overlay: Overlay | None = None
         if cluster is not None:
+            # Here: a node without a cluster starts without these modules.
+            from metropolis.node.core.network.overlay.overlay import Overlay
+
             assert self._gate.exchange is not None, "of a cluster there is one"
             link = event.Value[LinkState | None]("no uplink's link")
             link.set(None)
