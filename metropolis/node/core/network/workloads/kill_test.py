@@ -441,6 +441,7 @@ _HARMLESS = [
     r"ioctl\(\d+<[^)]*SIOCGIFFLAGS",
     r"setsockopt\(\d+<(NETLINK|UNIX|UNIX-STREAM|socket)[:\[]",
     r"(clone|clone3)\(.*CLONE_THREAD",
+    r"bpf\(BPF_(PROG_GET_NEXT_ID|PROG_GET_FD_BY_ID|OBJ_GET_INFO_BY_FD|PROG_QUERY),",
 ]
 _ACTS = {
     "setns": r"setns\(",
