@@ -145,7 +145,10 @@ def plan(
     routed = {index for ip, index in routes if not ip.is_link_local}
     for link in links:
         if not is_ours(link, parts):
-            if looks_like_ours(link):
+            newer = is_newer(link, parts)
+            if link.ifindex in cut_off and link.kind == b"veth" and not newer:
+                half_made.append(link)  # others took all its names
+            elif looks_like_ours(link):
                 foreign.append((link, None))
             continue
         record = record_of(link)

@@ -247,6 +247,16 @@ def test_what_is_leaving_without_records_is_removed(group: int) -> None:
     assert found == plan.Plan((), (link,))
 
 
+def test_what_is_cut_off_is_removed_though_nothing_else_is_known_of_it() -> None:
+    """Only this service cuts off; its address is about to be another's."""
+    link = replace(WHOLE, name="other", altnames=(), alias=b"", group=7)
+    routed = {(record(1).ips[0], link.ifindex)}
+    assert plan.plan([link], routed, cut_off={link.ifindex}) == plan.Plan((), (link,))
+    assert plan.plan([link], routed) == plan.Plan(())
+    newer = replace(link, altnames=("mw9r.1389",))
+    assert plan.plan([newer], set(), cut_off={link.ifindex}).half_made == ()
+
+
 def test_other_links_are_not_even_counted() -> None:
     uplink = replace(WHOLE, name="eth0", group=0, altnames=("enp0s1",), kind=b"", peer=None)
     assert plan.plan([uplink], set()) == plan.Plan(())

@@ -107,7 +107,7 @@ class Remover:
         """Requests name links by their records, or by another name of theirs:
         another link may have got the index since.
         """
-        began = time.monotonic()
+        began = time.thread_time()  # without waits for others, who have RTNL
         group = allocs.LINK_GROUP_REMOVAL
         missing: list[Record] = []
         try:
@@ -119,7 +119,7 @@ class Remover:
                 if error.errno != errno.ENODEV:
                     raise _refused(records[error.index], error) from refused
                 missing.append(records[error.index])
-        each = (time.monotonic() - began) / len(records)
+        each = (time.thread_time() - began) / len(records)
         fitting = int(_LOCKED_S / (each * _SHARE)) if each > 0 else _AT_ONCE[-1]
         self._at_once = min(max(fitting, _AT_ONCE[0]), _AT_ONCE[-1])
         for record in missing:
