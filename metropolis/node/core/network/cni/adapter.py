@@ -82,10 +82,15 @@ class Engine(Protocol):
         """Keep Collect from a workload's attachments for a `with` block."""
 
     def collect(
-        self, is_live: Callable[[str, str], bool], *, of_owner: Callable[[str], bool]
+        self,
+        is_live: Callable[[str, str], bool],
+        *,
+        of_owner: Callable[[str], bool],
+        until_gone: bool,
     ) -> Collected:
         """Remove attachments that are not live, of owners for which `of_owner`
         is true, except those of workloads that are protected meanwhile.
+        until_gone: as for `detach`.
         """
 
     def problems(self) -> dict[str, str]:
@@ -249,7 +254,9 @@ class Adapter:
             return (container_id, if_name) in gc.valid
 
         owner = protocol.owner_of(gc.network)
-        collected = await self._call(self._engine.collect, is_live, of_owner=owner.__eq__)
+        collected = await self._call(
+            self._engine.collect, is_live, of_owner=owner.__eq__, until_gone=True
+        )
         if collected.remaining:
             count = len(collected.remaining) + len(collected.removed)
             summary = f"{len(collected.remaining)} of {count} stale attachments remain"

@@ -63,6 +63,7 @@ class GatedEngine(Engine):
         is_live: Callable[[str, str], bool],
         *,
         of_owner: Callable[[str], bool] = lambda _: True,
+        until_gone: bool = False,
         time_remaining: Callable[[], float] = lambda: GENEROUS_S,
     ) -> Collected:
         def gated(container_id: str, if_name: str) -> bool:
@@ -71,7 +72,9 @@ class GatedEngine(Engine):
             assert self.seen.wait(GENEROUS_S)
             return live
 
-        return super().collect(gated, of_owner=of_owner, time_remaining=time_remaining)
+        return super().collect(
+            gated, of_owner=of_owner, until_gone=until_gone, time_remaining=time_remaining
+        )
 
 
 def run(*command: str) -> str:

@@ -277,6 +277,7 @@ class Engine:
         is_live: Callable[[str, str], bool],
         *,
         of_owner: Callable[[str], bool] = lambda _: True,
+        until_gone: bool = False,
         time_remaining: TimeRemaining = forever,
     ) -> Collected:
         """Remove attachments that are not live, unless an attach is busy.
@@ -285,7 +286,8 @@ class Engine:
         once for each attachment that exists when the collection begins.
         of_owner: takes an owner, "" where it is unknown; attachments of other
         owners stay. So do workloads that are protected at any time since the
-        collection began, as an attach does. Works before `start`.
+        collection began, as an attach does. until_gone: as for `detach`. Works
+        before `start`.
         """
         if not self._started:
             self.start()
@@ -296,6 +298,10 @@ class Engine:
                 self._journal.done("collect", one, began)
             for one, why in collected.remaining:
                 self._journal.failed("collect", one.workload_id, one.if_name, "left", why, began)
+        if until_gone:
+            removed = [(one.workload_id, one.if_name) for one in collected.removed]
+            leaving = [entry for key in removed for entry in self._ledger.leaving(*key)]
+            self._removals.await_gone(leaving, time_remaining)
         return collected
 
     def failed(

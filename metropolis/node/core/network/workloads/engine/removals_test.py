@@ -129,6 +129,18 @@ def test_a_detach_may_wait_for_the_end(world: Held) -> None:
     assert [one.workload_id for one in world.kernel.links.values()] == ["w3"]
 
 
+def test_a_collection_may_wait_for_the_end(world: Held) -> None:
+    for letter in "abc":
+        world.engine.attach(intent(letter, f"/{letter}"))
+    waiting = world.waits(
+        lambda: world.engine.collect(lambda name, _: name == "b", until_gone=True)
+    )
+    assert ids(world.engine.list()) == {("b", "eth0")}
+    world.go.set()
+    waiting.result(WAIT_S)
+    assert [one.workload_id for one in world.kernel.links.values()] == ["b"]
+
+
 def test_many_are_deleted_together(world: Held) -> None:
     """As many as the datapath wants."""
     detached(world, *(f"w{number}" for number in range(2, 6)))
