@@ -22,6 +22,7 @@ from typing import Any, Final, NoReturn, TextIO
 from metropolis.test.world.namespaces import WorldError, enter_namespaces
 
 WORKLOADS: Final = ("web-1", "web-2")
+_GONE_S: Final = 5.0
 _EPILOG: Final = """\
 exit status: 0 all was as it should be; 1 something was not; 2 wrong arguments, or
 nothing could be tried; 130 after Ctrl-C. In all cases nothing remains.
@@ -141,7 +142,13 @@ def work(given: argparse.Namespace, report: Report, out: TextIO) -> None:
         for name, path in spaces.items():
             caller.detach(name, path)
         left = json.loads(place.run("metroctl workload --json list").stdout)["attachments"]
-        left += json.loads(place.run("ip -json link show group 8").stdout or "[]")
+        # A link is deleted a moment after the answer.
+        ends = time.monotonic() + _GONE_S
+        while (links := json.loads(place.run("ip -json link show group 8").stdout or "[]")) and (
+            time.monotonic() < ends
+        ):
+            pass
+        left += links
         for one in left:
             steps.wrong(f"left after Detach: {json.dumps(one)}")
         if not left:

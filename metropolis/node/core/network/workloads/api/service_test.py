@@ -17,7 +17,13 @@ import grpc
 import pytest
 from pyroute2 import IPRoute
 
-from metropolis.node.core.network.workloads.testing.lab import Pod, objects, pods, udp_round_trip
+from metropolis.node.core.network.workloads.testing.lab import (
+    Pod,
+    await_objects,
+    objects,
+    pods,
+    udp_round_trip,
+)
 from metropolis.node.core.network.workloads.testing.served import Served, texts
 
 INET, INET6, UDP, TCP = socket.AF_INET, socket.AF_INET6, socket.SOCK_DGRAM, socket.SOCK_STREAM
@@ -263,4 +269,4 @@ def test_a_namespace_that_a_user_namespace_owns(start: Callable[..., Served]) ->
         served.client.detach("w1", pod.path)
         pod.close()
         process.communicate("\n")
-    assert objects() == before
+    assert await_objects(before) == before

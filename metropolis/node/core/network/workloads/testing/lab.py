@@ -89,6 +89,16 @@ def objects() -> Objects:
         return sorted(repr(found) for found in stable if not _by_kernel(found))
 
 
+def await_objects(expected: Objects) -> Objects:
+    """Return the objects, once they are as expected or after WAIT_S: a link is
+    deleted behind the answer of its Detach.
+    """
+    deadline = time.monotonic() + WAIT_S
+    while (found := objects()) != expected and time.monotonic() < deadline:
+        pass
+    return found
+
+
 def settled(address: str, links: int = 1, look: Callable[[], Objects] = objects) -> Objects:
     """Return the result of `look`, once so many links have this IPv6 address
     for good: the kernel makes its local route a moment after the address.

@@ -22,7 +22,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from pyroute2 import IPRoute
 
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
-from metropolis.node.core.network.workloads.testing.lab import Pod, objects, pods
+from metropolis.node.core.network.workloads.testing.lab import Pod, await_objects, objects, pods
 from metropolis.node.core.network.workloads.testing.served import PREFIXES, Client, Served, texts
 
 HERE = "metropolis.node.core.network.workloads.spec.compat"
@@ -192,7 +192,7 @@ def test_detach_by_the_id_alone_takes_all(base: Peer, served: Served, pod: Pod) 
     assert (answer["response"], answer["unknown"]) == ({}, [])
     assert list(served.client.list()) == ["web-2"]
     base.ok("Detach", workload_id="web-2")
-    assert objects() == before
+    assert await_objects(before) == before
     base.ok("Detach", workload_id="web-2")
     base.ok("Detach", workload_id="never-there")
 
@@ -301,12 +301,12 @@ def test_the_service_ignores_fields_of_the_future(
     assert (pod.inside(interfaces), interfaces()) == there
     future.ok("Detach", workload_id="web-1", netns=netns(pod) | NEW_NETNS, **NEW_DETACH)
     assert served.client.list() == {}
-    assert objects() == before
+    assert await_objects(before) == before
 
     made = future.ok("Attach", workload_id="web-2", netns=netns(pod) | NEW_NETNS, **NEW_ATTACH)
     assert served.client.list() == {"web-2": texts(packed(made["response"]["ip"]))}
     future.ok("Detach", workload_id="web-2", **NEW_DETACH)
-    assert objects() == before
+    assert await_objects(before) == before
     assert future.ok("Status", **NEW_STATUS)["received"] == ""
 
 
