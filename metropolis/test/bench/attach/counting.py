@@ -112,9 +112,9 @@ class Counting:
     def _subject(self, subject: Subject) -> None:
         with Pods() as pods:
             made = pods.make(subject, self._samples)
-            for op in Op:
-                counts = self._during(subject, partial(_do, subject, op, made))
-                nothing = self._during(subject, partial(_do, subject, op, []))
+            for op in (Op.ADD, Op.DEL):
+                counts = self._during(subject, partial(_do, subject, op, pods, made))
+                nothing = self._during(subject, partial(_do, subject, op, pods, []))
                 self._note(op, subject, counts.less(nothing), len(made))
 
     def _during(self, subject: Subject, action: Callable[[], None]) -> Counts:
@@ -148,5 +148,8 @@ class Counting:
             self._results.set(figure, subject.name, "1", 0, value / operations)
 
 
-def _do(subject: Subject, op: Op, pods: list[Pod]) -> None:
-    subject.run(op, pods, 1)
+def _do(subject: Subject, op: Op, pods: Pods, some: list[Pod]) -> None:
+    """Run it, and what a DEL leaves for later."""
+    subject.run(op, some, 1)
+    if op is Op.DEL:
+        pods.await_gone(some)
