@@ -138,7 +138,10 @@ def make_modules(workspace: Path, built: Path) -> int:
 def main(arguments: list[str]) -> int:
     """Run the command; return the exit status."""
     argparse.ArgumentParser(
-        description="Make .venv and generated modules, for editors.", allow_abbrev=False
+        prog="ide",
+        description="Make .venv and generated modules, for editors.",
+        epilog="exit status: 0 made, 1 something failed, 2 wrong arguments",
+        allow_abbrev=False,
     ).parse_args(arguments)
     workspace = Path(os.environ["BUILD_WORKSPACE_DIRECTORY"])
     packages = dict.fromkeys(Path(entry) for entry in sys.path if entry.endswith("site-packages"))

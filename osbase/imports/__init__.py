@@ -44,8 +44,8 @@ def defer(names: Iterable[str]) -> None:
 def without(names: Iterable[str]) -> None:
     """Let imports of the modules fail, unless they were imported already.
 
-    For modules whose importers do without: `ssl` is optional in asyncio,
-    `_hashlib` (OpenSSL) in hashlib.
+    For modules whose importers do without, and that nothing needs later:
+    `_hashlib` (OpenSSL) is optional in hashlib.
     """
     for name in names:
         # As importlib's reference says for this.

@@ -19,7 +19,6 @@ Source: linux/bpf.h; net/core/dev.c, sch_handle_ingress; kernel/bpf/tcx.c.
 
 import ctypes
 import os
-import platform
 import struct
 import sys
 from typing import Final
@@ -38,7 +37,7 @@ _INFO = struct.Struct("=IIQ")  # descriptor, length, address
 _QUERY = struct.Struct("=IIIIQI")
 
 _libc = ctypes.CDLL(None)  # a call releases the GIL
-_number = _SYS_BPF.get(platform.machine())
+_number = _SYS_BPF.get(os.uname().machine)
 
 
 class Tcx:

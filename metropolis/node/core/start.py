@@ -24,8 +24,9 @@ LATER: Final = (
     "google.protobuf.internal.python_message",
     "google.protobuf.unknown_fields",
     "pickle",
-    # By asyncio: TLS.
+    # By asyncio: TLS. The curator looks at certificates with it.
     "asyncio.sslproto",
+    "ssl",
     # By tempfile: directories alone are made by it.
     "shutil",
     # By ctypes and pathlib, on other systems.
@@ -33,9 +34,8 @@ LATER: Final = (
     "sysconfig",
 )
 NEVER: Final = (
-    # TLS, to etcd, is gRPC's own; digests are Python's own.
+    # Digests are Python's own.
     "_hashlib",
-    "ssl",
 )
 
 defer(LATER)

@@ -122,3 +122,23 @@ def test_what_is_loaded_when_it_serves(program: str, tmp_path: Path) -> None:
     used = sorted(found["loaded"].intersection(start.LATER) - found["waiting"])
     assert not used, f"{program} uses before it serves, although deferred: {', '.join(used)}"
     assert not found["loaded"].intersection(start.NEVER)
+
+
+# Node core imports these when it is in a cluster.
+CURATOR = "metropolis.node.core.curator.curator"
+OVERLAY = "metropolis.node.core.network.overlay.overlay"
+
+
+@pytest.mark.parametrize("module", [CURATOR, OVERLAY])
+def test_what_is_loaded_later_can_be(module: str) -> None:
+    """Also what it needs of the deferred ones is complete then."""
+    program = (
+        f"import metropolis.node.core.start; import {module}; import ssl\n"
+        "ssl.PEM_cert_to_DER_cert; ssl.create_default_context()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, check=False, timeout=LIMIT_S,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
