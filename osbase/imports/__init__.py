@@ -4,6 +4,7 @@
     defer(names)     `import name` binds a module that loads at the first use of
                      an attribute
     without(names)   `import name` raises ImportError: for optional modules
+    allow(name)      from now on it does not
 
 Libraries import much that a service does not use when it starts, or ever:
 logging imports tracebacks in colour, grpc its asyncio API, asyncio TLS. Both
@@ -44,12 +45,18 @@ def defer(names: Iterable[str]) -> None:
 def without(names: Iterable[str]) -> None:
     """Let imports of the modules fail, unless they were imported already.
 
-    For modules whose importers do without, and that nothing needs later:
-    `_hashlib` (OpenSSL) is optional in hashlib.
+    For modules whose importers do without: `ssl` is optional in asyncio,
+    `_hashlib` (OpenSSL) in hashlib.
     """
     for name in names:
         # As importlib's reference says for this.
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
+def allow(name: str) -> None:
+    """Let later imports of a refused module succeed, for who needs it."""
+    if name in sys.modules and sys.modules[name] is None:
+        del sys.modules[name]
 
 
 def waits(module: ModuleType) -> bool:

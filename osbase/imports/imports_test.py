@@ -144,3 +144,23 @@ def test_without_openssl_asyncio_runs_and_digests_are_the_same(tmp_path: Path) -
         for name, before in (("plain", enter), ("less", less))
     ]
     assert both[0] == both[1] != ""
+
+
+def test_who_needs_a_refused_module_may_have_it(tmp_path: Path) -> None:
+    said = run(
+        tmp_path,
+        """
+        from osbase.imports import allow, without
+        without(["ssl", "json"])
+        import asyncio
+        try:
+            import ssl
+        except ImportError:
+            print("refused", end=" ")
+        for name in ("ssl", "ssl", "json", "never.heard.of"):
+            allow(name)
+        import ssl
+        print(ssl.create_default_context().check_hostname)
+        """,
+    )
+    assert said == "refused True\n"

@@ -20,7 +20,7 @@ from metropolis.node.core.config import PodPrefixes
 from metropolis.node.core.network.overlay.mesh import Exchange, IPAddress
 from metropolis.node.core.network.overlay.overlay import held_prefixes
 from metropolis.node.core.network.service import ClusterLink
-from osbase import event
+from osbase import event, imports
 from osbase.supervisor import in_thread
 
 if TYPE_CHECKING:
@@ -30,7 +30,16 @@ if TYPE_CHECKING:
     from metropolis.node.core.network.workloads.conditions import Conditions
     from osbase.supervisor import Context
 
+CURATOR: Final = "metropolis.node.core.curator.curator"
 _CONDITION: Final = "cluster"
+
+
+def load(name: str) -> Any:
+    """Import a module that only a node in a cluster has. The curator looks at
+    certificates with ssl, which node core refuses to all others (see start).
+    """
+    imports.allow("ssl")
+    return importlib.import_module(name)
 
 
 class Membership:
@@ -69,7 +78,7 @@ class Membership:
 
     async def _curator(self, ctx: Context, conditions: Conditions) -> None:
         # The import takes seconds on a slow machine; meanwhile others start.
-        module = await in_thread(importlib.import_module, "metropolis.node.core.curator.curator")
+        module = await in_thread(load, CURATOR)
         held = await in_thread(held_prefixes)
         client = module.Curator(
             self._config,

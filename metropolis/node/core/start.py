@@ -24,9 +24,8 @@ LATER: Final = (
     "google.protobuf.internal.python_message",
     "google.protobuf.unknown_fields",
     "pickle",
-    # By asyncio: TLS. The curator looks at certificates with it.
+    # By asyncio: TLS.
     "asyncio.sslproto",
-    "ssl",
     # By tempfile: directories alone are made by it.
     "shutil",
     # By ctypes and pathlib, on other systems.
@@ -34,8 +33,9 @@ LATER: Final = (
     "sysconfig",
 )
 NEVER: Final = (
-    # Digests are Python's own.
+    # Digests are Python's own, and asyncio has no TLS.
     "_hashlib",
+    "ssl",
 )
 
 defer(LATER)
