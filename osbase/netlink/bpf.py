@@ -179,7 +179,11 @@ class Program:
 
     def end(self, *, accept: bool) -> None:
         """Pass the datagram or drop it."""
-        self._code.append((_RETURN, "", "", 0xFFFFFFFF if accept else 0))
+        self.give(0xFFFFFFFF if accept else 0)
+
+    def give(self, value: int) -> None:
+        """End with a number, whose meaning is the kind of filter's."""
+        self._code.append((_RETURN, "", "", value))
 
     def label(self, name: str) -> None:
         """Name the place of the next instruction."""

@@ -23,6 +23,7 @@ from typing import Final
 
 from osbase.ip import AF_UNSPEC
 from osbase.netlink import attrs
+from osbase.netlink.bpf import Program
 from osbase.netlink.errors import ProtocolError
 from osbase.netlink.message import NLM_F_CREATE, NLM_F_EXCL, Message, Request
 
@@ -46,10 +47,22 @@ _TCA_BPF_OPS_LEN: Final = 4
 _TCA_BPF_OPS: Final = 5
 _TCA_BPF_FLAGS: Final = 8
 _ACT_DIRECT: Final = 1  # TCA_BPF_FLAG_ACT_DIRECT: it returns an action
-_RETURN_SHOT: Final = struct.pack("=HBBI", 0x06, 0, 0, 2)  # BPF_RET, TC_ACT_SHOT
-_DROP = attrs.attr(_TCA_BPF_OPS_LEN, struct.pack("=H", 1))
-_DROP += attrs.attr(_TCA_BPF_OPS, _RETURN_SHOT) + attrs.u32(_TCA_BPF_FLAGS, _ACT_DIRECT)
-_DROP = attrs.text(_TCA_KIND, b"bpf") + attrs.attr(_TCA_OPTIONS, _DROP)
+_TC_ACT_SHOT: Final = 2
+
+
+def _drop() -> bytes:
+    """Encode the filter that drops: one instruction."""
+    program = Program()
+    program.give(_TC_ACT_SHOT)
+    options = (
+        attrs.attr(_TCA_BPF_OPS_LEN, struct.pack("=H", 1))
+        + attrs.attr(_TCA_BPF_OPS, program.assemble())
+        + attrs.u32(_TCA_BPF_FLAGS, _ACT_DIRECT)
+    )
+    return attrs.text(_TCA_KIND, b"bpf") + attrs.attr(_TCA_OPTIONS, options)
+
+
+_DROP: Final = _drop()
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """No packet passes the link of a workload that is being removed.
 
-Detach moves links into a group and deletes the group. Between the two the pod
-still has its end, and all of its capabilities.
+A removal moves links into a group and deletes the group. Between the two the
+pod still has its end, and all of its capabilities.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ pytestmark = pytest.mark.usefixtures("links")
 
 MODES = pytest.mark.parametrize("settings", MODES_OF_A_NODE.values(), ids=MODES_OF_A_NODE)
 FAMILIES = pytest.mark.parametrize("version", [4, 6])
-GROUPS = pytest.mark.parametrize("group", [allocs.LINK_GROUP_REMOVAL])
 BROADCAST = b"\xff" * 6
 PORTS = iter(range(20_000, 60_000))
 
@@ -50,16 +49,15 @@ def back() -> Iterator[None]:
         sh(f"ip link set {name} group {allocs.LINK_GROUP_WORKLOAD}")
 
 
-def remove(*names: str, group: int = allocs.LINK_GROUP_REMOVAL) -> None:
+def remove(*names: str) -> None:
     """Move links, as the first request of a removal does."""
     for name in names:
-        sh(f"ip link set {name} group {group}")
+        sh(f"ip link set {name} group {allocs.LINK_GROUP_REMOVAL}")
 
 
 @MODES
 @FAMILIES
-@GROUPS
-def test_a_pod_reaches_nobody(back: None, settings: Settings, version: int, group: int) -> None:
+def test_a_pod_reaches_nobody(back: None, settings: Settings, version: int) -> None:
     """Neither with its own address, another's, an outside one or the node's;
     neither to the outside, another pod, another node's, the node, or metadata.
     """
@@ -72,7 +70,7 @@ def test_a_pod_reaches_nobody(back: None, settings: Settings, version: int, grou
     with taps("pod", "up0", "pod-b", "overlay") as (pod, up0, pod_b, overlay):
         port = next(PORTS)
         with node_socket(version, port) as node:
-            remove("pod", group=group)
+            remove("pod")
             for source in sources:
                 for to in targets:
                     pod.send(packets.udp(source, to, (next(PORTS), port), b"dropped"))
@@ -93,8 +91,7 @@ def test_a_pod_reaches_nobody(back: None, settings: Settings, version: int, grou
 
 @MODES
 @FAMILIES
-@GROUPS
-def test_nobody_reaches_a_pod(back: None, settings: Settings, version: int, group: int) -> None:
+def test_nobody_reaches_a_pod(back: None, settings: Settings, version: int) -> None:
     """Neither from outside, another pod, another node's, nor the node."""
     apply(settings)
     own, world = POD[version], WORLD[version]
@@ -102,7 +99,7 @@ def test_nobody_reaches_a_pod(back: None, settings: Settings, version: int, grou
         ports = (next(PORTS), 53)
         pod.send(packets.udp(own, world, ports, b"asks"))
         asked = up0.until(b"asks")[-1]
-        remove("pod", group=group)
+        remove("pod")
         up0.send(packets.udp(world, asked.source, asked.ports[::-1], b"answered"))
         up0.send(packets.udp(world, own, (9, 9), b"begun"))
         pod_b.send(packets.udp(POD_B[version], own, (9, 9), b"from a pod"))

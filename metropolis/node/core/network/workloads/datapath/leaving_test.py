@@ -14,13 +14,10 @@ from metropolis.node.core.network.workloads.model import AttachIntent
 from metropolis.node.core.network.workloads.testing.contract import OTHER, create
 from metropolis.node.core.network.workloads.testing.kernel_bench import KernelBench
 from metropolis.node.core.network.workloads.testing.lab import objects, pods
+from osbase.test.namespaces import sh
 
 IN, OUT = allocs.REMOVAL_BLOCKS
 PASS = ("bytecode", "1,6 0 0 0")
-
-
-def tc(command: str) -> None:
-    subprocess.run(["tc", *command.split()], check=True)
 
 
 @pytest.fixture
@@ -37,7 +34,7 @@ def test_the_engine_then_removes_it_at_once(qdisc: str) -> None:
     with pods(2) as (pod, other):
         made = engine.attach(AttachIntent("w1", pod.path, "eth0"))
         engine.attach(AttachIntent("w2", other.path, "eth0"))
-        tc(f"qdisc add dev {made.host_interface} {qdisc}")
+        sh(f"tc qdisc add dev {made.host_interface} {qdisc}")
         engine.collect(lambda *_: False)
         assert objects() == before
         engine.attach(AttachIntent("w1", pod.path, "eth0"))
@@ -54,10 +51,10 @@ def test_others_filters_in_our_blocks_stay(bench: KernelBench, made: tuple[Recor
             ["tc", "filter", "add", "block", str(block), "pref", "7", "bpf", "da", *PASS],
             check=True,
         )
-        tc(f"filter del block {block} pref 1")
+        sh(f"tc filter del block {block} pref 1")
     bench.datapath.cut_off(made[1:])
     for block in (IN, OUT):
-        shown = subprocess.check_output(["tc", "filter", "show", "block", str(block)], text=True)
+        shown = sh(f"tc filter show block {block}")
         assert "pref 1 bpf chain 0 handle 0x1 direct-action" in shown
 
 
@@ -70,7 +67,7 @@ def test_what_others_change_before_it_is_removed(
 ) -> None:
     """A restart still finds that it is leaving, and removes it."""
     bench.datapath.cut_off(made[:1])
-    subprocess.run(["ip", *change.format(made[0].host_interface).split()], check=True)
+    sh(f"ip {change.format(made[0].host_interface)}")
     again = bench.again()
     scan = again.scan()
     assert scan.complete == made[1:]

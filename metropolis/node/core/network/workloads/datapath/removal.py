@@ -40,6 +40,7 @@ from osbase.netlink.tcx import Tcx
 
 log = logging.getLogger(__name__)
 
+_BLOCKS: Final = allocs.REMOVAL_BLOCKS
 _LOCKED_S: Final = 0.010
 """For which the kernel's lock may be held."""
 _AT_ONCE: Final = range(8, 65)
@@ -153,9 +154,6 @@ class Remover:
             or link.ifindex in self._host.cut_off()
         ):
             self._host.batch(del_link(link.ifindex, link.name), tolerate={errno.ENODEV})
-
-
-_BLOCKS: Final = allocs.REMOVAL_BLOCKS
 
 
 def _refused(record: Record, error: object) -> WorkloadError:

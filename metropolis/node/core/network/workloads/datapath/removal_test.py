@@ -4,7 +4,6 @@
 import errno
 import json
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
@@ -21,12 +20,9 @@ from osbase.netlink.errors import BatchError, RequestError
 from osbase.netlink.message import Request
 from osbase.netlink.tcx import Tcx
 from osbase.netlink.transport import NetlinkSocket
+from osbase.test.namespaces import sh
 
 BRIEF_S = 0.5  # for what must not come
-
-
-def sh(command: str) -> str:
-    return subprocess.check_output(command.split(), text=True)
 
 
 def of(record: Record) -> list[str]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pyroute2 import IPRoute
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads.testing.lab import Pod, objects
+from metropolis.node.core.network.workloads.testing.lab import Pod, await_equal, objects
 
 type Objects = Counter[str]
 
@@ -96,7 +96,4 @@ def take_settled(pods: dict[str, Pod]) -> State:
 
 def await_state(pods: dict[str, Pod], expected: State) -> State:
     """Wait for the expected state; return the last one."""
-    deadline = time.monotonic() + _WAIT_S
-    while (state := take(pods)) != expected and time.monotonic() < deadline:
-        pass
-    return state
+    return await_equal(lambda: take(pods), expected, _WAIT_S)

@@ -89,14 +89,19 @@ def objects() -> Objects:
         return sorted(repr(found) for found in stable if not _by_kernel(found))
 
 
+def await_equal[T](look: Callable[[], T], expected: T, wait_s: float = WAIT_S) -> T:
+    """Return what `look` finds, once it is as expected or after this time."""
+    deadline = time.monotonic() + wait_s
+    while (found := look()) != expected and time.monotonic() < deadline:
+        pass
+    return found
+
+
 def await_objects(expected: Objects) -> Objects:
     """Return the objects, once they are as expected or after WAIT_S: a link is
     deleted behind the answer of its Detach.
     """
-    deadline = time.monotonic() + WAIT_S
-    while (found := objects()) != expected and time.monotonic() < deadline:
-        pass
-    return found
+    return await_equal(objects, expected)
 
 
 def settled(address: str, links: int = 1, look: Callable[[], Objects] = objects) -> Objects:

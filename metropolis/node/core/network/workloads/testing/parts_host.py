@@ -3,7 +3,6 @@
 
 import itertools
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_network
@@ -15,7 +14,7 @@ from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.model import AttachIntent, Attachment, PartText
 from metropolis.node.core.network.workloads.testing.fake import HOME, FakeDatapath, FakeKernel
-from metropolis.node.core.network.workloads.testing.lab import Pod, objects
+from metropolis.node.core.network.workloads.testing.lab import Pod, await_equal, objects
 from metropolis.node.core.network.workloads.testing.toy_part import COLOUR, COLOURS, TABLE
 from osbase.nftables import digest
 
@@ -136,10 +135,7 @@ def kernel_host() -> Iterator[KernelHost]:
 
 def awaited(look: Callable[[], bool]) -> bool:
     """Return whether it becomes so: events come by themselves."""
-    deadline = time.monotonic() + WAIT_S
-    while not (so := look()) and time.monotonic() < deadline:
-        pass
-    return so
+    return await_equal(look, True, WAIT_S)
 
 
 def always(_: str) -> bool:
