@@ -160,6 +160,7 @@ class Churn:
                 self._outcome(call)
             for slot in chosen:
                 self._forget(slot)
+            self._agreed()
 
     def drain(self) -> None:
         """Collect everything; the threads have stopped."""
@@ -361,22 +362,24 @@ class Churn:
 
     # ---- What must hold -----------------------------------------------------
 
-    def _settled(self) -> dict[str, tuple[str, ...]]:
+    def _agreed(self) -> Sequence[pb.Attachment]:
         """Wait until service and kernel agree: the kernel removes dead
-        namespaces late. Then they must agree with the slots, too.
+        namespaces late, and the service links after its answer.
         """
         deadline = time.monotonic() + _SETTLE_S
         while True:
             listed = self.host.stub.List(pb.ListRequest(), timeout=_CALL_S, wait_for_ready=True)
             problem = self._differences(listed.attachments)
             if not problem:
-                break
+                return listed.attachments
             if time.monotonic() > deadline:
                 raise Violation(problem)
             time.sleep(0.05)
+
+    def _settled(self) -> dict[str, tuple[str, ...]]:
+        """Wait until service and kernel agree; they must with the slots, too."""
         attached = {
-            one.workload_id: tuple(str(ip_address(ip)) for ip in one.ip)
-            for one in listed.attachments
+            one.workload_id: tuple(str(ip_address(ip)) for ip in one.ip) for one in self._agreed()
         }
         for slot in self._slots:
             found = attached.get(slot.workload_id)
@@ -416,8 +419,7 @@ class Churn:
         """
         code, _ = self._outcome(self._attach_later(self._spare))
         self._detach_later(self._spare).result()
-        listed = self.host.stub.List(pb.ListRequest(), timeout=_CALL_S, wait_for_ready=True)
-        left = len(listed.attachments)
+        left = len(self._agreed())
         if not belief.one_more_is_right(code, before, left, self._usable):
             raise Violation(f"{before} of {self._usable} attached; one more: {code.name}")
         if left == self._usable:

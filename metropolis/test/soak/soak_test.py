@@ -97,10 +97,10 @@ def churn(tmp_path: Path) -> Iterator[Churn]:
 
 
 def test_a_lost_route_is_noticed(churn: Churn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metropolis.test.soak.churn._SETTLE_S", 0.2)
     slot = churn._slots[0]
     churn._attach(slot)
     assert churn.verify() == 1
+    monkeypatch.setattr("metropolis.test.soak.churn._SETTLE_S", 0.2)
 
     def remove() -> None:
         with IPRoute() as other:
