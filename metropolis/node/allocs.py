@@ -114,6 +114,10 @@ CURATOR_PORT: Final = 2379
 NFTABLES_TABLE: Final = "metropolis"
 """The `inet` table with the node's static rules. Owned by: network.rules."""
 
+NFTABLES_WORKLOADS: Final = "metropolis_workloads"
+"""The `inet` table with the host ports of workloads. Made by: network.rules.
+Its elements are made by: network.workloads."""
+
 REFUSED_LINKS: Final = "refused_links"
 """The set in that table with the links, by index and each with a timeout, whose
 new flows are refused. Made by: network.rules. Filled by: network.conntrack."""

@@ -7,7 +7,8 @@ Equal tables have equal digests. The module does not interpret rules: it hashes
 the bytes of the kernel's answer, without the attributes that change by
 themselves (counters, use counts, handles, expirations). Rules count with their
 chain, in order; elements with their set, in any order. Sets whose elements come
-and go with packets (timeouts, dynamic) count without elements.
+and go with packets (timeouts, dynamic) count without elements; all sets do, if
+the caller says so.
 
 Not seen: flow tables, and state that the kernel does not show, such as that of
 a limit.
@@ -98,22 +99,23 @@ def open_socket() -> NetlinkSocket:
     return NetlinkSocket(open_raw(NETLINK_NETFILTER))
 
 
-def digest(sock: NetlinkSocket, name: str) -> Digest:
+def digest(sock: NetlinkSocket, name: str, *, elements: bool = True) -> Digest:
     """Digest the tables with that name, of every family; {}: there is none.
+    elements: those of sets count, too.
 
     A change meanwhile may be included in part; `generation` shows that. An
     object that is removed meanwhile is not an error. Raises NetlinkError.
     """
     while True:
         try:
-            return _digest(sock, name)
+            return _digest(sock, name, elements)
         except BatchError as error:
             # A listed object has been removed. The next listing lacks it.
             if error.errors[0].errno != errno.ENOENT:
                 raise
 
 
-def _digest(sock: NetlinkSocket, name: str) -> Digest:
+def _digest(sock: NetlinkSocket, name: str, elements: bool) -> Digest:
     own = attrs.text(_TABLE, name.encode())
     found: dict[str, hashlib.blake2b] = {}
 
@@ -144,10 +146,10 @@ def _digest(sock: NetlinkSocket, name: str) -> Digest:
             label = parsed.get(_SET_NAME, b"")
             add(family, "set", _text(label), _stable(_GET_SET, body))
             flags = int.from_bytes(parsed.get(_SET_FLAGS, b""))
-            if not flags & _SET_TIMEOUT_OR_DYNAMIC:
+            if elements and not flags & _SET_TIMEOUT_OR_DYNAMIC:
                 asked = own + attrs.attr(_ELEMENTS_SET, label)
-                elements = sorted(_elements(_dump(sock, _GET_ELEMENTS, family, asked)))
-                add(family, "set", _text(label), b"".join(elements))
+                members = sorted(_elements(_dump(sock, _GET_ELEMENTS, family, asked)))
+                add(family, "set", _text(label), b"".join(members))
     return {key: hashed.digest() for key, hashed in found.items()}
 
 

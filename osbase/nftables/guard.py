@@ -20,9 +20,12 @@ class Guard:
     stores what is equal after each of ours, and the digest is `doubtful`.
     """
 
-    def __init__(self, name: str) -> None:
-        """Begin without a digest."""
+    def __init__(self, name: str, *, elements: bool = True) -> None:
+        """Begin without a digest. elements: False if those of the sets come and
+        go beside the guard.
+        """
         self._name = name
+        self._elements = elements
         self._digest: Digest | None = None
         self._generation = 0
         self._sure = True
@@ -58,7 +61,7 @@ class Guard:
             mixed: Digest | None = None
             same = True
             for _ in range(_ATTEMPTS):
-                now, after = digest(sock, self._name), generation(sock)
+                now, after = self._look(sock), generation(sock)
                 if after == before + 1:
                     self._digest, self._generation, self._sure = now, after, True
                     return found or ([] if mixed is None else differences(now, mixed))
@@ -66,7 +69,7 @@ class Guard:
                 mixed, before = now, after
                 whole()
             # Others who commit only when we do may be changing this table.
-            if same and not again and digest(sock, self._name) == mixed:
+            if same and not again and self._look(sock) == mixed:
                 # No generation is 0: the next look compares.
                 self._digest, self._generation, self._sure = mixed, 0, False
         return found
@@ -91,4 +94,7 @@ class Guard:
         """Return differences from the digest `known`. now: the generation."""
         if known is None or now == self._generation:
             return []
-        return differences(known, digest(sock, self._name))
+        return differences(known, self._look(sock))
+
+    def _look(self, sock: NetlinkSocket) -> Digest:
+        return digest(sock, self._name, elements=self._elements)

@@ -2,7 +2,7 @@
 """The kernel's events, sorted by what they may concern.
 
     kind       events
-    RULES      every commit to nftables
+    RULES      a commit to nftables, not by this process
     ROUTE      a route of ours, or that came with an address, is deleted;
                any route is replaced
     ADDRESS    an address is deleted
@@ -19,6 +19,7 @@ reconciler asks whether the link still exists.
 from __future__ import annotations
 
 import enum
+import os
 import struct
 from collections.abc import Callable
 from typing import Final
@@ -138,8 +139,10 @@ def route_events(on_event: OnEvent, on_overrun: Callable[[], None]) -> Events:
 def rules_events(on_event: OnEvent, on_overrun: Callable[[], None]) -> Events:
     """Subscribe to RULES. Raises OSError."""
 
-    def on_commit(_name: str, _pid: int) -> None:
-        on_event(Kind.RULES, 0)
+    def on_commit(_name: str, task: int) -> None:
+        # The kernel tells the thread. A host port is a commit, too.
+        if not os.path.exists(f"/proc/self/task/{task}"):
+            on_event(Kind.RULES, 0)
 
     return generation_events(on_commit, on_overrun, pause_s=PAUSE_S)
 

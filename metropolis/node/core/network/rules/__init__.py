@@ -8,5 +8,6 @@ reverse_path  where the reverse path may be strict: asks the kernel
 syntax        expressions that several parts share     pure
 workloads     what workloads may send                  pure
 base          settings -> the transaction, as text     pure
+host_ports    the table of host ports                  pure
 ruleset       the loaded rules, kept as the settings say
 """

@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loaded rule set: settings in, one transaction out."""
+"""The loaded rule set: settings in, one transaction out.
+
+The table of host ports does not depend on settings; it is made, and put back,
+beside the others.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from metropolis.node import allocs
-from metropolis.node.core.network.rules import base
+from metropolis.node.core.network.rules import base, host_ports
 from metropolis.node.core.network.rules.settings import Settings
 from osbase.nftables import Nftables, NftablesError
 from osbase.nftables.guard import Guard
+
+log = logging.getLogger(__name__)
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 
@@ -30,6 +37,7 @@ class RuleSet:
         self._settings = settings
         self._applied: Settings | None = None
         self._guard = Guard(allocs.NFTABLES_TABLE)
+        self._host_ports = Guard(allocs.NFTABLES_WORKLOADS, elements=False)
         self._replaced: dict[str, None] = {}
 
     @property
@@ -73,6 +81,7 @@ class RuleSet:
                     self._apply()
             # Once: the ward must see that it is right.
             replaced, self._replaced = self._replaced, {}
+            found += self._host_ports.differences()
             return [*(replaced | dict.fromkeys(found))]
 
     def _apply(self, *, fresh: bool = False) -> None:
@@ -97,4 +106,22 @@ class RuleSet:
 
             found = self._guard.commit(whole, None if fresh else update)
             self._replaced |= dict.fromkeys(found)
-        self._applied = self._settings
+            self._applied = self._settings
+            if self._host_ports.differences():
+                try:
+                    self._host_ports.commit(lambda: _make_host_ports(nft))
+                except NftablesError as error:
+                    # The node does without, not without its rules. The ward
+                    # finds it, tries again, and makes it a problem.
+                    log.error("no host ports: %s", error)
+
+
+def _make_host_ports(nft: Nftables) -> None:
+    """Make the table, or put back its rules; its elements are kept if others
+    have left its sets as they were.
+    """
+    try:
+        nft.apply(host_ports.render())
+    except NftablesError:
+        # Attachments' elements come back by a look of the workloads' ward.
+        nft.apply(host_ports.render_whole())

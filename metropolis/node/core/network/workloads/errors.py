@@ -48,6 +48,12 @@ class AlreadyExists(WorkloadError):
     code = grpc.StatusCode.ALREADY_EXISTS
 
 
+class FailedPrecondition(WorkloadError):
+    """A process of the node has what was asked for; the text names both."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
 class Exhausted(WorkloadError):
     """No address is left; the text names the prefixes and their sizes."""
 

@@ -2,12 +2,13 @@
 """Between protobuf messages and the engine's values. Pure."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
+from metropolis.node.core.network.workloads.datapath import host_ports
 from metropolis.node.core.network.workloads.engine.watchers import Event, Kind
 from metropolis.node.core.network.workloads.errors import InvalidArgument, Unimplemented
 from metropolis.node.core.network.workloads.model import (
@@ -16,6 +17,7 @@ from metropolis.node.core.network.workloads.model import (
     Attachment,
     Checked,
     Collected,
+    PartText,
     first_hop,
     routes_of,
 )
@@ -73,17 +75,10 @@ def _is_utf8(value: bytes) -> bool:
 
 
 def attach_intent(request: pb.AttachRequest) -> AttachIntent:
-    """Return the intent. Only addresses are checked: InvalidArgument.
+    """Return the intent. Only addresses and ports are checked: InvalidArgument.
 
-    Raises Unimplemented for ports and limits: better no pod than one without
-    them.
+    Raises Unimplemented for limits: better no pod than one without them.
     """
-    if request.port_mapping:
-        first = request.port_mapping[0]
-        raise Unimplemented(
-            f"port_mapping {first.host_port} to {first.container_port}:"
-            " host ports are not supported yet"
-        )
     if request.HasField("bandwidth") and request.bandwidth.ByteSize():
         raise Unimplemented("bandwidth: limits are not supported yet")
     return AttachIntent(
@@ -92,6 +87,19 @@ def attach_intent(request: pb.AttachRequest) -> AttachIntent:
         if_name=request.netns.if_name,
         requested_ips=parse_ips(request.requested_ip),
         requested_mac=request.requested_mac or None,
+        parts=_host_ports(request.port_mapping) if request.port_mapping else (),
+    )
+
+
+def _host_ports(mappings: Sequence[pb.PortMapping]) -> tuple[PartText, ...]:
+    return host_ports.part_of(
+        host_ports.Mapping(
+            one.protocol or "tcp",
+            one.host_port,
+            one.container_port,
+            host_ports.parse_host_ip(one.host_ip) if one.host_ip else None,
+        )
+        for one in mappings
     )
 
 

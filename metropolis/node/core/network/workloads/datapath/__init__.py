@@ -12,10 +12,12 @@
               │      └──> checks    differences from a record, pure
               ├──> netns      the namespaces of the host and of workloads
               ├──> elements   nftables elements of attachments
+              ├──> facts      what parts ask about the host
               └──> host       sockets, batches and dumps of the host
 
     names      records on links: the format that a restart reads, pure
     parts      the base of the parts' modules, pure
+    host_ports the part for ports of the node, pure
     registry   the product's parts
 
 The fake in ../testing passes the same contract suite.

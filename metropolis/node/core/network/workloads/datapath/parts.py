@@ -3,6 +3,7 @@
 
 A part's module has a subclass of LinkPart, which gives the datapath:
 
+    refuse     raises an error for what this node cannot do now
     sets       the nftables sets and maps that its elements are in
     requests   what an attach sends to set up the link, before the commit
     elements   the nftables elements of an attachment
@@ -15,17 +16,46 @@ when the link is gone. A start and the reconciler create missing elements again,
 and send `requests` again if there are findings. Check reports both.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from metropolis.node.core.network.workloads.datapath import names
 from metropolis.node.core.network.workloads.datapath.elements import Element, NftSet
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.errors import InvalidArgument
-from metropolis.node.core.network.workloads.model import Finding, PartText
+from metropolis.node.core.network.workloads.model import Finding, IPAddress, PartText
 from metropolis.node.core.network.workloads.parts import Part, Resource
 from osbase.netlink.link import Link
 from osbase.netlink.message import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """A socket of the host that waits for packets from anybody.
+
+    address: None: all of its family. process: for people, `nginx (pid 812)`.
+    """
+
+    port: int
+    address: IPAddress | None
+    process: str
+
+    def __str__(self) -> str:
+        where = "all addresses" if self.address is None else str(self.address)
+        return f"{self.process} at {where}"
+
+
+class HostFacts(Protocol):
+    """What an attach may ask about the host. Raises NetlinkError or OSError."""
+
+    def is_local(self, ip: IPAddress) -> bool:
+        """Whether it is an address of the host."""
+
+    def listening(self, protocol: str, version: int, ports: Collection[int]) -> Sequence[Listening]:
+        """Return the sockets that receive what is sent to these ports of the
+        host. protocol: tcp, udp or sctp. version: of IP.
+        """
 
 
 class LinkPart(Part):
@@ -36,6 +66,11 @@ class LinkPart(Part):
     """
 
     sets: tuple[NftSet, ...] = ()
+
+    def refuse(self, record: Record, text: str, host: HostFacts) -> None:
+        """Raise InvalidArgument or FailedPrecondition for what the host cannot
+        do now. Only an attach asks; an attachment that exists stays.
+        """
 
     def requests(self, record: Record, text: str) -> Sequence[Request]:
         """Return what to send to the host before the commit, in one batch with
@@ -90,6 +125,11 @@ class Parts:
         """Yield the resources of the attachment."""
         for letter, text in record.parts:
             yield from self._by_letter[letter].resources(text, record.ips)
+
+    def refuse(self, record: Record, host: HostFacts) -> None:
+        """Raise the first error of a part about the host."""
+        for letter, text in record.parts:
+            self._by_letter[letter].refuse(record, text, host)
 
     def requests(self, record: Record) -> list[Request]:
         """Return the requests of all parts, which precede the commit."""

@@ -29,6 +29,7 @@ from metropolis.node.core.network.workloads.datapath.elements import (
     Elements,
     found_of,
 )
+from metropolis.node.core.network.workloads.datapath.facts import KernelFacts
 from metropolis.node.core.network.workloads.datapath.host import LOOPBACK, Host, refusals
 from metropolis.node.core.network.workloads.datapath.interface import (
     IndexTaken,
@@ -85,6 +86,7 @@ class KernelDatapath:
         self._event_buffer = event_buffer
         self._host = Host()
         self._elements = Elements(self._parts.sets)
+        self._facts = KernelFacts(self._host)
         self._host_netns: HostNetns | None = None
         self._host_cookie = 0
         self._events: LinkEvents | None = None
@@ -189,6 +191,9 @@ class KernelDatapath:
         if record.ips[-1].version == 6 and not self._host.ipv6:
             raise NoIPv6(f"{_attach(record)}: the node's kernel has no IPv6")
         elements = self._parts.elements(record)
+        if record.parts:
+            with refusals(_attach(record)):
+                self._parts.refuse(record, self._facts)
         self._create_pair(netns, record)
         loopback_was_up = True
         made: Sequence[Element] = ()

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of host ports, which lead to workloads. Pure.
+
+    prerouting, output   a new flow to an address of the node, by TCP, UDP, SCTP
+        host_ports       at4, any4 (at6, any6): DNAT to the workload's port
+    postrouting          SNAT, only where answers would not come back
+
+It is static. What attaches add are elements of its maps and sets, see
+workloads.datapath.host_ports: so it is a table of its own, which an update of
+the other rules does not replace. Packets of flows that exist are not looked up.
+
+What is translated:
+- only what is sent to the node: a port alone matches nothing, since packets to
+  others with that port pass the node, too.
+- not what is sent to the first hop, or to link-local addresses: these are of
+  links, and of the node's services for workloads.
+- of 127.0.0.0/8 only 127.0.0.1, unless another address is asked for: resolvers
+  listen on the others. Not ::1, which the kernel never forwards.
+
+The workload sees the client's address, except where an answer to that address
+would stay with itself: the node's 127.0.0.1, and its own address, when it
+connects to its own port by the node. Then it sees the first hop, which is the
+node for it. `masquerade` would need an address that the node may not have.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from typing import Final
+
+from metropolis.node import allocs
+from metropolis.node.core.network.rules.syntax import WORKLOAD
+
+_TABLE: Final = f"inet {allocs.NFTABLES_WORKLOADS}"
+_HOP_NETWORK: Final = ip_network(f"{allocs.FIRST_HOP_IPV4}/24", strict=False)
+_PORT: Final = "meta l4proto . th dport"
+
+_SETS: Final = {
+    "map any4": "type inet_proto . inet_service : ipv4_addr . inet_service;",
+    "map any6": "type inet_proto . inet_service : ipv6_addr . inet_service;",
+    "map at4": "type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service;",
+    "map at6": "type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service;",
+    "set self4": "type ipv4_addr . ipv4_addr;",
+    "set self6": "type ipv6_addr . ipv6_addr;",
+}
+
+_TO_NODE: Final = "meta l4proto { tcp, udp, sctp } fib daddr type local jump host_ports"
+_CHAINS: Final = {
+    "prerouting": ("type nat hook prerouting priority dstnat; policy accept;", _TO_NODE),
+    "output": ("type nat hook output priority dstnat; policy accept;", _TO_NODE),
+    "postrouting": (
+        "type nat hook postrouting priority srcnat; policy accept;",
+        f"meta oifgroup {WORKLOAD} ct status dnat jump to_workload",
+    ),
+    "host_ports": (
+        "meta nfproto vmap { ipv4 : goto host_ports_ipv4, ipv6 : goto host_ports_ipv6 }",
+    ),
+    "host_ports_ipv4": (
+        f"ip daddr {_HOP_NETWORK} return",
+        f"dnat ip to ip daddr . {_PORT} map @at4",
+        "ip daddr 127.0.0.0/8 ip daddr != 127.0.0.1 return",
+        f"dnat ip to {_PORT} map @any4",
+    ),
+    "host_ports_ipv6": (
+        "ip6 daddr { ::1, fe80::/10 } return",
+        f"dnat ip6 to ip6 daddr . {_PORT} map @at6",
+        f"dnat ip6 to {_PORT} map @any6",
+    ),
+    "to_workload": (
+        f"ip saddr 127.0.0.0/8 snat ip to {allocs.FIRST_HOP_IPV4}",
+        f"meta iifgroup {WORKLOAD} ip saddr . ip daddr @self4 snat ip to {allocs.FIRST_HOP_IPV4}",
+        f"meta iifgroup {WORKLOAD} ip6 saddr . ip6 daddr @self6 snat ip6 to "
+        f"{allocs.FIRST_HOP_IPV6}",
+    ),
+}
+
+
+def render() -> str:
+    """Return the transaction that makes the table, or puts back its rules: the
+    elements stay. The kernel refuses it if the table has sets of other types.
+    """
+    sets = "".join(f"    {name} {{ {kind} }}\n" for name, kind in _SETS.items())
+    chains = "".join(f"    chain {name} {{ {_hook(name)} }}\n" for name in _CHAINS)
+    declared = f"table {_TABLE} {{\n{sets}{chains}}}\n"
+    flushed = "".join(f"flush chain {_TABLE} {name}\n" for name in _CHAINS)
+    return f"{declared}{flushed}table {_TABLE} {{\n{_filled()}}}\n"
+
+
+def render_whole() -> str:
+    """Return the transaction that makes the table anew, without elements."""
+    return f"destroy table {_TABLE}\n{render()}"
+
+
+def _hook(name: str) -> str:
+    first = _CHAINS[name][0]
+    return first if first.startswith("type ") else ""
+
+
+def _filled() -> str:
+    text = ""
+    for name, lines in _CHAINS.items():
+        rules = "".join(f"        {line}\n" for line in lines if line != _hook(name))
+        text += f"    chain {name} {{\n{rules}    }}\n"
+    return text

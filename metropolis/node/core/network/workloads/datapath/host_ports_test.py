@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text of host ports, what they take, and what they refuse."""
+
+from collections.abc import Collection, Sequence
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metropolis.node.core.network.workloads.datapath import host_ports
+from metropolis.node.core.network.workloads.datapath.host_ports import (
+    PART,
+    PORTS_MAX,
+    PROTOCOLS,
+    Mapping,
+    parse,
+    text_of,
+)
+from metropolis.node.core.network.workloads.datapath.interface import Record
+from metropolis.node.core.network.workloads.datapath.parts import Listening
+from metropolis.node.core.network.workloads.errors import FailedPrecondition, InvalidArgument
+from metropolis.node.core.network.workloads.model import IPAddress
+
+NODE = ip_address("192.0.2.7")
+NODE6 = ip_address("2001:db8::7")
+POD, POD6 = ip_address("10.192.0.7"), ip_address("fd00:10:192::7")
+IPS: dict[str, tuple[IPAddress, ...]] = {"4": (POD,), "6": (POD6,), "46": (POD, POD6)}
+
+
+def record(text: str, ips: tuple[IPAddress, ...] = IPS["46"]) -> Record:
+    return Record(
+        workload_id="w",
+        if_name="eth0",
+        netns_cookie=1,
+        host_interface="wl0123456789abc",
+        host_ifindex=7,
+        peer_ifindex=8,
+        mac=bytes(6),
+        mtu=1500,
+        ips=ips,
+        request=bytes(8),
+        parts=(("h", text),),
+    )
+
+
+class Facts:
+    """A host with two addresses, and sockets that listen."""
+
+    def __init__(self, **sockets: tuple[str, int, str]) -> None:
+        self.sockets = sockets
+
+    def is_local(self, ip: IPAddress) -> bool:
+        return ip in (NODE, NODE6) or (ip.version == 4 and ip.is_loopback)
+
+    def listening(self, protocol: str, version: int, ports: Collection[int]) -> Sequence[Listening]:
+        found = []
+        for process, (of, port, address) in self.sockets.items():
+            ip = ip_address(address)
+            if of == protocol and port in ports and ip.version == version:
+                found.append(Listening(port, None if ip.is_unspecified else ip, process))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("mappings", "text"),
+    [
+        ([Mapping("tcp", 80, 8080)], "t80=8080"),
+        ([Mapping("udp", 53, 53, NODE)], "u53=53@192.0.2.7"),
+        ([Mapping("sctp", 9, 9, NODE6)], "s9=9@2001:db8::7"),
+        ([Mapping("tcp", 81, 91), Mapping("tcp", 80, 90), Mapping("tcp", 82, 92)], "t80-82=90"),
+        ([Mapping("tcp", 80, 90), Mapping("tcp", 81, 92)], "t80=90,t81=92"),
+        ([Mapping("tcp", 80, 90), Mapping("tcp", 82, 92)], "t80=90,t82=92"),
+        ([Mapping("udp", 80, 90), Mapping("tcp", 80, 90)], "t80=90,u80=90"),
+        (
+            [Mapping("tcp", 80, 90, NODE), Mapping("tcp", 80, 90), Mapping("tcp", 80, 90, NODE6)],
+            "t80=90,t80=90@192.0.2.7,t80=90@2001:db8::7",
+        ),
+        (
+            [Mapping("tcp", 80, 1, ip_address("::")), Mapping("tcp", 80, 1, ip_address("0.0.0.0"))],
+            "t80=1@0.0.0.0,t80=1@::",
+        ),
+        ([Mapping("tcp", 64512 + n, 1024 + n) for n in range(1024)], "t64512-65535=1024"),
+        ([], ""),
+    ],
+)
+def test_text(mappings: list[Mapping], text: str) -> None:
+    assert text_of(mappings) == text
+    assert text_of(reversed(mappings)) == text
+    if text:
+        assert set(parse(text)) == set(mappings)
+        PART.check(text)
+
+
+ports = st.integers(1, 65535)
+addresses = st.one_of(st.none(), st.sampled_from([NODE, NODE6, ip_address("127.0.0.1")]))
+mappings_of = st.builds(Mapping, st.sampled_from(PROTOCOLS), ports, ports, addresses)
+
+
+def _key(one: Mapping) -> tuple[str, int, IPAddress | None]:
+    return one.protocol, one.host_port, one.host_ip
+
+
+@given(st.lists(mappings_of, min_size=1, max_size=20, unique_by=_key))
+def test_what_is_written_is_read(mappings: list[Mapping]) -> None:
+    assert sorted(map(str, parse(text_of(mappings)))) == sorted(map(str, mappings))
+    assert set(parse(text_of(mappings))) == set(mappings)
+
+
+@given(st.text(st.sampled_from("tus0123456789-=@.:,a"), max_size=40))
+def test_garbage_is_refused_or_canonical(text: str) -> None:
+    try:
+        PART.check(text)
+    except InvalidArgument as error:
+        assert error.field == "port_mapping"
+    else:
+        assert text_of(parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "t80", "t80=", "t080=80", "t80=80,", "t81=1,t80=1", "t80-80=1", "t80-79=1", "t80=80@",
+     "t80=80@x", "t80=1,t81=2", "t0=1", "t65536=1", "t65535=65536", "t65000-66000=1", "x80=80",
+     "t1-2000=1", "t80=1@1.2.3", "t80=1@2001:DB8::7", "t80=1@2001:db8:0::7"],
+)  # fmt: skip
+def test_texts_that_no_attach_writes(text: str) -> None:
+    with pytest.raises(InvalidArgument):
+        PART.check(text)
+
+
+@pytest.mark.parametrize(
+    ("mappings", "why"),
+    [
+        ([Mapping("tcp", 0, 80)], "host_port 0: must be 1 to 65535"),
+        ([Mapping("tcp", 65536, 80)], "host_port 65536: must be 1 to 65535"),
+        ([Mapping("tcp", 80, 0)], "container_port 0: must be 1 to 65535"),
+        ([Mapping("icmp", 80, 80)], "protocol 'icmp': must be tcp, udp or sctp"),
+        ([Mapping("TCP", 80, 80)], "protocol 'TCP': must be tcp, udp or sctp"),
+        ([Mapping("tcp", 80, 80), Mapping("tcp", 80, 81)], "tcp port 80: is asked for twice"),
+        ([Mapping("tcp", 80, 80)] * 2, "tcp port 80: is asked for twice"),
+        (
+            [Mapping("tcp", 80, 80), Mapping("tcp", 80, 80, ip_address("::"))],
+            "tcp port 80 of ::: is asked for twice",
+        ),
+        ([Mapping("tcp", 80, 80, ip_address("::1"))], "host_ip ::1: the kernel does not forward"),
+        ([Mapping("tcp", 80, 80, ip_address("fe80::7"))], "host_ip fe80::7: is the address of a"),
+        ([Mapping("tcp", 80, 80, ip_address("169.254.77.1"))], "169.254.77.1: is the address of"),
+        ([Mapping("tcp", 80, 80, ip_address("224.0.0.1"))], "must be an address of the node"),
+        ([Mapping("tcp", 80, 80, ip_address("255.255.255.255"))], "must be an address of the"),
+        ([Mapping("tcp", 80, 80, ip_address("::ffff:192.0.2.7"))], "write it as 192.0.2.7"),
+        ([Mapping("tcp", 1 + n, 80) for n in range(1025)], "1025 ports: must be at most 1024"),
+        ([Mapping("tcp", 1 + 3 * n, 80) for n in range(1024)], "recorded as .* ask for fewer"),
+    ],
+)
+def test_requests_that_no_node_can_do(mappings: list[Mapping], why: str) -> None:
+    with pytest.raises(InvalidArgument, match=why) as caught:
+        text_of(mappings)
+    assert caught.value.field == "port_mapping"
+
+
+def test_a_hundred_single_ports_fit() -> None:
+    """Of any number, to any other; without an address."""
+    PART.check(text_of(Mapping("tcp", 65535 - 2 * n, 65535 - n) for n in range(75)))
+    assert PORTS_MAX == 1024
+
+
+@pytest.mark.parametrize(
+    ("text", "ips", "found"),
+    [
+        ("t80=8080", "46", ["tcp . 80 = 10.192.0.7 . 8080", "tcp . 80 = fd00:10:192::7 . 8080"]),
+        ("t80=8080", "4", ["tcp . 80 = 10.192.0.7 . 8080"]),
+        ("t80=8080", "6", ["tcp . 80 = fd00:10:192::7 . 8080"]),
+        ("t80=80@0.0.0.0", "46", ["tcp . 80 = 10.192.0.7 . 80"]),
+        ("t80=80@::", "46", ["tcp . 80 = fd00:10:192::7 . 80"]),
+        ("u5-6=7@192.0.2.7", "46",
+         ["192.0.2.7 . udp . 5 = 10.192.0.7 . 7", "192.0.2.7 . udp . 6 = 10.192.0.7 . 8"]),
+        ("s5=7@2001:db8::7", "46", ["2001:db8::7 . sctp . 5 = fd00:10:192::7 . 7"]),
+    ],
+)  # fmt: skip
+def test_elements(text: str, ips: str, found: list[str]) -> None:
+    elements = PART.elements(record(text, IPS[ips]), text)
+    assert [f"{one.key} = {one.data}" for one in elements if one.data] == found
+    own = [one.key for one in elements if not one.data]
+    led = {one.data.partition(" . ")[0] for one in elements if one.data}
+    assert own == [f"{ip} . {ip}" for ip in map(str, IPS[ips]) if ip in led]
+    assert {one.set for one in elements} <= set(PART.sets)
+
+
+def test_a_conflict_is_one_of_elements_and_of_resources() -> None:
+    """Two attachments have a common key if and only if they have a common
+    resource.
+    """
+    texts = ["t80=80", "t80=81@0.0.0.0", "t80=80@::", "t80=80@192.0.2.7", "t80=80@2001:db8::7",
+             "u80=80", "t79-81=79", "t81=80", "s80=80@192.0.2.7", "t80=80@192.0.2.8"]  # fmt: skip
+    others = (ip_address("10.192.0.8"), ip_address("fd00:10:192::8"))
+    for text in texts:
+        for other in texts:
+            keys, resources = [], []
+            for one, ips in ((text, IPS["46"]), (other, others)):
+                keys.append({(e.set, e.key) for e in PART.elements(record(one, ips), one)})
+                resources.append({resource.key for resource in PART.resources(one, ips)})
+            assert bool(keys[0] & keys[1]) == bool(resources[0] & resources[1]), (text, other)
+
+
+@pytest.mark.parametrize(
+    ("text", "ips", "needed"),
+    [("t80=80", "46", True), ("t80=80", "6", False), ("t80=80@192.0.2.7", "46", False),
+     ("t80=80@127.0.0.1", "4", True), ("t80=80@::", "46", False), ("t8=8@127.0.0.9", "4", True)],
+)  # fmt: skip
+def test_route_localnet(text: str, ips: str, needed: bool) -> None:
+    assert bool(PART.requests(record(text, IPS[ips]), text)) == needed
+
+
+@pytest.mark.parametrize(
+    ("text", "ips", "why"),
+    [
+        ("t80=80@198.51.100.1", "46", "host_ip 198.51.100.1: is not an address of this node"),
+        ("t80=80@2001:db8::7", "4", "the workload has no IPv6 address"),
+        ("t80=80@192.0.2.7", "6", "the workload has no IPv4 address"),
+        ("t80=80@::", "4", "the workload has no IPv6 address"),
+        ("t80=80@0.0.0.0,t80=80@::", "4", ""),
+        ("t80=80@192.0.2.7,t80=80@2001:db8::7", "46", ""),
+        ("t80=80", "4", ""),
+    ],
+)
+def test_addresses(text: str, ips: str, why: str) -> None:
+    if not why:
+        PART.refuse(record(text, IPS[ips]), text, Facts())
+        return
+    with pytest.raises(InvalidArgument, match=why):
+        PART.refuse(record(text, IPS[ips]), text, Facts())
+
+
+@pytest.mark.parametrize(
+    ("text", "socket", "refused"),
+    [
+        ("t80=80", ("tcp", 80, "0.0.0.0"), True),
+        ("t80=80", ("tcp", 80, "::"), True),
+        ("t80=80", ("udp", 80, "0.0.0.0"), False),
+        ("t80=80", ("tcp", 81, "0.0.0.0"), False),
+        ("t79-81=1", ("tcp", 81, "0.0.0.0"), True),
+        ("t80=80", ("tcp", 80, "192.0.2.7"), True),
+        ("t80=80", ("tcp", 80, "127.0.0.1"), True),
+        ("u53=53", ("udp", 53, "127.0.0.53"), False),
+        ("u53=53", ("udp", 53, "169.254.77.1"), False),
+        ("u53=53", ("udp", 53, "::1"), False),
+        ("t80=80@192.0.2.7", ("tcp", 80, "192.0.2.8"), False),
+        ("t80=80@192.0.2.7", ("tcp", 80, "192.0.2.7"), True),
+        ("t80=80@192.0.2.7", ("tcp", 80, "0.0.0.0"), True),
+        ("t80=80@192.0.2.7", ("tcp", 80, "::"), False),
+        ("t80=80@::", ("tcp", 80, "0.0.0.0"), False),
+    ],
+)
+def test_a_process_that_listens(text: str, socket: Any, refused: bool) -> None:
+    facts = Facts(nginx=socket)
+    if not refused:
+        PART.refuse(record(text), text, facts)
+        return
+    with pytest.raises(FailedPrecondition, match=r"nginx at .* listens there"):
+        PART.refuse(record(text), text, facts)
+
+
+def test_constants() -> None:
+    """The letter is on links: it never changes."""
+    assert (PART.letter, host_ports.FIELD) == ("h", "port_mapping")
