@@ -61,22 +61,24 @@ parts that they are given, so a new part changes none of their modules:
 
     check        refuses texts it does not understand   engine, recovery
     resources    what it reserves on the node           ledger
+    refuse       what the host cannot do now            attach
     requests     its settings of the link               attach, repair
     elements     its nftables elements                  attach, repair, removal
     findings     differences of the link                Check, repair
 
 The text of a part is written on the link, where a restart reads it. The product
-has no part yet; testing.toy_part is a whole one. To add host ports:
+has one part, datapath.host_ports; testing.toy_part is a whole one, too. To add
+a bandwidth:
 
-    datapath/host_ports.py       a subclass of datapath.parts.LinkPart, with a
+    datapath/bandwidth.py        a subclass of datapath.parts.LinkPart, with a
                                  letter of its own: see datapath.names
-    datapath/host_ports_test.py  tests each method, and the traffic of pods of
-                                 testing.lab. testing.parts_contract and
+    datapath/bandwidth_test.py   tests each method. testing.parts_contract and
                                  parts_test test all the rest, with toy_part
     datapath/registry.py         an entry of PARTS
     datapath/BUILD.bazel         both files
-    ../rules                     a table with its sets and maps, which neither
-                                 an update of the rules nor a start empties
+    ../rules                     if it has elements: a table with its sets and
+                                 maps, which neither an update of the rules nor
+                                 a start empties
     api/wire.py                  the text from the field of spec/workload.proto,
                                  in place of Unimplemented
     ../cni                       the same for CNI: capabilities, protocol

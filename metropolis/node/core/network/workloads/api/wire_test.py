@@ -56,3 +56,33 @@ def test_absent_fields_are_empty() -> None:
     intent = wire.attach_intent(pb.AttachRequest())
     assert (intent.workload_id, intent.netns_path, intent.if_name) == ("", "", "")
     assert (intent.requested_ips, intent.requested_mac) == ((), None)
+
+
+def test_host_ports() -> None:
+    mappings = [
+        pb.PortMapping(host_port=80, container_port=8080),
+        pb.PortMapping(host_port=53, container_port=53, protocol="udp", host_ip=bytes(4)),
+        pb.PortMapping(host_port=9, container_port=9, protocol="sctp", host_ip=b"\xfd" * 16),
+    ]
+    intent = wire.attach_intent(pb.AttachRequest(port_mapping=mappings))
+    ip = ":".join(["fdfd"] * 8)
+    assert intent.parts == (("h", f"t80=8080,u53=53@0.0.0.0,s9=9@{ip}"),)
+    assert wire.attach_intent(pb.AttachRequest(port_mapping=mappings[::-1])) == intent
+    assert wire.attach_intent(pb.AttachRequest()).parts == ()
+
+
+@pytest.mark.parametrize(
+    ("mapping", "why"),
+    [
+        (pb.PortMapping(), "host_port 0"),
+        (pb.PortMapping(host_port=80), "container_port 0"),
+        (pb.PortMapping(host_port=2**32 - 1, container_port=1), "host_port 4294967295"),
+        (pb.PortMapping(host_port=1, container_port=1, protocol="\u00e4" * 99), "protocol"),
+        (pb.PortMapping(host_port=1, container_port=1, host_ip=b"\x7f\0\0"), "host_ip .* 4 or 16"),
+    ],
+)
+def test_host_ports_that_are_wrong(mapping: pb.PortMapping, why: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"^port_mapping: {why}") as caught:
+        wire.attach_intent(pb.AttachRequest(port_mapping=[mapping]))
+    assert str(caught.value).isascii()
+    assert len(str(caught.value)) < 400
