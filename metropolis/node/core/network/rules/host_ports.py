@@ -18,9 +18,11 @@ What is translated:
   listen on the others. Not ::1, which the kernel never forwards.
 
 The workload sees the client's address, except where an answer to that address
-would stay with itself: the node's 127.0.0.1, and its own address, when it
-connects to its own port by the node. Then it sees the first hop, which is the
-node for it. `masquerade` would need an address that the node may not have.
+would stay with itself. Instead of the node's 127.0.0.1 it sees the first hop,
+which is the node for it. If it connects to its own port by the node, it sees
+the first hop, too; in IPv6 an address of the node, since an answer to a
+link-local address would not have the source that the client knows. The node has
+such an address: it was connected to.
 """
 
 from __future__ import annotations
@@ -69,8 +71,7 @@ _CHAINS: Final = {
     "to_workload": (
         f"ip saddr 127.0.0.0/8 snat ip to {allocs.FIRST_HOP_IPV4}",
         f"meta iifgroup {WORKLOAD} ip saddr . ip daddr @self4 snat ip to {allocs.FIRST_HOP_IPV4}",
-        f"meta iifgroup {WORKLOAD} ip6 saddr . ip6 daddr @self6 snat ip6 to "
-        f"{allocs.FIRST_HOP_IPV6}",
+        f"meta iifgroup {WORKLOAD} ip6 saddr . ip6 daddr @self6 masquerade",
     ),
 }
 
