@@ -17,6 +17,8 @@ from metropolis.node.core.network.cni.protocol import Add, CniError
 from metropolis.node.core.network.overlay.mesh import Identity, Peer
 from metropolis.node.core.network.workloads.api import wire
 from metropolis.node.core.network.workloads.datapath import names, plan, repairs
+from metropolis.node.core.network.workloads.datapath.parts import Parts
+from metropolis.node.core.network.workloads.datapath.registry import PARTS
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.errors import InvalidArgument, WorkloadError
 from metropolis.node.core.network.workloads.model import Attachment, Checked, Finding, routes_of
@@ -62,11 +64,11 @@ def netlink_messages(data: bytes) -> None:
             again = dataclasses.replace(link, altnames=names.altnames_of(record))
             assert plan.record_of(again) == record
             if record.parts:
-                continue  # of which this version has none
+                continue  # it may have texts that no attach writes
             seen = repairs.Seen({record.host_ifindex: link}, {}, {}, forwards=True, ipv6=True)
             with contextlib.suppress(ProtocolError):
                 repairs.mends(record, seen, replace=True)
-    plan.plan(links, set())
+    plan.plan(links, set(), Parts(PARTS))
 
 
 class _Script:
@@ -235,8 +237,8 @@ def dhcp_exchange(data: bytes) -> None:
 
 
 def _engine() -> Engine:
-    kernel = FakeKernel(namespaces={"/a": 1000, "/b": 1001})
-    engine = Engine(FakeDatapath(kernel))
+    kernel = FakeKernel(namespaces={"/a": 1000, "/b": 1001}, local={IPv4Address("192.0.2.7")})
+    engine = Engine(FakeDatapath(kernel, parts=PARTS))
     engine.set_prefixes([ip_network("10.0.0.0/29"), ip_network("fd00::/125")])
     engine.start()
     return engine

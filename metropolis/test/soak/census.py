@@ -11,6 +11,7 @@ can be made.
 import contextlib
 import errno
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -28,6 +29,8 @@ _LIMIT = Path("/proc/sys/user/max_net_namespaces")
 _POOL = ("rpc-worker", "rpc-quick", "rpc-accept", "rpc-ticker")  # names of osbase.rpc's threads
 _GRPC = ("event_engine", "grpc_global_tim", "lifeguard")  # names of its C-core's
 _POOLED = WORKERS + CHECKERS + 2 * QUICK + 1 + 1  # two quick methods, streams, the ticker
+_PROTOCOLS = {"6": "tcp", "17": "udp", "132": "sctp"}
+_ELEMENT = re.compile(r'(\d+) \. (\d+) comment "[^"]*" : ([0-9a-f.:]+) \. (\d+)')
 _KEPT_SOCKETS = 8 + 1  # osbase.netlink: idle ones of a SocketPool; LinkEvents
 
 
@@ -95,6 +98,21 @@ def _descriptors(pid: int) -> int:
     found = [os.readlink(path) for path in (proc / "fd").iterdir()]
     kept = sum(1 for target in found if target in netlink)
     return len(found) - kept + max(kept, _KEPT_SOCKETS)
+
+
+def host_ports(host: Host) -> set[tuple[str, int, str, int]]:
+    """Return the ports of all addresses of the node, each with protocol, and
+    address and port of the workload, by the words of nft(8).
+    """
+
+    def listed() -> str:
+        command = ["nft", "-n", "list", "table", "inet", allocs.NFTABLES_WORKLOADS]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    return {
+        (_PROTOCOLS[number], int(port), address, int(inner))
+        for number, port, address, inner in _ELEMENT.findall(host.netns.inside(listed))
+    }
 
 
 def rss_kib(pid: int) -> int:

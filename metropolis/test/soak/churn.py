@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _CALL_S = 30.0
 _SETTLE_S = 60.0  # for delayed work of the kernel: dead namespaces
+_PORT = 1001  # of the first workload; fifty times the last one's is a port, too
 _BURST = 32  # calls at once; more than the service's threads
 _Code = grpc.StatusCode
 
@@ -37,10 +38,21 @@ class Violation(Exception):
 
 
 class Slot:
-    """A workload."""
+    """A workload. port: each has one, by TCP; every third has it by UDP, and
+    fifty successive ones of SCTP, too. 0: no host ports.
+    """
 
-    def __init__(self, workload_id: str) -> None:
+    def __init__(self, workload_id: str, port: int = 0) -> None:
         self.workload_id = workload_id
+        self.ports: list[pb.PortMapping] = []
+        if port:
+            self.ports.append(pb.PortMapping(host_port=port, container_port=80))
+        if port % 3 == 1:
+            self.ports.append(pb.PortMapping(host_port=port, container_port=53, protocol="udp"))
+            self.ports += [
+                pb.PortMapping(host_port=port * 50 + n, container_port=1 + n, protocol="sctp")
+                for n in range(50)
+            ]
         self.pod = Netns()
         self.belief = belief.DETACHED
         self.busy = threading.Lock()
@@ -109,7 +121,7 @@ class Churn:
         self.violations: list[str] = []
         self._mortal = mortal
         self._usable = usable
-        self._slots = [Slot(f"{host.name}-{number}") for number in range(slots)]
+        self._slots = [Slot(f"{host.name}-{number}", _PORT + number) for number in range(slots)]
         self._spare = Slot(f"{host.name}-spare")
         self._stop = threading.Event()
         self._random = random.Random(seed)
@@ -208,6 +220,7 @@ class Churn:
             (0.04, self._both_at_once),
             (0.03, self._elsewhere),
             (0.03, self._garbage),
+            (0.02, self._port_taken),
             (0.03, self._check),
         ):
             dice -= odds
@@ -310,6 +323,25 @@ class Churn:
         if code not in (_Code.INVALID_ARGUMENT, _Code.NOT_FOUND) and not self._may_be_lost(code):
             raise Violation(f"Attach of {chosen}: {code.name}")
 
+    def _port_taken(self, slot: Slot, rng: random.Random) -> None:
+        """Ask for a port of an attached workload."""
+        if slot.state is not State.ATTACHED:
+            return
+        other = Netns()
+        try:
+            netns = pb.NetNSAttachment(netns_path=other.path, if_name="eth0")
+            request = pb.AttachRequest(
+                workload_id=f"{slot.workload_id}-other",
+                netns=netns,
+                port_mapping=[rng.choice(slot.ports)],
+            )
+            code, _ = self._outcome(self._call("Attach", request))
+        finally:
+            other.close()
+        refused = (_Code.ALREADY_EXISTS, _Code.RESOURCE_EXHAUSTED)
+        if code not in refused and not self._may_be_lost(code):
+            raise Violation(f"Attach with a port of {slot.workload_id}: {code.name}")
+
     def _check(self, slot: Slot, rng: random.Random) -> None:
         """Check that an attachment has no differences, outside and inside."""
         netns = pb.NetNSAttachment(netns_path=slot.pod.path if rng.random() < 0.5 else "")
@@ -332,7 +364,9 @@ class Churn:
 
     def _attach_later(self, slot: Slot, timeout: float = _CALL_S) -> Any:
         netns = pb.NetNSAttachment(netns_path=slot.pod.path, if_name="eth0")
-        request = pb.AttachRequest(workload_id=slot.workload_id, netns=netns)
+        request = pb.AttachRequest(
+            workload_id=slot.workload_id, netns=netns, port_mapping=slot.ports
+        )
         return self._call("Attach", request, timeout)
 
     def _detach_later(self, slot: Slot) -> Any:
@@ -377,7 +411,7 @@ class Churn:
             time.sleep(0.05)
 
     def _settled(self) -> dict[str, tuple[str, ...]]:
-        """Wait until service and kernel agree; they must with the slots, too."""
+        """Wait until service and kernel agree; so must the slots then."""
         attached = {
             one.workload_id: tuple(str(ip_address(ip)) for ip in one.ip) for one in self._agreed()
         }
@@ -411,6 +445,16 @@ class Churn:
             return f"{len(listed)} are listed, {len(links)} links are there: {sorted(odd)[:5]}"
         if routes != set(ips):
             return f"routes and addresses differ: {sorted(routes ^ set(ips))[:5]}"
+        ports = {slot.workload_id: slot.ports for slot in self._slots}
+        wanted = {
+            (one.protocol or "tcp", one.host_port, str(ip_address(ip)), one.container_port)
+            for each in listed
+            for ip in each.ip
+            for one in ports.get(each.workload_id, ())
+        }
+        led = census.host_ports(self.host)
+        if led != wanted:
+            return f"host ports differ: {sorted(led ^ wanted)[:5]}"
         return ""
 
     def _try_pool(self, before: int) -> None:

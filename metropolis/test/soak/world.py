@@ -8,11 +8,19 @@ from pathlib import Path
 
 import grpc
 
+from metropolis.node.core.network.rules import host_ports
 from metropolis.node.core.network.workloads.spec import workload_pb2_grpc as rpc
 from metropolis.test.world.namespaces import Netns, WorldError
+from osbase.nftables import Nftables
 
 _SERVE = "metropolis.node.core.network.workloads.api.serve"
 _END_S = 30.0
+
+
+def _make_host_ports() -> None:
+    """Make the table of host ports, as the network service does."""
+    with Nftables() as nft:
+        nft.apply(host_ports.render())
 
 
 class Host:
@@ -25,6 +33,7 @@ class Host:
     def __init__(self, name: str, prefixes: tuple[str, ...], log: Path) -> None:
         self.name = name
         self.netns = Netns()
+        self.netns.inside(_make_host_ports)
         self._prefixes = prefixes
         self._socket = f"/run/{name}/workload.sock"
         self._log = log

@@ -9,7 +9,7 @@ the kernel's does: give the same FakeKernel to a new FakeDatapath.
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
@@ -26,7 +26,7 @@ from metropolis.node.core.network.workloads.datapath.interface import (
     Scan,
     UndoFailed,
 )
-from metropolis.node.core.network.workloads.datapath.parts import LinkPart, Parts
+from metropolis.node.core.network.workloads.datapath.parts import LinkPart, Listening, Parts
 from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -57,7 +57,9 @@ class FakeKernel:
     indexes of links that no packet passes. without_ipv6: cookies
     of namespaces that have IPv6 switched off. default_routes: cookie and metric
     of others' in namespaces. elements: of nftables, by set and key: the host
-    index of the attachment, and the element.
+    index of the attachment, and the element. local: addresses of the host.
+    sockets: its protocol, IP version and what it listens to. The last two are
+    its HostFacts.
     """
 
     namespaces: dict[str, int] = field(default_factory=dict)
@@ -72,6 +74,8 @@ class FakeKernel:
     without_ipv6: set[int] = field(default_factory=set)
     default_routes: set[tuple[int, int]] = field(default_factory=set)
     elements: dict[tuple[NftSet, str], tuple[int, Element]] = field(default_factory=dict)
+    local: set[IPAddress] = field(default_factory=set)
+    sockets: list[tuple[str, int, Listening]] = field(default_factory=list)
     half_made: list[str] = field(default_factory=list)
     cookies: Iterator[int] = field(default_factory=lambda: itertools.count(1000))
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -80,6 +84,18 @@ class FakeKernel:
         """Add a namespace at the path; return its cookie."""
         self.namespaces[path] = next(self.cookies)
         return self.namespaces[path]
+
+    def is_local(self, ip: IPAddress) -> bool:
+        """See HostFacts."""
+        return ip in self.local
+
+    def listening(self, protocol: str, version: int, ports: Collection[int]) -> list[Listening]:
+        """See HostFacts."""
+        return [
+            one
+            for of, family, one in self.sockets
+            if (of, family) == (protocol, version) and one.port in ports
+        ]
 
 
 class FakeDatapath:
@@ -181,6 +197,7 @@ class FakeDatapath:
     def create(self, netns: Netns, record: Record, *, metric: int) -> None:
         """See Datapath."""
         kernel = self.kernel
+        self._parts.refuse(record, kernel)
         with kernel.lock:
             peers = {(link.netns_cookie, link.peer_ifindex) for link in kernel.links.values()} | {
                 (record.netns_cookie, index) for index in kernel.indexes

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fake as the contract's tests use it."""
 
+import contextlib
 import queue
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from ipaddress import ip_address
 
 from metropolis.node.core.network.workloads.datapath.elements import Element
 from metropolis.node.core.network.workloads.datapath.interface import Datapath, Record
-from metropolis.node.core.network.workloads.datapath.parts import LinkPart
+from metropolis.node.core.network.workloads.datapath.parts import LinkPart, Listening
 from metropolis.node.core.network.workloads.testing.fake import HOME, FakeDatapath, FakeKernel
-from metropolis.node.core.network.workloads.testing.toy_part import COLOURS
+from metropolis.node.core.network.workloads.testing.toy_part import COLOURS, RESERVED
 
 
 class FakeBench:
@@ -62,3 +64,11 @@ class FakeBench:
 
     def add_key(self, key: str) -> None:
         self.kernel.elements[COLOURS, key] = (0, Element(COLOURS, key))
+
+    @contextlib.contextmanager
+    def listen(self, address: str) -> Iterator[None]:
+        ip = ip_address(address)
+        found = Listening(RESERVED, None if ip.is_unspecified else ip, "test")
+        self.kernel.sockets.append(("tcp", ip.version, found))
+        yield
+        self.kernel.sockets.clear()

@@ -4,6 +4,7 @@
 import json
 import os
 import queue
+import socket
 import subprocess
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from metropolis.node.core.network.workloads.datapath.interface import Datapath, 
 from metropolis.node.core.network.workloads.datapath.parts import LinkPart
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.testing.lab import Pod
+from metropolis.node.core.network.workloads.testing.toy_part import RESERVED
 from osbase.netlink.altnames import add_link_altnames
 from osbase.netlink.link import set_link_alias, set_link_up
 from osbase.netlink.transport import NetlinkSocket
@@ -102,6 +104,10 @@ class KernelBench:
 
     def add_key(self, key: str) -> None:
         subprocess.run(["nft", f"add element inet toy colours {{ {key} : 10.9.9.9 }}"], check=True)
+
+    def listen(self, address: str) -> socket.socket:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return socket.create_server((address, RESERVED), family=family)
 
     def close(self) -> None:
         scan = self.opened[0].scan()

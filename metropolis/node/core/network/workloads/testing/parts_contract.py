@@ -6,6 +6,7 @@ toy_part, and whose kernel has that part's table.
 """
 
 import contextlib
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Protocol
 
@@ -13,7 +14,7 @@ import pytest
 
 from metropolis.node.core.network.workloads.datapath.elements import Element
 from metropolis.node.core.network.workloads.datapath.interface import Record, Scan
-from metropolis.node.core.network.workloads.errors import AlreadyExists
+from metropolis.node.core.network.workloads.errors import AlreadyExists, FailedPrecondition
 from metropolis.node.core.network.workloads.model import Finding, PartText
 from metropolis.node.core.network.workloads.testing.contract import (
     WAIT_S,
@@ -39,6 +40,9 @@ class PartsBench(Bench, Protocol):
 
     def add_key(self, key: str) -> None:
         """Add an element with this key, which is of no attachment."""
+
+    def listen(self, address: str) -> AbstractContextManager[object]:
+        """Listen at an address of the host and the toy part's port."""
 
 
 def create(bench: Bench, path: str, parts: tuple[PartText, ...], number: int = 1) -> Record:
@@ -69,6 +73,25 @@ class PartsContract:
         for _ in range(2):
             bench.datapath.remove([green, both])
             assert bench.keys() == set()
+
+    @pytest.mark.parametrize(
+        ("address", "told"),
+        [("0.0.0.0", "all addresses"), ("127.0.0.1", "127.0.0.1"), ("::", "all addresses"),
+         ("::1", "::1")],
+    )  # fmt: skip
+    def test_a_part_that_refuses(self, parts_bench: PartsBench, address: str, told: str) -> None:
+        """Nothing is made; an attachment that exists stays."""
+        bench = parts_bench
+        before = create(bench, bench.add_netns(), GREEN, 2)
+        path = bench.add_netns()
+        with bench.listen(address):
+            with pytest.raises(FailedPrecondition, match=rf"^colours: .* at {told} listens$"):
+                create(bench, path, BLUE_RED)
+            assert bench.datapath.present() == {before.host_ifindex}
+            assert bench.keys() == {"2"}
+            assert bench.datapath.check(before, None) == ()
+            assert bench.again().scan() == Scan((before,))
+        create(bench, path, BLUE_RED)
 
     def test_a_key_that_is_taken(self, parts_bench: PartsBench) -> None:
         """Nothing is made, and the other's stays."""

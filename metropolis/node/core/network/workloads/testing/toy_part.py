@@ -3,7 +3,8 @@
 
 A workload may ask for colours. Each is one workload's on the node, like a host
 port; the link's `tag` (net.ipv4.conf.LINK.tag, which nothing reads) is the
-number of the first; and a map has the workload's IPv4 address by the number.
+number of the first; and a map has the workload's IPv4 address by the number. It
+cannot be attached while a process of the host listens at RESERVED, by TCP.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,8 +12,11 @@ from typing import Final
 
 from metropolis.node.core.network.workloads.datapath.elements import Element, NftSet
 from metropolis.node.core.network.workloads.datapath.interface import Record
-from metropolis.node.core.network.workloads.datapath.parts import LinkPart
-from metropolis.node.core.network.workloads.errors import InvalidArgument
+from metropolis.node.core.network.workloads.datapath.parts import HostFacts, LinkPart
+from metropolis.node.core.network.workloads.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+)
 from metropolis.node.core.network.workloads.model import Finding, IPAddress
 from metropolis.node.core.network.workloads.parts import Resource
 from metropolis.node.core.network.workloads.validate import show
@@ -22,6 +26,7 @@ from osbase.netlink.message import Request
 NUMBERS: Final = {"blue": 1, "green": 2, "red": 3}
 COLOURS: Final = NftSet("inet", "toy", "colours")
 TABLE: Final = "table inet toy { map colours { type mark : ipv4_addr; }; }"
+RESERVED: Final = 4001
 IPV4_DEVCONF_TAG: Final = 12  # linux/ip.h
 
 
@@ -41,6 +46,12 @@ class Colour(LinkPart):
     def resources(self, text: str, ips: Sequence[IPAddress]) -> Iterable[Resource]:
         """See Part."""
         return [Resource(("colour", word), f"colour {word}") for word in text.split(",")]
+
+    def refuse(self, record: Record, text: str, host: HostFacts) -> None:
+        """See LinkPart."""
+        for version in (4, 6):
+            for one in host.listening("tcp", version, {RESERVED}):
+                raise FailedPrecondition(f"colours: {one} listens")
 
     def requests(self, record: Record, text: str) -> Sequence[Request]:
         """See LinkPart."""
