@@ -16,6 +16,7 @@
     transport a netlink socket: batch() and dump()
     netns     network namespaces: open safely, open sockets inside
     events    events of links, overruns reported
+    sock_diag sockets that listen
 
 The package is for a service that configures one namespace in a few system
 calls. One send carries many requests. The kernel executes them in order before

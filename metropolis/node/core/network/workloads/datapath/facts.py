@@ -2,15 +2,15 @@
 """What parts ask about the host before an attach: see parts.HostFacts."""
 
 from collections.abc import Collection, Sequence
-from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
 
 from metropolis.node.core.network.workloads.datapath.host import Host
-from metropolis.node.core.network.workloads.datapath.parts import Listening
 from metropolis.node.core.network.workloads.model import IPAddress
 from osbase.netlink.errors import BatchError
 from osbase.netlink.route import RTN_LOCAL, get_route, parse_route
 
-_ANY = {4: IPv4Address(0), 6: IPv6Address(0)}
+if TYPE_CHECKING:
+    from osbase.netlink.sock_diag import Listener
 
 
 class KernelFacts:
@@ -28,25 +28,14 @@ class KernelFacts:
             return False  # there is no route, or one that rejects
         return route is not None and route.kind == RTN_LOCAL
 
-    def listening(self, protocol: str, version: int, ports: Collection[int]) -> Sequence[Listening]:
-        """See HostFacts. An IPv6 socket for all addresses usually has those of
-        IPv4, too (ipv6(7), IPV6_V6ONLY).
-        """
-        # Most attaches ask for no port.
+    def listeners(self, protocol: str, ports: Collection[int]) -> Sequence[Listener]:
+        """See HostFacts."""
+        from osbase.netlink import sock_diag  # most attaches ask for no port
+
+        return sock_diag.listeners(protocol, ports)
+
+    def process_of(self, listener: Listener) -> str:
+        """See HostFacts."""
         from osbase.netlink import sock_diag
 
-        found = list(sock_diag.listeners(protocol, version, ports))
-        if version == 4 and self._host.ipv6:
-            found += [
-                one
-                for one in sock_diag.listeners(protocol, 6, ports)
-                if one.address == _ANY[6] and not one.v6only
-            ]
-        return [
-            Listening(
-                one.port,
-                None if one.address in _ANY.values() else one.address,
-                sock_diag.process_of(one),
-            )
-            for one in found
-        ]
+        return sock_diag.process_of(listener)

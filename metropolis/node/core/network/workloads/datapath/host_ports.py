@@ -37,7 +37,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads.datapath.elements import Element, NftSet
@@ -49,6 +49,9 @@ from metropolis.node.core.network.workloads.parts import TEXT_MAX, Resource
 from metropolis.node.core.network.workloads.validate import show
 from osbase.netlink.link import Link, set_link_ipv4_setting
 from osbase.netlink.message import Request
+
+if TYPE_CHECKING:
+    from osbase.netlink.sock_diag import Listener
 
 FIELD: Final = "port_mapping"
 PORTS_MAX: Final = 1024
@@ -276,17 +279,17 @@ class HostPorts(LinkPart):
         for address in dict.fromkeys(one.host_ip for one in parse(text) if not one.any):
             if address is not None and not host.is_local(address):
                 raise _invalid(f"host_ip {address}: is not an address of this node")
-        wanted: dict[tuple[str, int], list[Mapping]] = {}
+        wanted: dict[str, list[tuple[Mapping, int]]] = {}
         for one, ip in _pairs(text, record.ips):
-            wanted.setdefault((one.protocol, ip.version), []).append(one)
-        for (protocol, version), some in wanted.items():
-            ports = {one.host_port for one in some}
-            for found in host.listening(protocol, version, ports):
-                for one in some:
-                    if one.host_port == found.port and _shadows(one, found.address):
+            wanted.setdefault(one.protocol, []).append((one, ip.version))
+        for protocol, some in wanted.items():
+            for found in host.listeners(protocol, {one.host_port for one, _ in some}):
+                for one, version in some:
+                    if _shadows(one, version, found):
+                        where = "all addresses" if found.address is None else found.address
                         raise FailedPrecondition(
-                            f"{FIELD}: {one}: {found} listens there; stop it, or choose another "
-                            "port"
+                            f"{FIELD}: {one}: {host.process_of(found)} listens at {where}; stop "
+                            "it, or choose another port"
                         )
 
     def requests(self, record: Record, text: str) -> Sequence[Request]:
@@ -334,10 +337,11 @@ def _from_loopback(record: Record, text: str) -> bool:
     )
 
 
-def _shadows(one: Mapping, listening: IPAddress | None) -> bool:
-    """Whether the mapping takes packets from a socket. listening: its address;
-    None: all.
-    """
+def _shadows(one: Mapping, version: int, found: Listener) -> bool:
+    """Whether the mapping takes packets of this IP version from the socket."""
+    if one.host_port != found.port or version not in found.versions:
+        return False
+    listening = found.address
     if listening is None:
         return True
     if not one.any:

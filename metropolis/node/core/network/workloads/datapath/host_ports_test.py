@@ -19,9 +19,9 @@ from metropolis.node.core.network.workloads.datapath.host_ports import (
     text_of,
 )
 from metropolis.node.core.network.workloads.datapath.interface import Record
-from metropolis.node.core.network.workloads.datapath.parts import Listening
 from metropolis.node.core.network.workloads.errors import FailedPrecondition, InvalidArgument
 from metropolis.node.core.network.workloads.model import IPAddress
+from osbase.netlink.sock_diag import Listener
 
 NODE = ip_address("192.0.2.7")
 NODE6 = ip_address("2001:db8::7")
@@ -54,13 +54,16 @@ class Facts:
     def is_local(self, ip: IPAddress) -> bool:
         return ip in (NODE, NODE6) or (ip.version == 4 and ip.is_loopback)
 
-    def listening(self, protocol: str, version: int, ports: Collection[int]) -> Sequence[Listening]:
+    def listeners(self, protocol: str, ports: Collection[int]) -> Sequence[Listener]:
         found = []
-        for process, (of, port, address) in self.sockets.items():
+        for inode, (of, port, address) in enumerate(self.sockets.values()):
             ip = ip_address(address)
-            if of == protocol and port in ports and ip.version == version:
-                found.append(Listening(port, None if ip.is_unspecified else ip, process))
+            if of == protocol and port in ports:
+                found.append(Listener(ip.version, port, None if ip.is_unspecified else ip, inode))
         return found
+
+    def process_of(self, listener: Listener) -> str:
+        return list(self.sockets)[listener.inode]
 
 
 @pytest.mark.parametrize(
@@ -257,8 +260,18 @@ def test_a_process_that_listens(text: str, socket: Any, refused: bool) -> None:
     if not refused:
         PART.refuse(record(text), text, facts)
         return
-    with pytest.raises(FailedPrecondition, match=r"nginx at .* listens there"):
+    with pytest.raises(FailedPrecondition, match=r"nginx listens at .*; stop it"):
         PART.refuse(record(text), text, facts)
+
+
+def test_a_socket_of_both_families() -> None:
+    both = Listener(6, 80, None, 1, both=True)
+    for text, ips in (("t80=80@192.0.2.7", "46"), ("t80=80", "4"), ("t80=80", "6")):
+        facts = Facts(nginx=("udp", 1, "::"))
+        facts.listeners = lambda *_: [both]  # type: ignore[method-assign]
+        facts.process_of = lambda _: "nginx"  # type: ignore[method-assign]
+        with pytest.raises(FailedPrecondition, match="nginx listens at all addresses"):
+            PART.refuse(record(text, IPS[ips]), text, facts)
 
 
 def test_constants() -> None:

@@ -17,8 +17,7 @@ and send `requests` again if there are findings. Check reports both.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from metropolis.node.core.network.workloads.datapath import names
 from metropolis.node.core.network.workloads.datapath.elements import Element, NftSet
@@ -29,21 +28,8 @@ from metropolis.node.core.network.workloads.parts import Part, Resource
 from osbase.netlink.link import Link
 from osbase.netlink.message import Request
 
-
-@dataclass(frozen=True, slots=True)
-class Listening:
-    """A socket of the host that waits for packets from anybody.
-
-    address: None: all of its family. process: for people, `nginx (pid 812)`.
-    """
-
-    port: int
-    address: IPAddress | None
-    process: str
-
-    def __str__(self) -> str:
-        where = "all addresses" if self.address is None else str(self.address)
-        return f"{self.process} at {where}"
+if TYPE_CHECKING:
+    from osbase.netlink.sock_diag import Listener
 
 
 class HostFacts(Protocol):
@@ -52,10 +38,13 @@ class HostFacts(Protocol):
     def is_local(self, ip: IPAddress) -> bool:
         """Whether it is an address of the host."""
 
-    def listening(self, protocol: str, version: int, ports: Collection[int]) -> Sequence[Listening]:
-        """Return the sockets that receive what is sent to these ports of the
-        host. protocol: tcp, udp or sctp. version: of IP.
+    def listeners(self, protocol: str, ports: Collection[int]) -> Sequence[Listener]:
+        """Return the sockets that receive what anybody sends to these ports of
+        the host. protocol: tcp, udp or sctp.
         """
+
+    def process_of(self, listener: Listener) -> str:
+        """Name the process that has the socket, for people."""
 
 
 class LinkPart(Part):

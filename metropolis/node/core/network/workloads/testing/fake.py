@@ -26,7 +26,7 @@ from metropolis.node.core.network.workloads.datapath.interface import (
     Scan,
     UndoFailed,
 )
-from metropolis.node.core.network.workloads.datapath.parts import LinkPart, Listening, Parts
+from metropolis.node.core.network.workloads.datapath.parts import LinkPart, Parts
 from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -36,6 +36,7 @@ from metropolis.node.core.network.workloads.errors import (
 )
 from metropolis.node.core.network.workloads.model import Finding, IPAddress
 from metropolis.node.core.network.workloads.validate import show
+from osbase.netlink.sock_diag import Listener
 
 HOME = 1  # the host's cookie
 
@@ -58,8 +59,7 @@ class FakeKernel:
     of namespaces that have IPv6 switched off. default_routes: cookie and metric
     of others' in namespaces. elements: of nftables, by set and key: the host
     index of the attachment, and the element. local: addresses of the host.
-    sockets: its protocol, IP version and what it listens to. The last two are
-    its HostFacts.
+    sockets: of the host, each with its protocol. The last two are HostFacts.
     """
 
     namespaces: dict[str, int] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class FakeKernel:
     default_routes: set[tuple[int, int]] = field(default_factory=set)
     elements: dict[tuple[NftSet, str], tuple[int, Element]] = field(default_factory=dict)
     local: set[IPAddress] = field(default_factory=set)
-    sockets: list[tuple[str, int, Listening]] = field(default_factory=list)
+    sockets: list[tuple[str, Listener]] = field(default_factory=list)
     half_made: list[str] = field(default_factory=list)
     cookies: Iterator[int] = field(default_factory=lambda: itertools.count(1000))
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -89,13 +89,13 @@ class FakeKernel:
         """See HostFacts."""
         return ip in self.local
 
-    def listening(self, protocol: str, version: int, ports: Collection[int]) -> list[Listening]:
+    def listeners(self, protocol: str, ports: Collection[int]) -> list[Listener]:
         """See HostFacts."""
-        return [
-            one
-            for of, family, one in self.sockets
-            if (of, family) == (protocol, version) and one.port in ports
-        ]
+        return [one for of, one in self.sockets if of == protocol and one.port in ports]
+
+    def process_of(self, listener: Listener) -> str:
+        """See HostFacts."""
+        return f"test (pid {listener.inode})"
 
 
 class FakeDatapath:

@@ -9,9 +9,10 @@ from ipaddress import ip_address
 
 from metropolis.node.core.network.workloads.datapath.elements import Element
 from metropolis.node.core.network.workloads.datapath.interface import Datapath, Record
-from metropolis.node.core.network.workloads.datapath.parts import LinkPart, Listening
+from metropolis.node.core.network.workloads.datapath.parts import LinkPart
 from metropolis.node.core.network.workloads.testing.fake import HOME, FakeDatapath, FakeKernel
 from metropolis.node.core.network.workloads.testing.toy_part import COLOURS, RESERVED
+from osbase.netlink.sock_diag import Listener
 
 
 class FakeBench:
@@ -68,7 +69,7 @@ class FakeBench:
     @contextlib.contextmanager
     def listen(self, address: str) -> Iterator[None]:
         ip = ip_address(address)
-        found = Listening(RESERVED, None if ip.is_unspecified else ip, "test")
-        self.kernel.sockets.append(("tcp", ip.version, found))
+        at = None if ip.is_unspecified else ip
+        self.kernel.sockets.append(("tcp", Listener(ip.version, RESERVED, at, 7)))
         yield
         self.kernel.sockets.clear()

@@ -49,9 +49,8 @@ class Colour(LinkPart):
 
     def refuse(self, record: Record, text: str, host: HostFacts) -> None:
         """See LinkPart."""
-        for version in (4, 6):
-            for one in host.listening("tcp", version, {RESERVED}):
-                raise FailedPrecondition(f"colours: {one} listens")
+        for one in host.listeners("tcp", {RESERVED}):
+            raise FailedPrecondition(f"colours: {host.process_of(one)} listens at {one.address}")
 
     def requests(self, record: Record, text: str) -> Sequence[Request]:
         """See LinkPart."""
