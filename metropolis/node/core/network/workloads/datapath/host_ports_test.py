@@ -264,14 +264,19 @@ def test_a_process_that_listens(text: str, socket: Any, refused: bool) -> None:
         PART.refuse(record(text), text, facts)
 
 
-def test_a_socket_of_both_families() -> None:
-    both = Listener(6, 80, None, 1, both=True)
-    for text, ips in (("t80=80@192.0.2.7", "46"), ("t80=80", "4"), ("t80=80", "6")):
-        facts = Facts(nginx=("udp", 1, "::"))
-        facts.listeners = lambda *_: [both]  # type: ignore[method-assign]
-        facts.process_of = lambda _: "nginx"  # type: ignore[method-assign]
-        with pytest.raises(FailedPrecondition, match="nginx listens at all addresses"):
-            PART.refuse(record(text, IPS[ips]), text, facts)
+class Both(Facts):
+    """A process listens by IPv6, and gets what comes by IPv4, too."""
+
+    def listeners(self, protocol: str, ports: Collection[int]) -> Sequence[Listener]:
+        return [Listener(6, 80, None, 0, both=True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "ips"), [("t80=80@192.0.2.7", "46"), ("t80=80", "4"), ("t80=80", "6")]
+)
+def test_a_socket_of_both_families(text: str, ips: str) -> None:
+    with pytest.raises(FailedPrecondition, match="nginx listens at all addresses"):
+        PART.refuse(record(text, IPS[ips]), text, Both(nginx=("tcp", 80, "::")))
 
 
 def test_constants() -> None:
