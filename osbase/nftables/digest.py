@@ -18,6 +18,7 @@ version, and takes libnftables several milliseconds where this takes one.
 
     generation(sock)     a number that grows with each commit in the namespace
     generation_events    a callback at each commit, and by which program
+    element_comment      the comment of one element, by its key
     element_comments     the comments of a set's elements: by them a caller
                          finds its elements, without their encoding
 
@@ -34,10 +35,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from osbase.netlink import attrs, bpf
-from osbase.netlink.errors import BatchError, ProtocolError
+from osbase.netlink.errors import BatchError, DumpInterrupted, ProtocolError
 from osbase.netlink.events import Events
 from osbase.netlink.message import Message, Request
-from osbase.netlink.transport import NetlinkSocket, open_raw
+from osbase.netlink.transport import DUMP_ATTEMPTS, NetlinkSocket, open_raw
 
 NETLINK_NETFILTER: Final = 12
 
@@ -73,7 +74,10 @@ _SET_FLAGS: Final = 3
 _SET_TIMEOUT_OR_DYNAMIC: Final = 0x10 | 0x20  # NFT_SET_TIMEOUT, NFT_SET_EVAL
 _ELEMENTS_SET: Final = 2
 _ELEMENTS: Final = 3
+_ELEMENT_KEY: Final = 1
 _ELEMENT_USERDATA: Final = 6
+_LIST_ELEMENT: Final = 1
+_DATA_VALUE: Final = 1
 _UDATA_COMMENT: Final = 0  # libnftnl/udata.h: NFTNL_UDATA_SET_ELEM_COMMENT
 _OBJECT_NAME: Final = 2
 _OBJECT_TYPE: Final = 3
@@ -232,22 +236,58 @@ def generation_events(
 def element_comments(sock: NetlinkSocket, family: str, table: str, name: str) -> list[str] | None:
     """Return the comments of the elements of a set or map, as far as they have
     any; None: there is no such set. family: "inet", "ip", ... Raises
-    NetlinkError.
+    NetlinkError; DumpInterrupted if there was a commit during each attempt.
+
+    A commit changes the order in which the kernel lists elements, and it does
+    not say so: some are missing then, or come twice. A set without a size may
+    also be reordered some time after a commit, which nothing shows.
     """
-    number = next(number for number, known in _FAMILIES.items() if known == family)
     asked = attrs.text(_TABLE, table.encode()) + attrs.text(_ELEMENTS_SET, name.encode())
+    for _ in range(DUMP_ATTEMPTS):
+        before = generation(sock)
+        try:
+            bodies = [body for _, body in _dump(sock, _GET_ELEMENTS, _number(family), asked)]
+        except BatchError as error:
+            if error.errors[0].errno == errno.ENOENT:
+                return None
+            raise
+        if generation(sock) == before:
+            return [
+                comment
+                for body in bodies
+                for _, element in attrs.walk(attrs.parse(body).get(_ELEMENTS, b""))
+                if (comment := _comment(attrs.parse(element).get(_ELEMENT_USERDATA, b"")))
+            ]
+    raise DumpInterrupted(f"list elements of {family} {table} {name}: others commit all the time")
+
+
+def element_comment(
+    sock: NetlinkSocket, family: str, table: str, name: str, key: bytes
+) -> str | None:
+    """Return the comment of one element, "" if it has none; None: there is no
+    such element, or set. It is looked up, not listed, so commits do not matter.
+
+    key: as the kernel has it, each field of it padded to a multiple of 4 bytes.
+    Raises NetlinkError: a key of another length than the set's is EINVAL.
+    """
+    data = attrs.nested(_ELEMENT_KEY, attrs.attr(_DATA_VALUE, key))
+    asked = attrs.text(_TABLE, table.encode()) + attrs.text(_ELEMENTS_SET, name.encode())
+    asked += attrs.nested(_ELEMENTS, attrs.nested(_LIST_ELEMENT, data))
+    what = "get an element of {}"
+    request = Request(_GET_ELEMENTS, 0, _header(_number(family)) + asked, what, (name,))
     try:
-        bodies = [body for _, body in _dump(sock, _GET_ELEMENTS, number, asked)]
+        body = sock.get(request).body[_HEADER.size :]
     except BatchError as error:
         if error.errors[0].errno == errno.ENOENT:
             return None
         raise
-    return [
-        comment
-        for body in bodies
-        for _, element in attrs.walk(attrs.parse(body).get(_ELEMENTS, b""))
-        if (comment := _comment(attrs.parse(element).get(_ELEMENT_USERDATA, b"")))
-    ]
+    for _, element in attrs.walk(attrs.parse(body).get(_ELEMENTS, b"")):
+        return _comment(attrs.parse(element).get(_ELEMENT_USERDATA, b""))
+    return None
+
+
+def _number(family: str) -> int:
+    return next(number for number, known in _FAMILIES.items() if known == family)
 
 
 def _comment(userdata: bytes) -> str:

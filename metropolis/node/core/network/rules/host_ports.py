@@ -37,6 +37,9 @@ _TABLE: Final = f"inet {allocs.NFTABLES_WORKLOADS}"
 _HOP_NETWORK: Final = ip_network(f"{allocs.FIRST_HOP_IPV4}/24", strict=False)
 _PORT: Final = "meta l4proto . th dport"
 
+# With a size the kernel has hash tables that do not grow, 256 kB each. One that
+# grows is reordered at any time, and a list of its elements lacks some then.
+_SIZE: Final = "size 16384;"
 _SETS: Final = {
     "map any4": "type inet_proto . inet_service : ipv4_addr . inet_service;",
     "map any6": "type inet_proto . inet_service : ipv6_addr . inet_service;",
@@ -80,7 +83,7 @@ def render() -> str:
     """Return the transaction that makes the table, or puts back its rules: the
     elements stay. The kernel refuses it if the table has sets of other types.
     """
-    sets = "".join(f"    {name} {{ {kind} }}\n" for name, kind in _SETS.items())
+    sets = "".join(f"    {name} {{ {kind} {_SIZE} }}\n" for name, kind in _SETS.items())
     chains = "".join(f"    chain {name} {{ {_hook(name)} }}\n" for name in _CHAINS)
     declared = f"table {_TABLE} {{\n{sets}{chains}}}\n"
     flushed = "".join(f"flush chain {_TABLE} {name}\n" for name in _CHAINS)

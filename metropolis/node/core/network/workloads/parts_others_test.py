@@ -214,7 +214,7 @@ def test_the_table_is_another_one(kernel: KernelHost, table: str) -> None:
 def test_of_several_one_is_in_a_table_that_is_gone(kernel: KernelHost) -> None:
     """Those that are there are removed."""
     elements = Elements((COLOURS,))
-    gone = type(COLOURS)("inet", "gone", "colours")
+    gone = type(COLOURS)("inet", "gone", "colours", COLOURS.key)
     some = [Element(COLOURS, "1", "10.0.0.1"), Element(COLOURS, "3", "10.0.0.1")]
     elements.create(5, some)
     elements.destroy([Element(gone, "1"), *some, Element(gone, "3")])

@@ -17,8 +17,9 @@ The comment of an element names its attachment:
 A program that gives an element other data and copies the comment is not
 noticed, since that takes the encoding of keys and data.
 
-So one dump of a set, without parsing keys or data, shows which of the expected
-elements are missing and which belong to no attachment. Elements without such a
+So one dump of a set, without parsing keys or data, shows which elements belong
+to no attachment, and which of the expected ones may be missing: these are
+looked up, since a dump during commits may lack some. Elements without such a
 comment are other programs': they are left alone.
 
 nft's `create` is used, not `add`: the kernel refuses a key that exists,
@@ -31,34 +32,48 @@ one by one.
 Why not one element at a time: a failure would leave a part of them.
 """
 
+import errno
 import hashlib
 import itertools
 import re
+import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Final
 
 from metropolis.node.core.network.workloads.datapath.host import refusals
-from metropolis.node.core.network.workloads.errors import AlreadyExists, KernelRefused
+from metropolis.node.core.network.workloads.errors import (
+    AlreadyExists,
+    Exhausted,
+    KernelRefused,
+)
+from osbase.netlink.errors import BatchError
 
 if TYPE_CHECKING:
+    from osbase.netlink.transport import NetlinkSocket
     from osbase.nftables import Nftables
 
 # A comment has at most 128 characters (NFTNL_UDATA_COMMENT_MAXLEN).
 _KEY_MAX = 128 - len("mw2e.ffffffff.01234567.")
 _WORDS = re.compile(r"[0-9A-Za-z.:/_ -]+")
 _COMMENT = re.compile(r"mw2e\.([0-9a-f]{1,8})\.[0-9a-f]{8}\.([0-9A-Za-z.:/_ -]+)")
-_EXISTS = "File exists"  # strerror(EEXIST), in the text of libnftables
+# strerror(EEXIST) and (ENFILE), in the text of libnftables.
+_EXISTS = "File exists"
+_FULL = "Too many open files in system"
 
 
 @dataclass(frozen=True, slots=True)
 class NftSet:
-    """A set or a map. family: `inet`. All names are constants of the tree."""
+    """A set or a map. family: `inet`. key: the types of the fields of its keys,
+    of KEY_TYPES. All names are constants of the tree.
+    """
 
     family: str
     table: str
     name: str
+    key: tuple[str, ...]
 
     def __str__(self) -> str:
         return f"{self.family} {self.table} {self.name}"
@@ -138,6 +153,27 @@ def _commands(verb: str, texts: dict[NftSet, list[str]]) -> str:
     return "\n".join(f"{verb} element {one} {{ {', '.join(some)} }}" for one, some in texts.items())
 
 
+KEY_TYPES: Final[Mapping[str, Callable[[str], bytes]]] = {
+    "ipv4_addr": lambda word: IPv4Address(word).packed,
+    "ipv6_addr": lambda word: IPv6Address(word).packed,
+    "inet_proto": lambda word: bytes([_PROTOCOLS[word], 0, 0, 0]),
+    "inet_service": lambda word: struct.pack(">Hxx", int(word)),
+    "mark": lambda word: struct.pack("=I", int(word)),
+}
+"""Encoders of fields, each padded to 4 bytes. Ports are in network byte order,
+marks in the host's.
+"""
+
+_PROTOCOLS: Final = {"tcp": 6, "udp": 17, "sctp": 132}
+
+
+def encode_key(types: Sequence[str], key: str) -> bytes:
+    """Return a key as the kernel has it. Raises ValueError or KeyError."""
+    return b"".join(
+        KEY_TYPES[kind](word) for kind, word in zip(types, key.split(" . "), strict=True)
+    )
+
+
 def refused_key(error: str) -> str:
     """Return the key that libnftables points at, "" if it points at none, or
     at the whole command.
@@ -183,18 +219,20 @@ class Elements:
     def create(self, ifindex: int, elements: Sequence[Element]) -> None:
         """Create the elements of a link's attachment: all, or none.
 
-        Raises AlreadyExists, which names the set and the key, or KernelRefused.
+        Raises AlreadyExists, which names the set and the key, Exhausted if a
+        set is full, or KernelRefused.
         """
         if not elements:
             return
         if (error := self._apply(create_text(ifindex, elements))) is None:
             return
+        if _FULL in error:
+            raise Exhausted(f"create {_words(elements)}: the set has no room")
         if _EXISTS not in error:
             # If only the answer was lost, they are there.
-            made = {found_of(ifindex, one) for one in elements}
             with refusals(f"create {_words(elements)}: {_one_line(error)}; then look for them"):
-                there = self.present()
-            self.destroy([one for one in there if one in made])
+                there = self.made(ifindex, elements)
+            self.destroy([one for one in elements if one in there])
             raise KernelRefused(f"create {_words(elements)}: {_one_line(error)}")
         key = refused_key(error)
         taken = [one for one in elements if one.key == key] or elements
@@ -225,13 +263,48 @@ class Elements:
 
     def _remaining(self, elements: Sequence[Element | Found]) -> list[Element | Found]:
         """Return those that exist, by the comments of attachments."""
-        with refusals(f"remove {_words(elements)}"):
-            present = {(one.set, one.key) for one in self.present()}
-        return [one for one in elements if (one.set, one.key) in present]
+        from osbase.nftables import digest
+
+        with refusals(f"remove {_words(elements)}"), digest.open_socket() as sock:
+            return [
+                one
+                for one in elements
+                if parse_comment(one.set, self._comment(sock, one.set, one.key) or "")
+            ]
+
+    def made(self, ifindex: int, elements: Iterable[Element]) -> set[Element]:
+        """Return those of a link's attachment that exist as they were made.
+        Each is looked up. Raises NetlinkError.
+        """
+        from osbase.nftables import digest
+
+        with digest.open_socket() as sock:
+            return {
+                one
+                for one in elements
+                if self._comment(sock, one.set, one.key) == comment_of(ifindex, one)
+            }
+
+    def _comment(self, sock: NetlinkSocket, one: NftSet, key: str) -> str | None:
+        """Return an element's comment; None: there is none with such a key, or
+        the set has other keys by now.
+        """
+        from osbase.nftables import digest
+
+        try:
+            packed = encode_key(one.key, key)
+        except ValueError, KeyError:
+            return None  # another program's comment
+        try:
+            return digest.element_comment(sock, one.family, one.table, one.name, packed)
+        except BatchError as error:
+            if error.errors[0].errno == errno.EINVAL:
+                return None
+            raise
 
     def present(self) -> list[Found]:
         """Return the elements of attachments, by a dump of each set that
-        exists. Raises NetlinkError; DumpInterrupted if others changed a set
+        exists. Raises NetlinkError; DumpInterrupted if there was a commit
         during each dump.
         """
         return [

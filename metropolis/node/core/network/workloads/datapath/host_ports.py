@@ -64,18 +64,28 @@ _LETTERS: Final = {name[0]: name for name in PROTOCOLS}
 _RUN: Final = re.compile(
     r"([tus])([1-9][0-9]{0,4})(?:-([1-9][0-9]{0,4}))?=([1-9][0-9]{0,4})(?:@([0-9a-f.:]{2,39}))?"
 )
+# Not tracked, so not translated; and nodes without a cluster may join one.
+_WIREGUARD: Final = ("udp", allocs.WIREGUARD_PORT)
 _LOOPBACK: Final = IPv4Network("127.0.0.0/8")
 _FIRST_HOP_NETWORK: Final = IPv4Network(f"{allocs.FIRST_HOP_IPV4}/24", strict=False)
 
 
-def _set(name: str) -> dict[int, NftSet]:
-    table = allocs.NFTABLES_WORKLOADS
-    return {4: NftSet("inet", table, f"{name}4"), 6: NftSet("inet", table, f"{name}6")}
+def _sets(name: str, *fields: str) -> dict[int, NftSet]:
+    """By IP version. fields: the types of a key's; `addr` is the family's."""
+    return {
+        version: NftSet(
+            "inet",
+            allocs.NFTABLES_WORKLOADS,
+            f"{name}{version}",
+            tuple(f"ipv{version}_addr" if one == "addr" else one for one in fields),
+        )
+        for version in (4, 6)
+    }
 
 
-ANY: Final = _set("any")
-AT: Final = _set("at")
-SELF: Final = _set("self")
+ANY: Final = _sets("any", "inet_proto", "inet_service")
+AT: Final = _sets("at", "addr", "inet_proto", "inet_service")
+SELF: Final = _sets("self", "addr", "addr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +181,8 @@ def _check(mappings: Sequence[Mapping]) -> None:
         for name, port in (("host_port", one.host_port), ("container_port", one.container_port)):
             if not 1 <= port <= 65535:
                 raise _invalid(f"{name} {port}: must be 1 to 65535")
+        if (one.protocol, one.host_port) == _WIREGUARD:
+            raise _invalid(f"{one}: is the node's own, for its cluster; choose another port")
         if one.host_ip is not None:
             _check_host_ip(one.host_ip)
         for version in one.versions():

@@ -140,6 +140,8 @@ def test_texts_that_no_attach_writes(text: str) -> None:
         ([Mapping("tcp", 80, 0)], "container_port 0: must be 1 to 65535"),
         ([Mapping("icmp", 80, 80)], "protocol 'icmp': must be tcp, udp or sctp"),
         ([Mapping("TCP", 80, 80)], "protocol 'TCP': must be tcp, udp or sctp"),
+        ([Mapping("udp", 51820, 80)], "udp port 51820: is the node's own"),
+        ([Mapping("udp", 51820, 80, NODE)], "udp port 51820 of 192.0.2.7: is the node's own"),
         ([Mapping("tcp", 80, 80), Mapping("tcp", 80, 81)], "tcp port 80: is asked for twice"),
         ([Mapping("tcp", 80, 80)] * 2, "tcp port 80: is asked for twice"),
         (

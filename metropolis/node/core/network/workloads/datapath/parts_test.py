@@ -38,7 +38,7 @@ ONE = Record(
     parts=(("c", "blue,red"),),
 )
 PARTS = Parts((COLOUR,))
-SET, MAP = NftSet("inet", "t", "s"), NftSet("inet", "t", "m")
+SET, MAP = NftSet("inet", "t", "s", ("mark",)), NftSet("inet", "t", "m", ("mark",))
 
 
 @pytest.fixture

@@ -218,19 +218,23 @@ class Restorer:
                         done += self._mend(record, mends, allow)
         return done
 
-    def _look_at_elements(self) -> Collection[Found] | None:
-        """Return the elements; None if others changed a set during each dump:
-        the next look tries again.
+    def _look_at_elements(self) -> Collection[Found]:
+        """Return the elements; none if there was a commit during each dump:
+        then all that attachments should have are looked up.
         """
         try:
             return set(self._elements.present())
         except DumpInterrupted as error:
             log.info("%s", error)
-            return None
+            return ()
 
     def _mend(
         self, record: Record, mends: Sequence[repairs.Mend], allow: Allow
     ) -> Iterator[Repair]:
+        if absent := [mend.element for mend in mends if mend.element is not None]:
+            # A dump may be older than an element, or lack some.
+            made = self._elements.made(record.host_ifindex, absent)
+            mends = [mend for mend in mends if mend.element not in made]
         allowed = [mend for mend in mends if allow(mend.key)]
         errors: dict[str, str] = {}
         for mend in allowed:

@@ -5,9 +5,9 @@ What is sent is in batches: pair (host), inside (namespace), commit (host). The
 nftables elements of its parts, if it has any, are created before the commit, by
 one transaction. So what has its record has its elements; if they are there
 without it, the link is removed by a start, and they are, as elements of no
-link. A removal takes them away before the link: nothing leads to an address
-that is about to be another's. What others take away is put back by a start, and
-by the reconciler.
+link. A removal takes them away before it cuts the link off: nothing leads to an
+address that is about to be another's. What others take away is put back by a
+start, and by the reconciler.
 
 The pair is sent alone, because the kernel goes on after a request that failed:
 later requests name the link by its index, which is ours only if it was made.
@@ -18,6 +18,7 @@ missing.
 """
 
 import errno
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address
@@ -27,7 +28,6 @@ from metropolis.node.core.network.workloads.datapath import checks, messages, na
 from metropolis.node.core.network.workloads.datapath.elements import (
     Element,
     Elements,
-    found_of,
 )
 from metropolis.node.core.network.workloads.datapath.facts import KernelFacts
 from metropolis.node.core.network.workloads.datapath.host import LOOPBACK, Host, refusals
@@ -68,6 +68,8 @@ from osbase.netlink.message import Request
 from osbase.netlink.route import RTM_NEWROUTE
 from osbase.netlink.transport import NetlinkSocket, make_strict
 
+log = logging.getLogger(__name__)
+
 _INSIDE = "the network namespace"
 _CREATE_LOCK_TIMEOUT_S = 0.05
 
@@ -93,7 +95,8 @@ class KernelDatapath:
         self._restorer = Restorer(self._host, self._parts, self._elements)
         self._remover = Remover(self._host)
         self._create_lock = threading.Lock()
-        # Host indexes of half-made links with parts, which have no elements.
+        # Host indexes of links with parts that have no elements: half-made
+        # ones, and those cut off.
         self._bare: set[int] = set()
 
     # ---- Life ---------------------------------------------------------------
@@ -336,17 +339,29 @@ class KernelDatapath:
         for finding, _ in self._parts.findings(record, link) if link is not None else ():
             yield finding
         elements = self._parts.elements(record)
-        present = set(self._elements.present()) if elements else ()
+        present = self._elements.made(record.host_ifindex, elements) if elements else ()
         for element in elements:
-            if found_of(record.host_ifindex, element) not in present:
+            if element not in present:
                 yield Finding(str(element), element.data or "there", checks.NOTHING)
 
     # ---- Detach -------------------------------------------------------------
 
     def cut_off(self, records: Sequence[Record]) -> None:
-        """See Datapath, and removal."""
-        if records:
-            self._remover.cut_off(records)
+        """See Datapath, and removal.
+
+        The elements go first, as they send new flows to the link: one that
+        began now would be dropped for as long as its client tries, even when
+        another workload has the port.
+        """
+        if not records:
+            return
+        try:
+            self._destroy_elements(records)
+        except WorkloadError as error:
+            log.warning("%s; the removal of the link tries again", error)
+        else:
+            self._bare.update(one.host_ifindex for one in records if one.parts)
+        self._remover.cut_off(records)
 
     @property
     def at_once(self) -> int:

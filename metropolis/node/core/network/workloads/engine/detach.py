@@ -5,12 +5,13 @@
     --------  ---------  ---------------------------  --------------------------
     lock      locks      the workload                 an attachment
     leave     ledger     LEAVING; List hides it       an attachment
-    cut off   datapath   no packet passes the links   links that are cut off: a
+    cut off   datapath   deletes nftables elements    an attachment (a start
+                         of parts                       puts them back)
+                         no packet passes the links   links that are cut off: a
     detached  ledger     DETACHED; an event             start goes on below
     --- the answer; a call that wants the links gone waits for the rest ---
-    remove    removals:  deletes nftables elements    the same
-              datapath   of parts
-                         deletes the links            nothing
+    remove    removals:  deletes the links, and       nothing
+              datapath   elements that are left
     drop      ledger     frees addresses, resources   nothing
                          and names
 

@@ -314,6 +314,8 @@ class FakeDatapath:
     def cut_off(self, records: Sequence[Record]) -> None:
         """See Datapath."""
         self.on_cut_off(records)
+        for record in records:
+            self._take_elements(record)
         with self.kernel.lock:
             self.kernel.cut_off |= {
                 one.host_ifindex

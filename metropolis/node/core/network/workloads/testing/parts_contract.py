@@ -94,6 +94,17 @@ class PartsContract:
             assert bench.again().scan() == Scan((before,))
         create(bench, path, BLUE_RED)
 
+    def test_elements_go_when_the_link_is_cut_off(self, parts_bench: PartsBench) -> None:
+        """Nothing new begins to go to a link that drops it."""
+        bench = parts_bench
+        both = create(bench, bench.add_netns(), BLUE_RED)
+        green = create(bench, bench.add_netns(), GREEN, 2)
+        bench.datapath.cut_off([both])
+        assert bench.keys() == {"2"}
+        bench.datapath.remove([both])
+        assert bench.again().scan() == Scan((green,))
+        assert bench.keys() == {"2"}
+
     def test_a_key_that_is_taken(self, parts_bench: PartsBench) -> None:
         """Nothing is made, and the other's stays."""
         bench = parts_bench
