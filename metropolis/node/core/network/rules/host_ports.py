@@ -91,7 +91,7 @@ def render() -> str:
 
 
 def render_whole() -> str:
-    """Return the transaction that makes the table anew, without elements."""
+    """Return the transaction that makes the table again, without elements."""
     return f"destroy table {_TABLE}\n{render()}"
 
 

@@ -13,7 +13,7 @@
     datapath   makes attachments in the kernel
     testing    the fake, the contract suite that both datapaths pass, a lab
 
-    for all of them:  model, errors, validate, conditions, parts
+    for all of them:  model, errors, validate, conditions, parts, host_ports
 
 A folder imports only folders to its right: build/lint checks that. The steps of
 an attach, and what a crash leaves after each, are in engine.attach; those of a

@@ -8,7 +8,7 @@ from typing import cast
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from metropolis.node.core.network.workloads.datapath import host_ports
+from metropolis.node.core.network.workloads import host_ports
 from metropolis.node.core.network.workloads.engine.watchers import Event, Kind
 from metropolis.node.core.network.workloads.errors import InvalidArgument, Unimplemented
 from metropolis.node.core.network.workloads.model import (
