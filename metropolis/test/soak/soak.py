@@ -49,7 +49,7 @@ _PREFIXES: dict[str, Sequence[str]] = {
 _SLOTS = 200
 # Operations before the first look at memory, and before the second in a long
 # run: by then the pool remembers its maximum of freed addresses.
-_EARLY = (1_000, 8 * pool.REMEMBERED)
+_EARLY = (2_000, 8 * pool.REMEMBERED)
 _GROWTH = 1.05  # of memory from then on
 _CYCLES_EARLY, _CYCLES_MIN = 10_000, 30_000  # of turnover
 _PROGRESS_S = 5.0

@@ -153,6 +153,8 @@ def _commands(verb: str, texts: dict[NftSet, list[str]]) -> str:
     return "\n".join(f"{verb} element {one} {{ {', '.join(some)} }}" for one, some in texts.items())
 
 
+_PROTOCOLS: Final = {"tcp": 6, "udp": 17, "sctp": 132}
+
 KEY_TYPES: Final[Mapping[str, Callable[[str], bytes]]] = {
     "ipv4_addr": lambda word: IPv4Address(word).packed,
     "ipv6_addr": lambda word: IPv6Address(word).packed,
@@ -163,8 +165,6 @@ KEY_TYPES: Final[Mapping[str, Callable[[str], bytes]]] = {
 """Encoders of fields, each padded to 4 bytes. Ports are in network byte order,
 marks in the host's.
 """
-
-_PROTOCOLS: Final = {"tcp": 6, "udp": 17, "sctp": 132}
 
 
 def encode_key(types: Sequence[str], key: str) -> bytes:
