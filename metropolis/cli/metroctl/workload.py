@@ -291,7 +291,8 @@ def _kind(event: Any) -> str:
     return f"kind {event.kind}" if found is None else str(found.name).lower()
 
 
-_COLUMNS: Final = ("workload", "interface", "addresses", "link", "owner")
+_COLUMNS: Final = ("workload", "interface", "addresses", "link", "owner", "ports")
+_PORTS_SHOWN: Final = 4
 
 
 def _row(one: Any) -> dict[str, Any]:
@@ -303,11 +304,22 @@ def _row(one: Any) -> dict[str, Any]:
         "owner": one.owner,
         "mac": one.mac.hex(":"),
         "mtu": one.mtu,
+        "ports": [_port(each) for each in one.port_mapping],
     }
 
 
+def _port(one: Any) -> str:
+    """Return `192.0.2.7:8080->80/tcp`; without an address: all."""
+    at = str(ip_address(one.host_ip)) if one.host_ip else ""
+    at = f"[{at}]:" if ":" in at else f"{at}:" if at else ""
+    return f"{at}{one.host_port}->{one.container_port}/{one.protocol or 'tcp'}"
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
-    values = (row[name] for name in _COLUMNS)
+    ports = row["ports"]
+    more = [f"and {len(ports) - _PORTS_SHOWN} more"] if len(ports) > _PORTS_SHOWN else []
+    values = {**row, "ports": [*ports[:_PORTS_SHOWN], *more]}
+    cells = (values[name] for name in _COLUMNS)
     return [
-        printable(",".join(value) if isinstance(value, list) else value) or "-" for value in values
+        printable(",".join(value) if isinstance(value, list) else value) or "-" for value in cells
     ]

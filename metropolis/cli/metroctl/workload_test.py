@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,6 +29,7 @@ from metropolis.cli.metroctl import main, workload
 from metropolis.cli.metroctl.output import Answer
 from metropolis.node.core.network.workloads.api.server import WorkloadServer
 from metropolis.node.core.network.workloads.conditions import Conditions
+from metropolis.node.core.network.workloads.datapath.registry import PARTS
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.model import AttachIntent
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
@@ -41,8 +42,9 @@ class World:
     """A server with a namespace `/0`, and the command."""
 
     def __init__(self, directory: Path, capture: pytest.CaptureFixture[str]) -> None:
-        datapath = FakeDatapath()
-        datapath.kernel.add_netns("/0")
+        datapath = FakeDatapath(parts=PARTS)
+        self.kernel = datapath.kernel
+        self.kernel.add_netns("/0")
         self.capture = capture
         self.socket = directory / "run" / "s"
         self.conditions = Conditions()
@@ -134,8 +136,22 @@ def test_list_in_json(world: World) -> None:
             "owner": "api",
             "mac": ":".join(f"{byte:02x}" for byte in made.mac),
             "mtu": made.mtu,
+            "ports": [],
         },
     )
+
+
+def test_host_ports_are_listed(world: World) -> None:
+    parts = (("h", "t8080-8085=80,u53=53@192.0.2.7,s9=9@2001:db8::7"),)
+    world.kernel.local = {ip_address("192.0.2.7"), ip_address("2001:db8::7")}
+    world.engine.attach(AttachIntent("web-1", "/0", "eth0", parts=parts))
+    _, out = world.run("list")
+    shown = [f"{8080 + n}->{80 + n}/tcp" for n in range(4)]
+    assert ",".join([*shown, "and 4 more"]) in out
+    _, out = world.run("list", "--json")
+    assert json.loads(out)["attachments"][0]["ports"][4:] == [
+        "8084->84/tcp", "8085->85/tcp", "192.0.2.7:53->53/udp", "[2001:db8::7]:9->9/sctp",
+    ]  # fmt: skip
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -338,6 +354,15 @@ attachments = some.builds(
     owner=texts,
     ip=some.lists(some.binary(min_size=4, max_size=4) | some.binary(max_size=16), max_size=2),
     mac=some.binary(max_size=8),
+    port_mapping=some.lists(
+        some.builds(
+            pb.PortMapping,
+            host_port=some.integers(0, 2**32 - 1),
+            protocol=texts,
+            host_ip=some.binary(max_size=17),
+        ),
+        max_size=6,
+    ),
 )
 notes = some.builds(pb.Note, name=texts, text=texts)
 findings = some.builds(pb.Finding, what=texts, expected=texts, found=texts)

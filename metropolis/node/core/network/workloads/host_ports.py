@@ -2,7 +2,7 @@
 """Host ports as values, and as the text of a part. Pure.
 
     Mapping   a port of a request
-    part_of   mappings -> the part of an AttachIntent
+    part_of   mappings -> the part of an AttachIntent; of_parts: back
     text_of   mappings -> its text, in canonical form
     parse     the text -> mappings
 
@@ -92,6 +92,11 @@ def part_of(mappings: Iterable[Mapping]) -> tuple[PartText, ...]:
     """
     text = text_of(mappings)
     return ((LETTER, text),) if text else ()
+
+
+def of_parts(parts: Iterable[PartText]) -> tuple[Mapping, ...]:
+    """Return the mappings of an attachment, in order. Raises InvalidArgument."""
+    return next((parse(text) for letter, text in parts if letter == LETTER), ())
 
 
 def text_of(mappings: Iterable[Mapping]) -> str:

@@ -73,7 +73,8 @@ class Attachment:
     ips: IPv4 first. mac: 6 bytes, of the end inside. host_interface and
     host_ifindex: the end on the host. mtu: bytes, both ends. gateways: the
     first hop of each address, in the order of `ips`. owner: who first requested
-    it; "": unknown, since version 1 of the records had none.
+    it; "": unknown, since version 1 of the records had none. parts: see
+    AttachIntent.
     """
 
     workload_id: str
@@ -86,6 +87,7 @@ class Attachment:
     gateways: tuple[IPAddress, ...]
     routes: tuple[Route, ...]
     owner: str = ""
+    parts: tuple[PartText, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,16 @@ def attachment(made: Attachment) -> pb.Attachment:
         host_ifindex=made.host_ifindex,
         mtu=made.mtu,
         owner=made.owner,
+        port_mapping=[_port_mapping(one) for one in host_ports.of_parts(made.parts)],
+    )
+
+
+def _port_mapping(one: host_ports.Mapping) -> pb.PortMapping:
+    return pb.PortMapping(
+        host_port=one.host_port,
+        container_port=one.container_port,
+        protocol=one.protocol,
+        host_ip=b"" if one.host_ip is None else one.host_ip.packed,
     )
 
 

@@ -153,4 +153,5 @@ def attachment_of(record: Record) -> Attachment:
         gateways=tuple([first_hop(version) for version in versions]),
         routes=routes_of(versions),
         owner=record.owner,
+        parts=record.parts,
     )
