@@ -98,7 +98,7 @@ def test_attachments(world: World) -> None:
     number, out = world.run("list")
     assert number == 0
     addresses = ",".join(map(str, made.ips))
-    expected = ["web-1", "eth0", addresses, made.host_interface, "api"]
+    expected = ["web-1", "eth0", addresses, made.host_interface, "api", "-"]
     assert [line.split() for line in out.splitlines()[1:]] == [expected]
     assert world.run("check") == world.run("check", "web-1") == (0, "web-1 eth0: ok\n")
     world.conditions.set("reconcile rules", PROBLEM)
@@ -170,7 +170,7 @@ def test_watch_is_a_line_for_each_event_and_ends_by_ctrl_c(world: World) -> None
     with start("watch", "--socket", str(world.socket)) as process:
         assert process.stdout is not None
         addresses = ",".join(map(str, made.ips))
-        entry = f"web-1  eth0  {addresses}  {made.host_interface}  api"
+        entry = f"web-1  eth0  {addresses}  {made.host_interface}  api  -"
         assert re.fullmatch(f"{TIME}  present   {entry}\n", process.stdout.readline())
         assert re.fullmatch(f"{TIME}  complete  attachments: 1\n", process.stdout.readline())
         world.engine.detach("web-1")
@@ -394,7 +394,9 @@ def test_any_answer_is_printable_or_an_error(
         is_harmless([workload.checked(pb.CheckResponse(attachments=checks))])
         is_harmless(list(workload.watched(events, lambda: datetime(2026, 1, 2, tzinfo=UTC))))
     except ValueError:
-        assert any(len(packed) not in {4, 16} for one in some_ for packed in one.ip)
+        packed = [ip for one in some_ for ip in one.ip]
+        packed += [at.host_ip for one in some_ for at in one.port_mapping if at.host_ip]
+        assert any(len(one) not in {4, 16} for one in packed)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def part_of(mappings: Iterable[Mapping]) -> tuple[PartText, ...]:
 
 
 def of_parts(parts: Iterable[PartText]) -> tuple[Mapping, ...]:
-    """Return the mappings of an attachment, in order. Raises InvalidArgument."""
+    """Return an attachment's mappings, in order. Raises InvalidArgument."""
     return next((parse(text) for letter, text in parts if letter == LETTER), ())
 
 
