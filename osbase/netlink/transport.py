@@ -8,6 +8,7 @@ from worker threads, never from an event loop.
 """
 
 import errno
+import os
 import select
 import socket
 import struct
@@ -43,6 +44,7 @@ from osbase.netlink.message import (
 from osbase.netlink.template import FIRST_SEQUENCE, Encoded
 
 SOL_NETLINK = 270
+_SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 NETLINK_ADD_MEMBERSHIP = 1
 NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
@@ -115,18 +117,35 @@ class NetlinkSocket:
     ) -> None:
         self.close()
 
-    def batch(self, requests: Sequence[Request], *, tolerate: Container[int] = ()) -> None:
+    def make_room(self, size: int) -> None:
+        """Let one send have so many bytes. Needs privileges over the initial
+        user namespace for more than net.core.wmem_max. Raises OSError.
+        """
+        with socket.socket(fileno=os.dup(self._raw.fileno())) as raw:
+            try:
+                raw.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
+            except PermissionError:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
+    def batch(
+        self,
+        requests: Sequence[Request],
+        *,
+        tolerate: Container[int] = (),
+        whole: bool = False,
+    ) -> None:
         """Send the requests in one system call; return when all are done.
 
         The kernel continues after a failed request: BatchError holds every
         failure, and all other requests were carried out. tolerate: error
-        numbers that are as good as success.
+        numbers that are as good as success. whole: it is a transaction, so none
+        was, and there is no answer to the last one: BatchError holds the first.
         """
         if not requests:
             return
         first = self._take_sequence(len(requests))
         self._send(encode(requests, first), requests[0])
-        self._await(first, requests, tolerate=tolerate)
+        self._await(first, requests, tolerate=tolerate, whole=whole)
 
     def batch_encoded(self, batch: Encoded, requests: Callable[[], Sequence[Request]]) -> None:
         """Like `batch`. requests: the requests of the batch, for errors."""
@@ -151,6 +170,7 @@ class NetlinkSocket:
         requests: Sequence[Request],
         data: bytes = b"",
         tolerate: Container[int] = (),
+        whole: bool = False,
     ) -> None:
         """Read answers until that to the last request. data: read already."""
         last = (first + len(requests) - 1) & 0xFFFFFFFF
@@ -165,7 +185,7 @@ class NetlinkSocket:
                 if number and number not in tolerate:
                     failed = requests[index]
                     errors.append(RequestError(index, failed.kind, failed.what, number, text))
-                if message.sequence == last:
+                if message.sequence == last or (whole and errors):
                     if errors:
                         raise BatchError(errors)
                     return
@@ -298,11 +318,15 @@ class SocketPool:
     """Sockets of one namespace for many threads, each used by one at a time.
 
     After a failed call a socket is closed, unless the kernel refused the
-    request. At most `keep` idle ones stay open.
+    request. At most `keep` idle ones stay open. open_one: by default, for
+    routes.
     """
 
-    def __init__(self, keep: int = 8) -> None:
+    def __init__(
+        self, keep: int = 8, open_one: Callable[[], NetlinkSocket] = NetlinkSocket
+    ) -> None:
         self._keep = keep
+        self._open_one = open_one
         self._idle: list[NetlinkSocket] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -315,7 +339,7 @@ class SocketPool:
         try:
             return Borrowed(self, self._idle.pop())
         except IndexError:
-            return Borrowed(self, NetlinkSocket())
+            return Borrowed(self, self._open_one())
 
     def close(self) -> None:
         with self._lock:

@@ -59,6 +59,9 @@ _NFNLGRP_NFTABLES: Final = 7
 _HEADER = struct.Struct("=BBH")  # struct nfgenmsg: family, version, resource
 _UNSPEC: Final = 0
 _FAMILIES: Final = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+FAMILIES: Final = {name: number for number, name in _FAMILIES.items()}
+"""Numbers of families, by name: NFPROTO_."""
+
 _TABLE: Final = 1  # NFTA_..._TABLE, NFTA_TABLE_NAME: the same in all messages
 
 _CHAIN_HOOK: Final = 4
@@ -246,7 +249,7 @@ def element_comments(sock: NetlinkSocket, family: str, table: str, name: str) ->
     for _ in range(DUMP_ATTEMPTS):
         before = generation(sock)
         try:
-            bodies = [body for _, body in _dump(sock, _GET_ELEMENTS, _number(family), asked)]
+            bodies = [body for _, body in _dump(sock, _GET_ELEMENTS, FAMILIES[family], asked)]
         except BatchError as error:
             if error.errors[0].errno == errno.ENOENT:
                 return None
@@ -274,7 +277,7 @@ def element_comment(
     asked = attrs.text(_TABLE, table.encode()) + attrs.text(_ELEMENTS_SET, name.encode())
     asked += attrs.nested(_ELEMENTS, attrs.nested(_LIST_ELEMENT, data))
     what = "get an element of {}"
-    request = Request(_GET_ELEMENTS, 0, _header(_number(family)) + asked, what, (name,))
+    request = Request(_GET_ELEMENTS, 0, _header(FAMILIES[family]) + asked, what, (name,))
     try:
         body = sock.get(request).body[_HEADER.size :]
     except BatchError as error:
@@ -284,10 +287,6 @@ def element_comment(
     for _, element in attrs.walk(attrs.parse(body).get(_ELEMENTS, b"")):
         return _comment(attrs.parse(element).get(_ELEMENT_USERDATA, b""))
     return None
-
-
-def _number(family: str) -> int:
-    return next(number for number, known in _FAMILIES.items() if known == family)
 
 
 def _comment(userdata: bytes) -> str:

@@ -31,7 +31,7 @@ _GRPC = ("event_engine", "grpc_global_tim", "lifeguard")  # names of its C-core'
 _POOLED = WORKERS + CHECKERS + 2 * QUICK + 1 + 1  # two quick methods, streams, the ticker
 _PROTOCOLS = {"6": "tcp", "17": "udp", "132": "sctp"}
 _ELEMENT = re.compile(r'(\d+) \. (\d+) comment "[^"]*" : ([0-9a-f.:]+) \. (\d+)')
-_KEPT_SOCKETS = 8 + 1 + 1  # idle ones of a SocketPool; LinkEvents; libnftables
+_KEPT_SOCKETS = 2 * 8 + 1  # idle ones of two SocketPools; LinkEvents
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 made: SIGKILL, the end of the namespace, an answer that is lost.
 
 As kill_test, which has the points within a send and those of the whole service:
-here they are around each send, and around each transaction of nftables.
+here they are around each send.
 """
 
 import contextlib
@@ -33,7 +33,6 @@ from metropolis.node.core.network.workloads.testing.parts_host import (
 from metropolis.node.core.network.workloads.testing.toy_part import COLOUR
 from osbase.netlink.errors import ReplyLost
 from osbase.netlink.transport import NetlinkSocket
-from osbase.nftables import Nftables, NftablesError
 
 
 @pytest.fixture
@@ -45,7 +44,6 @@ def kernel() -> Iterator[KernelHost]:
 _ACTS: Sequence[tuple[type, str]] = [
     (NetlinkSocket, "batch"),
     (NetlinkSocket, "batch_encoded"),
-    (Nftables, "apply"),
 ]
 
 
@@ -186,7 +184,7 @@ def test_an_answer_is_lost_at_every_point(
 
     def lose(kind: type) -> None:
         lost.append(kind)
-        raise NftablesError("lost") if kind is Nftables else ReplyLost("lost")
+        raise ReplyLost("lost")
 
     for point in itertools.count(1):
         lost.clear()

@@ -3,8 +3,7 @@
 
 An element is a key of a set or a map; others make its table. This module
 creates the elements of all parts of an attachment in one transaction, finds
-them, and removes them in one transaction. If no attachment has elements,
-libnftables is not loaded.
+them, and removes them in one transaction.
 
 The comment of an element names its attachment:
 
@@ -22,22 +21,20 @@ to no attachment, and which of the expected ones may be missing: these are
 looked up, since a dump during commits may lack some. Elements without such a
 comment are other programs': they are left alone.
 
-nft's `create` is used, not `add`: the kernel refuses a key that exists,
-whatever its data, and with it the whole transaction. nft's `destroy` removes
-elements, and ignores keys that are gone. It removes any element with the key:
-so only the attachment that holds the resource (see the ledger) may remove it.
-If a destroy is refused, the elements that exist by their comments are removed
-one by one.
+An element is created so that the kernel refuses a key that exists, whatever its
+data, and with it the whole transaction. It is destroyed by its key, and one
+that is gone is no error. That removes any element with the key: so only the
+attachment that holds the resource (see the ledger) may remove it. If a
+transaction of removals is refused, they are removed one by one.
 
 Why not one element at a time: a failure would leave a part of them.
 """
 
 import errno
 import hashlib
-import itertools
+import os
 import re
 import struct
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -48,32 +45,28 @@ from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
     Exhausted,
     KernelRefused,
+    WorkloadError,
 )
-from osbase.netlink.errors import BatchError
+from osbase.netlink.errors import BatchError, NetlinkError, errno_name
+from osbase.netlink.transport import NetlinkSocket, SocketPool
 
 if TYPE_CHECKING:
-    from osbase.netlink.transport import NetlinkSocket
-    from osbase.nftables import Nftables
+    from osbase.nftables.elements import Change
 
-# A comment has at most 128 characters (NFTNL_UDATA_COMMENT_MAXLEN).
-_KEY_MAX = 128 - len("mw2e.ffffffff.01234567.")
-_WORDS = re.compile(r"[0-9A-Za-z.:/_ -]+")
 _COMMENT = re.compile(r"mw2e\.([0-9a-f]{1,8})\.[0-9a-f]{8}\.([0-9A-Za-z.:/_ -]+)")
-# strerror(EEXIST) and (ENFILE), in the text of libnftables.
-_EXISTS = "File exists"
-_FULL = "Too many open files in system"
 
 
 @dataclass(frozen=True, slots=True)
 class NftSet:
-    """A set or a map. family: `inet`. key: the types of the fields of its keys,
-    of KEY_TYPES. All names are constants of the tree.
+    """A set or a map. family: `inet`. key, data: the types of the fields of its
+    keys and its data, of FIELDS. All names are constants of the tree.
     """
 
     family: str
     table: str
     name: str
     key: tuple[str, ...]
+    data: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.family} {self.table} {self.name}"
@@ -126,72 +119,30 @@ def found_of(ifindex: int, element: Element) -> Found:
     return Found(element.set, comment_of(ifindex, element), ifindex, element.key)
 
 
-def create_text(ifindex: int, elements: Iterable[Element]) -> str:
-    """Return the commands that create elements of this link's attachment: one
-    line per set. Raises ValueError for a key or data that cannot be written.
-    """
-    texts: dict[NftSet, list[str]] = {}
-    for one in elements:
-        for word in (one.key, one.data) if one.data else (one.key,):
-            if not _WORDS.fullmatch(word) or len(one.key) > _KEY_MAX:
-                raise ValueError(f"{one}: cannot be written: {word!a}")
-        data = f" : {one.data}" if one.data else ""
-        text = f'{one.key} comment "{comment_of(ifindex, one)}"{data}'
-        texts.setdefault(one.set, []).append(text)
-    return _commands("create", texts)
-
-
-def destroy_text(elements: Iterable[Element | Found]) -> str:
-    """Return the commands that remove elements."""
-    texts: dict[NftSet, list[str]] = {}
-    for one in elements:
-        texts.setdefault(one.set, []).append(one.key)
-    return _commands("destroy", texts)
-
-
-def _commands(verb: str, texts: dict[NftSet, list[str]]) -> str:
-    return "\n".join(f"{verb} element {one} {{ {', '.join(some)} }}" for one, some in texts.items())
-
-
 _PROTOCOLS: Final = {"tcp": 6, "udp": 17, "sctp": 132}
 
-KEY_TYPES: Final[Mapping[str, Callable[[str], bytes]]] = {
+FIELDS: Final[Mapping[str, Callable[[str], bytes]]] = {
     "ipv4_addr": lambda word: IPv4Address(word).packed,
     "ipv6_addr": lambda word: IPv6Address(word).packed,
-    "inet_proto": lambda word: bytes([_PROTOCOLS[word], 0, 0, 0]),
-    "inet_service": lambda word: struct.pack(">Hxx", int(word)),
+    "inet_proto": lambda word: bytes([_PROTOCOLS[word]]),
+    "inet_service": lambda word: struct.pack(">H", int(word)),
     "mark": lambda word: struct.pack("=I", int(word)),
 }
-"""Encoders of fields, each padded to 4 bytes. Ports are in network byte order,
-marks in the host's.
-"""
+"""Encoders of fields, by type."""
 
 
-def encode_key(types: Sequence[str], key: str) -> bytes:
-    """Return a key as the kernel has it. Raises ValueError or KeyError."""
-    return b"".join(
-        KEY_TYPES[kind](word) for kind, word in zip(types, key.split(" . "), strict=True)
-    )
-
-
-def refused_key(error: str) -> str:
-    """Return the key that libnftables points at, "" if it points at none, or
-    at the whole command.
-
-    error: its text, which repeats the command, and has a `^` below the element:
-
-        Error: Could not process rule: File exists
-        create element inet t s { 7 comment "x", 2 comment "y" }
-                                                 ^
+def pack(types: Sequence[str], text: str) -> bytes:
+    """Return a key or data as the kernel has it: of several fields each is
+    padded to a multiple of 4 bytes. Raises ValueError if it is none of these
+    types.
     """
-    lines = error.split("\n")
-    for command, pointer in itertools.pairwise(lines):
-        at = pointer.find("^")
-        if at > command.find("{ ") >= 0 and not pointer.strip("^ "):
-            element = command[: at + 1].count(",")
-            texts = command.partition("{ ")[2].removesuffix(" }").split(", ")
-            return texts[element].partition(" comment")[0]
-    return ""
+    try:
+        fields = [FIELDS[kind](word) for kind, word in zip(types, text.split(" . "), strict=True)]
+    except (ValueError, KeyError, struct.error) as error:
+        raise ValueError(f"{text!a}: is no {' . '.join(types)}") from error
+    if len(fields) == 1:
+        return fields[0]
+    return b"".join(field + bytes(-len(field) % 4) for field in fields)
 
 
 # ---- The kernel -------------------------------------------------------------
@@ -202,19 +153,19 @@ class Elements:
 
     sets: all that elements may be in. Thread-safe. `create` and `destroy` of no
     elements, and `present` without sets, do nothing.
+
+    Sockets stay open: to close one, the kernel waits until what was removed is
+    freed, some 14 ms (nft_rcv_nl_event in nf_tables_api.c).
     """
 
     def __init__(self, sets: Iterable[NftSet]) -> None:
         self._sets = tuple(dict.fromkeys(sets))
-        self._lock = threading.Lock()
-        self._context: Nftables | None = None
+        self._sockets = SocketPool(open_one=_open_socket)
 
     def close(self) -> None:
-        """Close libnftables; elements stay. The next use opens it again."""
-        with self._lock:
-            context, self._context = self._context, None
-        if context is not None:
-            context.close()
+        """Close the sockets; elements stay. The next use opens new ones."""
+        before, self._sockets = self._sockets, SocketPool(open_one=_open_socket)
+        before.close()
 
     def create(self, ifindex: int, elements: Sequence[Element]) -> None:
         """Create the elements of a link's attachment: all, or none.
@@ -224,19 +175,36 @@ class Elements:
         """
         if not elements:
             return
-        if (error := self._apply(create_text(ifindex, elements))) is None:
-            return
-        if _FULL in error:
-            raise Exhausted(f"create {_words(elements)}: the set has no room")
-        if _EXISTS not in error:
+        from osbase.nftables import elements as nft
+
+        what = f"create {_words(elements)}"
+        wanted = _by_set(
+            (one.set, nft.encode(pack(one.set.key, one.key), _data(one), comment_of(ifindex, one)))
+            for one in elements
+        )
+        try:
+            with self._sockets.socket() as sock:
+                nft.create(sock, wanted)
+        except BatchError as error:
+            raise self._refusal(what, elements, error) from error
+        except (NetlinkError, OSError) as error:
             # If only the answer was lost, they are there.
-            with refusals(f"create {_words(elements)}: {_one_line(error)}; then look for them"):
+            with refusals(f"{what}: {error}; then look for them"):
                 there = self.made(ifindex, elements)
             self.destroy([one for one in elements if one in there])
-            raise KernelRefused(f"create {_words(elements)}: {_one_line(error)}")
-        key = refused_key(error)
-        taken = [one for one in elements if one.key == key] or elements
-        raise AlreadyExists(
+            raise KernelRefused(f"{what}: {error}") from error
+
+    def _refusal(self, what: str, elements: Sequence[Element], error: BatchError) -> WorkloadError:
+        number = error.errors[0].errno
+        if number == errno.ENFILE:
+            return Exhausted(f"{what}: the set has no room")
+        if number != errno.EEXIST:
+            return KernelRefused(f"{what}: {errno_name(number)} ({os.strerror(number)})")
+        try:
+            taken = self._existing(elements) or list(elements)
+        except NetlinkError, OSError:
+            taken = list(elements)
+        return AlreadyExists(
             f"create {_words(taken)}: exists, and no attachment that this service knows has it; "
             "remove it"
         )
@@ -249,100 +217,101 @@ class Elements:
         another type by now, or its comment, by another program, has a key that
         is none.
         """
-        if not elements or self._apply(destroy_text(elements)) is None:
+        if not elements or self._destroy(elements) is None:
             return
-        errors = {
-            (one.set, one.key): error
-            for one in self._remaining(elements)
-            if (error := self._apply(destroy_text([one]))) is not None
-        }
-        left = [one for one in self._remaining(elements) if (one.set, one.key) in errors]
+        left = [(one, error) for one in elements if (error := self._destroy([one])) is not None]
+        with refusals(f"remove {_words(elements)}"):
+            there = self._existing([one for one, _ in left])
+        left = [
+            (one, error) for one, error in left if one in there or isinstance(error, ValueError)
+        ]
         if left:
-            error = errors[left[0].set, left[0].key]
-            raise KernelRefused(f"remove {_words(left)}: {_one_line(error)}")
+            raise KernelRefused(f"remove {_words([one for one, _ in left])}: {left[0][1]}")
 
-    def _remaining(self, elements: Sequence[Element | Found]) -> list[Element | Found]:
-        """Return those that exist, by the comments of attachments."""
-        from osbase.nftables import digest
+    def _destroy(self, elements: Sequence[Element | Found]) -> Exception | None:
+        """Remove the elements in one transaction; return the error."""
+        from osbase.nftables import elements as nft
 
-        with refusals(f"remove {_words(elements)}"), digest.open_socket() as sock:
-            return [
-                one
-                for one in elements
-                if parse_comment(one.set, self._comment(sock, one.set, one.key) or "")
-            ]
+        try:
+            unwanted = _by_set(
+                (one.set, nft.encode(pack(one.set.key, one.key))) for one in elements
+            )
+            with self._sockets.socket() as sock:
+                nft.destroy(sock, unwanted)
+        except (NetlinkError, OSError, ValueError) as error:
+            return error
+        return None
+
+    def _existing[E: Element | Found](self, elements: Iterable[E]) -> list[E]:
+        """Return those whose keys exist, whoever made them."""
+        with self._sockets.socket() as sock:
+            return [one for one in elements if _comment(sock, one.set, one.key) is not None]
 
     def made(self, ifindex: int, elements: Iterable[Element]) -> set[Element]:
         """Return those of a link's attachment that exist as they were made.
         Each is looked up. Raises NetlinkError.
         """
-        from osbase.nftables import digest
-
-        with digest.open_socket() as sock:
+        with self._sockets.socket() as sock:
             return {
                 one
                 for one in elements
-                if self._comment(sock, one.set, one.key) == comment_of(ifindex, one)
+                if _comment(sock, one.set, one.key) == comment_of(ifindex, one)
             }
-
-    def _comment(self, sock: NetlinkSocket, one: NftSet, key: str) -> str | None:
-        """Return an element's comment; None: there is none with such a key, or
-        the set has other keys by now.
-        """
-        from osbase.nftables import digest
-
-        try:
-            packed = encode_key(one.key, key)
-        except ValueError, KeyError:
-            return None  # another program's comment
-        try:
-            return digest.element_comment(sock, one.family, one.table, one.name, packed)
-        except BatchError as error:
-            if error.errors[0].errno == errno.EINVAL:
-                return None
-            raise
 
     def present(self) -> list[Found]:
         """Return the elements of attachments, by a dump of each set that
         exists. Raises NetlinkError; DumpInterrupted if there was a commit
         during each dump.
         """
-        return [
-            found
-            for one in self._sets
-            for comment in self._comments(one) or ()
-            if (found := parse_comment(one, comment)) is not None
-        ]
-
-    def _comments(self, one: NftSet) -> list[str] | None:
+        if not self._sets:
+            return []
         from osbase.nftables import digest
 
-        with digest.open_socket() as sock:
-            return digest.element_comments(sock, one.family, one.table, one.name)
+        with self._sockets.socket() as sock:
+            return [
+                found
+                for one in self._sets
+                for comment in digest.element_comments(sock, one.family, one.table, one.name) or ()
+                if (found := parse_comment(one, comment)) is not None
+            ]
 
-    def _apply(self, text: str) -> str | None:
-        """Commit a transaction. Return the error of a refusal; None: done.
 
-        The first call loads the library.
-        """
-        from osbase.nftables import Nftables, NftablesError
+def _open_socket() -> NetlinkSocket:
+    from osbase.nftables import digest
 
-        try:
-            with self._lock:
-                if self._context is None:
-                    self._context = Nftables()
-                context = self._context
-            context.apply(text)
-        except NftablesError as error:
-            return str(error)
+    return digest.open_socket()
+
+
+def _by_set(elements: Iterable[tuple[NftSet, bytes]]) -> list[Change]:
+    from osbase.nftables.elements import Change
+
+    encoded: dict[NftSet, list[bytes]] = {}
+    for one, element in elements:
+        encoded.setdefault(one, []).append(element)
+    return [Change(one.family, one.table, one.name, some) for one, some in encoded.items()]
+
+
+def _data(one: Element) -> bytes:
+    return pack(one.set.data, one.data) if one.data else b""
+
+
+def _comment(sock: NetlinkSocket, one: NftSet, key: str) -> str | None:
+    """Return an element's comment; None: there is none with such a key, or the
+    set has other keys by now.
+    """
+    from osbase.nftables import digest
+
+    try:
+        return digest.element_comment(sock, one.family, one.table, one.name, pack(one.key, key))
+    except ValueError:
         return None
+    except BatchError as error:
+        if error.errors[0].errno == errno.EINVAL:
+            return None
+        raise
 
 
 def _words(elements: Sequence[Element | Found]) -> str:
     """Name the first, and say how many more there are."""
     more = f" and {len(elements) - 1} more" if len(elements) > 1 else ""
     return f"{elements[0]}{more}"
-
-
-def _one_line(error: str) -> str:
-    return error.partition("\n")[0].removeprefix("Error: ")

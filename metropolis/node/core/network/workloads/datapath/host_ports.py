@@ -46,22 +46,22 @@ IPV4_DEVCONF_ROUTE_LOCALNET: Final = 26  # linux/ip.h
 _LOOPBACK: Final = IPv4Network("127.0.0.0/8")
 
 
-def _sets(name: str, *fields: str) -> dict[int, NftSet]:
-    """By IP version. fields: the types of a key's; `addr` is the family's."""
+def _sets(name: str, key: Sequence[str], data: Sequence[str] = ()) -> dict[int, NftSet]:
+    """By IP version. key, data: types of fields; `addr` is the family's."""
+
+    def types(version: int, fields: Sequence[str]) -> tuple[str, ...]:
+        return tuple(f"ipv{version}_addr" if one == "addr" else one for one in fields)
+
+    table = allocs.NFTABLES_WORKLOADS
     return {
-        version: NftSet(
-            "inet",
-            allocs.NFTABLES_WORKLOADS,
-            f"{name}{version}",
-            tuple(f"ipv{version}_addr" if one == "addr" else one for one in fields),
-        )
-        for version in (4, 6)
+        at: NftSet("inet", table, f"{name}{at}", types(at, key), types(at, data)) for at in (4, 6)
     }
 
 
-ANY: Final = _sets("any", "inet_proto", "inet_service")
-AT: Final = _sets("at", "addr", "inet_proto", "inet_service")
-SELF: Final = _sets("self", "addr", "addr")
+_TO: Final = ("addr", "inet_service")
+ANY: Final = _sets("any", ("inet_proto", "inet_service"), _TO)
+AT: Final = _sets("at", ("addr", "inet_proto", "inet_service"), _TO)
+SELF: Final = _sets("self", ("addr", "addr"))
 
 
 class HostPorts(LinkPart):

@@ -5,7 +5,7 @@ And what is pure of parts and elements: texts, names, the plan of a start.
 """
 
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
 
@@ -136,53 +136,54 @@ def test_what_is_understood_is_adopted() -> None:
 
 # ---- Elements ---------------------------------------------------------------
 
-SOME = [
-    Element(MAP, "tcp . 80", "10.0.0.1 . 8080"),
-    Element(SET, "fd00::1"),
-    Element(MAP, "udp . 53", "10.0.0.1 . 53"),
-]
+
+def test_comments() -> None:
+    for one in (Element(MAP, "tcp . 80", "10.0.0.1 . 8080"), Element(SET, "fd00::1")):
+        comment = elements.comment_of(0x1A, one)
+        assert elements.parse_comment(one.set, comment) == Found(one.set, comment, 0x1A, one.key)
 
 
-def test_commands() -> None:
-    comments = [elements.comment_of(0x1A, one) for one in SOME]
-    assert elements.create_text(0x1A, SOME) == (
-        f'create element inet t m {{ tcp . 80 comment "{comments[0]}" : 10.0.0.1 . 8080, '
-        f'udp . 53 comment "{comments[2]}" : 10.0.0.1 . 53 }}\n'
-        f'create element inet t s {{ fd00::1 comment "{comments[1]}" }}'
-    )
-    destroy = (
-        "destroy element inet t m { tcp . 80, udp . 53 }\ndestroy element inet t s { fd00::1 }"
-    )
-    assert elements.destroy_text(SOME) == destroy
-    found = [
-        elements.parse_comment(one.set, comment)
-        for one, comment in zip(SOME, comments, strict=True)
-    ]
-    assert found == [
-        Found(one.set, comment, 0x1A, one.key) for one, comment in zip(SOME, comments, strict=True)
-    ]
-    assert elements.destroy_text([one for one in found if one]) == destroy
+@pytest.mark.parametrize(
+    ("types", "text", "packed"),
+    [
+        (("inet_proto", "inet_service"), "tcp . 80", "06000000 00500000"),
+        (("ipv4_addr", "inet_proto", "inet_service"), "192.0.2.7 . udp . 65535",
+         "c0000207 11000000 ffff0000"),
+        (("ipv6_addr", "inet_service"), "fd00::1 . 1", "fd000000000000000000000000000001 00010000"),
+        (("inet_proto",), "sctp", "84"),
+        (("inet_service",), "80", "0050"),
+        (("ipv4_addr", "ipv4_addr"), "10.0.0.1 . 10.0.0.1", "0a0000010a000001"),
+    ],
+)  # fmt: skip
+def test_keys(types: tuple[str, ...], text: str, packed: str) -> None:
+    assert elements.pack(types, text) == bytes.fromhex(packed)
+
+
+@pytest.mark.parametrize(
+    ("types", "text"),
+    [
+        (("inet_proto", "inet_service"), "tcp"),
+        (("inet_service",), "tcp . 80"),
+        (("inet_service",), "65536"),
+        (("inet_service",), "-1"),
+        (("inet_proto",), "icmp"),
+        (("ipv4_addr",), "fd00::1"),
+        (("ipv6_addr",), "10.0.0.1"),
+        (("mark",), ""),
+    ],
+)
+def test_what_is_no_key(types: tuple[str, ...], text: str) -> None:
+    with pytest.raises(ValueError, match="is no "):
+        elements.pack(types, text)
 
 
 def test_a_comment_says_whose_and_of_which_data() -> None:
-    one = SOME[0]
+    one = Element(MAP, "tcp . 80", "10.0.0.1 . 8080")
     others = [replace(one, data="10.0.0.2 . 8080"), replace(one, key="tcp . 81")]
     comments = {elements.comment_of(1, other) for other in [one, *others]}
     comments.add(elements.comment_of(2, one))
     assert len(comments) == 4
     assert all(comment.startswith("mw2e.") for comment in comments)
-    longest = "x" * (128 - len("mw2e.ffffffff.01234567."))
-    elements.create_text(0xFFFFFFFF, [Element(SET, longest)])
-    assert len(elements.comment_of(0xFFFFFFFF, Element(SET, longest))) == 128
-
-
-@pytest.mark.parametrize("bad", ["", "a, b", "a }", 'a"', "a\n", "a;b", "x" * 106, "\xe9"])
-def test_what_cannot_be_written(bad: str) -> None:
-    with pytest.raises(ValueError, match="cannot be written"):
-        elements.create_text(1, [Element(SET, bad)])
-    if bad and len(bad) < 99:
-        with pytest.raises(ValueError, match="cannot be written"):
-            elements.create_text(1, [Element(MAP, "80", bad)])
 
 
 @pytest.mark.parametrize(
@@ -190,18 +191,3 @@ def test_what_cannot_be_written(bad: str) -> None:
 )
 def test_comments_of_others(comment: str) -> None:
     assert elements.parse_comment(SET, comment) is None
-
-
-@pytest.mark.parametrize(
-    ("lines", "key"),
-    [
-        (["Error: no"], ""),
-        (["Error: no", "create element inet t s { 1, 2 }", " " * 26 + "^"], "1"),
-        (["Error: no", "create element inet t s { 1, 2 }", " " * 29 + "^"], "2"),
-        (["Error: no", 'create element inet t s { 1 . 2 comment "x" }', " " * 26 + "^^^"], "1 . 2"),
-        (["Error: no", "create element inet t s { 1, 2 }", "^" * 34], ""),
-        (["", "^", "^"], ""),
-    ],
-)
-def test_which_key_was_refused(lines: Sequence[str], key: str) -> None:
-    assert elements.refused_key("\n".join(lines)) == key

@@ -24,7 +24,7 @@ from osbase.netlink.link import Link, set_link_ipv4_setting
 from osbase.netlink.message import Request
 
 NUMBERS: Final = {"blue": 1, "green": 2, "red": 3}
-COLOURS: Final = NftSet("inet", "toy", "colours", ("mark",))
+COLOURS: Final = NftSet("inet", "toy", "colours", ("mark",), ("ipv4_addr",))
 TABLE: Final = "table inet toy { map colours { type mark : ipv4_addr; }; }"
 RESERVED: Final = 4001
 IPV4_DEVCONF_TAG: Final = 12  # linux/ip.h
