@@ -161,6 +161,7 @@ class CNI:
             netns=_netns(path, settings.default_interface),
             requested_ip=[ip.packed for ip in namespace.ips],
             requested_mac=namespace.mac,
+            port_mapping=namespace.port_mappings,
         )
         operation = f"setup {id!r:.80} at {path!r:.80}"
         made = self._call(operation, lambda stub: stub.Attach, request, timeout_s)

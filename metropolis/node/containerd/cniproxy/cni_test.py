@@ -19,10 +19,13 @@ import pytest
 
 from metropolis.node.containerd.cniproxy import cni as cniproxy
 from metropolis.node.containerd.cniproxy import errors, namespace, options, result
+from metropolis.node.core.network.rules import host_ports
 from metropolis.node.core.network.workloads.api.server import WorkloadServer
+from metropolis.node.core.network.workloads.datapath.registry import PARTS
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
+from osbase.nftables import Nftables
 
 PREFIXES = [ip_network("10.192.0.0/24"), ip_network("fd00:10:192::/112")]
 GENEROUS_S = 60.0
@@ -30,7 +33,10 @@ GENEROUS_S = 60.0
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    engine = Engine(KernelDatapath())
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    with Nftables() as nft:
+        nft.apply(host_ports.render())
+    engine = Engine(KernelDatapath(parts=PARTS))
     engine.start()
     yield engine
     engine.close()
@@ -207,10 +213,40 @@ def test_requested_addresses_and_mac(cni: cniproxy.CNI, netns: str) -> None:
     assert found.interfaces["eth0"].mac == "02:ab:00:00:00:01"
 
 
+def test_port_mappings(cni: cniproxy.CNI, netns: str) -> None:
+    ports = [
+        namespace.PortMapping(8080, 80, "TCP"),
+        namespace.PortMapping(53, 53, "udp", "::ffff:127.0.0.1"),
+        namespace.PortMapping(0, 9000),
+    ]
+    made = cni.setup("sandbox-1", netns, namespace.with_capability_port_map(ports))
+    again = cni.setup("sandbox-1", netns, namespace.with_capability_port_map(ports[:2]))
+    assert made.interfaces == again.interfaces
+    descriptor, other = make_netns()
+    with pytest.raises(errors.ServiceError, match=r"ALREADY_EXISTS.*tcp port 8080.*sandbox-1"):
+        cni.setup("sandbox-2", other, namespace.with_capability_port_map(ports[:1]))
+    # For the connections to the node's 127.0.0.1; another's are not affected.
+    taken = namespace.PortMapping(53, 53, "tcp", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        busy = namespace.PortMapping(listening.getsockname()[1], 80)
+        with pytest.raises(errors.ServiceError, match=r"FAILED_PRECONDITION.*tcp port"):
+            cni.setup("sandbox-2", other, namespace.with_capability_port_map([busy]))
+    cni.setup("sandbox-2", other, namespace.with_capability_port_map([taken]))
+    os.close(descriptor)
+
+
 @pytest.mark.parametrize(
     "opt",
     [
-        namespace.with_capability_port_map([namespace.PortMapping(80, 80)]),
+        namespace.with_capability_port_map([namespace.PortMapping(-1, 80)]),
+        namespace.with_capability_port_map([namespace.PortMapping(80, 0)]),
+        namespace.with_capability_port_map([namespace.PortMapping(80, 80, "icmp")]),
+        namespace.with_capability_port_map([namespace.PortMapping(80, 80, "\udcff")]),
+        namespace.with_capability_port_map([namespace.PortMapping(80, 80, host_ip="nowhere")]),
+        namespace.with_capability_port_map([namespace.PortMapping(80, 80, host_ip="fe80::1%lo")]),
+        namespace.with_capability_port_map([namespace.PortMapping(80, 80, host_ip="192.0.2.1")]),
+        namespace.with_capability_port_map([namespace.PortMapping(80, 80)] * 2),
+        namespace.with_capability("portMappings", [{"hostPort": 80, "containerPort": 80}]),
         namespace.with_capability_bandwidth(namespace.BandWidth(ingress_rate=1)),
         namespace.with_capability("ipRanges", [[{}]]),
         namespace.with_capability("ips", ["x"]),
@@ -247,7 +283,7 @@ def test_errors_of_the_service_keep_their_cause(
     assert isinstance(info.value.__cause__, grpc.RpcError)
     cni.setup("sandbox-1", netns)
     descriptor, other = make_netns()
-    with pytest.raises(errors.ServiceError, match="ALREADY_EXISTS"):
+    with pytest.raises(errors.ServiceError, match=r"ALREADY_EXISTS"):
         cni.setup("sandbox-1", other)
     os.close(descriptor)
     engine.set_prefixes([])

@@ -8,17 +8,23 @@ something; the metadata of pods is accepted, and not used yet.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_interface
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 from typing import Any
 
 from metropolis.node.containerd.cniproxy.errors import InvalidConfigError
+from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 
 _MAC = re.compile(r"([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
 
 
 @dataclass(frozen=True)
 class PortMapping:
-    """A host port that leads to a container's. Not in the service yet."""
+    """A port of the node that leads to one of the container.
+
+    protocol: tcp, udp or sctp in any case; "": tcp. host_ip: an address of the
+    node; "": all of both families, 0.0.0.0 or ::, all of one. host_port 0: the
+    container only declares the port, and none of the node leads to it.
+    """
 
     host_port: int
     container_port: int
@@ -53,6 +59,7 @@ class Namespace:
     dns: DNS | None = None
     ips: tuple[IPv4Address | IPv6Address, ...] = ()
     mac: bytes = b""
+    port_mappings: tuple[pb.PortMapping, ...] = ()
 
 
 type NamespaceOpt = Callable[[Namespace], None]
@@ -84,7 +91,7 @@ def with_args(key: str, value: str) -> NamespaceOpt:
 
 
 def with_capability_port_map(mappings: Sequence[PortMapping]) -> NamespaceOpt:
-    """Map ports; any mapping is refused, since the service has none."""
+    """Have ports of the node lead to the container's."""
     return with_capability("portMappings", mappings)
 
 
@@ -108,13 +115,18 @@ def with_capability_cgroup_path(path: str) -> NamespaceOpt:
 
 
 def with_capability(name: str, value: Any) -> NamespaceOpt:
-    """Ask for `ips` (a list of strings), `mac` (a string), or add metadata."""
+    """Ask for `ips` (a list of strings), `mac` (a string) or `portMappings` (a
+    sequence of PortMapping), or add metadata.
+    """
 
     def apply(namespace: Namespace) -> None:
         if name == "ips":
             namespace.ips = tuple(_address(text) for text in value or ())
         elif name == "mac":
             namespace.mac = _mac(value)
+        elif name == "portMappings":
+            made = (_port_mapping(one) for one in value or ())
+            namespace.port_mappings = tuple(one for one in made if one.host_port)
         elif value and name not in _METADATA:
             raise InvalidConfigError(f"capability {name} is {value!r:.200}: not in the service")
 
@@ -134,3 +146,23 @@ def _mac(text: object) -> bytes:
     if not isinstance(text, str) or not _MAC.fullmatch(text):
         raise InvalidConfigError(f"capability mac is {text!r:.80}: six hex pairs are expected")
     return bytes.fromhex(text.replace(":", ""))
+
+
+def _port_mapping(mapping: object) -> pb.PortMapping:
+    """Make the request's; the service judges the rest."""
+    if not isinstance(mapping, PortMapping):
+        raise InvalidConfigError(f"port mapping {mapping!r:.80}: a PortMapping is expected")
+    try:
+        ip = ip_address(mapping.host_ip) if mapping.host_ip else None
+        if isinstance(ip, IPv6Address):
+            if ip.scope_id is not None:
+                raise ValueError("a zone is not possible")
+            ip = ip.ipv4_mapped or ip
+        return pb.PortMapping(
+            host_port=mapping.host_port,
+            container_port=mapping.container_port,
+            protocol=mapping.protocol.lower(),
+            host_ip=ip.packed if ip else b"",
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InvalidConfigError(f"{mapping!r:.200}: {error}") from None

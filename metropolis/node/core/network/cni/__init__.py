@@ -6,15 +6,15 @@
     cniproxy (static C, knows no CNI)         containerd/cniproxy/shim
         | frame: argv, CNI_ environment, stdin        -> wire
     /run/metropolis/network/cni.sock                  -> server
-        | command object                              -> protocol
+        | command object                              -> protocol, ports
     engine.attach, detach, check, collect, status     -> adapter
         | result or error object                      -> result, protocol
     stdout and exit code, back through cniproxy
 
-`wire`, `capabilities`, `protocol` and `result` are pure; `adapter` calls the
-engine and has the rules between calls; `server` moves bytes. The versions are
-CNI 0.3.1, 0.4.0, 1.0.0, 1.1.0. There is one network, whatever a configuration
-calls it; only garbage collection uses the name.
+`wire`, `capabilities`, `ports`, `protocol` and `result` are pure; `adapter`
+calls the engine and has the rules between calls; `server` moves bytes. The
+versions are CNI 0.3.1, 0.4.0, 1.0.0, 1.1.0. There is one network, whatever a
+configuration calls it; only garbage collection uses the name.
 
 Access: the socket is 0600 in a 0700 directory, so its caller is root, as is the
 runtime that executes plugins. Peer credentials are not checked.

@@ -16,7 +16,8 @@
 - STATUS fails if an ADD would not be served, also when no address is left for
   it. The API's Status does not go so far: a full node is not broken.
 - CHECK is the engine's Check, from inside the container's namespace, and a
-  comparison of prevResult with the engine's attachment.
+  comparison of prevResult with the engine's attachment. Host ports are compared
+  with what ADD asked for, whatever CHECK's runtimeConfig has.
 - Repeating an ADD returns the existing attachment, as over gRPC.
 
 The engine blocks; its calls run in threads of the given executor, except
@@ -50,7 +51,7 @@ _logger = logging.getLogger(__name__)
 _SMALL = 64 << 10  # stdin that is parsed in the event loop, bytes
 
 # The keys of stdin that an ADD uses; all else comes from the environment.
-_CONFIGURED = frozenset({"requested_ip", "requested_mac"})
+_CONFIGURED = frozenset({"requested_ip", "requested_mac", "port_mapping"})
 
 # Sends the answer to the caller; False if it certainly did not arrive.
 type Deliver = Callable[[Answer], Awaitable[bool]]
@@ -219,6 +220,7 @@ class Adapter:
             requested_ips=add.requested_ips,
             requested_mac=add.requested_mac,
             owner=protocol.owner_of(add.network),
+            parts=add.parts,
         )
         attachment = self._engine.attach(intent)
         return attachment, before is None or before.host_ifindex != attachment.host_ifindex
@@ -303,6 +305,8 @@ def _from_engine(error: errors.WorkloadError) -> CniError:
             return CniError(Code.INVALID_ENVIRONMENT, "CNI_NETNS is no network namespace", details)
         case errors.AlreadyExists():
             return CniError(Code.ALREADY_EXISTS, "it exists already", details)
+        case errors.FailedPrecondition():
+            return CniError(Code.IN_USE, "a process of the node has it", details)
         case errors.Exhausted():
             return CniError(Code.EXHAUSTED, "no address is left", details)
         case _:

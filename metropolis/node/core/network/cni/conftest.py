@@ -11,6 +11,8 @@ import pytest
 from metropolis.node import allocs
 from metropolis.node.core.network.cni.server import CniServer
 from metropolis.node.core.network.cni.testing import PREFIXES, GatedEngine, Netns, run, until
+from metropolis.node.core.network.rules import host_ports
+from osbase.nftables import Nftables
 
 
 @pytest.fixture
@@ -26,6 +28,8 @@ def host() -> None:
     """Prepare what the network service would."""
     run("ip", "link", "set", "lo", "up")
     run("ip", "address", "replace", f"{allocs.FIRST_HOP_IPV4}/32", "dev", "lo")
+    with Nftables() as nft:
+        nft.apply(host_ports.render())
 
 
 @pytest.fixture

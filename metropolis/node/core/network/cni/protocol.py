@@ -21,8 +21,10 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_interface
 from typing import Any, NoReturn, cast
 
-from metropolis.node.core.network.cni import capabilities
+from metropolis.node.core.network.cni import capabilities, ports
 from metropolis.node.core.network.cni.wire import Answer, Request
+from metropolis.node.core.network.workloads.errors import InvalidArgument
+from metropolis.node.core.network.workloads.model import PartText
 
 # A JSON value; callers mostly want objects.
 type Json = dict[str, Any]
@@ -61,6 +63,7 @@ class Code(enum.IntEnum):
     EXHAUSTED = 101
     KERNEL_REFUSED = 102
     CHECK_FAILED = 103
+    IN_USE = 104  # a process of the node listens on a host port
     INTERNAL = 999
 
 
@@ -100,7 +103,7 @@ def owner_of(network: str) -> str:
 @dataclass(frozen=True)
 class Add:
     """ADD. `prev_result` is the previous plugin's in a chain, None if first;
-    `network` is the name in the configuration.
+    `network` is the name in the configuration; `parts` as in AttachIntent.
     """
 
     version: str
@@ -112,6 +115,7 @@ class Add:
     dns: Json = field(default_factory=dict)
     prev_result: Json | None = None
     network: str = ""
+    parts: tuple[PartText, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -343,6 +347,13 @@ def _mac(value: object, source: str) -> bytes:
     return bytes.fromhex(value.replace("-", "").replace(":", ""))
 
 
+def _ports(runtime: Json) -> tuple[PartText, ...]:
+    try:
+        return ports.part_of(runtime.get("portMappings", []), "runtimeConfig portMappings")
+    except InvalidArgument as error:
+        _fail(Code.INVALID_CONFIG, "the port mappings cannot be met", str(error))
+
+
 def _object(config: Json, name: str) -> Json:
     value = config.get(name)
     if value is None:
@@ -423,8 +434,9 @@ def _parse_add(version: str, env: Mapping[str, str], config: Json) -> Add:
         mac = _mac(own["mac"], "args.cni mac")
     elif args.get("MAC"):
         mac = _mac(args["MAC"], "CNI_ARGS MAC")
-    dns, prev = _dns(config, runtime), _prev_result(config)
-    return Add(version, container_id, if_name, netns, ips, mac, dns, prev, str(config["name"]))
+    dns, prev, name = _dns(config, runtime), _prev_result(config), str(config["name"])
+    parts = _ports(runtime)
+    return Add(version, container_id, if_name, netns, ips, mac, dns, prev, name, parts)
 
 
 def _parse_del(request: Request) -> Del:

@@ -208,6 +208,9 @@ def test_requested_addresses_and_mac_by_arguments() -> None:
         {"dns": {"servers": "10.0.0.1"}},
         {"dns": 7},
         {"dns": ["10.0.0.1"]},
+        {"portMappings": {"hostPort": 80, "containerPort": 80}},
+        {"portMappings": [{"hostPort": "80", "containerPort": 80}]},
+        {"portMappings": [{"hostPort": 80, "containerPort": 80}] * 2},
         "x",
     ],
 )
@@ -216,7 +219,6 @@ def test_wrong_capabilities_are_invalid(runtime: Any) -> None:
 
 
 REFUSED: dict[str, Any] = {
-    "portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}],
     "bandwidth": {"ingressRate": 1000},
     "ipRanges": [[{"subnet": "10.0.0.0/8"}]],
     "aliases": ["web"],
@@ -232,6 +234,7 @@ DONE: dict[str, Any] = {
     "ips": ["10.192.0.7/24"],
     "mac": "02:ab:00:00:00:01",
     "dns": {"servers": ["10.0.0.1"]},
+    "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
 }
 
 
@@ -277,6 +280,7 @@ def test_a_capability_that_is_done_is_in_the_command() -> None:
         requested_mac=bytes.fromhex("02ab00000001"),
         dns={"nameservers": ["10.0.0.1"]},
         network="metropolis",
+        parts=(("h", "t8080=80"),),
     )
 
 

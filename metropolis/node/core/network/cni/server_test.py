@@ -178,9 +178,9 @@ async def test_what_add_is_refused_for(
     await refused(Code.INVALID_CONFIG, service, "ADD", "c1", path, runtimeConfig=outside)
     multicast = {"mac": "03:00:00:00:00:01"}
     await refused(Code.INVALID_CONFIG, service, "ADD", "c1", path, runtimeConfig=multicast)
-    ports = {"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]}
-    said = await refused(Code.UNSUPPORTED_FIELD, service, "ADD", "c1", path, runtimeConfig=ports)
-    assert "portMappings" in said
+    limits = {"bandwidth": {"ingressRate": 1000}}
+    said = await refused(Code.UNSUPPORTED_FIELD, service, "ADD", "c1", path, runtimeConfig=limits)
+    assert "bandwidth" in said
     netns.run("ip", "link", "add", "eth0", "type", "veth", "peer", "eth9")
     await refused(Code.ALREADY_EXISTS, service, "ADD", "c1", path)
     netns.run("ip", "link", "delete", "eth0")

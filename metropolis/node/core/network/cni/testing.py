@@ -8,6 +8,7 @@ fixtures are conftest's.
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import threading
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import pytest
 from metropolis.node.core.network.cni.protocol import Code
 from metropolis.node.core.network.cni.wire import Request
 from metropolis.node.core.network.workloads.conditions import Conditions
+from metropolis.node.core.network.workloads.datapath.registry import PARTS
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.model import (
@@ -42,7 +44,7 @@ class GatedEngine(Engine):
 
     def __init__(self) -> None:
         self.conditions = Conditions()
-        super().__init__(KernelDatapath(), self.conditions)
+        super().__init__(KernelDatapath(parts=PARTS), self.conditions)
         self.gate, self.made, self.seen = (threading.Event() for _ in range(3))
         for gate in (self.gate, self.made, self.seen):
             gate.set()
@@ -90,9 +92,7 @@ class Netns:
             os.unshare(os.CLONE_NEWNET)
             self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
-        thread = threading.Thread(target=make)
-        thread.start()
-        thread.join()
+        _in_a_thread(make)
         self.path = f"/proc/{os.getpid()}/fd/{self.fd}"
 
     def run(self, *command: str) -> str:
@@ -102,8 +102,26 @@ class Netns:
     def links(self) -> set[str]:
         return {link["ifname"] for link in json.loads(self.run("ip", "-j", "link"))}
 
+    def listen(self, port: int) -> socket.socket:
+        """Return a socket that listens in it, at all IPv4 addresses."""
+        made: list[socket.socket] = []
+
+        def make() -> None:
+            os.setns(self.fd, os.CLONE_NEWNET)
+            made.append(socket.create_server(("", port)))
+
+        _in_a_thread(make)
+        return made[0]
+
     def close(self) -> None:
         os.close(self.fd)
+
+
+def _in_a_thread(call: Callable[[], None]) -> None:
+    """Call in a thread that ends, and with it the namespace that it entered."""
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The capability portMappings: its JSON, to the part of a request; pure.
+
+CNI's CONVENTIONS.md has the keys: hostPort, containerPort, protocol, hostIP.
+Runtimes write them in several ways, all of which are understood:
+
+    keys         in any case: go-cni sets no JSON names, so containerd sends
+                 HostPort; CRI-O and Podman send hostPort
+    protocol     in any case; absent or "": tcp
+    hostIP       absent or "": all addresses, of both families. 0.0.0.0 or ::,
+                 all of one (containernetworking/plugins#487), so Podman's two
+                 entries for one port are no conflict. ::ffff:192.0.2.1 is an
+                 IPv4 address, as for Go
+    hostPort 0   or absent: a port that the container only declares, without
+                 one of the host (kubernetes#47529). containerd and CRI-O leave
+                 it out, and so does this module
+
+Everything else is an error that names the entry, not a guess: an unknown key
+may be a wish, as `range` is in Podman's own format.
+"""
+
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv6Address, ip_address
+from typing import Any, NoReturn
+
+from metropolis.node.core.network.workloads import host_ports
+from metropolis.node.core.network.workloads.errors import InvalidArgument
+from metropolis.node.core.network.workloads.model import IPAddress, PartText
+
+_KEYS = {key.lower(): key for key in ("hostPort", "containerPort", "protocol", "hostIP")}
+
+
+def part_of(value: object, source: str) -> tuple[PartText, ...]:
+    """Return the part of the request; (): no port of the host is asked for.
+
+    source: where the value is from, for errors. Raises InvalidArgument, its
+    field `port_mapping`.
+    """
+    return host_ports.part_of(_mappings(value, source))
+
+
+def _mappings(value: object, source: str) -> Iterator[host_ports.Mapping]:
+    if not isinstance(value, list):
+        _fail(f"{source} is {value!r:.80}: a list is expected")
+    for i, entry in enumerate(value):
+        path = f"{source}[{i}]"
+        if not isinstance(entry, dict):
+            _fail(f"{path} is {entry!r:.80}: an object is expected")
+        fields = _fields(entry, path)
+        host_port = _port(fields, "hostPort", path)
+        container_port = _port(fields, "containerPort", path)
+        protocol = _string(fields, "protocol", path).lower() or "tcp"
+        if protocol not in host_ports.PROTOCOLS:
+            _fail(f"{path}.protocol is {fields['protocol']!r:.80}: tcp, udp or sctp is expected")
+        host_ip = _host_ip(fields, path)
+        if host_port == 0:
+            continue
+        if container_port == 0:
+            _fail(f"{path}.containerPort is 0 or absent: a number from 1 to 65535 is expected")
+        yield host_ports.Mapping(protocol, host_port, container_port, host_ip)
+
+
+def _fields(entry: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Return the fields by their proper keys. JSON's null is Go's absent."""
+    fields: dict[str, Any] = {}
+    for key, value in entry.items():
+        name = _KEYS.get(key.lower())
+        if name is None:
+            _fail(f"{path} has {key!r:.80}: {', '.join(_KEYS.values())} are known")
+        if name in fields:
+            _fail(f"{path} has {name} twice, in different case")
+        fields[name] = value
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _port(fields: Mapping[str, Any], name: str, path: str) -> int:
+    value = fields.get(name, 0)
+    # A bool is an int in Python, and a float may be whole.
+    if type(value) is not int or not 0 <= value <= 65535:
+        _fail(f"{path}.{name} is {value!r:.80}: a number from 1 to 65535 is expected")
+    return value
+
+
+def _string(fields: Mapping[str, Any], name: str, path: str) -> str:
+    value = fields.get(name, "")
+    if not isinstance(value, str):
+        _fail(f"{path}.{name} is {value!r:.80}: a string is expected")
+    return value
+
+
+def _host_ip(fields: Mapping[str, Any], path: str) -> IPAddress | None:
+    text = _string(fields, "hostIP", path)
+    if not text:
+        return None
+    try:
+        ip = ip_address(text)
+    except ValueError:
+        _fail(f"{path}.hostIP is {text!r:.80}: it is no IP address")
+    if isinstance(ip, IPv6Address):
+        if ip.scope_id is not None:
+            _fail(f"{path}.hostIP is {text!r:.80}: a zone is not possible")
+        return ip.ipv4_mapped or ip
+    return ip
+
+
+def _fail(text: str) -> NoReturn:
+    raise InvalidArgument(text, field=host_ports.FIELD)
