@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from metropolis.node import allocs
+from metropolis.node.core.network.rules import host_ports
 from metropolis.node.core.network.workloads.api.server import WorkloadServer
+from metropolis.node.core.network.workloads.datapath.registry import PARTS
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
+from osbase.nftables import Nftables
 
 PROGRAM = os.path.abspath(os.environ["CNIPROXY_TEST"])
 PREFIXES = [ip_network("10.192.0.0/24"), ip_network("fd00:10:192::/112")]
@@ -60,7 +63,10 @@ def make_netns() -> int:
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[tuple[Engine, str]]:
-    engine = Engine(KernelDatapath())
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    with Nftables() as nft:
+        nft.apply(host_ports.render())
+    engine = Engine(KernelDatapath(parts=PARTS))
     engine.start()
     engine.set_prefixes(PREFIXES)
     path = tmp_path / "run" / "workload.sock"

@@ -18,7 +18,10 @@ const podAnnotations = "io.kubernetes.cri.pod-annotations"
 type NamespaceOpts func(request *pb.AttachRequest) error
 
 // PortMapping is a port of the host that leads to one of the container.
-// Protocol is tcp, udp or sctp; HostIP may be empty.
+// Protocol is tcp, udp or sctp in any case, or empty for tcp. HostIP is an
+// address of the host; empty, all of both families; 0.0.0.0 or ::, all of one.
+// HostPort 0: the container only declares the port, and none of the host leads
+// to it.
 type PortMapping struct {
 	HostPort      int32
 	ContainerPort int32
@@ -61,29 +64,45 @@ func WithCapability(name string, capability any) NamespaceOpts {
 	}
 }
 
-// WithCapabilityPortMap adds port mappings.
+// WithCapabilityPortMap adds port mappings. The service judges what is not
+// wrong in itself: whether a port is free, and an address is the host's.
 func WithCapabilityPortMap(mappings []PortMapping) NamespaceOpts {
 	return func(request *pb.AttachRequest) error {
-		for _, mapping := range mappings {
-			one := &pb.PortMapping{
-				HostPort:      uint32(mapping.HostPort),
-				ContainerPort: uint32(mapping.ContainerPort),
-				Protocol:      strings.ToLower(mapping.Protocol),
+		for i, mapping := range mappings {
+			one, err := portMapping(mapping)
+			if err != nil {
+				return fmt.Errorf("port mapping %d, %+v: %w", i, mapping, err)
 			}
-			if mapping.HostPort < 0 || mapping.ContainerPort < 0 {
-				return fmt.Errorf("port mapping %+v: negative: %w", mapping, ErrInvalidConfig)
+			if one.HostPort != 0 {
+				request.PortMapping = append(request.PortMapping, one)
 			}
-			if mapping.HostIP != "" {
-				packed, err := packIP(mapping.HostIP)
-				if err != nil {
-					return fmt.Errorf("port mapping: host IP: %w", err)
-				}
-				one.HostIp = packed
-			}
-			request.PortMapping = append(request.PortMapping, one)
 		}
 		return nil
 	}
+}
+
+func portMapping(mapping PortMapping) (*pb.PortMapping, error) {
+	one := &pb.PortMapping{Protocol: strings.ToLower(mapping.Protocol)}
+	switch one.Protocol {
+	case "", "tcp", "udp", "sctp":
+	default:
+		return nil, fmt.Errorf("protocol %q: tcp, udp or sctp is expected: %w", mapping.Protocol, ErrInvalidConfig)
+	}
+	if port := mapping.HostPort; port < 0 || port > 65535 {
+		return nil, fmt.Errorf("host port %d: 1 to 65535 is expected: %w", port, ErrInvalidConfig)
+	}
+	if port := mapping.ContainerPort; port < 0 || port > 65535 || (port == 0 && mapping.HostPort != 0) {
+		return nil, fmt.Errorf("container port %d: 1 to 65535 is expected: %w", port, ErrInvalidConfig)
+	}
+	one.HostPort, one.ContainerPort = uint32(mapping.HostPort), uint32(mapping.ContainerPort)
+	if mapping.HostIP != "" {
+		packed, err := packIP(mapping.HostIP)
+		if err != nil {
+			return nil, fmt.Errorf("host IP: %w", err)
+		}
+		one.HostIp = packed
+	}
+	return one, nil
 }
 
 // WithCapabilityBandWidth adds limits.
