@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 
 from metropolis.node import allocs
+from metropolis.test.e2e.host_ports import check_host_ports
 from metropolis.test.e2e.observe import attachments, kernel, nothing_is_left
 from metropolis.test.launch.cri import IMAGE as BUSYBOX
 from metropolis.test.launch.cri import CriError, Pod, sandbox_config
@@ -102,6 +103,10 @@ async def test_ctr_run_cni(node: Node) -> None:
     await node.shell("until ctr -n k8s.io task delete by-ctr; do sleep 0.2; done")
     await node.shell("ctr -n k8s.io container delete by-ctr")
     await nothing_is_left(node)
+
+
+async def test_host_ports(node: Node) -> None:
+    await check_host_ports(node)
 
 
 async def test_many_come_and_go(node: Node) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from metropolis.test.e2e.host_ports import check_host_ports
 from metropolis.test.e2e.observe import attachments, nothing_is_left
 from metropolis.test.launch import checks
 from metropolis.test.launch.cri import Pod, sandbox_config
@@ -45,3 +46,8 @@ async def test_pods_leave_nothing(node: Node) -> None:
     assert set(await attachments(node)) == set(idents)
     await asyncio.gather(*(node.cri.remove_pod(ident) for ident in idents))
     await nothing_is_left(node)
+
+
+async def test_host_ports(node: Node) -> None:
+    """As our configuration declares; containerd capitalises the fields."""
+    await check_host_ports(node)

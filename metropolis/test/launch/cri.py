@@ -113,9 +113,12 @@ class Output:
 
 
 def sandbox_config(
-    name: str, root_uid: int = 0, host_network: bool = False
+    name: str,
+    root_uid: int = 0,
+    host_network: bool = False,
+    ports: Sequence[api.PortMapping] = (),
 ) -> api.PodSandboxConfig:
-    """Return the config for RunPodSandbox. root_uid: see Cri.run_pod."""
+    """Return the config for RunPodSandbox. root_uid, ports: see Cri.run_pod."""
     namespaces = api.NamespaceOption()
     if host_network:
         namespaces.network = api.NODE
@@ -130,6 +133,7 @@ def sandbox_config(
         ),
         hostname="" if host_network else name,
         labels={"app": name},
+        port_mappings=ports,
         linux=api.LinuxPodSandboxConfig(
             security_context=api.LinuxSandboxSecurityContext(namespace_options=namespaces)
         ),
@@ -165,14 +169,16 @@ class Cri:
         command: Sequence[str],
         capabilities: Sequence[str] = DEFAULT_CAPABILITIES,
         root_uid: int = 0,
+        ports: Sequence[api.PortMapping] = (),
     ) -> Pod:
         """Start a pod whose one container runs `command`.
 
         capabilities: in addition to the runtime's. root_uid: the node's user id
         of the pod's root; not 0: the pod has a user namespace, which owns its
-        netns. After a failure nothing of the pod is left.
+        netns. ports: of the node, which lead to the pod's. After a failure
+        nothing of the pod is left.
         """
-        config = sandbox_config(name, root_uid)
+        config = sandbox_config(name, root_uid, ports=ports)
         begin = time.monotonic()
         ident = await self.run_sandbox(config)
         sandbox_ms = (time.monotonic() - begin) * 1000

@@ -22,10 +22,13 @@ import pytest
 
 from metropolis.node import allocs
 from metropolis.node.core.network.cni.server import CniServer
+from metropolis.node.core.network.rules import host_ports
+from metropolis.node.core.network.workloads.datapath.registry import PARTS
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.model import AttachIntent
 from metropolis.node.core.network.workloads.testing.lab import Pod, objects, pods, udp_round_trip
+from osbase.nftables import Nftables
 
 CNITOOL, CNIPROXY, CONFLIST = (
     Path(os.environ[name]).absolute() for name in ("CNITOOL", "CNIPROXY", "CONFLIST")
@@ -44,11 +47,13 @@ def host() -> None:
         "mount -t tmpfs tmpfs /var/lib",  # of our own mount namespace
     ):
         subprocess.run(command.split(), check=True)
+    with Nftables() as nft:
+        nft.apply(host_ports.render())
 
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    made = Engine(KernelDatapath())
+    made = Engine(KernelDatapath(parts=PARTS))
     made.start()
     made.set_prefixes(PREFIXES)
     yield made
@@ -207,6 +212,36 @@ def test_what_is_asked_for(cnitool: Cnitool, pod: Pod) -> None:
     assert addresses(result) == ("10.192.0.77", "fd00:10:192::77")
     (inside,) = [one for one in result["interfaces"] if one.get("sandbox")]
     assert (inside["name"], inside["mac"]) == ("net1", "02:ab:00:00:00:01")
+
+
+def ports(*mappings: dict[str, Any]) -> str:
+    return json.dumps({"portMappings": mappings})
+
+
+def test_host_ports(cnitool: Cnitool, engine: Engine) -> None:
+    """By our configuration, which declares the capability."""
+    web = ports({"hostPort": 5353, "containerPort": 53, "protocol": "UDP", "hostIP": "127.0.0.1"})
+    with pods(2) as (first, second):
+        cnitool.ok("add", first, CAP_ARGS=web)
+        with first.socket(INET, UDP) as s, socket.socket(INET, UDP) as c:
+            s.bind(("0.0.0.0", 53))
+            s.settimeout(GENEROUS_S)
+            c.settimeout(GENEROUS_S)
+            c.sendto(b"?", ("127.0.0.1", 5353))
+            _, source = s.recvfrom(9)
+            assert source[0] == "169.254.77.1"
+            s.sendto(b"!", source)
+            assert c.recvfrom(9) == (b"!", ("127.0.0.1", 5353))
+        assert cnitool.ok("check", first, CAP_ARGS=web) == ""
+        said = cnitool.refused("add", second, CAP_ARGS=web)
+        assert "udp port 5353 of 127.0.0.1" in said
+        cnitool.ok("del", second, CAP_ARGS=web)
+        said = cnitool.refused("add", second, CAP_ARGS=ports({"hostPort": "80"}))
+        assert "portMappings[0].hostPort is '80'" in said
+        cnitool.ok("del", first, CAP_ARGS=ports({"hostPort": "80"}))
+        cnitool.ok("add", second, CAP_ARGS=web)
+        cnitool.ok("del", second)
+    assert engine.list() == []
 
 
 def test_errors_are_told(cnitool: Cnitool, pod: Pod, engine: Engine) -> None:

@@ -5,15 +5,15 @@ CNI's CONVENTIONS.md has the keys: hostPort, containerPort, protocol, hostIP.
 Runtimes write them in several ways, all of which are understood:
 
     keys         in any case: go-cni sets no JSON names, so containerd sends
-                 HostPort; CRI-O and Podman send hostPort
+                 HostPort; ocicni and Podman send hostPort
     protocol     in any case; absent or "": tcp
     hostIP       absent or "": all addresses, of both families. 0.0.0.0 or ::,
                  all of one (containernetworking/plugins#487), so Podman's two
                  entries for one port are no conflict. ::ffff:192.0.2.1 is an
                  IPv4 address, as for Go
     hostPort 0   or absent: a port that the container only declares, without
-                 one of the host (kubernetes#47529). containerd and CRI-O leave
-                 it out, and so does this module
+                 one of the host (kubernetes#47529). containerd leaves it out,
+                 and so does this module
 
 Everything else is an error that names the entry, not a guess: an unknown key
 may be a wish, as `range` is in Podman's own format.

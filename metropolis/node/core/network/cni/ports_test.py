@@ -29,7 +29,7 @@ def entry(host: Any, container: Any = 80, **more: Any) -> dict[str, Any]:
     [
         # containerd: go-cni's fields have no JSON names.
         ([{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}], "t8080=80"),
-        # CRI-O.
+        # ocicni.
         ([entry(53, 53, protocol="udp", hostIP="192.0.2.7")], "u53=53@192.0.2.7"),
         # Podman leaves out an empty hostIP; a range comes as single entries.
         ([entry(5000 + n, 80 + n, protocol="tcp") for n in range(3)], "t5000-5002=80"),
