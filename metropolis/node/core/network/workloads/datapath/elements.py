@@ -243,7 +243,7 @@ class Elements:
         return None
 
     def _existing[E: Element | Found](self, elements: Iterable[E]) -> list[E]:
-        """Return those whose keys exist, whoever made them."""
+        """Return those whose keys exist, ours or others'."""
         with self._sockets.socket() as sock:
             return [one for one in elements if _comment(sock, one.set, one.key) is not None]
 
