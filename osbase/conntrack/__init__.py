@@ -5,6 +5,7 @@
     raise_limit(most)    for the whole machine, from the first namespace only
     census()             one dump: entries by their original source
     flush()              delete all entries
+    delete               delete some: by protocol, port and destination
     sources              parse the messages of a dump                   pure
 
 A flow's original source is the address that sent its first packet, before any
@@ -15,7 +16,7 @@ much, and some kernels are built without it. Why not libnetfilter_conntrack: it
 makes an object of all attributes, where one address is needed.
 
 Limits: the whole table is dumped, since the kernel's filter for dumps cannot
-count. Events, and the deletion of single entries, are not implemented.
+count. Events are not implemented.
 
 Needs the kernel modules nf_conntrack and, for the census, nf_conntrack_netlink
 (loaded on demand); the census needs CAP_NET_ADMIN.

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deleting entries of a real kernel's table, in a fresh namespace."""
+
+import contextlib
+import errno
+import socket
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from osbase import conntrack
+from osbase.conntrack import delete as deleting
+from osbase.conntrack import sources
+from osbase.conntrack.delete import NETLINK_NETFILTER, Filter, delete
+from osbase.netlink import attrs
+from osbase.netlink.errors import BatchError, ProtocolError, RequestError
+from osbase.netlink.message import Message, Request
+from osbase.netlink.transport import NetlinkSocket, open_raw
+from osbase.nftables import Nftables
+
+UDP, SCTP = socket.IPPROTO_UDP, socket.IPPROTO_SCTP
+ADDRESSES = {4: ("127.0.0.1", "127.0.0.2"), 6: ("fd00::1", "fd00::2")}
+PORTS = (81, 82, 83)
+
+type Flow = tuple[int, str, int]
+"""Protocol, destination and its port."""
+
+
+@pytest.fixture(autouse=True)
+def tracked() -> Iterator[None]:
+    """Set loopback up; a rule makes the kernel track flows."""
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    for address in ("127.0.0.2/8", "fd00::1/128", "fd00::2/128"):
+        subprocess.run(["ip", "address", "replace", address, "dev", "lo"], check=True)
+    with Nftables() as nft:
+        nft.apply("""
+            table inet t { chain c {
+                type filter hook output priority 0; ct state new accept
+            }; }
+        """)
+        yield
+        nft.apply("delete table inet t")
+    conntrack.flush()
+
+
+def send(to: str, port: int) -> None:
+    """Begin a UDP flow."""
+    with socket.socket(socket.AF_INET6 if ":" in to else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((to, 0))
+        sock.sendto(b"", (to, port))
+
+
+def sctp(to: str, port: int) -> None:
+    """Make the entry of an association, as if it were established."""
+    packed = ip_address(to).packed
+    kind = 1 if len(packed) == 4 else 3
+
+    def ends(name: int, *ports: int) -> bytes:
+        protocol = [attrs.attr(2 + n, one.to_bytes(2)) for n, one in enumerate(ports)]
+        addresses = attrs.nested(1, attrs.attr(kind, packed), attrs.attr(kind + 1, packed))
+        return attrs.nested(
+            name, addresses, attrs.nested(2, attrs.attr(1, bytes([SCTP])), *protocol)
+        )
+
+    state = (attrs.attr(1, b"\4"), attrs.attr(2, bytes(4)), attrs.attr(3, bytes(4)))
+    body = (
+        bytes([socket.AF_INET if kind == 1 else socket.AF_INET6, 0, 0, 0])
+        + ends(1, 4000, port)
+        + ends(2, port, 4000)
+        + attrs.attr(7, (600).to_bytes(4))
+        + attrs.nested(4, attrs.nested(3, *state))
+    )
+    with NetlinkSocket(open_raw(NETLINK_NETFILTER)) as sock:
+        sock.batch([Request(0x100, 0x600, body, "make a tracked flow")])
+
+
+def flows() -> set[Flow]:
+    """The table, read apart from what is tested: by its entries' places."""
+    found: Counter[Flow] = Counter()
+    with NetlinkSocket(open_raw(NETLINK_NETFILTER)) as sock:
+        for message in sock.stream(sources.dump()):
+            size, to, protocol, port, *_ = sources._PLACES[message.body[6:16]]
+            address = ip_address(message.body[to : to + size])
+            number = int.from_bytes(message.body[port : port + 2])
+            found[message.body[protocol], str(address), number] += 1
+    assert set(found.values()) <= {1}
+    return set(found)
+
+
+@pytest.fixture
+def table() -> set[Flow]:
+    """Flows of both families and protocols, to both addresses and all ports."""
+    for to in (*ADDRESSES[4], *ADDRESSES[6]):
+        for port in PORTS:
+            send(to, port)
+            sctp(to, port)
+    made = flows()
+    assert len(made) == 2 * 4 * 3
+    return made
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", [UDP, SCTP])
+@pytest.mark.parametrize("port", [None, 82])
+@pytest.mark.parametrize("addressed", [False, True])
+@pytest.mark.parametrize("filtering", [True, False])
+def test_what_matches_goes_and_neighbours_stay(
+    table: set[Flow],
+    version: int,
+    protocol: int,
+    port: int | None,
+    addressed: bool,
+    filtering: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same in a kernel that has no filter for deletions."""
+    if not filtering:
+        monkeypatch.setattr(deleting, "_delete_matching", lambda *_: False)
+    to = ADDRESSES[version][0]
+    delete([Filter(protocol, version, port, ip_address(to) if addressed else None)])
+    gone = {
+        one
+        for one in table
+        if one[0] == protocol
+        and one[1] in ([to] if addressed else ADDRESSES[version])
+        and port in (None, one[2])
+    }
+    assert gone
+    assert flows() == table - gone
+
+
+def test_many_filters_and_what_matches_nothing(table: set[Flow]) -> None:
+    delete([Filter(UDP, 4, 9), Filter(SCTP, 6, 9), Filter(socket.IPPROTO_TCP, 4)])
+    delete([])
+    assert flows() == table
+    delete(Filter(protocol, 6, port) for protocol in (UDP, SCTP) for port in (81, 83, 81))
+    gone = {one for one in table if one[1] in ADDRESSES[6] and one[2] != 82}
+    assert flows() == table - gone
+
+
+def test_more_than_one_batch() -> None:
+    """The answers to deletions one by one have room in the socket."""
+    for port in range(1, 701):
+        sctp("fd00::1", port)
+    delete([Filter(SCTP, 6, None, ip_address("fd00::1"))])
+    assert flows() == set()
+
+
+def test_a_kernel_without_conntrack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ctnetlink is absent: the requests are invalid. So is its netlink: no
+    socket. A caller without rights is another matter.
+    """
+    refused: list[int] = []
+
+    def answer(number: int) -> BatchError:
+        refused.append(number)
+        return BatchError([RequestError(0, 0x102, "delete", number, "")])
+
+    for number in (errno.EINVAL, errno.EPERM):
+
+        def refuse(*_: object, number: int = number, **__: object) -> None:
+            raise answer(number)
+
+        monkeypatch.setattr(NetlinkSocket, "batch", refuse)
+        monkeypatch.setattr(NetlinkSocket, "stream", refuse)
+        with pytest.raises(BatchError) if number == errno.EPERM else contextlib.nullcontext():
+            delete([Filter(UDP, 4, 81)])
+    assert refused == [errno.EINVAL, errno.EINVAL, errno.EPERM]
+
+    def no_socket(_: int) -> socket.socket:
+        raise OSError(errno.EPROTONOSUPPORT, "no netfilter")
+
+    monkeypatch.setattr(deleting, "open_raw", no_socket)
+    delete([Filter(UDP, 4, 81)])
+
+
+@given(st.binary(max_size=120), st.sampled_from([0x100, 0x101]), st.integers(0, 80))
+def test_garbage_is_a_protocol_error(data: bytes, kind: int, keep: int) -> None:
+    start = deleting.request(0x100, Filter(UDP, 4, 81, ip_address("127.0.0.1"))).body[:keep]
+    message = Message(kind, 2, 1, 1, start + data)
+    for read in (
+        lambda: deleting.matches(message, Filter(UDP, 4, 81)),
+        lambda: deleting.deletion(message),
+    ):
+        with contextlib.suppress(ProtocolError):
+            read()
