@@ -5,7 +5,7 @@
     raise_limit(most)    for the whole machine, from the first namespace only
     census()             one dump: entries by their original source
     flush()              delete all entries
-    delete               delete some: by protocol, port and destination
+    delete               a module: delete some, by protocol, port, destination
     sources              parse the messages of a dump                   pure
 
 A flow's original source is the address that sent its first packet, before any

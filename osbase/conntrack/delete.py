@@ -10,7 +10,8 @@ The kernel's filters have two gaps (seen in Linux 6.18). Ports are compared for
 TCP and UDP only: the port of another protocol would match all its flows. The
 comparison of IPv6 addresses is inverted: all others would match. Where a filter
 needs these, entries are listed by the rest of it, compared here, and deleted
-one by one. The same is done for a kernel that refuses filters in deletions,
+one by one. The same is done for many filters of a protocol, since a listing
+takes as long as 15 to 20 walks, and for a kernel that refuses filters in deletions,
 those before Linux 6.10.
 
 The next packet of a flow makes the entry again, by the rules of that time.
@@ -24,7 +25,7 @@ import errno
 import itertools
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,6 +60,8 @@ _COMPARE_PORT: Final = 1 << 5
 
 _FAMILIES: Final = {4: AF_INET, 6: AF_INET6}
 _PORTS_COMPARED: Final = (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
+_UNKNOWN: Final = (errno.EINVAL, errno.EOPNOTSUPP)  # to a kernel without it
+_WALKS: Final = 16  # filters of a protocol
 _AT_ONCE: Final = 64  # deletions, whose answers a socket has room for
 
 
@@ -90,10 +93,14 @@ def delete(filters: Iterable[Filter]) -> None:
         if error.errno == errno.EPROTONOSUPPORT:
             return  # a kernel without netfilter's netlink
         raise
+    groups: dict[tuple[int, int], list[Filter]] = {}
+    for one in filters:
+        groups.setdefault((one.protocol, one.version), []).append(one)
     with NetlinkSocket(raw) as sock:
-        for one in filters:
-            if not (_is_compared(one) and _delete_matching(sock, one)):
-                _delete_listed(sock, one)
+        for group in groups.values():
+            walked = len(group) <= _WALKS and all(map(_is_compared, group))
+            if not (walked and _delete_matching(sock, group)):
+                _delete_listed(sock, group)
 
 
 def _is_compared(one: Filter) -> bool:
@@ -102,23 +109,27 @@ def _is_compared(one: Filter) -> bool:
     return port and (one.destination is None or one.version == 4)
 
 
-def _delete_matching(sock: NetlinkSocket, one: Filter) -> bool:
-    """Delete by the kernel's filter. False: it has none."""
+def _delete_matching(sock: NetlinkSocket, filters: Sequence[Filter]) -> bool:
+    """Delete by the kernel's filters. False: it has none."""
     try:
-        sock.batch([request(_MSG_CT_DELETE, one)])
+        for one in filters:
+            sock.batch([request(_MSG_CT_DELETE, one)])
     except BatchError as error:
-        if error.errors[0].errno in (errno.EINVAL, errno.EOPNOTSUPP):
+        if error.errors[0].errno in _UNKNOWN:
             return False
         raise
     return True
 
 
-def _delete_listed(sock: NetlinkSocket, one: Filter) -> None:
+def _delete_listed(sock: NetlinkSocket, filters: Sequence[Filter]) -> None:
+    """Delete what matches filters of one protocol and IP version."""
+    first = filters[0]
+    asked = first if len(filters) == 1 else Filter(first.protocol, first.version)
     try:
-        listed = sock.stream(request(_MSG_CT_GET, one))
-        found = [deletion(message) for message in listed if matches(message, one)]
+        listed = sock.stream(request(_MSG_CT_GET, asked))
+        found = [deletion(message) for message in matching(listed, filters)]
     except BatchError as error:
-        if error.errors[0].errno in (errno.EINVAL, errno.EOPNOTSUPP):
+        if error.errors[0].errno in _UNKNOWN:
             return  # a kernel without ctnetlink
         raise
     for some in itertools.batched(found, _AT_ONCE, strict=False):
@@ -144,17 +155,28 @@ def request(kind: int, one: Filter) -> Request:
     return Request(kind, 0, body, "delete tracked flows")
 
 
-def matches(message: Message, one: Filter) -> bool:
-    """Whether the filter matches an entry of a dump. Raises ProtocolError."""
-    tuple_ = attrs.parse(_entry(message).get(_TUPLE_ORIG, b""))
-    address = attrs.parse(tuple_.get(_TUPLE_IP, b""))
-    protocol = attrs.parse(tuple_.get(_TUPLE_PROTO, b""))
-    return (
-        message.body[0] == _FAMILIES[one.version]
-        and protocol.get(_PROTO_NUM) == bytes([one.protocol])
-        and (one.port is None or protocol.get(_PROTO_DST_PORT) == _PORT.pack(one.port))
-        and (one.destination is None or address.get(_IP_DST[one.version]) == one.destination.packed)
-    )
+def matching(messages: Iterable[Message], filters: Sequence[Filter]) -> Iterator[Message]:
+    """Yield the entries of a dump that match one of the filters, which are of
+    one protocol and IP version. Raises ProtocolError.
+    """
+    family, number = _FAMILIES[filters[0].version], bytes([filters[0].protocol])
+    destination = _IP_DST[filters[0].version]
+    wanted = {
+        (
+            None if one.port is None else _PORT.pack(one.port),
+            None if one.destination is None else one.destination.packed,
+        )
+        for one in filters
+    }
+    for message in messages:
+        ends = attrs.parse(_first(message, _TUPLE_ORIG))
+        protocol = attrs.parse(ends.get(_TUPLE_PROTO, b""))
+        if message.body[0] != family or protocol.get(_PROTO_NUM) != number:
+            continue
+        port = protocol.get(_PROTO_DST_PORT)
+        to = attrs.parse(ends.get(_TUPLE_IP, b"")).get(destination)
+        if not wanted.isdisjoint(((port, to), (port, None), (None, to), (None, None))):
+            yield message
 
 
 def deletion(message: Message) -> Request:
@@ -170,6 +192,19 @@ def deletion(message: Message) -> Request:
 
 
 def _entry(message: Message) -> dict[int, bytes]:
+    _check(message)
+    return attrs.parse(message.body[_GENMSG.size :])
+
+
+def _first(message: Message, kind: int) -> bytes:
+    """Return an attribute of an entry without reading those behind it."""
+    _check(message)
+    for found, payload in attrs.walk(message.body[_GENMSG.size :]):
+        if found == kind:
+            return payload
+    raise ProtocolError(f"a tracked flow without attribute {kind}")
+
+
+def _check(message: Message) -> None:
     if message.kind != _MSG_CT_NEW or len(message.body) < _GENMSG.size:
         raise ProtocolError(f"message {message.kind} is not a tracked flow")
-    return attrs.parse(message.body[_GENMSG.size :])

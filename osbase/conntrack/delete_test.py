@@ -143,6 +143,18 @@ def test_many_filters_and_what_matches_nothing(table: set[Flow]) -> None:
     assert flows() == table - gone
 
 
+def test_more_filters_than_walks(table: set[Flow]) -> None:
+    """They are compared with one listing."""
+    there = ip_address(ADDRESSES[4][0])
+    delete([Filter(UDP, 4, port, there) for port in range(82, 182)] + [Filter(UDP, 4, 81)])
+    gone = {
+        one
+        for one in table
+        if one[0] == UDP and one[1] in ADDRESSES[4] and (one[2] == 81 or one[1] == ADDRESSES[4][0])
+    }
+    assert flows() == table - gone
+
+
 def test_more_than_one_batch() -> None:
     """The answers to deletions one by one have room in the socket."""
     for port in range(1, 701):
@@ -183,9 +195,7 @@ def test_a_kernel_without_conntrack(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_garbage_is_a_protocol_error(data: bytes, kind: int, keep: int) -> None:
     start = deleting.request(0x100, Filter(UDP, 4, 81, ip_address("127.0.0.1"))).body[:keep]
     message = Message(kind, 2, 1, 1, start + data)
-    for read in (
-        lambda: deleting.matches(message, Filter(UDP, 4, 81)),
-        lambda: deleting.deletion(message),
-    ):
-        with contextlib.suppress(ProtocolError):
-            read()
+    with contextlib.suppress(ProtocolError):
+        list(deleting.matching([message], [Filter(UDP, 4, 81)]))
+    with contextlib.suppress(ProtocolError):
+        deleting.deletion(message)
