@@ -11,8 +11,8 @@ TCP and UDP only: the port of another protocol would match all its flows. The
 comparison of IPv6 addresses is inverted: all others would match. Where a filter
 needs these, entries are listed by the rest of it, compared here, and deleted
 one by one. The same is done for many filters of a protocol, since a listing
-takes as long as 15 to 20 walks, and for a kernel that refuses filters in deletions,
-those before Linux 6.10.
+takes as long as 15 to 20 walks, and for a kernel before Linux 6.10, which
+refuses filters in deletions.
 
 The next packet of a flow makes the entry again, by the rules of that time.
 

@@ -12,6 +12,7 @@
               │      └──> checks    differences from a record, pure
               ├──> netns      the namespaces of the host and of workloads
               ├──> elements   nftables elements of attachments
+              ├──> flows      tracked flows that parts make stale
               ├──> facts      what parts ask about the host
               └──> host       sockets, batches and dumps of the host
 

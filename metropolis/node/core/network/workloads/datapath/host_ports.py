@@ -16,6 +16,7 @@ drops packets to 127.0.0.0/8 from all links, so the setting opens nothing.
 The text of the part is in workloads.host_ports.
 """
 
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Final
@@ -40,8 +41,10 @@ from osbase.netlink.link import Link, set_link_ipv4_setting
 from osbase.netlink.message import Request
 
 if TYPE_CHECKING:
+    from osbase.conntrack.delete import Filter
     from osbase.netlink.sock_diag import Listener
 
+_STALE: Final = {"udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
 IPV4_DEVCONF_ROUTE_LOCALNET: Final = 26  # linux/ip.h
 _LOOPBACK: Final = IPv4Network("127.0.0.0/8")
 
@@ -141,6 +144,29 @@ class HostPorts(LinkPart):
         found = link.ipv4_setting(IPV4_DEVCONF_ROUTE_LOCALNET)
         if _from_loopback(record, text) and found != 1:
             yield Finding(f"route_localnet of {record.host_interface}", "1", str(found))
+
+    def flows(self, record: Record, text: str) -> Sequence[Filter]:
+        """See LinkPart. A client of TCP gets a reset or gives up, and connects
+        again, by another port; by UDP and SCTP it may go on as it was.
+
+        A flow is found by the port that its client sent to, which is the
+        node's. For a port of all addresses these are also flows to the same
+        port of others: they go on by a new entry.
+        """
+        pairs = [pair for pair in _pairs(text, record.ips) if pair[0].protocol in _STALE]
+        if not pairs:
+            return ()
+        from osbase.conntrack.delete import Filter  # few attaches need it
+
+        return [
+            Filter(
+                _STALE[one.protocol],
+                ip.version,
+                one.host_port,
+                None if one.any else one.host_ip,
+            )
+            for one, ip in pairs
+        ]
 
 
 def _pairs(text: str, ips: Sequence[IPAddress]) -> Iterator[tuple[Mapping, IPAddress]]:

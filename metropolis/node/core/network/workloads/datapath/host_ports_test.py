@@ -20,6 +20,7 @@ from metropolis.node.core.network.workloads.host_ports import (
     text_of,
 )
 from metropolis.node.core.network.workloads.model import IPAddress
+from osbase.conntrack.delete import Filter
 from osbase.netlink.sock_diag import Listener
 
 NODE = ip_address("192.0.2.7")
@@ -283,3 +284,29 @@ def test_a_socket_of_both_families(text: str, ips: str) -> None:
 def test_constants() -> None:
     """The letter is on links: it never changes."""
     assert (PART.letter, PART.name) == ("h", "port_mapping")
+
+
+def test_stale_flows_are_of_the_nodes_port() -> None:
+    """Where the client sent to, not where the packet is delivered; TCP has
+    none.
+    """
+    text = text_of(
+        [
+            Mapping("tcp", 80, 8080),
+            Mapping("udp", 53, 5353),
+            Mapping("sctp", 99, 9999, NODE6),
+            Mapping("udp", 54, 5454, ip_address("0.0.0.0")),
+            Mapping("udp", 55, 5555, NODE),
+        ]
+    )
+    assert set(PART.flows(record(text), text)) == {
+        Filter(17, 4, 53),
+        Filter(17, 6, 53),
+        Filter(132, 6, 99, NODE6),
+        Filter(17, 4, 54),
+        Filter(17, 4, 55, NODE),
+    }
+    text = text_of([Mapping("udp", 53, 5353)])
+    assert list(PART.flows(record(text, IPS["6"]), text)) == [Filter(17, 6, 53)]
+    text = text_of([Mapping("tcp", 53, 5353)])
+    assert not PART.flows(record(text), text)

@@ -8,11 +8,13 @@ A part's module has a subclass of LinkPart, which gives the datapath:
     requests   what an attach sends to set up the link, before the commit
     elements   the nftables elements of an attachment
     findings   differences of the link from what `requests` set
+    flows      tracked flows to delete when the elements have come or gone
 
 The datapath does the rest, in the same way for all parts. It writes the texts
 on the link and reads them from it. It creates the elements of all parts before
 the commit, in one transaction, and removes them before it removes the link, or
-when the link is gone. A start and the reconciler create missing elements again,
+when the link is gone. Behind both it deletes the flows, see datapath.flows. A
+start and the reconciler create missing elements again,
 and send `requests` again if there are findings. Check reports both.
 """
 
@@ -29,6 +31,7 @@ from osbase.netlink.link import Link
 from osbase.netlink.message import Request
 
 if TYPE_CHECKING:
+    from osbase.conntrack.delete import Filter
     from osbase.netlink.sock_diag import Listener
 
 
@@ -76,6 +79,12 @@ class LinkPart(Part):
 
     def findings(self, record: Record, text: str, link: Link) -> Iterable[Finding]:
         """Return the differences of the host's end from what `requests` set."""
+        return ()
+
+    def flows(self, record: Record, text: str) -> Sequence[Filter]:
+        """Return filters for the tracked flows that the elements concern, and
+        whose packets the kernel would send where they went before.
+        """
         return ()
 
 
@@ -142,6 +151,11 @@ class Parts:
             part = self._by_letter[letter]
             for finding in part.findings(record, text, link):
                 yield finding, part.requests(record, text)
+
+    def flows(self, record: Record) -> Iterator[Filter]:
+        """Yield the filters of all parts."""
+        for letter, text in record.parts:
+            yield from self._by_letter[letter].flows(record, text)
 
 
 NO_PARTS: Final = Parts()

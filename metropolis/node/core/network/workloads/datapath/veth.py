@@ -24,7 +24,13 @@ from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address
 
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
-from metropolis.node.core.network.workloads.datapath import checks, messages, names, observe
+from metropolis.node.core.network.workloads.datapath import (
+    checks,
+    flows,
+    messages,
+    names,
+    observe,
+)
 from metropolis.node.core.network.workloads.datapath.elements import (
     Element,
     Elements,
@@ -188,6 +194,10 @@ class KernelDatapath:
         finally:
             if alone:
                 self._create_lock.release()
+        if record.parts:
+            # Now that the link is up and has its routes: a packet before would
+            # make an entry that leads elsewhere.
+            flows.forget(self._parts, [record])
 
     def _create(self, netns: Netns, record: Record, metric: int) -> None:
         assert isinstance(netns, KernelNetns)
@@ -374,11 +384,13 @@ class KernelDatapath:
             return
         self._destroy_elements(records)
         self._remover.remove(records)
+        flows.forget(self._parts, records)
         self._bare.difference_update([record.host_ifindex for record in records])
 
     def clean_up(self, record: Record) -> None:
         """See Datapath."""
         self._destroy_elements([record])
+        flows.forget(self._parts, [record])
         self._bare.discard(record.host_ifindex)
 
     def clean_up_link(self, ifindex: int) -> None:

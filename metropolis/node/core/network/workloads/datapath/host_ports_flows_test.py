@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client that never stops sending, to a port that begins to lead to a
+workload, and then to another one.
+"""
+
+import errno
+import itertools
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+
+import pytest
+
+from metropolis.node.core.network.rules import host_ports as table
+from metropolis.node.core.network.workloads.datapath.host_ports import PART
+from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
+from metropolis.node.core.network.workloads.engine.engine import Engine
+from metropolis.node.core.network.workloads.host_ports import Mapping, part_of
+from metropolis.node.core.network.workloads.model import AttachIntent
+from metropolis.node.core.network.workloads.testing.lab import Pod, pods
+from osbase.conntrack import delete
+from osbase.nftables import Nftables
+from osbase.test.namespaces import sh
+
+NODE = {4: "192.0.2.1", 6: "2001:db8::1"}
+CLIENT = {4: "192.0.2.2", 6: "2001:db8::2"}
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+HOST_PORT, POD_PORT, CLIENT_PORT = 5000, 6000, 7000
+PAUSE_S = 0.001
+
+
+@pytest.fixture
+def outside() -> Iterator[Pod]:
+    """A neighbour of the node, which is the test's own namespace."""
+    with Nftables() as nft, pods(1) as (pod,):
+        nft.apply(table.render())
+        sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+        sh("ip link add uplink type veth peer name eth0")
+        sh(f"ip link set eth0 netns {pod.path}")
+        for address in (f"{NODE[4]}/24", f"{NODE[6]}/64 nodad"):
+            sh(f"ip address add {address} dev uplink")
+        sh("ip link set lo up")
+        sh("ip link set uplink up")
+
+        def configure() -> None:
+            for address in (f"{CLIENT[4]}/24", f"{CLIENT[6]}/64 nodad"):
+                sh(f"ip address add {address} dev eth0")
+            sh("ip link set eth0 up")
+
+        pod.inside(configure)
+        yield pod
+        sh("ip link del uplink")
+        nft.apply("flush ruleset")
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    made = Engine(KernelDatapath((PART,)))
+    made.start()
+    made.set_prefixes([ip_network("10.9.0.0/24"), ip_network("fd00:9::/120")])
+    yield made
+    made.collect(lambda *_: False)
+    made.close()
+
+
+@dataclass
+class Client:
+    """Sends numbered datagrams from one port to the node's, all the time."""
+
+    pod: Pod
+    version: int
+    sent: int = 0
+    socket: socket.socket = field(init=False)
+
+    def __enter__(self) -> Client:
+        self.socket = self.pod.socket(FAMILIES[self.version], socket.SOCK_DGRAM)
+        self.socket.bind((CLIENT[self.version], CLIENT_PORT))
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._send)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.socket.close()
+
+    def _send(self) -> None:
+        for number in itertools.count(1):
+            if self._ended.wait(PAUSE_S):
+                return
+            self.sent = number
+            self.socket.sendto(str(number).encode(), (NODE[self.version], HOST_PORT))
+
+
+def server(pod: Pod, version: int) -> socket.socket:
+    made = pod.socket(FAMILIES[version], socket.SOCK_DGRAM)
+    made.bind(("", POD_PORT))
+    return made
+
+
+def attach(engine: Engine, pod: Pod, workload_id: str) -> None:
+    ports = part_of([Mapping("udp", HOST_PORT, POD_PORT)])
+    engine.attach(AttachIntent(workload_id, pod.path, "eth0", parts=ports))
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("answering", [True, False])
+def test_datagrams_reach_the_new_workload_at_once(
+    outside: Pod, engine: Engine, version: int, answering: bool
+) -> None:
+    """The next one that is sent when Attach returns arrives, if not one before:
+    of a flow begun before the port led anywhere, and of one to a workload
+    that was replaced.
+    """
+    with pods(2) as made, Client(outside, version) as client:
+        time.sleep(50 * PAUSE_S)
+        for pod, name in zip(made, ("w1", "w2"), strict=True):
+            with server(pod, version) as serving:
+                attach(engine, pod, name)
+                sent = client.sent
+                first, peer = serving.recvfrom(100)
+                assert int(first) <= sent + 1
+                assert peer[:2] == (CLIENT[version], CLIENT_PORT)
+                for _ in range(20):
+                    if answering:
+                        serving.sendto(name.encode(), peer)
+                        answer, origin = client.socket.recvfrom(100)
+                        assert (answer, origin[:2]) == (
+                            name.encode(),
+                            (NODE[version], HOST_PORT),
+                        )
+                    serving.recvfrom(100)
+                engine.detach(name)
+
+
+def test_an_error_is_logged(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Attach and Detach succeed."""
+
+    def refuse(_: object) -> None:
+        raise OSError(errno.ENOBUFS, "no room")
+
+    monkeypatch.setattr(delete, "delete", refuse)
+    with Nftables() as nft, pods(1) as (pod,), caplog.at_level(logging.WARNING):
+        nft.apply(table.render())
+        attach(engine, pod, "w1")
+        assert "w1: flows to its ports stay" in caplog.text
+        caplog.clear()
+        engine.detach("w1", until_gone=True)
+        assert "w1: flows to its ports stay" in caplog.text
+        nft.apply("flush ruleset")
+
+
+def test_without_such_ports_nothing_is_asked(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attach without ports, or by TCP only, opens no socket."""
+    monkeypatch.setattr(delete, "delete", None)
+    with Nftables() as nft, pods(2) as made:
+        nft.apply(table.render())
+        engine.attach(AttachIntent("w1", made[0].path, "eth0"))
+        tcp = part_of([Mapping("tcp", HOST_PORT, POD_PORT)])
+        engine.attach(AttachIntent("w2", made[1].path, "eth0", parts=tcp))
+        for name in ("w1", "w2"):
+            engine.detach(name, until_gone=True)
+        nft.apply("flush ruleset")
