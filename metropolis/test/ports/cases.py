@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from metropolis.test.ports import kernel
@@ -16,6 +17,7 @@ from metropolis.test.ports.checks import (
     Checks,
     ask,
     attempt,
+    kill,
     listening,
     server,
 )
@@ -28,6 +30,7 @@ _SOON_S: Final = 1.0
 datagrams are 5 ms apart; conntrack would keep a wrong entry for 30 s."""
 _EVERY_S: Final = 0.005
 _SOURCE_PORT: Final = 40_000
+_RACERS: Final = 6
 
 
 def same_port_three_times(checks: Checks) -> None:
@@ -136,6 +139,23 @@ def conflicts(checks: Checks) -> None:
         )  # fmt: skip
         checks.answers("still the holder's", world.outside, NODE, 8080, pod, why, number=80)
         checks.elements("elements", [("holder-1", ports)], why)
+    names = [f"racer-{number}" for number in range(_RACERS)]
+    for name in names:
+        world.pod(name)  # made here: namespaces are entered by one thread
+    before = kernel.snapshot(world.node)
+    with ThreadPoolExecutor(_RACERS) as pool:
+        codes = [
+            code for code, _ in pool.map(lambda one: attempt(world, one, request(ports)), names)
+        ]
+    wanted = ["ALREADY_EXISTS"] * (_RACERS - 1) + ["OK"]
+    why = "one of those that come at once has the port"
+    checks.check("at once", sorted(codes) == wanted, "one OK", ", ".join(sorted(codes)), why)
+    winners = [name for name, code in zip(names, codes, strict=True) if code == "OK"]
+    checks.elements("elements of the winner", [(one, ports) for one in winners], why)
+    for one in winners:
+        world.detach(one)
+    more = kernel.left(world.node, before)
+    checks.check("at once/left", not more, "nothing", "; ".join(more[:3]) or "nothing", why)
 
 
 def host_listens(checks: Checks) -> None:
@@ -162,7 +182,7 @@ def host_listens(checks: Checks) -> None:
         with listening(world.node, "own", [(protocol, where, 8080)]):
             name = f"{protocol} {where} for {host or 'any'}"
             ports = request([Port(host, protocol, 8080, 80)])
-            shown = where.replace("*", "::")
+            shown = "all addresses" if where in ("0.0.0.0", "::", "*") else where
             checks.refused(name, ports, "FAILED_PRECONDITION", (shown, pid, "8080", "python"), why)
     why = "the listener and the mapping do not meet"
     for protocol, where, host in (
@@ -182,6 +202,19 @@ def host_listens(checks: Checks) -> None:
     with listening(world.node, "own", [("tcp", "0.0.0.0", 8080)]):
         checks.allowed("other protocol", "free", request(wildcard[1:]), why)
     checks.allowed("after its end", "free", request(wildcard), "nothing listens any more")
+    why = "the mapping was there before the listener, and stays"
+    with server(world, "first", wildcard) as pod:
+        with listening(world.node, "own", [("tcp", NODE, 8080), ("udp", NODE, 8080)]):
+            again, text = attempt(world, "first", request(wildcard))
+            checks.check("begun later, repeated", again == "OK", "OK", f"{again} {text}", why)
+            kill(world)
+            world.start(access=False, versions=(4, 6))
+            for protocol in ("tcp", "udp"):
+                checks.answers(
+                    f"begun later, restarted/{protocol}", world.outside, NODE, 8080, pod, why,
+                    number=80, protocol=protocol,
+                )  # fmt: skip
+            checks.elements("begun later, elements", [("first", wildcard)], why)
 
 
 def detached(checks: Checks) -> None:
