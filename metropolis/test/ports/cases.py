@@ -21,9 +21,9 @@ from metropolis.test.ports.checks import (
     listening,
     server,
 )
-from metropolis.test.ports.oracle import Port
+from metropolis.test.ports.oracle import At, Port
 from metropolis.test.ports.table import describe, request
-from metropolis.test.ports.world import BEHIND_OTHER, OTHER, OUTSIDE, Space
+from metropolis.test.ports.world import ADDRESSES, BEHIND_OTHER, OTHER, OUTSIDE, Space
 
 _SOON_S: Final = 1.0
 """A stream must reach the new pod within this time of Attach's answer. Its
@@ -48,6 +48,29 @@ def same_port_three_times(checks: Checks) -> None:
         checks.answers("udp", world.outside, NODE, 54323, pod, why, number=8003, protocol="udp")
         checks.answers("second", world.outside, SECOND, 54323, "refused", why)
         checks.elements("elements", [("three", three)], why)
+
+
+def other_loopback(checks: Checks) -> None:
+    """An address of 127.0.0.0/8 that a mapping names is taken at that port."""
+    world = checks.world
+    ports = [Port("127.0.0.53", protocol, 8053, 53) for protocol in ("tcp", "udp")]
+    ports.append(Port("", "tcp", 8054, 54))
+    with server(world, "resolver", ports) as pod:
+        hop, why = ADDRESSES[At.HOP, 4], "named by the mapping"
+        for protocol in ("tcp", "udp"):
+            checks.answers(
+                f"named/{protocol}", world.node, "127.0.0.53", 8053, pod, why, number=53,
+                protocol=protocol, source=hop,
+            )  # fmt: skip
+        why = "not named by the mapping"
+        checks.answers("127.0.0.1", world.node, "127.0.0.1", 8053, "refused", why)
+        checks.answers("outside", world.outside, NODE, 8053, "refused", why)
+        checks.answers("any", world.node, "127.0.0.53", 8054, "refused", why)
+        checks.elements("elements", [("resolver", ports)], why)
+    why = "a listener would be cut off silently: refused, naming address and process"
+    with listening(world.node, "own", [("udp", "127.0.0.53", 8053)]):
+        words = ("127.0.0.53", str(world.node.pid), "8053")
+        checks.refused("listens", request(ports), "FAILED_PRECONDITION", words, why)
 
 
 def specific_wins(checks: Checks) -> None:
@@ -313,6 +336,7 @@ def many(checks: Checks) -> None:
 
 CASES: Final[dict[str, Case]] = {
     "same-port-three-times": same_port_three_times,
+    "other-loopback": other_loopback,
     "specific-wins": specific_wins,
     "not-for-the-node": not_for_the_node,
     "conflicts": conflicts,

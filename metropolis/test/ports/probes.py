@@ -26,6 +26,7 @@ import contextlib
 import copy
 import itertools
 import json
+import os
 import selectors
 import socket
 import sys
@@ -319,9 +320,12 @@ class Probe:
 def main() -> int:
     """Serve standard input until its end."""
     probe = Probe()
-    print("{}", flush=True)
-    for line in sys.stdin:
-        print(json.dumps(probe.do(json.loads(line))), flush=True)
+    try:
+        print("{}", flush=True)
+        for line in sys.stdin:
+            print(json.dumps(probe.do(json.loads(line))), flush=True)
+    except BrokenPipeError:  # nothing reads the answers any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -69,8 +69,10 @@ def describe(answer: dict[str, Any]) -> str:
 class Table:
     """The cells of a setting in a world that runs with it."""
 
-    def __init__(self, world: World, setting: Setting) -> None:
+    def __init__(self, world: World, setting: Setting, answer_s: float = _ANSWER_S) -> None:
+        """answer_s: how long to wait for an answer that must come."""
         self._world = world
+        self._answer_s = answer_s
         self._setting = setting
         self._link_local = world.link_local()
         self._chosen: dict[str, str] = {}
@@ -140,7 +142,7 @@ class Table:
             "protocol": cell.protocol,
             "address": self._address(cell.client, cell.at, cell.version),
             "port": ports(cell.mapping)[0],
-            "timeout": _SILENCE_S if silent else _ANSWER_S,
+            "timeout": _SILENCE_S if silent else self._answer_s,
         }
 
     def _address(self, client: Client, at: At, version: int) -> str:

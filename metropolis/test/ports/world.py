@@ -242,7 +242,8 @@ class Space:
             assert process.stdout is not None
             process.kill()
             process.wait(_LIMIT_S)
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # a request was interrupted
+                process.stdin.close()
             process.stdout.close()
         self.netns.close()
 
