@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Final
 
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.test.ports.checks import NODE, NODE6, SECOND, Case, Checks, answering, kill, server
-from metropolis.test.ports.oracle import At, Port
+from metropolis.test.ports.oracle import PROTOCOLS, At, Port
 from metropolis.test.ports.table import request
 from metropolis.test.ports.world import ADDRESSES, OTHER, OUTSIDE, Space, port
 
@@ -166,6 +167,36 @@ def _none_answers(checks: Checks, name: str, why: str) -> None:
         )  # fmt: skip
 
 
+def no_uplink(checks: Checks) -> None:
+    """A node on its own: the kernel has no address to choose as a source."""
+    world = checks.world
+    hop, addresses = ADDRESSES[At.HOP, 4], {4: "192.0.2.99", 6: "2001:db8:99::9"}
+    world.start_without_uplink()
+    try:
+        ports = [Port("", protocol, 8080, 80) for protocol in PROTOCOLS]
+        with server(world, "alone", ports) as pod:
+            for protocol in PROTOCOLS:
+                checks.answers(
+                    f"127.0.0.1/{protocol}", world.node, "127.0.0.1", 8080, pod,
+                    "the source is the first hop, whatever addresses there are",
+                    number=80, protocol=protocol, source=hop,
+                )  # fmt: skip
+            for version, address in addresses.items():
+                world.node.run(["ip", "address", "add", address, "dev", "lo"])
+                why = "the node's only address of the family is on lo"
+                for protocol, client in itertools.product(PROTOCOLS, (pod, world.node)):
+                    checks.answers(
+                        f"{client.name} to its node{version}/{protocol}", client, address, 8080,
+                        pod, why, number=80, protocol=protocol,
+                    )  # fmt: skip
+            checks.elements("elements", [("alone", ports)], "as with an uplink")
+    finally:
+        for address in addresses.values():
+            world.node.run(["ip", "address", "del", address, "dev", "lo"], ok=False)
+        world.core.stop()
+        world.start(access=False, versions=(4, 6))
+
+
 def one_family(checks: Checks) -> None:
     """Host addresses of a family that the pod has no address of."""
     other, wildcard = (NODE6, "::") if checks.setting.versions == (4,) else (NODE, "0.0.0.0")
@@ -179,6 +210,7 @@ CASES: Final[dict[str, Case]] = {
     "bad-input": bad_input,
     "flushed": flushed,
     "killed": killed,
+    "no-uplink": no_uplink,
 }
 
 ONE_FAMILY: Final[dict[str, Case]] = {"one-family": one_family}

@@ -104,20 +104,25 @@ _PLENTY_OF_ERRORS: Final = (
 )
 
 
-def configuration(*, access: bool, versions: Sequence[int]) -> str:
-    """Return the node's configuration. versions: families of pods."""
-    return f"""
-network {{
-  uplink {{
+_UPLINK: Final = """\
+  uplink {
     name: "up0"
-    static {{
+    static {
       address: "192.0.2.10/24" address: "192.0.2.11/24"
       address: "2001:db8:2::10/64" address: "2001:db8:2::11/64"
       gateway: "192.0.2.1" gateway: "2001:db8:2::1"
-      route {{ destination: "203.0.113.0/24" gateway: "192.0.2.20" }}
-      route {{ destination: "2001:db8:113::/64" gateway: "2001:db8:2::20" }}
-    }}
-  }}
+      route { destination: "203.0.113.0/24" gateway: "192.0.2.20" }
+      route { destination: "2001:db8:113::/64" gateway: "2001:db8:2::20" }
+    }
+  }
+"""
+
+
+def configuration(*, access: bool, versions: Sequence[int], uplink: bool = True) -> str:
+    """Return the node's configuration. versions: families of pods."""
+    return f"""
+network {{
+{_UPLINK if uplink else ""}
   {" ".join(f'pod_prefix: "{PREFIXES[version]}"' for version in versions)}
   node_access {{ mode: "{"all" if access else "nothing"}" }}
 }}
@@ -371,6 +376,18 @@ class World:
     def start(self, *, access: bool, versions: Sequence[int]) -> None:
         """Start node core; wait for the uplink's addresses."""
         self.core.start(configuration(access=access, versions=versions))
+        self._await_uplink()
+
+    def start_without_uplink(self) -> None:
+        """Start node core on a node without an uplink and its addresses. Until
+        the next start, which gives them back.
+        """
+        self.core.stop()
+        self.node.run(["ip", "address", "flush", "dev", "up0"])
+        self.node.run(["ip", "link", "set", "up0", "down"])
+        self.core.start(configuration(access=False, versions=(4, 6), uplink=False))
+
+    def _await_uplink(self) -> None:
         deadline = time.monotonic() + _LIMIT_S
         wanted = {ADDRESSES[at, version] for at in (At.NODE, At.SECOND) for version in (4, 6)}
         while not wanted <= self._usable():
