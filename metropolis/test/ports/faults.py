@@ -167,6 +167,45 @@ def _none_answers(checks: Checks, name: str, why: str) -> None:
         )  # fmt: skip
 
 
+def established(checks: Checks) -> None:
+    """A connection that is open needs none of the elements."""
+    world = checks.world
+    ports = [Port("", "tcp", 8080, 80)]
+    neighbour = world.pod("neighbour")
+    with server(world, "ports", ports, mute=True) as pod, world.workload("neighbour"):
+        clients = {
+            "outside": (world.outside, (NODE, NODE6)),
+            "node": (world.node, ("127.0.0.1", NODE)),
+            "neighbour": (neighbour, (NODE, NODE6)),
+            "self": (pod, (NODE, NODE6)),
+        }
+        for client, addresses in clients.values():
+            for address in addresses:
+                client.call("open", address=address, port=8080)
+
+        def talk(name: str, why: str) -> None:
+            for who, (client, addresses) in clients.items():
+                got = client.call("talk")["ok"]
+                expected = [True] * len(addresses)
+                checks.check(f"{name}/{who}", got == expected, str(expected), str(got), why)
+
+        try:
+            talk("open", "it has just begun")
+            specific = [Port(NODE, "tcp", 8080, 81)]
+            with world.workload("specific", request(specific)):
+                talk("another takes the address", "only first packets are looked up")
+            kill(world)
+            talk("without the service", "conntrack translates")
+            # What is sent while there are no rules ends its connection: the
+            # kernel translates only while there is a chain for it.
+            world.node.run(["nft", "flush", "ruleset"])
+            world.start(access=False, versions=(4, 6))
+            talk("flushed and restarted", "the rules let established flows pass")
+        finally:
+            for client, _ in clients.values():
+                client.call("shut")
+
+
 def no_uplink(checks: Checks) -> None:
     """A node on its own: the kernel has no address to choose as a source."""
     world = checks.world
@@ -210,6 +249,7 @@ CASES: Final[dict[str, Case]] = {
     "bad-input": bad_input,
     "flushed": flushed,
     "killed": killed,
+    "established": established,
     "no-uplink": no_uplink,
 }
 

@@ -8,10 +8,14 @@ A request is JSON with `do`, the answer JSON with the result:
     listen   name, sockets: [[protocol, address, port, mute], ...]
              -> errors: texts; each answers its client with the name, the
              client's address as it sees it, and the port; mute: never.
-             address *: of both families, by one socket
+             address *: of both families, by one socket. TCP and mute: the
+             connection stays open, and the listener sends back what it gets
     close    name -> {}                  end the listeners of that name
     ask      asks: [{protocol, address, port, timeout}, ...], all at once
              -> results: one `Answer` for each, as an object
+    open     address, port -> {}          a TCP connection, until `shut`
+    talk     -> ok: whether each open connection sends back what it gets
+    shut     -> {}                       close them all
     stream   address, port, source_port, every -> {}     UDP, until `stop`
     stop     -> sent: so many datagrams; heard: {name: answers}
     heard    name -> {port: {"count", "first", "last", "sources"}} of datagrams;
@@ -27,6 +31,7 @@ import copy
 import itertools
 import json
 import os
+import secrets
 import selectors
 import socket
 import sys
@@ -41,6 +46,7 @@ from metropolis.test.ports import sctp
 
 _AT_ONCE: Final = 48
 _AGAIN_S: Final = 0.25  # a datagram, and the ICMP error for it, may be lost
+_TALK_S: Final = 3.0
 _PACKET_MAX: Final = 2048
 _KIND: Final = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
@@ -117,6 +123,20 @@ def ask(protocol: str, address: str, port: int, timeout_s: float) -> Answer:
         return answer("error", error=f"an answer of {said!r}")
 
 
+def _talks(sock: socket.socket) -> bool:
+    """Whether an open connection sends back what it gets, in time. Nothing of
+    it is under way afterwards, not even a delayed acknowledgement.
+    """
+    text = secrets.token_bytes(16)
+    try:
+        sock.sendall(text)
+        got = sock.recv(len(text))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        return got == text
+    except OSError:
+        return False
+
+
 @dataclass
 class _Listener:
     """A listening socket; sctp has none of its own."""
@@ -172,13 +192,16 @@ class Listeners:
         """End the listeners of that name."""
         with self._lock:
             for one in [one for one in self._listeners if one.name == name]:
-                assert one.sock is not None
-                self._selector.unregister(one.sock)
-                one.sock.close()
-                self._listeners.remove(one)
+                self._forget(one)
             for key in [key for key, owner in self._sctp.items() if owner == name]:
                 del self._sctp[key]
             self._heard.pop(name, None)
+
+    def _forget(self, one: _Listener) -> None:
+        assert one.sock is not None
+        self._selector.unregister(one.sock)
+        one.sock.close()
+        self._listeners.remove(one)
 
     def heard(self, name: str) -> dict[int, dict[str, Any]]:
         """Return the datagrams that listeners of the name got, by port."""
@@ -199,8 +222,19 @@ class Listeners:
         assert one.sock is not None
         if one.protocol == "tcp":
             client, peer = one.sock.accept()
+            if one.mute:
+                echoing = _Listener(one.name, "echo", one.port, True, client)
+                self._listeners.append(echoing)
+                self._selector.register(client, selectors.EVENT_READ, echoing)
+                return
             with client:
                 client.sendall(self._text(one.name, peer[0], one.port))
+            return
+        if one.protocol == "echo":
+            if data := one.sock.recv(_PACKET_MAX):
+                one.sock.sendall(data)
+            else:
+                self._forget(one)
             return
         _, peer = one.sock.recvfrom(_PACKET_MAX)
         now = time.monotonic()
@@ -271,6 +305,7 @@ class Probe:
         self._listeners = Listeners()
         self._pool = ThreadPoolExecutor(_AT_ONCE)
         self._stream: Stream | None = None
+        self._open: list[socket.socket] = []
 
     def do(self, request: dict[str, Any]) -> dict[str, Any]:
         """Carry out a request of the module's list; return the answer."""
@@ -301,6 +336,17 @@ class Probe:
                     return {"sent": 0, "heard": {}}
                 stream.stop()
                 return {"sent": stream.sent, "heard": stream.heard}
+            case "open":
+                where = (request["address"], request["port"])
+                self._open.append(socket.create_connection(where, _TALK_S))
+                return {}
+            case "talk":
+                return {"ok": [_talks(one) for one in self._open]}
+            case "shut":
+                for one in self._open:
+                    one.close()
+                self._open.clear()
+                return {}
             case "heard":
                 return {"heard": self._listeners.heard(request["name"])}
             case other:
