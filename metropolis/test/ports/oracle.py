@@ -34,8 +34,8 @@ class At(StrEnum):
     """An address of the node.
 
     second: another one of the same link. hop: the first hop, the gateway of
-    pods. link-local: of the uplink, IPv6. loopback-53: 127.0.0.53, where
-    systemd-resolved listens.
+    pods, which ask fe80::1 from their address of global scope. link-local: of
+    the uplink, IPv6. loopback-53: 127.0.0.53, where systemd-resolved listens.
     """
 
     NODE = "node"
@@ -228,7 +228,7 @@ def _untouched_because(cell: Cell) -> str:
 
 def _own(cell: Cell, why: str) -> Expected:
     """Return what is seen of a packet that is left alone."""
-    link_local = (cell.at, cell.version) in ((At.LINK_LOCAL, 6), (At.HOP, 6))
+    link_local = (cell.at, cell.version) == (At.LINK_LOCAL, 6)
     source = Source.UNKNOWN if link_local else Source.KEPT
     if cell.client in _PODS:
         if not cell.setting.access:

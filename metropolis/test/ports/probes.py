@@ -11,7 +11,8 @@ A request is JSON with `do`, the answer JSON with the result:
              address *: of both families, by one socket. TCP and mute: the
              connection stays open, and the listener sends back what it gets
     close    name -> {}                  end the listeners of that name
-    ask      asks: [{protocol, address, port, timeout}, ...], all at once
+    ask      asks: [{protocol, address, port, timeout, source}, ...], all at
+             once; source: address to ask from, or absent
              -> results: one `Answer` for each, as an object
     open     address, port -> {}          a TCP connection, until `shut`
     talk     -> ok: whether each open connection sends back what it gets
@@ -73,10 +74,12 @@ def _resolved(address: str, port: int, kind: int) -> tuple[socket.AddressFamily,
     return found[0], found[4]
 
 
-def _ask_tcp(address: str, port: int, timeout_s: float) -> bytes | None:
+def _ask_tcp(address: str, port: int, timeout_s: float, source: str) -> bytes | None:
     family, target = _resolved(address, port, socket.SOCK_STREAM)
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout_s)
+        if source:
+            sock.bind((source, 0))
         sock.connect(target)
         data = b""
         while part := sock.recv(_PACKET_MAX):
@@ -84,10 +87,12 @@ def _ask_tcp(address: str, port: int, timeout_s: float) -> bytes | None:
         return data
 
 
-def _ask_udp(address: str, port: int, timeout_s: float) -> bytes | None:
+def _ask_udp(address: str, port: int, timeout_s: float, source: str) -> bytes | None:
     family, target = _resolved(address, port, socket.SOCK_DGRAM)
     end = time.monotonic() + timeout_s
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        if source:
+            sock.bind((source, 0))
         sock.connect(target)
         while (now := time.monotonic()) < end:
             sock.send(b"?")
@@ -97,8 +102,8 @@ def _ask_udp(address: str, port: int, timeout_s: float) -> bytes | None:
     return None
 
 
-def ask(protocol: str, address: str, port: int, timeout_s: float) -> Answer:
-    """Ask one port; `silent` after the time limit."""
+def ask(protocol: str, address: str, port: int, timeout_s: float, source: str) -> Answer:
+    """Ask one port; `silent` after the time limit. source: "": any address."""
     begun = time.monotonic()
 
     def answer(by: str, **more: Any) -> Answer:
@@ -106,9 +111,9 @@ def ask(protocol: str, address: str, port: int, timeout_s: float) -> Answer:
 
     try:
         if protocol == "sctp":
-            said = sctp.ask(ip_address(address).version, address, port, timeout_s)
+            said = sctp.ask(ip_address(address).version, address, port, timeout_s, source)
         else:
-            said = (_ask_tcp if protocol == "tcp" else _ask_udp)(address, port, timeout_s)
+            said = (_ask_tcp if protocol == "tcp" else _ask_udp)(address, port, timeout_s, source)
     except ConnectionRefusedError:
         return answer("refused")
     except TimeoutError:
@@ -121,6 +126,11 @@ def ask(protocol: str, address: str, port: int, timeout_s: float) -> Answer:
         return answer("answered", **json.loads(said))
     except ValueError, TypeError:
         return answer("error", error=f"an answer of {said!r}")
+
+
+def _asked(one: dict[str, Any]) -> Answer:
+    fields = (one["protocol"], one["address"], one["port"], one["timeout"])
+    return ask(*fields, one.get("source", ""))
 
 
 def _talks(sock: socket.socket) -> bool:
@@ -316,14 +326,7 @@ class Probe:
                 self._listeners.close(request["name"])
                 return {}
             case "ask":
-                columns = zip(
-                    *(
-                        (one["protocol"], one["address"], one["port"], one["timeout"])
-                        for one in request["asks"]
-                    ),
-                    strict=True,
-                )
-                results = self._pool.map(ask, *columns)
+                results = self._pool.map(_asked, request["asks"])
                 return {"results": [asdict(one) for one in results]}
             case "stream":
                 self._stream = Stream(

@@ -104,13 +104,15 @@ def raw_socket(version: int) -> socket.socket:
     return socket.socket(family, socket.SOCK_RAW, PROTOCOL)
 
 
-def ask(version: int, address: str, port: int, timeout_s: float) -> bytes | None:
+def ask(version: int, address: str, port: int, timeout_s: float, source: str = "") -> bytes | None:
     """Send INIT, again now and then; return the text of the answer; None: there
     is none. Raises ConnectionRefusedError for ABORT, and OSError.
     """
     end = time.monotonic() + timeout_s
     own, tag = secrets.randbelow(28_000) + 32_768, secrets.randbits(32) | 1
     with raw_socket(version) as sock:
+        if source:
+            sock.bind((source, 0))
         sock.connect(socket.getaddrinfo(address, 0, type=socket.SOCK_DGRAM)[0][4])
         init = encode(Packet(own, port, INIT, initiate=tag))
         while (now := time.monotonic()) < end:

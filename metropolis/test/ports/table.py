@@ -138,7 +138,12 @@ class Table:
 
     def _ask(self, cell: Cell) -> dict[str, Any]:
         silent = oracle.expected(cell).by is By.SILENT
+        # From its link-local address, which the kernel may choose for this, a
+        # pod reaches neighbour discovery alone.
+        hop = cell.at is At.HOP and cell.version == 6
+        name = SERVER if cell.client is Client.SELF else NEIGHBOUR
         return {
+            "source": self._world.attached[name][6] if hop else "",
             "protocol": cell.protocol,
             "address": self._address(cell.client, cell.at, cell.version),
             "port": ports(cell.mapping)[0],
