@@ -88,12 +88,25 @@ def flushed(checks: Checks) -> None:
             "table deleted", took >= 0, f"within {_RESTORED_S:g} s", f"after {took:.2f} s", why
         )
         checks.elements("elements of the new table", [("ports", ports)], why)
-        for key in ("any4 { tcp . 8080 }", f"at6 {{ {NODE6} . udp . 8081 }}"):
-            world.node.run(["nft", f"delete element inet metropolis_workloads {key}"])
-        checks.elements("deleted elements", [("ports", ports)], why, _RESTORED_S)
         world.node.run(["nft", "flush", "ruleset"])
     _none_answers(checks, "detached after a flush", why)
     checks.elements("none", [], why)
+
+
+def deleted_elements(checks: Checks) -> None:
+    """Another program deletes some elements. No event wakes the service for
+    that: Check reports it, and the next of its looks restores them.
+    """
+    world = checks.world
+    why = "the reconciler compares the elements now and then"
+    with server(world, "ports", _PORTS):
+        for key in ("any4 { tcp . 8080 }", f"at6 {{ {NODE6} . udp . 8081 }}"):
+            world.node.run(["nft", f"delete element inet metropolis_workloads {key}"])
+        found = world.check("ports")
+        ok = len(found) == 2 and "8080" in found[0] and "8081" in found[1]
+        checks.check("Check", ok, "both", "; ".join(found) or "nothing", "Check compares them")
+        checks.elements("restored", [("ports", _PORTS)], why, _RESTORED_S)
+        _all_answer(checks, "restored", why)
 
 
 def killed(checks: Checks) -> None:
@@ -248,6 +261,7 @@ def one_family(checks: Checks) -> None:
 CASES: Final[dict[str, Case]] = {
     "bad-input": bad_input,
     "flushed": flushed,
+    "deleted-elements": deleted_elements,
     "killed": killed,
     "established": established,
     "no-uplink": no_uplink,

@@ -34,7 +34,7 @@ from metropolis.test.world.namespaces import WorldError, enter_namespaces
 _EPILOG: Final = """\
 exit status: 0 every cell was as it must be; 1 some were not, or the service does
 not start; 2 wrong arguments, or there can be no namespaces; 130 after Ctrl-C. In
-all cases nothing remains.
+all cases nothing remains but the log.
 """
 SETTINGS: Final = tuple(
     Setting(access, listening, versions)

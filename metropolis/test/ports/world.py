@@ -425,6 +425,15 @@ class World:
         self.attached[name] = {one.version: str(one) for one in found}
         return self.attached[name]
 
+    def check(self, name: str) -> list[str]:
+        """Return what Check finds, in words. Raises grpc.RpcError."""
+        request = pb.CheckRequest(workload_id=name)
+        return [
+            f"{found.what}: expected {found.expected}, found {found.found}"
+            for one in self.stub.Check(request, timeout=_LIMIT_S).attachments
+            for found in one.findings
+        ]
+
     def detach(self, name: str) -> None:
         """Detach. Raises grpc.RpcError."""
         self.stub.Detach(pb.DetachRequest(workload_id=name), timeout=_LIMIT_S)
