@@ -32,6 +32,7 @@ NODE_MODULES = [
     "nft_fib_ipv6",
     "nft_limit",
     "nft_masq",
+    "nft_nat",
     "nft_socket",
     # Looking at sockets and packets
     "inet_diag",
