@@ -25,9 +25,10 @@ from metropolis.test.ports.oracle import At, Port
 from metropolis.test.ports.table import describe, request
 from metropolis.test.ports.world import ADDRESSES, BEHIND_OTHER, OTHER, OUTSIDE, Space
 
-_SOON_S: Final = 1.0
+_SOON_S: Final = 3.0
 """A stream must reach the new pod within this time of Attach's answer. Its
-datagrams are 5 ms apart; conntrack would keep a wrong entry for 30 s."""
+datagrams are 5 ms apart; conntrack would keep a wrong entry for 30 s. ARP asks
+again after 1 s: the pod's end sends nothing before its carrier is looked at."""
 _EVERY_S: Final = 0.005
 _SOURCE_PORT: Final = 40_000
 _RACERS: Final = 6

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ask every host port from everywhere, and compare with what must answer.
 
-    ./bazelw run //metropolis/test/ports:matrix -- [--only TEXT] [--list]
-        [--json] [--log FILE]
+    ./bazelw run //metropolis/test/ports:matrix -- --list
+    ./bazelw run //metropolis/test/ports:matrix -- --only outside/any --list
+    ./bazelw run //metropolis/test/ports:matrix -- --json --log FILE
 
 It runs node core in namespaces of its own, with an uplink, pods, a host outside
 and another node, and asks each cell of the truth table with real sockets. With
