@@ -9,7 +9,7 @@ component. Constants only: importing this module costs nothing.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import Final
 
 # --- Link groups (IFLA_GROUP), the numbers that nftables rules match on. ----
@@ -77,6 +77,11 @@ FIRST_HOP_IPV4: Final = IPv4Address("169.254.77.1")
 
 Put on lo by: network service. Used as gateway by: network.workloads.
 Source address of node-to-workload traffic on a node without an uplink."""
+
+FIRST_HOP_NETWORK: Final = IPv4Network("169.254.77.0/24")
+"""Its network: link-local addresses that the node keeps for itself. Matched by:
+the node's rule set. Refused as the host's address of a port by:
+network.workloads."""
 
 FIRST_HOP_IPV6: Final = IPv6Address("fe80::1")
 """As FIRST_HOP_IPV4. Put on every host-side link by: network.workloads.

@@ -105,13 +105,14 @@ from metropolis.node.core.network.rules.syntax import (
     OVERLAY,
     WORKLOAD,
     by_removal,
+    chains,
     elements,
     limited,
 )
 
 _TABLE: Final = f"inet {allocs.NFTABLES_TABLE}"
 _ARP_TABLE: Final = f"arp {allocs.NFTABLES_TABLE}"
-_HOP_NETWORK: Final = ip_network(f"{allocs.FIRST_HOP_IPV4}/24", strict=False)
+_HOP_NETWORK: Final = allocs.FIRST_HOP_NETWORK
 _WIREGUARD: Final = allocs.WIREGUARD_PORT
 _MASQUERADE: Final = "{}-{}".format(*allocs.MASQUERADE_PORTS)
 _FAMILIES: Final = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
@@ -246,11 +247,11 @@ def _tables(settings: Settings) -> str:
         + _sets(_SETS, {})
         + _sets(_NETWORKS, members)
         + f"    chain {_LAYOUT} {{ }}\n"
-        + _chains(_CHAINS, rules)
+        + chains(_CHAINS, rules)
         + f"}}\ntable {_ARP_TABLE} {{\n"
         + declared(ARP)
         + _sets(_ARP_SETS, {})
-        + _chains(_ARP_CHAINS, workloads.arp())
+        + chains(_ARP_CHAINS, workloads.arp())
         + "}\n"
     )
 
@@ -261,18 +262,6 @@ def _sets(sets: dict[str, str], members: dict[str, str]) -> str:
         filled = members.get(name)
         lines = f" elements = {{ {filled} }};" if filled else ""
         text += f"    set {name} {{ {kind}{lines} }}\n"
-    return text
-
-
-def _chains(chains: dict[str, str], rules: dict[str, list[str]]) -> str:
-    assert not rules.keys() - chains.keys(), "each chain is declared"
-    text = ""
-    for name, hook in chains.items():
-        lines = [hook] if hook else []
-        lines += rules.get(name, [])
-        text += (
-            f"    chain {name} {{\n" + "".join(f"        {line}\n" for line in lines) + "    }\n"
-        )
     return text
 
 

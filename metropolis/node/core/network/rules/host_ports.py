@@ -27,14 +27,12 @@ such an address: it was connected to.
 
 from __future__ import annotations
 
-from ipaddress import ip_network
 from typing import Final
 
 from metropolis.node import allocs
-from metropolis.node.core.network.rules.syntax import WORKLOAD
+from metropolis.node.core.network.rules.syntax import WORKLOAD, chains
 
 _TABLE: Final = f"inet {allocs.NFTABLES_WORKLOADS}"
-_HOP_NETWORK: Final = ip_network(f"{allocs.FIRST_HOP_IPV4}/24", strict=False)
 _PORT: Final = "meta l4proto . th dport"
 
 # With a size the kernel has hash tables that do not grow, 256 kB each. One that
@@ -49,33 +47,40 @@ _SETS: Final = {
     "set self6": "type ipv6_addr . ipv6_addr;",
 }
 
-_TO_NODE: Final = "meta l4proto { tcp, udp, sctp } fib daddr type local jump host_ports"
+_NAT: Final = "type nat hook {}; policy accept;"
 _CHAINS: Final = {
-    "prerouting": ("type nat hook prerouting priority dstnat; policy accept;", _TO_NODE),
-    "output": ("type nat hook output priority dstnat; policy accept;", _TO_NODE),
-    "postrouting": (
-        "type nat hook postrouting priority srcnat; policy accept;",
-        f"meta oifgroup {WORKLOAD} ct status dnat jump to_workload",
-    ),
-    "host_ports": (
-        "meta nfproto vmap { ipv4 : goto host_ports_ipv4, ipv6 : goto host_ports_ipv6 }",
-    ),
-    "host_ports_ipv4": (
-        f"ip daddr {_HOP_NETWORK} return",
+    "prerouting": _NAT.format("prerouting priority dstnat"),
+    "output": _NAT.format("output priority dstnat"),
+    "postrouting": _NAT.format("postrouting priority srcnat"),
+    "host_ports": "",
+    "host_ports_ipv4": "",
+    "host_ports_ipv6": "",
+    "to_workload": "",
+}
+_TO_NODE: Final = "meta l4proto { tcp, udp, sctp } fib daddr type local jump host_ports"
+_RULES: Final = {
+    "prerouting": [_TO_NODE],
+    "output": [_TO_NODE],
+    "postrouting": [f"meta oifgroup {WORKLOAD} ct status dnat jump to_workload"],
+    "host_ports": [
+        "meta nfproto vmap { ipv4 : goto host_ports_ipv4, ipv6 : goto host_ports_ipv6 }"
+    ],
+    "host_ports_ipv4": [
+        f"ip daddr {allocs.FIRST_HOP_NETWORK} return",
         f"dnat ip to ip daddr . {_PORT} map @at4",
         "ip daddr 127.0.0.0/8 ip daddr != 127.0.0.1 return",
         f"dnat ip to {_PORT} map @any4",
-    ),
-    "host_ports_ipv6": (
+    ],
+    "host_ports_ipv6": [
         "ip6 daddr { ::1, fe80::/10 } return",
         f"dnat ip6 to ip6 daddr . {_PORT} map @at6",
         f"dnat ip6 to {_PORT} map @any6",
-    ),
-    "to_workload": (
+    ],
+    "to_workload": [
         f"ip saddr 127.0.0.0/8 snat ip to {allocs.FIRST_HOP_IPV4}",
         f"meta iifgroup {WORKLOAD} ip saddr . ip daddr @self4 snat ip to {allocs.FIRST_HOP_IPV4}",
         f"meta iifgroup {WORKLOAD} ip6 saddr . ip6 daddr @self6 masquerade",
-    ),
+    ],
 }
 
 
@@ -84,25 +89,11 @@ def render() -> str:
     elements stay. The kernel refuses it if the table has sets of other types.
     """
     sets = "".join(f"    {name} {{ {kind} {_SIZE} }}\n" for name, kind in _SETS.items())
-    chains = "".join(f"    chain {name} {{ {_hook(name)} }}\n" for name in _CHAINS)
-    declared = f"table {_TABLE} {{\n{sets}{chains}}}\n"
+    declared = f"table {_TABLE} {{\n{sets}{chains(_CHAINS, {})}}}\n"
     flushed = "".join(f"flush chain {_TABLE} {name}\n" for name in _CHAINS)
-    return f"{declared}{flushed}table {_TABLE} {{\n{_filled()}}}\n"
+    return f"{declared}{flushed}table {_TABLE} {{\n{chains(_CHAINS, _RULES)}}}\n"
 
 
 def render_whole() -> str:
     """Return the transaction that makes the table again, without elements."""
     return f"destroy table {_TABLE}\n{render()}"
-
-
-def _hook(name: str) -> str:
-    first = _CHAINS[name][0]
-    return first if first.startswith("type ") else ""
-
-
-def _filled() -> str:
-    text = ""
-    for name, lines in _CHAINS.items():
-        rules = "".join(f"        {line}\n" for line in lines if line != _hook(name))
-        text += f"    chain {name} {{\n{rules}    }}\n"
-    return text

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import Final
 
@@ -26,6 +26,19 @@ def elements(networks: Iterable[IPNetwork], version: int) -> str:
     return ", ".join(
         map(str, collapse_addresses(n for n in networks if isinstance(n, IPv6Network)))
     )
+
+
+def chains(declared: Mapping[str, str], rules: Mapping[str, Sequence[str]]) -> str:
+    """Return the chains of a table. declared: their hooks, "" for none."""
+    assert not rules.keys() - declared.keys(), "each chain is declared"
+    text = ""
+    for name, hook in declared.items():
+        lines = [hook] if hook else []
+        lines += rules.get(name, [])
+        text += (
+            f"    chain {name} {{\n" + "".join(f"        {line}\n" for line in lines) + "    }\n"
+        )
+    return text
 
 
 def by_removal(verdict: str) -> str:

@@ -24,7 +24,7 @@ import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 from metropolis.node import allocs
@@ -48,7 +48,6 @@ _RUN: Final = re.compile(
 )
 # Not tracked, so not translated; and nodes without a cluster may join one.
 _WIREGUARD: Final = ("udp", allocs.WIREGUARD_PORT)
-FIRST_HOP_NETWORK: Final = IPv4Network(f"{allocs.FIRST_HOP_IPV4}/24", strict=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,7 @@ def _check_host_ip(ip: IPAddress) -> None:
         why = "the kernel does not forward what is sent to ::1; use an address of the node"
     elif ip.is_multicast or ip == IPv4Address("255.255.255.255"):
         why = "must be an address of the node"
-    elif ip in FIRST_HOP_NETWORK or (ip.version == 6 and ip.is_link_local):
+    elif ip in allocs.FIRST_HOP_NETWORK or (ip.version == 6 and ip.is_link_local):
         why = "is the address of a link; use an address of the node"
     if why:
         raise invalid(f"host_ip {ip}: {why}")

@@ -28,7 +28,6 @@ from metropolis.node.core.network.workloads.datapath.parts import HostFacts, Lin
 from metropolis.node.core.network.workloads.errors import FailedPrecondition
 from metropolis.node.core.network.workloads.host_ports import (
     FIELD,
-    FIRST_HOP_NETWORK,
     LETTER,
     Mapping,
     invalid,
@@ -197,7 +196,7 @@ def _shadows(one: Mapping, version: int, found: Listener) -> bool:
         return listening == one.host_ip
     if listening.version == 4:
         untouched = listening in _LOOPBACK and listening != IPv4Address("127.0.0.1")
-        return not untouched and listening not in FIRST_HOP_NETWORK
+        return not untouched and listening not in allocs.FIRST_HOP_NETWORK
     return not (listening.is_loopback or listening.is_link_local)
 
 
