@@ -7,6 +7,7 @@
     flush()              delete all entries
     delete               a module: delete some, by protocol, port, destination
     sources              parse the messages of a dump                   pure
+    ctnetlink            numbers of messages
 
 A flow's original source is the address that sent its first packet, before any
 translation. So it identifies the host that made the entry.

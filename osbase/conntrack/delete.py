@@ -29,26 +29,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from osbase.conntrack.ctnetlink import (
+    GENMSG,
+    MSG_CT_DELETE,
+    MSG_CT_GET,
+    MSG_CT_NEW,
+    NETLINK_NETFILTER,
+    TUPLE_IP,
+    TUPLE_ORIG,
+)
 from osbase.ip import AF_INET, AF_INET6, IPAddress
 from osbase.netlink import attrs
 from osbase.netlink.errors import BatchError, ProtocolError
 from osbase.netlink.message import Message, Request
 from osbase.netlink.transport import NetlinkSocket, open_raw
 
-NETLINK_NETFILTER: Final = 12
-
-_SUBSYS_CTNETLINK: Final = 1
-_MSG_CT_NEW: Final = _SUBSYS_CTNETLINK << 8
-_MSG_CT_GET: Final = _SUBSYS_CTNETLINK << 8 | 1
-_MSG_CT_DELETE: Final = _SUBSYS_CTNETLINK << 8 | 2
-_GENMSG: Final = struct.Struct("=BBH")  # family, version, resource
 _PORT: Final = struct.Struct(">H")
 
-_TUPLE_ORIG: Final = 1
 _ID: Final = 12
 _ZONE: Final = 18
 _FILTER: Final = 25
-_TUPLE_IP: Final = 1
 _TUPLE_PROTO: Final = 2
 _IP_DST: Final = {4: 2, 6: 4}
 _PROTO_NUM: Final = 1
@@ -113,7 +113,7 @@ def _delete_matching(sock: NetlinkSocket, filters: Sequence[Filter]) -> bool:
     """Delete by the kernel's filters. False: it has none."""
     try:
         for one in filters:
-            sock.batch([request(_MSG_CT_DELETE, one)])
+            sock.batch([request(MSG_CT_DELETE, one)])
     except BatchError as error:
         if error.errors[0].errno in _UNKNOWN:
             return False
@@ -126,7 +126,7 @@ def _delete_listed(sock: NetlinkSocket, filters: Sequence[Filter]) -> None:
     first = filters[0]
     asked = first if len(filters) == 1 else Filter(first.protocol, first.version)
     try:
-        listed = sock.stream(request(_MSG_CT_GET, asked))
+        listed = sock.stream(request(MSG_CT_GET, asked))
         found = [deletion(message) for message in matching(listed, filters)]
     except BatchError as error:
         if error.errors[0].errno in _UNKNOWN:
@@ -146,10 +146,10 @@ def request(kind: int, one: Filter) -> Request:
         protocol += attrs.attr(_PROTO_DST_PORT, _PORT.pack(one.port))
     if one.destination is not None and one.version == 4:
         flags |= _COMPARE_DESTINATION
-        address = attrs.nested(_TUPLE_IP, attrs.attr(_IP_DST[4], one.destination.packed))
+        address = attrs.nested(TUPLE_IP, attrs.attr(_IP_DST[4], one.destination.packed))
     body = (
-        _GENMSG.pack(_FAMILIES[one.version], 0, 0)
-        + attrs.nested(_TUPLE_ORIG, address, attrs.nested(_TUPLE_PROTO, protocol))
+        GENMSG.pack(_FAMILIES[one.version], 0, 0)
+        + attrs.nested(TUPLE_ORIG, address, attrs.nested(_TUPLE_PROTO, protocol))
         + attrs.nested(_FILTER, attrs.u32(_FILTER_ORIG_FLAGS, flags))
     )
     return Request(kind, 0, body, "delete tracked flows")
@@ -169,12 +169,12 @@ def matching(messages: Iterable[Message], filters: Sequence[Filter]) -> Iterator
         for one in filters
     }
     for message in messages:
-        ends = attrs.parse(_first(message, _TUPLE_ORIG))
+        ends = attrs.parse(_first(message, TUPLE_ORIG))
         protocol = attrs.parse(ends.get(_TUPLE_PROTO, b""))
         if message.body[0] != family or protocol.get(_PROTO_NUM) != number:
             continue
         port = protocol.get(_PROTO_DST_PORT)
-        to = attrs.parse(ends.get(_TUPLE_IP, b"")).get(destination)
+        to = attrs.parse(ends.get(TUPLE_IP, b"")).get(destination)
         if not wanted.isdisjoint(((port, to), (port, None), (None, to), (None, None))):
             yield message
 
@@ -184,27 +184,27 @@ def deletion(message: Message) -> Request:
     same flow. Raises ProtocolError.
     """
     entry = _entry(message)
-    if _TUPLE_ORIG not in entry or _ID not in entry:
+    if TUPLE_ORIG not in entry or _ID not in entry:
         raise ProtocolError("a tracked flow without tuple or id")
-    body = message.body[: _GENMSG.size] + attrs.nested(_TUPLE_ORIG, entry[_TUPLE_ORIG])
+    body = message.body[: GENMSG.size] + attrs.nested(TUPLE_ORIG, entry[TUPLE_ORIG])
     body += b"".join(attrs.attr(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry)
-    return Request(_MSG_CT_DELETE, 0, body, "delete a tracked flow")
+    return Request(MSG_CT_DELETE, 0, body, "delete a tracked flow")
 
 
 def _entry(message: Message) -> dict[int, bytes]:
     _check(message)
-    return attrs.parse(message.body[_GENMSG.size :])
+    return attrs.parse(message.body[GENMSG.size :])
 
 
 def _first(message: Message, kind: int) -> bytes:
     """Return an attribute of an entry without reading those behind it."""
     _check(message)
-    for found, payload in attrs.walk(message.body[_GENMSG.size :]):
+    for found, payload in attrs.walk(message.body[GENMSG.size :]):
         if found == kind:
             return payload
     raise ProtocolError(f"a tracked flow without attribute {kind}")
 
 
 def _check(message: Message) -> None:
-    if message.kind != _MSG_CT_NEW or len(message.body) < _GENMSG.size:
+    if message.kind != MSG_CT_NEW or len(message.body) < GENMSG.size:
         raise ProtocolError(f"message {message.kind} is not a tracked flow")

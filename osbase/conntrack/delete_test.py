@@ -4,24 +4,21 @@
 import contextlib
 import errno
 import socket
-import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from ipaddress import ip_address
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osbase import conntrack
 from osbase.conntrack import delete as deleting
 from osbase.conntrack import sources
-from osbase.conntrack.delete import NETLINK_NETFILTER, Filter, delete
+from osbase.conntrack.ctnetlink import NETLINK_NETFILTER
+from osbase.conntrack.delete import Filter, delete
 from osbase.netlink import attrs
 from osbase.netlink.errors import BatchError, ProtocolError, RequestError
 from osbase.netlink.message import Message, Request
 from osbase.netlink.transport import NetlinkSocket, open_raw
-from osbase.nftables import Nftables
 
 UDP, SCTP = socket.IPPROTO_UDP, socket.IPPROTO_SCTP
 ADDRESSES = {4: ("127.0.0.1", "127.0.0.2"), 6: ("fd00::1", "fd00::2")}
@@ -30,22 +27,7 @@ PORTS = (81, 82, 83)
 type Flow = tuple[int, str, int]
 """Protocol, destination and its port."""
 
-
-@pytest.fixture(autouse=True)
-def tracked() -> Iterator[None]:
-    """Set loopback up; a rule makes the kernel track flows."""
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    for address in ("127.0.0.2/8", "fd00::1/128", "fd00::2/128"):
-        subprocess.run(["ip", "address", "replace", address, "dev", "lo"], check=True)
-    with Nftables() as nft:
-        nft.apply("""
-            table inet t { chain c {
-                type filter hook output priority 0; ct state new accept
-            }; }
-        """)
-        yield
-        nft.apply("delete table inet t")
-    conntrack.flush()
+pytestmark = pytest.mark.usefixtures("tracked")
 
 
 def send(to: str, port: int) -> None:

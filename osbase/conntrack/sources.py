@@ -17,20 +17,21 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Final
 
+from osbase.conntrack.ctnetlink import (
+    GENMSG,
+    MSG_CT_DELETE,
+    MSG_CT_GET,
+    MSG_CT_NEW,
+    TUPLE_IP,
+    TUPLE_ORIG,
+)
 from osbase.ip import IPAddress
 from osbase.netlink import attrs
 from osbase.netlink.errors import ProtocolError
 from osbase.netlink.message import Message, Request
 
-_SUBSYS_CTNETLINK: Final = 1
-_MSG_CT_NEW: Final = _SUBSYS_CTNETLINK << 8  # type of a dump's messages
-_MSG_CT_GET: Final = _SUBSYS_CTNETLINK << 8 | 1
-_MSG_CT_DELETE: Final = _SUBSYS_CTNETLINK << 8 | 2
-_TUPLE_ORIG: Final = 1
-_TUPLE_IP: Final = 1
 _IP_V4_SRC: Final = 1
 _IP_V6_SRC: Final = 3
-_GENMSG: Final = struct.Struct("=BBH")  # family, version, resource
 
 _HEAD: Final = 16  # bytes before the address, if it comes first
 _PATH_V4: Final = struct.pack("=HHHHH", attrs.NESTED | 1, 20, attrs.NESTED | 1, 8, _IP_V4_SRC)
@@ -54,18 +55,18 @@ SOURCES_MAX: Final = 65536
 
 def dump() -> Request:
     """Build the request for all entries, of both families."""
-    return Request(_MSG_CT_GET, 0, _GENMSG.pack(0, 0, 0), "list tracked flows")
+    return Request(MSG_CT_GET, 0, GENMSG.pack(0, 0, 0), "list tracked flows")
 
 
 def delete_all() -> Request:
     """Build the request to delete all entries: a deletion without a tuple."""
-    return Request(_MSG_CT_DELETE, 0, _GENMSG.pack(0, 0, 0), "forget tracked flows")
+    return Request(MSG_CT_DELETE, 0, GENMSG.pack(0, 0, 0), "forget tracked flows")
 
 
 def source_of(message: Message) -> bytes:
     """Return the packed original source of an entry. Raises ProtocolError."""
     body = message.body
-    if message.kind != _MSG_CT_NEW:
+    if message.kind != MSG_CT_NEW:
         raise ProtocolError(f"message {message.kind} is not a tracked flow")
     path = body[6:_HEAD]
     if path == _PATH_V4 and len(body) >= _HEAD + 4:
@@ -95,8 +96,8 @@ def crowd_of(message: Message) -> bytes | None:
 
 
 def _walked(body: bytes) -> bytes:
-    inner = body[_GENMSG.size :]
-    for kind in (_TUPLE_ORIG, _TUPLE_IP):
+    inner = body[GENMSG.size :]
+    for kind in (TUPLE_ORIG, TUPLE_IP):
         inner = _first(inner, kind)
     found = attrs.parse(inner)
     for kind, size in ((_IP_V4_SRC, 4), (_IP_V6_SRC, 16)):

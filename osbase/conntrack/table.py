@@ -7,11 +7,10 @@ import socket
 from typing import Final
 
 from osbase.conntrack import sources
+from osbase.conntrack.ctnetlink import NETLINK_NETFILTER
 from osbase.conntrack.sources import Census
 from osbase.netlink.errors import errno_name
 from osbase.netlink.transport import NetlinkSocket, open_raw
-
-NETLINK_NETFILTER: Final = 12
 
 _COUNT: Final = "/proc/sys/net/netfilter/nf_conntrack_count"
 _LIMIT: Final = "/proc/sys/net/netfilter/nf_conntrack_max"

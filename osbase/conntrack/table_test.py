@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import tracemalloc
-from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -14,28 +13,13 @@ import pytest
 
 from osbase import conntrack
 from osbase.conntrack import table
+from osbase.conntrack.ctnetlink import NETLINK_NETFILTER
 from osbase.netlink import netns
 from osbase.netlink.errors import BatchError
 from osbase.netlink.message import Request
 from osbase.netlink.transport import NetlinkSocket, open_raw
-from osbase.nftables import Nftables
 
-
-@pytest.fixture(autouse=True)
-def tracked() -> Iterator[None]:
-    """Set loopback up; a rule makes the kernel track flows."""
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    for address in ("127.0.0.2/8", "fd00::1/128", "fd00::2/128"):
-        subprocess.run(["ip", "address", "replace", address, "dev", "lo"], check=True)
-    with Nftables() as nft:
-        nft.apply("""
-            table inet t { chain c {
-                type filter hook output priority 0; ct state new accept
-            }; }
-        """)
-        yield
-        nft.apply("delete table inet t")
-    conntrack.flush()
+pytestmark = pytest.mark.usefixtures("tracked")
 
 
 def send(source: str, flows: int, to: str | None = None) -> None:
@@ -123,7 +107,7 @@ def test_limit_and_buckets_are_raised_never_lowered(
 def test_a_refused_dump_is_an_error() -> None:
     """The stream raises the kernel's error."""
     with (
-        NetlinkSocket(open_raw(table.NETLINK_NETFILTER)) as sock,
+        NetlinkSocket(open_raw(NETLINK_NETFILTER)) as sock,
         pytest.raises(BatchError, match="list something"),
     ):
         list(sock.stream(Request(0x1FF, 0, bytes(4), "list something")))
