@@ -149,8 +149,9 @@ class HostPorts(LinkPart):
         again, by another port; by UDP and SCTP it may go on as it was.
 
         A flow is found by the port that its client sent to, which is the
-        node's. For a port of all addresses these are also flows to the same
-        port of others: they go on by a new entry.
+        node's. For a port of all addresses these are also other pods' flows to
+        the same port elsewhere: an answer under way is lost, and what follows
+        may be masqueraded by another port.
         """
         pairs = [pair for pair in _pairs(text, record.ips) if pair[0].protocol in _STALE]
         if not pairs:
