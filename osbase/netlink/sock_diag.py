@@ -21,6 +21,7 @@ import socket
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final
 
@@ -126,6 +127,9 @@ def parse(message: Message) -> Listener:
     if family not in ADDRESS_SIZES:
         raise ProtocolError(f"a socket of family {family}")
     address = attrs.to_ip(family, packed[: ADDRESS_SIZES[family]])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        # A socket of IPv6 that only gets what is sent by IPv4, as Java's do.
+        address = address.ipv4_mapped
     v6only = attrs.parse(body[_ANSWER.size :]).get(_SKV6ONLY, b"\1")
     everywhere = address.is_unspecified
     return Listener(

@@ -74,6 +74,15 @@ def test_a_socket_of_both_families(protocol: str) -> None:
         assert found(protocol, 6, 7001, 7002) == {(7001, "None"), (7002, "::1")}
 
 
+@pytest.mark.parametrize("protocol", KIND)
+@pytest.mark.parametrize(("to", "address"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "None")])
+def test_an_ipv4_address_of_a_socket_of_ipv6(protocol: str, to: str, address: str) -> None:
+    with ExitStack() as stack:
+        bound(stack, protocol, f"::ffff:{to}", 7006, v6only=False)
+        assert found(protocol, 4, 7006) == {(7006, address)}
+        assert found(protocol, 6, 7006) == set()
+
+
 def test_sockets_that_wait_for_one_peer() -> None:
     """A connection at the port, and a connected UDP socket."""
     with ExitStack() as stack:
