@@ -42,7 +42,7 @@ from osbase.ip import AF_INET, AF_INET6, IPAddress
 from osbase.netlink import attrs
 from osbase.netlink.errors import BatchError, ProtocolError
 from osbase.netlink.message import Message, Request
-from osbase.netlink.transport import NetlinkSocket, open_raw
+from osbase.netlink.transport import NetlinkSocket, SocketPool, open_raw
 
 _PORT: Final = struct.Struct(">H")
 
@@ -79,16 +79,19 @@ class Filter:
     destination: IPAddress | None = None
 
 
-def delete(filters: Iterable[Filter]) -> None:
+def delete(filters: Iterable[Filter], sockets: SocketPool | None = None) -> None:
     """Delete the entries that match one of the filters. If none does, or the
     kernel tracks no flows, there is nothing to do. Raises NetlinkError or
     OSError.
+
+    sockets: netfilter's, for a caller that also removes nftables elements: to
+    close one soon after that, the kernel waits; see osbase.nftables.elements.
     """
     filters = list(dict.fromkeys(filters))
     if not filters:
         return
     try:
-        raw = open_raw(NETLINK_NETFILTER)
+        borrowed = _open_socket() if sockets is None else sockets.socket()
     except OSError as error:
         if error.errno == errno.EPROTONOSUPPORT:
             return  # a kernel without netfilter's netlink
@@ -96,11 +99,15 @@ def delete(filters: Iterable[Filter]) -> None:
     groups: dict[tuple[int, int], list[Filter]] = {}
     for one in filters:
         groups.setdefault((one.protocol, one.version), []).append(one)
-    with NetlinkSocket(raw) as sock:
+    with borrowed as sock:
         for group in groups.values():
             walked = len(group) <= _WALKS and all(map(_is_compared, group))
             if not (walked and _delete_matching(sock, group)):
                 _delete_listed(sock, group)
+
+
+def _open_socket() -> NetlinkSocket:
+    return NetlinkSocket(open_raw(NETLINK_NETFILTER))
 
 
 def _is_compared(one: Filter) -> bool:

@@ -18,7 +18,8 @@ from osbase.conntrack.delete import Filter, delete
 from osbase.netlink import attrs
 from osbase.netlink.errors import BatchError, ProtocolError, RequestError
 from osbase.netlink.message import Message, Request
-from osbase.netlink.transport import NetlinkSocket, open_raw
+from osbase.netlink.transport import NetlinkSocket, SocketPool, open_raw
+from osbase.nftables import Nftables
 
 UDP, SCTP = socket.IPPROTO_UDP, socket.IPPROTO_SCTP
 ADDRESSES = {4: ("127.0.0.1", "127.0.0.2"), 6: ("fd00::1", "fd00::2")}
@@ -171,6 +172,24 @@ def test_a_kernel_without_conntrack(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(deleting, "open_raw", no_socket)
     delete([Filter(UDP, 4, 81)])
+
+
+def test_sockets_of_a_pool_are_kept() -> None:
+    """To close one takes long, when nftables elements were just removed."""
+    opened: list[NetlinkSocket] = []
+
+    def open_one() -> NetlinkSocket:
+        opened.append(NetlinkSocket(open_raw(NETLINK_NETFILTER)))
+        return opened[-1]
+
+    pool = SocketPool(open_one=open_one)
+    for _ in range(2):
+        send("127.0.0.1", 81)
+        send("fd00::1", 81)
+        delete([Filter(UDP, 4, 81), Filter(UDP, 6, 81, ip_address("fd00::1"))], pool)
+        assert flows() == set()
+    assert len(opened) == 1
+    pool.close()
 
 
 @given(st.binary(max_size=120), st.sampled_from([0x100, 0x101]), st.integers(0, 80))

@@ -154,17 +154,18 @@ class Elements:
     sets: all that elements may be in. Thread-safe. `create` and `destroy` of no
     elements, and `present` without sets, do nothing.
 
-    Sockets stay open: to close one, the kernel waits until what was removed is
-    freed, some 14 ms (nft_rcv_nl_event in nf_tables_api.c).
+    sockets: netfilter's, also for others' requests. They stay open: to close
+    one, the kernel waits until what was removed is freed, some 14 ms
+    (nft_rcv_nl_event in nf_tables_api.c).
     """
 
     def __init__(self, sets: Iterable[NftSet]) -> None:
         self._sets = tuple(dict.fromkeys(sets))
-        self._sockets = SocketPool(open_one=_open_socket)
+        self.sockets = SocketPool(open_one=_open_socket)
 
     def close(self) -> None:
         """Close the sockets; elements stay. The next use opens new ones."""
-        before, self._sockets = self._sockets, SocketPool(open_one=_open_socket)
+        before, self.sockets = self.sockets, SocketPool(open_one=_open_socket)
         before.close()
 
     def create(self, ifindex: int, elements: Sequence[Element]) -> None:
@@ -183,7 +184,7 @@ class Elements:
             for one in elements
         )
         try:
-            with self._sockets.socket() as sock:
+            with self.sockets.socket() as sock:
                 nft.create(sock, wanted)
         except BatchError as error:
             raise self._refusal(what, elements, error) from error
@@ -236,7 +237,7 @@ class Elements:
             unwanted = _by_set(
                 (one.set, nft.encode(pack(one.set.key, one.key))) for one in elements
             )
-            with self._sockets.socket() as sock:
+            with self.sockets.socket() as sock:
                 nft.destroy(sock, unwanted)
         except (NetlinkError, OSError, ValueError) as error:
             return error
@@ -244,14 +245,14 @@ class Elements:
 
     def _existing[E: Element | Found](self, elements: Iterable[E]) -> list[E]:
         """Return those whose keys exist, ours or others'."""
-        with self._sockets.socket() as sock:
+        with self.sockets.socket() as sock:
             return [one for one in elements if _comment(sock, one.set, one.key) is not None]
 
     def made(self, ifindex: int, elements: Iterable[Element]) -> set[Element]:
         """Return those of a link's attachment that exist as they were made.
         Each is looked up. Raises NetlinkError.
         """
-        with self._sockets.socket() as sock:
+        with self.sockets.socket() as sock:
             return {
                 one
                 for one in elements
@@ -267,7 +268,7 @@ class Elements:
             return []
         from osbase.nftables import digest
 
-        with self._sockets.socket() as sock:
+        with self.sockets.socket() as sock:
             return [
                 found
                 for one in self._sets

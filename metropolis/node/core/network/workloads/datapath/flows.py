@@ -14,13 +14,15 @@ from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.datapath.parts import Parts
 from metropolis.node.core.network.workloads.validate import show
 from osbase.netlink.errors import NetlinkError
+from osbase.netlink.transport import SocketPool
 
 log = logging.getLogger(__name__)
 
 
-def forget(parts: Parts, records: Iterable[Record]) -> None:
+def forget(parts: Parts, records: Iterable[Record], sockets: SocketPool) -> None:
     """Delete the entries of the attachments' flows from the kernel's table. An
     error is logged, since the attachments are as they should be without it.
+    sockets: netfilter's.
     """
     having = [one for one in records if one.parts]
     filters = [one for record in having for one in parts.flows(record)]
@@ -29,6 +31,6 @@ def forget(parts: Parts, records: Iterable[Record]) -> None:
     from osbase.conntrack import delete  # most attachments need it not
 
     try:
-        delete.delete(filters)
+        delete.delete(filters, sockets)
     except (NetlinkError, OSError) as error:
         log.warning("workload %s: flows to its ports stay: %s", show(having[0].workload_id), error)

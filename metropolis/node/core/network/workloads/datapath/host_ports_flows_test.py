@@ -146,7 +146,7 @@ def test_an_error_is_logged(
 ) -> None:
     """Attach and Detach succeed."""
 
-    def refuse(_: object) -> None:
+    def refuse(*_: object) -> None:
         raise OSError(errno.ENOBUFS, "no room")
 
     monkeypatch.setattr(delete, "delete", refuse)

@@ -197,7 +197,7 @@ class KernelDatapath:
         if record.parts:
             # Now that the link is up and has its routes: a packet before would
             # make an entry that leads elsewhere.
-            flows.forget(self._parts, [record])
+            flows.forget(self._parts, [record], self._elements.sockets)
 
     def _create(self, netns: Netns, record: Record, metric: int) -> None:
         assert isinstance(netns, KernelNetns)
@@ -384,13 +384,13 @@ class KernelDatapath:
             return
         self._destroy_elements(records)
         self._remover.remove(records)
-        flows.forget(self._parts, records)
+        flows.forget(self._parts, records, self._elements.sockets)
         self._bare.difference_update([record.host_ifindex for record in records])
 
     def clean_up(self, record: Record) -> None:
         """See Datapath."""
         self._destroy_elements([record])
-        flows.forget(self._parts, [record])
+        flows.forget(self._parts, [record], self._elements.sockets)
         self._bare.discard(record.host_ifindex)
 
     def clean_up_link(self, ifindex: int) -> None:
