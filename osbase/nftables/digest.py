@@ -38,7 +38,13 @@ from osbase.netlink import attrs, bpf
 from osbase.netlink.errors import BatchError, DumpInterrupted, ProtocolError
 from osbase.netlink.events import Events
 from osbase.netlink.message import Message, Request
-from osbase.netlink.transport import DUMP_ATTEMPTS, NetlinkSocket, open_raw
+from osbase.netlink.transport import (
+    DUMP_ATTEMPTS,
+    NETLINK_CAP_ACK,
+    SOL_NETLINK,
+    NetlinkSocket,
+    open_raw,
+)
 
 NETLINK_NETFILTER: Final = 12
 
@@ -103,7 +109,11 @@ _CHANGES: Final = {
 
 def open_socket() -> NetlinkSocket:
     """Open a socket for the functions below. Raises OSError."""
-    return NetlinkSocket(open_raw(NETLINK_NETFILTER))
+    raw = open_raw(NETLINK_NETFILTER)
+    # A refusal does not repeat the request, which may have 64 kB: many of them
+    # have no room, and one is more than a read takes.
+    raw.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+    return NetlinkSocket(raw)
 
 
 def digest(sock: NetlinkSocket, name: str, *, elements: bool = True) -> Digest:

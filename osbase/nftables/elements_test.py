@@ -117,6 +117,24 @@ def test_as_many_as_there_are_ports(sock: NetlinkSocket) -> None:
     assert shown("map", "ports") == []
 
 
+@pytest.mark.parametrize("count", [200, 2048])
+def test_a_large_transaction_is_refused(sock: NetlinkSocket, count: int) -> None:
+    """By all its messages, which the answers do not repeat."""
+    wanted = [led(number, "x" * 100) for number in range(1, count + 1)]
+    elements.create(sock, [ports(*wanted[::100])])
+    with pytest.raises(BatchError) as refused:
+        elements.create(sock, [ports(*wanted)])
+    assert refused.value.errors[0].errno == errno.EEXIST
+    elements.destroy(sock, [ports(*wanted[::100])])
+
+
+def test_a_full_set_refuses_many(sock: NetlinkSocket) -> None:
+    many = [encode(number.to_bytes(2), comment="x" * 100) for number in range(1, 4000)]
+    with pytest.raises(BatchError) as refused:
+        elements.create(sock, [Change("inet", "t", "small", many)])
+    assert refused.value.errors[0].errno == errno.ENFILE
+
+
 def test_transactions_at_once() -> None:
     """The kernel takes one after the other, and answers each."""
     with Nftables() as nft:
