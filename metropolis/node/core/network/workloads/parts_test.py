@@ -23,7 +23,6 @@ from metropolis.node.core.network.workloads.errors import (
     NotAttached,
     NotFound,
     Unavailable,
-    WorkloadError,
 )
 from metropolis.node.core.network.workloads.model import AttachIntent, PartText
 from metropolis.node.core.network.workloads.parts import TEXT_MAX
@@ -242,21 +241,29 @@ def test_an_end_whose_event_was_lost(broken: bool) -> None:
     assert host.keys() == {"3"}
 
 
-def test_elements_that_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is gone is gone all the same; a start removes them."""
+@pytest.mark.parametrize("again", ["repair", "start"])
+def test_elements_that_cannot_be_removed(again: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody gets what they lead to, until a repair or a start removes them."""
     host = FakeHost()
     attach(host, path := host.add_netns())
+    clean_up = host.datapath.clean_up
 
     def refuse(_: object) -> None:
         raise KernelRefused("no")
 
     monkeypatch.setattr(host.datapath, "clean_up", refuse)
     host.kill_netns(path)
-    assert (host.keys(), host.engine.in_use(PREFIXES[0])) == ({"3"}, 0)
-    with pytest.raises(WorkloadError):
-        attach(host, host.add_netns(), RED, "w2")
-    host.restart()
-    assert host.keys() == set()
+    for _ in range(2):
+        assert (host.keys(), host.engine.in_use(PREFIXES[0])) == ({"3"}, 1)
+        with pytest.raises(AlreadyExists, match="is taken by workload 'w1'"):
+            attach(host, host.add_netns(), RED, "w2")
+        host.engine.repair(always)
+    if again == "start":
+        host.restart()
+    else:
+        monkeypatch.setattr(host.datapath, "clean_up", clean_up)
+        host.engine.repair(always)
+    assert (host.keys(), host.engine.in_use(PREFIXES[0])) == (set(), 0)
     attach(host, host.add_netns(), RED, "w2")
 
 

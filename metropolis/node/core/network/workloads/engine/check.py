@@ -73,6 +73,7 @@ class Checker:
 
     def repair(self, allow: Allow) -> Sequence[Repair]:
         """See Engine.repair."""
+        self._detacher.clean_up_again()
         return self._datapath.repair(self._ledger.attached(), allow, self._lock_if_idle)
 
     @contextlib.contextmanager

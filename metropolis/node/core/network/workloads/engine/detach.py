@@ -22,10 +22,13 @@ and a repeated call tries again.
 An attachment is lost when its link is gone, usually with its namespace. Then
 the elements of its parts, which outlive the link, are removed, and its
 addresses and resources are freed. So are those of a link that was left alone.
+If that is refused, they stay in use, since an element may lead to an address;
+each look of the reconciler tries again.
 """
 
 import itertools
 import logging
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 from metropolis.node.core.network.workloads.datapath.interface import Datapath, Held, Record
@@ -61,6 +64,8 @@ class Detacher:
         self._left_alone = left_alone
         self._removals = removals
         self._uncut = False  # and it was logged
+        # Lost, and their elements remain; thread-safe.
+        self._unclean: deque[Entry | Held] = deque()
 
     def detach(
         self,
@@ -141,16 +146,17 @@ class Detacher:
 
     def clean_up(self, entry: Entry) -> None:
         """Remove the elements of a lost entry with parts, then free its
-        addresses and resources; see Ledger.removed. A start removes elements
-        that remain; until then an attach that needs their keys is refused.
+        addresses and resources; see Ledger.removed.
         """
         if not entry.record.parts:
             return
         try:
             self._datapath.clean_up(entry.record)
         except WorkloadError as error:
-            log.error("%s is gone: %s", owner_text(entry.record.workload_id), error)
-        finally:
+            owner = owner_text(entry.record.workload_id)
+            log.error("%s is gone: %s; its addresses stay in use", owner, error)
+            self._unclean.append(entry)
+        else:
             self._ledger.free(entry)
 
     def clean_up_held(self, held: Held) -> None:
@@ -158,9 +164,19 @@ class Detacher:
         try:
             self._datapath.clean_up_link(held.ifindex)
         except WorkloadError as error:
-            log.error("link %s is gone: %s", show(held.name), error)
-        finally:
+            log.error("link %s is gone: %s; its addresses stay in use", show(held.name), error)
+            self._unclean.append(held)
+        else:
             self._ledger.free_held(held)
+
+    def clean_up_again(self) -> None:
+        """Try again what was refused."""
+        for _ in range(len(self._unclean)):
+            lost = self._unclean.popleft()
+            if isinstance(lost, Held):
+                self.clean_up_held(lost)
+            else:
+                self.clean_up(lost)
 
 
 def _within(entries: list[Entry], cookie: int | None) -> list[Entry]:
