@@ -19,7 +19,6 @@ from osbase.netlink import attrs
 from osbase.netlink.errors import BatchError, ProtocolError, RequestError
 from osbase.netlink.message import Message, Request
 from osbase.netlink.transport import NetlinkSocket, SocketPool, open_raw
-from osbase.nftables import Nftables
 
 UDP, SCTP = socket.IPPROTO_UDP, socket.IPPROTO_SCTP
 ADDRESSES = {4: ("127.0.0.1", "127.0.0.2"), 6: ("fd00::1", "fd00::2")}

@@ -2,6 +2,7 @@
 """Clients that misbehave; honest ones still get answers."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -25,6 +26,7 @@ from osbase.rpc.testing import (
     message,
     refusal,
 )
+from osbase.rpc.unread import PRESSED_S
 
 STREAMS_MAX = 32 + 8  # threads of streams, those of the other server included
 
@@ -116,6 +118,17 @@ def test_a_message_that_comes_late_is_answered(service: Service) -> None:
         assert_answers(service)
         come.set()
         assert call.result() == b"x"
+
+
+def test_a_message_that_is_late_for_the_only_thread(tmp_path: Path) -> None:
+    """On a busy machine it is some tenths of a second behind the call."""
+
+    def late() -> Iterator[bytes]:
+        time.sleep(PRESSED_S / 2)
+        yield b"x"
+
+    with closing(Service(tmp_path, QUEUES, workers=1)) as service:
+        assert service.channel.stream_unary("/t/Echo")(late(), timeout=WAIT_S) == b"x"
 
 
 def test_streams_are_limited_and_a_place_is_free_again(service: Service) -> None:

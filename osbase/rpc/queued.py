@@ -25,7 +25,7 @@ from grpc._cython import cygrpc
 
 from osbase.rpc.call import Call, RpcError, Unary, short, status, unexpected
 from osbase.rpc.stream import Stream, Streaming
-from osbase.rpc.unread import Unread
+from osbase.rpc.unread import PRESSED_S, Unread
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class WorkerCall(_Accepted, Call):
                 return message
             if event.completion_type != _TIMEOUT:
                 self._note(event)
-            elif pressed():
+            elif time.monotonic() - self._arrived > PRESSED_S and pressed():
                 self.give_up("no message came, and others wait")
 
 
