@@ -8,6 +8,10 @@ It asks the kernel (sock_diag(7)), which selects by state and by the range of
 the ports, so a busy server's connections are not listed. A UDP socket waits for
 anybody unless it is connected.
 
+For a few ports it first binds a socket to each: that takes 10 us, a list 60 us
+for each family. If that works, no socket waits there. Meanwhile a program that
+binds to the port may be refused.
+
 Source: linux/inet_diag.h, linux/sock_diag.h.
 """
 
@@ -40,6 +44,9 @@ _PROTOCOLS: Final = {
     "udp": (socket.IPPROTO_UDP, _CLOSE),
     "sctp": (socket.IPPROTO_SCTP, _LISTEN),
 }
+# Not SCTP: a socket would load the kernel's module.
+_KINDS: Final = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+_BOUND_MAX: Final = 8  # ports; lists take less for more
 _FAMILIES: Final = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
 
 # inet_diag_req_v2: family, protocol, extensions, padding, states; then an
@@ -84,10 +91,43 @@ def listeners(protocol: str, ports: Collection[int]) -> list[Listener]:
     A protocol or family that the kernel lacks has none. Raises NetlinkError,
     OSError.
     """
-    if not ports:
+    if not ports or (len(ports) <= _BOUND_MAX and _are_free(protocol, ports)):
         return []
     with NetlinkSocket(open_raw(_NETLINK_SOCK_DIAG)) as sock:
         return [one for version in (4, 6) for one in _dump(sock, protocol, version, ports)]
+
+
+def _are_free(protocol: str, ports: Collection[int]) -> bool:
+    """Whether it is certain that no socket waits there."""
+    kind = _KINDS.get(protocol)
+    if kind is None:
+        return False
+    try:
+        for port in ports:
+            with _open_both(kind) as sock:
+                if kind == socket.SOCK_STREAM:
+                    # So that connections, which have the port of the socket
+                    # that accepted them, do not refuse it. One that listens
+                    # does all the same (inet_csk_bind_conflict).
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind(("", port))
+    except OSError:
+        return False
+    return True
+
+
+def _open_both(kind: socket.SocketKind) -> socket.socket:
+    """Return a socket of both families; of IPv4 if the kernel lacks IPv6."""
+    try:
+        sock = socket.socket(socket.AF_INET6, kind)
+    except OSError:
+        return socket.socket(socket.AF_INET, kind)
+    try:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _dump(

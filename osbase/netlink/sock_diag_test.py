@@ -65,6 +65,46 @@ def test_addresses(protocol: str, version: int) -> None:
     assert found(protocol, version, 7001, 7002) == set()
 
 
+@pytest.mark.parametrize("ports", [{7001}, set(range(7001, 7101))], ids=["bound", "listed"])
+@pytest.mark.parametrize("reused", [socket.SO_REUSEADDR, socket.SO_REUSEPORT, 0])
+@pytest.mark.parametrize("protocol", KIND)
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1"])
+def test_a_socket_is_found_however_it_was_bound(
+    address: str, protocol: str, reused: int, ports: set[int]
+) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, KIND[protocol]) as sock:
+        if reused:
+            sock.setsockopt(socket.SOL_SOCKET, reused, 1)
+        sock.bind((address, 7001))
+        if protocol == "tcp":
+            assert listeners(protocol, ports) == []
+            sock.listen()
+        assert [one.port for one in listeners(protocol, ports)] == [7001]
+    assert listeners(protocol, ports) == []
+
+
+def test_a_port_of_connections_is_free() -> None:
+    """The socket that accepted them is closed."""
+    with bound(stack := ExitStack(), "tcp", "127.0.0.1", 7001) as server:
+        client = stack.enter_context(socket.create_connection(("127.0.0.1", 7001)))
+        accepted = stack.enter_context(server.accept()[0])
+    with stack:
+        assert accepted.getsockname() == client.getpeername() == ("127.0.0.1", 7001)
+        assert listeners("tcp", {7001}) == []
+        assert listeners("tcp", {client.getsockname()[1]}) == []
+
+
+@pytest.mark.parametrize("protocol", KIND)
+def test_the_check_leaves_no_socket(protocol: str) -> None:
+    before = os.listdir("/proc/self/fd")
+    with ExitStack() as stack:
+        bound(stack, protocol, "::", 7001)
+        listeners(protocol, {7001})
+        listeners(protocol, {7002})
+    assert os.listdir("/proc/self/fd") == before
+
+
 @pytest.mark.parametrize("protocol", KIND)
 def test_a_socket_of_both_families(protocol: str) -> None:
     with ExitStack() as stack:

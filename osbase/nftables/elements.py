@@ -20,6 +20,7 @@ Source: linux/netfilter/nfnetlink.h and nf_tables.h; libnftnl/udata.h.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import socket
 import struct
@@ -47,6 +48,11 @@ _KEY, _DATA, _USERDATA = 1, 2, 6  # NFTA_SET_ELEM_
 _VALUE: Final = 1  # NFTA_DATA_VALUE
 _COMMENT: Final = 0  # NFTNL_UDATA_SET_ELEM_COMMENT
 
+# The headers of an attribute and of the one in it, or of user data.
+_NESTED: Final = struct.Struct("=HHHH")
+_COMMENTED: Final = struct.Struct("=HHBB")
+_PADDING: Final = (b"", b"\0\0\0", b"\0\0", b"\0")
+
 # The length of an attribute is 16 bits; an element has some 200 bytes at most.
 _AT_ONCE: Final = 256
 # More than a socket may send by default, net.core.wmem_default.
@@ -72,13 +78,20 @@ def encode(key: bytes, data: bytes = b"", comment: str = "") -> bytes:
     """Return an element. data: of a map. comment: of at most COMMENT_MAX ASCII
     characters.
     """
-    element = attrs.nested(_KEY, attrs.attr(_VALUE, key))
+    # An attach with a port makes four, between much else: so without calls.
+    size = len(key)
+    body = _NESTED.pack(8 + (size + 3 & ~3), _KEY | attrs.NESTED, 4 + size, _VALUE) + key
+    body += _PADDING[size & 3]
     if data:
-        element += attrs.nested(_DATA, attrs.attr(_VALUE, data))
+        size = len(data)
+        body += _NESTED.pack(8 + (size + 3 & ~3), _DATA | attrs.NESTED, 4 + size, _VALUE) + data
+        body += _PADDING[size & 3]
     if comment:
         text = comment.encode() + b"\0"
-        element += attrs.attr(_USERDATA, bytes([_COMMENT, len(text)]) + text)
-    return attrs.nested(_LIST_ELEMENT, element)
+        size = len(text)
+        body += _COMMENTED.pack(6 + size, _USERDATA, _COMMENT, size) + text
+        body += _PADDING[size + 2 & 3]
+    return attrs.HEADER.pack(4 + len(body), _LIST_ELEMENT | attrs.NESTED) + body
 
 
 def create(sock: NetlinkSocket, changes: Sequence[Change]) -> None:
@@ -100,11 +113,17 @@ def destroy(sock: NetlinkSocket, changes: Sequence[Change]) -> None:
 
 
 def _requests(kind: int, flags: int, change: Change, verb: str) -> Iterator[Request]:
-    named = attrs.text(_TABLE, change.table.encode()) + attrs.text(_SET, change.name.encode())
-    header = _HEADER.pack(FAMILIES[change.family], 0, 0)
+    start = _start(change.family, change.table, change.name)
     for some in itertools.batched(change.elements, _AT_ONCE, strict=False):
-        body = header + named + attrs.nested(_ELEMENTS, b"".join(some))
+        body = start + attrs.nested(_ELEMENTS, b"".join(some))
         yield Request(kind, flags, body, f"{verb} {{}}", (change,))
+
+
+@functools.lru_cache(maxsize=64)
+def _start(family: str, table: str, name: str) -> bytes:
+    """Return the start of a message about elements of a set."""
+    named = attrs.text(_TABLE, table.encode()) + attrs.text(_SET, name.encode())
+    return _HEADER.pack(FAMILIES[family], 0, 0) + named
 
 
 def _commit(sock: NetlinkSocket, requests: Sequence[Request]) -> None:

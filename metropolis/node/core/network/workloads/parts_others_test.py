@@ -29,7 +29,7 @@ from metropolis.node.core.network.workloads.testing.parts_host import (
     kernel_host,
     nft,
 )
-from metropolis.node.core.network.workloads.testing.toy_part import COLOURS, TABLE
+from metropolis.node.core.network.workloads.testing.toy_part import COLOURS, TABLE, element
 
 # A link that is gone has this index; the digest is of nothing.
 GONE = "mw2e.fffff.01234567"
@@ -112,7 +112,7 @@ def test_a_link_with_neither_record_nor_routes(kernel: KernelHost) -> None:
 
 def test_an_element_whose_index_is_a_link_s_that_is_not_ours(kernel: KernelHost) -> None:
     kernel.engine.close()
-    nft('add element inet toy colours { 3 comment "mw2e.1.01234567.3" : 10.0.0.9 }')
+    nft('add element inet toy colours { 3 comment "mw2e.1.01234567.03000000" : 10.0.0.9 }')
     kernel.restart()
     assert kernel.keys() == set()
 
@@ -120,10 +120,10 @@ def test_an_element_whose_index_is_a_link_s_that_is_not_ours(kernel: KernelHost)
 def test_a_comment_with_a_key_that_is_none(kernel: KernelHost) -> None:
     """The others are removed all the same; the error is of that one alone."""
     kernel.engine.close()
-    for key, comment in ((7, f"{GONE}.no such key"), (3, f"{GONE}.3")):
+    for key, comment in ((7, f"{GONE}.0300"), (3, f"{GONE}.03000000")):
         nft(f'add element inet toy colours {{ {key} comment "{comment}" : 10.0.0.9 }}')
     kernel.restart()
-    assert kernel.keys() == {"no such key"}
+    assert kernel.keys() == {"0300"}
     attach(kernel, kernel.add_netns(), BLUE_RED)
 
 
@@ -133,7 +133,7 @@ def test_a_comment_with_the_key_of_an_attachment(
     """The attachment keeps its element, at every moment."""
     attach(kernel, kernel.add_netns(), RED)
     kernel.engine.close()
-    nft(f'add element inet toy colours {{ 7 comment "{GONE}.3" : 10.0.0.9 }}')
+    nft(f'add element inet toy colours {{ 7 comment "{GONE}.03000000" : 10.0.0.9 }}')
     before = listed()
     removed: list[Sequence[object]] = []
     monkeypatch.setattr(Elements, "destroy", lambda _, elements: removed.append(elements))
@@ -216,9 +216,9 @@ def test_of_several_one_is_in_a_table_that_is_gone(kernel: KernelHost) -> None:
     """Those that are there are removed."""
     elements = Elements((COLOURS,))
     gone = replace(COLOURS, table="gone")
-    some = [Element(COLOURS, "1", "10.0.0.1"), Element(COLOURS, "3", "10.0.0.1")]
+    some = [element("1"), element("3")]
     elements.create(5, some)
-    elements.destroy([Element(gone, "1"), *some, Element(gone, "3")])
+    elements.destroy([element("1", in_map=gone), *some, element("3", in_map=gone)])
     assert kernel.keys() == set()
 
 

@@ -10,8 +10,8 @@ The comment of an element names its attachment:
     mw2e.INDEX.DIGEST.KEY   INDEX: of the link on the host, hex. DIGEST: 8 hex
                             digits of the key and the data, as they were made:
                             an element that the attachment would now make with
-                            other data is not taken for its own. KEY: as in the
-                            command, so that it can be removed
+                            other data is not taken for its own. KEY: as the
+                            kernel has it, hex, so that it can be removed
 
 A program that gives an element other data and copies the comment is not
 noticed, since that takes the encoding of keys and data.
@@ -31,12 +31,13 @@ Why not one element at a time: a failure would leave a part of them.
 """
 
 import errno
-import hashlib
 import os
 import re
 import struct
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
@@ -53,13 +54,14 @@ from osbase.netlink.transport import NetlinkSocket, SocketPool
 if TYPE_CHECKING:
     from osbase.nftables.elements import Change
 
-_COMMENT = re.compile(r"mw2e\.([0-9a-f]{1,8})\.[0-9a-f]{8}\.([0-9A-Za-z.:/_ -]+)")
+_COMMENT = re.compile(r"mw2e\.([0-9a-f]{1,8})\.[0-9a-f]{8}\.((?:[0-9a-f]{2})+)")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class NftSet:
     """A set or a map. family: `inet`. key, data: the types of the fields of its
-    keys and its data, of FIELDS. All names are constants of the tree.
+    keys and its data, of FIELDS. All are constants of the tree, so each is only
+    equal to itself.
     """
 
     family: str
@@ -74,44 +76,53 @@ class NftSet:
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """An element. key, data: as nft(8) writes them, `tcp . 80`, `10.0.0.1 .
-    8080`; data "": of a set.
+    """An element. key, data: as the kernel has them, see `pack`; data b"": of a
+    set.
     """
 
     set: NftSet
-    key: str
-    data: str = ""
+    key: bytes
+    data: bytes = b""
 
     def __str__(self) -> str:
-        return f"element {self.key} of {self.set}"
+        return f"element {unpack(self.set.key, self.key)} of {self.set}"
+
+    @property
+    def value(self) -> str:
+        """Its data for people; "there": it has none."""
+        return unpack(self.set.data, self.data) if self.data else "there"
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An element, by its comment. ifindex: of the link on the host."""
+    """An element, by its comment. ifindex: of the link on the host. key: what
+    the comment says; other programs can write comments, too.
+    """
 
     set: NftSet
     comment: str
     ifindex: int
-    key: str
+    key: bytes
 
     def __str__(self) -> str:
-        return f"element {self.key} of {self.set}"
+        return f"element {unpack(self.set.key, self.key)} of {self.set}"
 
 
-# ---- Text, pure -------------------------------------------------------------
+# ---- Text and keys, pure ----------------------------------------------------
 
 
 def comment_of(ifindex: int, element: Element) -> str:
     """Return the comment of an element of this link's attachment."""
-    digest = hashlib.blake2b(f"{element.key}\0{element.data}".encode(), digest_size=4)
-    return f"mw2e.{ifindex:x}.{digest.hexdigest()}.{element.key}"
+    digest = blake2b(element.key + element.data, digest_size=4).hexdigest()
+    return f"mw2e.{ifindex:x}.{digest}.{element.key.hex()}"
 
 
 def parse_comment(in_set: NftSet, comment: str) -> Found | None:
     """Return the element with this comment; None: it is not ours."""
     found = _COMMENT.fullmatch(comment)
-    return None if found is None else Found(in_set, comment, int(found[1], 16), found[2])
+    if found is None:
+        return None
+    return Found(in_set, comment, int(found[1], 16), bytes.fromhex(found[2]))
 
 
 def found_of(ifindex: int, element: Element) -> Found:
@@ -119,30 +130,64 @@ def found_of(ifindex: int, element: Element) -> Found:
     return Found(element.set, comment_of(ifindex, element), ifindex, element.key)
 
 
-_PROTOCOLS: Final = {"tcp": 6, "udp": 17, "sctp": 132}
+@dataclass(frozen=True, slots=True)
+class _Field:
+    size: int  # bytes
+    pack: Callable[[str], bytes]
+    unpack: Callable[[bytes], str]
 
-FIELDS: Final[Mapping[str, Callable[[str], bytes]]] = {
-    "ipv4_addr": lambda word: IPv4Address(word).packed,
-    "ipv6_addr": lambda word: IPv6Address(word).packed,
-    "inet_proto": lambda word: bytes([_PROTOCOLS[word]]),
-    "inet_service": lambda word: struct.pack(">H", int(word)),
-    "mark": lambda word: struct.pack("=I", int(word)),
+
+_PROTOCOLS: Final = {"tcp": 6, "udp": 17, "sctp": 132}
+_PROTOCOL_NAMES: Final = {number: name for name, number in _PROTOCOLS.items()}
+
+FIELDS: Final[Mapping[str, _Field]] = {
+    "ipv4_addr": _Field(4, lambda word: IPv4Address(word).packed, lambda b: str(IPv4Address(b))),
+    "ipv6_addr": _Field(16, lambda word: IPv6Address(word).packed, lambda b: str(IPv6Address(b))),
+    "inet_proto": _Field(
+        1, lambda word: bytes([_PROTOCOLS[word]]), lambda b: _PROTOCOL_NAMES.get(b[0], str(b[0]))
+    ),
+    "inet_service": _Field(
+        2, lambda word: struct.pack(">H", int(word)), lambda b: str(int.from_bytes(b))
+    ),
+    "mark": _Field(
+        4,
+        lambda word: struct.pack("=I", int(word)),
+        lambda b: str(int.from_bytes(b, sys.byteorder)),
+    ),
 }
-"""Encoders of fields, by type."""
+"""The fields of keys and data, by type."""
 
 
 def pack(types: Sequence[str], text: str) -> bytes:
     """Return a key or data as the kernel has it: of several fields each is
-    padded to a multiple of 4 bytes. Raises ValueError if it is none of these
-    types.
+    padded to a multiple of 4 bytes. text: as nft(8) writes it, `tcp . 80`.
+    Raises ValueError if it is none of these types.
+
+    Parts that make many elements pack them by themselves.
     """
     try:
-        fields = [FIELDS[kind](word) for kind, word in zip(types, text.split(" . "), strict=True)]
+        words = zip(types, text.split(" . "), strict=True)
+        fields = [FIELDS[kind].pack(word) for kind, word in words]
     except (ValueError, KeyError, struct.error) as error:
         raise ValueError(f"{text!a}: is no {' . '.join(types)}") from error
     if len(fields) == 1:
         return fields[0]
     return b"".join(field + bytes(-len(field) % 4) for field in fields)
+
+
+def unpack(types: Sequence[str], packed: bytes) -> str:
+    """Return the text of a key or of data; in hex if it has another length than
+    these types have.
+    """
+    fields = [FIELDS[kind] for kind in types]
+    rest, words = packed, []
+    for field in fields:
+        size = field.size if len(fields) == 1 else field.size + -field.size % 4
+        if len(rest) < size:
+            break
+        words.append(field.unpack(rest[: field.size]))
+        rest = rest[size:]
+    return " . ".join(words) if len(words) == len(fields) and not rest else packed.hex()
 
 
 # ---- The kernel -------------------------------------------------------------
@@ -180,8 +225,7 @@ class Elements:
 
         what = f"create {_words(elements)}"
         wanted = _by_set(
-            (one.set, nft.encode(pack(one.set.key, one.key), _data(one), comment_of(ifindex, one)))
-            for one in elements
+            (one.set, nft.encode(one.key, one.data, comment_of(ifindex, one))) for one in elements
         )
         try:
             with self.sockets.socket() as sock:
@@ -234,9 +278,7 @@ class Elements:
         from osbase.nftables import elements as nft
 
         try:
-            unwanted = _by_set(
-                (one.set, nft.encode(pack(one.set.key, one.key))) for one in elements
-            )
+            unwanted = _by_set((one.set, nft.encode(one.key)) for one in elements)
             with self.sockets.socket() as sock:
                 nft.destroy(sock, unwanted)
         except (NetlinkError, OSError, ValueError) as error:
@@ -292,18 +334,14 @@ def _by_set(elements: Iterable[tuple[NftSet, bytes]]) -> list[Change]:
     return [Change(one.family, one.table, one.name, some) for one, some in encoded.items()]
 
 
-def _data(one: Element) -> bytes:
-    return pack(one.set.data, one.data) if one.data else b""
-
-
-def _comment(sock: NetlinkSocket, one: NftSet, key: str) -> str | None:
+def _comment(sock: NetlinkSocket, one: NftSet, key: bytes) -> str | None:
     """Return an element's comment; None: there is none with such a key, or the
     set has other keys by now.
     """
     from osbase.nftables import digest
 
     try:
-        return digest.element_comment(sock, one.family, one.table, one.name, pack(one.key, key))
+        return digest.element_comment(sock, one.family, one.table, one.name, key)
     except ValueError:
         return None
     except BatchError as error:

@@ -17,6 +17,7 @@ The text of the part is in workloads.host_ports.
 """
 
 import socket
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Final
@@ -43,7 +44,13 @@ if TYPE_CHECKING:
     from osbase.conntrack.delete import Filter
     from osbase.netlink.sock_diag import Listener
 
-_STALE: Final = {"udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
+_NUMBERS: Final = {
+    "tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP,
+}  # fmt: skip
+_STALE: Final = {name: _NUMBERS[name] for name in ("udp", "sctp")}
+# Fields of keys and data, each padded to a multiple of 4 bytes.
+_KEY: Final = struct.Struct(">B3xH2x")
+_PORT: Final = struct.Struct(">H2x")
 IPV4_DEVCONF_ROUTE_LOCALNET: Final = 26  # linux/ip.h
 _LOOPBACK: Final = IPv4Network("127.0.0.0/8")
 
@@ -127,16 +134,16 @@ class HostPorts(LinkPart):
     def elements(self, record: Record, text: str) -> Sequence[Element]:
         """See LinkPart."""
         found: list[Element] = []
-        has: dict[IPAddress, None] = {}
+        led: dict[IPAddress, None] = {}
         for one, ip in _pairs(text, record.ips):
-            has[ip] = None
-            data = f"{ip} . {one.container_port}"
-            key = f"{one.protocol} . {one.host_port}"
-            if one.any:
+            led[ip] = None
+            data = ip.packed + _PORT.pack(one.container_port)
+            key = _KEY.pack(_NUMBERS[one.protocol], one.host_port)
+            if one.host_ip is None or one.any:
                 found.append(Element(ANY[ip.version], key, data))
             else:
-                found.append(Element(AT[ip.version], f"{one.host_ip} . {key}", data))
-        return [*found, *(Element(SELF[ip.version], f"{ip} . {ip}") for ip in has)]
+                found.append(Element(AT[ip.version], one.host_ip.packed + key, data))
+        return [*found, *(Element(SELF[ip.version], ip.packed * 2) for ip in led)]
 
     def findings(self, record: Record, text: str, link: Link) -> Iterable[Finding]:
         """See LinkPart."""

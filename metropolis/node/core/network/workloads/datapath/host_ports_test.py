@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metropolis.node.core.network.workloads.datapath.elements import unpack
 from metropolis.node.core.network.workloads.datapath.host_ports import PART
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.errors import FailedPrecondition, InvalidArgument
@@ -185,9 +186,10 @@ def test_single_ports_fit() -> None:
 )  # fmt: skip
 def test_elements(text: str, ips: str, found: list[str]) -> None:
     elements = PART.elements(record(text, IPS[ips]), text)
-    assert [f"{one.key} = {one.data}" for one in elements if one.data] == found
-    own = [one.key for one in elements if not one.data]
-    led = {one.data.partition(" . ")[0] for one in elements if one.data}
+    shown = [(unpack(one.set.key, one.key), unpack(one.set.data, one.data)) for one in elements]
+    assert [f"{key} = {data}" for key, data in shown if data] == found
+    own = [key for key, data in shown if not data]
+    led = {data.partition(" . ")[0] for _, data in shown if data}
     assert own == [f"{ip} . {ip}" for ip in map(str, IPS[ips]) if ip in led]
     assert {one.set for one in elements} <= set(PART.sets)
 

@@ -38,7 +38,11 @@ ONE = Record(
     parts=(("c", "blue,red"),),
 )
 PARTS = Parts((COLOUR,))
-SET, MAP = NftSet("inet", "t", "s", ("mark",)), NftSet("inet", "t", "m", ("mark",))
+SET = NftSet("inet", "t", "s", ("ipv6_addr",))
+MAP = NftSet("inet", "t", "m", ("inet_proto", "inet_service"), ("ipv4_addr", "inet_service"))
+ELEMENT = Element(
+    MAP, elements.pack(MAP.key, "tcp . 80"), elements.pack(MAP.data, "10.0.0.1 . 8080")
+)
 
 
 @pytest.fixture
@@ -138,7 +142,7 @@ def test_what_is_understood_is_adopted() -> None:
 
 
 def test_comments() -> None:
-    for one in (Element(MAP, "tcp . 80", "10.0.0.1 . 8080"), Element(SET, "fd00::1")):
+    for one in (ELEMENT, Element(SET, elements.pack(SET.key, "fd00::1"))):
         comment = elements.comment_of(0x1A, one)
         assert elements.parse_comment(one.set, comment) == Found(one.set, comment, 0x1A, one.key)
 
@@ -157,6 +161,12 @@ def test_comments() -> None:
 )  # fmt: skip
 def test_keys(types: tuple[str, ...], text: str, packed: str) -> None:
     assert elements.pack(types, text) == bytes.fromhex(packed)
+    assert elements.unpack(types, bytes.fromhex(packed)) == text
+
+
+@pytest.mark.parametrize("packed", ["", "06", "0600000000500000ff", "060000000050"])
+def test_a_key_of_another_length_is_shown_in_hex(packed: str) -> None:
+    assert elements.unpack(("inet_proto", "inet_service"), bytes.fromhex(packed)) == packed
 
 
 @pytest.mark.parametrize(
@@ -178,8 +188,11 @@ def test_what_is_no_key(types: tuple[str, ...], text: str) -> None:
 
 
 def test_a_comment_says_whose_and_of_which_data() -> None:
-    one = Element(MAP, "tcp . 80", "10.0.0.1 . 8080")
-    others = [replace(one, data="10.0.0.2 . 8080"), replace(one, key="tcp . 81")]
+    one = ELEMENT
+    others = [
+        replace(one, data=elements.pack(MAP.data, "10.0.0.2 . 8080")),
+        replace(one, key=elements.pack(MAP.key, "tcp . 81")),
+    ]
     comments = {elements.comment_of(1, other) for other in [one, *others]}
     comments.add(elements.comment_of(2, one))
     assert len(comments) == 4
@@ -187,7 +200,16 @@ def test_a_comment_says_whose_and_of_which_data() -> None:
 
 
 @pytest.mark.parametrize(
-    "comment", ["", "x", "mw2e", "mw2e.1.2.3", "mw1e.1.01234567.80", "mw2e.1.01234567.80}"]
+    "comment",
+    [
+        "",
+        "x",
+        "mw2e",
+        "mw2e.1.2.3",
+        "mw1e.1.01234567.80",
+        "mw2e.1.01234567.80}",
+        "mw2e.1.01234567.8",
+    ],
 )
 def test_comments_of_others(comment: str) -> None:
     assert elements.parse_comment(SET, comment) is None

@@ -352,7 +352,7 @@ class KernelDatapath:
         present = self._elements.made(record.host_ifindex, elements) if elements else ()
         for element in elements:
             if element not in present:
-                yield Finding(str(element), element.data or "there", checks.NOTHING)
+                yield Finding(str(element), element.value, checks.NOTHING)
 
     # ---- Detach -------------------------------------------------------------
 

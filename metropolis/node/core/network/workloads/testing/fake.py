@@ -73,7 +73,7 @@ class FakeKernel:
     cut_off: set[int] = field(default_factory=set)
     without_ipv6: set[int] = field(default_factory=set)
     default_routes: set[tuple[int, int]] = field(default_factory=set)
-    elements: dict[tuple[NftSet, str], tuple[int, Element]] = field(default_factory=dict)
+    elements: dict[tuple[NftSet, bytes], tuple[int, Element]] = field(default_factory=dict)
     local: set[IPAddress] = field(default_factory=set)
     sockets: list[tuple[str, Listener]] = field(default_factory=list)
     half_made: list[str] = field(default_factory=list)
@@ -267,7 +267,7 @@ class FakeDatapath:
         if record.host_ifindex in self.kernel.routes_lost and netns is not None:
             findings.append(Finding("route to 0.0.0.0/0 inside", "one", "nothing"))
         for one in self._missing(record):
-            findings.append(Finding(str(one), one.data or "there", "nothing"))
+            findings.append(Finding(str(one), one.value, "nothing"))
         return tuple(findings)
 
     def repair(

@@ -7,11 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 
-from metropolis.node.core.network.workloads.datapath.elements import Element
 from metropolis.node.core.network.workloads.datapath.interface import Datapath, Record
 from metropolis.node.core.network.workloads.datapath.parts import LinkPart
 from metropolis.node.core.network.workloads.testing.fake import HOME, FakeDatapath, FakeKernel
-from metropolis.node.core.network.workloads.testing.toy_part import COLOURS, RESERVED
+from metropolis.node.core.network.workloads.testing.toy_part import (
+    COLOURS,
+    RESERVED,
+    element,
+    shown_key,
+)
 from osbase.netlink.sock_diag import Listener
 
 
@@ -58,13 +62,14 @@ class FakeBench:
         self.kernel.links[record.host_ifindex] = record
 
     def keys(self) -> set[str]:
-        return {key for _, key in self.kernel.elements}
+        return {shown_key(key) for _, key in self.kernel.elements}
 
     def take_key(self, key: str) -> None:
-        del self.kernel.elements[COLOURS, key]
+        del self.kernel.elements[COLOURS, element(key).key]
 
     def add_key(self, key: str) -> None:
-        self.kernel.elements[COLOURS, key] = (0, Element(COLOURS, key))
+        one = element(key, "10.9.9.9")
+        self.kernel.elements[COLOURS, one.key] = (0, one)
 
     @contextlib.contextmanager
     def listen(self, address: str) -> Iterator[None]:

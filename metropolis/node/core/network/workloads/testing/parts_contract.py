@@ -12,7 +12,6 @@ from typing import Protocol
 
 import pytest
 
-from metropolis.node.core.network.workloads.datapath.elements import Element
 from metropolis.node.core.network.workloads.datapath.interface import Record, Scan
 from metropolis.node.core.network.workloads.errors import AlreadyExists, FailedPrecondition
 from metropolis.node.core.network.workloads.model import Finding, PartText
@@ -23,7 +22,7 @@ from metropolis.node.core.network.workloads.testing.contract import (
     idle,
     record_for,
 )
-from metropolis.node.core.network.workloads.testing.toy_part import COLOURS
+from metropolis.node.core.network.workloads.testing.toy_part import element
 
 BLUE_RED = (("c", "blue,red"),)
 GREEN = (("c", "green"),)
@@ -133,7 +132,7 @@ class PartsContract:
         bench.take_key("3")
         for _ in range(2):
             (found,) = bench.datapath.check(record, None)
-            what = str(Element(COLOURS, "3", "10.9.0.1"))
+            what = str(element("3"))
             assert found == Finding(what, "10.9.0.1", "nothing")
         assert bench.keys() == {"1"}
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from ipaddress import ip_network
 from typing import Protocol
 
+from metropolis.node.core.network.workloads.datapath.elements import parse_comment
 from metropolis.node.core.network.workloads.datapath.interface import Datapath
 from metropolis.node.core.network.workloads.datapath.parts import LinkPart
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
@@ -15,7 +16,13 @@ from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.model import AttachIntent, Attachment, PartText
 from metropolis.node.core.network.workloads.testing.fake import HOME, FakeDatapath, FakeKernel
 from metropolis.node.core.network.workloads.testing.lab import Pod, await_equal, objects
-from metropolis.node.core.network.workloads.testing.toy_part import COLOUR, COLOURS, TABLE
+from metropolis.node.core.network.workloads.testing.toy_part import (
+    COLOUR,
+    COLOURS,
+    TABLE,
+    element,
+    shown_key,
+)
 from osbase.nftables import digest
 
 PREFIXES = [ip_network("10.0.0.0/28"), ip_network("fd00::/124")]
@@ -67,10 +74,10 @@ class FakeHost:
         self.datapath.kill_netns(path)
 
     def keys(self) -> set[str]:
-        return {key for _, key in self.kernel.elements}
+        return {shown_key(key) for _, key in self.kernel.elements}
 
     def take_key(self, key: str) -> None:
-        del self.kernel.elements[COLOURS, key]
+        del self.kernel.elements[COLOURS, element(key).key]
 
 
 class KernelHost:
@@ -96,7 +103,10 @@ class KernelHost:
     def keys(self) -> set[str]:
         with digest.open_socket() as sock:
             found = digest.element_comments(sock, "inet", "toy", "colours")
-        return {comment.rpartition(".")[2] for comment in found or ()}
+        return {
+            shown_key(ours.key) if (ours := parse_comment(COLOURS, comment)) else comment
+            for comment in found or ()
+        }
 
     def take_key(self, key: str) -> None:
         nft(f"delete element inet toy colours {{ {key} }}")

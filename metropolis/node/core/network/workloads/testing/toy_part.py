@@ -10,7 +10,12 @@ cannot be attached while a process of the host listens at RESERVED, by TCP.
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from metropolis.node.core.network.workloads.datapath.elements import Element, NftSet
+from metropolis.node.core.network.workloads.datapath.elements import (
+    Element,
+    NftSet,
+    pack,
+    unpack,
+)
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.datapath.parts import HostFacts, LinkPart
 from metropolis.node.core.network.workloads.errors import (
@@ -60,13 +65,23 @@ class Colour(LinkPart):
     def elements(self, record: Record, text: str) -> Sequence[Element]:
         """See LinkPart."""
         ip = str(record.ips[0])
-        return [Element(COLOURS, str(NUMBERS[word]), ip) for word in text.split(",")]
+        return [element(str(NUMBERS[word]), ip) for word in text.split(",")]
 
     def findings(self, record: Record, text: str, link: Link) -> Iterable[Finding]:
         """See LinkPart."""
         tag, found = _tag(text), link.ipv4_setting(IPV4_DEVCONF_TAG)
         if found != tag:
             yield Finding(f"tag of {record.host_interface}", str(tag), str(found))
+
+
+def element(key: str, data: str = "10.0.0.1", *, in_map: NftSet = COLOURS) -> Element:
+    """Return an element of the map, from what nft(8) shows."""
+    return Element(in_map, pack(in_map.key, key), pack(in_map.data, data))
+
+
+def shown_key(key: bytes) -> str:
+    """Return a key as nft(8) shows it."""
+    return unpack(COLOURS.key, key)
 
 
 def _tag(text: str) -> int:
