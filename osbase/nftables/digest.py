@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from osbase.netlink import attrs, bpf
-from osbase.netlink.errors import BatchError, DumpInterrupted, ProtocolError
+from osbase.netlink.errors import BatchError, ProtocolError
 from osbase.netlink.events import Events
 from osbase.netlink.message import Message, Request
 from osbase.netlink.transport import (
@@ -247,14 +247,17 @@ def generation_events(
 
 
 def element_comments(sock: NetlinkSocket, family: str, table: str, name: str) -> list[str] | None:
-    """Return the comments of the elements of a set or map, as far as they have
-    any; None: there is no such set. family: "inet", "ip", ... Raises
-    NetlinkError; DumpInterrupted if there was a commit during each attempt.
+    """Return the comments of the elements of a set or map, each once, as far
+    as they have any; None: there is no such set. family: "inet", "ip", ...
+    Raises NetlinkError.
 
     A commit changes the order in which the kernel lists elements, and it does
     not say so: some are missing then, or come twice. A set without a size may
-    also be reordered some time after a commit, which nothing shows.
+    also be reordered some time after a commit, which nothing shows. If there is
+    a commit during each of ten lists, it returns what was in any of them: few
+    elements are missing in one, so none that stayed is likely to miss in all.
     """
+    found: dict[str, None] = {}
     asked = attrs.text(_TABLE, table.encode()) + attrs.text(_ELEMENTS_SET, name.encode())
     for _ in range(DUMP_ATTEMPTS):
         before = generation(sock)
@@ -264,14 +267,16 @@ def element_comments(sock: NetlinkSocket, family: str, table: str, name: str) ->
             if error.errors[0].errno == errno.ENOENT:
                 return None
             raise
-        if generation(sock) == before:
-            return [
-                comment
-                for body in bodies
-                for _, element in attrs.walk(attrs.parse(body).get(_ELEMENTS, b""))
-                if (comment := _comment(attrs.parse(element).get(_ELEMENT_USERDATA, b"")))
-            ]
-    raise DumpInterrupted(f"list elements of {family} {table} {name}: others commit all the time")
+        quiet = generation(sock) == before
+        if quiet:
+            found.clear()
+        for body in bodies:
+            for _, element in attrs.walk(attrs.parse(body).get(_ELEMENTS, b"")):
+                found[_comment(attrs.parse(element).get(_ELEMENT_USERDATA, b""))] = None
+        if quiet:
+            break
+    found.pop("", None)
+    return list(found)
 
 
 def element_comment(

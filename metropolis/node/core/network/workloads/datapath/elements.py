@@ -303,8 +303,7 @@ class Elements:
 
     def present(self) -> list[Found]:
         """Return the elements of attachments, by a dump of each set that
-        exists. Raises NetlinkError; DumpInterrupted if there was a commit
-        during each dump.
+        exists. Raises NetlinkError.
         """
         if not self._sets:
             return []

@@ -33,7 +33,6 @@ from metropolis.node.core.network.workloads.model import IPAddress
 from osbase.netlink.address import RTM_DELADDR, RTM_NEWADDR
 from osbase.netlink.errors import (
     BatchError,
-    DumpInterrupted,
     NetlinkError,
     RequestError,
     errno_name,
@@ -207,7 +206,8 @@ class Restorer:
         hops = self._host.first_hops()
         links = {link.ifindex: link for link in (dumped[1] if dumped else self._host.links())}
         neighbours = self._host.neighbours()
-        elements = self._look_at_elements() if any(record.parts for record in records) else None
+        with_parts = any(record.parts for record in records)
+        elements = set(self._elements.present()) if with_parts else None
         seen = repairs.Seen(links, routes, hops, forwards(), self._host.ipv6, neighbours, elements)
         done: list[Repair] = []
         for record in records:
@@ -217,16 +217,6 @@ class Restorer:
                     if held:
                         done += self._mend(record, mends, allow)
         return done
-
-    def _look_at_elements(self) -> Collection[Found]:
-        """Return the elements; none if there was a commit during each dump:
-        then all that attachments should have are looked up.
-        """
-        try:
-            return set(self._elements.present())
-        except DumpInterrupted as error:
-            log.info("%s", error)
-            return ()
 
     def _mend(
         self, record: Record, mends: Sequence[repairs.Mend], allow: Allow
