@@ -14,7 +14,8 @@
     model, results, messages, targets, report  pure: values, ratios of rounds,
                                                netlink, output
     timing, commands, processes                the clock; programs and pipes
-    node, client, inner, floor, recording      the measured programs
+    node, client, inner, floor, recording      the measured programs; host: what
+                                               ours have prepared
     subjects, plugins, peers, catalogue        the measured subjects
     pods, measure, counting                    namespaces; phases; strace
     plot                                       the picture

@@ -17,9 +17,14 @@ _BOTH = (4, 6)
 OURS_AND_FLOOR = {
     OURS: "Attach and Detach over gRPC, a Python client; the base of `x ours`",
     "grpc ipv4": "the same without IPv6",
+    "grpc dual 1 port": "the same as the first with one host port",
+    "grpc dual 10 ports": "the same with ten, not successive",
+    "grpc dual 1 port by 5000": "with one, while others have 5,000",
     "shim dual": "the exec shim, as a stock runtime runs a CNI plugin",
     "inner dual": "the service's engine, called without RPC",
     "inner ipv4": "the same without IPv6",
+    "inner dual 1 port": "with IPv6 and one host port",
+    "inner dual 10 ports": "with ten, not successive",
     "floor dual": "the least kernel work of an attach, as encoded messages",
     "floor ipv4": "the same without IPv6",
     "floor same work": "the very messages of our datapath, without the service",
@@ -33,7 +38,9 @@ PEERS = {
     "bridge ipMasq": "CNI bridge with host-local, by iptables",
     "bridge ipMasq portmap": "containerd's usual chain, no port mapping asked for",
     "bridge ipMasq portmap 1 port": "the same with one port mapping asked for",
+    "bridge ipMasq portmap 1 port nft": "the same by nft, there being no iptables",
     "netavark NAT": "Podman's bridge by nft; its caller allocates the address",
+    "netavark NAT 1 port": "the same with one port mapping",
 }
 SUBJECTS = OURS_AND_FLOOR | PEERS
 
@@ -43,9 +50,16 @@ def catalogue(run_dir: Path, shim: Path, installed: peers.Installed | None) -> C
     found: dict[str, Callable[[], Subject]] = {
         OURS: lambda: Grpc(OURS, _BOTH, run_dir),
         "grpc ipv4": lambda: Grpc("grpc ipv4", (4,), run_dir),
+        "grpc dual 1 port": lambda: Grpc("grpc dual 1 port", _BOTH, run_dir, ports=1),
+        "grpc dual 10 ports": lambda: Grpc("grpc dual 10 ports", _BOTH, run_dir, ports=10),
+        "grpc dual 1 port by 5000": lambda: Grpc(
+            "grpc dual 1 port by 5000", _BOTH, run_dir, ports=1, beside=5000
+        ),
         "shim dual": lambda: Shim("shim dual", _BOTH, shim, run_dir),
         "inner dual": lambda: inner("inner dual", _BOTH, run_dir),
         "inner ipv4": lambda: inner("inner ipv4", (4,), run_dir),
+        "inner dual 1 port": lambda: inner("inner dual 1 port", _BOTH, run_dir, 1),
+        "inner dual 10 ports": lambda: inner("inner dual 10 ports", _BOTH, run_dir, 10),
         "floor dual": lambda: floor("floor dual", _BOTH, run_dir, "dual"),
         "floor ipv4": lambda: floor("floor ipv4", (4,), run_dir, "ipv4"),
         "floor same work": lambda: floor("floor same work", _BOTH, run_dir, "same"),
@@ -69,4 +83,6 @@ def opened(made_by: Catalogue, names: Sequence[str], run_dir: Path) -> Iterator[
         served = [one for one in subjects if isinstance(one, Grpc)]
         if served:
             stack.callback(connect(served, run_dir).close)
+        for subject in subjects:
+            subject.fill()
         yield subjects

@@ -16,7 +16,7 @@ import grpc
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.node.core.network.workloads.spec import workload_pb2_grpc as rpc
 from metropolis.test.bench.attach.commands import answer_commands
-from metropolis.test.bench.attach.model import Op, Pod
+from metropolis.test.bench.attach.model import Op, Pod, host_ports
 from metropolis.test.bench.attach.timing import Call
 from metropolis.test.bench.common.errors import BenchError
 
@@ -34,12 +34,16 @@ class Client:
             self._stubs[name] = rpc.WorkloadNetworkingStub(channel)
 
     def prepare(self, op: Op, pods: Sequence[Pod], extra: dict[str, Any]) -> list[Call]:
-        """See Work. extra "service": the name."""
+        """See Work. extra: the service, its addresses and ports of a pod."""
         stub = self._stubs[extra["service"]]
         calls: list[Call] = []
         for pod in pods:
             netns = pb.NetNSAttachment(netns_path=pod.path, if_name="eth0")
-            request = pb.AttachRequest(workload_id=pod.workload, netns=netns)
+            mapped = [
+                pb.PortMapping(host_port=port, container_port=own)
+                for port, own in host_ports(pod, extra["ports"])
+            ]
+            request = pb.AttachRequest(workload_id=pod.workload, netns=netns, port_mapping=mapped)
             goodbye = pb.DetachRequest(workload_id=pod.workload, netns=netns)
             add = partial(_attach, stub, request, extra["addresses"])
             remove = partial(stub.Detach, goodbye, timeout=_DEADLINE_S)

@@ -8,13 +8,15 @@ from functools import partial
 from ipaddress import ip_network
 from typing import Any
 
-from metropolis.node.core.network.host import prepare_host
+from metropolis.node.core.network.workloads.datapath.host_ports import PART
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.engine.journal import Journal
+from metropolis.node.core.network.workloads.host_ports import Mapping, part_of
 from metropolis.node.core.network.workloads.model import AttachIntent
 from metropolis.test.bench.attach.commands import answer_commands
-from metropolis.test.bench.attach.model import Op, Pod
+from metropolis.test.bench.attach.host import prepare
+from metropolis.test.bench.attach.model import Op, Pod, host_ports
 from metropolis.test.bench.attach.timing import Call
 
 
@@ -29,22 +31,31 @@ class Inner:
         engine = self._engine
         if op is Op.DEL:
             return [partial(engine.detach, pod.workload, pod.path, "eth0") for pod in pods]
-        intents = [AttachIntent(pod.workload, pod.path, "eth0") for pod in pods]
-        return [partial(self._cycle if op is Op.CYCLE else engine.attach, one) for one in intents]
+        call = self._cycle if op is Op.CYCLE else self._attach
+        return [partial(call, pod, _mappings(pod, extra.get("ports", 0))) for pod in pods]
 
-    def _cycle(self, intent: AttachIntent) -> None:
-        self._engine.attach(intent)
-        self._engine.detach(intent.workload_id, intent.netns_path, intent.if_name)
+    def _attach(self, pod: Pod, mappings: Sequence[Mapping]) -> None:
+        # As the gRPC API does: the text is a cost of ports.
+        parts = part_of(mappings) if mappings else ()
+        self._engine.attach(AttachIntent(pod.workload, pod.path, "eth0", parts=parts))
+
+    def _cycle(self, pod: Pod, mappings: Sequence[Mapping]) -> None:
+        self._attach(pod, mappings)
+        self._engine.detach(pod.workload, pod.path, "eth0")
 
     def done(self, op: Op, pods: Sequence[Pod]) -> None:
         """See Work."""
 
 
+def _mappings(pod: Pod, count: int) -> list[Mapping]:
+    return [Mapping("tcp", port, own) for port, own in host_ports(pod, count)]
+
+
 def main(arguments: list[str]) -> int:
     """inner PREFIX..., in the namespace that is the host."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    prepare_host()
-    engine = Engine(KernelDatapath(), journal=Journal())
+    prepare()
+    engine = Engine(KernelDatapath((PART,)), journal=Journal())
     engine.set_prefixes([ip_network(prefix) for prefix in arguments])
     engine.start()
     try:

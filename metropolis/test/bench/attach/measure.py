@@ -160,7 +160,11 @@ class Phases:
         """
         for level in self._plan.at_once:
             for subject in self._roster:
-                if subject.name in self._slow or (level > _PEERS_AT_ONCE and not subject.pid):
+                if (
+                    not subject.rated
+                    or subject.name in self._slow
+                    or (level > _PEERS_AT_ONCE and not subject.pid)
+                ):
                     continue
                 self._roster.attempt(subject, partial(self._at_once, subject, level, round_))
             settle()

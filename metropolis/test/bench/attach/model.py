@@ -26,6 +26,24 @@ class Pod:
     path: str
 
 
+MANY_PORTS = 1000
+"""Host ports of one pod that is there to have many."""
+_FIRST_PORT = 10_000
+_PORTS = 50_000
+_FIRST_OF_MANY = 60_000
+
+
+def host_ports(pod: Pod, count: int) -> list[tuple[int, int]]:
+    """Return pairs of ports, the host's and the pod's, which no other pod of a
+    subject has at the same time. They are not successive, but for MANY_PORTS.
+    """
+    if count == MANY_PORTS:
+        first = _FIRST_OF_MANY + MANY_PORTS * pod.number
+        return [(first + n, 1 + n) for n in range(count)]
+    first = 2 * pod.number * count % _PORTS
+    return [(_FIRST_PORT + first + 2 * n, 80 + n) for n in range(count)]
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The times of a batch of operations.

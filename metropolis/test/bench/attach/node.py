@@ -19,15 +19,16 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from metropolis.node.core.network.cni.server import CniServer
-from metropolis.node.core.network.host import prepare_host
 from metropolis.node.core.network.workloads.api.server import WorkloadServer
+from metropolis.node.core.network.workloads.datapath.host_ports import PART
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.engine.journal import Journal
+from metropolis.test.bench.attach.host import prepare
 
 
 async def _serve(directory: Path, prefixes: list[str]) -> None:
-    engine = Engine(KernelDatapath(), journal=Journal())
+    engine = Engine(KernelDatapath((PART,)), journal=Journal())
     engine.start()
     engine.set_prefixes([ip_network(prefix) for prefix in prefixes])
     server = WorkloadServer(engine, directory / "workload.sock")
@@ -44,7 +45,7 @@ async def _serve(directory: Path, prefixes: list[str]) -> None:
 def main(arguments: list[str]) -> int:
     """See the module."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    prepare_host()
+    prepare()
     asyncio.run(_serve(Path(arguments[0]), arguments[1:]))
     return 0
 

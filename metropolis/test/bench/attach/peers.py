@@ -11,6 +11,7 @@ import os
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +116,9 @@ def catalogue(installed: Installed) -> dict[str, Callable[[], Subject]]:
 
         return name, make
 
-    def netavark() -> Subject:
-        name = "netavark NAT"
+    def netavark(name: str, ports: int) -> Subject:
         state = new_directory(installed.state, name)
-        subject = Netavark(name, installed.with_iptables, installed.netavark, state)
+        subject = Netavark(name, installed.with_iptables, installed.netavark, state, ports)
         _limit_to_bridge(subject)
         return subject
 
@@ -138,9 +138,17 @@ def catalogue(installed: Installed) -> dict[str, Callable[[], Subject]]:
             cni("bridge ipMasq", bridge_masq),
             cni("bridge ipMasq portmap", bridge_masq, portmap),
             cni("bridge ipMasq portmap 1 port", bridge_masq, portmap, port=True),
+            cni(
+                "bridge ipMasq portmap 1 port nft",
+                bridge_masq | {"ipMasqBackend": "nftables"},
+                portmap | {"backend": "nftables"},
+                nft=True,
+                port=True,
+            ),
         ]
     )
-    found["netavark NAT"] = netavark
+    for name, ports in (("netavark NAT", 0), ("netavark NAT 1 port", 1)):
+        found[name] = partial(netavark, name, ports)
     return found
 
 

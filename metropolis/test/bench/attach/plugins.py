@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from metropolis.test.bench.attach import timing
-from metropolis.test.bench.attach.model import Batch, Op, Pod
+from metropolis.test.bench.attach.model import Batch, Op, Pod, host_ports
 from metropolis.test.bench.attach.processes import Executed, Program, execute, processor_ns
 from metropolis.test.bench.attach.subjects import Subject, new_directory, start_node
 from metropolis.test.bench.common.errors import BenchError
@@ -23,7 +23,6 @@ from metropolis.test.world.namespaces import Netns
 
 type Json = dict[str, Any]
 
-_FIRST_PORT = 10_000
 _ANCHOR = 0xFFF0  # a number that no pod has
 
 
@@ -93,7 +92,7 @@ class Cni(Executes):
         super().__init__(name, versions, environment)
         self._dir = plugin_dir
         self._chain = list(chain)
-        self._port = port
+        self.ports, self.rated = int(port), not port
         self._settings = settings or Settings()
         self._results: dict[int, Json] = {}
         self.host.inside(partial(_write_settings, self._settings.host))
@@ -117,9 +116,13 @@ class Cni(Executes):
             conf = dict(plugin)
             if result is not None:
                 conf["prevResult"] = result
-            if self._port and "capabilities" in plugin:
-                mapping = {"hostPort": _FIRST_PORT + pod.number, "containerPort": 80}
-                conf["runtimeConfig"] = {"portMappings": [mapping | {"protocol": "tcp"}]}
+            if self.ports and "capabilities" in plugin:
+                conf["runtimeConfig"] = {
+                    "portMappings": [
+                        {"hostPort": port, "containerPort": own, "protocol": "tcp"}
+                        for port, own in host_ports(pod, self.ports)
+                    ]
+                }
             done = self._execute(pod, [str(self._dir / plugin["type"])], conf, environment)
             if adding:
                 result = json.loads(done.stdout)
@@ -156,9 +159,15 @@ class Netavark(Executes):
     """
 
     def __init__(
-        self, name: str, environment: Mapping[str, str], program: Path, state: Path
+        self,
+        name: str,
+        environment: Mapping[str, str],
+        program: Path,
+        state: Path,
+        ports: int = 0,
     ) -> None:
         super().__init__(name, (4,), environment)
+        self.ports, self.rated = ports, not ports
         self._program = program
         self._state = state
         self._anchor = Netns()
@@ -193,6 +202,16 @@ class Netavark(Executes):
             "container_id": pod.workload,
             "container_name": pod.workload,
             "networks": {"podman": options},
+            "port_mappings": [
+                {
+                    "host_ip": "",
+                    "host_port": port,
+                    "container_port": own,
+                    "range": 1,
+                    "protocol": "tcp",
+                }
+                for port, own in host_ports(pod, self.ports)
+            ],
             "network_info": {"podman": network},
         }
         what = "setup" if op is Op.ADD else "teardown"

@@ -118,3 +118,23 @@ def test_targets_fit() -> None:
         text = targets.render(targets.targets(results, [PEER]))
         assert max(map(len, text.splitlines())) <= WIDTH
         assert len(text.splitlines()) == len(targets.targets(results, [PEER])) + 2
+
+
+def test_targets_of_ports() -> None:
+    results = Results()
+    for subject, add, remove in (
+        ("grpc dual 1 port", 1.2, 0.8),
+        ("grpc dual 1 port by 5000", 1.5, 0.8),
+        ("inner dual", 0.5, 0.3),
+        ("inner dual 1 port", 0.58, 0.4),
+        ("inner dual 10 ports", 0.8, 0.4),
+        (PEER, 60.0, 150.0),
+    ):
+        results.add("ADD alone", subject, "ms", 0, [add])
+        results.add("DEL alone", subject, "ms", 0, [remove])
+    found = {one.what: (one.found, one.met) for one in targets.targets(results, [])}
+    assert found[f"{PEER} ADD / gRPC's"] == ("50.0x", True)
+    assert found[f"{PEER} ADD + DEL / gRPC's"] == ("105.0x", True)
+    assert found["one TCP port added to an inner ADD"] == ("0.08 ms", True)
+    assert found["ten TCP ports added to an inner ADD"] == ("0.30 ms", False)
+    assert found["gRPC ADD with a port: beside 5,000 / beside none"] == ("1.25x", False)

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from metropolis.test.bench.attach.model import Batch, Op, Pod
+from metropolis.test.bench.attach.model import MANY_PORTS, Batch, Op, Pod
 from metropolis.test.bench.attach.processes import Program, processor_ns
 from metropolis.test.world.namespaces import Netns
 
@@ -25,7 +25,9 @@ class Subject:
     name: in all output. versions: of IP. pid: the long-lived process that does
     the work; None if each operation is a process. is_service: people would run
     it. cycles: it has Op.CYCLE. most: the limit of attachments, and its reason;
-    None: the number of addresses.
+    None: the number of addresses. ports: host ports of each pod. beside: host
+    ports of others, which are there from the beginning. rated: its rates are
+    measured, too.
     """
 
     pid: int | None = None
@@ -33,6 +35,9 @@ class Subject:
     cycles = False
     most: int | None = None
     why_most = ""
+    ports = 0
+    beside = 0
+    rated = True
 
     def __init__(self, name: str, versions: tuple[int, ...]) -> None:
         self.name = name
@@ -54,6 +59,9 @@ class Subject:
         """Run the operations. Raises BenchError if one fails."""
         raise NotImplementedError
 
+    def fill(self) -> None:
+        """Attach the others, once all programs run."""
+
     def populate(self, pods: Sequence[Pod]) -> None:
         """Attach many by any means; not measured."""
         self.run(Op.ADD, pods, 8)
@@ -69,8 +77,18 @@ class Grpc(Subject):
     is_service = True
     cycles = True
 
-    def __init__(self, name: str, versions: tuple[int, ...], run_dir: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        versions: tuple[int, ...],
+        run_dir: Path,
+        *,
+        ports: int = 0,
+        beside: int = 0,
+    ) -> None:
         super().__init__(name, versions)
+        self.ports, self.beside, self.rated = ports, beside, not ports
+        self._others: list[Netns] = []
         self.directory = new_directory(run_dir, name)
         self.node = start_node(self.host, self.directory, versions)
         self.pid = self.node.pid
@@ -82,17 +100,30 @@ class Grpc(Subject):
 
     def run(self, op: Op, pods: Sequence[Pod], at_once: int) -> Batch:
         """See Subject."""
-        assert self.client is not None, "connect comes first"
         before = processor_ns(self.node.pid)
-        batch = self.client.measure(
-            op, pods, at_once, service=self.name, addresses=len(self.versions)
-        )
+        batch = self._measure(op, pods, at_once, self.ports)
         cpu = processor_ns(self.node.pid) - before
         return Batch(batch.each_ns, batch.wall_ns, cpu, client_cpu_ns=batch.cpu_ns)
+
+    def _measure(self, op: Op, pods: Sequence[Pod], at_once: int, ports: int) -> Batch:
+        assert self.client is not None, "connect comes first"
+        return self.client.measure(
+            op, pods, at_once, service=self.name, addresses=len(self.versions), ports=ports
+        )
+
+    def fill(self) -> None:
+        """See Subject."""
+        pods = []
+        for number in range(self.beside // MANY_PORTS):
+            self._others.append(Netns())
+            pods.append(Pod(number, f"other-{number}", self._others[-1].path))
+        self._measure(Op.ADD, pods, 1, MANY_PORTS)
 
     def close(self) -> None:
         """See Subject."""
         self.node.close()
+        for other in self._others:
+            other.close()
         super().close()
 
 
@@ -130,8 +161,10 @@ class InProgram(Subject):
         run_dir: Path,
         module: str,
         arguments: Sequence[str],
+        ports: int = 0,
     ) -> None:
         super().__init__(name, versions)
+        self.ports, self.rated = ports, not ports
         log = new_directory(run_dir, name) / "log"
         self.program = Program(f"{_PACKAGE}.{module}", self.host, arguments, log)
         self.pid = self.program.pid
@@ -143,7 +176,7 @@ class InProgram(Subject):
 
     def run(self, op: Op, pods: Sequence[Pod], at_once: int) -> Batch:
         """See Subject."""
-        return self.program.measure(op, pods, at_once)
+        return self.program.measure(op, pods, at_once, ports=self.ports)
 
     def populate(self, pods: Sequence[Pod]) -> None:
         """See Subject."""
@@ -155,9 +188,9 @@ class InProgram(Subject):
         super().close()
 
 
-def inner(name: str, versions: tuple[int, ...], run_dir: Path) -> InProgram:
+def inner(name: str, versions: tuple[int, ...], run_dir: Path, ports: int = 0) -> InProgram:
     """Return our engine without RPC."""
-    return InProgram(name, versions, run_dir, "inner", _prefixes(versions))
+    return InProgram(name, versions, run_dir, "inner", _prefixes(versions), ports)
 
 
 def floor(name: str, versions: tuple[int, ...], run_dir: Path, kind: str) -> InProgram:

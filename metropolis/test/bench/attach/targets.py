@@ -39,12 +39,12 @@ def targets(results: Results, peers: Sequence[str]) -> list[Target]:
         ("ptp ipMasq", 16),
         ("netavark NAT", 18),
         ("bridge ipMasq portmap", 45),
-        ("bridge ipMasq portmap 1 port", 45),
     ):
         what = f"{peer} ADD / gRPC ADD"
         found.append(_at_least(results, what, (_ADD, peer), ours, times))
     shim = (_ADD, "shim dual")
     found.append(_at_least(results, "ptp ipMasq ADD / shim ADD", (_ADD, "ptp ipMasq"), shim, 10))
+    found += _ports(results)
     found += _rates(results, peers)
     found += _detach(results)
     found += _growth(results)
@@ -83,22 +83,50 @@ def _limit(what: str, value: float | None, limit: float, unit: str) -> Target:
 
 
 def _detach(results: Results) -> list[Target]:
-    """A pair is the ADD and the DEL of one workload."""
     alone = results.value(_DEL, OURS)
     found = [_limit("gRPC DEL, one at a time", alone, 1.0, " ms")]
     over, under = (("DEL with 2000 attached", OURS), ("DEL with 0 attached", OURS))
     what = "gRPC DEL with 2,000 attached / with 0"
     found.append(_at_most(results, what, over, under, 1.5))
     for peer, times in (("ptp ipMasq", 45), ("bridge ipMasq portmap", 50)):
-        values = [results.value(op, one) for one in (peer, OURS) for op in (_ADD, _DEL)]
-        what, wanted = f"{peer} ADD + DEL / gRPC's", f">= {times}x"
-        if None in values:
-            found.append(Target(what, wanted, "not measured", None))
-            continue
-        its_add, its_del, add, del_ = (value or 0.0 for value in values)
-        ratio = (its_add + its_del) / (add + del_)
-        found.append(Target(what, wanted, f"{ratio:.1f}x", ratio >= times))
+        found.append(_pair(results, peer, OURS, times))
     return found
+
+
+def _ports(results: Results) -> list[Target]:
+    chain, ours = "bridge ipMasq portmap 1 port", "grpc dual 1 port"
+    return [
+        _at_least(results, f"{chain} ADD / gRPC's", (_ADD, chain), (_ADD, ours), 45),
+        _pair(results, chain, ours, 85),
+        _added(results, "one TCP port added to an inner ADD", "inner dual 1 port", 0.1),
+        _added(results, "ten TCP ports added to an inner ADD", "inner dual 10 ports", 0.2),
+        _at_most(
+            results,
+            "gRPC ADD with a port: beside 5,000 / beside none",
+            (_ADD, f"{ours} by 5000"),
+            (_ADD, ours),
+            1.1,
+        ),
+    ]
+
+
+def _added(results: Results, what: str, subject: str, limit: float) -> Target:
+    wanted = f"<= {limit:g} ms"
+    over, under = results.value(_ADD, subject), results.value(_ADD, "inner dual")
+    if over is None or under is None:
+        return Target(what, wanted, "not measured", None)
+    return Target(what, wanted, f"{over - under:.2f} ms", over - under <= limit)
+
+
+def _pair(results: Results, peer: str, ours: str, times: float) -> Target:
+    """A pair is the ADD and the DEL of one workload."""
+    values = [results.value(op, one) for one in (peer, ours) for op in (_ADD, _DEL)]
+    what, wanted = f"{peer} ADD + DEL / gRPC's", f">= {times:g}x"
+    if None in values:
+        return Target(what, wanted, "not measured", None)
+    its_add, its_del, add, del_ = (value or 0.0 for value in values)
+    ratio = (its_add + its_del) / (add + del_)
+    return Target(what, wanted, f"{ratio:.1f}x", ratio >= times)
 
 
 def _rates(results: Results, peers: Sequence[str]) -> list[Target]:
