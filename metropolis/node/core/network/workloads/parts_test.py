@@ -9,15 +9,19 @@ import contextlib
 import random
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
+from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.datapath.parts import LinkPart, Parts
+from metropolis.node.core.network.workloads.engine.locks import TimeRemaining
 from metropolis.node.core.network.workloads.errors import (
     AlreadyExists,
+    GivenUp,
     InvalidArgument,
     KernelRefused,
     NotAttached,
@@ -31,6 +35,7 @@ from metropolis.node.core.network.workloads.testing.parts_host import (
     BLUE_RED,
     PREFIXES,
     RED,
+    WAIT_S,
     FakeHost,
     Host,
     KernelHost,
@@ -238,6 +243,38 @@ def test_an_end_whose_event_was_lost(broken: bool) -> None:
     assert (host.keys(), host.engine.in_use(PREFIXES[0])) == (set(), 0)
     attach(host, host.add_netns(), RED, "w2")
     host.engine.detach("w1", until_gone=True)
+    assert host.keys() == {"3"}
+
+
+def until(end: float) -> TimeRemaining:
+    return lambda: end - time.monotonic()
+
+
+def test_an_attach_waits_for_what_a_lost_one_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its namespace has ended, and the kernel takes its time for elements."""
+    host = FakeHost()
+    first = attach(host, path := host.add_netns())
+    clean_up = host.datapath.clean_up
+    begun, go_on = threading.Event(), threading.Event()
+
+    def late(record: Record) -> None:
+        begun.set()
+        assert go_on.wait(WAIT_S)
+        clean_up(record)
+
+    monkeypatch.setattr(host.datapath, "clean_up", late)
+    red = AttachIntent("w2", host.add_netns(), "eth0", parts=RED)
+    address = AttachIntent("w3", host.add_netns(), "eth0", requested_ips=first.ips)
+    with ThreadPoolExecutor(3) as pool:
+        ended = pool.submit(host.kill_netns, path)
+        assert begun.wait(WAIT_S)
+        for intent in (red, address):
+            with pytest.raises(GivenUp):
+                host.engine.attach(intent, time_remaining=until(time.monotonic() + 0.01))
+        made = [pool.submit(host.engine.attach, intent) for intent in (red, address)]
+        go_on.set()
+        ended.result()
+        assert [one.result().workload_id for one in made] == ["w2", "w3"]
     assert host.keys() == {"3"}
 
 

@@ -4,6 +4,7 @@
     engine         the public face: start, close, settings, calls
       ├─ attach    reserve, create, settle
       ├─ detach    leave, cut off; then removals: remove, drop
+      ├─ losses    what is left of those whose namespaces have ended
       ├─ collect   many removals
       ├─ check     compare, repair
       │     │  └──────────> datapath.interface    the kernel

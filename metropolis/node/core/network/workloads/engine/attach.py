@@ -46,6 +46,7 @@ from metropolis.node.core.network.workloads.engine.locks import (
     TimeRemaining,
     check_still_wanted,
 )
+from metropolis.node.core.network.workloads.engine.losses import Losses
 from metropolis.node.core.network.workloads.engine.numbers import further_metric, random_index
 from metropolis.node.core.network.workloads.engine.readiness import IPV6_REMEDY, Readiness
 from metropolis.node.core.network.workloads.engine.removals import PATIENCE_S, Removals
@@ -77,6 +78,7 @@ class Attacher:
         left_alone: LeftAlone,
         detacher: Detacher,
         removals: Removals,
+        losses: Losses,
     ) -> None:
         self._ledger = ledger
         self._datapath = datapath
@@ -86,6 +88,7 @@ class Attacher:
         self._left_alone = left_alone
         self._detacher = detacher
         self._removals = removals
+        self._losses = losses
 
     def attach(
         self, intent: AttachIntent, time_remaining: TimeRemaining
@@ -135,9 +138,13 @@ class Attacher:
                     f"attach {show(intent.workload_id)}: others still leave after "
                     f"{PATIENCE_S:g} s; try again"
                 ) from leaving.error
-            self._removals.await_gone(
-                leaving.entries, time_remaining, one=leaving.error is not None
-            )
+            if leaving.lost and leaving.error is not None:
+                if not self._losses.await_free(leaving.entries, time_remaining):
+                    raise leaving.error
+            else:
+                self._removals.await_gone(
+                    leaving.entries, time_remaining, one=leaving.error is not None
+                )
             check_still_wanted(time_remaining)
 
     def _make(

@@ -13,6 +13,7 @@ from metropolis.node.core.network.workloads.engine.entries import State, attachm
 from metropolis.node.core.network.workloads.engine.ledger import Ledger
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone
 from metropolis.node.core.network.workloads.engine.locks import Locks, TimeRemaining
+from metropolis.node.core.network.workloads.engine.losses import Losses
 from metropolis.node.core.network.workloads.errors import NotAttached
 from metropolis.node.core.network.workloads.model import Checked, Finding
 from metropolis.node.core.network.workloads.validate import show
@@ -29,6 +30,7 @@ class Checker:
         conditions: Conditions,
         left_alone: LeftAlone,
         detacher: Detacher,
+        losses: Losses,
     ) -> None:
         self._ledger = ledger
         self._datapath = datapath
@@ -36,6 +38,7 @@ class Checker:
         self._conditions = conditions
         self._left_alone = left_alone
         self._detacher = detacher
+        self._losses = losses
 
     def check(
         self, workload_id: str, if_name: str, netns_path: str, time_remaining: TimeRemaining
@@ -73,7 +76,7 @@ class Checker:
 
     def repair(self, allow: Allow) -> Sequence[Repair]:
         """See Engine.repair."""
-        self._detacher.clean_up_again()
+        self._losses.again()
         return self._datapath.repair(self._ledger.attached(), allow, self._lock_if_idle)
 
     @contextlib.contextmanager

@@ -18,31 +18,24 @@
 Where a link cannot be cut off (a kernel without clsact, another program's on
 the link), the call itself removes. After an error of that the entry is BROKEN,
 and a repeated call tries again.
-
-An attachment is lost when its link is gone, usually with its namespace. Then
-the elements of its parts, which outlive the link, are removed, and its
-addresses and resources are freed. So are those of a link that was left alone.
-If that is refused, they stay in use, since an element may lead to an address;
-each look of the reconciler tries again.
 """
 
 import itertools
 import logging
-from collections import deque
 from collections.abc import Iterable, Sequence
 
-from metropolis.node.core.network.workloads.datapath.interface import Datapath, Held, Record
-from metropolis.node.core.network.workloads.engine.entries import Entry, State, owner_text
+from metropolis.node.core.network.workloads.datapath.interface import Datapath, Record
+from metropolis.node.core.network.workloads.engine.entries import Entry, State
 from metropolis.node.core.network.workloads.engine.ledger import Ledger
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone
 from metropolis.node.core.network.workloads.engine.locks import Locks, TimeRemaining
+from metropolis.node.core.network.workloads.engine.losses import Losses
 from metropolis.node.core.network.workloads.engine.removals import Removals
 from metropolis.node.core.network.workloads.errors import (
     InvalidArgument,
     NotFound,
     WorkloadError,
 )
-from metropolis.node.core.network.workloads.validate import show
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +50,15 @@ class Detacher:
         locks: Locks,
         left_alone: LeftAlone,
         removals: Removals,
+        losses: Losses,
     ) -> None:
         self._ledger = ledger
         self._datapath = datapath
         self._locks = locks
         self._left_alone = left_alone
         self._removals = removals
+        self._losses = losses
         self._uncut = False  # and it was logged
-        # Lost, and their elements remain; thread-safe.
-        self._unclean: deque[Entry | Held] = deque()
 
     def detach(
         self,
@@ -141,42 +134,8 @@ class Detacher:
         """
         if self._ledger.settle(entry, state):
             return True
-        self.clean_up(entry)
+        self._losses.clean_up(entry)
         return False
-
-    def clean_up(self, entry: Entry) -> None:
-        """Remove the elements of a lost entry with parts, then free its
-        addresses and resources; see Ledger.removed.
-        """
-        if not entry.record.parts:
-            return
-        try:
-            self._datapath.clean_up(entry.record)
-        except WorkloadError as error:
-            owner = owner_text(entry.record.workload_id)
-            log.error("%s is gone: %s; its addresses stay in use", owner, error)
-            self._unclean.append(entry)
-        else:
-            self._ledger.free(entry)
-
-    def clean_up_held(self, held: Held) -> None:
-        """Do the same for a link that was left alone, and is gone."""
-        try:
-            self._datapath.clean_up_link(held.ifindex)
-        except WorkloadError as error:
-            log.error("link %s is gone: %s; its addresses stay in use", show(held.name), error)
-            self._unclean.append(held)
-        else:
-            self._ledger.free_held(held)
-
-    def clean_up_again(self) -> None:
-        """Try again what was refused."""
-        for _ in range(len(self._unclean)):
-            lost = self._unclean.popleft()
-            if isinstance(lost, Held):
-                self.clean_up_held(lost)
-            else:
-                self.clean_up(lost)
 
 
 def _within(entries: list[Entry], cookie: int | None) -> list[Entry]:

@@ -22,6 +22,7 @@ from metropolis.node.core.network.workloads.engine.journal import NOTHING, Journ
 from metropolis.node.core.network.workloads.engine.ledger import Ledger
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone, count_of
 from metropolis.node.core.network.workloads.engine.locks import Locks, TimeRemaining, forever
+from metropolis.node.core.network.workloads.engine.losses import Losses
 from metropolis.node.core.network.workloads.engine.protected import Protection
 from metropolis.node.core.network.workloads.engine.readiness import NOT_RUNNING, Readiness
 from metropolis.node.core.network.workloads.engine.removals import Removals
@@ -70,7 +71,10 @@ class Engine:
         self._readiness = Readiness(ledger, datapath, conditions, settings, lambda: self._started)
         self._left_alone = LeftAlone(ledger, datapath, conditions)
         self._removals = Removals(ledger, datapath)
-        self._detacher = Detacher(ledger, datapath, locks, self._left_alone, self._removals)
+        self._losses = Losses(ledger, datapath)
+        self._detacher = Detacher(
+            ledger, datapath, locks, self._left_alone, self._removals, self._losses
+        )
         self._attacher = Attacher(
             ledger,
             datapath,
@@ -80,10 +84,11 @@ class Engine:
             self._left_alone,
             self._detacher,
             self._removals,
+            self._losses,
         )
         self._collector = Collector(ledger, locks, self._detacher, self._removals)
         self._checker = Checker(
-            ledger, datapath, locks, conditions, self._left_alone, self._detacher
+            ledger, datapath, locks, conditions, self._left_alone, self._detacher, self._losses
         )
 
     # ---- Life ---------------------------------------------------------------
@@ -335,7 +340,7 @@ class Engine:
     def _on_removed(self, ifindex: int) -> None:
         entry, held = self._ledger.removed(ifindex)
         if held is not None:
-            self._detacher.clean_up_held(held)
+            self._losses.clean_up_held(held)
             self._left_alone.note()
         if entry is not None:
             log.info(
@@ -343,7 +348,7 @@ class Engine:
                 show(entry.record.if_name),
                 owner_text(entry.record.workload_id),
             )
-            self._detacher.clean_up(entry)
+            self._losses.clean_up(entry)
 
     def _on_overrun(self) -> None:
         """Find the removals whose events were lost."""

@@ -77,6 +77,7 @@ class Ledger:
         self._pool = AddressPool()
         self._resources = Resources(self._parts)
         self._held = HeldLinks(self._pool, self._resources)
+        self._lost: dict[int, Entry] = {}  # not freed yet, by host index
 
     # ---- Recovery and settings ----------------------------------------------
 
@@ -222,12 +223,15 @@ class Ledger:
                     owner_text(intent.workload_id),
                 )
             except AlreadyExists as error:
-                leaving = self._leaving_with(intent.requested_ips.__contains__)
-                raise unless(leaving, error) from error
+                wanted = intent.requested_ips.__contains__
+                raise unless(self._leaving_with(wanted), error, self._lost_with(wanted)) from error
             except Exhausted as error:
                 lacking = [v for v in self._pool.versions if not self._pool.has_room(v)]
-                leaving = self._leaving_with(lambda ip: ip.version in lacking)
-                raise unless(leaving, error) from error
+                raise unless(
+                    self._leaving_with(lambda ip: ip.version in lacking),
+                    error,
+                    self._lost_with(lambda ip: ip.version in lacking),
+                ) from error
             record = Record(
                 workload_id=intent.workload_id,
                 if_name=intent.if_name,
@@ -247,8 +251,10 @@ class Ledger:
             except BaseException as error:
                 self._release_addresses(record)
                 if isinstance(error, AlreadyExists):
-                    holders = map(self._tables.at_index, self._resources.holders(record))
-                    raise unless(_detached(filter(None, holders)), error) from error
+                    indexes = self._resources.holders(record)
+                    holders = filter(None, map(self._tables.at_index, indexes))
+                    lost = [self._lost[index] for index in indexes & self._lost.keys()]
+                    raise unless(_detached(holders), error, lost) from error
                 raise
             entry = Entry(record, State.ATTACHING)
             metric = further_metric(peer) if neighbours else 0
@@ -352,7 +358,13 @@ class Ledger:
     def free(self, entry: Entry) -> None:
         """Free a lost entry's addresses and resources; see `removed`."""
         with self._mutex:
-            self._free(entry.record)
+            if self._lost.pop(entry.record.host_ifindex, None) is not None:
+                self._free(entry.record)
+
+    def is_lost(self, entry: Entry) -> bool:
+        """Whether the entry is lost, and not freed yet."""
+        with self._mutex:
+            return self._lost.get(entry.record.host_ifindex) is entry
 
     def free_held(self, held: Held) -> None:
         """Free what a link had that was left alone; see `removed`."""
@@ -463,6 +475,10 @@ class Ledger:
             if any(wanted(ip) and self._pool.may_be_taken(ip) for ip in one.record.ips)
         ]
 
+    def _lost_with(self, wanted: Callable[[IPAddress], bool]) -> list[Entry]:
+        """Return what is lost and has such an address."""
+        return [one for one in self._lost.values() if any(map(wanted, one.record.ips))]
+
     def _usable_versions(self, *, ipv6: bool) -> list[int]:
         return [version for version in self._pool.versions if version == 4 or ipv6]
 
@@ -474,7 +490,11 @@ class Ledger:
         self._publish(Kind.ATTACHED, entry)
 
     def _lose(self, entry: Entry) -> None:
-        if self._forget(entry) and not entry.record.parts:
+        if not self._forget(entry):
+            return
+        if entry.record.parts:
+            self._lost[entry.record.host_ifindex] = entry
+        else:
             self._free(entry.record)
 
     def _forget(self, entry: Entry) -> bool:

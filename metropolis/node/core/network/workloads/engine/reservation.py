@@ -19,16 +19,21 @@ class Reservation:
 
 
 class StillLeaving(Exception):
-    """A reservation needs what DETACHED entries still have. error: what is
-    lacking, if the end of one of them may suffice.
+    """A reservation needs what DETACHED or lost entries still have. error: what
+    is lacking, if the end of one of them may suffice.
     """
 
-    def __init__(self, entries: list[Entry], error: WorkloadError | None = None) -> None:
+    def __init__(
+        self, entries: list[Entry], error: WorkloadError | None = None, *, lost: bool = False
+    ) -> None:
         super().__init__(entries)
         self.entries = entries
         self.error = error
+        self.lost = lost
 
 
-def unless(leaving: list[Entry], error: WorkloadError) -> Exception:
+def unless(leaving: list[Entry], error: WorkloadError, lost: list[Entry]) -> Exception:
     """Return the error, or one that says what may end it."""
-    return StillLeaving(leaving, error) if leaving else error
+    if leaving:
+        return StillLeaving(leaving, error)
+    return StillLeaving(lost, error, lost=True) if lost else error
