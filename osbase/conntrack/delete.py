@@ -45,6 +45,7 @@ from osbase.netlink.message import Message, Request
 from osbase.netlink.transport import NetlinkSocket, SocketPool, open_raw
 
 _PORT: Final = struct.Struct(">H")
+_U32: Final = struct.Struct(">I")
 
 _ID: Final = 12
 _ZONE: Final = 18
@@ -54,6 +55,10 @@ _IP_DST: Final = {4: 2, 6: 4}
 _PROTO_NUM: Final = 1
 _PROTO_DST_PORT: Final = 3
 _FILTER_ORIG_FLAGS: Final = 1
+_STATUS_IS: Final = 3
+_STATUS_MASK: Final = 26
+_SRC_NAT, _DST_NAT = 1 << 4, 1 << 5  # IPS_, nf_conntrack_common.h
+_STATUS: Final = {None: (0, 0), True: (_DST_NAT, 0), False: (0, _SRC_NAT | _DST_NAT)}
 _COMPARE_DESTINATION: Final = 1 << 1
 _COMPARE_PROTOCOL: Final = 1 << 3
 _COMPARE_PORT: Final = 1 << 5
@@ -70,13 +75,23 @@ class Filter:
     """Flows, by their first packet before any translation.
 
     protocol: its number. version: of IP, 4 or 6. port: to which it was sent;
-    None: any. destination: the same for the address, of that version.
+    None: any. destination: the same for the address, of that version. led:
+    whether its destination was translated; False: its source was not, either;
+    None: any.
     """
 
     protocol: int
     version: int
     port: int | None = None
     destination: IPAddress | None = None
+    led: bool | None = None
+
+    @property
+    def status(self) -> tuple[int, int]:
+        """Return which bits of an entry's status it has to have, and of which
+        others it may have none.
+        """
+        return _STATUS[self.led]
 
 
 def delete(filters: Iterable[Filter], sockets: SocketPool | None = None) -> None:
@@ -159,6 +174,10 @@ def request(kind: int, one: Filter) -> Request:
         + attrs.nested(TUPLE_ORIG, address, attrs.nested(_TUPLE_PROTO, protocol))
         + attrs.nested(_FILTER, attrs.u32(_FILTER_ORIG_FLAGS, flags))
     )
+    has, lacks = one.status
+    if has or lacks:
+        body += attrs.attr(_STATUS_IS, _U32.pack(has))
+        body += attrs.attr(_STATUS_MASK, _U32.pack(has | lacks))
     return Request(kind, 0, body, "delete tracked flows")
 
 
@@ -168,13 +187,11 @@ def matching(messages: Iterable[Message], filters: Sequence[Filter]) -> Iterator
     """
     family, number = _FAMILIES[filters[0].version], bytes([filters[0].protocol])
     destination = _IP_DST[filters[0].version]
-    wanted = {
-        (
-            None if one.port is None else _PORT.pack(one.port),
-            None if one.destination is None else one.destination.packed,
-        )
-        for one in filters
-    }
+    wanted: dict[tuple[bytes | None, bytes | None], list[tuple[int, int]]] = {}
+    for one in filters:
+        port = None if one.port is None else _PORT.pack(one.port)
+        to = None if one.destination is None else one.destination.packed
+        wanted.setdefault((port, to), []).append(one.status)
     for message in messages:
         ends = attrs.parse(_first(message, TUPLE_ORIG))
         protocol = attrs.parse(ends.get(_TUPLE_PROTO, b""))
@@ -182,8 +199,18 @@ def matching(messages: Iterable[Message], filters: Sequence[Filter]) -> Iterator
             continue
         port = protocol.get(_PROTO_DST_PORT)
         to = attrs.parse(ends.get(TUPLE_IP, b"")).get(destination)
-        if not wanted.isdisjoint(((port, to), (port, None), (None, to), (None, None))):
+        keys = ((port, to), (port, None), (None, to), (None, None))
+        found = [status for key in keys for status in wanted.get(key, ())]
+        if found and _has_one(found, message):
             yield message
+
+
+def _has_one(found: Sequence[tuple[int, int]], message: Message) -> bool:
+    """Whether the status of an entry is one of these."""
+    if (0, 0) in found:
+        return True
+    bits = int.from_bytes(_first(message, _STATUS_IS))
+    return any(bits & has == has and not bits & lacks for has, lacks in found)
 
 
 def deletion(message: Message) -> Request:

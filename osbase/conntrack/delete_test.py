@@ -19,6 +19,7 @@ from osbase.netlink import attrs
 from osbase.netlink.errors import BatchError, ProtocolError, RequestError
 from osbase.netlink.message import Message, Request
 from osbase.netlink.transport import NetlinkSocket, SocketPool, open_raw
+from osbase.nftables import Nftables
 
 UDP, SCTP = socket.IPPROTO_UDP, socket.IPPROTO_SCTP
 ADDRESSES = {4: ("127.0.0.1", "127.0.0.2"), 6: ("fd00::1", "fd00::2")}
@@ -123,6 +124,34 @@ def test_many_filters_and_what_matches_nothing(table: set[Flow]) -> None:
     delete(Filter(protocol, 6, port) for protocol in (UDP, SCTP) for port in (81, 83, 81))
     gone = {one for one in table if one[1] in ADDRESSES[6] and one[2] != 82}
     assert flows() == table - gone
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("led", [True, False, None])
+@pytest.mark.parametrize("filtering", [True, False])
+def test_translated_flows(
+    version: int, led: bool | None, filtering: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their destination, by both, by their source alone, not at all."""
+    here, there = ADDRESSES[version]
+    family = "ip" if version == 4 else "ip6"
+    with Nftables() as nft:
+        nft.apply(f"""
+            table {family} nat {{
+                chain output {{ type nat hook output priority -100;
+                    udp dport {{ 81, 82 }} dnat to {there}; }}
+                chain postrouting {{ type nat hook postrouting priority 100;
+                    udp dport {{ 82, 83 }} snat to {there}; }}
+            }}
+        """)
+        for port in (81, 82, 83, 84):
+            send(here, port)
+        nft.apply(f"delete table {family} nat")
+    if not filtering:
+        monkeypatch.setattr(deleting, "_delete_matching", lambda *_: False)
+    delete(Filter(UDP, version, port, None, led) for port in (81, 82, 83, 84))
+    gone = {True: {81, 82}, False: {84}, None: {81, 82, 83, 84}}[led]
+    assert {port for _, _, port in flows()} == {81, 82, 83, 84} - gone
 
 
 def test_more_filters_than_walks(table: set[Flow]) -> None:

@@ -19,13 +19,15 @@ from osbase.netlink.transport import SocketPool
 log = logging.getLogger(__name__)
 
 
-def forget(parts: Parts, records: Iterable[Record], sockets: SocketPool) -> None:
+def forget(
+    parts: Parts, records: Iterable[Record], sockets: SocketPool, *, begins: bool = False
+) -> None:
     """Delete the entries of the attachments' flows from the kernel's table. An
     error is logged, since the attachments are as they should be without it.
-    sockets: netfilter's.
+    sockets: netfilter's. begins: the attachments do; else they have ended.
     """
     having = [one for one in records if one.parts]
-    filters = [one for record in having for one in parts.flows(record)]
+    filters = [one for record in having for one in parts.flows(record, begins=begins)]
     if not filters:
         return
     from osbase.conntrack import delete  # most attachments need it not

@@ -151,14 +151,15 @@ class HostPorts(LinkPart):
         if _from_loopback(record, text) and found != 1:
             yield Finding(f"route_localnet of {record.host_interface}", "1", str(found))
 
-    def flows(self, record: Record, text: str) -> Sequence[Filter]:
+    def flows(self, record: Record, text: str, *, begins: bool) -> Sequence[Filter]:
         """See LinkPart. A client of TCP gets a reset or gives up, and connects
         again, by another port; by UDP and SCTP it may go on as it was.
 
         A flow is found by the port that its client sent to, which is the
-        node's. For a port of all addresses these are also other pods' flows to
-        the same port elsewhere: an answer under way is lost, and what follows
-        may be masqueraded by another port.
+        node's. So that workloads keep their own flows to such a port elsewhere,
+        as of DNS, those of masqueraded sources are left alone: an answer under
+        way would be lost. What stays behind after an end goes at the next
+        beginning.
         """
         pairs = [pair for pair in _pairs(text, record.ips) if pair[0].protocol in _STALE]
         if not pairs:
@@ -171,8 +172,10 @@ class HostPorts(LinkPart):
                 ip.version,
                 one.host_port,
                 None if one.any else one.host_ip,
+                led,
             )
             for one, ip in pairs
+            for led in ((True, False) if begins else (True,))
         ]
 
 

@@ -141,6 +141,33 @@ def test_datagrams_reach_the_new_workload_at_once(
                 engine.detach(name)
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_answers_to_others_are_not_lost(outside: Pod, engine: Engine, version: int) -> None:
+    """A workload asks a server outside at the port that another one's host port
+    has: as of DNS. Its masqueraded flow stays when that comes and goes.
+    """
+    masquerade = "table inet t { chain c { type nat hook postrouting priority 100; masquerade; }; }"
+    with Nftables() as nft, pods(2) as (asking, other):
+        nft.apply(masquerade)
+        engine.attach(AttachIntent("asks", asking.path, "eth0"))
+        with (
+            outside.socket(FAMILIES[version], socket.SOCK_DGRAM) as serving,
+            asking.socket(FAMILIES[version], socket.SOCK_DGRAM) as client,
+        ):
+            serving.bind((CLIENT[version], HOST_PORT))
+            for one in (serving, client):
+                one.settimeout(10)
+            client.sendto(b"question", (CLIENT[version], HOST_PORT))
+            _, peer = serving.recvfrom(100)
+            assert peer[0] == NODE[version]
+            attach(engine, other, "w1")
+            serving.sendto(b"first", peer)
+            assert client.recv(100) == b"first"
+            engine.detach("w1", until_gone=True)
+            serving.sendto(b"second", peer)
+            assert client.recv(100) == b"second"
+
+
 def test_an_error_is_logged(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

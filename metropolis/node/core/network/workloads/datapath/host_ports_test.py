@@ -2,6 +2,7 @@
 """The text of host ports, what they take, and what they refuse."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -301,14 +302,18 @@ def test_stale_flows_are_of_the_nodes_port() -> None:
             Mapping("udp", 55, 5555, NODE),
         ]
     )
-    assert set(PART.flows(record(text), text)) == {
-        Filter(17, 4, 53),
-        Filter(17, 6, 53),
-        Filter(132, 6, 99, NODE6),
-        Filter(17, 4, 54),
-        Filter(17, 4, 55, NODE),
+    ends = {
+        Filter(17, 4, 53, led=True),
+        Filter(17, 6, 53, led=True),
+        Filter(132, 6, 99, NODE6, led=True),
+        Filter(17, 4, 54, led=True),
+        Filter(17, 4, 55, NODE, led=True),
     }
+    begins = ends | {replace(one, led=False) for one in ends}
+    assert set(PART.flows(record(text), text, begins=False)) == ends
+    assert set(PART.flows(record(text), text, begins=True)) == begins
     text = text_of([Mapping("udp", 53, 5353)])
-    assert list(PART.flows(record(text, IPS["6"]), text)) == [Filter(17, 6, 53)]
+    of_ipv6 = list(PART.flows(record(text, IPS["6"]), text, begins=False))
+    assert of_ipv6 == [Filter(17, 6, 53, led=True)]
     text = text_of([Mapping("tcp", 53, 5353)])
-    assert not PART.flows(record(text), text)
+    assert not PART.flows(record(text), text, begins=True)

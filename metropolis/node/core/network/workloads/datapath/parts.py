@@ -81,9 +81,10 @@ class LinkPart(Part):
         """Return the differences of the host's end from what `requests` set."""
         return ()
 
-    def flows(self, record: Record, text: str) -> Sequence[Filter]:
+    def flows(self, record: Record, text: str, *, begins: bool) -> Sequence[Filter]:
         """Return filters for the tracked flows that the elements concern, and
-        whose packets the kernel would send where they went before.
+        whose packets the kernel would send where they went before. begins: the
+        elements were created; else they are gone.
         """
         return ()
 
@@ -152,10 +153,10 @@ class Parts:
             for finding in part.findings(record, text, link):
                 yield finding, part.requests(record, text)
 
-    def flows(self, record: Record) -> Iterator[Filter]:
+    def flows(self, record: Record, *, begins: bool) -> Iterator[Filter]:
         """Yield the filters of all parts."""
         for letter, text in record.parts:
-            yield from self._by_letter[letter].flows(record, text)
+            yield from self._by_letter[letter].flows(record, text, begins=begins)
 
 
 NO_PARTS: Final = Parts()

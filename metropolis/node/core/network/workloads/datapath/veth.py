@@ -197,7 +197,7 @@ class KernelDatapath:
         if record.parts:
             # Now that the link is up and has its routes: a packet before would
             # make an entry that leads elsewhere.
-            flows.forget(self._parts, [record], self._elements.sockets)
+            flows.forget(self._parts, [record], self._elements.sockets, begins=True)
 
     def _create(self, netns: Netns, record: Record, metric: int) -> None:
         assert isinstance(netns, KernelNetns)
