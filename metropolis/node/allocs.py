@@ -70,6 +70,17 @@ ROUTE_PROTOCOL_OVERLAY: Final = 78
 of the node's own prefixes, and the overlay link's addresses. Set by: overlay.
 Read by: the overlay after a restart."""
 
+# --- Inside workloads. --------------------------------------------------------
+
+FURTHER_RULE: Final = 32000
+"""Priority of the routing rules of a workload's further interfaces: before the
+kernel's (32766), behind those that people make without a number unless they
+have made hundreds. Set by: network.workloads."""
+
+FURTHER_TABLE: Final = 0x4D000000
+"""Plus an interface's index: the routing table of a workload's further
+interface. Set by: network.workloads."""
+
 # --- The first hop: what every workload on every node routes through. -------
 
 FIRST_HOP_IPV4: Final = IPv4Address("169.254.77.1")

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
 
 import pytest
 
-from osbase.ip import AF_INET, AF_INET6
+from osbase.ip import AF_INET, AF_INET6, family_of
 from osbase.netlink import fibrules
 from osbase.netlink.errors import BatchError, ProtocolError
 from osbase.netlink.message import Message
@@ -86,3 +87,26 @@ def test_garbage(body: bytes) -> None:
         fibrules.parse_rule(Message(fibrules.RTM_NEWRULE, 0, 0, 0, body))
     with pytest.raises(ProtocolError):
         fibrules.parse_rule(Message(24, 0, 0, 0, bytes(12)))
+
+
+@pytest.mark.parametrize("source", ["192.0.2.1", "2001:db8::1"])
+def test_a_rule_for_an_address(sock: NetlinkSocket, source: str) -> None:
+    address = ip_address(source)
+    family, table = family_of(address), 0x4D000003
+
+    def found() -> list[fibrules.Rule]:
+        rules = map(fibrules.parse_rule, sock.dump(fibrules.dump_rules(family)))
+        return [rule for rule in rules if rule.source is not None]
+
+    add = fibrules.add_source_rule(address, table, 32000, 77)
+    sock.batch([add])
+    assert found() == [fibrules.Rule(32000, table, False, ip_network(source))]
+    with pytest.raises(BatchError, match="EEXIST"):
+        sock.batch([add])
+    for wrong in ((family, address, table + 1), (family, address + 1, table)):
+        with pytest.raises(BatchError, match="ENOENT"):
+            sock.batch([fibrules.del_source_rule(*wrong, 32000, 77)])
+    sock.batch([fibrules.del_source_rule(family, address, table, 32000, 77)])
+    assert not found()
+    sock.batch([add, fibrules.del_source_rule(family, None, table, 32000, 77)])
+    assert not found()

@@ -41,6 +41,7 @@ _RTA_GATEWAY = 5
 _RTA_PRIORITY = 6
 _RTA_PREFSRC = 7
 _RTA_MULTIPATH = 9
+_RTA_TABLE = 15
 _RTA_VIA = 18
 
 # family, dst len, src len, tos, table, protocol, scope, type, flags
@@ -58,9 +59,12 @@ def dump_routes(family: int, protocol: int) -> Request:
     return Request(RTM_GETROUTE, 0, body, "list routes")
 
 
-def dump_link_routes(family: int, ifindex: int) -> Request:
-    """List the main table's routes through a link; see dump_routes."""
-    body = HEADER.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0) + attrs.u32(RTA_OIF, ifindex)
+def dump_link_routes(family: int, ifindex: int, table: int = RT_TABLE_MAIN) -> Request:
+    """List a table's routes through a link; see dump_routes. ENOENT: there is
+    no such table.
+    """
+    body = HEADER.pack(family, 0, 0, 0, _in_header(table), 0, 0, 0, 0)
+    body += attrs.u32(RTA_OIF, ifindex) + _beyond_header(table)
     return Request(RTM_GETROUTE, 0, body, "list routes of link {}", (ifindex,))
 
 
@@ -117,9 +121,10 @@ def add_route(
     source: IPAddress | None = None,
     metric: int = 0,
     exclusive: bool = True,
+    table: int = RT_TABLE_MAIN,
 ) -> Request:
     """Add a route to one address, or the default route (destination None),
-    through a link or a gateway on it, to the main table.
+    through a link or a gateway on it, to a table.
 
     source: our address that is used towards it; it must be local. metric 0:
     the kernel's default. exclusive: EEXIST when any link has a route to the
@@ -128,9 +133,11 @@ def add_route(
     scope = RT_SCOPE_LINK if gateway is None and family == AF_INET else RT_SCOPE_UNIVERSE
     bits = 0 if destination is None else destination.max_prefixlen
     parts = [
-        HEADER.pack(family, bits, 0, 0, RT_TABLE_MAIN, protocol, scope, RTN_UNICAST, 0),
+        HEADER.pack(family, bits, 0, 0, _in_header(table), protocol, scope, RTN_UNICAST, 0),
         attrs.u32(RTA_OIF, ifindex),
     ]
+    if table != RT_TABLE_MAIN:
+        parts.append(_beyond_header(table))
     if destination is not None:
         parts.append(attrs.attr(_RTA_DST, destination.packed))
     if gateway is not None:
@@ -142,6 +149,15 @@ def add_route(
     values = ("default" if destination is None else destination, bits, name)
     flags = _NEW if exclusive else NLM_F_CREATE
     return Request(RTM_NEWROUTE, flags, b"".join(parts), "add route {}/{} dev {}", values)
+
+
+def _in_header(table: int) -> int:
+    """Return a table's number as the header has it, which has a byte for it."""
+    return table if table < 256 else 0
+
+
+def _beyond_header(table: int) -> bytes:
+    return b"" if table < 256 else attrs.u32(_RTA_TABLE, table)
 
 
 def add_multicast_route(ifindex: int, name: str) -> Request:
@@ -173,6 +189,13 @@ def add_local_route(ifindex: int, name: str, address: IPv4Address) -> Request:
     ]
     what = "add local route {} dev {}"
     return Request(RTM_NEWROUTE, NLM_F_CREATE, b"".join(parts), what, (address, name))
+
+
+def add_network_route(route: Route, name: str) -> Request:
+    """Add the route to the main table. EEXIST: there is one with the same
+    metric and destination. name: the link's, for errors.
+    """
+    return _route(RTM_NEWROUTE, _NEW, route, "add", name)
 
 
 def replace_route(route: Route, name: str) -> Request:

@@ -92,9 +92,19 @@ not handed out, and an Attach that needs them, its id or its namespace waits. A
 restart finds such links, and goes on. Check
 reports differences of attachments and problems of the node; it repairs nothing.
 
-Limits: one IPv4 and one IPv6 address per interface. If a namespace has several
-interfaces, the first has the default route, the others have it with a greater
-metric: traffic through them must be bound to the interface. Where IPv6 is off,
+A namespace may have several interfaces. The first has the default route, others
+have it with a greater metric; so if the first is detached, the one of lowest
+index has the default route. What is sent from the address of a further one
+leaves by that, as its host link drops no other: a routing rule of priority
+32000 and protocol 77 looks up a table of its own, which has the default route
+and nothing else. A Detach with the path of the namespace removes the rule. If
+it stays (no path, or a crash between two steps), it leads to an empty table,
+so it does nothing; the next attach with the index replaces it. The first
+interface has no rule, and costs nothing more. Rules that the workload makes
+are not touched. If it removes ours, Check reports it.
+
+Limits: one IPv4 and one IPv6 address per interface. A workload does not reach a
+host port that leads to another interface of its own. Where IPv6 is off,
 in the node's kernel or in a namespace (net.ipv6.conf.*.disable_ipv6), and there
 is an IPv6 prefix, an attach is refused; if the node's configuration makes IPv6
 optional, it gets IPv4 alone. The kernel's refusal reveals it, so other attaches

@@ -288,6 +288,23 @@ def test_attach_of_a_second_interface(world: World) -> None:
     )
 
 
+def test_detach_of_the_second_interface(world: World) -> None:
+    """Of a living pod: its rules go, too, and those of others stay."""
+    world.learn("eth0", "eth1")
+
+    def prepare() -> None:
+        world.attach("eth0")
+        world.attach("eth1")
+
+    everywhere(
+        world,
+        "Detach, second interface",
+        prepare,
+        lambda: world.detach(world.pods["pod"].path, "eth1"),
+        {"eth0"},
+    )
+
+
 def test_attach_that_fails(world: World) -> None:
     """Its address has a route already: the commit is refused, and undone."""
     world.learn("eth0")

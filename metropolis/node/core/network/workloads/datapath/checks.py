@@ -11,6 +11,7 @@ workloads only by the link's group.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads.datapath import names
@@ -19,6 +20,7 @@ from metropolis.node.core.network.workloads.model import Finding, IPAddress, rou
 from metropolis.node.core.network.workloads.validate import show
 from osbase.ip import link_local
 from osbase.netlink.address import Address
+from osbase.netlink.fibrules import Rule
 from osbase.netlink.link import Link
 from osbase.netlink.route import Route
 
@@ -44,12 +46,16 @@ class HostSide:
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """The namespace's state. routes None: they could not be read."""
+    """The namespace's state. routes None: they could not be read. rules,
+    further_routes: of a further interface, its rules and what is in its table.
+    """
 
     link: Link | None
     loopback: Link | None
     addresses: tuple[Address, ...]
     routes: tuple[Route, ...] | None
+    rules: tuple[Rule, ...] = ()
+    further_routes: tuple[Route, ...] = ()
 
 
 def reached(record: Record) -> tuple[IPAddress, ...]:
@@ -138,6 +144,28 @@ def compare_inside(record: Record, inside: Inside) -> Iterator[Finding]:
         yield Finding(
             f"route to {expected.destination} inside", text, " and ".join(found) or NOTHING
         )
+    if record.further:
+        yield from _rules(record, inside)
+
+
+def further_table(record: Record) -> int:
+    """Return the routing table of a further interface, in its namespace."""
+    return allocs.FURTHER_TABLE + record.peer_ifindex
+
+
+def _rules(record: Record, inside: Inside) -> Iterator[Finding]:
+    table = further_table(record)
+    for ip in record.ips:
+        found = [str(one.table) for one in inside.rules if one.source == ip_network(ip)]
+        if str(table) not in found:
+            what = f"routing rule from {ip} inside"
+            yield Finding(what, f"table {table}", " and ".join(found) or NOTHING)
+        if not any(
+            one.destination.prefixlen == 0 and one.destination.version == ip.version
+            for one in inside.further_routes
+        ):
+            what = f"IPv{ip.version} default route of table {table} inside"
+            yield Finding(what, f"dev {show(record.if_name)}", NOTHING)
 
 
 def _differ(*pairs: tuple[str, str, str]) -> Iterator[Finding]:

@@ -8,12 +8,15 @@ the suite in testing/contract.py.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.errors import KernelRefused
 from metropolis.node.core.network.workloads.model import Finding, IPAddress, PartText
 from metropolis.node.core.network.workloads.parts import Part
+
+FIRST_PEER_INDEX: Final = 2
+"""Of a namespace's first interface in it: the first after lo."""
 
 
 class IndexTaken(Exception):
@@ -60,6 +63,14 @@ class Record:
     owner: str = ""
     version: int = 3
     parts: tuple[PartText, ...] = ()
+
+    @property
+    def further(self) -> bool:
+        """Whether it is not its namespace's first interface, or came into a
+        namespace with another program's: routing rules send by it what has its
+        addresses. They are not removed by the kernel with the link.
+        """
+        return self.peer_ifindex != FIRST_PEER_INDEX
 
 
 class Netns(Protocol):
@@ -161,6 +172,12 @@ class Datapath(Protocol):
 
         metric: of its routes inside; 0 for the first interface of a namespace.
         Raises NoIPv6 if IPv6 is off.
+        """
+
+    def leave(self, netns: Netns, records: Sequence[Record]) -> None:
+        """Remove the routing rules of attachments in the open namespace, which
+        are to be removed. Not an error if that is not possible: without the
+        links they do nothing, and the next attach with the index removes them.
         """
 
     def check(self, record: Record, netns: Netns | None) -> tuple[Finding, ...]:

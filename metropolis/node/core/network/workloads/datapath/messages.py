@@ -2,7 +2,8 @@
 """The three batches that make an attachment. Pure.
 
     pair     host       veth pair, down, both ends with all attributes
-    inside   namespace  lo and link up, addresses, first hop, default routes
+    inside   namespace  lo and link up, addresses, first hop, default routes;
+                        of a further interface also its rules
     commit   host       alias, records, fe80::1, up, host routes
 
 Each is written once, as requests; `encode_` gives the same as bytes, from
@@ -10,10 +11,11 @@ templates: one for each shape, i.e. with and without IPv6, and by length of the
 names. A node has only a handful of shapes.
 """
 
+import errno
 import functools
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
@@ -24,6 +26,7 @@ from metropolis.node.core.network.workloads.model import IPAddress
 from osbase.ip import family_of
 from osbase.netlink.address import add_address
 from osbase.netlink.altnames import add_link_altnames, set_link_up_by_altname
+from osbase.netlink.fibrules import RTM_DELRULE, RTM_NEWRULE, add_source_rule, del_source_rule
 from osbase.netlink.link import set_link_alias, set_link_up
 from osbase.netlink.message import Request
 from osbase.netlink.route import Route, add_multicast_route, add_route, replace_route
@@ -33,6 +36,7 @@ from osbase.netlink.veth import VethEnd, new_veth
 _LOOPBACK = 1  # its index in every namespace
 _RTPROT_STATIC = 4
 _U32 = struct.Struct("=I")
+_HARMLESS = {(RTM_DELRULE, errno.ENOENT), (RTM_NEWRULE, errno.EEXIST)}
 _TEMPLATES = 256  # of each kind; names may have any length
 # A shorter id could occur in other parts of the message, and a longer one
 # is in several names.
@@ -77,7 +81,53 @@ def inside(record: Record, metric: int, *, loopback: bool) -> list[Request]:
                 metric=metric,
             )
         )
+    return requests + _rules(record) if record.further else requests
+
+
+def _rules(record: Record) -> list[Request]:
+    """Return what sends by a further interface whatever has its addresses: the
+    main table would send it by the first, where the host drops it.
+
+    A rule may be left of an interface that had the index before, for another
+    address: it goes first. Routes go with their link.
+    """
+    index, table = record.peer_ifindex, checks.further_table(record)
+    requests = [_del_rule(record, family_of(ip)) for ip in record.ips]
+    for ip in record.ips:
+        hop: IPAddress = allocs.FIRST_HOP_IPV4 if ip.version == 4 else allocs.FIRST_HOP_IPV6
+        requests += [
+            add_route(
+                None,
+                index,
+                record.if_name,
+                family=family_of(ip),
+                protocol=_RTPROT_STATIC,
+                gateway=hop,
+                source=ip,
+                table=table,
+            ),
+            add_source_rule(ip, table, allocs.FURTHER_RULE, allocs.ROUTE_PROTOCOL_WORKLOAD),
+        ]
     return requests
+
+
+def _del_rule(record: Record, family: int, source: IPAddress | None = None) -> Request:
+    table, protocol = checks.further_table(record), allocs.ROUTE_PROTOCOL_WORKLOAD
+    return del_source_rule(family, source, table, allocs.FURTHER_RULE, protocol)
+
+
+def leave(records: Iterable[Record]) -> list[Request]:
+    """Return what removes the rules of attachments in one namespace. ENOENT is
+    no failure.
+    """
+    return [_del_rule(one, family_of(ip), ip) for one in records if one.further for ip in one.ips]
+
+
+def is_harmless(request: Request, error: int) -> bool:
+    """Return whether the refusal of a request of `inside` is as good as a
+    success: no rule was left, or the workload itself has made the same one.
+    """
+    return (request.kind, error) in _HARMLESS
 
 
 def commit(record: Record, *, ipv6: bool, first: Sequence[Request] = ()) -> list[Request]:

@@ -7,23 +7,42 @@ way, but no routes.
 """
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from metropolis.node.core.network.workloads.datapath.checks import HostSide, Inside, reached
+from metropolis.node.core.network.workloads.datapath.checks import (
+    HostSide,
+    Inside,
+    further_table,
+    reached,
+)
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.model import IPAddress
 from osbase.ip import AF_INET, AF_INET6, family_of
 from osbase.netlink.address import Address, dump_addresses, parse_address
 from osbase.netlink.errors import BatchError, errno_name
+from osbase.netlink.fibrules import Rule, dump_rules, parse_rule
 from osbase.netlink.link import Link, get_link, parse_link
 from osbase.netlink.message import Message, Request
-from osbase.netlink.route import Route, dump_link_routes, get_route, parse_route
+from osbase.netlink.route import (
+    RT_TABLE_MAIN,
+    Route,
+    dump_link_routes,
+    get_route,
+    parse_route,
+)
 from osbase.netlink.transport import NetlinkSocket
 
 _LOOPBACK = 1  # its index in every namespace
-# The kernel's errors for a missing link, address or route. EINVAL: the id of a
-# namespace that is gone.
-_ABSENT = {errno.ENODEV, errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES}
+# The kernel's errors for a missing link, address, route or table. EINVAL: the
+# id of a namespace that is gone.
+_ABSENT = {
+    errno.ENODEV,
+    errno.ENOENT,
+    errno.EINVAL,
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+    errno.EACCES,
+}
 
 
 def host_side(host: NetlinkSocket, record: Record) -> HostSide:
@@ -41,13 +60,17 @@ def inside(sock: NetlinkSocket, record: Record, netnsid: int | None) -> Inside:
     is one of the host; None: the socket is inside.
     """
     index, families = record.peer_ifindex, _families(record)
-    routes = None
+    routes: tuple[Route, ...] | None = None
+    further: tuple[Route, ...] = ()
+    rules: tuple[Rule, ...] = ()
     if netnsid is None:
-        routes = tuple(
-            route
+        routes = _routes(sock, families, index)
+    if netnsid is None and record.further:
+        further = _routes(sock, families, index, further_table(record))
+        rules = tuple(
+            parse_rule(message)
             for family in families
-            for message in _dump(sock, dump_link_routes(family, index))
-            if (route := parse_route(message)) is not None and route.ifindex == index
+            for message in _dump(sock, dump_rules(family))
         )
     return Inside(
         link=_link(sock, index, netnsid),
@@ -56,6 +79,19 @@ def inside(sock: NetlinkSocket, record: Record, netnsid: int | None) -> Inside:
             address for family in families for address in _addresses(sock, family, index, netnsid)
         ),
         routes=routes,
+        rules=rules,
+        further_routes=further,
+    )
+
+
+def _routes(
+    sock: NetlinkSocket, families: Sequence[int], ifindex: int, table: int = RT_TABLE_MAIN
+) -> tuple[Route, ...]:
+    return tuple(
+        route
+        for family in families
+        for message in _dump(sock, dump_link_routes(family, ifindex, table))
+        if (route := parse_route(message)) is not None and route.ifindex == ifindex
     )
 
 

@@ -78,6 +78,8 @@ log = logging.getLogger(__name__)
 
 _INSIDE = "the network namespace"
 _CREATE_LOCK_TIMEOUT_S = 0.05
+# There is none; or the kernel has no rules of this family.
+_NO_RULE = frozenset((errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP))
 
 
 class KernelDatapath:
@@ -214,16 +216,14 @@ class KernelDatapath:
         where = _INSIDE
         try:
             loopback_was_up = namespaces.loopback_is_up(netns.inner)
-            inside = messages.encode_inside(record, metric, loopback=not loopback_was_up)
-            inner.batch_encoded(
-                inside, lambda: messages.inside(record, metric, loopback=not loopback_was_up)
-            )
+            self._configure(inner, record, metric, loopback=not loopback_was_up)
             where = "the host"
             self._create_elements(record, elements)
             made = elements
             self._commit(record)
         except BaseException as error:
-            self._undo(record, None if loopback_was_up else inner, error, elements=made)
+            loopback = None if loopback_was_up else inner
+            self._undo(record, loopback, error, elements=made, inner=inner)
             if isinstance(error, BatchError):
                 raise _attach_error(record, error, where) from error
             if isinstance(error, (NetlinkError, OSError)):
@@ -257,6 +257,25 @@ class KernelDatapath:
                 "exists on the host; remove it"
             )
         return AlreadyExists(f"if_name {show(record.if_name)}: is taken in the network namespace")
+
+    def _configure(
+        self, inner: NetlinkSocket, record: Record, metric: int, *, loopback: bool
+    ) -> None:
+        """Configure the inside."""
+
+        def requests() -> list[Request]:
+            return messages.inside(record, metric, loopback=loopback)
+
+        try:
+            encoded = messages.encode_inside(record, metric, loopback=loopback)
+            inner.batch_encoded(encoded, requests)
+        except BatchError as error:
+            sent = requests()
+            real = [
+                one for one in error.errors if not messages.is_harmless(sent[one.index], one.errno)
+            ]
+            if real:
+                raise BatchError(real) from error
 
     def _create_elements(self, record: Record, elements: Sequence[Element]) -> None:
         try:
@@ -298,14 +317,17 @@ class KernelDatapath:
         *,
         verify: bool = False,
         elements: Sequence[Element] = (),
+        inner: NetlinkSocket | None = None,
     ) -> None:
-        """Remove the elements, the pair, and with it all that is on either end,
-        and set lo down again where this attach had set it up.
+        """Remove the elements, the rules inside, the pair, and with it all that
+        is on either end, and set lo down again where this attach had set it up.
         """
         try:
             self._elements.destroy(elements)
             if record.parts:
                 self._bare.add(record.host_ifindex)
+            if inner is not None and record.further:
+                inner.batch(messages.leave([record]), tolerate=_NO_RULE)
             link = self._host.link(record.host_ifindex) if verify else None
             if not verify or (link is not None and link.name == record.host_interface):
                 request = del_link(record.host_ifindex, record.host_interface)
@@ -355,6 +377,14 @@ class KernelDatapath:
                 yield Finding(str(element), element.value, checks.NOTHING)
 
     # ---- Detach -------------------------------------------------------------
+
+    def leave(self, netns: Netns, records: Sequence[Record]) -> None:
+        """See Datapath."""
+        assert isinstance(netns, KernelNetns)
+        try:
+            NetlinkSocket(netns.inner).batch(messages.leave(records), tolerate=_NO_RULE)
+        except (NetlinkError, OSError) as error:
+            log.warning("detach %s: %s", show(records[0].workload_id), error)
 
     def cut_off(self, records: Sequence[Record]) -> None:
         """See Datapath, and removal.

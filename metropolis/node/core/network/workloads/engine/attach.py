@@ -47,7 +47,11 @@ from metropolis.node.core.network.workloads.engine.locks import (
     check_still_wanted,
 )
 from metropolis.node.core.network.workloads.engine.losses import Losses
-from metropolis.node.core.network.workloads.engine.numbers import further_metric, random_index
+from metropolis.node.core.network.workloads.engine.numbers import (
+    free_peer_index,
+    further_metric,
+    random_index,
+)
 from metropolis.node.core.network.workloads.engine.readiness import IPV6_REMEDY, Readiness
 from metropolis.node.core.network.workloads.engine.removals import PATIENCE_S, Removals
 from metropolis.node.core.network.workloads.engine.reservation import Reservation, StillLeaving
@@ -191,8 +195,11 @@ class Attacher:
                 # Another plugin's interface has it: it stays the preferred one.
                 if metric:
                     raise
-                metric = further_metric(entry.record.peer_ifindex)
-                self._ledger.renumber(entry)
+                peer = entry.record.peer_ifindex
+                if not entry.record.further:
+                    peer = free_peer_index({peer})
+                metric = further_metric(peer)
+                self._ledger.renumber(entry, peer_ifindex=peer)
         raise KernelRefused(
             f"attach {show(entry.record.workload_id)}: found no free interface index in "
             f"{_INDEX_ATTEMPTS} attempts"

@@ -9,6 +9,9 @@
                          of parts                       puts them back)
                          no packet passes the links   links that are cut off: a
     detached  ledger     DETACHED; an event             start goes on below
+    leave     datapath   deletes rules of further       the same, and rules
+                         interfaces, if the call        that lead to nothing
+                         names the namespace
     --- the answer; a call that wants the links gone waits for the rest ---
     remove    removals:  deletes the links, and       nothing
               datapath   elements that are left
@@ -20,11 +23,16 @@ the link), the call itself removes. After an error of that the entry is BROKEN,
 and a repeated call tries again.
 """
 
+import contextlib
 import itertools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from metropolis.node.core.network.workloads.datapath.interface import Datapath, Record
+from metropolis.node.core.network.workloads.datapath.interface import (
+    Datapath,
+    Netns,
+    Record,
+)
 from metropolis.node.core.network.workloads.engine.entries import Entry, State
 from metropolis.node.core.network.workloads.engine.ledger import Ledger
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone
@@ -75,24 +83,31 @@ class Detacher:
         with self._locks.workload.hold(workload_id, time_remaining):
             self._left_alone.claim(workload_id)
             entries = self._ledger.of_workload(workload_id, if_name)
-            if entries and netns_path:
-                cookie = self._cookie_of(netns_path)
-                entries = _within(entries, cookie)
-            removed = self.remove(entries)
+            with self._opened(netns_path if entries else "") as netns:
+                if netns is not None:
+                    cookie = netns.cookie
+                    entries = _within(entries, cookie)
+                removed = self.remove(entries)
+                further = [one for one in removed if one.further]
+                if netns is not None and further:
+                    self._datapath.leave(netns, further)
         if until_gone:
             if netns_path and cookie is None:
-                cookie = self._cookie_of(netns_path)
+                with self._opened(netns_path) as netns:
+                    cookie = None if netns is None else netns.cookie
             leaving = _within(self._ledger.leaving(workload_id, if_name), cookie)
             self._removals.await_gone(leaving, time_remaining)
         return removed
 
-    def _cookie_of(self, path: str) -> int | None:
-        """Return the namespace's cookie; None when it is gone."""
-        try:
-            with self._datapath.open_netns(path) as netns:
-                return netns.cookie
-        except NotFound, InvalidArgument:
-            return None
+    @contextlib.contextmanager
+    def _opened(self, path: str) -> Iterator[Netns | None]:
+        """Open the namespace; None when it is gone, or the path is empty."""
+        with contextlib.ExitStack() as stack:
+            netns = None
+            if path:
+                with contextlib.suppress(NotFound, InvalidArgument):
+                    netns = stack.enter_context(self._datapath.open_netns(path))
+            yield netns
 
     def remove(self, entries: Iterable[Entry], *, at_once: bool = False) -> list[Record]:
         """Remove entries of workloads whose locks the caller holds; return

@@ -3,12 +3,13 @@
 
 import os
 import random
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Iterator
+
+from metropolis.node.core.network.workloads.datapath.interface import FIRST_PEER_INDEX
 
 # Interface indexes: high ones, which the kernel does not reach by itself.
 INDEX_MIN = 1 << 20
 INDEX_MAX = 1 << 30
-_PEER_INDEX = 2  # the first after lo
 # Metric of the routes of a namespace's further interfaces: behind those of the
 # first (0, in IPv6 1024), ours or another plugin's, and different for each.
 _FURTHER_METRIC = 2048
@@ -33,9 +34,12 @@ def random_mac() -> bytes:
     return bytes([drawn[0] & 0xFC | 0x02]) + drawn[1:]
 
 
-def free_peer_index(taken: Container[int]) -> int:
-    """Return the first free interface index of a namespace."""
-    return next(index for index in range(_PEER_INDEX, INDEX_MIN) if index not in taken)
+def free_peer_index(taken: Collection[int]) -> int:
+    """Return the first free interface index of a namespace, for an attachment.
+    That of the first interface is only given to one that comes alone.
+    """
+    begin = FIRST_PEER_INDEX + 1 if taken else FIRST_PEER_INDEX
+    return next(index for index in range(begin, INDEX_MIN) if index not in taken)
 
 
 def further_metric(peer_ifindex: int) -> int:

@@ -252,6 +252,9 @@ class FakeDatapath:
             if self.kernel.elements.get((one.set, one.key)) != (record.host_ifindex, one)
         ]
 
+    def leave(self, netns: Netns, records: Sequence[Record]) -> None:
+        """See Datapath: there are no rules."""
+
     def check(self, record: Record, netns: Netns | None) -> tuple[Finding, ...]:
         """See Datapath."""
         links = self.kernel.links | self.kernel.changed
