@@ -38,14 +38,16 @@ not start; 2 wrong arguments, or there can be no namespaces; 130 after Ctrl-C. I
 all cases nothing remains but the log.
 """
 SETTINGS: Final = tuple(
-    Setting(access, listening, versions)
-    for access, listening, versions in (
-        (False, False, (4, 6)),
-        (False, True, (4, 6)),
-        (True, False, (4, 6)),
-        (True, True, (4, 6)),
-        (True, True, (4,)),
-        (True, True, (6,)),
+    Setting(access, listening, versions, further)
+    for access, listening, versions, further in (
+        (False, False, (4, 6), False),
+        (False, False, (4, 6), True),
+        (False, True, (4, 6), False),
+        (True, False, (4, 6), False),
+        (True, True, (4, 6), False),
+        (True, True, (4, 6), True),
+        (True, True, (4,), False),
+        (True, True, (6,), False),
     )
 )
 _SHOWN: Final = 60  # wrong cells in the text for people

@@ -98,17 +98,22 @@ class Setting:
 
     access: whether pods reach the node's own services. listening: the node's
     own programs listen at all the ports, since after the attach. versions:
-    families in which pods have addresses.
+    families in which pods have addresses. further: the mappings lead to a
+    second interface of their pod, whose first one has the default route. It
+    asks itself from the second's address: what it asks from the first's does
+    not come back (a limit that the documents name).
     """
 
     access: bool
     listening: bool
     versions: tuple[int, ...] = (4, 6)
+    further: bool = False
 
     def __str__(self) -> str:
         families = "dual" if len(self.versions) == 2 else f"ipv{self.versions[0]}"
         access = "access" if self.access else "no-access"
-        return f"{families}/{access}/{'listening' if self.listening else 'bare'}"
+        second = "/second-interface" if self.further else ""
+        return f"{families}/{access}/{'listening' if self.listening else 'bare'}{second}"
 
 
 @dataclass(frozen=True)

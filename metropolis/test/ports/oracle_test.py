@@ -132,7 +132,7 @@ def test_elements() -> None:
 def test_selection() -> None:
     """Parts of names, and patterns for whole ones."""
     everything = listed(Selection([]))
-    assert len(everything) > 3500
+    assert len(everything) > 4800
     some = listed(Selection(["outside/any/node4/udp"]))
     assert len(some) == len(SETTINGS)
     assert all("/outside/any/node4/udp: " in line for line in some)

@@ -83,10 +83,16 @@ class Table:
         """
         world, setting = self._world, self._setting
         found = mapped(setting)
-        world.attach(SERVER, request(found))
+        if setting.further:
+            world.attach(SERVER)
+        world.attach(SERVER, request(found), if_name=self._interface(Client.SELF))
         world.attach(NEIGHBOUR)
+        every = {4: "0.0.0.0", 6: "::"}
+        # A datagram's answer has the address of the socket, or else that of the
+        # interface with the default route.
+        addresses = world.attached[SERVER] if setting.further else every
         world.pod(SERVER).listen(
-            (one.protocol, "0.0.0.0" if version == 4 else "::", one.container_port)
+            (one.protocol, addresses[version], one.container_port)
             for one in found
             for version in setting.versions
         )
@@ -140,10 +146,12 @@ class Table:
         silent = oracle.expected(cell).by is By.SILENT
         # From its link-local address, which the kernel may choose for this, a
         # pod reaches neighbour discovery alone.
-        hop = cell.at is At.HOP and cell.version == 6
+        chosen = cell.at is At.HOP and cell.version == 6
         name = SERVER if cell.client is Client.SELF else NEIGHBOUR
+        if cell.client is Client.SELF and self._setting.further:
+            chosen = True
         return {
-            "source": self._world.attached[name][6] if hop else "",
+            "source": self._world.attached[name][cell.version] if chosen else "",
             "protocol": cell.protocol,
             "address": self._address(cell.client, cell.at, cell.version),
             "port": ports(cell.mapping)[0],
@@ -154,7 +162,11 @@ class Table:
         if at is At.LINK_LOCAL:
             return f"{self._link_local}%{'up0' if client is Client.NODE else 'eth0'}"
         address = ADDRESSES[at, version]
-        return f"{address}%eth0" if address.startswith("fe80:") else address
+        return f"{address}%{self._interface(client)}" if address.startswith("fe80:") else address
+
+    def _interface(self, client: Client) -> str:
+        """Return a pod's interface: the one with the mappings, of their pod."""
+        return "eth1" if client is Client.SELF and self._setting.further else "eth0"
 
     def _own_addresses(self) -> list[str]:
         """Return all addresses that the node's own programs listen on."""

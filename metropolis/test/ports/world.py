@@ -412,12 +412,17 @@ class World:
         return self._pods[name]
 
     def attach(
-        self, name: str, ports: Iterable[pb.PortMapping] = (), space: str = ""
+        self,
+        name: str,
+        ports: Iterable[pb.PortMapping] = (),
+        space: str = "",
+        if_name: str = "eth0",
     ) -> dict[int, str]:
-        """Attach; return the addresses by family. space: of another name than
-        the workload's. Raises grpc.RpcError.
+        """Attach; return the addresses by family, those of the last interface
+        from now on. space: of another name than the workload's. Raises
+        grpc.RpcError.
         """
-        where = pb.NetNSAttachment(netns_path=self.pod(space or name).netns.path, if_name="eth0")
+        where = pb.NetNSAttachment(netns_path=self.pod(space or name).netns.path, if_name=if_name)
         request = pb.AttachRequest(workload_id=name, netns=where, port_mapping=ports)
         response = self.stub.Attach(request, timeout=_LIMIT_S)
         self.links[name] = response.host_interface

@@ -101,7 +101,9 @@ and nothing else. A Detach with the path of the namespace removes the rule. If
 it stays (no path, or a crash between two steps), it leads to an empty table,
 so it does nothing; the next attach with the index replaces it. The first
 interface has no rule, and costs nothing more. Rules that the workload makes
-are not touched. If it removes ours, Check reports it.
+are not touched. If it removes ours, Check reports it. A UDP server that is not
+bound to an address answers with that of the interface with the default route,
+as on every host with several addresses: it has to bind, or use IP_PKTINFO.
 
 Limits: one IPv4 and one IPv6 address per interface. A workload does not reach a
 host port that leads to another interface of its own. Where IPv6 is off,
