@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pods on a node, by the Kubernetes Container Runtime Interface.
 
-The module does the part of kubelet that a test needs: a sandbox with one
-container of the preloaded busybox image.
+run_pod() and remove_pod() are what most tests need: a sandbox with one
+container of the preloaded busybox image. Below them are the single calls, from
+which metropolis.test.kubelet makes pods as a kubelet does.
 """
 
 import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -151,9 +152,8 @@ class Cri:
         """Return what is missing before pods can be started; "": nothing."""
         try:
             status = await self._runtime.Status(api.StatusRequest(), timeout=10)
-            for condition in status.status.conditions:
-                if condition.type in ("RuntimeReady", "NetworkReady") and not condition.status:
-                    return f"{condition.type}: {condition.message or condition.reason}"
+            if missing := _unmet(status.status):
+                return missing
             for image in (IMAGE, _PAUSE):
                 request = api.ImageStatusRequest(image=api.ImageSpec(image=image))
                 found = await self._images.ImageStatus(request, timeout=10)
@@ -190,25 +190,27 @@ class Cri:
         except BaseException as error:
             with contextlib.suppress(CriError):
                 await self.remove_pod(ident)
-            if isinstance(error, grpc.aio.AioRpcError):
-                raise CriError(f"start pod {name}: {_text(error)}") from error
+            if isinstance(error, CriError):
+                raise CriError(f"start pod {name}: {error}") from error
             raise
         return Pod(name, ident, container, ips, sandbox_ms)
 
     async def run_sandbox(self, config: api.PodSandboxConfig) -> str:
         """Start a sandbox without a container; return its id."""
-        try:
-            sandbox = await self._runtime.RunPodSandbox(
-                api.RunPodSandboxRequest(config=config), timeout=_TIMEOUT_S
-            )
-        except grpc.aio.AioRpcError as error:
-            raise CriError(f"RunPodSandbox {config.metadata.name}: {_text(error)}") from error
-        return str(sandbox.pod_sandbox_id)
+        sandbox = await _call(
+            self._runtime.RunPodSandbox,
+            api.RunPodSandboxRequest(config=config),
+            f"RunPodSandbox {config.metadata.name}",
+        )
+        return sandbox.pod_sandbox_id
+
+    async def sandbox_status(self, ident: str) -> api.PodSandboxStatus:
+        """Return the status of a sandbox."""
+        return (await self._sandbox_status(ident, verbose=False)).status
 
     async def sandbox_ips(self, ident: str) -> tuple[IPv4Address | IPv6Address, ...]:
         """Return the pod's IP and additional IPs, from its status."""
-        status = await self._sandbox_status(ident, verbose=False)
-        network = status.status.network
+        network = (await self.sandbox_status(ident)).network
         texts = [network.ip, *(more.ip for more in network.additional_ips)]
         return tuple(ip_address(text) for text in texts if text)
 
@@ -216,20 +218,24 @@ class Cri:
         self, ident: str, *, verbose: bool = True
     ) -> api.PodSandboxStatusResponse:
         request = api.PodSandboxStatusRequest(pod_sandbox_id=ident, verbose=verbose)
-        try:
-            return await self._runtime.PodSandboxStatus(request, timeout=_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise CriError(f"PodSandboxStatus {ident[:12]}: {_text(error)}") from error
+        what = f"PodSandboxStatus {ident[:12]}"
+        return await _call(self._runtime.PodSandboxStatus, request, what)
 
     async def sandboxes(self) -> dict[str, bool]:
         """Return all sandboxes: id to whether it is ready."""
-        try:
-            found = await self._runtime.ListPodSandbox(
-                api.ListPodSandboxRequest(), timeout=_TIMEOUT_S
-            )
-        except grpc.aio.AioRpcError as error:
-            raise CriError(f"ListPodSandbox: {_text(error)}") from error
-        return {item.id: item.state == api.SANDBOX_READY for item in found.items}
+        return {item.id: item.state == api.SANDBOX_READY for item in await self.list_sandboxes()}
+
+    async def list_sandboxes(self, labels: Mapping[str, str] | None = None) -> list[api.PodSandbox]:
+        """Return the sandboxes that have these labels; None: all."""
+        request = api.ListPodSandboxRequest(filter=api.PodSandboxFilter(label_selector=labels))
+        found = await _call(self._runtime.ListPodSandbox, request, "ListPodSandbox")
+        return list(found.items)
+
+    async def list_containers(self, labels: Mapping[str, str] | None = None) -> list[api.Container]:
+        """Return the containers that have these labels; None: all."""
+        request = api.ListContainersRequest(filter=api.ContainerFilter(label_selector=labels))
+        found = await _call(self._runtime.ListContainers, request, "ListContainers")
+        return list(found.containers)
 
     async def cni_result(self, ident: str) -> object:
         """Return the network's result as containerd stored it."""
@@ -243,42 +249,33 @@ class Cri:
         command: Sequence[str],
         capabilities: Sequence[str],
     ) -> str:
-        created = await self._runtime.CreateContainer(
-            api.CreateContainerRequest(
-                pod_sandbox_id=sandbox,
-                config=api.ContainerConfig(
-                    metadata=api.ContainerMetadata(name="main", attempt=0),
-                    image=api.ImageSpec(image=IMAGE),
-                    command=list(command),
-                    linux=api.LinuxContainerConfig(
-                        security_context=api.LinuxContainerSecurityContext(
-                            capabilities=api.Capability(add_capabilities=list(capabilities)),
-                            namespace_options=config.linux.security_context.namespace_options,
-                        )
-                    ),
+        created = await self.create_container(
+            sandbox,
+            api.ContainerConfig(
+                metadata=api.ContainerMetadata(name="main", attempt=0),
+                image=api.ImageSpec(image=IMAGE),
+                command=list(command),
+                linux=api.LinuxContainerConfig(
+                    security_context=api.LinuxContainerSecurityContext(
+                        capabilities=api.Capability(add_capabilities=list(capabilities)),
+                        namespace_options=config.linux.security_context.namespace_options,
+                    )
                 ),
-                sandbox_config=config,
             ),
-            timeout=_TIMEOUT_S,
+            config,
         )
-        await self._runtime.StartContainer(
-            api.StartContainerRequest(container_id=created.container_id), timeout=_TIMEOUT_S
-        )
-        return created.container_id
+        await self.start_container(created)
+        return created
 
     async def exec(
         self, container: str, command: Sequence[str], timeout_s: float = 180.0
     ) -> Output:
         """Run a command in a container to its end."""
-        try:
-            done = await self._runtime.ExecSync(
-                api.ExecSyncRequest(
-                    container_id=container, cmd=list(command), timeout=int(timeout_s)
-                ),
-                timeout=timeout_s + 30,
-            )
-        except grpc.aio.AioRpcError as error:
-            raise CriError(f"ExecSync {' '.join(command)[:80]}: {_text(error)}") from error
+        request = api.ExecSyncRequest(
+            container_id=container, cmd=list(command), timeout=int(timeout_s)
+        )
+        what = f"ExecSync {' '.join(command)[:80]}"
+        done = await _call(self._runtime.ExecSync, request, what, timeout_s + 30)
         return Output(
             done.exit_code,
             done.stdout.decode(errors="replace"),
@@ -287,22 +284,79 @@ class Cri:
 
     async def stop_pod(self, ident: str) -> None:
         """Stop a pod and free its network; a pod that is gone is fine."""
-        try:
-            await self._runtime.StopPodSandbox(
-                api.StopPodSandboxRequest(pod_sandbox_id=ident), timeout=_TIMEOUT_S
-            )
-        except grpc.aio.AioRpcError as error:
-            raise CriError(f"StopPodSandbox {ident[:12]}: {_text(error)}") from error
+        request = api.StopPodSandboxRequest(pod_sandbox_id=ident)
+        await _call(self._runtime.StopPodSandbox, request, f"StopPodSandbox {ident[:12]}")
 
     async def remove_pod(self, ident: str) -> None:
         """Stop and remove a pod."""
         await self.stop_pod(ident)
-        try:
-            await self._runtime.RemovePodSandbox(
-                api.RemovePodSandboxRequest(pod_sandbox_id=ident), timeout=_TIMEOUT_S
-            )
-        except grpc.aio.AioRpcError as error:
-            raise CriError(f"RemovePodSandbox {ident[:12]}: {_text(error)}") from error
+        await self.remove_sandbox(ident)
+
+    async def remove_sandbox(self, ident: str) -> None:
+        """Remove a sandbox that was stopped; one that is gone is fine."""
+        request = api.RemovePodSandboxRequest(pod_sandbox_id=ident)
+        await _call(self._runtime.RemovePodSandbox, request, f"RemovePodSandbox {ident[:12]}")
+
+    async def version(self) -> str:
+        """Return the runtime's name and version."""
+        found = await _call(self._runtime.Version, api.VersionRequest(version="v1"), "Version")
+        return f"{found.runtime_name} {found.runtime_version}"
+
+    async def not_ready(self) -> str:
+        """Return the first condition of a pod's start that is not met; "": all
+        are.
+        """
+        found = await _call(self._runtime.Status, api.StatusRequest(), "Status", 10)
+        return _unmet(found.status)
+
+    async def image(self, name: str) -> str:
+        """Return the id of an image of the node; "": it is not there."""
+        request = api.ImageStatusRequest(image=api.ImageSpec(image=name))
+        found = await _call(self._images.ImageStatus, request, f"ImageStatus {name}")
+        return found.image.id if found.HasField("image") else ""
+
+    async def images(self) -> list[str]:
+        """Return the names of the node's images, sorted."""
+        found = await _call(self._images.ListImages, api.ListImagesRequest(), "ListImages")
+        return sorted(tag for image in found.images for tag in image.repo_tags)
+
+    async def create_container(
+        self, sandbox: str, config: api.ContainerConfig, sandbox_config: api.PodSandboxConfig
+    ) -> str:
+        """Create a container of a sandbox; return its id."""
+        request = api.CreateContainerRequest(
+            pod_sandbox_id=sandbox, config=config, sandbox_config=sandbox_config
+        )
+        what = f"CreateContainer {config.metadata.name}"
+        return (await _call(self._runtime.CreateContainer, request, what)).container_id
+
+    async def start_container(self, ident: str) -> None:
+        """Start a container that was created."""
+        request = api.StartContainerRequest(container_id=ident)
+        await _call(self._runtime.StartContainer, request, f"StartContainer {ident[:12]}")
+
+    async def stop_container(self, ident: str, grace_s: int) -> None:
+        """Stop a container: SIGTERM, and SIGKILL after some seconds."""
+        request = api.StopContainerRequest(container_id=ident, timeout=grace_s)
+        what = f"StopContainer {ident[:12]}"
+        await _call(self._runtime.StopContainer, request, what, grace_s + _TIMEOUT_S)
+
+    async def remove_container(self, ident: str) -> None:
+        """Remove a container; one that is gone is fine."""
+        request = api.RemoveContainerRequest(container_id=ident)
+        await _call(self._runtime.RemoveContainer, request, f"RemoveContainer {ident[:12]}")
+
+    async def exit_status(self, ident: str) -> int:
+        """Return the exit status of a container that has ended."""
+        request = api.ContainerStatusRequest(container_id=ident)
+        what = f"ContainerStatus {ident[:12]}"
+        return (await _call(self._runtime.ContainerStatus, request, what)).status.exit_code
+
+    async def port_forward(self, sandbox: str, ports: Sequence[int]) -> str:
+        """Return the URL, on the node, where a pod's ports are forwarded to."""
+        request = api.PortForwardRequest(pod_sandbox_id=sandbox, port=ports)
+        what = f"PortForward {sandbox[:12]}"
+        return (await _call(self._runtime.PortForward, request, what)).url
 
     async def sandbox_process(self, ident: str) -> tuple[int, str]:
         """Return the pid of a pod's sandbox and the path of its netns."""
@@ -314,24 +368,16 @@ class Cri:
 
     async def pods(self) -> list[Found]:
         """Return all pods, also those that ended."""
-        try:
-            sandboxes = await self._runtime.ListPodSandbox(
-                api.ListPodSandboxRequest(), timeout=_TIMEOUT_S
-            )
-            containers = await self._runtime.ListContainers(
-                api.ListContainersRequest(), timeout=_TIMEOUT_S
-            )
-        except grpc.aio.AioRpcError as error:
-            raise CriError(f"list pods: {_text(error)}") from error
+        sandboxes, containers = await asyncio.gather(self.list_sandboxes(), self.list_containers())
         last = {
             item.pod_sandbox_id: item
             for item in sorted(
-                containers.containers,
+                containers,
                 key=lambda item: (item.state == api.CONTAINER_RUNNING, item.created_at),
             )
         }
         found = []
-        for item in sandboxes.items:
+        for item in sandboxes:
             own = last.get(item.id)
             ready = item.state == api.SANDBOX_READY
             found.append(
@@ -344,6 +390,26 @@ class Cri:
                 )
             )
         return found
+
+
+async def _call[Asked, Answered](
+    method: grpc.aio.UnaryUnaryMultiCallable[Asked, Answered],
+    request: Asked,
+    what: str,
+    timeout_s: float = _TIMEOUT_S,
+) -> Answered:
+    """Return the answer. Raises CriError, which begins with `what`."""
+    try:
+        return await method(request, timeout=timeout_s)
+    except grpc.aio.AioRpcError as error:
+        raise CriError(f"{what}: {_text(error)}") from error
+
+
+def _unmet(status: api.RuntimeStatus) -> str:
+    for condition in status.conditions:
+        if condition.type in ("RuntimeReady", "NetworkReady") and not condition.status:
+            return f"{condition.type}: {condition.message or condition.reason}"
+    return ""
 
 
 def _text(error: grpc.aio.AioRpcError) -> str:
