@@ -10,8 +10,8 @@ The kernel's filters have two gaps (seen in Linux 6.18). Ports are compared for
 TCP and UDP only: the port of another protocol would match all its flows. The
 comparison of IPv6 addresses is inverted: all others would match. Where a filter
 needs these, entries are listed by the rest of it, compared here, and deleted
-one by one. The same is done for many filters of a protocol, since a listing
-takes as long as 15 to 20 walks, and for a kernel before Linux 6.10, which
+one by one. The same is done for many filters of a kind, since a listing takes
+as long as 15 to 20 walks, and for a kernel before Linux 6.10, which
 refuses filters in deletions.
 
 The next packet of a flow makes the entry again, by the rules of that time.
@@ -111,9 +111,9 @@ def delete(filters: Iterable[Filter], sockets: SocketPool | None = None) -> None
         if error.errno == errno.EPROTONOSUPPORT:
             return  # a kernel without netfilter's netlink
         raise
-    groups: dict[tuple[int, int], list[Filter]] = {}
+    groups: dict[tuple[int, int, bool | None], list[Filter]] = {}
     for one in filters:
-        groups.setdefault((one.protocol, one.version), []).append(one)
+        groups.setdefault((one.protocol, one.version, one.led), []).append(one)
     with borrowed as sock:
         for group in groups.values():
             walked = len(group) <= _WALKS and all(map(_is_compared, group))
@@ -144,9 +144,13 @@ def _delete_matching(sock: NetlinkSocket, filters: Sequence[Filter]) -> bool:
 
 
 def _delete_listed(sock: NetlinkSocket, filters: Sequence[Filter]) -> None:
-    """Delete what matches filters of one protocol and IP version."""
+    """Delete what matches filters of one protocol and IP version, and with the
+    same `led`: the kernel compares these.
+    """
     first = filters[0]
-    asked = first if len(filters) == 1 else Filter(first.protocol, first.version)
+    asked = first
+    if len(filters) > 1:
+        asked = Filter(first.protocol, first.version, led=first.led)
     try:
         listed = sock.stream(request(MSG_CT_GET, asked))
         found = [deletion(message) for message in matching(listed, filters)]

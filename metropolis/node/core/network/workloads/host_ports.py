@@ -21,6 +21,7 @@ link-local addresses, which every link may have.
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -102,9 +103,9 @@ def text_of(mappings: Iterable[Mapping]) -> str:
     """Return the text of the mappings, in any order; "": there are none.
     Raises InvalidArgument, its field `port_mapping`.
     """
-    wanted = list(mappings)
+    wanted = list(itertools.islice(mappings, PORTS_MAX + 1))
     if len(wanted) > PORTS_MAX:
-        raise invalid(f"{len(wanted)} ports: must be at most {PORTS_MAX}")
+        raise invalid(f"more than {PORTS_MAX} ports; ask for fewer")
     _check(wanted)
     text = ",".join(map(_entry, _runs(sorted(wanted, key=_order))))
     if len(text) > TEXT_MAX:
