@@ -14,7 +14,7 @@ from osbase.ip import IPAddress, family_of
 from osbase.netlink import attrs
 from osbase.netlink.attrs import ADDRESS_SIZES
 from osbase.netlink.errors import ProtocolError
-from osbase.netlink.message import Message, Request
+from osbase.netlink.message import NLM_F_CREATE, NLM_F_REPLACE, Message, Request
 
 RTM_NEWNEIGH: Final = 28
 RTM_DELNEIGH: Final = 29
@@ -40,6 +40,16 @@ class Neighbour:
 def dump_neighbours(family: int) -> Request:
     """List all links' entries of a family."""
     return Request(RTM_GETNEIGH, 0, _NDMSG.pack(family, 0, 0, 0, 0), "list neighbours")
+
+
+def add_permanent_neighbour(ifindex: int, name: str, address: IPAddress, mac: bytes) -> Request:
+    """Write a permanent entry, or over one. The kernel neither asks for it nor
+    counts it (neigh_alloc). name: the link's, for errors.
+    """
+    body = _NDMSG.pack(family_of(address), ifindex, _NUD_PERMANENT, 0, 0)
+    body += attrs.attr(_NDA_DST, address.packed) + attrs.attr(_NDA_LLADDR, mac)
+    what = "write neighbour {} of {}"
+    return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body, what, (address, name))
 
 
 def del_neighbour(ifindex: int, name: str, address: IPAddress) -> Request:

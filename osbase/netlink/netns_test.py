@@ -13,8 +13,10 @@ import pytest
 
 from osbase.netlink import netns
 from osbase.netlink.errors import NetnsMissing, NotNetns
-from osbase.netlink.link import set_link_down, set_link_up
+from osbase.netlink.ifla import IFF_LOWER_UP
+from osbase.netlink.link import del_link, get_link, parse_link, set_link_down, set_link_up
 from osbase.netlink.transport import NetlinkSocket
+from osbase.netlink.veth import VethEnd, new_veth
 
 
 @pytest.fixture
@@ -57,6 +59,28 @@ def test_sockets_are_of_the_namespace_they_were_opened_in(home: int, other: int)
         NetlinkSocket(outer).batch([set_link_down(1, "lo")])
         assert netns.loopback_is_up(inner)
         assert not netns.loopback_is_up(outer)
+
+
+def test_a_look_at_the_carrier(home: int, other: int) -> None:
+    """The end of a pair across namespaces that was set up first."""
+    pair = new_veth(
+        VethEnd("veth0", 7001, bytes.fromhex("020000000001")),
+        VethEnd("eth0", 2, bytes.fromhex("020000000002")),
+        netns_fd=other,
+        mtu=1500,
+        group=0,
+    )
+    with netns.open_socket(other, home) as inner, netns.open_socket(home, home) as outer:
+        NetlinkSocket(outer).batch([pair])
+        NetlinkSocket(inner).batch([set_link_up(2, "eth0")])
+        NetlinkSocket(outer).batch([set_link_up(7001, "veth0")])
+        netns.look_at_carrier(inner, "eth0")
+        link = parse_link(NetlinkSocket(inner).get(get_link(2)))
+        assert link.flags & IFF_LOWER_UP
+        assert link.name == "eth0"
+        with pytest.raises(OSError, match="No such device"):
+            netns.look_at_carrier(outer, "eth0")
+        NetlinkSocket(outer).batch([del_link(7001, "veth0")])
 
 
 def test_a_thread_comes_home_from_an_error(home: int, other: int) -> None:

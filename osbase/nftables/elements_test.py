@@ -109,7 +109,7 @@ def test_nothing_is_no_transaction(sock: NetlinkSocket) -> None:
 def test_as_many_as_there_are_ports(sock: NetlinkSocket) -> None:
     """In one transaction; more than one send may have by default."""
     before = digest.generation(sock)
-    elements.create(sock, [ports(*(led(number, "x" * 60) for number in range(1, 65536)))])
+    elements.create(sock, [ports(*(led(number, f"{number:060}") for number in range(1, 65536)))])
     assert digest.generation(sock) == before + 1
     comments = digest.element_comments(sock, "inet", "t", "ports") or ()
     assert len(comments) == 65535

@@ -25,7 +25,7 @@ from third_party.cri import api_pb2 as api
 
 NAME, NAMESPACE, UID = (f"io.kubernetes.pod.{part}" for part in ("name", "namespace", "uid"))
 CONTAINER = "io.kubernetes.container.name"
-# Of a static pod; a sandbox with another one is of an older manifest.
+# The hash of a static pod; a sandbox with another one is of an older manifest.
 HASH = "kubernetes.io/config.hash"
 _SOURCE = "kubernetes.io/config.source"
 _CONTAINER_HASH = "io.kubernetes.container.hash"

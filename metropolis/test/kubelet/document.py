@@ -17,7 +17,7 @@ import yaml
 MOST_BYTES = 256 << 10
 MOST_DEPTH = 40
 MOST_VALUES = 20_000
-"""Of a file, with anchors expanded."""
+"""Limits of a file, with anchors expanded."""
 
 _TAG = "tag:yaml.org,2002:"
 

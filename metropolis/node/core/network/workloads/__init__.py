@@ -32,6 +32,11 @@ removes it. A link with records is a running pod, and is repaired. Links that
 only look like ours, or that a newer version made, are left alone, their
 addresses are not handed out, and Status reports them.
 
+The first packet of a workload is not lost or delayed: the MAC of the first hop
+is written inside as a permanent neighbour, and the kernel looks at the carrier
+before Attach returns (by itself it does so later, and the link drops what is
+sent until then). The first one to a workload may be, in IPv6.
+
 Other programs change links, too. A pod's traffic depends on the following state
 of the host. A start, and every look of the ward, compares and restores it:
 

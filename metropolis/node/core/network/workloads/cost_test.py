@@ -28,7 +28,8 @@ from metropolis.node.core.network.workloads.testing.trace import calls, split, t
 ID = "4c0f" * 16  # as long as containerd's
 MEASURED = 9  # calls, of which the median counts
 
-# By the calling thread, without RPC: the target is 16.
+# By the calling thread, without RPC. The target is 16; the first packet of a
+# workload is worth one more.
 ATTACH = Counter(
     {
         "newfstatat": 1,  # what the path is, before it is opened
@@ -37,7 +38,7 @@ ATTACH = Counter(
         "socket": 1,
         "setsockopt": 1,  # the kernel's words in errors
         "getsockopt": 1,  # the namespace's cookie
-        "ioctl": 1,  # whether lo is up
+        "ioctl": 2,  # whether lo is up; that the kernel looks at the carrier
         "sendto": 3,
         "recvfrom": 3,
         "close": 2,
@@ -115,7 +116,7 @@ def test_system_calls(dual: Engine, tmp_path: Path) -> None:
             detach(dual, number)
         found = count(tmp_path / "attach", lambda number: attach(dual, made[number], number))
         assert found == ATTACH
-        assert found.total() <= 16
+        assert found.total() <= 17
         assert count(tmp_path / "detach", lambda number: detach(dual, number)) == DETACH
 
 
@@ -146,9 +147,9 @@ def test_many_removals_cost_as_much_as_one(
 @pytest.mark.parametrize(
     ("prefixes", "first", "second"),
     [
-        (["10.192.0.0/28", "fd00:10:192::/124"], [1, 8, 8], [1, 13, 8]),
-        (["10.192.0.0/28"], [1, 5, 4], [1, 7, 4]),
-        (["fd00:10:192::/124"], [1, 5, 7], [1, 7, 7]),
+        (["10.192.0.0/28", "fd00:10:192::/124"], [1, 10, 8], [1, 15, 8]),
+        (["10.192.0.0/28"], [1, 6, 4], [1, 8, 4]),
+        (["fd00:10:192::/124"], [1, 6, 7], [1, 8, 7]),
     ],
     ids=["dual stack", "IPv4", "IPv6"],
 )

@@ -289,7 +289,7 @@ def test_attach_of_a_second_interface(world: World) -> None:
 
 
 def test_detach_of_the_second_interface(world: World) -> None:
-    """Of a living pod: its rules go, too, and those of others stay."""
+    """The pod lives: its rules go, too, and those of others stay."""
     world.learn("eth0", "eth1")
 
     def prepare() -> None:

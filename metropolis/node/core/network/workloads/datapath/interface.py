@@ -16,7 +16,7 @@ from metropolis.node.core.network.workloads.model import Finding, IPAddress, Par
 from metropolis.node.core.network.workloads.parts import Part
 
 FIRST_PEER_INDEX: Final = 2
-"""Of a namespace's first interface in it: the first after lo."""
+"""The index of a namespace's first interface in it: the first after lo."""
 
 
 class IndexTaken(Exception):

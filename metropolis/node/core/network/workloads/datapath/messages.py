@@ -29,6 +29,7 @@ from osbase.netlink.altnames import add_link_altnames, set_link_up_by_altname
 from osbase.netlink.fibrules import RTM_DELRULE, RTM_NEWRULE, add_source_rule, del_source_rule
 from osbase.netlink.link import set_link_alias, set_link_up
 from osbase.netlink.message import Request
+from osbase.netlink.neighbours import add_permanent_neighbour
 from osbase.netlink.route import Route, add_multicast_route, add_route, replace_route
 from osbase.netlink.template import Encoded, Sample, Template, encoded
 from osbase.netlink.veth import VethEnd, new_veth
@@ -81,6 +82,11 @@ def inside(record: Record, metric: int, *, loopback: bool) -> list[Request]:
                 metric=metric,
             )
         )
+        # Else the first packet waits for an answer: in IPv6 for a second, when
+        # the question comes before a worker of the kernel's has joined the
+        # host's group. And the table of all namespaces' neighbours may be full;
+        # permanent ones are not counted.
+        requests.append(add_permanent_neighbour(index, name, hop, allocs.FIRST_HOP_MAC))
     return requests + _rules(record) if record.further else requests
 
 

@@ -17,6 +17,7 @@ kernel has no route through a link that is down, and a record says which are
 missing.
 """
 
+import contextlib
 import errno
 import logging
 import threading
@@ -229,6 +230,11 @@ class KernelDatapath:
             if isinstance(error, (NetlinkError, OSError)):
                 raise KernelRefused(f"{_attach(record)}: {error}") from error
             raise
+        # The host's end was set up last, so the kernel has looked at it. The
+        # workload's end would drop what is sent in the next milliseconds: the
+        # question for a neighbour, which is asked again after a second.
+        with contextlib.suppress(OSError):  # the namespace was removed
+            namespaces.look_at_carrier(netns.inner, record.if_name)
 
     def _create_pair(self, netns: KernelNetns, record: Record) -> None:
         try:

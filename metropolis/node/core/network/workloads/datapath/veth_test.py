@@ -126,7 +126,7 @@ class TestKernelDatapath(DatapathContract):
             assert "EINVAL" in reported
             assert bench.pods[path].objects() == inside, target
             assert objects() == before, target
-        assert target == 17  # requests of one attach
+        assert target == 19  # requests of one attach
 
     @pytest.mark.parametrize("where", ["outside", "inside"])
     def test_a_check_finds_everything_that_can_be_taken(
