@@ -125,7 +125,7 @@ def sandbox(pod: Pod, attempt: int, node: DnsConfig) -> api.PodSandboxConfig:
         annotations=pod.annotations | {HASH: pod.hash, _SOURCE: "file"},
         linux=api.LinuxPodSandboxConfig(
             security_context=api.LinuxSandboxSecurityContext(
-                namespace_options=api.NamespaceOption(network=network)
+                namespace_options=api.NamespaceOption(network=network, pid=api.CONTAINER)
             ),
         ),
     )

@@ -14,9 +14,11 @@ The library, in the order of use:
 
     lab, child, started, sntp     a bridge, dnsmasq, an outside host that tells
                                   callers the address it saw
+    outside                       requests from that host
     images, configuration, node   the image in a machine, in the lab
     servicelogs                   services that crash; what to print of logs
-    cri, checks, report           pods; what they reach; the table
+    cri, checks, rows, report     pods; what they reach; the table
+    own_pods                      pods of the user's own files (../kubelet)
     echo, pings                   pings without end, and what is lost
     cluster, capture              several nodes, etcd, faults; their traffic
     reach, matrix, prober         all pairs, once and continuously
@@ -26,7 +28,7 @@ The commands:
 
     launch          main          one node and its pods, until Ctrl-C
     launch-cluster  cluster_main  several nodes
-    pod             pod, terminal, guest_terminal   list, run, exec -it, rm
+    pod             pod, terminal, guest_terminal   list, run, exec -it, fetch, rm
     nodes           nodes         list, add, poweroff, boot
     console         console       a root shell on a node
     metroctl        metroctl, etcd_socket           the operator's command

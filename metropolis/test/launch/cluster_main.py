@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from metropolis.test.launch import command, configuration, state, terminal
+from metropolis.test.launch import command, configuration, outside, state, terminal
 from metropolis.test.launch.capture import FIRST_FILE as CAPTURE
 from metropolis.test.launch.cluster import Cluster, Member
 from metropolis.test.launch.command import say
@@ -31,6 +31,7 @@ from metropolis.test.launch.keeping import keeping
 from metropolis.test.launch.lab import MAX_NODES, MTU, LabError
 from metropolis.test.launch.matrix import ClusterReport, to_json, to_table
 from metropolis.test.launch.node import Node, NodeError
+from metropolis.test.launch.outside import OutsideError
 from metropolis.test.launch.verdict import Verdict
 from osbase.test.agent.client import AgentError
 from osbase.test.qemu.vm import State, VmError
@@ -173,8 +174,9 @@ async def _stay(cluster: Cluster, directory: Path) -> None:
     ) -> None:
         await terminal.serve(operations.node(request.get("node")).agent, request, reader, writer)
 
-    expected = (AgentError, CriError, LabError, NodeError, VmError)
-    async with control(directory / SOCKET, operations.every(), expected, terminal_of):
+    expected = (AgentError, CriError, LabError, NodeError, OutsideError, VmError)
+    every = operations.every() | {"fetch": outside.operation}
+    async with control(directory / SOCKET, every, expected, terminal_of):
         say(hints(directory))
         told: set[tuple[str, int]] = set()
         while True:

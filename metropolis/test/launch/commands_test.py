@@ -20,9 +20,24 @@ from metropolis.test.launch.state import StateError
 
 HERE = Path(__file__).parent
 USAGES: dict[ModuleType, list[list[str]]] = {
-    main: [["--pods", "0"], ["--pods", "21"], ["--pods", "x"], ["--log-level", "loud"]],
+    main: [
+        ["--pods", "0"],
+        ["--pods", "21"],
+        ["--pods", "x"],
+        ["--log-level", "loud"],
+        ["--pod"],
+        ["--pod", "x.yaml", "--pods", "2"],
+    ],
     cluster_main: [["--nodes", "0"], ["--mtu", "1"]],
-    pod: [[], ["exec", "pod-a"], ["exec", "-t", "pod-a", "sh"], ["rm"], ["run"], ["run", "A b"]],
+    pod: [
+        [],
+        ["exec", "pod-a"],
+        ["exec", "-t", "pod-a", "sh"],
+        ["rm"],
+        ["fetch"],
+        ["run"],
+        ["run", "A b"],
+    ],
     nodes: [[], ["poweroff"], ["dance"]],
 }
 WORKS = {
@@ -80,6 +95,18 @@ def test_a_bad_configuration_boots_nothing(tmp_path: Path) -> None:
         assert f"{path}:1:" in done.stderr
         assert "uplnk" in done.stderr
         assert "boot:" not in done.stderr
+
+
+def test_a_bad_file_of_pods_boots_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "pods.yaml"
+    path.write_text("apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {prots: []}\n")
+    done = run("main.py", "--json", "--pod", str(path), "--pod", str(tmp_path / "none.yaml"))
+    assert done.returncode == 2
+    assert f"launch: {path}:4: spec.prots: unknown field" in done.stderr
+    assert f"{path}:4: spec: containers is missing" in done.stderr
+    assert f"{tmp_path}/none.yaml: No such file or directory" in done.stderr
+    assert "boot:" not in done.stderr
+    assert not json.loads(done.stdout)["ok"]
 
 
 def test_a_bad_accelerator_leaves_the_last_failures_logs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,8 @@ from third_party.cri import api_pb2_grpc as api_grpc
 IMAGE = "localhost/busybox:latest"
 # Preloaded with it: the runtime's image for sandboxes.
 _PAUSE = "localhost/pause:latest"
+# All that a node has: it reaches no registry.
+PRELOADED = (IMAGE, _PAUSE)
 # ping: raw sockets, as container engines allow.
 DEFAULT_CAPABILITIES = ("NET_RAW",)
 # Users in a pod's user namespace, as kubelet has it.

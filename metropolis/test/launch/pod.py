@@ -6,6 +6,7 @@
     ./bazelw pod run web -- sleep 1000
     ./bazelw pod exec pod-a ip addr
     ./bazelw pod exec -it pod-a sh
+    ./bazelw pod fetch http://198.51.100.10:18080/
     ./bazelw pod rm web
 
 Pods are named NAME, or NODE/NAME where several nodes have one of that name.
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from metropolis.test.launch import checks, state, terminal
+from metropolis.test.launch import checks, control, state, terminal
 from metropolis.test.launch.control import ControlError
 from metropolis.test.launch.cri import Cri, CriError, Found, unix_channel
 from metropolis.test.launch.report import grid
@@ -135,6 +136,10 @@ async def start(launch: state.Launch, options: argparse.Namespace) -> int:
 
 async def run(launch: state.Launch, options: argparse.Namespace) -> int:
     """Run the subcommand of the arguments; return the exit status."""
+    if options.action == "fetch":
+        request = {"op": "fetch", "url": options.url}
+        sys.stdout.write(control.ask(launch.directory, request, lambda text: None))
+        return 0
     if options.action == "run":
         return await start(launch, options)
     pods = await find(launch)
@@ -168,7 +173,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="pod", description=__doc__, formatter_class=raw, allow_abbrev=False
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|run|exec|rm")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|run|exec|fetch|rm")
     listing = actions.add_parser("list", help="list pods, their nodes and addresses")
     listing.add_argument("--json", action="store_true", help="print one line of JSON")
     running = actions.add_parser(
@@ -194,6 +199,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     execute.add_argument(
         "command", nargs=argparse.REMAINDER, metavar="COMMAND", help="with its arguments"
     )
+    fetching = actions.add_parser(
+        "fetch", help="ask a host port from outside",
+        description="Print what a URL has for a host outside of the node, whose network is the "
+        "launcher's own: the way to a pod's host port at the node's address.",
+    )  # fmt: skip
+    fetching.add_argument("url", metavar="URL", help="http://ADDRESS:PORT/PATH")
     remove = actions.add_parser("rm", help="stop and remove pods")
     remove.add_argument("pods", nargs="+", metavar="NAME", help="as list prints it")
     options = parser.parse_args(arguments)

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from metropolis.test.launch.checks import Check
 
@@ -51,30 +52,32 @@ def attach_times(log: str) -> dict[tuple[str, str], float]:
 
 def to_json(report: Report) -> str:
     """Return the report as one line of JSON."""
-    return json.dumps(
-        {
-            "ok": report.ok,
-            "accel": report.accel,
-            "boot_s": round(report.boot_s, 2),
-            "pods": [
-                {
-                    "name": pod.name,
-                    "id": pod.id,
-                    "interface": pod.interface,
-                    "ipv4": pod.ipv4,
-                    "ipv6": pod.ipv6,
-                    "host_link": pod.host_link,
-                    "attach_ms": pod.attach_ms,
-                    "sandbox_ms": round(pod.sandbox_ms, 1),
-                }
-                for pod in report.pods
-            ],
-            "checks": [
-                {"name": check.name, "ok": check.ok, "detail": check.detail}
-                for check in report.checks
-            ],
-        }
-    )
+    return json.dumps(to_dict(report))
+
+
+def to_dict(report: Report) -> dict[str, Any]:
+    """Return what the JSON has."""
+    return {
+        "ok": report.ok,
+        "accel": report.accel,
+        "boot_s": round(report.boot_s, 2),
+        "pods": [
+            {
+                "name": pod.name,
+                "id": pod.id,
+                "interface": pod.interface,
+                "ipv4": pod.ipv4,
+                "ipv6": pod.ipv6,
+                "host_link": pod.host_link,
+                "attach_ms": pod.attach_ms,
+                "sandbox_ms": round(pod.sandbox_ms, 1),
+            }
+            for pod in report.pods
+        ],
+        "checks": [
+            {"name": check.name, "ok": check.ok, "detail": check.detail} for check in report.checks
+        ],
+    }
 
 
 def grid(rows: Sequence[Sequence[str]]) -> list[str]:
