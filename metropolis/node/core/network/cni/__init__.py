@@ -11,17 +11,17 @@
         | result or error object                      -> result, protocol
     stdout and exit code, back through cniproxy
 
-`wire`, `capabilities`, `ports`, `protocol` and `result` are pure; `adapter`
-calls the engine and has the rules between calls; `server` moves bytes. The
-versions are CNI 0.3.1, 0.4.0, 1.0.0, 1.1.0. There is one network, whatever a
-configuration calls it; only garbage collection uses the name.
+`wire`, `capabilities`, `ports`, `routes`, `protocol` and `result` are pure;
+`adapter` calls the engine and has the rules between calls; `server` moves
+bytes. The versions are CNI 0.3.1, 0.4.0, 1.0.0, 1.1.0. There is one network,
+whatever a configuration calls it; only garbage collection uses the name.
 
 Access: the socket is 0600 in a 0700 directory, so its caller is root, as is the
 runtime that executes plugins. Peer credentials are not checked.
 
-Limits: see the table in `capabilities`. A configuration's name is the owner in
-the records, so after a network is renamed its former attachments are left to
-DEL, or to the end of the namespace.
+Limits: see the table in `capabilities`, and `routes`. A configuration's name is
+the owner in the records, so after a network is renamed its former attachments
+are left to DEL, or to the end of the namespace.
 
 Why not a plugin that does the work itself: it would start an interpreter per
 operation, and keep its state in files. Why not gRPC from C: this frame is ten

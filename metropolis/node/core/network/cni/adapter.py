@@ -51,7 +51,7 @@ _logger = logging.getLogger(__name__)
 _SMALL = 64 << 10  # stdin that is parsed in the event loop, bytes
 
 # The keys of stdin that an ADD uses; all else comes from the environment.
-_CONFIGURED = frozenset({"requested_ip", "requested_mac", "port_mapping"})
+_CONFIGURED = frozenset({"requested_ip", "requested_mac", "port_mapping", "mtu", "routes"})
 
 # Sends the answer to the caller; False if it certainly did not arrive.
 type Deliver = Callable[[Answer], Awaitable[bool]]
@@ -221,6 +221,8 @@ class Adapter:
             requested_mac=add.requested_mac,
             owner=protocol.owner_of(add.network),
             parts=add.parts,
+            requested_mtu=add.requested_mtu,
+            routes=add.routes,
         )
         attachment = self._engine.attach(intent)
         return attachment, before is None or before.host_ifindex != attachment.host_ifindex

@@ -17,7 +17,8 @@ configuration (`ips`, `mac`; Multus writes it from a pod's cni-args), and
 CNI_ARGS (`IP`, `MAC`). The capability has priority, then `args.cni`, then
 CNI_ARGS, as in CNI's `static` plugin. Other keys of `args.cni` are ignored,
 as the conventions demand; other keys of CNI_ARGS are ignored with
-IgnoreUnknown, and refused without. K8S_... are labels and accepted.
+IgnoreUnknown, and refused without. K8S_... are labels and accepted. MTU and
+routes are no capabilities, but parts of the configuration: see `routes`.
 """
 
 import enum

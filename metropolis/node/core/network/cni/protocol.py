@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_interface
 from typing import Any, NoReturn, cast
 
-from metropolis.node.core.network.cni import capabilities, ports
+from metropolis.node.core.network.cni import capabilities, ports, routes
 from metropolis.node.core.network.cni.wire import Answer, Request
 from metropolis.node.core.network.workloads.errors import InvalidArgument
-from metropolis.node.core.network.workloads.model import PartText
+from metropolis.node.core.network.workloads.model import PartText, Route
 
 # A JSON value; callers mostly want objects.
 type Json = dict[str, Any]
@@ -103,7 +103,7 @@ def owner_of(network: str) -> str:
 @dataclass(frozen=True)
 class Add:
     """ADD. `prev_result` is the previous plugin's in a chain, None if first;
-    `network` is the name in the configuration; `parts` as in AttachIntent.
+    `network` is the name in the configuration; the rest is as in AttachIntent.
     """
 
     version: str
@@ -116,6 +116,8 @@ class Add:
     prev_result: Json | None = None
     network: str = ""
     parts: tuple[PartText, ...] = ()
+    requested_mtu: int = 0
+    routes: tuple[Route, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -354,6 +356,14 @@ def _ports(runtime: Json) -> tuple[PartText, ...]:
         _fail(Code.INVALID_CONFIG, "the port mappings cannot be met", str(error))
 
 
+def _of_interface(config: Json, own: Json) -> tuple[int, tuple[Route, ...]]:
+    """Return MTU and routes. own: `args.cni`."""
+    try:
+        return routes.mtu_of(config, own), routes.routes_of(config)
+    except InvalidArgument as error:
+        _fail(Code.INVALID_CONFIG, "the interface cannot be so", str(error))
+
+
 def _object(config: Json, name: str) -> Json:
     value = config.get(name)
     if value is None:
@@ -436,7 +446,8 @@ def _parse_add(version: str, env: Mapping[str, str], config: Json) -> Add:
         mac = _mac(args["MAC"], "CNI_ARGS MAC")
     dns, prev, name = _dns(config, runtime), _prev_result(config), str(config["name"])
     parts = _ports(runtime)
-    return Add(version, container_id, if_name, netns, ips, mac, dns, prev, name, parts)
+    mtu, more = _of_interface(config, own)
+    return Add(version, container_id, if_name, netns, ips, mac, dns, prev, name, parts, mtu, more)
 
 
 def _parse_del(request: Request) -> Del:

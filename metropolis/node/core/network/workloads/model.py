@@ -13,12 +13,22 @@ from osbase.ip import IPNetwork as IPNetwork
 
 MTU_MIN: Final = 1280
 """Below it the kernel disables IPv6 on a link (RFC 8200, section 5)."""
+MTU_MIN_IPV4: Final = 68
+"""Below it the kernel disables IPv4 on a link (RFC 791)."""
 
 type PartText = tuple[str, str]
 """A part of an attachment: the letter of the part, and its text; see parts."""
 
 OWNER_API: Final = "api"
 """The owner of attachments by the workload network API; others have names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route inside the workload's namespace; gateway None: on the link."""
+
+    destination: IPNetwork
+    gateway: IPAddress | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +39,8 @@ class AttachIntent:
     if_name: the name inside. requested_ips: at most one per family, empty:
     chosen. requested_mac: 6 bytes, unicast; None: chosen. owner: who asks, 1
     to 255 printable ASCII characters; it decides nothing. parts: what else is
-    asked for, in the order of the letters.
+    asked for, in the order of the letters. requested_mtu: bytes, 0: the node's.
+    routes: besides those of every interface; see validate.parse_routes.
     """
 
     workload_id: str
@@ -39,6 +50,8 @@ class AttachIntent:
     requested_mac: bytes | None = None
     owner: str = OWNER_API
     parts: tuple[PartText, ...] = ()
+    requested_mtu: int = 0
+    routes: tuple[Route, ...] = ()
 
     def digest(self) -> bytes:
         """Return 8 bytes that differ when two requests for one workload and
@@ -55,15 +68,12 @@ class AttachIntent:
             state.update(b"mac" + self.requested_mac)
         for letter, text in self.parts:
             state.update(b"part" + letter.encode() + len(text).to_bytes(2) + text.encode())
+        if self.requested_mtu:
+            state.update(b"mtu" + self.requested_mtu.to_bytes(4))
+        for route in self.routes:
+            text = str(route.destination)
+            state.update(b"route" + len(text).to_bytes(2) + text.encode())
         return state.digest()
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A route inside the workload's namespace; gateway None: on the link."""
-
-    destination: IPNetwork
-    gateway: IPAddress | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +84,8 @@ class Attachment:
     host_ifindex: the end on the host. mtu: bytes, both ends. gateways: the
     first hop of each address, in the order of `ips`. owner: who first requested
     it; "": unknown, since version 1 of the records had none. parts: see
-    AttachIntent.
+    AttachIntent. routes: only the answer to an attach has those that it asked
+    for.
     """
 
     workload_id: str

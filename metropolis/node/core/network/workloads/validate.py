@@ -5,16 +5,26 @@ Every message names the field and the value. Values of callers are quoted as
 ASCII and cut, since they may be long, and errors travel in HTTP/2 headers.
 """
 
-from collections.abc import Sequence
-from ipaddress import IPv4Address, ip_address
+from collections.abc import Collection, Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 
+from metropolis.node import allocs
 from metropolis.node.core.network.workloads.errors import InvalidArgument
-from metropolis.node.core.network.workloads.model import AttachIntent, IPAddress
+from metropolis.node.core.network.workloads.model import (
+    MTU_MIN,
+    MTU_MIN_IPV4,
+    AttachIntent,
+    IPAddress,
+    IPNetwork,
+    Route,
+    first_hop,
+)
 
 WORKLOAD_ID_MAX = 255  # IFALIASZ less the NUL: it is the link's alias
 OWNER_MAX = 255  # characters
 IF_NAME_MAX = 15  # bytes; IFNAMSIZ less the NUL
 PATH_MAX = 4095  # bytes; PATH_MAX less the NUL
+ROUTES_MAX = 64
 _SHOWN = 64
 
 # What isspace() of the kernel (lib/ctype.c) accepts: ASCII and, since its
@@ -112,6 +122,66 @@ def parse_ips(values: Sequence[bytes]) -> tuple[IPAddress, ...]:
         found.append(ip_address(packed))
     check_ips(found)
     return tuple(sorted(found, key=lambda ip: not isinstance(ip, IPv4Address)))
+
+
+def check_mtu(mtu: int, *, largest: int, versions: Collection[int]) -> None:
+    """Raise InvalidArgument unless an interface may have the MTU. largest: the
+    node's. versions: those of the interface's addresses.
+    """
+    if 6 in versions and mtu < MTU_MIN:
+        least, why = MTU_MIN, "which IPv6 needs"
+    else:
+        least, why = MTU_MIN_IPV4, "which IPv4 needs"
+    if mtu < least:
+        raise InvalidArgument(f"mtu {mtu}: must be at least {least}, {why}", field="mtu")
+    if mtu > largest:
+        raise InvalidArgument(f"mtu {mtu}: must be at most {largest}, the node's", field="mtu")
+
+
+def check_families(routes: Sequence[Route], versions: Collection[int]) -> None:
+    """Raise InvalidArgument for a route of a family without an address."""
+    for route in routes:
+        if (version := route.destination.version) not in versions:
+            raise _no_route(route.destination, f"the interface has no IPv{version} address")
+
+
+_OWN_ROUTES: dict[int, tuple[IPNetwork, ...]] = {
+    4: (
+        allocs.FIRST_HOP_NETWORK,
+        IPv4Network("127.0.0.0/8"),
+        IPv4Network("224.0.0.0/4"),
+    ),
+    6: (IPv6Network("fe80::/10"), IPv6Network("::1/128"), IPv6Network("ff00::/8")),
+}
+
+
+def parse_routes(routes: Iterable[tuple[IPNetwork, IPAddress | None]]) -> tuple[Route, ...]:
+    """Return requested routes, each by the first hop, without the default
+    routes, which every interface has. Raise InvalidArgument for one that cannot
+    be, or a destination that is there twice.
+    """
+    found: dict[IPNetwork, Route] = {}
+    for destination, gateway in routes:
+        hop = first_hop(destination.version)
+        if gateway is not None and gateway.version != destination.version:
+            raise _no_route(destination, f"gateway {gateway} is of the other family")
+        if gateway not in (None, hop):
+            raise _no_route(
+                destination, f"gateway {gateway} is not reachable; only {hop}, the first hop, is"
+            )
+        if destination in found:
+            raise _no_route(destination, "is there twice")
+        for own in _OWN_ROUTES[destination.version]:
+            if own.version == destination.version and own.supernet_of(destination):  # type: ignore[arg-type]
+                raise _no_route(destination, f"lies in {own}, which never leaves by a gateway")
+        found[destination] = Route(destination, hop)
+        if len(found) > ROUTES_MAX:
+            raise InvalidArgument(f"routes: at most {ROUTES_MAX} are possible", field="routes")
+    return tuple([route for route in found.values() if route.destination.prefixlen])
+
+
+def _no_route(destination: IPNetwork, why: str) -> InvalidArgument:
+    return InvalidArgument(f"routes {destination}: {why}", field="routes")
 
 
 def check_attach(intent: AttachIntent) -> None:

@@ -3,6 +3,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from ipaddress import ip_address, ip_network
 from typing import cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -17,7 +18,10 @@ from metropolis.node.core.network.workloads.model import (
     Attachment,
     Checked,
     Collected,
+    IPAddress,
+    IPNetwork,
     PartText,
+    Route,
     first_hop,
     routes_of,
 )
@@ -27,6 +31,7 @@ from metropolis.node.core.network.workloads.validate import (
     check_owner,
     check_workload_id,
     parse_ips,
+    parse_routes,
     show,
 )
 
@@ -88,7 +93,18 @@ def attach_intent(request: pb.AttachRequest) -> AttachIntent:
         requested_ips=parse_ips(request.requested_ip),
         requested_mac=request.requested_mac or None,
         parts=_host_ports(request.port_mapping) if request.port_mapping else (),
+        requested_mtu=request.mtu,
+        routes=parse_routes(map(_route, request.routes)) if request.routes else (),
     )
+
+
+def _route(route: pb.Route) -> tuple[IPNetwork, IPAddress | None]:
+    try:
+        destination = ip_network((route.destination, route.prefix_length))
+        gateway = ip_address(route.gateway) if route.gateway else None
+    except ValueError as error:
+        raise InvalidArgument(f"routes: {error}", field="routes") from error
+    return destination, gateway
 
 
 def _host_ports(mappings: Sequence[pb.PortMapping]) -> tuple[PartText, ...]:
@@ -111,7 +127,12 @@ def attach_response(made: Attachment) -> bytes:
         host_interface=made.host_interface,
         mtu=made.mtu,
     )
-    return answer.SerializeToString() + _first_hops(tuple([ip.version for ip in made.ips]))
+    versions = tuple([ip.version for ip in made.ips])
+    encoded = answer.SerializeToString() + _first_hops(versions)
+    if len(made.routes) > len(routes_of(versions)):
+        more = made.routes[len(routes_of(versions)) :]
+        encoded += pb.AttachResponse(routes=map(_route_message, more)).SerializeToString()
+    return encoded
 
 
 @functools.cache
@@ -121,15 +142,16 @@ def _first_hops(versions: tuple[int, ...]) -> bytes:
     """
     return pb.AttachResponse(
         gateway=[first_hop(version).packed for version in versions],
-        routes=[
-            pb.Route(
-                destination=route.destination.network_address.packed,
-                prefix_length=route.destination.prefixlen,
-                gateway=b"" if route.gateway is None else route.gateway.packed,
-            )
-            for route in routes_of(versions)
-        ],
+        routes=map(_route_message, routes_of(versions)),
     ).SerializeToString()
+
+
+def _route_message(route: Route) -> pb.Route:
+    return pb.Route(
+        destination=route.destination.network_address.packed,
+        prefix_length=route.destination.prefixlen,
+        gateway=b"" if route.gateway is None else route.gateway.packed,
+    )
 
 
 def status_response(notes: Mapping[str, str], problems: Mapping[str, str]) -> pb.StatusResponse:

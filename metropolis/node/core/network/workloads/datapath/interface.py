@@ -12,7 +12,12 @@ from typing import Final, Protocol
 
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.errors import KernelRefused
-from metropolis.node.core.network.workloads.model import Finding, IPAddress, PartText
+from metropolis.node.core.network.workloads.model import (
+    Finding,
+    IPAddress,
+    PartText,
+    Route,
+)
 from metropolis.node.core.network.workloads.parts import Part
 
 FIRST_PEER_INDEX: Final = 2
@@ -167,10 +172,13 @@ class Datapath(Protocol):
     def host_interface(self, workload_id: str, if_name: str) -> str:
         """Return the name of the link on the host. Pure."""
 
-    def create(self, netns: Netns, record: Record, *, metric: int) -> None:
+    def create(
+        self, netns: Netns, record: Record, *, metric: int, routes: Sequence[Route] = ()
+    ) -> None:
         """Make the attachment, wholly, or undo it and raise.
 
         metric: of its routes inside; 0 for the first interface of a namespace.
+        routes: that it has besides those of every interface.
         Raises NoIPv6 if IPv6 is off.
         """
 

@@ -20,6 +20,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from metropolis.node import allocs
+from metropolis.node.core.network.workloads import model
 from metropolis.node.core.network.workloads.datapath import checks, names
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.model import IPAddress
@@ -30,7 +31,13 @@ from osbase.netlink.fibrules import RTM_DELRULE, RTM_NEWRULE, add_source_rule, d
 from osbase.netlink.link import set_link_alias, set_link_up
 from osbase.netlink.message import Request
 from osbase.netlink.neighbours import add_permanent_neighbour
-from osbase.netlink.route import Route, add_multicast_route, add_route, replace_route
+from osbase.netlink.route import (
+    Route,
+    add_multicast_route,
+    add_network_route,
+    add_route,
+    replace_route,
+)
 from osbase.netlink.template import Encoded, Sample, Template, encoded
 from osbase.netlink.veth import VethEnd, new_veth
 
@@ -56,8 +63,12 @@ def pair(record: Record, netns_fd: int) -> list[Request]:
     return [new_veth(host, peer, netns_fd=netns_fd, mtu=record.mtu, group=group)]
 
 
-def inside(record: Record, metric: int, *, loopback: bool) -> list[Request]:
-    """Return the namespace's requests. loopback: set lo up, too."""
+def inside(
+    record: Record, metric: int, routes: Sequence[model.Route] = (), *, loopback: bool
+) -> list[Request]:
+    """Return the namespace's requests. routes: those besides the interface's
+    own. loopback: set lo up, too.
+    """
     index, name = record.peer_ifindex, record.if_name
     requests = [set_link_up(_LOOPBACK, "lo")] if loopback else []
     requests.append(set_link_up(index, name))
@@ -87,6 +98,11 @@ def inside(record: Record, metric: int, *, loopback: bool) -> list[Request]:
         # host's group. And the table of all namespaces' neighbours may be full;
         # permanent ones are not counted.
         requests.append(add_permanent_neighbour(index, name, hop, allocs.FIRST_HOP_MAC))
+    sources = {ip.version: ip for ip in record.ips}
+    for one in routes:
+        source = sources[one.destination.version]
+        route = Route(one.destination, index, _RTPROT_STATIC, one.gateway, source, metric=metric)
+        requests.append(add_network_route(route, name))
     return requests + _rules(record) if record.further else requests
 
 
@@ -225,8 +241,12 @@ def encode_pair(record: Record, netns_fd: int) -> Encoded:
     return template.fill(*_pair_values(record, netns_fd))
 
 
-def encode_inside(record: Record, metric: int, *, loopback: bool) -> Encoded:
-    """See inside."""
+def encode_inside(
+    record: Record, metric: int, routes: Sequence[model.Route] = (), *, loopback: bool
+) -> Encoded:
+    """See inside. With more routes they are too different for templates."""
+    if routes:
+        return encoded(inside(record, metric, routes, loopback=loopback))
     versions = tuple([ip.version for ip in record.ips])
     template = _inside_template(record.peer_ifindex, versions, metric, loopback)
     return template.fill(*[ip.packed for ip in record.ips])

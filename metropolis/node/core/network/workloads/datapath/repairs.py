@@ -141,7 +141,8 @@ def _link(record: Record, link: Link, seen: Seen) -> Iterator[Mend]:
         yield mend("MAC", mac.hex(":"), link.mac.hex(":"), request)
     if link.mtu != record.mtu:
         # IPv6 that the kernel disabled comes back with the kernel's settings.
-        again = _no_addresses(index, name) if seen.ipv6 and link.mtu < MTU_MIN else ()
+        back = seen.ipv6 and link.mtu < MTU_MIN <= record.mtu
+        again = _no_addresses(index, name) if back else ()
         request = set_link_mtu(index, name, record.mtu)
         yield mend("MTU", record.mtu, link.mtu, request, *again)
     if link.alias != record.workload_id.encode():

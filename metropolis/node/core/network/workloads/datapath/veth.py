@@ -63,7 +63,7 @@ from metropolis.node.core.network.workloads.errors import (
     Unavailable,
     WorkloadError,
 )
-from metropolis.node.core.network.workloads.model import Finding
+from metropolis.node.core.network.workloads.model import MTU_MIN, Finding, Route
 from metropolis.node.core.network.workloads.validate import show
 from osbase.netlink import netns as namespaces
 from osbase.netlink.address import del_address
@@ -184,7 +184,9 @@ class KernelDatapath:
 
     # ---- Attach -------------------------------------------------------------
 
-    def create(self, netns: Netns, record: Record, *, metric: int) -> None:
+    def create(
+        self, netns: Netns, record: Record, *, metric: int, routes: Sequence[Route] = ()
+    ) -> None:
         """See Datapath.
 
         One at a time, since the kernel serialises them anyway: threads spin for
@@ -193,7 +195,7 @@ class KernelDatapath:
         """
         alone = self._create_lock.acquire(timeout=_CREATE_LOCK_TIMEOUT_S)
         try:
-            self._create(netns, record, metric)
+            self._create(netns, record, metric, routes)
         finally:
             if alone:
                 self._create_lock.release()
@@ -202,7 +204,7 @@ class KernelDatapath:
             # make an entry that leads elsewhere.
             flows.forget(self._parts, [record], self._elements.sockets, begins=True)
 
-    def _create(self, netns: Netns, record: Record, metric: int) -> None:
+    def _create(self, netns: Netns, record: Record, metric: int, routes: Sequence[Route]) -> None:
         assert isinstance(netns, KernelNetns)
         if record.ips[-1].version == 6 and not self._host.ipv6:
             raise NoIPv6(f"{_attach(record)}: the node's kernel has no IPv6")
@@ -217,7 +219,7 @@ class KernelDatapath:
         where = _INSIDE
         try:
             loopback_was_up = namespaces.loopback_is_up(netns.inner)
-            self._configure(inner, record, metric, loopback=not loopback_was_up)
+            self._configure(inner, record, metric, routes, loopback=not loopback_was_up)
             where = "the host"
             self._create_elements(record, elements)
             made = elements
@@ -265,15 +267,21 @@ class KernelDatapath:
         return AlreadyExists(f"if_name {show(record.if_name)}: is taken in the network namespace")
 
     def _configure(
-        self, inner: NetlinkSocket, record: Record, metric: int, *, loopback: bool
+        self,
+        inner: NetlinkSocket,
+        record: Record,
+        metric: int,
+        routes: Sequence[Route],
+        *,
+        loopback: bool,
     ) -> None:
         """Configure the inside."""
 
         def requests() -> list[Request]:
-            return messages.inside(record, metric, loopback=loopback)
+            return messages.inside(record, metric, routes, loopback=loopback)
 
         try:
-            encoded = messages.encode_inside(record, metric, loopback=loopback)
+            encoded = messages.encode_inside(record, metric, routes, loopback=loopback)
             inner.batch_encoded(encoded, requests)
         except BatchError as error:
             sent = requests()
@@ -290,7 +298,9 @@ class KernelDatapath:
             raise type(error)(f"{_attach(record)}: {error}") from error
 
     def _commit(self, record: Record) -> None:
-        ipv6, first = self._host.ipv6, self._parts.requests(record)
+        # Below this MTU the kernel has no IPv6 on the link.
+        ipv6 = self._host.ipv6 and record.mtu >= MTU_MIN
+        first = self._parts.requests(record)
 
         def requests() -> list[Request]:
             return messages.commit(record, ipv6=ipv6, first=first)

@@ -26,7 +26,7 @@ removed before its addresses and resources are freed.
 """
 
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 
 from metropolis.node.core.network.workloads.datapath.interface import (
     Datapath,
@@ -63,7 +63,7 @@ from metropolis.node.core.network.workloads.errors import (
     NotFound,
     Unavailable,
 )
-from metropolis.node.core.network.workloads.model import AttachIntent, Attachment, IPAddress
+from metropolis.node.core.network.workloads.model import AttachIntent, Attachment
 from metropolis.node.core.network.workloads.validate import show
 
 _INDEX_ATTEMPTS = 8
@@ -115,9 +115,11 @@ class Attacher:
                 if present is not None and present.state is State.BROKEN:
                     self._detacher.remove([present], at_once=True)
                 elif present is not None and not present.gone:
-                    return _same_or_raise(present.record, intent, netns.cookie), False
+                    found = _same_or_raise(present.record, intent, netns.cookie)
+                    return _with_routes(found, intent), False
                 with self._locks.namespace.hold(netns.cookie, time_remaining):
-                    return self._make(intent, netns, time_remaining), True
+                    made = self._make(intent, netns, time_remaining)
+                    return _with_routes(made, intent), True
 
     def _reserve(
         self, intent: AttachIntent, netns: Netns, time_remaining: TimeRemaining
@@ -157,7 +159,7 @@ class Attacher:
         reserved = self._reserve(intent, netns, time_remaining)
         entry = reserved.entry
         try:
-            self._create(reserved, netns, intent.requested_ips)
+            self._create(reserved, netns, intent)
         except UndoFailed:
             self._detacher.settle(entry, State.BROKEN)
             raise
@@ -176,20 +178,20 @@ class Attacher:
             )
         return attachment_of(entry.record)
 
-    def _create(self, reserved: Reservation, netns: Netns, requested: Sequence[IPAddress]) -> None:
+    def _create(self, reserved: Reservation, netns: Netns, intent: AttachIntent) -> None:
         """Create the links. If others have one of the indexes or a route, try
         again with another index or metric.
         """
         entry, metric = reserved.entry, reserved.metric
         for _ in range(_INDEX_ATTEMPTS):
             try:
-                self._datapath.create(netns, entry.record, metric=metric)
+                self._datapath.create(netns, entry.record, metric=metric, routes=intent.routes)
                 return
             except IndexTaken:
                 # Taken by another program's link, here or in the namespace.
                 self._ledger.renumber(entry, peer_ifindex=random_index())
             except NoIPv6 as error:
-                self._refuse_unless_optional(entry, requested, error)
+                self._refuse_unless_optional(entry, intent, error)
                 self._ledger.renumber(entry, without_ipv6=True)
             except RouteTaken:
                 # Another plugin's interface has it: it stays the preferred one.
@@ -205,14 +207,23 @@ class Attacher:
             f"{_INDEX_ATTEMPTS} attempts"
         )
 
-    def _refuse_unless_optional(
-        self, entry: Entry, requested: Sequence[IPAddress], error: NoIPv6
-    ) -> None:
+    def _refuse_unless_optional(self, entry: Entry, intent: AttachIntent, error: NoIPv6) -> None:
         """Raise KernelRefused unless the attachment may have IPv4 alone."""
         if not self._settings.ipv6_optional:
             raise KernelRefused(f"{error}; {IPV6_REMEDY}") from error
-        if entry.record.ips[0].version == 6 or any(ip.version == 6 for ip in requested):
+        asked = [
+            *(ip.version for ip in intent.requested_ips),
+            *(route.destination.version for route in intent.routes),
+        ]
+        if entry.record.ips[0].version == 6 or 6 in asked:
             raise KernelRefused(f"{error}; and IPv6 is all there is, or was asked for") from error
+
+
+def _with_routes(made: Attachment, intent: AttachIntent) -> Attachment:
+    """Return the answer to the attach: the records do not have these routes."""
+    if not intent.routes:
+        return made
+    return replace(made, routes=(*made.routes, *intent.routes))
 
 
 def _same_or_raise(record: Record, intent: AttachIntent, cookie: int) -> Attachment:
@@ -227,6 +238,6 @@ def _same_or_raise(record: Record, intent: AttachIntent, cookie: int) -> Attachm
         other_parts = ", or other parts" if record.parts or intent.parts else ""
         raise AlreadyExists(
             f"{operation}: exists with {ips}, MAC {mac}{with_parts}, made by a request for other "
-            f"addresses or another MAC{other_parts}"
+            f"addresses, another MAC, MTU or other routes{other_parts}"
         )
     return attachment_of(record)

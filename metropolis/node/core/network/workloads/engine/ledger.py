@@ -48,7 +48,7 @@ from metropolis.node.core.network.workloads.engine.watchers import Event, Kind, 
 from metropolis.node.core.network.workloads.errors import AlreadyExists, Exhausted
 from metropolis.node.core.network.workloads.model import AttachIntent, IPAddress, IPNetwork
 from metropolis.node.core.network.workloads.parts import Part
-from metropolis.node.core.network.workloads.validate import show
+from metropolis.node.core.network.workloads.validate import check_families, check_mtu, show
 
 type _Prefixes = tuple[Sequence[IPNetwork], Collection[IPAddress], Collection[IPNetwork]]
 
@@ -201,7 +201,8 @@ class Ledger:
     ) -> Reservation:
         """Reserve all that the attachment needs, or nothing.
 
-        cookie: its namespace's. mtu: in bytes. ipv6: whether the host has it.
+        cookie: its namespace's. mtu: the node's, in bytes. ipv6: whether the
+        host has it.
         Raises AlreadyExists, Exhausted or InvalidArgument; StillLeaving if that
         may be over soon.
         """
@@ -215,11 +216,15 @@ class Ledger:
                     f"if_name {show(intent.if_name)}: is taken in the network namespace by "
                     f"{owner_text(taken.record.workload_id)}"
                 )
+            versions = self._usable_versions(ipv6=ipv6)
+            if intent.requested_mtu:
+                check_mtu(intent.requested_mtu, largest=mtu, versions=versions)
+            check_families(intent.routes, versions)
             peer = free_peer_index({one.record.peer_ifindex for one in neighbours.values()})
             try:
                 ips = self._pool.take_all(
                     intent.requested_ips,
-                    self._usable_versions(ipv6=ipv6),
+                    versions,
                     owner_text(intent.workload_id),
                 )
             except AlreadyExists as error:
@@ -240,7 +245,7 @@ class Ledger:
                 host_ifindex=self._free_index(),
                 peer_ifindex=peer,
                 mac=intent.requested_mac or random_mac(),
-                mtu=mtu,
+                mtu=intent.requested_mtu or mtu,
                 ips=ips,
                 request=intent.digest(),
                 owner=intent.owner,

@@ -34,7 +34,7 @@ from metropolis.node.core.network.workloads.errors import (
     NotFound,
     WorkloadError,
 )
-from metropolis.node.core.network.workloads.model import Finding, IPAddress
+from metropolis.node.core.network.workloads.model import Finding, IPAddress, Route
 from metropolis.node.core.network.workloads.validate import show
 from osbase.netlink.sock_diag import Listener
 
@@ -194,7 +194,9 @@ class FakeDatapath:
         """See Datapath."""
         return names.host_interface(workload_id, if_name)
 
-    def create(self, netns: Netns, record: Record, *, metric: int) -> None:
+    def create(
+        self, netns: Netns, record: Record, *, metric: int, routes: Sequence[Route] = ()
+    ) -> None:
         """See Datapath."""
         kernel = self.kernel
         self._parts.refuse(record, kernel)
@@ -215,7 +217,7 @@ class FakeDatapath:
                 raise AlreadyExists(f"a link {record.host_interface} exists on the host")
             if {ip for link in kernel.links.values() for ip in link.ips} & set(record.ips):
                 raise KernelRefused("add route: EEXIST")
-            routes = kernel.default_routes | {
+            taken_routes = kernel.default_routes | {
                 (link.netns_cookie, kernel.metrics.get(index, 0))
                 for index, link in kernel.links.items()
             }
@@ -224,7 +226,7 @@ class FakeDatapath:
         try:
             if record.ips[-1].version == 6 and record.netns_cookie in kernel.without_ipv6:
                 raise NoIPv6(f"attach {show(record.workload_id)}: IPv6 is switched off")
-            if (record.netns_cookie, metric) in routes:
+            if (record.netns_cookie, metric) in taken_routes:
                 raise RouteTaken(f"attach {show(record.workload_id)}: EEXIST")
             self._create_elements(record, self._parts.elements(record))
             self.on_create(record)
