@@ -159,9 +159,11 @@ class CNI:
         request = pb.AttachRequest(
             workload_id=_text("id", id),
             netns=_netns(path, settings.default_interface),
-            requested_ip=[ip.packed for ip in namespace.ips],
-            requested_mac=namespace.mac,
+            requested_ip=[ip.packed for ip in namespace.ips or namespace.asked_ips],
+            requested_mac=namespace.mac or namespace.asked_mac,
             port_mapping=namespace.port_mappings,
+            mtu=namespace.mtu,
+            routes=namespace.routes,
         )
         operation = f"setup {id!r:.80} at {path!r:.80}"
         made = self._call(operation, lambda stub: stub.Attach, request, timeout_s)

@@ -213,6 +213,38 @@ def test_requested_addresses_and_mac(cni: cniproxy.CNI, netns: str) -> None:
     assert found.interfaces["eth0"].mac == "02:ab:00:00:00:01"
 
 
+@pytest.mark.parametrize("label", [namespace.with_args, lambda k, v: namespace.with_labels({k: v})])
+def test_addresses_and_mac_by_labels(cni: cniproxy.CNI, netns: str, label: Any) -> None:
+    """In either order of the options a capability has priority, as in CNI."""
+    asked = [
+        label("IP", "fd00:10:192::78/64,10.192.0.78"),
+        label("MAC", "02-ab-00-00-00-01"),
+        namespace.with_capability("mac", "02:ab:00:00:00:02"),
+    ]
+    made = [cni.setup("sandbox-1", netns, *opts) for opts in itertools.permutations(asked)]
+    assert all(one == made[0] for one in made)
+    ips = [one.ip for one in made[0].interfaces["eth0"].ip_configs]
+    assert ips == [IPv4Address("10.192.0.78"), IPv6Address("fd00:10:192::78")]
+    assert made[0].interfaces["eth0"].mac == "02:ab:00:00:00:02"
+
+
+def test_mtu_and_routes(cni: cniproxy.CNI, netns: str, engine: Engine) -> None:
+    routes = namespace.with_routes(
+        namespace.Route("192.0.2.9/24"),
+        namespace.Route("2001:db8::/32", "fe80::1"),
+        namespace.Route("0.0.0.0/0"),
+    )
+    found = cni.setup("sandbox-1", netns, namespace.with_mtu(1400), routes)
+    assert [one.mtu for one in engine.list()] == [1400]
+    assert [(str(one.dst), str(one.gw)) for one in found.routes if one.gw] == [
+        ("0.0.0.0/0", "169.254.77.1"),
+        ("::/0", "fe80::1"),
+        ("192.0.2.0/24", "169.254.77.1"),
+        ("2001:db8::/32", "fe80::1"),
+    ]
+    cni.check("sandbox-1", netns)
+
+
 def test_port_mappings(cni: cniproxy.CNI, netns: str) -> None:
     ports = [
         namespace.PortMapping(8080, 80, "TCP"),
@@ -252,7 +284,26 @@ def test_port_mappings(cni: cniproxy.CNI, netns: str) -> None:
         namespace.with_capability("ips", ["x"]),
         namespace.with_capability("ips", [7]),
         namespace.with_capability("mac", "02:ab"),
+        namespace.with_capability("ips", ["fe80::7%eth0"]),
+        namespace.with_capability("ips", ["10.192.0.7", "10.192.0.8"]),
+        namespace.with_capability("ips", ["10.192.0.0"]),
+        namespace.with_capability("mac", "02:ab-00:00:00:01"),
+        namespace.with_capability("mac", "01:00:5e:00:00:01"),
+        namespace.with_capability("deviceID", "0000:03:02.3"),
+        namespace.with_capability("infinibandGUID", "c2:11:22:33:44:55:66:77"),
+        namespace.with_capability("aliases", {"net": ["web"]}),
         namespace.with_args("IP", "192.0.2.1"),
+        namespace.with_args("IP", "10.192.0.7;MAC=02:ab:00:00:00:01"),
+        namespace.with_args("MAC", "mac"),
+        namespace.with_mtu(-1),
+        namespace.with_mtu(1279),
+        namespace.with_mtu(9000),
+        namespace.with_routes(namespace.Route("192.0.2.0")),
+        namespace.with_routes(namespace.Route("192.0.2.0/33")),
+        namespace.with_routes(namespace.Route("fe80::%eth0/64")),
+        namespace.with_routes(namespace.Route("192.0.2.0/24", "10.192.0.1")),
+        namespace.with_routes(namespace.Route("192.0.2.0/24", "fe80::1")),
+        namespace.with_routes(*[namespace.Route("::/0")] * 2),
     ],
 )
 def test_what_the_service_does_not_have_is_refused(

@@ -8,13 +8,13 @@ something; the metadata of pods is accepted, and not used yet.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any
 
 from metropolis.node.containerd.cniproxy.errors import InvalidConfigError
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 
-_MAC = re.compile(r"([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
+_MAC = re.compile(r"([0-9a-fA-F]{2}([:-]))([0-9a-fA-F]{2}\2){4}[0-9a-fA-F]{2}")
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,31 @@ class DNS:
     options: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class Route:
+    """A route in the namespace. dst: with a prefix length. gw: "" or the first
+    hop of its family, since nothing else is reachable.
+    """
+
+    dst: str
+    gw: str = ""
+
+
 @dataclass
 class Namespace:
-    """What the options say about one namespace."""
+    """What the options say about one namespace. asked_ips, asked_mac: by
+    labels, over which the capabilities have priority, as in CNI.
+    """
 
     args: dict[str, str] = field(default_factory=dict)
     dns: DNS | None = None
     ips: tuple[IPv4Address | IPv6Address, ...] = ()
     mac: bytes = b""
+    asked_ips: tuple[IPv4Address | IPv6Address, ...] = ()
+    asked_mac: bytes = b""
     port_mappings: tuple[pb.PortMapping, ...] = ()
+    mtu: int = 0
+    routes: tuple[pb.Route, ...] = ()
 
 
 type NamespaceOpt = Callable[[Namespace], None]
@@ -78,9 +94,9 @@ def with_labels(labels: Mapping[str, str]) -> NamespaceOpt:
     def apply(namespace: Namespace) -> None:
         namespace.args |= labels
         if labels.get("IP"):
-            namespace.ips = tuple(_address(text) for text in labels["IP"].split(","))
+            namespace.asked_ips = tuple(_address(text) for text in labels["IP"].split(","))
         if labels.get("MAC"):
-            namespace.mac = _mac(labels["MAC"])
+            namespace.asked_mac = _mac(labels["MAC"])
 
     return apply
 
@@ -105,6 +121,28 @@ def with_capability_dns(dns: DNS) -> NamespaceOpt:
 
     def apply(namespace: Namespace) -> None:
         namespace.dns = dns
+
+    return apply
+
+
+def with_mtu(mtu: int) -> NamespaceOpt:
+    """Set the MTU of both ends, bytes; 0: the node's. Not in go-cni, whose
+    users write it into a configuration.
+    """
+
+    def apply(namespace: Namespace) -> None:
+        if type(mtu) is not int or not 0 <= mtu < 1 << 32:
+            raise InvalidConfigError(f"mtu {mtu!r:.80}: a number of bytes is expected")
+        namespace.mtu = mtu
+
+    return apply
+
+
+def with_routes(*routes: Route) -> NamespaceOpt:
+    """Add these routes in the namespace. Not in go-cni: see with_mtu."""
+
+    def apply(namespace: Namespace) -> None:
+        namespace.routes = tuple(_route(one) for one in routes)
 
     return apply
 
@@ -135,9 +173,12 @@ def with_capability(name: str, value: Any) -> NamespaceOpt:
 
 def _address(text: object) -> IPv4Address | IPv6Address:
     try:
-        return ip_interface(text if isinstance(text, str) else "").ip
+        ip = ip_interface(text if isinstance(text, str) else "").ip
     except ValueError:
         raise InvalidConfigError(f"capability ips has {text!r:.80}: no IP address") from None
+    if isinstance(ip, IPv6Address) and ip.scope_id is not None:
+        raise InvalidConfigError(f"capability ips has {text!r:.80}: a zone is not possible")
+    return ip
 
 
 def _mac(text: object) -> bytes:
@@ -145,7 +186,24 @@ def _mac(text: object) -> bytes:
         return b""
     if not isinstance(text, str) or not _MAC.fullmatch(text):
         raise InvalidConfigError(f"capability mac is {text!r:.80}: six hex pairs are expected")
-    return bytes.fromhex(text.replace(":", ""))
+    return bytes.fromhex(text.replace("-", "").replace(":", ""))
+
+
+def _route(route: object) -> pb.Route:
+    """Make the request's; the service judges the rest."""
+    try:
+        if not isinstance(route, Route) or "/" not in route.dst:
+            raise ValueError("a Route with a prefix length is expected")
+        if "%" in route.dst + route.gw:
+            raise ValueError("a zone is not possible")
+        dst = ip_network(route.dst, strict=False)
+        return pb.Route(
+            destination=dst.network_address.packed,
+            prefix_length=dst.prefixlen,
+            gateway=ip_address(route.gw).packed if route.gw else b"",
+        )
+    except (TypeError, ValueError) as error:
+        raise InvalidConfigError(f"route {route!r:.200}: {error}") from None
 
 
 def _port_mapping(mapping: object) -> pb.PortMapping:

@@ -6,6 +6,8 @@ package cni
 
 import (
 	"fmt"
+	"maps"
+	"net"
 	"strings"
 
 	pb "metropolis/node/core/network/workloads/spec"
@@ -44,22 +46,130 @@ type DNS struct {
 	Options  []string
 }
 
-// WithLabels adds metadata of the pod: its name, namespace, UID.
+// WithLabels adds metadata of the pod: its name, namespace, UID. As in CNI_ARGS,
+// IP (addresses, with commas between) and MAC ask for what they name, unless a
+// capability does.
 func WithLabels(labels map[string]string) NamespaceOpts {
 	return func(request *pb.AttachRequest) error {
-		request.Labels = clean(labels)
+		if request.Labels == nil {
+			request.Labels = map[string]string{}
+		}
+		maps.Copy(request.Labels, clean(labels))
+		if text := labels["IP"]; text != "" {
+			packed, err := packIPs("label IP", strings.Split(text, ","))
+			if err != nil {
+				return err
+			}
+			if len(request.RequestedIp) == 0 {
+				request.RequestedIp = packed
+			}
+		}
+		if text := labels["MAC"]; text != "" {
+			packed, err := packMAC("label MAC", text)
+			if err != nil {
+				return err
+			}
+			if len(request.RequestedMac) == 0 {
+				request.RequestedMac = packed
+			}
+		}
 		return nil
 	}
 }
 
-// WithCapability adds the pod's annotations; nothing else is known by name.
+// WithArgs adds one label.
+func WithArgs(key, value string) NamespaceOpts {
+	return WithLabels(map[string]string{key: value})
+}
+
+// WithCapability asks for ips ([]string) or mac (string), or adds the pod's
+// annotations; nothing else is known by name.
 func WithCapability(name string, capability any) NamespaceOpts {
-	return func(request *pb.AttachRequest) error {
-		annotations, ok := capability.(map[string]string)
-		if name != podAnnotations || !ok {
-			return fmt.Errorf("capability %q: %T is not supported: %w", name, capability, ErrInvalidConfig)
+	return func(request *pb.AttachRequest) (err error) {
+		switch value := capability.(type) {
+		case []string:
+			if name == "ips" {
+				request.RequestedIp, err = packIPs("capability ips", value)
+				return err
+			}
+		case string:
+			if name == "mac" {
+				request.RequestedMac, err = packMAC("capability mac", value)
+				return err
+			}
+		case map[string]string:
+			if name == podAnnotations {
+				request.Annotations = clean(value)
+				return nil
+			}
 		}
-		request.Annotations = clean(annotations)
+		return fmt.Errorf("capability %q: %T is not supported: %w", name, capability, ErrInvalidConfig)
+	}
+}
+
+// packIPs packs addresses; a prefix length may come with each, and is ignored:
+// workloads get host routes.
+func packIPs(source string, texts []string) ([][]byte, error) {
+	var packed [][]byte
+	for _, text := range texts {
+		ip := text
+		if strings.Contains(text, "/") {
+			parsed, _, err := net.ParseCIDR(text)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %q is no IP address: %w", source, text, ErrInvalidConfig)
+			}
+			ip = parsed.String()
+		}
+		one, err := packIP(ip)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", source, err)
+		}
+		packed = append(packed, one)
+	}
+	return packed, nil
+}
+
+func packMAC(source, text string) ([]byte, error) {
+	mac, err := net.ParseMAC(text)
+	if err != nil || len(mac) != 6 {
+		return nil, fmt.Errorf("%s: %q: six hex pairs are expected: %w", source, text, ErrInvalidConfig)
+	}
+	return mac, nil
+}
+
+// WithMTU sets the MTU of both ends, bytes; 0: the node's. Not in go-cni, whose
+// users write it into a configuration.
+func WithMTU(mtu uint32) NamespaceOpts {
+	return func(request *pb.AttachRequest) error {
+		request.Mtu = mtu
+		return nil
+	}
+}
+
+// Route is a route in the namespace. GW: empty, or the first hop of its family,
+// since nothing else is reachable.
+type Route struct {
+	Dst string
+	GW  string
+}
+
+// WithRoutes adds routes in the namespace. Not in go-cni: see WithMTU.
+func WithRoutes(routes ...Route) NamespaceOpts {
+	return func(request *pb.AttachRequest) error {
+		for _, one := range routes {
+			_, dst, err := net.ParseCIDR(one.Dst)
+			if err != nil {
+				return fmt.Errorf("route %+v: a prefix length is expected: %w", one, ErrInvalidConfig)
+			}
+			bits, _ := dst.Mask.Size()
+			made := &pb.Route{Destination: dst.IP, PrefixLength: uint32(bits)}
+			if one.GW != "" {
+				if made.Gateway, err = packIP(one.GW); err != nil {
+					return fmt.Errorf("route %+v: %w", one, err)
+				}
+			}
+			request.Routes = append(request.Routes, made)
+		}
 		return nil
 	}
 }
