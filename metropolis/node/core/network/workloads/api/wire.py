@@ -99,12 +99,19 @@ def attach_intent(request: pb.AttachRequest) -> AttachIntent:
 
 
 def _route(route: pb.Route) -> tuple[IPNetwork, IPAddress | None]:
+    for packed in [route.destination] + [route.gateway] * bool(route.gateway):
+        if len(packed) not in (4, 16):
+            text = f"routes {show(packed)}: must have 4 or 16 bytes, has {len(packed)}"
+            raise InvalidArgument(text, field="routes")
+    address = ip_address(route.destination)
     try:
         destination = ip_network((route.destination, route.prefix_length))
-        gateway = ip_address(route.gateway) if route.gateway else None
     except ValueError as error:
-        raise InvalidArgument(f"routes: {error}", field="routes") from error
-    return destination, gateway
+        raise InvalidArgument(
+            f"routes {address}/{route.prefix_length}: is no prefix, or has bits behind it",
+            field="routes",
+        ) from error
+    return destination, ip_address(route.gateway) if route.gateway else None
 
 
 def _host_ports(mappings: Sequence[pb.PortMapping]) -> tuple[PartText, ...]:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any message from the wire is decoded or refused."""
 
+import contextlib
+from ipaddress import IPv6Address
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -69,6 +72,57 @@ def test_host_ports() -> None:
     assert intent.parts == (("h", f"t80=8080,u53=53@0.0.0.0,s9=9@{ip}"),)
     assert wire.attach_intent(pb.AttachRequest(port_mapping=mappings[::-1])) == intent
     assert wire.attach_intent(pb.AttachRequest()).parts == ()
+
+
+def test_mtu_and_routes() -> None:
+    routes = [
+        pb.Route(destination=bytes([192, 0, 2, 0]), prefix_length=24),
+        pb.Route(destination=bytes(4)),
+        pb.Route(
+            destination=IPv6Address("2001:db8::").packed,
+            prefix_length=32,
+            gateway=IPv6Address("fe80::1").packed,
+        ),
+    ]
+    intent = wire.attach_intent(pb.AttachRequest(mtu=1400, routes=routes))
+    assert intent.requested_mtu == 1400
+    assert [f"{one.destination} via {one.gateway}" for one in intent.routes] == [
+        "192.0.2.0/24 via 169.254.77.1",
+        "2001:db8::/32 via fe80::1",
+    ]
+    plain = wire.attach_intent(pb.AttachRequest())
+    assert (plain.requested_mtu, plain.routes) == (0, ())
+    assert intent.digest() != plain.digest()
+
+
+@pytest.mark.parametrize(
+    ("route", "why"),
+    [
+        (pb.Route(), "b'': must have 4 or 16 bytes, has 0"),
+        (pb.Route(destination=b"\xff" * 4000), ".*has 4000"),
+        (pb.Route(destination=bytes(4), gateway=b"\1"), ".*has 1"),
+        (pb.Route(destination=bytes(4), prefix_length=33), "0.0.0.0/33: is no prefix"),
+        (pb.Route(destination=bytes(4), prefix_length=2**32 - 1), "0.0.0.0/4294967295: is no"),
+        (pb.Route(destination=b"\x0a\0\0\1", prefix_length=8), "10.0.0.1/8: .*bits behind"),
+        (
+            pb.Route(destination=bytes(16), prefix_length=1, gateway=bytes(4)),
+            "::/1: gateway 0.0.0.0",
+        ),
+    ],
+)
+def test_routes_that_are_wrong(route: pb.Route, why: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"^routes {why}") as caught:
+        wire.attach_intent(pb.AttachRequest(routes=[route]))
+    assert caught.value.field == "routes"
+    assert str(caught.value).isascii()
+    assert len(str(caught.value)) < 400
+
+
+@given(st.binary(max_size=17), st.integers(0, 2**32 - 1), st.binary(max_size=17))
+def test_any_route_is_made_or_refused(destination: bytes, bits: int, gateway: bytes) -> None:
+    route = pb.Route(destination=destination, prefix_length=bits, gateway=gateway)
+    with contextlib.suppress(InvalidArgument):
+        wire.attach_intent(pb.AttachRequest(routes=[route]))
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,45 @@ def test_each_answers_on_its_own_addresses(
     assert rules(pod) == []
 
 
+@pytest.mark.parametrize(("prefix", "version"), [("10.192.0.0/28", 4), ("fd00:10:192::/124", 6)])
+def test_of_one_family(engine: Engine, pod: Pod, prefix: str, version: int) -> None:
+    engine.set_prefixes([ip_network(prefix)])
+    made = attach(engine, pod, "eth0", "eth1")
+    with listening(pod) as port:
+        assert [answers(one, port) for one in made] == [{version}] * 2
+    assert len(rules(pod)) == 1
+    engine.detach("w1", pod.path, until_gone=True)
+    assert rules(pod) == []
+
+
+def test_where_ipv6_is_optional_and_off(engine: Engine, pod: Pod) -> None:
+    """The attempt with IPv6 leaves no rule of it."""
+    for name in ("all", "default"):
+        setting = f"net.ipv6.conf.{name}.disable_ipv6=1"
+        pod.inside(lambda: subprocess.check_call(["sysctl", "-qw", setting]))  # noqa: B023
+    engine.set_ipv6_optional(True)
+    made = attach(engine, pod, "eth0", "eth1")
+    with listening(pod) as port:
+        assert [answers(one, port) for one in made] == [{4}] * 2
+    assert len(rules(pod)) == 1
+
+
+def test_a_restart_knows_which_have_rules(pod: Pod) -> None:
+    first = Engine(KernelDatapath())
+    first.set_prefixes([ip_network("10.192.0.0/28")])
+    first.start()
+    attach(first, pod, "eth0", "eth1")
+    first.close()
+    again = Engine(KernelDatapath())
+    again.set_prefixes([ip_network("10.192.0.0/28")])
+    again.start()
+    assert [one.findings for one in again.check("w1", netns_path=pod.path)] == [(), ()]
+    again.detach("w1", pod.path, "eth1", until_gone=True)
+    assert rules(pod) == []
+    again.detach("w1", pod.path, until_gone=True)
+    again.close()
+
+
 def test_the_first_has_no_rule(engine: Engine, pod: Pod) -> None:
     attach(engine, pod, "eth0")
     assert rules(pod) == []
