@@ -34,6 +34,12 @@ Set on: links of workloads that are about to be deleted, by network.workloads;
 link dumps on recovery read it, and these links are deleted. Numbers that
 `tc` never chooses by itself."""
 
+LINK_GROUP_COMPANION: Final = 0x6D77000B
+"""Second links of workloads, on the host: they limit what workloads send.
+
+Set by: network.workloads, at an attach. No rule matches it, since packets keep
+the link by which they came; link dumps on recovery."""
+
 LINK_GROUP_OVERLAY: Final = 9
 """The links of the cluster's overlay network.
 

@@ -15,8 +15,11 @@ NODE_MODULES = [
     "8021q",
     "bonding",
     # Workload networks
+    "act_mirred",
     "cls_bpf",
+    "ifb",
     "sch_ingress",
+    "sch_tbf",
     "veth",
     # The overlay
     "wireguard",

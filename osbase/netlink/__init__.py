@@ -8,6 +8,7 @@
     address   addresses of links                       pure
     route     routes; fibrules, neighbours             pure
     qdisc     links that no packet passes any more     pure
+    shaping   rate limits                              pure
     tcx       programs that come before filters
     template  batches encoded once, filled often       pure
     errors    the one error family

@@ -33,14 +33,14 @@ RTM_NEWTFILTER: Final = 44
 
 _NEW = NLM_F_CREATE | NLM_F_EXCL
 # family, padding (1 and 2 bytes), index, handle, parent, info
-_TCMSG = struct.Struct("=BBHiIII")
-_CLSACT_HANDLE: Final = 0xFFFF0000
-_CLSACT_PARENT: Final = 0xFFFFFFF1  # TC_H_CLSACT
+TCMSG = struct.Struct("=BBHiIII")
+CLSACT_HANDLE: Final = 0xFFFF0000
+CLSACT_PARENT: Final = 0xFFFFFFF1  # TC_H_CLSACT
 _MAGIC_BLOCK: Final = -1  # TCM_IFINDEX_MAGIC_BLOCK: the parent is a block
-_ALL_PROTOCOLS: Final = socket.htons(3)  # ETH_P_ALL
+ALL_PROTOCOLS: Final = socket.htons(3)  # ETH_P_ALL
 _FIRST: Final = 1  # priority, and handle, of the only filter of a block
-_TCA_KIND: Final = 1
-_TCA_OPTIONS: Final = 2
+TCA_KIND: Final = 1
+TCA_OPTIONS: Final = 2
 _TCA_INGRESS_BLOCK: Final = 13
 _TCA_EGRESS_BLOCK: Final = 14
 _TCA_BPF_OPS_LEN: Final = 4
@@ -50,16 +50,19 @@ _ACT_DIRECT: Final = 1  # TCA_BPF_FLAG_ACT_DIRECT: it returns an action
 _TC_ACT_SHOT: Final = 2
 
 
+def bpf_options(program: Program) -> bytes:
+    """Encode the options of a classic BPF filter."""
+    instructions = program.assemble()
+    count = struct.pack("=H", len(instructions) // 8)
+    return attrs.attr(_TCA_BPF_OPS_LEN, count) + attrs.attr(_TCA_BPF_OPS, instructions)
+
+
 def _drop() -> bytes:
     """Encode the filter that drops: one instruction."""
     program = Program()
     program.give(_TC_ACT_SHOT)
-    options = (
-        attrs.attr(_TCA_BPF_OPS_LEN, struct.pack("=H", 1))
-        + attrs.attr(_TCA_BPF_OPS, program.assemble())
-        + attrs.u32(_TCA_BPF_FLAGS, _ACT_DIRECT)
-    )
-    return attrs.text(_TCA_KIND, b"bpf") + attrs.attr(_TCA_OPTIONS, options)
+    options = bpf_options(program) + attrs.u32(_TCA_BPF_FLAGS, _ACT_DIRECT)
+    return attrs.text(TCA_KIND, b"bpf") + attrs.attr(TCA_OPTIONS, options)
 
 
 _DROP: Final = _drop()
@@ -79,8 +82,8 @@ def add_clsact(ifindex: int, name: str, ingress_block: int, egress_block: int) -
     no link had is empty. EEXIST: it has a clsact. ENOENT: the kernel has none.
     """
     body = (
-        _TCMSG.pack(AF_UNSPEC, 0, 0, ifindex, _CLSACT_HANDLE, _CLSACT_PARENT, 0)
-        + attrs.text(_TCA_KIND, b"clsact")
+        TCMSG.pack(AF_UNSPEC, 0, 0, ifindex, CLSACT_HANDLE, CLSACT_PARENT, 0)
+        + attrs.text(TCA_KIND, b"clsact")
         + attrs.u32(_TCA_INGRESS_BLOCK, ingress_block)
         + attrs.u32(_TCA_EGRESS_BLOCK, egress_block)
     )
@@ -91,14 +94,14 @@ def drop_all(block: int) -> Request:
     """Have a block drop all packets. EEXIST: it does. EINVAL: no link has
     it.
     """
-    info = _FIRST << 16 | _ALL_PROTOCOLS
-    head = _TCMSG.pack(AF_UNSPEC, 0, 0, _MAGIC_BLOCK, _FIRST, block, info)
+    info = _FIRST << 16 | ALL_PROTOCOLS
+    head = TCMSG.pack(AF_UNSPEC, 0, 0, _MAGIC_BLOCK, _FIRST, block, info)
     return Request(RTM_NEWTFILTER, _NEW, head + _DROP, "drop all of block {}", (block,))
 
 
 def dump_qdiscs() -> Request:
     """List the queueing disciplines of all links."""
-    body = _TCMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0, 0)
+    body = TCMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0, 0)
     return Request(RTM_GETQDISC, 0, body, "list queueing disciplines")
 
 
@@ -106,11 +109,11 @@ def parse_clsact(message: Message) -> Clsact | None:
     """Parse a queueing discipline; None if it is none of these. Raises
     ProtocolError for another message.
     """
-    if message.kind != RTM_NEWQDISC or len(message.body) < _TCMSG.size:
+    if message.kind != RTM_NEWQDISC or len(message.body) < TCMSG.size:
         raise ProtocolError(f"message {message.kind} is not a queueing discipline")
-    ifindex = _TCMSG.unpack_from(message.body)[3]
-    found = attrs.parse(message.body[_TCMSG.size :])
-    if found.get(_TCA_KIND) != b"clsact\0":
+    ifindex = TCMSG.unpack_from(message.body)[3]
+    found = attrs.parse(message.body[TCMSG.size :])
+    if found.get(TCA_KIND) != b"clsact\0":
         return None
     ingress, egress = (
         attrs.to_u32(found[kind]) if kind in found else 0

@@ -56,6 +56,7 @@ from osbase.supervisor import Context, in_thread
 
 _CONDITION: Final = "overlap"
 _OWN_GROUPS: Final = (
+    allocs.LINK_GROUP_COMPANION,
     allocs.LINK_GROUP_WORKLOAD,
     allocs.LINK_GROUP_OVERLAY,
     allocs.LINK_GROUP_REMOVAL,

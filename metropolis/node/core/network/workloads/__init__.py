@@ -13,7 +13,8 @@
     datapath   makes attachments in the kernel
     testing    the fake, the contract suite that both datapaths pass, a lab
 
-    for all of them:  model, errors, validate, conditions, parts, host_ports
+    for all of them:  model, errors, validate, conditions, parts, host_ports,
+                      bandwidth
 
 A folder imports only folders to its right: build/lint checks that. The steps of
 an attach, and what a crash leaves after each, are in engine.attach; those of a
@@ -49,7 +50,8 @@ of the host. A start, and every look of the ward, compares and restores it:
               the kernel chose (addr_gen_mode)
     routes    of protocol 77: the workload's addresses, its link-local one
     records   name, alias, alternative names: for a removal, and a restart
-    parts     their settings of the link; their nftables elements
+    parts     their settings of the link; their nftables elements; limits, and
+              the links that these need
 
 It does not depend on proxies, redirects and accept_ra; nor on IPv6's
 conf/LINK/forwarding, since the kernel uses `all`. Settings beyond one link,
@@ -68,24 +70,24 @@ parts that they are given, so a new part changes none of their modules:
     resources    what it reserves on the node           ledger
     refuse       what the host cannot do now            attach
     requests     its settings of the link               attach, repair
+    companion    whether it needs a second link         attach, removal, start
     elements     its nftables elements                  attach, repair, removal
     findings     differences of the link                Check, repair
 
 The text of a part is written on the link, where a restart reads it. The product
-has one part, datapath.host_ports; testing.toy_part is a whole one, too. To add
-a bandwidth:
+has two, datapath.bandwidth and datapath.host_ports; testing.toy_part is a whole
+one, too. To add one:
 
-    datapath/bandwidth.py        a subclass of datapath.parts.LinkPart, with a
+    datapath/NAME.py             a subclass of datapath.parts.LinkPart, with a
                                  letter of its own: see datapath.names
-    datapath/bandwidth_test.py   tests each method. testing.parts_contract and
+    datapath/NAME_test.py        tests each method. testing.parts_contract and
                                  parts_test test all the rest, with toy_part
     datapath/registry.py         an entry of PARTS
     datapath/BUILD.bazel         both files
     ../rules                     if it has elements: a table with its sets and
                                  maps, which neither an update of the rules nor
                                  a start empties
-    api/wire.py                  the text from the field of spec/workload.proto,
-                                 in place of Unimplemented
+    api/wire.py                  the text from the field of spec/workload.proto
     ../cni                       the same for CNI: capabilities, protocol
 
 An attachment ends by Detach, by Collect (if the caller does not list it as

@@ -9,9 +9,9 @@ from typing import cast
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from metropolis.node.core.network.workloads import host_ports
+from metropolis.node.core.network.workloads import bandwidth, host_ports
 from metropolis.node.core.network.workloads.engine.watchers import Event, Kind
-from metropolis.node.core.network.workloads.errors import InvalidArgument, Unimplemented
+from metropolis.node.core.network.workloads.errors import InvalidArgument
 from metropolis.node.core.network.workloads.model import (
     OWNER_API,
     AttachIntent,
@@ -80,21 +80,30 @@ def _is_utf8(value: bytes) -> bool:
 
 
 def attach_intent(request: pb.AttachRequest) -> AttachIntent:
-    """Return the intent. Only addresses and ports are checked: InvalidArgument.
-
-    Raises Unimplemented for limits: better no pod than one without them.
+    """Return the intent. Only addresses, limits and ports are checked:
+    InvalidArgument.
     """
-    if request.HasField("bandwidth") and request.bandwidth.ByteSize():
-        raise Unimplemented("bandwidth: limits are not supported yet")
+    parts = _bandwidth(request.bandwidth) if request.HasField("bandwidth") else ()
+    if request.port_mapping:
+        parts += _host_ports(request.port_mapping)
     return AttachIntent(
         workload_id=request.workload_id,
         netns_path=request.netns.netns_path,
         if_name=request.netns.if_name,
         requested_ips=parse_ips(request.requested_ip),
         requested_mac=request.requested_mac or None,
-        parts=_host_ports(request.port_mapping) if request.port_mapping else (),
+        parts=parts,
         requested_mtu=request.mtu,
         routes=parse_routes(map(_route, request.routes)) if request.routes else (),
+    )
+
+
+def _bandwidth(limits: pb.Bandwidth) -> tuple[PartText, ...]:
+    return bandwidth.part_of(
+        bandwidth.Bandwidth(
+            bandwidth.Limit(limits.ingress_rate, limits.ingress_burst),
+            bandwidth.Limit(limits.egress_rate, limits.egress_burst),
+        )
     )
 
 
@@ -182,6 +191,18 @@ def attachment(made: Attachment) -> pb.Attachment:
         mtu=made.mtu,
         owner=made.owner,
         port_mapping=[_port_mapping(one) for one in host_ports.of_parts(made.parts)],
+        bandwidth=_limits(bandwidth.of_parts(made.parts)),
+    )
+
+
+def _limits(limits: bandwidth.Bandwidth) -> pb.Bandwidth | None:
+    if limits == bandwidth.NO_LIMITS:
+        return None
+    return pb.Bandwidth(
+        ingress_rate=limits.ingress.rate,
+        ingress_burst=limits.ingress.burst,
+        egress_rate=limits.egress.rate,
+        egress_burst=limits.egress.burst,
     )
 
 

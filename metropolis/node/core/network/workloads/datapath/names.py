@@ -20,6 +20,7 @@ Letters of texts:
 
     i   the workload id: an alias can be changed by anybody, by mistake
     o   who asked for the attachment: `api`, or `cni NETWORK`
+    b   bandwidth limits: see datapath.bandwidth
     h   host ports: see datapath.host_ports
     n   reserved: what network policy knows the workload as
     all others are those of the parts of attachments (see workloads.parts) that

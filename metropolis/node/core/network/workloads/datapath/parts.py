@@ -7,7 +7,9 @@ A part's module has a subclass of LinkPart, which gives the datapath:
     sets       the nftables sets and maps that its elements are in
     requests   what an attach sends to set up the link, before the commit
     elements   the nftables elements of an attachment
+    companion  whether the attachment has a second link on the host
     findings   differences of the link from what `requests` set
+    queue_findings   the same, of queueing disciplines and the second link
     flows      tracked flows to delete when the elements have come or gone
 
 The datapath does the rest, in the same way for all parts. It writes the texts
@@ -31,6 +33,7 @@ from osbase.netlink.link import Link
 from osbase.netlink.message import Request
 
 if TYPE_CHECKING:
+    from metropolis.node.core.network.workloads.datapath.queues import Queues
     from osbase.conntrack.delete import Filter
     from osbase.netlink.sock_diag import Listener
 
@@ -55,9 +58,11 @@ class LinkPart(Part):
     `check`.
 
     sets: all that its elements may be in; their tables are made elsewhere.
+    queues: whether it has queue_findings.
     """
 
     sets: tuple[NftSet, ...] = ()
+    queues: bool = False
 
     def refuse(self, record: Record, text: str, host: HostFacts) -> None:
         """Raise InvalidArgument or FailedPrecondition for what the host cannot
@@ -79,6 +84,16 @@ class LinkPart(Part):
 
     def findings(self, record: Record, text: str, link: Link) -> Iterable[Finding]:
         """Return the differences of the host's end from what `requests` set."""
+        return ()
+
+    def companion(self, text: str) -> bool:
+        """Return whether `requests` make a second link: see companions."""
+        return False
+
+    def queue_findings(self, record: Record, text: str, queues: Queues) -> Iterable[Finding]:
+        """Return the differences of queueing disciplines, and of the second
+        link, from what `requests` made.
+        """
         return ()
 
     def flows(self, record: Record, text: str, *, begins: bool) -> Sequence[Filter]:
@@ -146,12 +161,27 @@ class Parts:
             for element in self._by_letter[letter].elements(record, text)
         ]
 
-    def findings(self, record: Record, link: Link) -> Iterator[tuple[Finding, Sequence[Request]]]:
-        """Yield the link's differences, each with the requests to repair it."""
+    def findings(
+        self, record: Record, link: Link, queues: Queues | None
+    ) -> Iterator[tuple[Finding, Sequence[Request]]]:
+        """Yield the link's differences, each with the requests to repair it.
+        queues: None: unknown.
+        """
         for letter, text in record.parts:
             part = self._by_letter[letter]
             for finding in part.findings(record, text, link):
                 yield finding, part.requests(record, text)
+            if part.queues and queues is not None:
+                for finding in part.queue_findings(record, text, queues):
+                    yield finding, part.requests(record, text)
+
+    def companion(self, record: Record) -> bool:
+        """Whether the attachment has a second link on the host."""
+        return any(self._by_letter[letter].companion(text) for letter, text in record.parts)
+
+    def has_queues(self, record: Record) -> bool:
+        """Whether a part of the attachment looks at queueing disciplines."""
+        return any(self._by_letter[letter].queues for letter, _ in record.parts)
 
     def flows(self, record: Record, *, begins: bool) -> Iterator[Filter]:
         """Yield the filters of all parts."""

@@ -33,7 +33,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads.datapath import names
+from metropolis.node.core.network.workloads.datapath import companions, names
 from metropolis.node.core.network.workloads.datapath.interface import Held, Record
 from metropolis.node.core.network.workloads.datapath.parts import NO_PARTS, Parts
 from metropolis.node.core.network.workloads.model import IPAddress
@@ -70,8 +70,10 @@ def is_newer(link: Link, parts: Parts = NO_PARTS) -> bool:
 
 
 def looks_like_ours(link: Link) -> bool:
-    """Return whether a program or a person could take it for ours."""
-    return (
+    """Return whether a program or a person could take it for ours. Companions
+    have no record, and go with the link that has it.
+    """
+    return companions.owner(link) is None and (
         link.group in _OUR_GROUPS
         or names.is_host_interface(link.name)
         or names.bears_record(link.altnames)

@@ -3,7 +3,7 @@
 
 from typing import Final
 
-from metropolis.node.core.network.workloads.datapath import host_ports
+from metropolis.node.core.network.workloads.datapath import bandwidth, host_ports
 from metropolis.node.core.network.workloads.datapath.parts import LinkPart
 
-PARTS: Final[tuple[LinkPart, ...]] = (host_ports.PART,)
+PARTS: Final[tuple[LinkPart, ...]] = (bandwidth.PART, host_ports.PART)

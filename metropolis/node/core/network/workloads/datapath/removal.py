@@ -12,6 +12,9 @@ answer, many at a time. Nothing but the link holds the mark: it survives a
 restart and `nft flush ruleset`, and ends with the link. What waits in a queue
 of the link is dropped, since the kernel empties these when a clsact comes.
 
+A companion's queue is emptied then, and it is deleted with its link: see
+companions. The clsact of a link with a companion is ours, and is replaced.
+
 A link is not cut off if another program has a clsact or an ingress qdisc on it,
 or a tcx program, which would come before our filters: see osbase.netlink.tcx.
 
@@ -27,14 +30,16 @@ from collections.abc import Sequence
 from typing import Final
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads.datapath import names
+from metropolis.node.core.network.workloads.datapath import companions, names
 from metropolis.node.core.network.workloads.datapath.host import Host, refusals
 from metropolis.node.core.network.workloads.datapath.interface import Record
+from metropolis.node.core.network.workloads.datapath.parts import NO_PARTS, Parts
 from metropolis.node.core.network.workloads.errors import KernelRefused, WorkloadError
 from metropolis.node.core.network.workloads.validate import show
 from osbase.netlink.altnames import del_link_by_altname, retire_by_altname
 from osbase.netlink.errors import BatchError, NetlinkError
 from osbase.netlink.link import del_link, del_links_by_group
+from osbase.netlink.message import Request
 from osbase.netlink.qdisc import add_clsact, drop_all
 from osbase.netlink.tcx import Tcx
 
@@ -52,8 +57,9 @@ _SHARE: Final = 3
 class Remover:
     """See the module. Thread-safe."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, parts: Parts = NO_PARTS) -> None:
         self._host = host
+        self._parts = parts
         self._mutex = threading.Lock()  # the group is of one removal at a time
         self._at_once = 16
         self._one_by_one = False  # and it was logged
@@ -71,21 +77,47 @@ class Remover:
         for one in records:
             if self._tcx.is_on(one.host_ifindex):
                 raise _refused(one, f"{one.host_interface} has a tcx program of others")
+        before = self._free(records)
         requests = [add_clsact(one.host_ifindex, one.host_interface, *_BLOCKS) for one in records]
         requests += map(drop_all, _BLOCKS)
         try:
-            self._host.batch(*requests)
+            self._host.batch(*before, *requests)
         except BatchError as error:
-            self._judge(records, error)
+            self._judge(records, error, len(before))
         except (NetlinkError, OSError) as error:
             raise _refused(records[0], error) from error
 
-    def _judge(self, records: Sequence[Record], refused: BatchError) -> None:
-        """Raise if a link is there that was not cut off."""
+    def _free(self, records: Sequence[Record]) -> list[Request]:
+        """Return what comes before a cut: links with companions have a clsact,
+        and packets that wait in the companion.
+        """
+        having = self._having(records)
+        if not having:
+            return []
+        from osbase.netlink.shaping import del_clsact, del_token_bucket
+
+        return [
+            request
+            for one in having
+            for request in (
+                del_clsact(one.host_ifindex, one.host_interface),
+                del_token_bucket(companions.index_of(one.host_ifindex), companions.name_of(one)),
+            )
+        ]
+
+    def _having(self, records: Sequence[Record]) -> list[Record]:
+        return [one for one in records if one.parts and self._parts.companion(one)]
+
+    def _judge(self, records: Sequence[Record], refused: BatchError, before: int) -> None:
+        """Raise if a link is there that was not cut off. before: requests whose
+        errors do not matter: what they remove may be gone.
+        """
         for error in refused.errors:
-            if error.index < len(records):
+            if error.index < before:
+                continue
+            if (at := error.index - before) < len(records):
                 if error.errno != errno.ENODEV:
-                    raise _refused(records[error.index], error) from refused
+                    raise _refused(records[at], error) from refused
             elif error.errno != errno.EEXIST and self._any_left(records):
                 raise _refused(records[0], error) from refused
 
@@ -111,6 +143,13 @@ class Remover:
         began = time.thread_time()  # without waits for others, who have RTNL
         group = allocs.LINK_GROUP_REMOVAL
         missing: list[Record] = []
+        having = self._having(records)
+        retired = [companions.name_of(one) for one in having]
+        if retired:
+            from osbase.netlink.shaping import retire_by_name
+
+            retirements = [retire_by_name(name, group) for name in retired]
+            self._host.batch(*retirements, tolerate={errno.ENODEV})
         try:
             self._host.batch(
                 *[retire_by_altname(names.record_altname(one), group) for one in records]
@@ -125,10 +164,10 @@ class Remover:
         self._at_once = min(max(fitting, _AT_ONCE[0]), _AT_ONCE[-1])
         for record in missing:
             self._remove_without_records(record)
-        if len(missing) < len(records):
-            self._delete([one for one in records if one not in missing])
+        if len(missing) < len(records) or retired:
+            self._delete([one for one in records if one not in missing], retired)
 
-    def _delete(self, retired: Sequence[Record]) -> None:
+    def _delete(self, retired: Sequence[Record], companions_retired: Sequence[str]) -> None:
         try:
             self._host.batch(del_links_by_group(allocs.LINK_GROUP_REMOVAL), tolerate={errno.ENODEV})
             self._one_by_one = False
@@ -137,10 +176,12 @@ class Remover:
             if not self._one_by_one:
                 log.warning("%s; links are deleted one by one", refused)
             self._one_by_one = True
-            self._host.batch(
-                *[del_link_by_altname(names.record_altname(one)) for one in retired],
-                tolerate={errno.ENODEV},
-            )
+            requests = [del_link_by_altname(names.record_altname(one)) for one in retired]
+            if companions_retired:
+                from osbase.netlink.shaping import del_link_by_name
+
+                requests += map(del_link_by_name, companions_retired)
+            self._host.batch(*requests, tolerate={errno.ENODEV})
 
     def _remove_without_records(self, record: Record) -> None:
         """Delete a link that is not gone: an attach that was not undone, or

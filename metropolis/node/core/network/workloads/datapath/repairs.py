@@ -21,6 +21,7 @@ from metropolis.node.core.network.workloads.datapath.elements import (
 )
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.datapath.parts import NO_PARTS, Parts
+from metropolis.node.core.network.workloads.datapath.queues import Queues
 from metropolis.node.core.network.workloads.model import MTU_MIN, IPAddress
 from metropolis.node.core.network.workloads.validate import show
 from osbase.ip import link_local
@@ -71,7 +72,8 @@ class Seen:
     whether the host forwards IPv4; if not, its links need not, and the ward of
     the node's settings restores it for all of them. ipv6: whether the kernel
     has IPv6. neighbours: MACs that a program wrote, by address and index of the
-    link. elements: nftables elements of attachments; None: unknown.
+    link. elements: nftables elements of attachments; queues: queueing
+    disciplines; None: unknown.
     """
 
     links: Mapping[int, Link]
@@ -81,6 +83,7 @@ class Seen:
     ipv6: bool
     neighbours: Mapping[tuple[IPAddress, int], bytes] = field(default_factory=dict)
     elements: Collection[Found] | None = None
+    queues: Queues | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +217,7 @@ def _addresses(record: Record, seen: Seen, replace: bool) -> Iterator[Mend]:
 
 
 def _parts(record: Record, link: Link, seen: Seen, parts: Parts) -> Iterator[Mend]:
-    for finding, requests in parts.findings(record, link):
+    for finding, requests in parts.findings(record, link, seen.queues):
         yield Mend(finding.what, str(finding), tuple(requests))
     if seen.elements is None:
         return

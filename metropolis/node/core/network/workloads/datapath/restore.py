@@ -14,11 +14,17 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
-from metropolis.node.core.network.workloads.datapath import observe, plan, repairs
+from metropolis.node.core.network.workloads.datapath import (
+    companions,
+    observe,
+    plan,
+    queues,
+    repairs,
+)
 from metropolis.node.core.network.workloads.datapath.elements import (
     Element,
     Elements,
@@ -33,6 +39,7 @@ from metropolis.node.core.network.workloads.model import IPAddress
 from osbase.netlink.address import RTM_DELADDR, RTM_NEWADDR
 from osbase.netlink.errors import (
     BatchError,
+    DumpInterrupted,
     NetlinkError,
     RequestError,
     errno_name,
@@ -87,6 +94,7 @@ class Restorer:
         ]
         for name, index in removed:
             self._host.batch(del_link(index, name), tolerate={errno.ENODEV})
+        self._remove_orphans(links, planned, {index for _, index in removed})
         # Before missing elements are created: stale ones may have their keys.
         held = {one.ifindex for one in planned.held}
         held |= {one.host_ifindex for one in planned.leaving}
@@ -104,6 +112,16 @@ class Restorer:
             held=planned.held,
             foreign=planned.foreign,
         )
+
+    def _remove_orphans(
+        self, links: Sequence[Link], planned: plan.Plan, removed: Collection[int]
+    ) -> None:
+        """Delete companions of links that are gone, or have none."""
+        having = [one.host_ifindex for one in planned.complete if self._parts.companion(one)]
+        others = {link.ifindex for link in links} - set(removed)
+        others.difference_update(one.host_ifindex for one in planned.complete)
+        for link in companions.orphans(links, having, others):
+            self._host.batch(del_link(link.ifindex, link.name), tolerate={errno.ENODEV})
 
     def _remove_stale_elements(
         self, complete: Sequence[Record], held: Collection[int]
@@ -207,8 +225,17 @@ class Restorer:
         links = {link.ifindex: link for link in (dumped[1] if dumped else self._host.links())}
         neighbours = self._host.neighbours()
         with_parts = any(record.parts for record in records)
-        elements = set(self._elements.present()) if with_parts else None
-        seen = repairs.Seen(links, routes, hops, forwards(), self._host.ipv6, neighbours, elements)
+        shaped = [one for one in records if self._parts.has_queues(one)]
+        seen = repairs.Seen(
+            links,
+            routes,
+            hops,
+            forwards(),
+            self._host.ipv6,
+            neighbours,
+            set(self._elements.present()) if with_parts else None,
+            self._look_at_queues(shaped, links) if shaped else None,
+        )
         done: list[Repair] = []
         for record in records:
             taking = replace and record.host_ifindex not in self._contested
@@ -217,6 +244,17 @@ class Restorer:
                     if held:
                         done += self._mend(record, mends, allow)
         return done
+
+    def _look_at_queues(
+        self, shaped: Sequence[Record], links: Mapping[int, Link]
+    ) -> queues.Queues | None:
+        """Return the queueing disciplines, and the links of the same moment."""
+        redirecting = [one.host_ifindex for one in shaped if self._parts.companion(one)]
+        try:
+            return queues.look(self._host, redirecting, links)
+        except DumpInterrupted as error:
+            log.info("%s", error)
+            return None
 
     def _mend(
         self, record: Record, mends: Sequence[repairs.Mend], allow: Allow

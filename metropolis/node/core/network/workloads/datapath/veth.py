@@ -27,10 +27,12 @@ from ipaddress import IPv4Address
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.datapath import (
     checks,
+    companions,
     flows,
     messages,
     names,
     observe,
+    queues,
 )
 from metropolis.node.core.network.workloads.datapath.elements import (
     Element,
@@ -102,7 +104,7 @@ class KernelDatapath:
         self._host_cookie = 0
         self._events: LinkEvents | None = None
         self._restorer = Restorer(self._host, self._parts, self._elements)
-        self._remover = Remover(self._host)
+        self._remover = Remover(self._host, self._parts)
         self._create_lock = threading.Lock()
         # Host indexes of links with parts that have no elements: half-made
         # ones, and those cut off.
@@ -346,8 +348,10 @@ class KernelDatapath:
                 inner.batch(messages.leave([record]), tolerate=_NO_RULE)
             link = self._host.link(record.host_ifindex) if verify else None
             if not verify or (link is not None and link.name == record.host_interface):
-                request = del_link(record.host_ifindex, record.host_interface)
-                self._host.batch(request, tolerate={errno.ENODEV})
+                requests = [del_link(record.host_ifindex, record.host_interface)]
+                if self._parts.companion(record):
+                    requests.append(self._del_companion(record))
+                self._host.batch(*requests, tolerate={errno.ENODEV})
             if loopback is not None:
                 # Its IPv4 address stays when it goes down; the IPv6 one
                 # vanishes.
@@ -384,13 +388,23 @@ class KernelDatapath:
         return tuple(findings)
 
     def _compare_parts(self, record: Record, link: Link | None) -> Iterator[Finding]:
-        for finding, _ in self._parts.findings(record, link) if link is not None else ():
-            yield finding
+        if link is not None:
+            seen = self._queues(record) if self._parts.has_queues(record) else None
+            for finding, _ in self._parts.findings(record, link, seen):
+                yield finding
         elements = self._parts.elements(record)
         present = self._elements.made(record.host_ifindex, elements) if elements else ()
         for element in elements:
             if element not in present:
                 yield Finding(str(element), element.value, checks.NOTHING)
+
+    def _queues(self, record: Record) -> queues.Queues:
+        redirecting, links = [], {}
+        if self._parts.companion(record):
+            redirecting = [record.host_ifindex]
+            other = self._host.link(companions.index_of(record.host_ifindex))
+            links = {} if other is None else {other.ifindex: other}
+        return queues.look(self._host, redirecting, links)
 
     # ---- Detach -------------------------------------------------------------
 
@@ -437,6 +451,9 @@ class KernelDatapath:
         """See Datapath."""
         self._destroy_elements([record])
         flows.forget(self._parts, [record], self._elements.sockets)
+        if self._parts.companion(record):
+            with refusals(f"detach {show(record.workload_id)}"):
+                self._host.batch(self._del_companion(record), tolerate={errno.ENODEV})
         self._bare.discard(record.host_ifindex)
 
     def clean_up_link(self, ifindex: int) -> None:
@@ -445,6 +462,15 @@ class KernelDatapath:
             with refusals(f"list elements of link {ifindex}"):
                 found = [one for one in self._elements.present() if one.ifindex == ifindex]
             self._elements.destroy(found)
+            with refusals(f"look for what belongs to link {ifindex}"):
+                link = self._host.link(companions.index_of(ifindex))
+                if link is not None and companions.owner(link) == ifindex:
+                    self._host.batch(del_link(link.ifindex, link.name), tolerate={errno.ENODEV})
+
+    def _del_companion(self, record: Record) -> Request:
+        from osbase.netlink.shaping import del_link_by_name
+
+        return del_link_by_name(companions.name_of(record))
 
     def _destroy_elements(self, records: Sequence[Record]) -> None:
         """Those that the attachments have: not if an attach was refused them,

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bandwidth limits: token buckets on the host's side of a link. Pure.
+
+    to the workload     a token bucket at the root of its link on the host
+    from the workload   what this link receives is redirected to a companion,
+                        an ifb with a token bucket at its root
+
+So a limit holds for every peer: outside, the node, pods of the same node. The
+workload cannot change it, since nothing of it is in its namespace.
+
+The bucket counts bytes of Ethernet, so its rate is a little more than that of
+IP packets, for packets of the MTU. Its burst is worth 4 ms of the rate, but two
+packets at least, and its queue 25 ms, but ten packets at least: a longer queue
+is only waiting.
+
+The text of the part is in workloads.bandwidth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from metropolis.node import allocs
+from metropolis.node.core.network.workloads.bandwidth import (
+    BURST_MS,
+    FIELD,
+    LETTER,
+    Limit,
+    parse,
+)
+from metropolis.node.core.network.workloads.datapath import companions
+from metropolis.node.core.network.workloads.datapath.parts import LinkPart
+from metropolis.node.core.network.workloads.model import Finding
+
+if TYPE_CHECKING:
+    from metropolis.node.core.network.workloads.datapath.interface import Record
+    from metropolis.node.core.network.workloads.datapath.queues import Queues
+    from osbase.netlink.message import Request
+    from osbase.netlink.shaping import TokenBucket
+
+_ETHERNET: Final = 14
+_QUEUE_MS: Final = 25
+_BURST_PACKETS: Final = 2
+_QUEUE_PACKETS: Final = 10
+_NOTHING: Final = "nothing"
+
+
+class BandwidthLimits(LinkPart):
+    """See the module."""
+
+    letter = LETTER
+    name = FIELD
+    queues = True
+
+    def check(self, text: str) -> None:
+        """See Part."""
+        parse(text)
+
+    def companion(self, text: str) -> bool:
+        """See LinkPart."""
+        return bool(parse(text).egress.rate)
+
+    def requests(self, record: Record, text: str) -> Sequence[Request]:
+        """See LinkPart. Each link has its bucket before it is up: the kernel
+        waits for packets under way when it changes that of another.
+        """
+        from osbase.netlink import shaping  # few attaches need it
+        from osbase.netlink.link import set_link_up
+
+        limits, index, name = parse(text), record.host_ifindex, record.host_interface
+        made: list[Request] = []
+        if limits.ingress.rate:
+            made.append(shaping.put_token_bucket(index, name, bucket(limits.ingress, record.mtu)))
+        if limits.egress.rate:
+            to, other = companions.index_of(index), companions.name_of(record)
+            made += [
+                shaping.put_ifb(to, other, allocs.LINK_GROUP_COMPANION),
+                shaping.put_token_bucket(to, other, bucket(limits.egress, record.mtu)),
+                set_link_up(to, other),
+                shaping.put_clsact(index, name),
+                shaping.put_redirect(index, name, to),
+            ]
+        return made
+
+    def queue_findings(self, record: Record, text: str, queues: Queues) -> Iterable[Finding]:
+        """See LinkPart."""
+        limits, index, name = parse(text), record.host_ifindex, record.host_interface
+        if limits.ingress.rate:
+            yield from _bucket(index, name, bucket(limits.ingress, record.mtu), queues)
+        if not limits.egress.rate:
+            return
+        to, other = companions.index_of(index), companions.name_of(record)
+        link = queues.links.get(to)
+        if link is None or companions.owner(link) != index:
+            yield Finding(f"link {other}", f"index {to}", _NOTHING)
+            return
+        if not link.up:
+            yield Finding(f"state of {other}", "up", "down")
+        yield from _bucket(to, other, bucket(limits.egress, record.mtu), queues)
+        if queues.redirects.get(index) != to:
+            found = queues.redirects.get(index)
+            where = _NOTHING if found is None else f"to link {found}"
+            yield Finding(f"redirect of {name}", f"to link {to}", where)
+
+
+def bucket(limit: Limit, mtu: int) -> TokenBucket:
+    """Return the bucket of a limit."""
+    from osbase.netlink.shaping import BYTES_MAX, TokenBucket
+
+    frame = mtu + _ETHERNET
+    rate = limit.rate * frame // (8 * mtu)
+    burst = rate * BURST_MS // 1000
+    if limit.burst:
+        burst = min(burst, limit.burst // 8)
+    burst = max(burst, _BURST_PACKETS * frame)
+    queue = max(burst + rate * _QUEUE_MS // 1000, _QUEUE_PACKETS * frame)
+    return TokenBucket(rate, min(burst, BYTES_MAX), min(queue, BYTES_MAX))
+
+
+def _bucket(index: int, name: str, wanted: TokenBucket, queues: Queues) -> Iterator[Finding]:
+    found = queues.buckets.get(index)
+    if found is None or not wanted.is_like(found):
+        yield Finding(f"limit of {name}", str(wanted), _NOTHING if found is None else str(found))
+
+
+PART: Final = BandwidthLimits()

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits in the kernel: what they let through, what is put back, and that
+nothing is left.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from socket import AF_INET, AF_INET6, SHUT_RDWR, SOCK_STREAM, socket
+
+import pytest
+
+from metropolis.node.core.network.workloads.bandwidth import Bandwidth, Limit, part_of
+from metropolis.node.core.network.workloads.datapath.bandwidth import PART
+from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
+from metropolis.node.core.network.workloads.engine.engine import Engine
+from metropolis.node.core.network.workloads.model import AttachIntent, Attachment
+from metropolis.node.core.network.workloads.testing.lab import Pod, await_equal, objects
+from osbase.test.namespaces import sh
+
+MBIT = 10**6
+BOTH = Bandwidth(Limit(20 * MBIT), Limit(10 * MBIT))
+WINDOW_S = 0.7
+NODE: dict[int, str] = {AF_INET: "198.51.100.1", AF_INET6: "2001:db8::1"}
+
+
+def started() -> Engine:
+    engine = Engine(KernelDatapath((PART,)))
+    engine.start()
+    engine.set_prefixes([ip_network("10.0.0.0/24"), ip_network("fd00::/120")])
+    return engine
+
+
+@dataclass
+class World:
+    """An engine, and pods by workload."""
+
+    engine: Engine = field(default_factory=started)
+    pods: dict[str, Pod] = field(default_factory=dict)
+
+    def attach(self, workload_id: str, limits: Bandwidth = BOTH) -> Attachment:
+        pod = self.pods.setdefault(workload_id, Pod())
+        intent = AttachIntent(workload_id, pod.path, "eth0", parts=part_of(limits))
+        return self.engine.attach(intent)
+
+    def restart(self) -> None:
+        self.engine.close()
+        self.engine = started()
+
+    def findings(self, workload_id: str = "w1") -> list[str]:
+        (checked,) = self.engine.check(workload_id)
+        return [one.what for one in checked.findings]
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    sh("ip link set lo up")
+    sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+    for address in NODE.values():
+        sh(f"ip addr replace {address} dev lo nodad")
+    made = World()
+    before = objects()
+    yield made
+    made.engine.collect(lambda _, __: False)
+    made.engine.settle()
+    assert ifbs() == []
+    made.engine.close()
+    for pod in made.pods.values():
+        pod.close()
+    assert await_equal(objects, before) == before
+
+
+def ifbs() -> list[str]:
+    """The names of the links of the kind."""
+    lines = sh("ip -br link show type ifb").splitlines()
+    return [line.split()[0] for line in lines]
+
+
+def other(made: Attachment) -> str:
+    return "wb" + made.host_interface[2:]
+
+
+# ---- What they let through --------------------------------------------------
+
+
+def received(server: socket, client: socket, address: str, window_s: float) -> tuple[int, float]:
+    """Have the client send as fast as it can; return the bytes that the server
+    got, and the time since before the first one, in seconds.
+    """
+    server.bind((address, 0))
+    server.listen()
+    # Its first packet may be lost, before the carrier is noticed.
+    client.connect(server.getsockname()[:2])
+    taken, _ = server.accept()
+    began = time.monotonic()
+
+    def send() -> None:
+        try:
+            while client.send(bytes(65536)):
+                pass
+        except OSError:
+            pass  # it is shut down
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    count = 0
+    while time.monotonic() < began + window_s:
+        count += len(taken.recv(1 << 20))
+    elapsed = time.monotonic() - began
+    for one in (client, taken):
+        one.shutdown(SHUT_RDWR)
+        one.close()
+    server.close()
+    sender.join()
+    return count, elapsed
+
+
+def within(rate: int, measured: tuple[int, float]) -> None:
+    """Assert that it is not more than the rate, nor much less."""
+    count, elapsed = measured
+    share = count * 8 / (rate * elapsed)
+    assert 0.5 < share < 1.03, f"{share:.3f} of {rate}"
+
+
+@pytest.mark.parametrize("family", [AF_INET, AF_INET6])
+@pytest.mark.parametrize("rate", [MBIT, 10 * MBIT, 100 * MBIT])
+def test_from_and_to_the_node(world: World, family: int, rate: int) -> None:
+    made = world.attach("w1", Bandwidth(Limit(rate), Limit(rate * 2)))
+    pod, ip = world.pods["w1"], str(made.ips[family == AF_INET6])
+    to = received(pod.socket(family, SOCK_STREAM), host(family), ip, WINDOW_S)
+    within(rate, to)
+    node = NODE[family]
+    back = received(host(family), pod.socket(family, SOCK_STREAM), node, WINDOW_S)
+    within(rate * 2, back)
+
+
+@pytest.mark.parametrize("family", [AF_INET, AF_INET6])
+def test_between_pods_of_one_node(world: World, family: int) -> None:
+    """The lower limit of the two that are passed holds."""
+    world.attach("w1", Bandwidth(egress=Limit(8 * MBIT)))
+    made = world.attach("w2", Bandwidth(ingress=Limit(4 * MBIT)))
+    one, two = (world.pods[name].socket(family, SOCK_STREAM) for name in ("w1", "w2"))
+    within(4 * MBIT, received(two, one, str(made.ips[family == AF_INET6]), WINDOW_S))
+    made = world.attach("w3", Bandwidth())
+    one, three = (world.pods[name].socket(family, SOCK_STREAM) for name in ("w1", "w3"))
+    within(8 * MBIT, received(three, one, str(made.ips[family == AF_INET6]), WINDOW_S))
+
+
+def test_an_absurd_burst_changes_nothing(world: World) -> None:
+    burst = 2**32 - 1
+    made = world.attach("w1", Bandwidth(Limit(5 * MBIT, burst), Limit(5 * MBIT, burst)))
+    pod = world.pods["w1"]
+    server = pod.socket(AF_INET, SOCK_STREAM)
+    within(5 * MBIT, received(server, host(AF_INET), str(made.ips[0]), WINDOW_S))
+    client = pod.socket(AF_INET, SOCK_STREAM)
+    within(5 * MBIT, received(host(AF_INET), client, NODE[AF_INET], WINDOW_S))
+
+
+def host(family: int) -> socket:
+    made = socket(family, SOCK_STREAM)
+    made.settimeout(10)
+    return made
+
+
+# ---- Life -------------------------------------------------------------------
+
+
+def test_limits_are_made_found_and_removed(world: World) -> None:
+    made = world.attach("w1")
+    assert ifbs() == [other(made)]
+    assert world.findings() == []
+    world.restart()
+    assert [one.parts for one in world.engine.list()] == [part_of(BOTH)]
+    assert world.findings() == []
+    assert world.attach("w1") == made
+    world.engine.detach("w1")
+    world.engine.settle()
+    assert ifbs() == []
+
+
+def test_only_what_workloads_send_needs_another_link(world: World) -> None:
+    world.attach("w1", Bandwidth(ingress=Limit(MBIT)))
+    assert ifbs() == []
+    assert world.findings() == []
+
+
+TAKEN: dict[str, tuple[Callable[[Attachment], str], set[str]]] = {
+    "root": (lambda made: f"tc qdisc del dev {made.host_interface} root", {"limit of wl"}),
+    "rate": (
+        lambda made: (
+            f"tc qdisc replace dev {made.host_interface} root handle 6d77: "
+            "tbf rate 1gbit burst 100k limit 100k"
+        ),
+        {"limit of wl"},
+    ),
+    "other": (lambda made: f"tc qdisc replace dev {other(made)} root pfifo", {"limit of wb"}),
+    "clsact": (lambda made: f"tc qdisc del dev {made.host_interface} clsact", {"redirect of wl"}),
+    "filter": (
+        lambda made: f"tc filter del dev {made.host_interface} ingress",
+        {"redirect of wl"},
+    ),
+    "down": (lambda made: f"ip link set {other(made)} down", {"state of wb"}),
+    "gone": (lambda made: f"ip link del {other(made)}", {"link wb"}),
+}
+
+
+@pytest.mark.parametrize("what", TAKEN)
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_others_take_away_is_put_back(world: World, what: str, restart: bool) -> None:
+    take, findings = TAKEN[what]
+    made = world.attach("w1")
+    sh(take(made))
+    assert {one.removesuffix(made.host_interface[2:]) for one in world.findings()} == findings
+    if restart:
+        world.restart()
+    else:
+        repairs = world.engine.repair(lambda _: True)
+        assert [one.error for one in repairs] == [""] * len(repairs)
+    assert world.findings() == []
+    pod = world.pods["w1"]
+    client = pod.socket(AF_INET, SOCK_STREAM)
+    within(10 * MBIT, received(host(AF_INET), client, NODE[AF_INET], WINDOW_S))
+
+
+def test_a_pod_that_ends_leaves_nothing(world: World) -> None:
+    world.attach("w1")
+    world.pods.pop("w1").close()
+    assert await_equal(lambda: len(ifbs()), 0) == 0
+
+
+def test_a_start_deletes_what_belongs_to_nothing(world: World) -> None:
+    """The link went while the service was away."""
+    world.attach("w1")
+    kept = world.attach("w2")
+    world.engine.close()
+    world.pods.pop("w1").close()
+    assert await_equal(lambda: len(sh("ip -br link show type veth").splitlines()), 1) == 1
+    assert len(ifbs()) == 2
+    world.engine = started()
+    assert ifbs() == [other(kept)]
+    assert world.findings("w2") == []
+
+
+def test_no_packet_passes_after_a_detach(world: World) -> None:
+    """Nor one that waits in the other link."""
+    world.attach("w1", Bandwidth(egress=Limit(8000)))
+    pod, node = world.pods["w1"], NODE[AF_INET]
+    server = socket(AF_INET, 2)
+    server.bind((node, 0))
+    server.settimeout(0.5)
+    client = pod.socket(AF_INET, 2)
+    client.connect(server.getsockname())
+    for _ in range(10):
+        client.send(bytes(1400))
+    server.recv(2000)
+    world.engine.detach("w1")
+    server.setblocking(False)
+    arrived = 0
+    try:
+        while server.recv(2000):
+            arrived += 1
+    except BlockingIOError:
+        pass
+    server.settimeout(2.5)
+    with pytest.raises(TimeoutError):
+        server.recv(2000)
+    assert arrived < 8
