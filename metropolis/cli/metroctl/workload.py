@@ -291,7 +291,7 @@ def _kind(event: Any) -> str:
     return f"kind {event.kind}" if found is None else str(found.name).lower()
 
 
-_COLUMNS: Final = ("workload", "interface", "addresses", "link", "owner", "ports")
+_COLUMNS: Final = ("workload", "interface", "addresses", "link", "owner", "ports", "limits")
 _PORTS_SHOWN: Final = 4
 
 
@@ -305,7 +305,22 @@ def _row(one: Any) -> dict[str, Any]:
         "mac": one.mac.hex(":"),
         "mtu": one.mtu,
         "ports": [_port(each) for each in one.port_mapping],
+        "limits": _limits(one.bandwidth),
     }
+
+
+def _limits(limits: Any) -> list[str]:
+    """Return `in 10Mbit`, `out 1500kbit`: what it receives, and sends."""
+    rates = (("in", limits.ingress_rate), ("out", limits.egress_rate))
+    return [f"{way} {_rate(rate)}" for way, rate in rates if rate]
+
+
+def _rate(bits: int) -> str:
+    """Return it exactly, per second."""
+    for unit, size in (("Gbit", 10**9), ("Mbit", 10**6), ("kbit", 10**3)):
+        if bits % size == 0:
+            return f"{bits // size}{unit}"
+    return f"{bits}bit"
 
 
 def _port(one: Any) -> str:

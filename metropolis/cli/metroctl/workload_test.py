@@ -98,7 +98,7 @@ def test_attachments(world: World) -> None:
     number, out = world.run("list")
     assert number == 0
     addresses = ",".join(map(str, made.ips))
-    expected = ["web-1", "eth0", addresses, made.host_interface, "api", "-"]
+    expected = ["web-1", "eth0", addresses, made.host_interface, "api", "-", "-"]
     assert [line.split() for line in out.splitlines()[1:]] == [expected]
     assert world.run("check") == world.run("check", "web-1") == (0, "web-1 eth0: ok\n")
     world.conditions.set("reconcile rules", PROBLEM)
@@ -137,8 +137,18 @@ def test_list_in_json(world: World) -> None:
             "mac": ":".join(f"{byte:02x}" for byte in made.mac),
             "mtu": made.mtu,
             "ports": [],
+            "limits": [],
         },
     )
+
+
+def test_limits_are_listed(world: World) -> None:
+    parts = (("b", "i10000000,e1500000"),)
+    world.engine.attach(AttachIntent("web-1", "/0", "eth0", parts=parts))
+    _, out = world.run("list")
+    assert "in 10Mbit,out 1500kbit" in out
+    _, out = world.run("list", "--json")
+    assert json.loads(out)["attachments"][0]["limits"] == ["in 10Mbit", "out 1500kbit"]
 
 
 def test_host_ports_are_listed(world: World) -> None:
@@ -170,7 +180,7 @@ def test_watch_is_a_line_for_each_event_and_ends_by_ctrl_c(world: World) -> None
     with start("watch", "--socket", str(world.socket)) as process:
         assert process.stdout is not None
         addresses = ",".join(map(str, made.ips))
-        entry = f"web-1  eth0  {addresses}  {made.host_interface}  api  -"
+        entry = f"web-1  eth0  {addresses}  {made.host_interface}  api  -  -"
         assert re.fullmatch(f"{TIME}  present   {entry}\n", process.stdout.readline())
         assert re.fullmatch(f"{TIME}  complete  attachments: 1\n", process.stdout.readline())
         world.engine.detach("web-1")

@@ -164,6 +164,7 @@ class CNI:
             port_mapping=namespace.port_mappings,
             mtu=namespace.mtu,
             routes=namespace.routes,
+            bandwidth=namespace.bandwidth,
         )
         operation = f"setup {id!r:.80} at {path!r:.80}"
         made = self._call(operation, lambda stub: stub.Attach, request, timeout_s)

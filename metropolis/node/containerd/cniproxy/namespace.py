@@ -34,7 +34,10 @@ class PortMapping:
 
 @dataclass(frozen=True)
 class BandWidth:
-    """Limits in bits per second and bits. Not in the service yet."""
+    """Limits in bits per second, and bursts in bits; 0: none.
+
+    ingress: to the container. A burst only lowers the service's.
+    """
 
     ingress_rate: int = 0
     ingress_burst: int = 0
@@ -76,6 +79,7 @@ class Namespace:
     port_mappings: tuple[pb.PortMapping, ...] = ()
     mtu: int = 0
     routes: tuple[pb.Route, ...] = ()
+    bandwidth: pb.Bandwidth | None = None
 
 
 type NamespaceOpt = Callable[[Namespace], None]
@@ -112,7 +116,7 @@ def with_capability_port_map(mappings: Sequence[PortMapping]) -> NamespaceOpt:
 
 
 def with_capability_bandwidth(bandwidth: BandWidth) -> NamespaceOpt:
-    """Limit bandwidth; any limit is refused, since the service has none."""
+    """Limit what the container receives and sends."""
     return with_capability("bandwidth", bandwidth if bandwidth != BandWidth() else None)
 
 
@@ -153,8 +157,8 @@ def with_capability_cgroup_path(path: str) -> NamespaceOpt:
 
 
 def with_capability(name: str, value: Any) -> NamespaceOpt:
-    """Ask for `ips` (a list of strings), `mac` (a string) or `portMappings` (a
-    sequence of PortMapping), or add metadata.
+    """Ask for `ips` (a list of strings), `mac` (a string), `portMappings` (a
+    sequence of PortMapping) or `bandwidth` (a BandWidth), or add metadata.
     """
 
     def apply(namespace: Namespace) -> None:
@@ -165,6 +169,8 @@ def with_capability(name: str, value: Any) -> NamespaceOpt:
         elif name == "portMappings":
             made = (_port_mapping(one) for one in value or ())
             namespace.port_mappings = tuple(one for one in made if one.host_port)
+        elif name == "bandwidth":
+            namespace.bandwidth = _bandwidth(value) if value else None
         elif value and name not in _METADATA:
             raise InvalidConfigError(f"capability {name} is {value!r:.200}: not in the service")
 
@@ -204,6 +210,21 @@ def _route(route: object) -> pb.Route:
         )
     except (TypeError, ValueError) as error:
         raise InvalidConfigError(f"route {route!r:.200}: {error}") from None
+
+
+def _bandwidth(limits: object) -> pb.Bandwidth:
+    """Make the request's; the service judges the numbers."""
+    if not isinstance(limits, BandWidth):
+        raise InvalidConfigError(f"capability bandwidth is {limits!r:.80}: a BandWidth is expected")
+    try:
+        return pb.Bandwidth(
+            ingress_rate=limits.ingress_rate,
+            ingress_burst=limits.ingress_burst,
+            egress_rate=limits.egress_rate,
+            egress_burst=limits.egress_burst,
+        )
+    except (TypeError, ValueError) as error:
+        raise InvalidConfigError(f"{limits!r:.200}: {error}") from None
 
 
 def _port_mapping(mapping: object) -> pb.PortMapping:

@@ -584,13 +584,13 @@ func TestServiceLife(t *testing.T) {
 	if err != nil || string(one) != string(two) {
 		t.Errorf("again: %s, %v", two, err)
 	}
-	// A sandbox without a namespace, and limits, which the service lacks.
+	// A sandbox without a namespace, and a limit that is too low.
 	if _, err := c.Setup(ctx, "go-b", "/nowhere"); status.Code(err) != codes.NotFound {
 		t.Errorf("no namespace: %v", err)
 	}
 	_, err = c.Setup(ctx, "go-b", netns[1], WithCapabilityBandWidth(BandWidth{IngressRate: 1000}))
-	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "bandwidth") {
-		t.Errorf("bandwidth: %v", err)
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "ingress_rate 1000") {
+		t.Errorf("a limit: %v", err)
 	}
 	// Another's namespace leaves it alone; the id alone is enough.
 	if err := c.Remove(ctx, "go-a", netns[1]); err != nil {

@@ -215,7 +215,7 @@ func portMapping(mapping PortMapping) (*pb.PortMapping, error) {
 	return one, nil
 }
 
-// WithCapabilityBandWidth adds limits.
+// WithCapabilityBandWidth adds limits, which the service judges.
 func WithCapabilityBandWidth(limits BandWidth) NamespaceOpts {
 	return func(request *pb.AttachRequest) error {
 		request.Bandwidth = &pb.Bandwidth{

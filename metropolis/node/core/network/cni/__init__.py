@@ -6,12 +6,13 @@
     cniproxy (static C, knows no CNI)         containerd/cniproxy/shim
         | frame: argv, CNI_ environment, stdin        -> wire
     /run/metropolis/network/cni.sock                  -> server
-        | command object                              -> protocol, ports
+        | command object                              -> protocol
+        | the parts of a request                      -> ports, limits
     engine.attach, detach, check, collect, status     -> adapter
         | result or error object                      -> result, protocol
     stdout and exit code, back through cniproxy
 
-`wire`, `capabilities`, `ports`, `routes`, `protocol` and `result` are pure;
+`wire`, `capabilities`, `ports`, `limits`, `routes`, `protocol`, `result` are pure;
 `adapter` calls the engine and has the rules between calls; `server` moves
 bytes. The versions are CNI 0.3.1, 0.4.0, 1.0.0, 1.1.0. There is one network,
 whatever a configuration calls it; only garbage collection uses the name.

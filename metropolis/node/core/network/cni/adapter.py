@@ -51,7 +51,9 @@ _logger = logging.getLogger(__name__)
 _SMALL = 64 << 10  # stdin that is parsed in the event loop, bytes
 
 # The keys of stdin that an ADD uses; all else comes from the environment.
-_CONFIGURED = frozenset({"requested_ip", "requested_mac", "port_mapping", "mtu", "routes"})
+_CONFIGURED = frozenset(
+    {"bandwidth", "requested_ip", "requested_mac", "port_mapping", "mtu", "routes"}
+)
 
 # Sends the answer to the caller; False if it certainly did not arrive.
 type Deliver = Callable[[Answer], Awaitable[bool]]

@@ -8,9 +8,9 @@ CAPABILITIES: done, ignored since nothing is lost by it, or refused by name, so
 that nothing is dropped silently. A capability that is not in the table is
 refused. A value that asks for nothing (no entries, rates of 0) never is.
 
-    done       ips, mac, dns, portMappings
+    done       ips, mac, dns, portMappings, bandwidth
     ignored    io.kubernetes.cri.pod-annotations, cgroupPath
-    refused    bandwidth, ipRanges, aliases, deviceID, infinibandGUID
+    refused    ipRanges, aliases, deviceID, infinibandGUID
 
 Callers have two other ways to ask for an address and a MAC: `args.cni` of the
 configuration (`ips`, `mac`; Multus writes it from a pod's cni-args), and
@@ -50,13 +50,13 @@ CAPABILITIES = {
     "mac": Capability(Support.DONE, "the interface has it"),
     "dns": Capability(Support.DONE, "it is passed on to the result"),
     "portMappings": Capability(Support.DONE, "ports of the node lead to the container's"),
+    "bandwidth": Capability(Support.DONE, "what it receives and sends is limited"),
     "io.kubernetes.cri.pod-annotations": Capability(
         Support.IGNORED, "annotations describe the pod, and ask for nothing of the network"
     ),
     "cgroupPath": Capability(
         Support.IGNORED, "it says where the pod's processes are; the network does not go by these"
     ),
-    "bandwidth": Capability(Support.REFUSED, f"limits are not supported yet; {_REMOVE}"),
     "ipRanges": Capability(
         Support.REFUSED, f"addresses come from the prefixes of the node; {_REMOVE}, or ask by `ips`"
     ),

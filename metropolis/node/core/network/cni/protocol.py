@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_interface
 from typing import Any, NoReturn, cast
 
-from metropolis.node.core.network.cni import capabilities, ports, routes
+from metropolis.node.core.network.cni import capabilities, limits, ports, routes
 from metropolis.node.core.network.cni.wire import Answer, Request
 from metropolis.node.core.network.workloads.errors import InvalidArgument
 from metropolis.node.core.network.workloads.model import PartText, Route
@@ -349,6 +349,13 @@ def _mac(value: object, source: str) -> bytes:
     return bytes.fromhex(value.replace("-", "").replace(":", ""))
 
 
+def _limits(runtime: Json) -> tuple[PartText, ...]:
+    try:
+        return limits.part_of(runtime.get("bandwidth", {}), "runtimeConfig bandwidth")
+    except InvalidArgument as error:
+        _fail(Code.INVALID_CONFIG, "the limits cannot be met", str(error))
+
+
 def _ports(runtime: Json) -> tuple[PartText, ...]:
     try:
         return ports.part_of(runtime.get("portMappings", []), "runtimeConfig portMappings")
@@ -445,7 +452,7 @@ def _parse_add(version: str, env: Mapping[str, str], config: Json) -> Add:
     elif args.get("MAC"):
         mac = _mac(args["MAC"], "CNI_ARGS MAC")
     dns, prev, name = _dns(config, runtime), _prev_result(config), str(config["name"])
-    parts = _ports(runtime)
+    parts = _limits(runtime) + _ports(runtime)
     mtu, more = _of_interface(config, own)
     return Add(version, container_id, if_name, netns, ips, mac, dns, prev, name, parts, mtu, more)
 

@@ -211,6 +211,9 @@ def test_requested_addresses_and_mac_by_arguments() -> None:
         {"portMappings": {"hostPort": 80, "containerPort": 80}},
         {"portMappings": [{"hostPort": "80", "containerPort": 80}]},
         {"portMappings": [{"hostPort": 80, "containerPort": 80}] * 2},
+        {"bandwidth": {"ingressRate": 1000}},
+        {"bandwidth": {"ingressRate": "1M"}},
+        {"bandwidth": 1},
         "x",
     ],
 )
@@ -219,7 +222,6 @@ def test_wrong_capabilities_are_invalid(runtime: Any) -> None:
 
 
 REFUSED: dict[str, Any] = {
-    "bandwidth": {"ingressRate": 1000},
     "ipRanges": [[{"subnet": "10.0.0.0/8"}]],
     "aliases": ["web"],
     "deviceID": "0000:03:02.3",
@@ -235,6 +237,7 @@ DONE: dict[str, Any] = {
     "mac": "02:ab:00:00:00:01",
     "dns": {"servers": ["10.0.0.1"]},
     "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
+    "bandwidth": {"ingressRate": 1000000},
 }
 
 
@@ -280,7 +283,7 @@ def test_a_capability_that_is_done_is_in_the_command() -> None:
         requested_mac=bytes.fromhex("02ab00000001"),
         dns={"nameservers": ["10.0.0.1"]},
         network="metropolis",
-        parts=(("h", "t8080=80"),),
+        parts=(("b", "i1000000"), ("h", "t8080=80")),
     )
 
 
