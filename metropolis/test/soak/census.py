@@ -115,6 +115,16 @@ def host_ports(host: Host) -> set[tuple[str, int, str, int]]:
     }
 
 
+def ifbs(host: Host) -> set[str]:
+    """Return the names of the links of this kind."""
+
+    def listed() -> set[str]:
+        with IPRoute() as witness:
+            return {str(link.get("ifname")) for link in witness.get_links(kind="ifb")}
+
+    return host.netns.inside(listed)
+
+
 def rss_kib(pid: int) -> int:
     """Resident memory of a process, proc_pid_status(5)."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
@@ -33,13 +33,17 @@ _BURST = 32  # calls at once; more than the service's threads
 _Code = grpc.StatusCode
 
 
+_LIMITS: Final = pb.Bandwidth(ingress_rate=10**7, ingress_burst=2**32 - 1, egress_rate=10**6)
+
+
 class Violation(Exception):
     """A promise was broken; the text has promise, workload and observation."""
 
 
 class Slot:
     """A workload. port: each has one, by TCP; every third has it by UDP, and
-    fifty successive ones of SCTP, too. 0: no host ports.
+    fifty successive ones of SCTP, too. 0: no host ports. Another third has
+    limits.
     """
 
     def __init__(self, workload_id: str, port: int = 0) -> None:
@@ -53,6 +57,7 @@ class Slot:
                 pb.PortMapping(host_port=port * 50 + n, container_port=1 + n, protocol="sctp")
                 for n in range(50)
             ]
+        self.limits = _LIMITS if port and port % 3 == 0 else None
         self.pod = Netns()
         self.belief = belief.DETACHED
         self.busy = threading.Lock()
@@ -365,7 +370,10 @@ class Churn:
     def _attach_later(self, slot: Slot, timeout: float = _CALL_S) -> Any:
         netns = pb.NetNSAttachment(netns_path=slot.pod.path, if_name="eth0")
         request = pb.AttachRequest(
-            workload_id=slot.workload_id, netns=netns, port_mapping=slot.ports
+            workload_id=slot.workload_id,
+            netns=netns,
+            port_mapping=slot.ports,
+            bandwidth=slot.limits,
         )
         return self._call("Attach", request, timeout)
 
@@ -455,6 +463,10 @@ class Churn:
         led = census.host_ports(self.host)
         if led != wanted:
             return f"host ports differ: {sorted(led ^ wanted)[:5]}"
+        limited = {slot.workload_id for slot in self._slots if slot.limits}
+        seconds = {f"wb{each.host_interface[2:]}" for each in listed if each.workload_id in limited}
+        if (there := census.ifbs(self.host)) != seconds:
+            return f"links of limits differ: {sorted(there ^ seconds)[:5]}"
         return ""
 
     def _try_pool(self, before: int) -> None:

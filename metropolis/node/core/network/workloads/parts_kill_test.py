@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from metropolis.node.core.network.workloads.datapath.parts import LinkPart
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.errors import WorkloadError
@@ -47,7 +48,9 @@ _ACTS: Sequence[tuple[type, str]] = [
 ]
 
 
-def killed_at(point: int, act: Callable[[Engine], object]) -> bool:
+def killed_at(
+    point: int, act: Callable[[Engine], object], parts: Sequence[LinkPart] = (COLOUR,)
+) -> bool:
     """Run `act` with a new engine in a process of its own, that is killed at a
     point: before or after it sends something to the kernel, counted from 1.
     Returns whether it got there.
@@ -55,7 +58,7 @@ def killed_at(point: int, act: Callable[[Engine], object]) -> bool:
     if (pid := os.fork()) == 0:
         try:
             _die_at(point)
-            act(started(KernelDatapath((COLOUR,))))
+            act(started(KernelDatapath(parts)))
             os._exit(0)
         finally:
             os._exit(1)
