@@ -18,9 +18,9 @@ from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.errors import WorkloadError
 from metropolis.node.core.network.workloads.model import AttachIntent
-from metropolis.node.core.network.workloads.parts_kill_test import do_at, killed_at
 from metropolis.node.core.network.workloads.testing.lab import Pod, await_equal, objects
 from metropolis.node.core.network.workloads.testing.parts_host import started
+from metropolis.node.core.network.workloads.testing.points import do_at, killed_at
 from osbase.netlink.errors import ReplyLost
 from osbase.test.namespaces import sh
 

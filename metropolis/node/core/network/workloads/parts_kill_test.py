@@ -8,14 +8,10 @@ here they are around each send.
 
 import contextlib
 import itertools
-import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from metropolis.node.core.network.workloads.datapath.parts import LinkPart
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.errors import WorkloadError
@@ -31,64 +27,17 @@ from metropolis.node.core.network.workloads.testing.parts_host import (
     kernel_host,
     started,
 )
+from metropolis.node.core.network.workloads.testing.points import do_at, killed_at
 from metropolis.node.core.network.workloads.testing.toy_part import COLOUR
 from osbase.netlink.errors import ReplyLost
-from osbase.netlink.transport import NetlinkSocket
+
+PARTS = (COLOUR,)
 
 
 @pytest.fixture
 def kernel() -> Iterator[KernelHost]:
     with kernel_host() as made:
         yield made
-
-
-_ACTS: Sequence[tuple[type, str]] = [
-    (NetlinkSocket, "batch"),
-    (NetlinkSocket, "batch_encoded"),
-]
-
-
-def killed_at(
-    point: int, act: Callable[[Engine], object], parts: Sequence[LinkPart] = (COLOUR,)
-) -> bool:
-    """Run `act` with a new engine in a process of its own, that is killed at a
-    point: before or after it sends something to the kernel, counted from 1.
-    Returns whether it got there.
-    """
-    if (pid := os.fork()) == 0:
-        try:
-            _die_at(point)
-            act(started(KernelDatapath(parts)))
-            os._exit(0)
-        finally:
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status in (0, -signal.SIGKILL)
-    return status != 0
-
-
-def _die_at(point: int) -> None:
-    do_at(pytest.MonkeyPatch(), point, lambda _: os.kill(os.getpid(), signal.SIGKILL))
-
-
-def do_at(patch: pytest.MonkeyPatch, point: int, do: Callable[[type], object]) -> None:
-    """Do it once: before or after something is sent to the kernel, counted from
-    1. do: takes what sends it.
-    """
-    count = itertools.count(1)
-
-    def wrap(kind: type, real: Callable[..., None]) -> Callable[..., None]:
-        def wrapped(*arguments: Any, **options: Any) -> None:
-            if next(count) == point:
-                do(kind)
-            real(*arguments, **options)
-            if next(count) == point:
-                do(kind)
-
-        return wrapped
-
-    for kind, name in _ACTS:
-        patch.setattr(kind, name, wrap(kind, getattr(kind, name)))
 
 
 @pytest.mark.parametrize("attaching", [True, False])
@@ -115,13 +64,13 @@ def test_killed_at_every_point(kernel: KernelHost, attaching: bool) -> None:
     prepare()
     nothing = settled("::1")
     for point in itertools.count(1):
-        killed = killed_at(point, act)
+        killed = killed_at(point, act, PARTS)
         linked, keys = objects() != nothing, kernel.keys()
         assert keys in (set(), {"1", "3"})
         left.add((linked, bool(keys)))
         # One that recovers is killed, too.
         for again in itertools.count(1):
-            if not killed_at(again, lambda _: None):
+            if not killed_at(again, lambda _: None, PARTS):
                 break
             if point % 5:  # all of them at some, one at others
                 break
