@@ -7,6 +7,7 @@
     parts_contract  the tests of attachments with parts, for both
     parts_host      an engine over either datapath, with a part
     toy_part        that part
+    points          what happens at a chosen send to the kernel
     fake_bench      the bench of the contracts, over the fake
     kernel_bench    the bench of the contracts, over the kernel
     lab             network namespaces, sockets in them, lists of their objects
