@@ -56,7 +56,7 @@ IPv6 (addrconf_notify, net/ipv6/addrconf.c), so no address and no routes. What
 is redirected may be longer.
 """
 BYTES_MAX: Final = (1 << 31) - 1
-"""Of a burst, and of a queue."""
+"""The most that a burst, or a queue, may be."""
 
 _ROOT: Final = 0xFFFFFFFF  # TC_H_ROOT
 # Unlike the kernel's, which count down from 8000, and those of scripts.

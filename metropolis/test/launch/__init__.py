@@ -28,7 +28,7 @@ The commands:
 
     launch          main          one node and its pods, until Ctrl-C
     launch-cluster  cluster_main  several nodes
-    pod             pod, terminal, guest_terminal   list, run, exec -it, fetch, rm
+    pod             pod, terminal, ...   list, run, exec -it, fetch, rm
     nodes           nodes         list, add, poweroff, boot
     console         console       a root shell on a node
     metroctl        metroctl, etcd_socket           the operator's command

@@ -12,8 +12,8 @@
         | result or error object                      -> result, protocol
     stdout and exit code, back through cniproxy
 
-`wire`, `capabilities`, `ports`, `limits`, `routes`, `protocol`, `result` are pure;
-`adapter` calls the engine and has the rules between calls; `server` moves
+`wire`, `capabilities`, `ports`, `limits`, `routes`, `protocol` and `result` are
+pure; `adapter` calls the engine and has the rules between calls; `server` moves
 bytes. The versions are CNI 0.3.1, 0.4.0, 1.0.0, 1.1.0. There is one network,
 whatever a configuration calls it; only garbage collection uses the name.
 
