@@ -26,12 +26,6 @@ class InvalidArgument(WorkloadError):
         self.field = field
 
 
-class Unimplemented(WorkloadError):
-    """The request uses a feature that the service lacks."""
-
-    code = grpc.StatusCode.UNIMPLEMENTED
-
-
 class NotFound(WorkloadError):
     """There is no such network namespace, or it died during the call."""
 
