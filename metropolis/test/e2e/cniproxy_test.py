@@ -16,6 +16,7 @@ import pytest
 
 from metropolis.node import allocs
 from metropolis.test.e2e.host_ports import check_host_ports
+from metropolis.test.e2e.limits import check_limits
 from metropolis.test.e2e.observe import attachments, kernel, nothing_is_left
 from metropolis.test.launch.cri import IMAGE as BUSYBOX
 from metropolis.test.launch.cri import CriError, Pod, sandbox_config
@@ -107,6 +108,10 @@ async def test_ctr_run_cni(node: Node) -> None:
 
 async def test_host_ports(node: Node) -> None:
     await check_host_ports(node)
+
+
+async def test_limits(node: Node) -> None:
+    await check_limits(node)
 
 
 async def test_many_come_and_go(node: Node) -> None:

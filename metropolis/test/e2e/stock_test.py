@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from metropolis.test.e2e.host_ports import check_host_ports
+from metropolis.test.e2e.limits import check_limits
 from metropolis.test.e2e.observe import attachments, nothing_is_left
 from metropolis.test.launch import checks
 from metropolis.test.launch.cri import Pod, sandbox_config
@@ -51,3 +52,7 @@ async def test_pods_leave_nothing(node: Node) -> None:
 async def test_host_ports(node: Node) -> None:
     """As our configuration declares; containerd capitalises the fields."""
     await check_host_ports(node)
+
+
+async def test_limits(node: Node) -> None:
+    await check_limits(node)
