@@ -19,7 +19,7 @@ from osbase.nftables.elements import Change, encode
 
 TABLE = """
 table inet t {
-    map ports { type inet_proto . inet_service : ipv4_addr . inet_service; }
+    map ports { type inet_proto . inet_service : ipv4_addr . inet_service; size 131072; }
     set small { type inet_service; size 3; }
 }
 """
