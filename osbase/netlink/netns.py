@@ -14,7 +14,6 @@ thread that is discarded, was measured: the hand-over costs 67 us, five times
 the whole visit.
 """
 
-import array
 import errno
 import fcntl
 import os
@@ -160,6 +159,8 @@ def look_at_carrier(inner: socket.socket, name: str) -> None:
     It does so when it is asked for the carrier (linkwatch_sync_dev, since Linux
     6.6; ethtool_op_get_link).
     """
+    import array  # not needed before an attach
+
     value = array.array("I", [_ETHTOOL_GLINK, 0])
     address, _ = value.buffer_info()
     fcntl.ioctl(inner.fileno(), _SIOCETHTOOL, _IFREQ_DATA.pack(name.encode(), address))
