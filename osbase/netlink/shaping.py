@@ -31,7 +31,6 @@ from osbase.netlink.ifla import (
     IFLA_INFO_KIND,
     IFLA_LINKINFO,
     IFLA_MTU,
-    RTM_DELLINK,
     RTM_NEWLINK,
 )
 from osbase.netlink.message import NLM_F_CREATE, NLM_F_REPLACE, Message, Request
@@ -145,8 +144,11 @@ def put_clsact(ifindex: int, name: str) -> Request:
 
 
 def del_clsact(ifindex: int, name: str) -> Request:
-    """Remove a link's clsact with its filters. ENOENT, EINVAL: it has none."""
+    """Remove a link's clsact with its filters. ENOENT: it has none. EINVAL: it
+    has an ingress qdisc instead, which stays.
+    """
     body = TCMSG.pack(AF_UNSPEC, 0, 0, ifindex, CLSACT_HANDLE, CLSACT_PARENT, 0)
+    body += attrs.text(TCA_KIND, b"clsact")
     return Request(RTM_DELQDISC, 0, body, "remove clsact of {}", (name,))
 
 
@@ -185,20 +187,10 @@ def put_ifb(ifindex: int, name: str, group: int) -> Request:
     return Request(RTM_NEWLINK, NLM_F_CREATE, body, "create ifb {}", (name,))
 
 
-def retire_by_name(name: str, group: int) -> Request:
-    """Set a link down and its group. ENODEV: no link has the name."""
-    body = (
-        HEADER.pack(AF_UNSPEC, 0, 0, 0, IFF_UP)
-        + attrs.text(IFLA_IFNAME, name.encode())
-        + attrs.u32(IFLA_GROUP, group)
-    )
+def retire(ifindex: int, name: str, group: int) -> Request:
+    """Set a link down and its group. ENODEV: no link has the index."""
+    body = HEADER.pack(AF_UNSPEC, 0, ifindex, 0, IFF_UP) + attrs.u32(IFLA_GROUP, group)
     return Request(RTM_NEWLINK, 0, body, "set {} down, and its group", (name,))
-
-
-def del_link_by_name(name: str) -> Request:
-    """Delete the link of a name. ENODEV: no link has it."""
-    body = HEADER.pack(AF_UNSPEC, 0, 0, 0, 0) + attrs.text(IFLA_IFNAME, name.encode())
-    return Request(RTM_DELLINK, 0, body, "delete link {}", (name,))
 
 
 def dump_filters(ifindex: int) -> Request:
@@ -221,6 +213,11 @@ def parse_token_bucket(message: Message) -> tuple[int, TokenBucket] | None:
     if _TCA_TBF_RATE64 in options:
         rate = _U64.unpack(options[_TCA_TBF_RATE64])[0]
     return ifindex, TokenBucket(rate, round(ticks * _TICK_NS * rate / 1e9), queue)
+
+
+def is_filter(message: Message) -> bool:
+    """Whether it is a filter, not the head of those of one priority."""
+    return TCA_OPTIONS in attrs.parse(message.body[TCMSG.size :])
 
 
 def parse_redirect(message: Message) -> int | None:

@@ -3,6 +3,7 @@
 nothing is left.
 """
 
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +17,13 @@ from metropolis.node.core.network.workloads.bandwidth import Bandwidth, Limit, p
 from metropolis.node.core.network.workloads.datapath.bandwidth import PART
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
+from metropolis.node.core.network.workloads.errors import WorkloadError
 from metropolis.node.core.network.workloads.model import AttachIntent, Attachment
 from metropolis.node.core.network.workloads.testing.lab import Pod, await_equal, objects
+from osbase.netlink import shaping
+from osbase.netlink.errors import BatchError
+from osbase.netlink.message import Request
+from osbase.netlink.transport import NetlinkSocket
 from osbase.test.namespaces import sh
 
 MBIT = 10**6
@@ -267,3 +273,67 @@ def test_no_packet_passes_after_a_detach(world: World) -> None:
     with pytest.raises(TimeoutError):
         server.recv(2000)
     assert arrived < 8
+
+
+# ---- Other programs ---------------------------------------------------------
+
+
+def test_the_name_of_the_other_link_is_taken(world: World) -> None:
+    """Their link stays, whatever fails of ours."""
+    name = other(world.attach("w1"))
+    world.engine.detach("w1", until_gone=True)
+    sh(f"ip link add {name} type veth peer name theirs")
+    with pytest.raises(WorkloadError, match=f"ifb {name}: EEXIST"):
+        world.attach("w1")
+    world.attach("w2")
+    assert "theirs" in sh(f"ip -br link show {name}")
+    sh(f"ip link del {name}")
+    world.attach("w1")
+
+
+def test_a_repair_that_fails_is_told(world: World) -> None:
+    name = other(world.attach("w1"))
+    sh(f"ip link del {name}")
+    sh(f"ip link add {name} type veth peer name theirs")
+    repairs = world.engine.repair(lambda _: True)
+    assert any(f"ifb {name}: EEXIST" in one.error for one in repairs), repairs
+    world.engine.detach("w1", until_gone=True)
+    assert "theirs" in sh(f"ip -br link show {name}")
+    sh(f"ip link del {name}")
+
+
+def test_a_filter_before_ours_is_found(world: World) -> None:
+    made = world.attach("w1")
+    command = f"tc filter add dev {made.host_interface} ingress pref 1 protocol all bpf bytecode"
+    subprocess.run([*command.split(), "1,6 0 0 0"], check=True)
+    assert [one.split(" wl")[0] for one in world.findings()] == ["redirect of"]
+
+
+def test_an_ingress_qdisc_is_not_taken_for_ours(world: World) -> None:
+    made = world.attach("w1", Bandwidth(Limit(MBIT)))
+    sh(f"tc qdisc add dev {made.host_interface} ingress")
+    with NetlinkSocket() as sock, pytest.raises(BatchError, match="EINVAL"):
+        sock.batch([shaping.del_clsact(made.host_ifindex, made.host_interface)])
+    assert "ingress" in sh(f"tc qdisc show dev {made.host_interface}")
+
+
+def test_a_link_is_not_opened_by_a_second_cut(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clsact has the drops then, and stays."""
+    world.attach("w1")
+    world.attach("w2")
+    records = world.engine._ledger.attached()
+    removed: list[int] = []
+    remove = shaping.del_clsact
+
+    def recorded(index: int, name: str) -> Request:
+        removed.append(index)
+        return remove(index, name)
+
+    monkeypatch.setattr(shaping, "del_clsact", recorded)
+    datapath = world.engine._datapath
+    datapath.cut_off(records[:1])
+    datapath.cut_off(records)
+    datapath.cut_off(records)
+    assert removed == [one.host_ifindex for one in records]

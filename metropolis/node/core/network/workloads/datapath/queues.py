@@ -35,7 +35,12 @@ def look(host: Host, redirecting: Collection[int], links: Mapping[int, Link]) ->
     """Return what the kernel has. redirecting: the indexes of links whose
     filters are read: a dump for each. Raises NetlinkError and OSError.
     """
-    from osbase.netlink.shaping import dump_filters, parse_redirect, parse_token_bucket
+    from osbase.netlink.shaping import (
+        dump_filters,
+        is_filter,
+        parse_redirect,
+        parse_token_bucket,
+    )
 
     buckets: dict[int, TokenBucket] = {}
     redirects: dict[int, int] = {}
@@ -50,7 +55,8 @@ def look(host: Host, redirecting: Collection[int], links: Mapping[int, Link]) ->
                 if error.errors[0].errno not in _ABSENT:
                     raise
                 continue
-            found_indexes = [to for one in messages if (to := parse_redirect(one)) is not None]
-            if found_indexes:
-                redirects[index] = found_indexes[0]
+            # The first one decides, and it may be another program's.
+            first = next(filter(is_filter, messages), None)
+            if first is not None and (to := parse_redirect(first)) is not None:
+                redirects[index] = to
     return Queues(buckets, redirects, links)

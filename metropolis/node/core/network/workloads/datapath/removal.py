@@ -26,7 +26,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from metropolis.node import allocs
@@ -77,6 +77,8 @@ class Remover:
         for one in records:
             if self._tcx.is_on(one.host_ifindex):
                 raise _refused(one, f"{one.host_interface} has a tcx program of others")
+        if not (records := self._open(records)):
+            return
         before = self._free(records)
         requests = [add_clsact(one.host_ifindex, one.host_interface, *_BLOCKS) for one in records]
         requests += map(drop_all, _BLOCKS)
@@ -86,6 +88,16 @@ class Remover:
             self._judge(records, error, len(before))
         except (NetlinkError, OSError) as error:
             raise _refused(records[0], error) from error
+
+    def _open(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Return those that are not cut off, if one of them has a companion:
+        without its clsact such a link would be open for a moment.
+        """
+        if not self._having(records):
+            return records
+        with refusals("look for links that are cut off"):
+            done = self._host.cut_off()
+        return [one for one in records if one.host_ifindex not in done]
 
     def _free(self, records: Sequence[Record]) -> list[Request]:
         """Return what comes before a cut: links with companions have a clsact,
@@ -144,11 +156,11 @@ class Remover:
         group = allocs.LINK_GROUP_REMOVAL
         missing: list[Record] = []
         having = self._having(records)
-        retired = [companions.name_of(one) for one in having]
+        retired = {companions.index_of(one.host_ifindex): companions.name_of(one) for one in having}
         if retired:
-            from osbase.netlink.shaping import retire_by_name
+            from osbase.netlink.shaping import retire
 
-            retirements = [retire_by_name(name, group) for name in retired]
+            retirements = [retire(index, name, group) for index, name in retired.items()]
             self._host.batch(*retirements, tolerate={errno.ENODEV})
         try:
             self._host.batch(
@@ -167,7 +179,7 @@ class Remover:
         if len(missing) < len(records) or retired:
             self._delete([one for one in records if one not in missing], retired)
 
-    def _delete(self, retired: Sequence[Record], companions_retired: Sequence[str]) -> None:
+    def _delete(self, retired: Sequence[Record], companions_retired: Mapping[int, str]) -> None:
         try:
             self._host.batch(del_links_by_group(allocs.LINK_GROUP_REMOVAL), tolerate={errno.ENODEV})
             self._one_by_one = False
@@ -177,10 +189,7 @@ class Remover:
                 log.warning("%s; links are deleted one by one", refused)
             self._one_by_one = True
             requests = [del_link_by_altname(names.record_altname(one)) for one in retired]
-            if companions_retired:
-                from osbase.netlink.shaping import del_link_by_name
-
-                requests += map(del_link_by_name, companions_retired)
+            requests += [del_link(index, name) for index, name in companions_retired.items()]
             self._host.batch(*requests, tolerate={errno.ENODEV})
 
     def _remove_without_records(self, record: Record) -> None:

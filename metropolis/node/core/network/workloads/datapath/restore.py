@@ -270,7 +270,9 @@ class Restorer:
                 errors[mend.key] = error
         requests = [(mend.key, request) for mend in allowed for request in mend.requests]
         refused = self._put_back([request for _, request in requests])
-        if any(error.errno == errno.ENODEV for error in refused):
+        # From another link of the attachment it is an error like others.
+        absent_links = any(error.errno == errno.ENODEV for error in refused)
+        if absent_links and self._host.link(record.host_ifindex) is None:
             return  # the link is gone
         for one in refused:
             key, request = requests[one.index]

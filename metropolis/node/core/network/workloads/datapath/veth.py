@@ -468,9 +468,8 @@ class KernelDatapath:
                     self._host.batch(del_link(link.ifindex, link.name), tolerate={errno.ENODEV})
 
     def _del_companion(self, record: Record) -> Request:
-        from osbase.netlink.shaping import del_link_by_name
-
-        return del_link_by_name(companions.name_of(record))
+        # By its index, which nobody else has: others may have taken the name.
+        return del_link(companions.index_of(record.host_ifindex), companions.name_of(record))
 
     def _destroy_elements(self, records: Sequence[Record]) -> None:
         """Those that the attachments have: not if an attach was refused them,
