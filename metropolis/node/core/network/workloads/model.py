@@ -70,8 +70,7 @@ class AttachIntent:
             state.update(b"part" + letter.encode() + len(text).to_bytes(2) + text.encode())
         if self.requested_mtu:
             state.update(b"mtu" + self.requested_mtu.to_bytes(4))
-        for route in self.routes:
-            text = str(route.destination)
+        for text in sorted(str(route.destination) for route in self.routes):
             state.update(b"route" + len(text).to_bytes(2) + text.encode())
         return state.digest()
 

@@ -237,3 +237,23 @@ def test_beside_another_programs_interface(engine: Engine, pod: Pod) -> None:
         assert answers(ours, port) == {4, 6}
     engine.detach("w1", pod.path, until_gone=True)
     assert rules(pod) == []
+
+
+@pytest.mark.parametrize("family", ["4", "6"])
+@pytest.mark.parametrize("where", [f"table {0x4D000000 + FIRST_PEER_INDEX + 1}", "metric 2051"])
+def test_the_pod_has_a_route_that_ours_would_be(
+    engine: Engine, pod: Pod, family: str, where: str
+) -> None:
+    """In the table of the next index, or with its metric: we take another."""
+    attach(engine, pod, "eth0")
+    ip(pod, "link add own index 77 type bridge")
+    ip(pod, "link set own up")
+    ip(pod, f"-{family} route add default dev own {where}")
+    (made,) = attach(engine, pod, "eth1")
+    with listening(pod) as port:
+        assert answers(made, port) == {4, 6}
+    (checked,) = engine.check("w1", "eth1", pod.path)
+    assert checked.findings == ()
+    engine.detach("w1", pod.path, "eth1", until_gone=True)
+    assert rules(pod) == []
+    assert "dev own" in ip(pod, f"-{family} route show {where}")

@@ -220,6 +220,15 @@ def test_another_request_is_another(engine: Engine, pod: Pod) -> None:
             engine.attach(other)
 
 
+def test_the_order_of_routes_is_no_difference(engine: Engine, pod: Pod) -> None:
+    """A runtime may keep them in a map. The answer has the request's order."""
+    wanted = routes("192.0.2.0/24", "198.51.100.0/24", "2001:db8::/32")
+    made = engine.attach(intent(pod, routes=wanted))
+    again = engine.attach(intent(pod, routes=wanted[::-1]))
+    assert again.ips == made.ips
+    assert again.routes[4:] == wanted[::-1]
+
+
 def test_a_restart_knows_the_mtu_and_the_request(engine: Engine, pod: Pod) -> None:
     asked = intent(pod, requested_mtu=1400, routes=routes("192.0.2.0/24"))
     made = engine.attach(asked)

@@ -195,16 +195,18 @@ class Attacher:
                 self._ledger.renumber(entry, without_ipv6=True)
             except RouteTaken:
                 # Another plugin's interface has it: it stays the preferred one.
-                if metric:
-                    raise
                 peer = entry.record.peer_ifindex
-                if not entry.record.further:
+                if metric:
+                    # Or the workload has it: with this metric, or in the table
+                    # of this index.
+                    peer = random_index()
+                elif not entry.record.further:
                     peer = free_peer_index({peer})
                 metric = further_metric(peer)
                 self._ledger.renumber(entry, peer_ifindex=peer)
         raise KernelRefused(
-            f"attach {show(entry.record.workload_id)}: found no free interface index in "
-            f"{_INDEX_ATTEMPTS} attempts"
+            f"attach {show(entry.record.workload_id)}: found no free interface index, "
+            f"or none whose routes are free, in {_INDEX_ATTEMPTS} attempts"
         )
 
     def _refuse_unless_optional(self, entry: Entry, intent: AttachIntent, error: NoIPv6) -> None:
