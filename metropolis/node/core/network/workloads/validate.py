@@ -151,7 +151,13 @@ _OWN_ROUTES: dict[int, tuple[IPNetwork, ...]] = {
         IPv4Network("127.0.0.0/8"),
         IPv4Network("224.0.0.0/4"),
     ),
-    6: (IPv6Network("fe80::/10"), IPv6Network("::1/128"), IPv6Network("ff00::/8")),
+    6: (
+        IPv6Network("fe80::/10"),
+        IPv6Network("::1/128"),
+        # Sent as IPv4, by the routes of that.
+        IPv6Network("::ffff:0:0/96"),
+        IPv6Network("ff00::/8"),
+    ),
 }
 
 

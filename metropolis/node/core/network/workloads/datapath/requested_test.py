@@ -165,6 +165,7 @@ def test_routes_are_made_and_answered(engine: Engine, pod: Pod, if_name: str) ->
         (["fe80::/10"], "lies in fe80::/10"),
         (["::1/128"], "lies in ::1/128"),
         (["ff02::/16"], "lies in ff00::/8"),
+        (["::ffff:192.0.2.0/120"], "lies in ::ffff:"),
         ([f"10.{n}.0.0/16" for n in range(65)], "at most 64"),
     ],
 )
