@@ -231,10 +231,10 @@ def test_addresses_and_mac_by_labels(cni: cniproxy.CNI, netns: str, label: Any) 
 def test_mtu_and_routes(cni: cniproxy.CNI, netns: str, engine: Engine) -> None:
     routes = namespace.with_routes(
         namespace.Route("192.0.2.9/24"),
-        namespace.Route("2001:db8::/32", "fe80::1"),
         namespace.Route("0.0.0.0/0"),
     )
-    found = cni.setup("sandbox-1", netns, namespace.with_mtu(1400), routes)
+    more = namespace.with_routes(namespace.Route("2001:db8::/32", "fe80::1"))
+    found = cni.setup("sandbox-1", netns, namespace.with_mtu(1400), routes, more)
     assert [one.mtu for one in engine.list()] == [1400]
     assert [(str(one.dst), str(one.gw)) for one in found.routes if one.gw] == [
         ("0.0.0.0/0", "169.254.77.1"),

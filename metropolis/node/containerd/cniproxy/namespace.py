@@ -146,7 +146,7 @@ def with_routes(*routes: Route) -> NamespaceOpt:
     """Add these routes in the namespace. Not in go-cni: see with_mtu."""
 
     def apply(namespace: Namespace) -> None:
-        namespace.routes = tuple(_route(one) for one in routes)
+        namespace.routes += tuple(_route(one) for one in routes)
 
     return apply
 
