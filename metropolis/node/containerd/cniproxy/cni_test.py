@@ -304,6 +304,7 @@ def test_port_mappings(cni: cniproxy.CNI, netns: str) -> None:
         namespace.with_mtu(9000),
         namespace.with_routes(namespace.Route("192.0.2.0")),
         namespace.with_routes(namespace.Route("192.0.2.0/33")),
+        namespace.with_routes(namespace.Route("192.0.2.0/255.255.255.0")),
         namespace.with_routes(namespace.Route("fe80::%eth0/64")),
         namespace.with_routes(namespace.Route("192.0.2.0/24", "10.192.0.1")),
         namespace.with_routes(namespace.Route("192.0.2.0/24", "fe80::1")),

@@ -198,7 +198,7 @@ def _mac(text: object) -> bytes:
 def _route(route: object) -> pb.Route:
     """Make the request's; the service judges the rest."""
     try:
-        if not isinstance(route, Route) or "/" not in route.dst:
+        if not isinstance(route, Route) or not route.dst.rpartition("/")[2].isdigit():
             raise ValueError("a Route with a prefix length is expected")
         if "%" in route.dst + route.gw:
             raise ValueError("a zone is not possible")

@@ -71,8 +71,9 @@ def _entries(value: object, source: str) -> Iterator[tuple[IPNetwork, IPAddress 
 
 
 def _network(value: object, path: str) -> IPNetwork:
-    # As Go's net.ParseCIDR: the length is not optional, bits behind it are cut.
-    if isinstance(value, str) and "/" in value and "%" not in value:
+    # As Go's net.ParseCIDR: the length is not optional and no mask, bits behind
+    # it are cut.
+    if isinstance(value, str) and "%" not in value and value.rpartition("/")[2].isdigit():
         with contextlib.suppress(ValueError):
             return ip_network(value, strict=False)
     return _fail(f"{path}.dst is {value!r:.80}: an address and a prefix length are expected")
