@@ -56,6 +56,11 @@ def test_cniproxy_has_what_is_used_and_no_more() -> None:
         "ErrCNINotInitialized",
         "ErrInvalidConfig",
         "ErrInvalidResult",
+        # What other runtimes may ask of an interface.
+        "Route",
+        "WithArgs",
+        "WithMTU",
+        "WithRoutes",
     }
 
 
