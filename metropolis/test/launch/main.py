@@ -244,7 +244,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="FILE",
-        help="start the pods of this YAML file in their place; may be given several times",
+        help="start the pods of this YAML file; may be given several times (default: the "
+        "launcher's own pods)",
     )
     options = parser.parse_args(arguments)
     if options.pod and options.pods is not None:

@@ -25,7 +25,7 @@ def test_the_breakdown_adds_up() -> None:
     assert all(stage["us"] > 0 for stage in answer["stages"])
     assert sum(stage["kernel"] for stage in answer["stages"]) == 3
     sends = [message["send"] for message in answer["messages"]]
-    assert [sends.count(send) for send in ("pair", "inside", "commit")] == [1, 8, 8]
+    assert [sends.count(send) for send in ("pair", "inside", "commit")] == [1, 10, 8]
 
 
 def test_too_few_samples_are_refused() -> None:
