@@ -457,6 +457,7 @@ _HARMLESS = [
     r"openat\([^)]*O_RDONLY",
     r"write\(2<",  # the journal writes a second later, on a busy machine in here
     r"ioctl\(\d+<[^)]*SIOCGIFFLAGS",
+    r"ioctl\(\d+<[^)]*SIOCETHTOOL",  # the kernel looks at the carrier
     r"setsockopt\(\d+<(NETLINK|UNIX|UNIX-STREAM|socket)[:\[]",
     r"(clone|clone3)\(.*CLONE_THREAD",
     r"bpf\(BPF_(PROG_GET_NEXT_ID|PROG_GET_FD_BY_ID|OBJ_GET_INFO_BY_FD|PROG_QUERY),",
