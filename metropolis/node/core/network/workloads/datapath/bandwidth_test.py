@@ -13,14 +13,16 @@ from socket import AF_INET, AF_INET6, SHUT_RDWR, SOCK_STREAM, socket
 
 import pytest
 
+from metropolis.node import allocs
 from metropolis.node.core.network.workloads.bandwidth import Bandwidth, Limit, part_of
+from metropolis.node.core.network.workloads.datapath import removal
 from metropolis.node.core.network.workloads.datapath.bandwidth import PART
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
-from metropolis.node.core.network.workloads.errors import WorkloadError
+from metropolis.node.core.network.workloads.errors import KernelRefused, WorkloadError
 from metropolis.node.core.network.workloads.model import AttachIntent, Attachment
 from metropolis.node.core.network.workloads.testing.lab import Pod, await_equal, objects
-from osbase.netlink import shaping
+from osbase.netlink import qdisc, shaping
 from osbase.netlink.errors import BatchError
 from osbase.netlink.message import Request
 from osbase.netlink.transport import NetlinkSocket
@@ -337,3 +339,20 @@ def test_a_link_is_not_opened_by_a_second_cut(
     datapath.cut_off(records)
     datapath.cut_off(records)
     assert removed == [one.host_ifindex for one in records]
+
+
+def test_drops_that_were_refused_are_asked_for_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link with a clsact and no drops is open, not cut off."""
+    world.attach("w1")
+    records = world.engine._ledger.attached()
+    datapath = world.engine._datapath
+    with monkeypatch.context() as patched:
+        patched.setattr(removal, "drop_all", lambda block: qdisc.drop_all(block + 2))
+        for _ in range(2):
+            with pytest.raises(KernelRefused, match="drop all of block"):
+                datapath.cut_off(records)
+    datapath.cut_off(records)
+    for block in allocs.REMOVAL_BLOCKS:
+        assert "bytecode '1,6 0 0 2'" in sh(f"tc filter show block {block}")

@@ -77,15 +77,15 @@ class Remover:
         for one in records:
             if self._tcx.is_on(one.host_ifindex):
                 raise _refused(one, f"{one.host_interface} has a tcx program of others")
-        if not (records := self._open(records)):
-            return
-        before = self._free(records)
-        requests = [add_clsact(one.host_ifindex, one.host_interface, *_BLOCKS) for one in records]
+        uncut = self._open(records)
+        before = self._free(uncut)
+        requests = [add_clsact(one.host_ifindex, one.host_interface, *_BLOCKS) for one in uncut]
+        # Even if all are cut off: the drops may have been refused then.
         requests += map(drop_all, _BLOCKS)
         try:
             self._host.batch(*before, *requests)
         except BatchError as error:
-            self._judge(records, error, len(before))
+            self._judge(records, uncut, error, len(before))
         except (NetlinkError, OSError) as error:
             raise _refused(records[0], error) from error
 
@@ -120,16 +120,23 @@ class Remover:
     def _having(self, records: Sequence[Record]) -> list[Record]:
         return [one for one in records if one.parts and self._parts.companion(one)]
 
-    def _judge(self, records: Sequence[Record], refused: BatchError, before: int) -> None:
-        """Raise if a link is there that was not cut off. before: requests whose
-        errors do not matter: what they remove may be gone.
+    def _judge(
+        self,
+        records: Sequence[Record],
+        uncut: Sequence[Record],
+        refused: BatchError,
+        before: int,
+    ) -> None:
+        """Raise if a link is there that was not cut off. uncut: those that got
+        a clsact now. before: requests whose errors do not matter: what they
+        remove may be gone.
         """
         for error in refused.errors:
             if error.index < before:
                 continue
-            if (at := error.index - before) < len(records):
+            if (at := error.index - before) < len(uncut):
                 if error.errno != errno.ENODEV:
-                    raise _refused(records[at], error) from refused
+                    raise _refused(uncut[at], error) from refused
             elif error.errno != errno.EEXIST and self._any_left(records):
                 raise _refused(records[0], error) from refused
 
