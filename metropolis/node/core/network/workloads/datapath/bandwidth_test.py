@@ -6,7 +6,7 @@ nothing is left.
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from socket import AF_INET, AF_INET6, SHUT_RDWR, SOCK_STREAM, socket
@@ -16,7 +16,9 @@ import pytest
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads.bandwidth import Bandwidth, Limit, part_of
 from metropolis.node.core.network.workloads.datapath import removal
-from metropolis.node.core.network.workloads.datapath.bandwidth import PART
+from metropolis.node.core.network.workloads.datapath.bandwidth import PART, BandwidthLimits
+from metropolis.node.core.network.workloads.datapath.host import Host
+from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.errors import KernelRefused, WorkloadError
@@ -356,3 +358,30 @@ def test_drops_that_were_refused_are_asked_for_again(
     datapath.cut_off(records)
     for block in allocs.REMOVAL_BLOCKS:
         assert "bytecode '1,6 0 0 2'" in sh(f"tc filter show block {block}")
+
+
+def test_differences_of_a_part_are_repaired_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = world.attach("w1")
+    for name in (made.host_interface, other(made)):
+        sh(f"tc qdisc del dev {name} root")
+    sh(f"ip link set {other(made)} down")
+    asked: list[int] = []
+    sent: list[int] = []
+    requests, batch = BandwidthLimits.requests, Host.batch
+
+    def counted(part: BandwidthLimits, record: Record, text: str) -> Sequence[Request]:
+        asked.append(record.host_ifindex)
+        return requests(part, record, text)
+
+    def recorded(host: Host, *requests: Request, tolerate: Collection[int] = ()) -> None:
+        sent.append(len(requests))
+        batch(host, *requests, tolerate=tolerate)
+
+    monkeypatch.setattr(BandwidthLimits, "requests", counted)
+    monkeypatch.setattr(Host, "batch", recorded)
+    repairs = world.engine.repair(lambda _: True)
+    assert [one.error for one in repairs] == [""] * 3
+    assert (asked, sent) == ([made.host_ifindex], [6])
+    assert world.findings() == []

@@ -164,16 +164,17 @@ class Parts:
     def findings(
         self, record: Record, link: Link, queues: Queues | None
     ) -> Iterator[tuple[Finding, Sequence[Request]]]:
-        """Yield the link's differences, each with the requests to repair it.
-        queues: None: unknown.
+        """Yield the link's differences, each with the requests to repair it:
+        those of a part have the same. queues: None: unknown.
         """
         for letter, text in record.parts:
             part = self._by_letter[letter]
-            for finding in part.findings(record, text, link):
-                yield finding, part.requests(record, text)
+            found = [*part.findings(record, text, link)]
             if part.queues and queues is not None:
-                for finding in part.queue_findings(record, text, queues):
-                    yield finding, part.requests(record, text)
+                found += part.queue_findings(record, text, queues)
+            if found:
+                requests = part.requests(record, text)
+                yield from ((finding, requests) for finding in found)
 
     def companion(self, record: Record) -> bool:
         """Whether the attachment has a second link on the host."""

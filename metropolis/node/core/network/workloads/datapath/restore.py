@@ -268,15 +268,20 @@ class Restorer:
         for mend in allowed:
             if mend.enable_ipv6 and (error := _enable_ipv6(record)):
                 errors[mend.key] = error
-        requests = [(mend.key, request) for mend in allowed for request in mend.requests]
+        # Differences of one part have the same requests, which are sent once.
+        keys: dict[tuple[Request, ...], list[str]] = {}
+        for mend in allowed:
+            keys.setdefault(mend.requests, []).append(mend.key)
+        requests = [(those, request) for sent, those in keys.items() for request in sent]
         refused = self._put_back([request for _, request in requests])
         # From another link of the attachment it is an error like others.
         absent_links = any(error.errno == errno.ENODEV for error in refused)
         if absent_links and self._host.link(record.host_ifindex) is None:
             return  # the link is gone
         for one in refused:
-            key, request = requests[one.index]
-            errors.setdefault(key, str(one))
+            those, request = requests[one.index]
+            for key in those:
+                errors.setdefault(key, str(one))
             if request.kind == RTM_NEWROUTE and one.errno == errno.EEXIST:
                 self._contested.add(record.host_ifindex)
         elements = [mend.element for mend in allowed if mend.element is not None]
