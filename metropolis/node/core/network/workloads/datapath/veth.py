@@ -15,6 +15,8 @@ The commit is one send, so a kill leaves it whole or unsent. A link without its
 record is an attach that never finished; routes come after `up`, since the
 kernel has no route through a link that is down, and a record says which are
 missing.
+
+Longer than other files: the steps and what undoes them belong together.
 """
 
 import contextlib
