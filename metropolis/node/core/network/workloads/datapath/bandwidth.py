@@ -29,7 +29,7 @@ from metropolis.node.core.network.workloads.bandwidth import (
     Limit,
     parse,
 )
-from metropolis.node.core.network.workloads.datapath import companions
+from metropolis.node.core.network.workloads.datapath import checks, companions
 from metropolis.node.core.network.workloads.datapath.parts import LinkPart
 from metropolis.node.core.network.workloads.model import Finding
 
@@ -43,7 +43,6 @@ _ETHERNET: Final = 14
 _QUEUE_MS: Final = 25
 _BURST_PACKETS: Final = 2
 _QUEUE_PACKETS: Final = 10
-_NOTHING: Final = "nothing"
 
 
 class BandwidthLimits(LinkPart):
@@ -93,14 +92,14 @@ class BandwidthLimits(LinkPart):
         to, other = companions.index_of(index), companions.name_of(record)
         link = queues.links.get(to)
         if link is None or companions.owner(link) != index:
-            yield Finding(f"link {other}", f"index {to}", _NOTHING)
+            yield Finding(f"link {other}", f"index {to}", checks.NOTHING)
             return
         if not link.up:
             yield Finding(f"state of {other}", "up", "down")
         yield from _bucket(to, other, bucket(limits.egress, record.mtu), queues)
         if queues.redirects.get(index) != to:
             found = queues.redirects.get(index)
-            where = _NOTHING if found is None else f"to link {found}"
+            where = checks.NOTHING if found is None else f"to link {found}"
             yield Finding(f"redirect of {name}", f"to link {to}", where)
 
 
@@ -121,7 +120,9 @@ def bucket(limit: Limit, mtu: int) -> TokenBucket:
 def _bucket(index: int, name: str, wanted: TokenBucket, queues: Queues) -> Iterator[Finding]:
     found = queues.buckets.get(index)
     if found is None or not wanted.is_like(found):
-        yield Finding(f"limit of {name}", str(wanted), _NOTHING if found is None else str(found))
+        yield Finding(
+            f"limit of {name}", str(wanted), checks.NOTHING if found is None else str(found)
+        )
 
 
 PART: Final = BandwidthLimits()

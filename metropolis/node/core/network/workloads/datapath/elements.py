@@ -267,9 +267,7 @@ class Elements:
         left = [(one, error) for one in elements if (error := self._destroy([one])) is not None]
         with refusals(f"remove {_words(elements)}"):
             there = self._existing([one for one, _ in left])
-        left = [
-            (one, error) for one, error in left if one in there or isinstance(error, ValueError)
-        ]
+        left = [(one, error) for one, error in left if one in there]
         if left:
             raise KernelRefused(f"remove {_words([one for one, _ in left])}: {left[0][1]}")
 
@@ -281,7 +279,7 @@ class Elements:
             unwanted = _by_set((one.set, nft.encode(one.key)) for one in elements)
             with self.sockets.socket() as sock:
                 nft.destroy(sock, unwanted)
-        except (NetlinkError, OSError, ValueError) as error:
+        except (NetlinkError, OSError) as error:
             return error
         return None
 
@@ -341,8 +339,6 @@ def _comment(sock: NetlinkSocket, one: NftSet, key: bytes) -> str | None:
 
     try:
         return digest.element_comment(sock, one.family, one.table, one.name, key)
-    except ValueError:
-        return None
     except BatchError as error:
         if error.errors[0].errno == errno.EINVAL:
             return None

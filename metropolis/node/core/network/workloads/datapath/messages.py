@@ -73,7 +73,7 @@ def inside(
     requests = [set_link_up(_LOOPBACK, "lo")] if loopback else []
     requests.append(set_link_up(index, name))
     for ip in record.ips:
-        hop: IPAddress = allocs.FIRST_HOP_IPV4 if ip.version == 4 else allocs.FIRST_HOP_IPV6
+        hop = model.first_hop(ip.version)
         family = family_of(ip)
         requests.append(add_address(index, name, ip, ip.max_prefixlen, no_dad=ip.version == 6))
         # The explicit route to the first hop instead of RTNH_F_ONLINK, which
@@ -116,7 +116,7 @@ def _rules(record: Record) -> list[Request]:
     index, table = record.peer_ifindex, checks.further_table(record)
     requests = [_del_rule(record, family_of(ip)) for ip in record.ips]
     for ip in record.ips:
-        hop: IPAddress = allocs.FIRST_HOP_IPV4 if ip.version == 4 else allocs.FIRST_HOP_IPV6
+        hop = model.first_hop(ip.version)
         requests += [
             add_route(
                 None,

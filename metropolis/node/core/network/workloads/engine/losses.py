@@ -75,14 +75,15 @@ class Losses:
         False: all were refused.
         """
 
+        def refused() -> bool:
+            return self._refused.keys() >= set(entries)
+
         def ended() -> bool:
-            return not all(map(self._ledger.is_lost, entries)) or self._refused.keys() >= set(
-                entries
-            )
+            return refused() or not all(map(self._ledger.is_lost, entries))
 
         with self._changed:
             self._changed.wait_for(ended, max(0.0, min(PATIENCE_S, time_remaining())))
-            return not self._refused.keys() >= set(entries)
+            return not refused()
 
     def _refuse(self, lost: Entry | Held) -> None:
         with self._changed:
