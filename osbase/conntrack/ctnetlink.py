@@ -17,6 +17,7 @@ MSG_CT_GET: Final = _SUBSYS_CTNETLINK << 8 | 1
 MSG_CT_DELETE: Final = _SUBSYS_CTNETLINK << 8 | 2
 
 TUPLE_ORIG: Final = 1
+TUPLE_REPLY: Final = 2
 TUPLE_IP: Final = 1
 
 GENMSG: Final = struct.Struct("=BBH")

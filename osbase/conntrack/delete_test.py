@@ -154,6 +154,81 @@ def test_translated_flows(
     assert {port for _, _, port in flows()} == {81, 82, 83, 84} - gone
 
 
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("filtering", [True, False])
+@pytest.mark.parametrize("led", [True, None])
+@pytest.mark.parametrize("port", [81, None])
+def test_where_packets_go(
+    version: int,
+    filtering: bool,
+    led: bool | None,
+    port: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After translation: to one of two addresses, by ports; a third flow goes
+    there by itself.
+    """
+    here, there = ADDRESSES[version]
+    family = "ip" if version == 4 else "ip6"
+    with Nftables() as nft:
+        nft.apply(f"""
+            table {family} nat {{
+                chain output {{ type nat hook output priority -100;
+                    {family} daddr {here} udp dport 81 dnat to {there};
+                    {family} daddr {there} udp dport 82 dnat to {here}; }}
+            }}
+        """)
+        for to, number in ((here, 81), (there, 82), (there, 83), (here, 84)):
+            send(to, number)
+        nft.apply(f"delete table {family} nat")
+    if not filtering:
+        monkeypatch.setattr(deleting, "_delete_matching", lambda *_: False)
+    made = flows()
+    delete([Filter(UDP, version, port, None, led, ip_address(there))])
+    gone = {(UDP, here, 81)}
+    if led is None and port is None:
+        gone.add((UDP, there, 83))
+    assert flows() == made - gone
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("many", [True, False])
+def test_a_choice(version: int, many: bool) -> None:
+    """The caller sees each entry once, all of them before one is deleted, and
+    where it goes.
+    """
+    here, there = ADDRESSES[version]
+    family = "ip" if version == 4 else "ip6"
+    with Nftables() as nft:
+        nft.apply(f"""
+            table {family} nat {{
+                chain output {{ type nat hook output priority -100;
+                    udp dport {{ 81, 82 }} dnat to {"" if version == 4 else "["}{there}{
+            "" if version == 4 else "]"
+        }:90; }}
+            }}
+        """)
+        for number in (81, 82, 83, 84):
+            send(here, number)
+        nft.apply(f"delete table {family} nat")
+    seen: list[deleting.Flow] = []
+    made = flows()
+
+    def choose(one: deleting.Flow) -> bool:
+        assert flows() == made
+        seen.append(one)
+        return one.port in (82, 83)
+
+    ports = [81, 82, 83, *(range(1000, 1040) if many else ())]
+    delete([Filter(UDP, version, port) for port in ports], choose=choose)
+    to = (ip_address(there), 90)
+    expected = {81: to, 82: to, 83: None}
+    assert sorted(seen, key=lambda one: one.port) == [
+        deleting.Flow(UDP, ip_address(here), port, led_to) for port, led_to in expected.items()
+    ]
+    assert {port for _, _, port in flows()} == {81, 84}
+
+
 def test_more_filters_than_walks(table: set[Flow]) -> None:
     """They are compared with one listing."""
     there = ip_address(ADDRESSES[4][0])
@@ -225,6 +300,10 @@ def test_garbage_is_a_protocol_error(data: bytes, kind: int, keep: int) -> None:
     start = deleting.request(0x100, Filter(UDP, 4, 81, ip_address("127.0.0.1"))).body[:keep]
     message = Message(kind, 2, 1, 1, start + data)
     with contextlib.suppress(ProtocolError):
-        list(deleting.matching([message], [Filter(UDP, 4, 81)]))
+        list(
+            deleting.matching([message], [Filter(UDP, 4, 81, None, True, ip_address("127.0.0.1"))])
+        )
+    with contextlib.suppress(ProtocolError):
+        deleting.flow(message)
     with contextlib.suppress(ProtocolError):
         deleting.deletion(message)

@@ -288,6 +288,11 @@ class Elements:
         with self.sockets.socket() as sock:
             return [one for one in elements if _comment(sock, one.set, one.key) is not None]
 
+    def has(self, one: NftSet, key: bytes) -> bool:
+        """Return whether a set has a key, anybody's. Raises NetlinkError."""
+        with self.sockets.socket() as sock:
+            return _comment(sock, one, key) is not None
+
     def made(self, ifindex: int, elements: Iterable[Element]) -> set[Element]:
         """Return those of a link's attachment that exist as they were made.
         Each is looked up. Raises NetlinkError.

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What parts ask about the host before an attach: see parts.HostFacts."""
+"""What parts ask about the host: see parts.HostFacts."""
 
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from metropolis.node.core.network.workloads.datapath.elements import Elements, NftSet
 from metropolis.node.core.network.workloads.datapath.host import Host
 from metropolis.node.core.network.workloads.model import IPAddress
 from osbase.netlink.errors import BatchError
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 class KernelFacts:
     """The host of the calling thread. Thread-safe."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, elements: Elements) -> None:
         self._host = host
+        self._elements = elements
 
     def is_local(self, ip: IPAddress) -> bool:
         """See HostFacts."""
@@ -39,3 +41,7 @@ class KernelFacts:
         from osbase.netlink import sock_diag
 
         return sock_diag.process_of(listener)
+
+    def has_element(self, one: NftSet, key: bytes) -> bool:
+        """See HostFacts."""
+        return self._elements.has(one, key)

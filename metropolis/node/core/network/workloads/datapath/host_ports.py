@@ -19,6 +19,7 @@ The text of the part is in workloads.host_ports.
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Final
 
@@ -41,7 +42,7 @@ from osbase.netlink.link import Link, set_link_ipv4_setting
 from osbase.netlink.message import Request
 
 if TYPE_CHECKING:
-    from osbase.conntrack.delete import Filter
+    from osbase.conntrack.delete import Choice, Filter, Flow
     from osbase.netlink.sock_diag import Listener
 
 _NUMBERS: Final = {
@@ -156,10 +157,8 @@ class HostPorts(LinkPart):
         again, by another port; by UDP and SCTP it may go on as it was.
 
         A flow is found by the port that its client sent to, which is the
-        node's. So that workloads keep their own flows to such a port elsewhere,
-        as of DNS, those of masqueraded sources are left alone: an answer under
-        way would be lost. What stays behind after an end goes at the next
-        beginning.
+        node's. Those that are only masqueraded, as of workloads that ask a DNS
+        server outside, are no candidates: there may be many.
         """
         pairs = [pair for pair in _pairs(text, record.ips) if pair[0].protocol in _STALE]
         if not pairs:
@@ -173,10 +172,31 @@ class HostPorts(LinkPart):
                 one.host_port,
                 None if one.any else one.host_ip,
                 led,
+                None if begins else ip,
             )
             for one, ip in pairs
             for led in ((True, False) if begins else (True,))
         ]
+
+    def stale(self, record: Record, text: str, host: HostFacts) -> Choice:
+        """See LinkPart. The order of looking up is the table's."""
+        ours = {(one.set, one.key): one.data for one in self.elements(record, text)}
+        is_local, has_element = cache(host.is_local), cache(host.has_element)
+
+        def goes_elsewhere(flow: Flow) -> bool:
+            key = _KEY.pack(flow.protocol, flow.port)
+            version = flow.destination.version
+            particular = (AT[version], flow.destination.packed + key)
+            to = ours.get(particular)
+            if to is None and _by_any(flow.destination):
+                if has_element(*particular):
+                    return False  # it is another workload's
+                to = ours.get((ANY[version], key))
+            if to is None or not is_local(flow.destination):
+                return False
+            return flow.led_to is None or flow.led_to[0].packed + _PORT.pack(flow.led_to[1]) != to
+
+        return goes_elsewhere
 
 
 def _pairs(text: str, ips: Sequence[IPAddress]) -> Iterator[tuple[Mapping, IPAddress]]:
@@ -205,10 +225,17 @@ def _shadows(one: Mapping, version: int, found: Listener) -> bool:
         return True
     if not one.any:
         return listening == one.host_ip
-    if listening.version == 4:
-        untouched = listening in _LOOPBACK and listening != IPv4Address("127.0.0.1")
-        return not untouched and listening not in allocs.FIRST_HOP_NETWORK
-    return not (listening.is_loopback or listening.is_link_local)
+    return _by_any(listening)
+
+
+def _by_any(ip: IPAddress) -> bool:
+    """Whether the port of all addresses includes this one, if it is the node's:
+    see rules.host_ports.
+    """
+    if ip.version == 4:
+        untouched = ip in _LOOPBACK and ip != IPv4Address("127.0.0.1")
+        return not untouched and ip not in allocs.FIRST_HOP_NETWORK
+    return not (ip.is_loopback or ip.is_link_local)
 
 
 PART: Final = HostPorts()

@@ -3,6 +3,7 @@
 workload, and then to another one.
 """
 
+import contextlib
 import errno
 import itertools
 import logging
@@ -11,7 +12,8 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,7 @@ from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.host_ports import Mapping, part_of
 from metropolis.node.core.network.workloads.model import AttachIntent
 from metropolis.node.core.network.workloads.testing.lab import Pod, pods
+from osbase import conntrack
 from osbase.conntrack import delete
 from osbase.nftables import Nftables
 from osbase.test.namespaces import sh
@@ -59,6 +62,7 @@ def outside() -> Iterator[Pod]:
         yield pod
         sh("ip link del uplink")
         nft.apply("flush ruleset")
+    conntrack.flush()  # a workload's late answer has made an entry of its own
 
 
 @pytest.fixture
@@ -107,8 +111,9 @@ def server(pod: Pod, version: int) -> socket.socket:
     return made
 
 
-def attach(engine: Engine, pod: Pod, workload_id: str) -> None:
-    ports = part_of([Mapping("udp", HOST_PORT, POD_PORT)])
+def attach(engine: Engine, pod: Pod, workload_id: str, host_ip: str | None = None) -> None:
+    at = None if host_ip is None else ip_address(host_ip)
+    ports = part_of([Mapping("udp", HOST_PORT, POD_PORT, at)])
     engine.attach(AttachIntent(workload_id, pod.path, "eth0", parts=ports))
 
 
@@ -139,6 +144,136 @@ def test_datagrams_reach_the_new_workload_at_once(
                         )
                     serving.recvfrom(100)
                 engine.detach(name)
+
+
+@dataclass
+class Talk:
+    """A client outside and a workload's server, which take turns."""
+
+    client: socket.socket
+    serving: socket.socket
+    version: int
+    peer: Any = None
+
+    def ask(self, word: bytes) -> None:
+        """The server gets the word from the client's address and port."""
+        self.client.sendto(word, (NODE[self.version], HOST_PORT))
+        got, self.peer = self.serving.recvfrom(100)
+        assert (got, self.peer[:2]) == (word, (CLIENT[self.version], CLIENT_PORT))
+
+    def answer(self, word: bytes) -> None:
+        """The client gets the word from where it asked."""
+        self.serving.sendto(word, self.peer)
+        got, origin = self.client.recvfrom(100)
+        assert (got, origin[:2]) == (word, (NODE[self.version], HOST_PORT))
+
+
+@contextlib.contextmanager
+def client_of(outside: Pod, version: int) -> Iterator[socket.socket]:
+    with outside.socket(FAMILIES[version], socket.SOCK_DGRAM) as client:
+        client.bind((CLIENT[version], CLIENT_PORT))
+        client.settimeout(10)
+        yield client
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_flow_that_begins_with_the_port_stays(
+    outside: Pod, engine: Engine, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first packet comes between the commit and the look for stale flows,
+    and its answer after.
+    """
+    with pods(1) as (pod,), client_of(outside, version) as client, server(pod, version) as serving:
+        serving.settimeout(10)
+        talk = Talk(client, serving, version)
+        looked: list[None] = []
+        real = delete.delete
+
+        def begin(*arguments: Any) -> None:
+            talk.ask(b"first")
+            looked.append(real(*arguments))
+
+        monkeypatch.setattr(delete, "delete", begin)
+        attach(engine, pod, "w1")
+        monkeypatch.undo()
+        talk.answer(b"answer to the first")
+        talk.ask(b"second")
+        talk.answer(b"answer to the second")
+        assert looked == [None]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_another_workload_has_the_rest_of_the_port(
+    outside: Pod, engine: Engine, version: int
+) -> None:
+    """One has the port of an address; what comes and goes for all the others
+    harms no flow of it: its answer under way arrives.
+    """
+    with pods(2) as made, client_of(outside, version) as client:
+        with server(made[0], version) as serving:
+            serving.settimeout(10)
+            talk = Talk(client, serving, version)
+            attach(engine, made[0], "w1", NODE[version])
+            talk.ask(b"first")
+            attach(engine, made[1], "w2")
+            talk.answer(b"after the attach")
+            engine.detach("w2", until_gone=True)
+            talk.answer(b"after the detach")
+            talk.ask(b"second")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_one_address_is_taken_from_the_port_of_all(
+    outside: Pod, engine: Engine, version: int
+) -> None:
+    """The next packet of a flow goes to the workload with the port of its
+    address, and back when that ends.
+    """
+    with (
+        pods(2) as made,
+        client_of(outside, version) as client,
+        server(made[0], version) as all_others,
+        server(made[1], version) as one,
+    ):
+        for each in (all_others, one):
+            each.settimeout(10)
+        attach(engine, made[0], "w1")
+        Talk(client, all_others, version).ask(b"to w1")
+        attach(engine, made[1], "w2", NODE[version])
+        Talk(client, one, version).ask(b"to w2")
+        engine.detach("w2", until_gone=True)
+        Talk(client, all_others, version).ask(b"to w1 again")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_flows_that_others_lead_stay(outside: Pod, engine: Engine, version: int) -> None:
+    """A workload asks an address of a service at the port that another one's
+    host port has; other rules lead it to a server outside.
+    """
+    service = {4: "10.96.0.10", 6: "fd00:96::a"}[version]
+    to = {4: f"ip daddr {service} dnat ip to", 6: f"ip6 daddr {service} dnat ip6 to"}[version]
+    rules = f"""table inet t {{
+        chain a {{ type nat hook prerouting priority -100; {to} {CLIENT[version]}; }}
+        chain b {{ type nat hook postrouting priority 100; masquerade; }}
+    }}"""
+    with Nftables() as nft, pods(2) as (asking, other):
+        nft.apply(rules)
+        engine.attach(AttachIntent("asks", asking.path, "eth0"))
+        with (
+            outside.socket(FAMILIES[version], socket.SOCK_DGRAM) as serving,
+            asking.socket(FAMILIES[version], socket.SOCK_DGRAM) as client,
+        ):
+            serving.bind((CLIENT[version], HOST_PORT))
+            for one in (serving, client):
+                one.settimeout(10)
+            client.sendto(b"question", (service, HOST_PORT))
+            _, peer = serving.recvfrom(100)
+            attach(engine, other, "w1")
+            serving.sendto(b"first", peer)
+            assert client.recvfrom(100)[1][:2] == (service, HOST_PORT)
+            engine.detach("w1", until_gone=True)
+            serving.sendto(b"second", peer)
+            assert client.recvfrom(100)[1][:2] == (service, HOST_PORT)
 
 
 @pytest.mark.parametrize("version", [4, 6])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metropolis.node.core.network.workloads.datapath.elements import unpack
+from metropolis.node.core.network.workloads.datapath.elements import Element, NftSet, unpack
 from metropolis.node.core.network.workloads.datapath.host_ports import PART
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.errors import FailedPrecondition, InvalidArgument
@@ -22,7 +22,7 @@ from metropolis.node.core.network.workloads.host_ports import (
     text_of,
 )
 from metropolis.node.core.network.workloads.model import IPAddress
-from osbase.conntrack.delete import Filter
+from osbase.conntrack.delete import Filter, Flow
 from osbase.netlink.sock_diag import Listener
 
 NODE = ip_address("192.0.2.7")
@@ -66,6 +66,9 @@ class Facts:
 
     def process_of(self, listener: Listener) -> str:
         return list(self.sockets)[listener.inode]
+
+    def has_element(self, one: NftSet, key: bytes) -> bool:
+        return False
 
 
 @pytest.mark.parametrize(
@@ -284,6 +287,80 @@ def test_a_socket_of_both_families(text: str, ips: str) -> None:
         PART.refuse(record(text, IPS[ips]), text, Both(nginx=("tcp", 80, "::")))
 
 
+LOCAL = {
+    ip_address(one)
+    for one in ("192.0.2.7", "192.0.2.8", "127.0.0.1", "127.0.0.2", "169.254.77.1",
+                "2001:db8::7", "2001:db8::8", "::1", "fe80::5")
+}  # fmt: skip
+
+
+class Node(Facts):
+    """A host with many addresses, where others have elements."""
+
+    def __init__(self, *elements: Element) -> None:
+        super().__init__()
+        self.elements = {(one.set, one.key) for one in elements}
+
+    def is_local(self, ip: IPAddress) -> bool:
+        return ip in LOCAL
+
+    def has_element(self, one: NftSet, key: bytes) -> bool:
+        return (one, key) in self.elements
+
+
+@pytest.mark.parametrize(
+    ("text", "destination", "led_to", "stale"),
+    [
+        # Untranslated, at the addresses that the port has.
+        ("u53=5353", "192.0.2.7", None, True),
+        ("u53=5353", "2001:db8::7", None, True),
+        ("u53=5353", "127.0.0.1", None, True),
+        # At others: of the node's own services, and beyond the node.
+        ("u53=5353", "127.0.0.2", None, False),
+        ("u53=5353", "169.254.77.1", None, False),
+        ("u53=5353", "::1", None, False),
+        ("u53=5353", "fe80::5", None, False),
+        ("u53=5353", "198.51.100.1", None, False),
+        ("u53=5353", "2001:db8::99", None, False),
+        ("u53=5353@192.0.2.8", "192.0.2.7", None, False),
+        ("u53=5353@192.0.2.8", "192.0.2.8", None, True),
+        ("u53=5353@127.0.0.2", "127.0.0.2", None, True),
+        # Led: right; to another workload; to another port; by others.
+        ("u53=5353", "192.0.2.7", ("10.192.0.7", 5353), False),
+        ("u53=5353", "192.0.2.7", ("10.192.0.8", 5353), True),
+        ("u53=5353", "192.0.2.7", ("10.192.0.7", 5354), True),
+        ("u53=5353", "2001:db8::7", ("fd00:10:192::7", 5353), False),
+        ("u53=5353", "2001:db8::7", ("fd00:10:192::8", 5353), True),
+        ("u53=5353", "10.96.0.10", ("10.192.0.8", 5353), False),
+        # Of another port, or protocol.
+        ("u54=5353", "192.0.2.7", None, False),
+        ("t53=5353", "192.0.2.7", None, False),
+        # Its own port of one address goes first; so does another workload's.
+        ("u53=5353,u53=9@192.0.2.8", "192.0.2.8", ("10.192.0.7", 9), False),
+        ("u53=5353,u53=9@192.0.2.8", "192.0.2.8", ("10.192.0.7", 5353), True),
+        ("u53=5353", "192.0.2.8", ("10.192.0.8", 9), True),
+    ],
+)
+def test_which_flows_are_stale(
+    text: str, destination: str, led_to: tuple[str, int] | None, stale: bool
+) -> None:
+    to = None if led_to is None else (ip_address(led_to[0]), led_to[1])
+    flow = Flow(17, ip_address(destination), 53, to)
+    assert PART.stale(record(text), text, Node())(flow) == stale
+
+
+@pytest.mark.parametrize("destination", ["192.0.2.8", "2001:db8::8"])
+def test_a_flow_of_another_workloads_port_of_one_address_is_not_stale(destination: str) -> None:
+    address = ip_address(destination)
+    others = PART.elements(record("u53=9"), f"u53=9@{destination}")
+    led_to = (IPS["46"][address.version == 6], 9)
+    stale = PART.stale(record("u53=5353"), "u53=5353", Node(*others))
+    assert not stale(Flow(17, address, 53, led_to))
+    assert not stale(Flow(17, address, 53, None))
+    elsewhere = {4: ip_address("192.0.2.7"), 6: ip_address("2001:db8::7")}[address.version]
+    assert stale(Flow(17, elsewhere, 53, led_to))
+
+
 def test_constants() -> None:
     """The letter is on links: it never changes."""
     assert (PART.letter, PART.name) == ("h", "port_mapping")
@@ -302,18 +379,23 @@ def test_stale_flows_are_of_the_nodes_port() -> None:
             Mapping("udp", 55, 5555, NODE),
         ]
     )
-    ends = {
-        Filter(17, 4, 53, led=True),
-        Filter(17, 6, 53, led=True),
-        Filter(132, 6, 99, NODE6, led=True),
-        Filter(17, 4, 54, led=True),
-        Filter(17, 4, 55, NODE, led=True),
+    begins = {
+        Filter(protocol, version, port, host_ip, led)
+        for led in (True, False)
+        for protocol, version, port, host_ip in (
+            (17, 4, 53, None),
+            (17, 6, 53, None),
+            (132, 6, 99, NODE6),
+            (17, 4, 54, None),
+            (17, 4, 55, NODE),
+        )
     }
-    begins = ends | {replace(one, led=False) for one in ends}
+    to = {ip.version: ip for ip in IPS["46"]}
+    ends = {replace(one, to=to[one.version]) for one in begins if one.led}
     assert set(PART.flows(record(text), text, begins=False)) == ends
     assert set(PART.flows(record(text), text, begins=True)) == begins
     text = text_of([Mapping("udp", 53, 5353)])
     of_ipv6 = list(PART.flows(record(text, IPS["6"]), text, begins=False))
-    assert of_ipv6 == [Filter(17, 6, 53, led=True)]
+    assert of_ipv6 == [Filter(17, 6, 53, led=True, to=IPS["6"][0])]
     text = text_of([Mapping("tcp", 53, 5353)])
     assert not PART.flows(record(text), text, begins=True)

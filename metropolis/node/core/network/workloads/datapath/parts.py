@@ -11,6 +11,7 @@ A part's module has a subclass of LinkPart, which gives the datapath:
     findings   differences of the link from what `requests` set
     queue_findings   the same, of queueing disciplines and the second link
     flows      tracked flows to delete when the elements have come or gone
+    stale      which of these, when they have come, go elsewhere
 
 The datapath does the rest, in the same way for all parts. It writes the texts
 on the link and reads them from it. It creates the elements of all parts before
@@ -34,12 +35,12 @@ from osbase.netlink.message import Request
 
 if TYPE_CHECKING:
     from metropolis.node.core.network.workloads.datapath.queues import Queues
-    from osbase.conntrack.delete import Filter
+    from osbase.conntrack.delete import Choice, Filter
     from osbase.netlink.sock_diag import Listener
 
 
 class HostFacts(Protocol):
-    """What an attach may ask about the host. Raises NetlinkError or OSError."""
+    """What parts may ask about the host. Raises NetlinkError or OSError."""
 
     def is_local(self, ip: IPAddress) -> bool:
         """Whether it is an address of the host."""
@@ -51,6 +52,9 @@ class HostFacts(Protocol):
 
     def process_of(self, listener: Listener) -> str:
         """Name the process that has the socket, for people."""
+
+    def has_element(self, one: NftSet, key: bytes) -> bool:
+        """Whether the set has an element with the key, anybody's."""
 
 
 class LinkPart(Part):
@@ -99,9 +103,17 @@ class LinkPart(Part):
     def flows(self, record: Record, text: str, *, begins: bool) -> Sequence[Filter]:
         """Return filters for the tracked flows that the elements concern, and
         whose packets the kernel would send where they went before. begins: the
-        elements were created; else they are gone.
+        elements were created, and `stale` says which; else they are gone,
+        and all flows go.
         """
         return ()
+
+    def stale(self, record: Record, text: str, host: HostFacts) -> Choice:
+        """Return a function of a flow: whether its next packet would go
+        elsewhere if it were the first. Why no other may be deleted: see
+        osbase.conntrack.delete.
+        """
+        return lambda _: False
 
 
 class Parts:
@@ -188,6 +200,11 @@ class Parts:
         """Yield the filters of all parts."""
         for letter, text in record.parts:
             yield from self._by_letter[letter].flows(record, text, begins=begins)
+
+    def stale(self, record: Record, host: HostFacts) -> Choice:
+        """Return a function of a flow: whether a part says so."""
+        say = [self._by_letter[letter].stale(record, text, host) for letter, text in record.parts]
+        return lambda flow: any(one(flow) for one in say)
 
 
 NO_PARTS: Final = Parts()

@@ -101,7 +101,7 @@ class KernelDatapath:
         self._event_buffer = event_buffer
         self._host = Host()
         self._elements = Elements(self._parts.sets)
-        self._facts = KernelFacts(self._host)
+        self._facts = KernelFacts(self._host, self._elements)
         self._host_netns: HostNetns | None = None
         self._host_cookie = 0
         self._events: LinkEvents | None = None
@@ -206,7 +206,7 @@ class KernelDatapath:
         if record.parts:
             # Now that the link is up and has its routes: a packet before would
             # make an entry that leads elsewhere.
-            flows.forget(self._parts, [record], self._elements.sockets, begins=True)
+            flows.correct(self._parts, record, self._elements.sockets, self._facts)
 
     def _create(self, netns: Netns, record: Record, metric: int, routes: Sequence[Route]) -> None:
         assert isinstance(netns, KernelNetns)

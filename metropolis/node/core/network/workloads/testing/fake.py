@@ -97,6 +97,10 @@ class FakeKernel:
         """See HostFacts."""
         return f"test (pid {listener.inode})"
 
+    def has_element(self, one: NftSet, key: bytes) -> bool:
+        """See HostFacts."""
+        return (one, key) in self.elements
+
 
 class FakeDatapath:
     """Attachments in a FakeKernel. parts: see Datapath; what they add to a
