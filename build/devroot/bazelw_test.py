@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import pwd
 import subprocess
 from collections.abc import Mapping, Sequence
 
@@ -294,6 +295,33 @@ def test_a_cache_may_not(clone: Clone, name: str) -> None:
     )
     assert done.returncode == 1
     assert "set XDG_CACHE_HOME to a directory with a plain path" in done.stderr
+    assert not clone.calls()
+
+
+@pytest.mark.parametrize("where", ["inside", "outside"])
+@pytest.mark.parametrize("home", [None, ""])
+def test_without_a_home(clone: Clone, where: str, home: str | None) -> None:
+    """It is that of the users' database, as for ~."""
+    clone.environ["HOME"] = home or ""
+    command = ("env", *(("-u", "HOME") if home is None else ()), "./bazelw", "build", "//x")
+    done = getattr(clone, where)(*command)
+    assert done.returncode == 0, done.stderr
+    [call] = clone.calls()
+    assert call.environ["HOME"] == pwd.getpwuid(os.getuid()).pw_dir
+
+
+@pytest.mark.parametrize("name", ["HOME", "XDG_CACHE_HOME"])
+def test_paths_are_absolute(clone: Clone, name: str) -> None:
+    done = clone.inside("./bazelw", "build", "//x", **{name: "a/b"})
+    assert done.returncode == 1
+    assert f"bazelw: {name} is 'a/b': set it to an absolute path" in done.stderr
+    assert not clone.calls()
+
+
+def test_an_empty_word_is_no_command(clone: Clone) -> None:
+    done = clone.inside("./bazelw", "", "build", "//x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the first word is empty" in done.stderr
     assert not clone.calls()
 
 

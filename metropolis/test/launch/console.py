@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("node", nargs="?", help="of a cluster; may be left out when there is one")
     options = parser.parse_args()
     try:
-        directory = state.only_launch(state.root()).node(options.node)
+        directory = state.only_launch(state.root()).node(options.node, "console NODE")
         with socket.socket(socket.AF_UNIX) as console:
             console.connect(str(directory / state.CONSOLE_SOCKET))
             print("console of the node; Ctrl-] leaves, Enter shows the prompt", file=sys.stderr)

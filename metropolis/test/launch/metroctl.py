@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
     launch = state.only_launch(state.root())
     if noun == "workload":
         place = rest.index(noun) + 1
-        options = ["--socket", str(launch.node(node) / state.WORKLOAD_SOCKET)]
+        options = ["--socket", str(launch.node(node, "metroctl --on NODE") / state.WORKLOAD_SOCKET)]
         return metroctl.main([*rest[:place], *options, *rest[place:]])
     try:
         paths = etcd_socket.credentials(launch.directory)

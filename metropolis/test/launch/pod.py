@@ -114,7 +114,7 @@ def _address(pod: Found, version: int) -> str:
 
 async def start(launch: state.Launch, options: argparse.Namespace) -> int:
     """Start a pod; print its line."""
-    directory = launch.node(options.node)
+    directory = launch.node(options.node, "--node NODE")
     if any(place.pod.name == options.pod for place in await _of_node(directory.name, directory)):
         raise CriError(
             f"{directory.name} has a pod {options.pod} already; "

@@ -54,14 +54,15 @@ class Launch:
             for path in sorted(self.directory.glob(f"*/{CONSOLE_SOCKET}"))
         }
 
-    def node(self, name: str | None) -> Path:
+    def node(self, name: str | None, how: str) -> Path:
         """Return a node's directory. None: that of the only node. Raises
-        StateError when there is no such node, or several.
+        StateError when there is no such node, or several; how: a caller gives
+        the name, such as --node NODE.
         """
         nodes = self.nodes
         names = ", ".join(nodes) or "none"
         if name is None and len(nodes) != 1:
-            raise StateError(f"which node? There are: {names}")
+            raise StateError(f"which node? Say it by {how}; there are: {names}")
         if name is not None and name not in nodes:
             raise StateError(f"no node {name}; there are: {names}")
         return nodes[name] if name is not None else next(iter(nodes.values()))

@@ -68,15 +68,15 @@ def test_users_have_directories_of_their_own(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_nodes_are_found_by_name(tmp_path: Path) -> None:
     launch = state.Launch(tmp_path, 1)
-    with pytest.raises(state.StateError, match="There are: none"):
-        launch.node(None)
+    with pytest.raises(state.StateError, match="there are: none"):
+        launch.node(None, "--node NODE")
     for name in ("node-1", "node-2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / state.CONSOLE_SOCKET).touch()
-        assert launch.node(name) == tmp_path / name
+        assert launch.node(name, "") == tmp_path / name
         if name == "node-1":
-            assert launch.node(None) == tmp_path / name
-    with pytest.raises(state.StateError, match="There are: node-1, node-2"):
-        launch.node(None)
+            assert launch.node(None, "--node NODE") == tmp_path / name
+    with pytest.raises(state.StateError, match="which node[?] Say it by --node NODE; there are: node-1, node-2"):
+        launch.node(None, "--node NODE")
     with pytest.raises(state.StateError, match="no node node-3"):
-        launch.node("node-3")
+        launch.node("node-3", "")

@@ -2,7 +2,7 @@
 """Run the network service in namespaces of its own, attach two workloads, let
 them ping each other, show what is there, detach them. No VM, no privileges.
 
-    ./bazelw run //metropolis:try [-- --cni] [-- --stay] [-- --json]
+    ./bazelw run //metropolis:try [-- [--cni] [--stay] [--json]]
 """
 
 import argparse
