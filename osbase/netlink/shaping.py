@@ -8,7 +8,7 @@ its clsact redirects it to a link of kind `ifb`, which sends it to where it was
 going: a token bucket on that one limits it. The packet keeps the index of the
 link that it came by (skb_iif), so rules see no difference.
 
-All requests may be repeated: what is there as it should be stays. The filter is
+All requests may be repeated. The filter is
 a classic BPF one, as in osbase.netlink.qdisc, which needs no cls_matchall.
 
 Source: linux/rtnetlink.h, linux/pkt_sched.h, linux/pkt_cls.h,
@@ -54,12 +54,12 @@ IFB_MTU: Final = 68
 IPv6 (addrconf_notify, net/ipv6/addrconf.c), so no address and no routes. What
 is redirected may be longer.
 """
+BURST_STEP: Final = 64
+"""Bytes: bursts are multiples of it."""
 BYTES_MAX: Final = (1 << 31) - 1
 """The most that a burst, or a queue, may be."""
 
 _ROOT: Final = 0xFFFFFFFF  # TC_H_ROOT
-# Unlike the kernel's, which count down from 8000, and those of scripts.
-_TBF_HANDLE: Final = 0x6D770000
 _CLSACT_INGRESS: Final = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
 _FIRST: Final = 1  # priority, and handle, of the filter
 # linklayer, overhead and cell alignment are in between: 1 is Ethernet, which
@@ -105,10 +105,14 @@ class TokenBucket:
 
 
 def put_token_bucket(ifindex: int, name: str, bucket: TokenBucket) -> Request:
-    """Limit what a link sends; replaces its root queueing discipline, or
-    changes the limit: then what waits goes on waiting.
+    """Limit what a link sends; replaces its root queueing discipline, and drops
+    what waits there, or changes the rate of a limit with the same burst: then
+    that goes on waiting. ENOENT: the kernel has no tbf.
 
-    ENOENT: the kernel has no tbf.
+    The kernel splits a packet longer than the burst when it comes. One that
+    waits when the burst becomes less would wait for ever, and with it all that
+    comes later (seen in Linux 6.18). So each burst has a handle of its own,
+    and a limit with another burst is another queueing discipline.
     """
     rate = _RATESPEC.pack(0, _ETHERNET, 0, 0, 0, min(bucket.rate, 0xFFFFFFFF))
     options = attrs.attr(
@@ -117,7 +121,7 @@ def put_token_bucket(ifindex: int, name: str, bucket: TokenBucket) -> Request:
     if bucket.rate > 0xFFFFFFFF:
         options += attrs.attr(_TCA_TBF_RATE64, _U64.pack(bucket.rate))
     body = (
-        TCMSG.pack(AF_UNSPEC, 0, 0, ifindex, _TBF_HANDLE, _ROOT, 0)
+        TCMSG.pack(AF_UNSPEC, 0, 0, ifindex, _handle(bucket.burst), _ROOT, 0)
         + attrs.text(TCA_KIND, b"tbf")
         + attrs.attr(TCA_OPTIONS, options)
     )
@@ -127,9 +131,18 @@ def put_token_bucket(ifindex: int, name: str, bucket: TokenBucket) -> Request:
 _PUT: Final = NLM_F_CREATE | NLM_F_REPLACE
 
 
+def _handle(burst: int) -> int:
+    """The bursts that packets may be longer than have each its own. All are
+    less than the kernel's, which begin at 8000 (hexadecimal).
+    """
+    return (0x4000 | min(burst // BURST_STEP, 0x3FFF)) << 16
+
+
 def del_token_bucket(ifindex: int, name: str) -> Request:
-    """Take the limit away, and drop what waits. ENOENT: there is none."""
-    body = TCMSG.pack(AF_UNSPEC, 0, 0, ifindex, _TBF_HANDLE, _ROOT, 0)
+    """Take the limit away, and drop what waits. ENOENT: there is none. EINVAL:
+    the link has another queueing discipline, which stays.
+    """
+    body = TCMSG.pack(AF_UNSPEC, 0, 0, ifindex, 0, _ROOT, 0) + attrs.text(TCA_KIND, b"tbf")
     return Request(RTM_DELQDISC, 0, body, "remove the limit of {}", (name,))
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands about one node's workloads: `metroctl workload`.
 
-They ask the workload network service by its unix socket, and change nothing.
+They ask the workload network service by its unix socket. Only `limit` changes
+something.
 OPERATING.md explains the answers.
 
 Etcd's parts are not imported: a node that is in trouble answers quickly.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -52,9 +54,11 @@ def add_arguments(nouns: Any, common: argparse.ArgumentParser) -> None:
     }
     workload = nouns.add_parser(
         "workload", help="the network of this node's workloads", **shared,
-        description="Show the network of this node's workloads. Changes nothing.",
+        description="Show the network of this node's workloads, and change their limits.",
     )  # fmt: skip
-    verbs = workload.add_subparsers(dest="verb", required=True, metavar="status|list|check|watch")
+    verbs = workload.add_subparsers(
+        dest="verb", required=True, metavar="status|list|check|watch|limit"
+    )
     verbs.add_parser(
         "status", help="what is wrong, and what is worth knowing", **shared,
         description="Print what is wrong with the node's network, and what is worth knowing.",
@@ -71,9 +75,39 @@ def add_arguments(nouns: Any, common: argparse.ArgumentParser) -> None:
     verbs.add_parser(
         "watch", help="attachments, and every change from then on", **shared,
         description="Print the attachments, each as `present`, then `complete`, then every "
-        "change: `attached`, `detached`, or `lost`, with its network namespace. A line for each, "
-        "or with --json a line of JSON, with the time at which it was received. Ctrl-C ends it.",
+        "change: `attached`, `changed`, `detached`, or `lost`, with its network namespace. A line "
+        "for each, or with --json a line of JSON, with the time at which it was received. Ctrl-C "
+        "ends it.",
     )  # fmt: skip
+    limit = verbs.add_parser(
+        "limit", help="limit what a workload receives and sends", **shared,
+        description="Replace the limits of a workload's interface, at once; open connections stay. "
+        "Without a rate for a direction there is no limit. They last until the next call, or "
+        "until the workload is detached. Prints the attachment as it is then.",
+    )  # fmt: skip
+    limit.add_argument("workload", metavar="WORKLOAD", type=_text, help="as in `list`")
+    limit.add_argument(
+        "interface", nargs="?", default="eth0", metavar="INTERFACE", type=_text,
+        help="its interface; default: %(default)s",
+    )  # fmt: skip
+    for name, what in (("--ingress", "receives"), ("--egress", "sends")):
+        limit.add_argument(
+            name, metavar="RATE", type=_bits, default=0,
+            help=f"of what it {what}, bits of IP packets per second, such as 500k, 10M, 1G",
+        )  # fmt: skip
+
+
+_UNITS: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+
+
+def _bits(argument: str) -> int:
+    """Read a rate, in bits per second: a whole number, and a unit as in `list`,
+    or without its `bit`.
+    """
+    found = re.fullmatch(r"([0-9]{1,13})([kMG]?)(?:bit)?", argument)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{argument!a} is no rate, such as 500k, 10M or 1G")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 def _text(argument: str) -> str:
@@ -161,6 +195,14 @@ class Service:
         request = self.pb.CheckRequest(workload_id=workload_id)
         return self._call("Check", request, self.pb.CheckResponse)
 
+    def set_bandwidth(self, workload_id: str, if_name: str, ingress: int, egress: int) -> None:
+        """Set the limits of an interface, bits per second; 0: none."""
+        limits = self.pb.Bandwidth(ingress_rate=ingress, egress_rate=egress)
+        request = self.pb.SetBandwidthRequest(
+            workload_id=workload_id, if_name=if_name, bandwidth=limits
+        )
+        self._call("SetBandwidth", request, self.pb.SetBandwidthResponse)
+
     def watch(self) -> Generator[Any]:
         """Yield the events. The first, which there is even without attachments,
         must come within the time for an answer.
@@ -200,6 +242,10 @@ def _ask(service: Service, given: argparse.Namespace) -> Iterator[Answer]:
     elif given.verb == "watch":
         yield from watched(service.watch())
         raise _EndedError("the watch ended")
+    elif given.verb == "limit":
+        service.set_bandwidth(given.workload, given.interface, given.ingress, given.egress)
+        key = (given.workload, given.interface)
+        yield listing(one for one in service.list() if (one.workload_id, one.if_name) == key)
     elif given.workload:
         yield checked(service.check(given.workload))
     else:

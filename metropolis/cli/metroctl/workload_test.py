@@ -151,6 +151,35 @@ def test_limits_are_listed(world: World) -> None:
     assert json.loads(out)["attachments"][0]["limits"] == ["in 10Mbit", "out 1500kbit"]
 
 
+def test_limits_are_changed(world: World) -> None:
+    """Both, one, none; what is refused changes nothing."""
+    world.engine.attach(AttachIntent("web", "/0", "net1"))
+    for options, shown in (
+        (["--ingress", "10M", "--egress", "500k"], "in 10Mbit,out 500kbit"),
+        (["--egress", "1G"], "out 1Gbit"),
+        ([], "-      -"),
+        (["--ingress", "8kbit"], "in 8kbit"),
+    ):
+        number, text = world.run("limit", "web", "net1", *options)
+        assert number == 0
+        assert text.splitlines()[1].endswith(shown)
+        assert world.run("list") == (0, text)
+    before = world.run("list")
+    for arguments, number, told in (
+        (["nosuch"], 2, "change 'nosuch': has no interface 'eth0'"),
+        (["web"], 2, "change 'web': has no interface 'eth0'"),
+        (["web", "net1", "--ingress", "1k"], 2, "ingress_rate 1000: must be 8000 to"),
+    ):
+        found = main.main(["workload", "--socket", str(world.socket), "limit", *arguments])
+        assert found == number
+        assert told in world.capture.readouterr().err
+    assert world.run("list") == before
+    for rate in ("", "-1", "1.5M", "10m", "10 M", "10bits", "M", "1" * 14):
+        with pytest.raises(SystemExit) as exit_:
+            world.run("limit", "web", "--ingress", rate)
+        assert exit_.value.code == 2
+
+
 def test_host_ports_are_listed(world: World) -> None:
     parts = (("h", "t8080-8085=80,u53=53@192.0.2.7,s9=9@2001:db8::7"),)
     world.kernel.local = {ip_address("192.0.2.7"), ip_address("2001:db8::7")}

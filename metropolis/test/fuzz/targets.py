@@ -25,7 +25,7 @@ from metropolis.node.core.network.workloads.model import Attachment, Checked, Fi
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.node.core.network.workloads.testing.fake import FakeDatapath, FakeKernel
 from metropolis.node.core.network.workloads.validate import show
-from osbase.conntrack import sources
+from osbase.conntrack import delete, sources
 from osbase.net.dhcp4 import lease, packet
 from osbase.net.dhcp4.machine import Machine
 from osbase.netlink import message
@@ -104,6 +104,12 @@ def tracked_flows(data: bytes) -> None:
         census = sources.take(found, most=4)
         assert census.total == len(found)
         assert len(census.entries) <= 4
+    filters = [delete.Filter(17, 4, 53), delete.Filter(17, 6, 53, to=ip_address("fd00::1"))]
+    for one in filters:
+        with contextlib.suppress(ProtocolError):
+            for entry in delete.matching(found, [one]):
+                delete.flow(entry)
+                delete.deletion(entry)
 
 
 def netlink_conversation(data: bytes) -> None:
@@ -246,7 +252,7 @@ def _engine() -> Engine:
 
 def workload_request(data: bytes) -> None:
     """Fuzz the service with encoded requests; the first byte is the method."""
-    rest, chosen = data[1:], data[0] % 5 if data else 0
+    rest, chosen = data[1:], data[0] % 6 if data else 0
     engine = _engine()
     try:
         if chosen == 0:
@@ -260,6 +266,9 @@ def workload_request(data: bytes) -> None:
             engine.check(check.workload_id, check.netns.if_name, check.netns.netns_path)
         elif chosen == 3:
             engine.list(wire.decode(pb.ListRequest, rest).workload_id)
+        elif chosen == 4:
+            limits = wire.decode(pb.SetBandwidthRequest, rest)
+            engine.change(limits.workload_id, limits.if_name, wire.limits_to_set(limits))
         else:
             wire.decode(pb.CollectRequest, rest)
     except WorkloadError as error:

@@ -76,7 +76,9 @@ def test_nodes_are_found_by_name(tmp_path: Path) -> None:
         assert launch.node(name, "") == tmp_path / name
         if name == "node-1":
             assert launch.node(None, "--node NODE") == tmp_path / name
-    with pytest.raises(state.StateError, match="which node[?] Say it by --node NODE; there are: node-1, node-2"):
+    with pytest.raises(
+        state.StateError, match=r"which node[?] Say it by --node NODE; there are: node-1, node-2"
+    ):
         launch.node(None, "--node NODE")
     with pytest.raises(state.StateError, match="no node node-3"):
         launch.node("node-3", "")

@@ -227,6 +227,7 @@ class Churn:
             (0.03, self._garbage),
             (0.02, self._port_taken),
             (0.03, self._check),
+            (0.04, self._limit),
         ):
             dice -= odds
             if dice < 0:
@@ -359,6 +360,19 @@ class Churn:
         if code is not expected or found:
             raise Violation(f"Check of {slot.workload_id}, {slot.state.name}: {code.name} {found}")
 
+    def _limit(self, slot: Slot, rng: random.Random) -> None:
+        """Give a workload other limits, or none."""
+        limits = rng.choice([None, _LIMITS, pb.Bandwidth(egress_rate=10**7)])
+        request = pb.SetBandwidthRequest(
+            workload_id=slot.workload_id, if_name="eth0", bandwidth=limits
+        )
+        code, _ = self._outcome(self._call("SetBandwidth", request))
+        if slot.state is State.UNKNOWN or self._may_be_lost(code):
+            return
+        expected = _Code.OK if slot.state is State.ATTACHED else _Code.NOT_FOUND
+        if code is not expected:
+            raise Violation(f"SetBandwidth of {slot.workload_id}, {slot.state.name}: {code.name}")
+
     # ---- Calls --------------------------------------------------------------
 
     def _call(self, method: str, request: Any, timeout: float = _CALL_S) -> Any:
@@ -463,8 +477,7 @@ class Churn:
         led = census.host_ports(self.host)
         if led != wanted:
             return f"host ports differ: {sorted(led ^ wanted)[:5]}"
-        limited = {slot.workload_id for slot in self._slots if slot.limits}
-        seconds = {f"wb{each.host_interface[2:]}" for each in listed if each.workload_id in limited}
+        seconds = {f"wb{each.host_interface[2:]}" for each in listed if each.bandwidth.egress_rate}
         if (there := census.ifbs(self.host)) != seconds:
             return f"links of limits differ: {sorted(there ^ seconds)[:5]}"
         return ""

@@ -70,6 +70,7 @@ parts that they are given, so a new part changes none of their modules:
     resources    what it reserves on the node           ledger
     refuse       what the host cannot do now            attach
     requests     its settings of the link               attach, repair
+    change       how they become others                 SetBandwidth
     companion    whether it needs a second link         attach, removal, start
     elements     its nftables elements                  attach, repair, removal
     findings     differences of the link                Check, repair

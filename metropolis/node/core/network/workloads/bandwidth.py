@@ -5,6 +5,7 @@
     Bandwidth the limits of an attachment
     part_of   limits -> the part of an AttachIntent; of_parts: back
     text_of   limits -> their text, in canonical form
+    changed   limits -> the text of those that replace others
     parse     the text -> limits
 
 A rate counts IP packets with their headers, as an operator reads it: payload of
@@ -16,7 +17,8 @@ The text has an entry for each limit, the one to the workload first:
                                 i10000000/20000,e5000000
 
 DIRECTION: i for ingress, to the workload; e for egress, from it. RATE: bits per
-second. BURST: bits.
+second. BURST: bits. A text that begins with `=` replaced the attach's, and may
+have no entry.
 
 A burst is what may pass at once after a pause. The service's own is worth
 BURST_MS of the rate: with more, the first second has more than the rate.
@@ -32,6 +34,7 @@ from typing import Final
 
 from metropolis.node.core.network.workloads.errors import InvalidArgument
 from metropolis.node.core.network.workloads.model import PartText
+from metropolis.node.core.network.workloads.parts import CHANGED
 from metropolis.node.core.network.workloads.validate import show
 
 LETTER: Final = "b"
@@ -95,15 +98,25 @@ def text_of(limits: Bandwidth) -> str:
     return ",".join(entries)
 
 
+def changed(limits: Bandwidth) -> str:
+    """Return the text of limits that replace others, also if there are none.
+    Raises as text_of.
+    """
+    return CHANGED + text_of(limits)
+
+
 @functools.lru_cache(maxsize=64)
 def parse(text: str) -> Bandwidth:
     """Return the limits. Raises InvalidArgument."""
-    found = _TEXT.fullmatch(text)
+    if text == CHANGED:
+        return NO_LIMITS
+    entries = text.removeprefix(CHANGED)
+    found = _TEXT.fullmatch(entries)
     if found is None:
         raise invalid(f"{show(text)}: is not understood")
     rates = [int(number or 0) for number in found.groups()]
     limits = Bandwidth(Limit(*rates[:2]), Limit(*rates[2:]))
-    if text_of(limits) != text:
+    if text_of(limits) != entries:
         raise invalid(f"{show(text)}: is not in canonical form")
     return limits
 

@@ -12,7 +12,14 @@ from ipaddress import ip_network
 
 import pytest
 
-from metropolis.node.core.network.workloads.bandwidth import Bandwidth, Limit, part_of
+from metropolis.node.core.network.workloads.bandwidth import (
+    LETTER,
+    Bandwidth,
+    Limit,
+    changed,
+    of_parts,
+    part_of,
+)
 from metropolis.node.core.network.workloads.datapath import bandwidth
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
@@ -120,3 +127,39 @@ def test_a_namespace_ends_or_an_answer_is_lost_at_every_point(
         if not done:
             break
     assert point > 2
+
+
+CHANGES = (
+    Bandwidth(),
+    Bandwidth(Limit(10**7), Limit(10**6)),
+    Bandwidth(ingress=Limit(10**6)),
+    Bandwidth(egress=Limit(10**7)),
+)
+
+
+@pytest.mark.parametrize("before", CHANGES)
+@pytest.mark.parametrize("now", CHANGES)
+def test_killed_during_a_change(world: World, before: Bandwidth, now: Bandwidth) -> None:
+    """The start after it finds the limits before, or after, and these whole."""
+    for point in itertools.count(1):
+        world.engine.attach(AttachIntent("w1", world.pod.path, "eth0", parts=part_of(before)))
+        world.engine.close()
+        killed = killed_at(
+            point, lambda engine: engine.change("w1", "eth0", (LETTER, changed(now))), PARTS
+        )
+        world.restart()
+        (found,) = world.engine.list()
+        limits = of_parts(found.parts)
+        assert limits in ((before, now) if killed else (now,))
+        assert ifbs() == bool(limits.egress.rate)
+        (checked,) = world.engine.check("w1")
+        assert checked.findings == ()
+        world.engine.change("w1", "eth0", (LETTER, changed(now)))
+        assert ifbs() == bool(now.egress.rate)
+        (checked,) = world.engine.check("w1")
+        assert checked.findings == ()
+        world.engine.detach("w1", until_gone=True)
+        assert ifbs() == 0
+        if not killed:
+            break
+    assert point > 1

@@ -13,6 +13,7 @@ from metropolis.node.core.network.workloads.bandwidth import (
     RATE_MIN,
     Bandwidth,
     Limit,
+    changed,
     of_parts,
     parse,
     part_of,
@@ -54,6 +55,14 @@ def test_texts(asked: Bandwidth, text: str) -> None:
     assert text_of(asked) == text
 
 
+@given(some.builds(Bandwidth, limits, limits))
+def test_a_changed_text_has_the_limits(asked: Bandwidth) -> None:
+    """And is another one than the attach's, also without limits."""
+    text = changed(asked)
+    assert text == "=" + text_of(asked)
+    assert parse(text) == (parse(text[1:]) if text[1:] else NO_LIMITS)
+
+
 @pytest.mark.parametrize(
     ("limit", "told"),
     [
@@ -77,7 +86,8 @@ def test_limits_that_are_refused(limit: Limit, told: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", ",", "i", "i0", "i7999", "e1000000000001", "i1000000,", ",e1000000", "x1000000",
+        "", ",", "==", "=,",
+        "i", "i0", "i7999", "e1000000000001", "i1000000,", ",e1000000", "x1000000",
         "i1000000e1000000", "e1000000,i1000000", "i1000000/0", "i1000000/4000", "i01000000",
         "i1000000,i1000000", "i1000000\n", "i-1000000", "i1000000/", "i٣٣٣٣٣٣",
     ],

@@ -17,6 +17,10 @@ text, which only the part's module understands. The text is in canonical form:
 two requests ask for the same if and only if their texts are equal. The text is
 written on the link unchanged, where a restart reads it, and it is in the digest
 of the request.
+
+A part may let a call change its text while the attachment lives. Such a text
+begins with CHANGED, so that the request of the attach, when it is repeated,
+still gets its attachment.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -32,6 +36,9 @@ TEXT_MAX: Final = 981
 ports need three names, as a workload id does; many ports, or ports of single
 IPv6 addresses, need more.
 """
+
+CHANGED: Final = "="
+"""The first character of a text that a call has set after the attach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,20 @@ class Part:
         has passed `check`.
         """
         return ()
+
+
+def is_of_request(now: Iterable[PartText], asked: Iterable[PartText]) -> bool:
+    """Return whether an attachment has the parts that a request asked for, but
+    for those that were changed since.
+    """
+    changed = {letter for letter, text in now if text.startswith(CHANGED)}
+    there, wanted = ([one for one in some if one[0] not in changed] for some in (now, asked))
+    return there == wanted
+
+
+def with_text(texts: Iterable[PartText], letter: str, text: str) -> tuple[PartText, ...]:
+    """Return the texts with another one for the letter, in order."""
+    return tuple(sorted([*(one for one in texts if one[0] != letter), (letter, text)]))
 
 
 def check_texts(parts: Sequence[Part], texts: Sequence[PartText]) -> None:

@@ -208,6 +208,20 @@ class _Methods:
         )
         return pb.DetachResponse().SerializeToString()
 
+    def set_bandwidth(self, data: bytes, call: Call) -> bytes:
+        """SetBandwidth."""
+        began = time.perf_counter()
+        workload_id = ""
+        try:
+            request = wire.decode(pb.SetBandwidthRequest, data)
+            workload_id = request.workload_id
+            part = wire.limits_to_set(request)
+        except WorkloadError as error:
+            self._engine.failed("change", workload_id, "", error, began)
+            raise
+        self._engine.change(workload_id, request.if_name, part, time_remaining=call.time_remaining)
+        return pb.SetBandwidthResponse().SerializeToString()
+
     def status(self, data: bytes, _: Call) -> bytes:
         """Status."""
         problems: dict[str, str] = {}
@@ -284,6 +298,7 @@ def _server(methods: _Methods, workers: int, implementation: str) -> Server | St
     blocking = {
         "Attach": methods.attach,
         "Detach": methods.detach,
+        "SetBandwidth": methods.set_bandwidth,
         "Check": methods.check,
         "Collect": methods.collect,
     }

@@ -76,7 +76,9 @@ def test_bad_input_is_refused_and_leaves_nothing(world: World, tmp_path: Path) -
     world.client.detach("w1")
 
 
-@pytest.mark.parametrize("method", ["Attach", "Detach", "Status", "List", "Check", "Collect"])
+@pytest.mark.parametrize(
+    "method", ["Attach", "Detach", "Status", "List", "Check", "Collect", "SetBandwidth"]
+)
 def test_garbage_is_an_invalid_argument(world: World, method: str) -> None:
     code, details = world.refused(method, b"\xff\xff\xff")
     assert (code, "request of 3 bytes: is no" in details) == (Code.INVALID_ARGUMENT, True)

@@ -83,7 +83,9 @@ def attach_intent(request: pb.AttachRequest) -> AttachIntent:
     """Return the intent. Only addresses, limits and ports are checked:
     InvalidArgument.
     """
-    parts = _bandwidth(request.bandwidth) if request.HasField("bandwidth") else ()
+    parts: tuple[PartText, ...] = ()
+    if request.HasField("bandwidth"):
+        parts = bandwidth.part_of(_bandwidth(request.bandwidth))
     if request.port_mapping:
         parts += _host_ports(request.port_mapping)
     return AttachIntent(
@@ -98,12 +100,15 @@ def attach_intent(request: pb.AttachRequest) -> AttachIntent:
     )
 
 
-def _bandwidth(limits: pb.Bandwidth) -> tuple[PartText, ...]:
-    return bandwidth.part_of(
-        bandwidth.Bandwidth(
-            bandwidth.Limit(limits.ingress_rate, limits.ingress_burst),
-            bandwidth.Limit(limits.egress_rate, limits.egress_burst),
-        )
+def limits_to_set(request: pb.SetBandwidthRequest) -> PartText:
+    """Return the part with its other text. Raises InvalidArgument."""
+    return bandwidth.LETTER, bandwidth.changed(_bandwidth(request.bandwidth))
+
+
+def _bandwidth(limits: pb.Bandwidth) -> bandwidth.Bandwidth:
+    return bandwidth.Bandwidth(
+        bandwidth.Limit(limits.ingress_rate, limits.ingress_burst),
+        bandwidth.Limit(limits.egress_rate, limits.egress_burst),
     )
 
 
@@ -244,6 +249,7 @@ _KINDS = {
     Kind.ATTACHED: pb.WatchEvent.ATTACHED,
     Kind.DETACHED: pb.WatchEvent.DETACHED,
     Kind.LOST: pb.WatchEvent.LOST,
+    Kind.CHANGED: pb.WatchEvent.CHANGED,
 }
 
 

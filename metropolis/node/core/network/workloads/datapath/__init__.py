@@ -4,6 +4,7 @@
     interface ── the engine's view: Datapath, Record, Netns, Scan
         │
        veth ──┬──> messages   the three batches of an attach, pure
+              ├──> changes    another text of a part, while the link is there
               ├──> removal    the requests of a removal
               ├──> restore    a start, and every look of the reconciler
               │      ├──> plan      what a start does with each link, pure

@@ -26,6 +26,7 @@ from metropolis.node.core.network.workloads.bandwidth import (
     BURST_MS,
     FIELD,
     LETTER,
+    NO_LIMITS,
     Limit,
     parse,
 )
@@ -82,6 +83,22 @@ class BandwidthLimits(LinkPart):
             ]
         return made
 
+    def change(self, record: Record, before: str, now: str) -> Sequence[Request]:
+        """See LinkPart."""
+        from osbase.netlink import shaping
+        from osbase.netlink.link import del_link
+
+        was, limits = (parse(one) if one else NO_LIMITS for one in (before, now))
+        made = list(self.requests(record, now)) if now else []
+        index, name = record.host_ifindex, record.host_interface
+        if was.ingress.rate and not limits.ingress.rate:
+            made.append(shaping.del_token_bucket(index, name))
+        if was.egress.rate and not limits.egress.rate:
+            # The redirect first: what goes to a link that is gone is dropped.
+            made.append(shaping.del_clsact(index, name))
+            made.append(del_link(companions.index_of(index), companions.name_of(record)))
+        return made
+
     def queue_findings(self, record: Record, text: str, queues: Queues) -> Iterable[Finding]:
         """See LinkPart."""
         limits, index, name = parse(text), record.host_ifindex, record.host_interface
@@ -105,14 +122,14 @@ class BandwidthLimits(LinkPart):
 
 def bucket(limit: Limit, mtu: int) -> TokenBucket:
     """Return the bucket of a limit."""
-    from osbase.netlink.shaping import BYTES_MAX, TokenBucket
+    from osbase.netlink.shaping import BURST_STEP, BYTES_MAX, TokenBucket
 
     frame = mtu + _ETHERNET
     rate = limit.rate * frame // (8 * mtu)
     burst = rate * BURST_MS // 1000
     if limit.burst:
         burst = min(burst, limit.burst // 8)
-    burst = max(burst, _BURST_PACKETS * frame)
+    burst = -(-max(burst, _BURST_PACKETS * frame) // BURST_STEP) * BURST_STEP
     queue = max(burst + rate * _QUEUE_MS // 1000, _QUEUE_PACKETS * frame)
     return TokenBucket(rate, min(burst, BYTES_MAX), min(queue, BYTES_MAX))
 

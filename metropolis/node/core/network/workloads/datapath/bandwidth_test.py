@@ -9,12 +9,19 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
-from socket import AF_INET, AF_INET6, SHUT_RDWR, SOCK_STREAM, socket
+from socket import AF_INET, AF_INET6, MSG_WAITALL, SHUT_RDWR, SOCK_STREAM, socket
 
 import pytest
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads.bandwidth import Bandwidth, Limit, part_of
+from metropolis.node.core.network.workloads.bandwidth import (
+    LETTER,
+    Bandwidth,
+    Limit,
+    changed,
+    of_parts,
+    part_of,
+)
 from metropolis.node.core.network.workloads.datapath import removal
 from metropolis.node.core.network.workloads.datapath.bandwidth import PART, BandwidthLimits
 from metropolis.node.core.network.workloads.datapath.host import Host
@@ -54,6 +61,9 @@ class World:
         pod = self.pods.setdefault(workload_id, Pod())
         intent = AttachIntent(workload_id, pod.path, "eth0", parts=part_of(limits))
         return self.engine.attach(intent)
+
+    def limit(self, limits: Bandwidth, workload_id: str = "w1") -> None:
+        self.engine.change(workload_id, "eth0", (LETTER, changed(limits)))
 
     def restart(self) -> None:
         self.engine.close()
@@ -277,6 +287,148 @@ def test_no_packet_passes_after_a_detach(world: World) -> None:
     with pytest.raises(TimeoutError):
         server.recv(2000)
     assert arrived < 8
+
+
+# ---- Changes ----------------------------------------------------------------
+
+CHANGES = {
+    "none": Bandwidth(),
+    "in": Bandwidth(ingress=Limit(6 * MBIT)),
+    "out": Bandwidth(egress=Limit(6 * MBIT)),
+    "both": Bandwidth(Limit(12 * MBIT), Limit(3 * MBIT)),
+}
+
+
+def rates(made: Attachment) -> tuple[bool, bool]:
+    """Whether the kernel has a limit to and from the workload."""
+    names = [line.split() for line in sh("tc qdisc show").splitlines() if "tbf" in line]
+    links = {words[words.index("dev") + 1] for words in names}
+    return made.host_interface in links, other(made) in links
+
+
+@pytest.mark.parametrize("before", CHANGES)
+@pytest.mark.parametrize("now", CHANGES)
+def test_limits_are_changed(world: World, before: str, now: str) -> None:
+    made = world.attach("w1", CHANGES[before])
+    names = sh(f"ip link show {made.host_interface}").count("altname")
+    for _ in range(2):
+        world.limit(CHANGES[now])
+        assert rates(made) == (bool(CHANGES[now].ingress.rate), bool(CHANGES[now].egress.rate))
+        assert ifbs() == ([other(made)] if CHANGES[now].egress.rate else [])
+        clsact = sh(f"tc qdisc show dev {made.host_interface}").count("clsact")
+        assert clsact == bool(CHANGES[now].egress.rate)
+        assert world.findings() == []
+        assert world.engine.repair(lambda _: True) == []
+        world.restart()
+        (found,) = world.engine.list()
+        assert of_parts(found.parts) == CHANGES[now]
+    assert sh(f"ip link show {made.host_interface}").count("altname") == names + (before == "none")
+    world.limit(CHANGES[before])
+    assert rates(made) == (bool(CHANGES[before].ingress.rate), bool(CHANGES[before].egress.rate))
+
+
+@pytest.mark.parametrize("family", [AF_INET, AF_INET6])
+def test_what_passes_after_a_change(world: World, family: int) -> None:
+    """The rate is the new one, up and down, in both directions."""
+    made = world.attach("w1", Bandwidth())
+    pod, ip = world.pods["w1"], str(made.ips[family == AF_INET6])
+    for rate in (4 * MBIT, 40 * MBIT, 8 * MBIT):
+        world.limit(Bandwidth(Limit(rate), Limit(rate * 2)))
+        to = received(pod.socket(family, SOCK_STREAM), host(family), ip, WINDOW_S)
+        within(rate, to)
+        back = received(host(family), pod.socket(family, SOCK_STREAM), NODE[family], WINDOW_S)
+        within(rate * 2, back)
+
+
+@pytest.mark.parametrize("by", ["change", "repair"])
+def test_a_long_packet_that_waits_when_the_burst_becomes_less(world: World, by: str) -> None:
+    """The kernel would keep it for ever, and all that comes after it."""
+    made = world.attach("w1", Bandwidth(egress=Limit(80 * MBIT if by == "change" else 8 * MBIT)))
+    if by == "repair":
+        sh(
+            f"tc qdisc replace dev {other(made)} root handle 6d77: "
+            "tbf rate 80mbit burst 40k limit 300k"
+        )
+    client = world.pods["w1"].socket(AF_INET, SOCK_STREAM)
+    with host(AF_INET) as server, client:
+        server.bind((NODE[AF_INET], 0))
+        server.listen()
+        client.connect(server.getsockname())
+        client.settimeout(10)
+        taken, _ = server.accept()
+        with taken:
+            sender = threading.Thread(target=client.sendall, args=(bytes(2_000_000),))
+            sender.start()
+            left = 2_000_000 - len(taken.recv(200_000, MSG_WAITALL))
+            if by == "change":
+                world.limit(Bandwidth(egress=Limit(8 * MBIT)))
+            else:
+                world.engine.repair(lambda _: True)
+            while left:
+                got = len(taken.recv(left))
+                assert got
+                left -= got
+            sender.join()
+    assert world.findings() == []
+
+
+def test_open_flows_stay(world: World) -> None:
+    """A connection goes on through every change."""
+    made = world.attach("w1", Bandwidth())
+    server = world.pods["w1"].socket(AF_INET, SOCK_STREAM)
+    server.bind((str(made.ips[0]), 0))
+    server.listen()
+    with host(AF_INET) as client, server:
+        client.connect(server.getsockname())
+        taken, _ = server.accept()
+        with taken:
+            for limits in (*CHANGES.values(), Bandwidth()):
+                world.limit(limits)
+                client.sendall(b"to")
+                assert taken.recv(2) == b"to"
+                taken.sendall(b"fro")
+                assert client.recv(3) == b"fro"
+
+
+@pytest.mark.parametrize("before", CHANGES)
+def test_a_change_that_is_refused_is_undone(world: World, before: str) -> None:
+    """The second link's name is taken, or its place has another's qdisc."""
+    made = world.attach("w1", CHANGES[before])
+    seen = sh(f"tc qdisc show dev {made.host_interface}"), ifbs()
+    if CHANGES[before].egress.rate:
+        sh(f"tc qdisc del dev {made.host_interface} clsact")
+        sh(f"tc qdisc add dev {made.host_interface} ingress")
+    else:
+        sh(f"ip link add {other(made)} type veth peer name theirs")
+    limits = Bandwidth(Limit(9 * MBIT), Limit(9 * MBIT))
+    with pytest.raises(KernelRefused, match="change 'w1': "):
+        world.limit(limits)
+    assert of_parts(world.engine.list()[0].parts) == CHANGES[before]
+    if CHANGES[before].egress.rate:
+        sh(f"tc qdisc del dev {made.host_interface} ingress")
+    else:
+        sh(f"ip link del {other(made)}")
+    world.engine.repair(lambda _: True)
+    assert world.findings() == []
+    assert (sh(f"tc qdisc show dev {made.host_interface}"), ifbs()) == seen
+    world.limit(limits)
+    assert world.findings() == []
+
+
+def test_a_link_that_has_lost_its_text_still_sends(world: World) -> None:
+    """A start deletes the second link, which nothing asks for any more, and
+    what the workload sends does not go there any more.
+    """
+    made = world.attach("w1")
+    world.engine.close()
+    shown = sh(f"ip link show {made.host_interface}").split()
+    (text,) = (word for word in shown if word.startswith("mw2p.") and ".b11." in word)
+    sh(f"ip link property del dev {made.host_interface} altname {text}")
+    world.engine = started()
+    assert ifbs() == []
+    client = world.pods["w1"].socket(AF_INET, SOCK_STREAM)
+    count, _ = received(host(AF_INET), client, NODE[AF_INET], WINDOW_S)
+    assert count
 
 
 # ---- Other programs ---------------------------------------------------------

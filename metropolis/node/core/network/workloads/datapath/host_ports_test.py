@@ -332,7 +332,7 @@ class Node(Facts):
         ("u53=5353", "2001:db8::7", ("fd00:10:192::7", 5353), False),
         ("u53=5353", "2001:db8::7", ("fd00:10:192::8", 5353), True),
         ("u53=5353", "10.96.0.10", ("10.192.0.8", 5353), False),
-        # Of another port, or protocol.
+        # Flows of another port, or protocol.
         ("u54=5353", "192.0.2.7", None, False),
         ("t53=5353", "192.0.2.7", None, False),
         # Its own port of one address goes first; so does another workload's.

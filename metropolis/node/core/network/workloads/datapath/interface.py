@@ -182,6 +182,12 @@ class Datapath(Protocol):
         Raises NoIPv6 if IPv6 is off.
         """
 
+    def change(self, before: Record, now: Record) -> None:
+        """Give an attachment other texts of parts, or undo it and raise. A
+        start finds either these or those before, and repairs the rest. A
+        vanished link is no error.
+        """
+
     def leave(self, netns: Netns, records: Sequence[Record]) -> None:
         """Remove the routing rules of attachments in the open namespace, which
         are to be removed. Not an error if that is not possible: without the

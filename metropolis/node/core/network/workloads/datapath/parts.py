@@ -6,6 +6,7 @@ A part's module has a subclass of LinkPart, which gives the datapath:
     refuse     raises an error for what this node cannot do now
     sets       the nftables sets and maps that its elements are in
     requests   what an attach sends to set up the link, before the commit
+    change     what is sent when a call changes the text of an attachment
     elements   the nftables elements of an attachment
     companion  whether the attachment has a second link on the host
     findings   differences of the link from what `requests` set
@@ -77,6 +78,13 @@ class LinkPart(Part):
         """Return what to send to the host before the commit, in one batch with
         it. The link exists, is down, and has its name. A repair sends them
         again: they must succeed on a link that has the settings already.
+        """
+        return ()
+
+    def change(self, record: Record, before: str, now: str) -> Sequence[Request]:
+        """Return requests that change the link from one text to another, of
+        which one may be "". What they remove may be gone, or be another's: see
+        changes.
         """
         return ()
 
@@ -164,6 +172,14 @@ class Parts:
             for letter, text in record.parts
             for request in self._by_letter[letter].requests(record, text)
         ]
+
+    def change(self, before: Record, now: Record) -> Iterator[Request]:
+        """Yield the requests for all texts that differ."""
+        texts, others = dict(before.parts), dict(now.parts)
+        for letter in sorted(texts.keys() | others.keys()):
+            text, other = texts.get(letter, ""), others.get(letter, "")
+            if text != other:
+                yield from self._by_letter[letter].change(now, text, other)
 
     def elements(self, record: Record) -> list[Element]:
         """Return the elements of all parts."""

@@ -48,6 +48,7 @@ from osbase.netlink.link import Link, del_link
 from osbase.netlink.message import Request
 from osbase.netlink.neighbours import RTM_DELNEIGH
 from osbase.netlink.route import RTM_NEWROUTE, Route
+from osbase.netlink.shaping import del_clsact
 
 log = logging.getLogger(__name__)
 
@@ -120,8 +121,14 @@ class Restorer:
         having = [one.host_ifindex for one in planned.complete if self._parts.companion(one)]
         others = {link.ifindex for link in links} - set(removed)
         others.difference_update(one.host_ifindex for one in planned.complete)
+        living = {one.host_ifindex: one for one in planned.complete}
         for link in companions.orphans(links, having, others):
-            self._host.batch(del_link(link.ifindex, link.name), tolerate={errno.ENODEV})
+            requests = [del_link(link.ifindex, link.name)]
+            if (owner := living.get(companions.owner(link) or 0)) is not None:
+                # It has lost the text, and sends by this one. To a link that is
+                # gone, packets are dropped.
+                requests.insert(0, del_clsact(owner.host_ifindex, owner.host_interface))
+            self._host.batch(*requests, tolerate={errno.ENODEV, errno.ENOENT})
 
     def _remove_stale_elements(
         self, complete: Sequence[Record], held: Collection[int]

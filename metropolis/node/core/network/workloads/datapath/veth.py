@@ -28,6 +28,7 @@ from ipaddress import IPv4Address
 
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.datapath import (
+    changes,
     checks,
     companions,
     flows,
@@ -407,6 +408,13 @@ class KernelDatapath:
             other = self._host.link(companions.index_of(record.host_ifindex))
             links = {} if other is None else {other.ifindex: other}
         return queues.look(self._host, redirecting, links)
+
+    # ---- Change -------------------------------------------------------------
+
+    def change(self, before: Record, now: Record) -> None:
+        """See Datapath, and changes."""
+        with refusals(f"change {show(now.workload_id)}"):
+            changes.change(self._host, self._parts, before, now)
 
     # ---- Detach -------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 
     engine         the public face: start, close, settings, calls
       ├─ attach    reserve, create, settle
+      ├─ change    another text of a part, while the attachment lives
       ├─ detach    leave, cut off; then removals: remove, drop
       ├─ losses    what is left of those whose namespaces have ended
       ├─ collect   many removals
@@ -18,9 +19,9 @@
       └─ left_alone, readiness, locks, settings, numbers
 
 The ledger holds the mutex, and the datapath calls the kernel. They do not know
-each other: `attach`, `detach`, `collect` and `check`, and `engine` at a start
-and at events, call first one and then the other. So the mutex is never held
-across kernel work: build/lint checks that the ledger imports no netlink.
+each other: `attach`, `change`, `detach`, `collect` and `check`, and `engine` at
+a start and at events, call first one and then the other. So the mutex is never
+held across kernel work: build/lint checks that the ledger imports no netlink.
 Nothing here knows a veth, netlink, or an implementation of the datapath.
 
     locks       one lock per workload and per namespace, with a deadline

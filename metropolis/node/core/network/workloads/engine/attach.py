@@ -64,6 +64,7 @@ from metropolis.node.core.network.workloads.errors import (
     Unavailable,
 )
 from metropolis.node.core.network.workloads.model import AttachIntent, Attachment
+from metropolis.node.core.network.workloads.parts import is_of_request
 from metropolis.node.core.network.workloads.validate import show
 
 _INDEX_ATTEMPTS = 8
@@ -234,7 +235,7 @@ def _same_or_raise(record: Record, intent: AttachIntent, cookie: int) -> Attachm
     if record.netns_cookie != cookie:
         raise AlreadyExists(f"{operation}: exists in another network namespace")
     # The digest covers the parts, but the link may have lost a part's names.
-    if record.request != intent.digest() or record.parts != intent.parts:
+    if record.request != intent.digest() or not is_of_request(record.parts, intent.parts):
         ips, mac = ", ".join(map(str, record.ips)), record.mac.hex(":")
         with_parts = "".join(f", {show(f'{letter} {text}')}" for letter, text in record.parts)
         other_parts = ", or other parts" if record.parts or intent.parts else ""

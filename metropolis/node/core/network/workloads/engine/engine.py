@@ -14,6 +14,7 @@ from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.conditions import Conditions
 from metropolis.node.core.network.workloads.datapath.interface import Datapath, Scan
 from metropolis.node.core.network.workloads.engine.attach import Attacher
+from metropolis.node.core.network.workloads.engine.change import Changer
 from metropolis.node.core.network.workloads.engine.check import Checker
 from metropolis.node.core.network.workloads.engine.collect import Collector
 from metropolis.node.core.network.workloads.engine.detach import Detacher
@@ -28,7 +29,11 @@ from metropolis.node.core.network.workloads.engine.readiness import NOT_RUNNING,
 from metropolis.node.core.network.workloads.engine.removals import Removals
 from metropolis.node.core.network.workloads.engine.settings import Settings
 from metropolis.node.core.network.workloads.engine.watchers import BACKLOG, Watcher
-from metropolis.node.core.network.workloads.errors import Unavailable, WorkloadError
+from metropolis.node.core.network.workloads.errors import (
+    InvalidArgument,
+    Unavailable,
+    WorkloadError,
+)
 from metropolis.node.core.network.workloads.model import (
     AttachIntent,
     Attachment,
@@ -36,6 +41,7 @@ from metropolis.node.core.network.workloads.model import (
     Collected,
     IPAddress,
     IPNetwork,
+    PartText,
 )
 from metropolis.node.core.network.workloads.parts import check_texts
 from metropolis.node.core.network.workloads.validate import check_attach, check_detach, show
@@ -86,6 +92,7 @@ class Engine:
             self._removals,
             self._losses,
         )
+        self._changer = Changer(ledger, datapath, locks, self._left_alone, self._detacher)
         self._collector = Collector(ledger, locks, self._detacher, self._removals)
         self._checker = Checker(
             ledger, datapath, locks, conditions, self._left_alone, self._detacher, self._losses
@@ -249,6 +256,36 @@ class Engine:
             if not removed:
                 why = "no such interface, or in another namespace"
                 self._journal.failed("detach", workload_id, if_name, NOTHING, why, began)
+
+    def change(
+        self,
+        workload_id: str,
+        if_name: str,
+        part: PartText,
+        *,
+        time_remaining: TimeRemaining = forever,
+    ) -> None:
+        """Give an attachment's part another text, which the part's module made
+        for that (see parts.CHANGED). All or nothing; the same again does
+        nothing. Raises NotAttached.
+        """
+        began = time.perf_counter()
+        try:
+            check_detach(workload_id, "", if_name)
+            if not if_name:
+                raise InvalidArgument("if_name: is empty; say which interface", field="if_name")
+            check_texts(self._datapath.parts, [part])
+            self._readiness.refuse_unless_running()
+            now, is_new = self._changer.change(workload_id, if_name, *part, time_remaining)
+        except Exception as error:
+            self.failed("change", workload_id, if_name, error, began)
+            raise
+        if self._journal is not None:
+            if is_new:
+                self._journal.done("change", now, began)
+            else:
+                why = "it is so already"
+                self._journal.failed("change", workload_id, if_name, NOTHING, why, began)
 
     def settle(self) -> None:
         """Return when the links of all that was removed are gone."""

@@ -333,6 +333,13 @@ class Ledger:
             entry.move_to(State.REPAIRING)
             return entry
 
+    def change(self, entry: Entry, record: Record) -> None:
+        """Give an entry that a call is busy with a record with other texts."""
+        with self._mutex:
+            self._tables.replace(entry, record)
+            if entry.announced and not entry.gone:
+                self._publish(Kind.CHANGED, entry)
+
     # ---- The steps of a removal ---------------------------------------------
 
     def leave(self, entries: Iterable[Entry]) -> list[Entry]:

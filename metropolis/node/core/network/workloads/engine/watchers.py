@@ -34,6 +34,7 @@ class Kind(enum.Enum):
     ATTACHED = 3
     DETACHED = 4
     LOST = 5
+    CHANGED = 6
 
 
 @dataclass(frozen=True, slots=True)

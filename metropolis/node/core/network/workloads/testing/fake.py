@@ -106,9 +106,9 @@ class FakeDatapath:
     """Attachments in a FakeKernel. parts: see Datapath; what they add to a
     link, and find there, is not tried.
 
-    on_create, on_cut_off, on_remove: called within create (after the interface
-    is made), cut_off and remove (before it is); raise from them to fail the
-    call.
+    on_create, on_change, on_cut_off, on_remove: called within create (after the
+    interface is made), change, cut_off and remove (before it is); raise from
+    them to fail the call.
     undo_fails: a create that fails leaves its link behind. ipv6: the host's.
     repair_error: raised by repair.
     """
@@ -117,6 +117,7 @@ class FakeDatapath:
         self.kernel = kernel or FakeKernel()
         self._parts = Parts(parts)
         self.on_create: Callable[[Record], None] = lambda _: None
+        self.on_change: Callable[[Record], None] = lambda _: None
         self.on_cut_off: Callable[[Sequence[Record]], None] = lambda _: None
         self.on_remove: Callable[[Sequence[Record]], None] = lambda _: None
         self.ipv6 = True
@@ -257,6 +258,13 @@ class FakeDatapath:
             for one in self._parts.elements(record)
             if self.kernel.elements.get((one.set, one.key)) != (record.host_ifindex, one)
         ]
+
+    def change(self, before: Record, now: Record) -> None:
+        """See Datapath."""
+        self.on_change(now)
+        with self.kernel.lock:
+            if before.host_ifindex in self.kernel.links:
+                self.kernel.links[before.host_ifindex] = now
 
     def leave(self, netns: Netns, records: Sequence[Record]) -> None:
         """See Datapath: there are no rules."""
