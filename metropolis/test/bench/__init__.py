@@ -2,6 +2,7 @@
 """Benchmarks: what the product costs, beside the kernel's floor and its peers.
 
     attach      one attach and detach, through every interface
+    limits      what bandwidth limits let through, and the wait in their queues
     links       kinds of links for a pod: veth, netkit
     packets     the cost of the rule set per packet
     runtimes    whole pods, with containerd and with other runtimes' networks
