@@ -30,8 +30,8 @@ class Cell:
 class Sample:
     """One stream. sent, received: of the rate, within its first second, what
     the limit passed and what its receiver got. worst: what the limit passed in
-    the 100 ms with the most. idle_ms, loaded_ms: the time from a question to its
-    answer, without the stream and beside it.
+    the 100 ms with the most. idle_ms, loaded_ms: the time from a question to
+    its answer, without the stream and beside it.
     """
 
     sent: float
