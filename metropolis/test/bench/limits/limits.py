@@ -10,9 +10,9 @@ sent: what the limit has passed in the first second of a stream, bytes of IP
 packets by the count of its queueing discipline, as a share of the rate.
 received: what the stream's receiver got, with the headers of its packets; the
 rest was dropped, and is sent again later, or is under way. worst 100 ms: the
-most that the limit passed within 100 ms, from the first byte on. Round trips are of
-datagrams through the same limit, 10 ms apart, in ms: without the stream, and
-beside it.
+most that the limit passed within 100 ms, from the first byte on. Round trips
+are of datagrams through the same limit, 10 ms apart, in ms: without the stream,
+and beside it.
 
 Both ends and the node share this machine's processors: at rates beyond what
 these can do, figures are lower than the limit allows.
