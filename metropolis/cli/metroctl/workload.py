@@ -90,11 +90,11 @@ def add_arguments(nouns: Any, common: argparse.ArgumentParser) -> None:
         "interface", nargs="?", default="eth0", metavar="INTERFACE", type=_text,
         help="its interface; default: %(default)s",
     )  # fmt: skip
-    for name, what in (("--ingress", "receives"), ("--egress", "sends")):
-        limit.add_argument(
-            name, metavar="RATE", type=_bits, default=0,
-            help=f"of what it {what}, bits of IP packets per second, such as 500k, 10M, 1G",
-        )  # fmt: skip
+    rate = {"metavar": "RATE", "type": _bits, "default": 0}
+    limit.add_argument(
+        "--ingress", help="what it receives, bits of IP packets per second: 500k, 10M, 1G", **rate
+    )
+    limit.add_argument("--egress", help="what it sends, the same", **rate)
 
 
 _UNITS: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}

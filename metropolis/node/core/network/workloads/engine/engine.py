@@ -220,7 +220,8 @@ class Engine:
                 self._journal.done(verb(intent.owner), made, began)
             else:
                 why = "it is attached already, by the same request"
-                self._journal.failed("attach", made.workload_id, made.if_name, NOTHING, why, began)
+                what = verb(intent.owner)
+                self._journal.failed(what, made.workload_id, made.if_name, NOTHING, why, began)
         return made
 
     def detach(
@@ -282,7 +283,9 @@ class Engine:
             raise
         if self._journal is not None:
             if is_new:
-                self._journal.done("change", now, began)
+                names = {one.letter: one.name for one in self._datapath.parts}
+                detail = f"{names[part[0]]} {part[1]}"
+                self._journal.done("change", now, began, detail)
             else:
                 why = "it is so already"
                 self._journal.failed("change", workload_id, if_name, NOTHING, why, began)

@@ -72,7 +72,7 @@ class Lines:
 
 
 # The arguments of `done` and `failed`, the time, and what the call took, ms.
-type _Done = tuple[str, Interface, float, float]
+type _Done = tuple[str, Interface, str, float, float]
 type _Failed = tuple[str, str, str, str, str, float, float]
 
 
@@ -94,9 +94,11 @@ class Journal:
         self._failures: Counter[tuple[str, str]] = Counter()
         self._window_ends = 0.0
 
-    def done(self, what: str, interface: Interface, began: float) -> None:
-        """Add an interface that was attached or removed; what: the call."""
-        self._add((what, interface, time.time(), (time.perf_counter() - began) * 1000))
+    def done(self, what: str, interface: Interface, began: float, detail: str = "") -> None:
+        """Add an interface that was attached, changed or removed. what: the
+        call. detail: instead of its addresses.
+        """
+        self._add((what, interface, detail, time.time(), (time.perf_counter() - began) * 1000))
 
     def failed(
         self, what: str, workload_id: str, if_name: str, kind: str, why: str, began: float
@@ -185,9 +187,9 @@ class Journal:
     def _lines(self, *, last: bool) -> Iterator[tuple[float, int, str]]:
         while self._queue:
             one = self._queue.popleft()
-            if len(one) == 4:
-                what, interface, when, took_ms = one
-                yield when, logging.INFO, _text(what, interface, took_ms)
+            if len(one) == 5:
+                what, interface, detail, when, took_ms = one
+                yield when, logging.INFO, _text(what, interface, detail, took_ms)
             else:
                 yield from self._failure(one)
         with self._left_out_mutex:
@@ -215,7 +217,9 @@ class Journal:
         self._failures.clear()
 
 
-_PAST: Final = {"attach": "attached", "ADD": "attached", "detach": "detached"}
+_PAST: Final = {
+    "attach": "attached", "ADD": "attached", "change": "changed", "detach": "detached",
+}  # fmt: skip
 
 
 def verb(owner: str) -> str:
@@ -223,11 +227,11 @@ def verb(owner: str) -> str:
     return "attach" if owner == OWNER_API else "ADD"
 
 
-def _text(what: str, one: Interface, took_ms: float) -> str:
-    addresses = ", ".join(_address(ip) for ip in one.ips)
+def _text(what: str, one: Interface, detail: str, took_ms: float) -> str:
+    detail = detail or ", ".join(_address(ip) for ip in one.ips)
     return (
         f"{what} {_name(one.workload_id)} {_name(one.if_name)}: {_PAST.get(what, 'removed')} "
-        f"in {took_ms:.2f} ms: {addresses} on {one.host_interface}"
+        f"in {took_ms:.2f} ms: {detail} on {one.host_interface}"
     )
 
 

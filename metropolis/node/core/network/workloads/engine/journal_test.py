@@ -5,7 +5,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from metropolis.node.core.main import ConsoleFormatter
+from metropolis.node.core.network.workloads.datapath.bandwidth import PART
+from metropolis.node.core.network.workloads.datapath.parts import LinkPart
 from metropolis.node.core.network.workloads.engine import journal
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.engine.journal import FAILURES, Journal
@@ -60,8 +62,8 @@ def kept() -> Iterator[Kept]:
 class World:
     """An engine with a namespace `/0`."""
 
-    def __init__(self, written: Journal) -> None:
-        self.datapath = FakeDatapath()
+    def __init__(self, written: Journal, parts: Sequence[LinkPart] = ()) -> None:
+        self.datapath = FakeDatapath(parts=parts)
         self.datapath.kernel.add_netns("/0")
         self.engine = Engine(self.datapath, journal=written)
         self.engine.set_prefixes([ip_network("10.0.0.0/24"), ip_network("fd00::/112")])
@@ -109,6 +111,25 @@ def test_each_call_has_a_line(kept: Kept) -> None:
     assert found[10].startswith(r"W detach 'w\n\x1b[2J' eth0: INVALID_ARGUMENT in N ms: ")
     assert len(found) == 11
     assert all(line.isprintable() for line in kept.lines)
+
+
+def test_changes_have_a_line(kept: Kept) -> None:
+    world = World(Journal(), (PART,))
+    made = world.attach("web-1", owner="cni pods")
+    world.attach("web-1", owner="cni pods")
+    world.engine.change("web-1", "eth0", ("b", "=i1000000"))
+    world.engine.change("web-1", "eth0", ("b", "=i1000000"))
+    with pytest.raises(WorkloadError):
+        world.engine.change("web-2", "eth0", ("b", "="))
+    world.engine.close()
+    link = made.rpartition(" ")[2]
+    assert without_times(kept.texts()) == [
+        f"I ADD web-1 eth0: attached in N ms: {made}",
+        "I ADD web-1 eth0: nothing to do in N ms: it is attached already, by the same request",
+        f"I change web-1 eth0: changed in N ms: bandwidth =i1000000 on {link}",
+        "I change web-1 eth0: nothing to do in N ms: it is so already",
+        "W change web-2 eth0: NOT_FOUND in N ms: change 'web-2': has no interface 'eth0'",
+    ]
 
 
 def test_what_the_kernel_refused(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
