@@ -8,15 +8,22 @@ entry the next packet is looked up.
 
     correct   after a beginning, delete those that go elsewhere
     forget    after an end, delete those that go to the workload
+    forget_left_over   at a start, those that elements of no attachment led
 
-Others stay, and so do flows that began a moment ago and are right: to delete
-the entry of a flow that is well harms it, see osbase.conntrack.delete.
+Others stay: to delete the entry of a flow that is well harms it, see
+osbase.conntrack.delete. So after a beginning flows that were led are looked at
+one by one, which takes long, and only where they may be another workload's.
+What was led to a workload that has ended is deleted with it, before its link
+is: a start finds the link, and does it again.
 """
 
+import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
+from metropolis.node.core.network.workloads.datapath.elements import Found
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.datapath.parts import HostFacts, Parts
 from metropolis.node.core.network.workloads.validate import show
@@ -34,9 +41,12 @@ def correct(parts: Parts, record: Record, sockets: SocketPool, host: HostFacts) 
     and that go elsewhere. An error is logged, since the attachment is as it
     should be without it. sockets: netfilter's.
     """
-    filters = list(parts.flows(record, begins=True))
-    if filters:
-        _delete(record, filters, sockets, parts.stale(record, host))
+    what = f"workload {show(record.workload_id)}: flows to its ports stay"
+    with _logged(what):
+        if filters := list(parts.flows(record, begins=True)):
+            _delete(filters, sockets)
+        if filters := parts.taken_over(record, host):
+            _delete(filters, sockets, parts.stale(record, host))
 
 
 def forget(parts: Parts, records: Iterable[Record], sockets: SocketPool) -> None:
@@ -46,18 +56,31 @@ def forget(parts: Parts, records: Iterable[Record], sockets: SocketPool) -> None
     having = [one for one in records if one.parts]
     filters = [one for record in having for one in parts.flows(record, begins=False)]
     if filters:
-        _delete(having[0], filters, sockets)
+        with _logged(f"workload {show(having[0].workload_id)}: flows to its ports stay"):
+            _delete(filters, sockets)
 
 
-def _delete(
-    record: Record,
-    filters: Sequence[Filter],
-    sockets: SocketPool,
-    choose: Choice | None = None,
+def forget_left_over(
+    parts: Parts, gone: Iterable[Found], sockets: SocketPool, host: HostFacts
 ) -> None:
+    """Delete the entries of flows that elements led, which are gone. For the
+    rest see `correct`.
+    """
+    if filters := parts.left_over(gone):
+        is_local = cache(host.is_local)
+        with _logged("flows to ports of nobody stay"):
+            _delete(filters, sockets, lambda flow: is_local(flow.destination))
+
+
+def _delete(filters: Sequence[Filter], sockets: SocketPool, choose: Choice | None = None) -> None:
     from osbase.conntrack import delete  # most attachments need it not
 
+    delete.delete(filters, sockets, choose)
+
+
+@contextlib.contextmanager
+def _logged(what: str) -> Iterator[None]:
     try:
-        delete.delete(filters, sockets, choose)
+        yield
     except (NetlinkError, OSError) as error:
-        log.warning("workload %s: flows to its ports stay: %s", show(record.workload_id), error)
+        log.warning("%s: %s", what, error)

@@ -19,12 +19,13 @@ The text of the part is in workloads.host_ports.
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, ip_address
 from typing import TYPE_CHECKING, Final
 
 from metropolis.node import allocs
-from metropolis.node.core.network.workloads.datapath.elements import Element, NftSet
+from metropolis.node.core.network.workloads.datapath.elements import Element, Found, NftSet
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.datapath.parts import HostFacts, LinkPart
 from metropolis.node.core.network.workloads.errors import FailedPrecondition
@@ -157,26 +158,41 @@ class HostPorts(LinkPart):
         again, by another port; by UDP and SCTP it may go on as it was.
 
         A flow is found by the port that its client sent to, which is the
-        node's. Those that are only masqueraded, as of workloads that ask a DNS
-        server outside, are no candidates: there may be many.
+        node's. When a port begins to lead here, those that were not led are
+        stale. Those that are masqueraded are not touched, as of workloads that
+        ask a DNS server outside.
         """
-        pairs = [pair for pair in _pairs(text, record.ips) if pair[0].protocol in _STALE]
-        if not pairs:
-            return ()
-        from osbase.conntrack.delete import Filter  # few attaches need it
-
         return [
-            Filter(
-                _STALE[one.protocol],
-                ip.version,
-                one.host_port,
-                None if one.any else one.host_ip,
-                led,
-                None if begins else ip,
-            )
-            for one, ip in pairs
-            for led in ((True, False) if begins else (True,))
+            _filter(one, ip, led=False) if begins else replace(_filter(one, ip, led=True), to=ip)
+            for one, ip in _pairs(text, record.ips)
+            if one.protocol in _STALE
         ]
+
+    def taken_over(self, record: Record, text: str, host: HostFacts) -> Sequence[Filter]:
+        """See LinkPart: the port of an address, if another workload has that
+        of all addresses.
+        """
+        return [
+            _filter(one, ip, led=True)
+            for one, ip in _pairs(text, record.ips)
+            if one.protocol in _STALE and one.host_ip is not None and _by_any(one.host_ip)
+            if not one.any
+            and host.has_element(ANY[ip.version], _KEY.pack(_STALE[one.protocol], one.host_port))
+        ]
+
+    def left_over(self, found: Found) -> Sequence[Filter]:
+        """See LinkPart."""
+        for version, size in ((4, 4), (6, 16)):
+            address = found.key[: -_KEY.size]
+            whole = len(found.key) in (_KEY.size, size + _KEY.size)
+            if whole and found.set in (ANY[version], AT[version]):
+                protocol, port = _KEY.unpack_from(found.key, len(address))
+                if protocol in _STALE.values():
+                    from osbase.conntrack.delete import Filter
+
+                    to = ip_address(address) if address else None
+                    return [Filter(protocol, version, port, to, led=True)]
+        return ()
 
     def stale(self, record: Record, text: str, host: HostFacts) -> Choice:
         """See LinkPart. The order of looking up is the table's."""
@@ -197,6 +213,13 @@ class HostPorts(LinkPart):
             return flow.led_to is None or flow.led_to[0].packed + _PORT.pack(flow.led_to[1]) != to
 
         return goes_elsewhere
+
+
+def _filter(one: Mapping, ip: IPAddress, *, led: bool) -> Filter:
+    from osbase.conntrack.delete import Filter  # few attaches need it
+
+    address = None if one.any else one.host_ip
+    return Filter(_STALE[one.protocol], ip.version, one.host_port, address, led)
 
 
 def _pairs(text: str, ips: Sequence[IPAddress]) -> Iterator[tuple[Mapping, IPAddress]]:

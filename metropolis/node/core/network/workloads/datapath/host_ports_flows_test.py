@@ -23,7 +23,7 @@ from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.host_ports import Mapping, part_of
 from metropolis.node.core.network.workloads.model import AttachIntent
-from metropolis.node.core.network.workloads.testing.lab import Pod, pods
+from metropolis.node.core.network.workloads.testing.lab import Pod, await_equal, pods
 from osbase import conntrack
 from osbase.conntrack import delete
 from osbase.nftables import Nftables
@@ -65,14 +65,22 @@ def outside() -> Iterator[Pod]:
     conntrack.flush()  # a workload's late answer has made an entry of its own
 
 
-@pytest.fixture
-def engine() -> Iterator[Engine]:
+@contextlib.contextmanager
+def started() -> Iterator[Engine]:
     made = Engine(KernelDatapath((PART,)))
     made.start()
     made.set_prefixes([ip_network("10.9.0.0/24"), ip_network("fd00:9::/120")])
-    yield made
-    made.collect(lambda *_: False)
-    made.close()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with started() as made:
+        yield made
+        made.collect(lambda *_: False)
 
 
 @dataclass
@@ -243,6 +251,28 @@ def test_one_address_is_taken_from_the_port_of_all(
         Talk(client, one, version).ask(b"to w2")
         engine.detach("w2", until_gone=True)
         Talk(client, all_others, version).ask(b"to w1 again")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("host_ip", [False, True])
+def test_a_workload_that_ended_while_the_service_was_away(
+    outside: Pod, version: int, host_ip: bool
+) -> None:
+    """Its port's flow goes to the next workload."""
+    at = NODE[version] if host_ip else None
+    with client_of(outside, version) as client, pods(2) as made:
+        with started() as engine, server(made[0], version) as serving:
+            serving.settimeout(10)
+            attach(engine, made[0], "w1", at)
+            Talk(client, serving, version).ask(b"to w1")
+        made[0].close()
+        assert await_equal(lambda: "wl" in sh("ip -br link"), False) is False
+        with started() as engine, server(made[1], version) as serving:
+            serving.settimeout(10)
+            client.sendto(b"to nobody", (NODE[version], HOST_PORT))
+            attach(engine, made[1], "w2", at)
+            Talk(client, serving, version).ask(b"to w2")
+            engine.collect(lambda *_: False, until_gone=True)
 
 
 @pytest.mark.parametrize("version", [4, 6])

@@ -10,7 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metropolis.node.core.network.workloads.datapath.elements import Element, NftSet, unpack
+from metropolis.node.core.network.workloads.datapath.elements import (
+    Element,
+    NftSet,
+    found_of,
+    unpack,
+)
 from metropolis.node.core.network.workloads.datapath.host_ports import PART
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.errors import FailedPrecondition, InvalidArgument
@@ -287,6 +292,37 @@ def test_a_socket_of_both_families(text: str, ips: str) -> None:
         PART.refuse(record(text, IPS[ips]), text, Both(nginx=("tcp", 80, "::")))
 
 
+def test_ports_of_one_address_are_taken_over() -> None:
+    """From a workload with the port of all addresses; not TCP, nor others'."""
+    asked = [("sctp", 53, NODE6), ("tcp", 53, NODE), ("udp", 53, NODE), ("udp", 53, NODE6),
+             ("udp", 54, NODE)]  # fmt: skip
+    text = text_of([Mapping(protocol, port, 1, ip) for protocol, port, ip in asked])
+    theirs = text_of([Mapping(protocol, 53, 9) for protocol in ("udp", "sctp", "tcp")])
+    some, others = Node(*PART.elements(record(""), theirs)), Node()
+    assert set(PART.taken_over(record(text), text, some)) == {
+        Filter(17, 4, 53, NODE, True), Filter(17, 6, 53, NODE6, True),
+        Filter(132, 6, 53, NODE6, True),
+    }  # fmt: skip
+    assert not PART.taken_over(record(text), text, others)
+    assert not PART.taken_over(record("u53=1"), "u53=1", some)
+
+
+def test_what_an_element_has_led() -> None:
+    text = text_of(
+        [
+            Mapping("sctp", 53, 1),
+            Mapping("tcp", 53, 1),
+            Mapping("udp", 54, 1, NODE),
+            Mapping("udp", 55, 1, NODE6),
+        ]
+    )
+    found = [found_of(7, one) for one in PART.elements(record(text), text)]
+    assert {one for each in found for one in PART.left_over(each)} == {
+        Filter(132, 4, 53, None, True), Filter(132, 6, 53, None, True),
+        Filter(17, 4, 54, NODE, True), Filter(17, 6, 55, NODE6, True),
+    }  # fmt: skip
+
+
 LOCAL = {
     ip_address(one)
     for one in ("192.0.2.7", "192.0.2.8", "127.0.0.1", "127.0.0.2", "169.254.77.1",
@@ -379,21 +415,16 @@ def test_stale_flows_are_of_the_nodes_port() -> None:
             Mapping("udp", 55, 5555, NODE),
         ]
     )
-    begins = {
-        Filter(protocol, version, port, host_ip, led)
-        for led in (True, False)
-        for protocol, version, port, host_ip in (
-            (17, 4, 53, None),
-            (17, 6, 53, None),
-            (132, 6, 99, NODE6),
-            (17, 4, 54, None),
-            (17, 4, 55, NODE),
-        )
-    }
+    keys = ((17, 4, 53, None), (17, 6, 53, None), (132, 6, 99, NODE6), (17, 4, 54, None),
+            (17, 4, 55, NODE))  # fmt: skip
     to = {ip.version: ip for ip in IPS["46"]}
-    ends = {replace(one, to=to[one.version]) for one in begins if one.led}
-    assert set(PART.flows(record(text), text, begins=False)) == ends
-    assert set(PART.flows(record(text), text, begins=True)) == begins
+    ends = {Filter(*key) for key in keys}
+    assert set(PART.flows(record(text), text, begins=True)) == {
+        replace(one, led=False) for one in ends
+    }
+    assert set(PART.flows(record(text), text, begins=False)) == {
+        replace(one, led=True, to=to[one.version]) for one in ends
+    }
     text = text_of([Mapping("udp", 53, 5353)])
     of_ipv6 = list(PART.flows(record(text, IPS["6"]), text, begins=False))
     assert of_ipv6 == [Filter(17, 6, 53, led=True, to=IPS["6"][0])]

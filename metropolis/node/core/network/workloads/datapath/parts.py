@@ -12,7 +12,9 @@ A part's module has a subclass of LinkPart, which gives the datapath:
     findings   differences of the link from what `requests` set
     queue_findings   the same, of queueing disciplines and the second link
     flows      tracked flows to delete when the elements have come or gone
-    stale      which of these, when they have come, go elsewhere
+    taken_over tracked flows of which some may go elsewhere, when they have come
+    stale      which of these do
+    left_over  those that an element led whose attachment is gone
 
 The datapath does the rest, in the same way for all parts. It writes the texts
 on the link and reads them from it. It creates the elements of all parts before
@@ -26,7 +28,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from metropolis.node.core.network.workloads.datapath import names
-from metropolis.node.core.network.workloads.datapath.elements import Element, NftSet
+from metropolis.node.core.network.workloads.datapath.elements import Element, Found, NftSet
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.errors import InvalidArgument
 from metropolis.node.core.network.workloads.model import Finding, IPAddress, PartText
@@ -109,19 +111,29 @@ class LinkPart(Part):
         return ()
 
     def flows(self, record: Record, text: str, *, begins: bool) -> Sequence[Filter]:
-        """Return filters for the tracked flows that the elements concern, and
-        whose packets the kernel would send where they went before. begins: the
-        elements were created, and `stale` says which; else they are gone,
-        and all flows go.
+        """Return filters for tracked flows whose packets the kernel would send
+        where they went before. begins: the elements were created; else they are
+        gone. Why no other flow may match: see osbase.conntrack.delete.
+        """
+        return ()
+
+    def taken_over(self, record: Record, text: str, host: HostFacts) -> Sequence[Filter]:
+        """Return filters for tracked flows that had to go to another attachment
+        before the elements were created; `stale` says which still do.
         """
         return ()
 
     def stale(self, record: Record, text: str, host: HostFacts) -> Choice:
         """Return a function of a flow: whether its next packet would go
-        elsewhere if it were the first. Why no other may be deleted: see
-        osbase.conntrack.delete.
+        elsewhere if it were the first.
         """
         return lambda _: False
+
+    def left_over(self, found: Found) -> Sequence[Filter]:
+        """Return filters for the tracked flows that an element led, which was
+        of no attachment and is gone. Those to addresses of the host are meant.
+        """
+        return ()
 
 
 class Parts:
@@ -216,6 +228,24 @@ class Parts:
         """Yield the filters of all parts."""
         for letter, text in record.parts:
             yield from self._by_letter[letter].flows(record, text, begins=begins)
+
+    def taken_over(self, record: Record, host: HostFacts) -> list[Filter]:
+        """Return the filters of all parts."""
+        return [
+            one
+            for letter, text in record.parts
+            for one in self._by_letter[letter].taken_over(record, text, host)
+        ]
+
+    def left_over(self, gone: Iterable[Found]) -> list[Filter]:
+        """Return the filters of all elements."""
+        return [
+            one
+            for found in gone
+            for part in self.all
+            if found.set in part.sets
+            for one in part.left_over(found)
+        ]
 
     def stale(self, record: Record, host: HostFacts) -> Choice:
         """Return a function of a flow: whether a part says so."""

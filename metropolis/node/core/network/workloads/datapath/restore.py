@@ -20,6 +20,7 @@ from dataclasses import replace
 from metropolis.node.core.network.reconcile.ward import Allow, Repair
 from metropolis.node.core.network.workloads.datapath import (
     companions,
+    flows,
     observe,
     plan,
     queues,
@@ -31,6 +32,7 @@ from metropolis.node.core.network.workloads.datapath.elements import (
     Found,
     found_of,
 )
+from metropolis.node.core.network.workloads.datapath.facts import KernelFacts
 from metropolis.node.core.network.workloads.datapath.host import Host, forwards, refusals
 from metropolis.node.core.network.workloads.datapath.interface import LockIfIdle, Record, Scan
 from metropolis.node.core.network.workloads.datapath.parts import Parts
@@ -74,6 +76,7 @@ class Restorer:
         self._host = host
         self._parts = parts
         self._elements = elements
+        self._facts = KernelFacts(host, elements)
         # Host indexes of attachments with an address to which another program
         # had a route before a start.
         self._contested: set[int] = set()
@@ -155,6 +158,8 @@ class Restorer:
             self._elements.destroy(stale)
         except WorkloadError as refused:
             errors = dict.fromkeys(self._elements.present(), str(refused))
+        gone = [one for one in stale if one not in errors]
+        flows.forget_left_over(self._parts, gone, self._elements.sockets, self._facts)
         for one in stale:
             yield Repair(str(one), f"{one}: is of no attachment", errors.get(one, ""))
 

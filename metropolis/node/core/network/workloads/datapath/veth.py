@@ -453,8 +453,8 @@ class KernelDatapath:
         if not records:
             return
         self._destroy_elements(records)
-        self._remover.remove(records)
         flows.forget(self._parts, records, self._elements.sockets)
+        self._remover.remove(records)
         self._bare.difference_update([record.host_ifindex for record in records])
 
     def clean_up(self, record: Record) -> None:
