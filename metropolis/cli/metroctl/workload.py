@@ -81,32 +81,36 @@ def add_arguments(nouns: Any, common: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     limit = verbs.add_parser(
         "limit", help="limit what a workload receives and sends", **shared,
-        description="Replace the limits of a workload's interface, at once; open connections stay. "
-        "Without a rate for a direction there is no limit. They last until the next call, or "
-        "until the workload is detached. Prints the attachment as it is then.",
+        description="Set the limits of a workload's interface, at once; open connections stay. "
+        "A direction that is not given keeps its limit. They last until the next call, or until "
+        "the workload is detached. Prints the attachment as it is then.",
     )  # fmt: skip
     limit.add_argument("workload", metavar="WORKLOAD", type=_text, help="as in `list`")
     limit.add_argument(
         "interface", nargs="?", default="eth0", metavar="INTERFACE", type=_text,
         help="its interface; default: %(default)s",
     )  # fmt: skip
-    rate = {"metavar": "RATE", "type": _bits, "default": 0}
+    rate = {"metavar": "RATE", "type": _bits}
     limit.add_argument(
-        "--ingress", help="what it receives, bits of IP packets per second: 500k, 10M, 1G", **rate
-    )
-    limit.add_argument("--egress", help="what it sends, the same", **rate)
+        "--ingress", **rate,
+        help="of what it receives, bits of IP packets per second: 500k, 10M, 1G; 0: no "
+        "limit; default: as it is",
+    )  # fmt: skip
+    limit.add_argument("--egress", help="of what it sends, the same; default: as it is", **rate)
 
 
-_UNITS: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+_UNITS: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def _bits(argument: str) -> int:
     """Read a rate, in bits per second: a whole number, and a unit as in `list`,
     or without its `bit`.
     """
-    found = re.fullmatch(r"([0-9]{1,13})([kMG]?)(?:bit)?", argument)
+    found = re.fullmatch(r"([0-9]{1,13})([kMGT]?)(?:bit)?", argument)
     if found is None:
-        raise argparse.ArgumentTypeError(f"{argument!a} is no rate, such as 500k, 10M or 1G")
+        raise argparse.ArgumentTypeError(
+            f"{argument!a}: want a whole number with k, M, G or T, such as 500k, 10M or 1G"
+        )
     return int(found[1]) * _UNITS[found[2]]
 
 
@@ -121,6 +125,8 @@ def _text(argument: str) -> str:
 
 def run(given: argparse.Namespace) -> Iterator[Answer]:
     """Ask the service; yield what it answers. Raises FailedError."""
+    if given.verb == "limit" and given.ingress is given.egress is None:
+        raise FailedError("which limit? give --ingress RATE, --egress RATE, or both", _UNKNOWN)
     path = getattr(given, "socket", allocs.WORKLOAD_SOCKET)
     # `bazel run` changes the directory.
     path = os.path.abspath(os.path.join(os.environ.get("BUILD_WORKING_DIRECTORY", "."), path))
@@ -195,9 +201,8 @@ class Service:
         request = self.pb.CheckRequest(workload_id=workload_id)
         return self._call("Check", request, self.pb.CheckResponse)
 
-    def set_bandwidth(self, workload_id: str, if_name: str, ingress: int, egress: int) -> None:
-        """Set the limits of an interface, bits per second; 0: none."""
-        limits = self.pb.Bandwidth(ingress_rate=ingress, egress_rate=egress)
+    def set_bandwidth(self, workload_id: str, if_name: str, limits: Any) -> None:
+        """Replace the limits of an interface."""
         request = self.pb.SetBandwidthRequest(
             workload_id=workload_id, if_name=if_name, bandwidth=limits
         )
@@ -243,13 +248,28 @@ def _ask(service: Service, given: argparse.Namespace) -> Iterator[Answer]:
         yield from watched(service.watch())
         raise _EndedError("the watch ended")
     elif given.verb == "limit":
-        service.set_bandwidth(given.workload, given.interface, given.ingress, given.egress)
-        key = (given.workload, given.interface)
-        yield listing(one for one in service.list() if (one.workload_id, one.if_name) == key)
+        yield _limit(service, given)
     elif given.workload:
         yield checked(service.check(given.workload))
     else:
         yield checked(_check_all(service))
+
+
+def _limit(service: Service, given: argparse.Namespace) -> Answer:
+    key = (given.workload, given.interface)
+
+    def listed() -> list[Any]:
+        return [one for one in service.list() if (one.workload_id, one.if_name) == key]
+
+    limits = service.pb.Bandwidth()
+    for one in listed():
+        limits.CopyFrom(one.bandwidth)
+    for way in ("ingress", "egress"):
+        if (rate := getattr(given, way)) is not None:
+            setattr(limits, f"{way}_rate", rate)
+            setattr(limits, f"{way}_burst", 0)
+    service.set_bandwidth(*key, limits)
+    return listing(listed())
 
 
 def _check_all(service: Service) -> Any:

@@ -156,9 +156,11 @@ def test_limits_are_changed(world: World) -> None:
     world.engine.attach(AttachIntent("web", "/0", "net1"))
     for options, shown in (
         (["--ingress", "10M", "--egress", "500k"], "in 10Mbit,out 500kbit"),
-        (["--egress", "1G"], "out 1Gbit"),
-        ([], "-      -"),
+        (["--egress", "1G"], "in 10Mbit,out 1Gbit"),
+        (["--ingress", "0"], "out 1Gbit"),
+        (["--egress", "0"], "-      -"),
         (["--ingress", "8kbit"], "in 8kbit"),
+        (["--egress", "1T"], "in 8kbit,out 1000Gbit"),
     ):
         number, text = world.run("limit", "web", "net1", *options)
         assert number == 0
@@ -166,9 +168,10 @@ def test_limits_are_changed(world: World) -> None:
         assert world.run("list") == (0, text)
     before = world.run("list")
     for arguments, number, told in (
-        (["nosuch"], 2, "change 'nosuch': has no interface 'eth0'"),
-        (["web"], 2, "change 'web': has no interface 'eth0'"),
+        (["nosuch", "--egress", "0"], 2, "workload 'nosuch': is not attached"),
+        (["web", "--egress", "0"], 2, "workload 'web': has no interface 'eth0'; it has 'net1'"),
         (["web", "net1", "--ingress", "1k"], 2, "ingress_rate 1000: must be 8000 to"),
+        (["web", "net1"], 2, "which limit? give --ingress RATE, --egress RATE, or both"),
     ):
         found = main.main(["workload", "--socket", str(world.socket), "limit", *arguments])
         assert found == number

@@ -13,8 +13,10 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from ipaddress import ip_address
 
+from metropolis.node.core.network.workloads.bandwidth import RATE_MAX, RATE_MIN
 from metropolis.test.kubelet.document import DocumentError, Value, read
 
 # RFC 1123, as k8s.io/apimachinery/pkg/util/validation has it.
@@ -24,6 +26,12 @@ _KEY_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _PORT_NAME = re.compile(r"(?!.*--)(?=.*[a-z])[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?")
 _ENV_NAME = re.compile(r"[^=\x00-\x1f\x7f-\U0010ffff]+")
+_LIMITS = ("kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth")
+# k8s.io/apimachinery/pkg/api/resource, without exponents.
+_SUFFIXES: dict[str, Decimal | int] = {"m": Decimal("0.001"), "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+             "P": 10**15, "E": 10**18, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
+             "Pi": 2**50, "Ei": 2**60}  # fmt: skip
+_QUANTITY = re.compile(rf"([0-9]{{1,18}}(?:\.[0-9]{{1,9}})?)({'|'.join(_SUFFIXES)})")
 # It becomes part of a path.
 _UID = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
 # Path components and a tag or digest, of any registry.
@@ -288,6 +296,21 @@ def _label_value(at: _At) -> str:
     return at.matching(_LABEL_VALUE, "at most 63 of A-Z, a-z, 0-9, '-', '_' and '.'")
 
 
+def _annotation(at: _At) -> str:
+    """Return the text; those of limits are what the network can do, too."""
+    text = at.text()
+    key = at.path.rpartition("['")[2].removesuffix("']")
+    if key.startswith("kubernetes.io/") and key.endswith("-bandwidth"):
+        if key not in _LIMITS:
+            (close,) = difflib.get_close_matches(key, _LIMITS, 1, 0.0)
+            at.fault(f"is not known; did you mean {close}?")
+        elif (found := _QUANTITY.fullmatch(text)) is None:
+            at.fault(f"{text!r}: want bits per second as a quantity, such as 10M")
+        elif not RATE_MIN <= Decimal(found[1]) * _SUFFIXES[found[2]] <= RATE_MAX:
+            at.fault(f"{text!r}: want 8k to 1T")
+    return text
+
+
 def _pod(at: _At) -> Pod:
     top = at.fields("apiVersion", "kind", "metadata", "spec")
     for name, want in (("apiVersion", "v1"), ("kind", "Pod")):
@@ -320,7 +343,7 @@ def _metadata(at: _At) -> dict[str, object]:
     if "labels" in found:
         made["labels"] = found["labels"].map_of_texts(_label_value)
     if "annotations" in found:
-        texts = found["annotations"].map_of_texts(_At.text)
+        texts = found["annotations"].map_of_texts(_annotation)
         made["annotations"] = texts
         if (
             sum(len(k.encode()) + len(v.encode()) for k, v in texts.items())

@@ -165,7 +165,7 @@ def stay(steps: Steps) -> None:
     # its commands would inherit.
     former = signal.signal(signal.SIGINT, lambda number, frame: None)
     steps.say(
-        "metroctl workload list | check | status          the service's own view\n"
+        "metroctl workload list|check|watch|status|limit  the service's own view\n"
         f"ip netns exec {WORKLOADS[0]} ip address          a command in a workload's network\n"
         f"less {place.LOG}                   node core's log\n"
         "in another terminal, outside of ./bazelw, another such shell:\n"

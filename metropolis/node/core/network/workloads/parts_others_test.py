@@ -91,7 +91,7 @@ def test_a_part_whose_text_others_took(kernel: KernelHost) -> None:
     kernel.restart()
     assert kernel.engine.list() == [replace(made, parts=())]
     assert kernel.keys() == set()
-    with pytest.raises(AlreadyExists, match="or other parts"):
+    with pytest.raises(AlreadyExists, match="made by a request for another"):
         attach(kernel, path, BLUE_RED)
     attach(kernel, kernel.add_netns(), RED, "w2")
     kernel.engine.detach("w1", until_gone=True)

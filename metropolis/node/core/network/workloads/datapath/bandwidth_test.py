@@ -138,10 +138,12 @@ def received(server: socket, client: socket, address: str, window_s: float) -> t
 
 
 def within(rate: int, measured: tuple[int, float]) -> None:
-    """Assert that it is not more than the rate, nor much less."""
+    """Assert that it is not more than the rate, nor much less: a machine that
+    does other things delivers less. How exact a limit is: bench/limits.
+    """
     count, elapsed = measured
     share = count * 8 / (rate * elapsed)
-    assert 0.5 < share < 1.03, f"{share:.3f} of {rate}"
+    assert 0.2 < share < 1.03, f"{share:.3f} of {rate}"
 
 
 @pytest.mark.parametrize("family", [AF_INET, AF_INET6])

@@ -26,6 +26,7 @@ removed before its addresses and resources are freed.
 """
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from metropolis.node.core.network.workloads.datapath.interface import (
@@ -64,7 +65,7 @@ from metropolis.node.core.network.workloads.errors import (
     Unavailable,
 )
 from metropolis.node.core.network.workloads.model import AttachIntent, Attachment
-from metropolis.node.core.network.workloads.parts import is_of_request
+from metropolis.node.core.network.workloads.parts import Part, is_of_request
 from metropolis.node.core.network.workloads.validate import show
 
 _INDEX_ATTEMPTS = 8
@@ -116,7 +117,9 @@ class Attacher:
                 if present is not None and present.state is State.BROKEN:
                     self._detacher.remove([present], at_once=True)
                 elif present is not None and not present.gone:
-                    found = _same_or_raise(present.record, intent, netns.cookie)
+                    found = _same_or_raise(
+                        present.record, intent, netns.cookie, self._datapath.parts
+                    )
                     return _with_routes(found, intent), False
                 with self._locks.namespace.hold(netns.cookie, time_remaining):
                     made = self._make(intent, netns, time_remaining)
@@ -229,7 +232,9 @@ def _with_routes(made: Attachment, intent: AttachIntent) -> Attachment:
     return replace(made, routes=(*made.routes, *intent.routes))
 
 
-def _same_or_raise(record: Record, intent: AttachIntent, cookie: int) -> Attachment:
+def _same_or_raise(
+    record: Record, intent: AttachIntent, cookie: int, parts: Sequence[Part]
+) -> Attachment:
     """Return the attachment if the same intent made it, else raise."""
     operation = f"attach {show(intent.workload_id)}, interface {show(intent.if_name)}"
     if record.netns_cookie != cookie:
@@ -237,10 +242,20 @@ def _same_or_raise(record: Record, intent: AttachIntent, cookie: int) -> Attachm
     # The digest covers the parts, but the link may have lost a part's names.
     if record.request != intent.digest() or not is_of_request(record.parts, intent.parts):
         ips, mac = ", ".join(map(str, record.ips)), record.mac.hex(":")
-        with_parts = "".join(f", {show(f'{letter} {text}')}" for letter, text in record.parts)
-        other_parts = ", or other parts" if record.parts or intent.parts else ""
+        names = {part.letter: part.name for part in parts}
+        there = "".join(f", {names.get(one, one)} {show(text)}" for one, text in record.parts)
         raise AlreadyExists(
-            f"{operation}: exists with {ips}, MAC {mac}{with_parts}, made by a request for other "
-            f"addresses, another MAC, MTU or other routes{other_parts}"
+            f"{operation}: exists with {ips}, MAC {mac}{there}, made by a request for "
+            f"{_other(record, intent, names)}; detach it first"
         )
     return attachment_of(record)
+
+
+def _other(record: Record, intent: AttachIntent, names: Mapping[str, str]) -> str:
+    """Say in what the request that made the attachment may differ."""
+    now, asked = dict(record.parts), dict(intent.parts)
+    letters = sorted(one for one in now | asked if now.get(one) != asked.get(one))
+    said = [f"another {names.get(one, one)}" for one in letters]
+    if not is_of_request(record.parts, intent.parts):
+        return ", ".join(said)
+    return ", ".join(["other addresses, another MAC, MTU or other routes", *said])

@@ -45,7 +45,7 @@ class Changer:
             found = self._ledger.find(workload_id, if_name)
             entry = None if found is None else self._ledger.begin_repair(found.record)
             if entry is None:
-                raise NotAttached(f"change {show(workload_id)}: has no interface {show(if_name)}")
+                raise NotAttached(self._missing(workload_id, if_name))
             before = entry.record
             now = replace(before, parts=with_text(before.parts, letter, text))
             try:
@@ -55,5 +55,21 @@ class Changer:
             finally:
                 lives = self._detacher.settle(entry, State.ATTACHED)
             if not lives:
-                raise NotAttached(f"change {show(workload_id)}: its network namespace was removed")
+                raise NotAttached(
+                    f"workload {show(workload_id)}: its network namespace was removed"
+                )
             return now, now.parts != before.parts
+
+    def _missing(self, workload_id: str, if_name: str) -> str:
+        """Say what there is instead."""
+        there = [
+            show(one.record.if_name)
+            for one in self._ledger.of_workload(workload_id)
+            if one.state is State.ATTACHED
+        ]
+        if not there:
+            return f"workload {show(workload_id)}: is not attached"
+        return (
+            f"workload {show(workload_id)}: has no interface {show(if_name)}; it has "
+            + ", ".join(there)
+        )

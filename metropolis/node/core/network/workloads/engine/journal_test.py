@@ -128,7 +128,7 @@ def test_changes_have_a_line(kept: Kept) -> None:
         "I ADD web-1 eth0: nothing to do in N ms: it is attached already, by the same request",
         f"I change web-1 eth0: changed in N ms: bandwidth =i1000000 on {link}",
         "I change web-1 eth0: nothing to do in N ms: it is so already",
-        "W change web-2 eth0: NOT_FOUND in N ms: change 'web-2': has no interface 'eth0'",
+        "W change web-2 eth0: NOT_FOUND in N ms: workload 'web-2': is not attached",
     ]
 
 
