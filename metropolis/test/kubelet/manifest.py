@@ -28,9 +28,11 @@ _PORT_NAME = re.compile(r"(?!.*--)(?=.*[a-z])[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?"
 _ENV_NAME = re.compile(r"[^=\x00-\x1f\x7f-\U0010ffff]+")
 _LIMITS = ("kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth")
 # k8s.io/apimachinery/pkg/api/resource, without exponents.
-_SUFFIXES: dict[str, Decimal | int] = {"m": Decimal("0.001"), "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
-             "P": 10**15, "E": 10**18, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
-             "Pi": 2**50, "Ei": 2**60}  # fmt: skip
+_SUFFIXES: dict[str, Decimal | int] = {
+    "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18,
+    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "Ei": 2**60,
+    "m": Decimal("0.001"),
+}  # fmt: skip
 _QUANTITY = re.compile(rf"([0-9]{{1,18}}(?:\.[0-9]{{1,9}})?)({'|'.join(_SUFFIXES)})")
 # It becomes part of a path.
 _UID = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
