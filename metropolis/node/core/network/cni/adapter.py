@@ -44,6 +44,7 @@ from metropolis.node.core.network.workloads.model import (
     Checked,
     Collected,
 )
+from metropolis.node.core.network.workloads.validate import show
 from osbase.supervisor import in_thread
 
 _logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ class Adapter:
             else:
                 command = await in_thread(protocol.parse, request)
         except CniError as error:
-            _logger.warning("refused %s: %s", request.env.get("CNI_COMMAND", "")[:20], error)
+            _logger.warning("refused %s: %s", _of(request), error)
             await deliver(error.answer())
             return
         if isinstance(command, Add):
@@ -315,3 +316,9 @@ def _from_engine(error: errors.WorkloadError) -> CniError:
             return CniError(Code.EXHAUSTED, "no address is left", details)
         case _:
             return CniError(Code.KERNEL_REFUSED, "the kernel refused", details)
+
+
+def _of(request: Request) -> str:
+    """Name what a request is about, whatever it has."""
+    values = [request.env.get(f"CNI_{one}", "") for one in ("COMMAND", "CONTAINERID", "IFNAME")]
+    return " ".join(show(value) for value in values if value)
