@@ -7,8 +7,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from ipaddress import ip_network
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_network
 from socket import AF_INET, AF_INET6, MSG_WAITALL, SHUT_RDWR, SOCK_STREAM, socket
 
 import pytest
@@ -28,7 +28,11 @@ from metropolis.node.core.network.workloads.datapath.host import Host
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
 from metropolis.node.core.network.workloads.engine.engine import Engine
-from metropolis.node.core.network.workloads.errors import KernelRefused, WorkloadError
+from metropolis.node.core.network.workloads.errors import (
+    FailedPrecondition,
+    KernelRefused,
+    WorkloadError,
+)
 from metropolis.node.core.network.workloads.model import AttachIntent, Attachment
 from metropolis.node.core.network.workloads.testing.lab import Pod, await_equal, objects
 from osbase.netlink import qdisc, shaping
@@ -415,6 +419,26 @@ def test_a_change_that_is_refused_is_undone(world: World, before: str) -> None:
     assert (sh(f"tc qdisc show dev {made.host_interface}"), ifbs()) == seen
     world.limit(limits)
     assert world.findings() == []
+
+
+def test_a_link_of_an_older_version_is_not_changed() -> None:
+    """It would lose the limit at the next start."""
+    record = Record(
+        workload_id="w1",
+        if_name="eth0",
+        netns_cookie=1,
+        host_interface="wl0123456789abc",
+        host_ifindex=7,
+        peer_ifindex=2,
+        mac=bytes(6),
+        mtu=1500,
+        ips=(ip_address("10.0.0.1"),),
+        request=bytes(8),
+        version=1,
+    )
+    now = replace(record, parts=((LETTER, changed(BOTH)),))
+    with pytest.raises(FailedPrecondition, match="an older version attached it"):
+        KernelDatapath((PART,)).change(record, now)
 
 
 def test_a_link_that_has_lost_its_text_still_sends(world: World) -> None:

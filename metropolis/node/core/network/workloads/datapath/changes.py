@@ -15,7 +15,7 @@ from metropolis.node.core.network.workloads.datapath import names
 from metropolis.node.core.network.workloads.datapath.host import Host
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.datapath.parts import Parts
-from metropolis.node.core.network.workloads.errors import KernelRefused
+from metropolis.node.core.network.workloads.errors import FailedPrecondition, KernelRefused
 from metropolis.node.core.network.workloads.validate import show
 from osbase.netlink.altnames import add_link_altnames, del_link_altnames
 from osbase.netlink.errors import BatchError, NetlinkError
@@ -36,6 +36,11 @@ _GONE: Final = {
 
 def change(host: Host, parts: Parts, before: Record, now: Record) -> None:
     """See Datapath."""
+    if now.version == 1:
+        raise FailedPrecondition(
+            f"workload {show(now.workload_id)}: an older version attached it, whose links keep no "
+            "such text; attach it again"
+        )
     try:
         _send(host, list(_requests(parts, before, now)))
     except (NetlinkError, OSError) as error:
