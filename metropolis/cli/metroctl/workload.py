@@ -111,7 +111,10 @@ def _bits(argument: str) -> int:
         raise argparse.ArgumentTypeError(
             f"{argument!a}: want a whole number with k, M, G or T, such as 500k, 10M or 1G"
         )
-    return int(found[1]) * _UNITS[found[2]]
+    bits = int(found[1]) * _UNITS[found[2]]
+    if bits >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"{argument!a} is more than the service can be asked for")
+    return bits
 
 
 def _text(argument: str) -> str:

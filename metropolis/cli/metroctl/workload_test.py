@@ -177,7 +177,7 @@ def test_limits_are_changed(world: World) -> None:
         assert found == number
         assert told in world.capture.readouterr().err
     assert world.run("list") == before
-    for rate in ("", "-1", "1.5M", "10m", "10 M", "10bits", "M", "1" * 14):
+    for rate in ("", "-1", "1.5M", "10m", "10 M", "10bits", "M", "1" * 14, "9999999999999G"):
         with pytest.raises(SystemExit) as exit_:
             world.run("limit", "web", "--ingress", rate)
         assert exit_.value.code == 2

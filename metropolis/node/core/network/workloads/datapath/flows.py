@@ -8,7 +8,7 @@ entry the next packet is looked up.
 
     correct   after a beginning, delete those that go elsewhere
     forget    after an end, delete those that go to the workload
-    forget_left_over   at a start, those that elements of no attachment led
+    forget_left_over   the same, if only its elements are left
 
 Others stay: to delete the entry of a flow that is well harms it, see
 osbase.conntrack.delete. So after a beginning flows that were led are looked at
@@ -20,7 +20,6 @@ is: a start finds the link, and does it again.
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from typing import TYPE_CHECKING
 
 from metropolis.node.core.network.workloads.datapath.elements import Found
@@ -60,16 +59,13 @@ def forget(parts: Parts, records: Iterable[Record], sockets: SocketPool) -> None
             _delete(filters, sockets)
 
 
-def forget_left_over(
-    parts: Parts, gone: Iterable[Found], sockets: SocketPool, host: HostFacts
-) -> None:
-    """Delete the entries of flows that elements led, which are gone. For the
-    rest see `correct`.
+def forget_left_over(parts: Parts, gone: Iterable[Found], sockets: SocketPool) -> None:
+    """Delete the entries of flows that elements of no attachment led: its link
+    went unseen. Another workload may get its address, and would get packets.
     """
     if filters := parts.left_over(gone):
-        is_local = cache(host.is_local)
         with _logged("flows to ports of nobody stay"):
-            _delete(filters, sockets, lambda flow: is_local(flow.destination))
+            _delete(filters, sockets)
 
 
 def _delete(filters: Sequence[Filter], sockets: SocketPool, choose: Choice | None = None) -> None:

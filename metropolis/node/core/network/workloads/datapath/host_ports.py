@@ -18,7 +18,7 @@ The text of the part is in workloads.host_ports.
 
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, ip_address
@@ -180,19 +180,25 @@ class HostPorts(LinkPart):
             and host.has_element(ANY[ip.version], _KEY.pack(_STALE[one.protocol], one.host_port))
         ]
 
-    def left_over(self, found: Found) -> Sequence[Filter]:
-        """See LinkPart."""
-        for version, size in ((4, 4), (6, 16)):
-            address = found.key[: -_KEY.size]
-            whole = len(found.key) in (_KEY.size, size + _KEY.size)
-            if whole and found.set in (ANY[version], AT[version]):
-                protocol, port = _KEY.unpack_from(found.key, len(address))
-                if protocol in _STALE.values():
-                    from osbase.conntrack.delete import Filter
+    def left_over(self, gone: Collection[Found]) -> Sequence[Filter]:
+        """See LinkPart. The workload's addresses are in the sets for
+        connections to itself.
+        """
+        from osbase.conntrack.delete import Filter  # few starts need it
 
-                    to = ip_address(address) if address else None
-                    return [Filter(protocol, version, port, to, led=True)]
-        return ()
+        made = []
+        for version, size in ((4, 4), (6, 16)):
+            own = [one.key for one in gone if one.set == SELF[version]]
+            led = [ip_address(key[:size]) for key in own if len(key) == 2 * size]
+            for one in gone:
+                address = one.key[: -_KEY.size]
+                whole = len(one.key) in (_KEY.size, size + _KEY.size)
+                if whole and one.set in (ANY[version], AT[version]):
+                    protocol, port = _KEY.unpack_from(one.key, len(address))
+                    at = ip_address(address) if address else None
+                    if protocol in _STALE.values():
+                        made += [Filter(protocol, version, port, at, True, ip) for ip in led]
+        return made
 
     def stale(self, record: Record, text: str, host: HostFacts) -> Choice:
         """See LinkPart. The order of looking up is the table's."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from metropolis.node import allocs
 from metropolis.node.core.network.rules import host_ports as table
 from metropolis.node.core.network.workloads.datapath.host_ports import PART
 from metropolis.node.core.network.workloads.datapath.veth import KernelDatapath
@@ -273,6 +274,46 @@ def test_a_workload_that_ended_while_the_service_was_away(
             attach(engine, made[1], "w2", at)
             Talk(client, serving, version).ask(b"to w2")
             engine.collect(lambda *_: False, until_gone=True)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("host_ip", [False, True])
+def test_a_workload_ends_while_the_service_is_away(
+    outside: Pod, version: int, host_ip: bool
+) -> None:
+    """Another gets its address, not its flows: the port is the node's."""
+    with pods(2) as made, client_of(outside, version) as client:
+        with started() as first, server(made[0], version) as serving:
+            serving.settimeout(10)
+            attach(first, made[0], "w1", NODE[version] if host_ip else None)
+            Talk(client, serving, version).ask(b"first")
+            address = first.list()[0].ips
+        made[0].close()
+        await_equal(lambda: sh("ip -br link show group 8"), "")
+        with started() as second, socket.socket(FAMILIES[version], socket.SOCK_DGRAM) as node:
+            node.bind((NODE[version], HOST_PORT))
+            node.settimeout(3)
+            given = second.attach(AttachIntent("w2", made[1].path, "eth0"))
+            assert given.ips == address
+            client.sendto(b"second", (NODE[version], HOST_PORT))
+            assert node.recv(100) == b"second"
+            second.detach("w2", until_gone=True)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_port_that_is_put_back_has_its_flows(outside: Pod, engine: Engine, version: int) -> None:
+    """One began while others had taken the port's element away."""
+    with pods(1) as (pod,), client_of(outside, version) as client, server(pod, version) as serving:
+        serving.settimeout(5)
+        attach(engine, pod, "w1")
+        sh(f"nft flush map inet {allocs.NFTABLES_WORKLOADS} any{version}")
+        with socket.socket(FAMILIES[version], socket.SOCK_DGRAM) as node:
+            node.bind((NODE[version], HOST_PORT))
+            node.settimeout(5)
+            client.sendto(b"first", (NODE[version], HOST_PORT))
+            assert node.recv(100) == b"first"
+        assert [one.error for one in engine.repair(lambda _: True)] == [""]
+        Talk(client, serving, version).ask(b"second")
 
 
 @pytest.mark.parametrize("version", [4, 6])

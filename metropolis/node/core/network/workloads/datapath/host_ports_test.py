@@ -317,10 +317,13 @@ def test_what_an_element_has_led() -> None:
         ]
     )
     found = [found_of(7, one) for one in PART.elements(record(text), text)]
-    assert {one for each in found for one in PART.left_over(each)} == {
-        Filter(132, 4, 53, None, True), Filter(132, 6, 53, None, True),
-        Filter(17, 4, 54, NODE, True), Filter(17, 6, 55, NODE6, True),
+    assert set(PART.left_over(found)) == {
+        Filter(132, 4, 53, None, True, POD), Filter(132, 6, 53, None, True, POD6),
+        Filter(17, 4, 54, NODE, True, POD), Filter(17, 6, 55, NODE6, True, POD6),
     }  # fmt: skip
+    for size in range(40):
+        spoilt = [replace(one, key=bytes(size)) for one in found]
+        assert not [one for one in PART.left_over(spoilt) if one.port]
 
 
 LOCAL = {

@@ -14,7 +14,7 @@ A part's module has a subclass of LinkPart, which gives the datapath:
     flows      tracked flows to delete when the elements have come or gone
     taken_over tracked flows of which some may go elsewhere, when they have come
     stale      which of these do
-    left_over  those that an element led whose attachment is gone
+    left_over  those that elements led whose attachment is gone
 
 The datapath does the rest, in the same way for all parts. It writes the texts
 on the link and reads them from it. It creates the elements of all parts before
@@ -129,9 +129,10 @@ class LinkPart(Part):
         """
         return lambda _: False
 
-    def left_over(self, found: Found) -> Sequence[Filter]:
-        """Return filters for the tracked flows that an element led, which was
-        of no attachment and is gone. Those to addresses of the host are meant.
+    def left_over(self, gone: Collection[Found]) -> Sequence[Filter]:
+        """Return filters for the tracked flows that elements have led. gone:
+        those of one link, which were removed since it has no attachment. Their
+        data are not known.
         """
         return ()
 
@@ -238,13 +239,12 @@ class Parts:
         ]
 
     def left_over(self, gone: Iterable[Found]) -> list[Filter]:
-        """Return the filters of all elements."""
+        """Return the filters of all parts. gone: elements of any links."""
+        by_link: dict[int, list[Found]] = {}
+        for one in gone:
+            by_link.setdefault(one.ifindex, []).append(one)
         return [
-            one
-            for found in gone
-            for part in self.all
-            if found.set in part.sets
-            for one in part.left_over(found)
+            one for some in by_link.values() for part in self.all for one in part.left_over(some)
         ]
 
     def stale(self, record: Record, host: HostFacts) -> Choice:

@@ -32,10 +32,9 @@ from metropolis.node.core.network.workloads.datapath.elements import (
     Found,
     found_of,
 )
-from metropolis.node.core.network.workloads.datapath.facts import KernelFacts
 from metropolis.node.core.network.workloads.datapath.host import Host, forwards, refusals
 from metropolis.node.core.network.workloads.datapath.interface import LockIfIdle, Record, Scan
-from metropolis.node.core.network.workloads.datapath.parts import Parts
+from metropolis.node.core.network.workloads.datapath.parts import HostFacts, Parts
 from metropolis.node.core.network.workloads.errors import WorkloadError
 from metropolis.node.core.network.workloads.model import IPAddress
 from osbase.netlink.address import RTM_DELADDR, RTM_NEWADDR
@@ -72,11 +71,11 @@ _ALREADY_PUT_BACK = {
 class Restorer:
     """See the module."""
 
-    def __init__(self, host: Host, parts: Parts, elements: Elements) -> None:
+    def __init__(self, host: Host, parts: Parts, elements: Elements, facts: HostFacts) -> None:
         self._host = host
         self._parts = parts
         self._elements = elements
-        self._facts = KernelFacts(host, elements)
+        self._facts = facts
         # Host indexes of attachments with an address to which another program
         # had a route before a start.
         self._contested: set[int] = set()
@@ -159,7 +158,7 @@ class Restorer:
         except WorkloadError as refused:
             errors = dict.fromkeys(self._elements.present(), str(refused))
         gone = [one for one in stale if one not in errors]
-        flows.forget_left_over(self._parts, gone, self._elements.sockets, self._facts)
+        flows.forget_left_over(self._parts, gone, self._elements.sockets)
         for one in stale:
             yield Repair(str(one), f"{one}: is of no attachment", errors.get(one, ""))
 
@@ -297,7 +296,11 @@ class Restorer:
             if request.kind == RTM_NEWROUTE and one.errno == errno.EEXIST:
                 self._contested.add(record.host_ifindex)
         elements = [mend.element for mend in allowed if mend.element is not None]
-        errors |= self._put_back_elements(record.host_ifindex, elements)
+        if refusals_of_elements := self._put_back_elements(record.host_ifindex, elements):
+            errors |= refusals_of_elements
+        elif elements:
+            # Flows that began while they were missing go elsewhere.
+            flows.correct(self._parts, record, self._elements.sockets, self._facts)
         for mend in mends:
             yield Repair(mend.key, mend.what, errors.get(mend.key, ""), left=mend not in allowed)
 

@@ -106,7 +106,7 @@ class KernelDatapath:
         self._host_netns: HostNetns | None = None
         self._host_cookie = 0
         self._events: LinkEvents | None = None
-        self._restorer = Restorer(self._host, self._parts, self._elements)
+        self._restorer = Restorer(self._host, self._parts, self._elements, self._facts)
         self._remover = Remover(self._host, self._parts)
         self._create_lock = threading.Lock()
         # Host indexes of links with parts that have no elements: half-made
@@ -472,6 +472,7 @@ class KernelDatapath:
             with refusals(f"list elements of link {ifindex}"):
                 found = [one for one in self._elements.present() if one.ifindex == ifindex]
             self._elements.destroy(found)
+            flows.forget_left_over(self._parts, found, self._elements.sockets)
             with refusals(f"look for what belongs to link {ifindex}"):
                 link = self._host.link(companions.index_of(ifindex))
                 if link is not None and companions.owner(link) == ifindex:
