@@ -75,6 +75,19 @@ def flows() -> set[Flow]:
     return set(found)
 
 
+def begin_translated(version: int, chains: str, *to: tuple[str, int]) -> None:
+    """Begin UDP flows to addresses and ports while a table has the chains."""
+    family = "ip" if version == 4 else "ip6"
+    with Nftables() as nft:
+        nft.apply(f"table {family} nat {{\n{chains}\n}}")
+        for address, port in to:
+            send(address, port)
+        nft.apply(f"delete table {family} nat")
+
+
+_OUTPUT = "chain output {{ type nat hook output priority -100; {} }}"
+
+
 @pytest.fixture
 def table() -> set[Flow]:
     """Flows of both families and protocols, to both addresses and all ports."""
@@ -134,19 +147,13 @@ def test_translated_flows(
 ) -> None:
     """By their destination, by both, by their source alone, not at all."""
     here, there = ADDRESSES[version]
-    family = "ip" if version == 4 else "ip6"
-    with Nftables() as nft:
-        nft.apply(f"""
-            table {family} nat {{
-                chain output {{ type nat hook output priority -100;
-                    udp dport {{ 81, 82 }} dnat to {there}; }}
-                chain postrouting {{ type nat hook postrouting priority 100;
-                    udp dport {{ 82, 83 }} snat to {there}; }}
-            }}
-        """)
-        for port in (81, 82, 83, 84):
-            send(here, port)
-        nft.apply(f"delete table {family} nat")
+    chains = (
+        _OUTPUT.format(f"udp dport {{ 81, 82 }} dnat to {there};")
+        + f"""
+        chain postrouting {{ type nat hook postrouting priority 100;
+            udp dport {{ 82, 83 }} snat to {there}; }}"""
+    )
+    begin_translated(version, chains, *((here, port) for port in (81, 82, 83, 84)))
     if not filtering:
         monkeypatch.setattr(deleting, "_delete_matching", lambda *_: False)
     delete(Filter(UDP, version, port, None, led) for port in (81, 82, 83, 84))
@@ -170,17 +177,10 @@ def test_where_packets_go(
     """
     here, there = ADDRESSES[version]
     family = "ip" if version == 4 else "ip6"
-    with Nftables() as nft:
-        nft.apply(f"""
-            table {family} nat {{
-                chain output {{ type nat hook output priority -100;
-                    {family} daddr {here} udp dport 81 dnat to {there};
-                    {family} daddr {there} udp dport 82 dnat to {here}; }}
-            }}
-        """)
-        for to, number in ((here, 81), (there, 82), (there, 83), (here, 84)):
-            send(to, number)
-        nft.apply(f"delete table {family} nat")
+    rules = f"""{family} daddr {here} udp dport 81 dnat to {there};
+        {family} daddr {there} udp dport 82 dnat to {here};"""
+    to = ((here, 81), (there, 82), (there, 83), (here, 84))
+    begin_translated(version, _OUTPUT.format(rules), *to)
     if not filtering:
         monkeypatch.setattr(deleting, "_delete_matching", lambda *_: False)
     made = flows()
@@ -198,19 +198,9 @@ def test_a_choice(version: int, many: bool) -> None:
     where it goes.
     """
     here, there = ADDRESSES[version]
-    family = "ip" if version == 4 else "ip6"
-    with Nftables() as nft:
-        nft.apply(f"""
-            table {family} nat {{
-                chain output {{ type nat hook output priority -100;
-                    udp dport {{ 81, 82 }} dnat to {"" if version == 4 else "["}{there}{
-            "" if version == 4 else "]"
-        }:90; }}
-            }}
-        """)
-        for number in (81, 82, 83, 84):
-            send(here, number)
-        nft.apply(f"delete table {family} nat")
+    place = f"{there}:90" if version == 4 else f"[{there}]:90"
+    chains = _OUTPUT.format(f"udp dport {{ 81, 82 }} dnat to {place};")
+    begin_translated(version, chains, *((here, port) for port in (81, 82, 83, 84)))
     seen: list[deleting.Flow] = []
     made = flows()
 

@@ -22,9 +22,11 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from google.protobuf.message import Message
 
 from metropolis.node.core.network.workloads.api import wire
 from metropolis.node.core.network.workloads.engine.engine import Engine
@@ -181,28 +183,30 @@ class _Methods:
         self._stopping = False
         self._mutex = threading.Lock()
 
-    def attach(self, data: bytes, call: Call) -> bytes:
-        """Attach."""
+    def _read[M: Message, T](
+        self, what: str, kind: type[M], data: bytes, read: Callable[[M], T]
+    ) -> tuple[M, T]:
+        """Decode a request, and read what it asks for. The log names one that
+        has none of it; what: the call.
+        """
         began = time.perf_counter()
         workload_id = ""
         try:
-            request = wire.decode(pb.AttachRequest, data)
-            workload_id = request.workload_id
-            intent = wire.attach_intent(request)
+            request = wire.decode(kind, data)
+            workload_id = request.workload_id  # type: ignore[attr-defined]
+            return request, read(request)
         except WorkloadError as error:
-            self._engine.failed("attach", workload_id, "", error, began)
+            self._engine.failed(what, workload_id, "", error, began)
             raise
+
+    def attach(self, data: bytes, call: Call) -> bytes:
+        """Attach."""
+        _, intent = self._read("attach", pb.AttachRequest, data, wire.attach_intent)
         return wire.attach_response(self._engine.attach(intent, time_remaining=call.time_remaining))
 
     def detach(self, data: bytes, call: Call) -> bytes:
         """Detach."""
-        began = time.perf_counter()
-        try:
-            request = wire.decode(pb.DetachRequest, data)
-        except WorkloadError as error:
-            self._engine.failed("detach", "", "", error, began)
-            raise
-        netns = request.netns
+        request, netns = self._read("detach", pb.DetachRequest, data, lambda one: one.netns)
         self._engine.detach(
             request.workload_id, netns.netns_path, netns.if_name, time_remaining=call.time_remaining
         )
@@ -210,16 +214,10 @@ class _Methods:
 
     def set_bandwidth(self, data: bytes, call: Call) -> bytes:
         """SetBandwidth."""
-        began = time.perf_counter()
-        workload_id = ""
-        try:
-            request = wire.decode(pb.SetBandwidthRequest, data)
-            workload_id = request.workload_id
-            part = wire.limits_to_set(request)
-        except WorkloadError as error:
-            self._engine.failed("change", workload_id, "", error, began)
-            raise
-        self._engine.change(workload_id, request.if_name, part, time_remaining=call.time_remaining)
+        request, part = self._read("change", pb.SetBandwidthRequest, data, wire.limits_to_set)
+        self._engine.change(
+            request.workload_id, request.if_name, part, time_remaining=call.time_remaining
+        )
         return pb.SetBandwidthResponse().SerializeToString()
 
     def status(self, data: bytes, _: Call) -> bytes:

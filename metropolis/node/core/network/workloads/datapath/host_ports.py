@@ -211,9 +211,9 @@ class HostPorts(LinkPart):
             particular = (AT[version], flow.destination.packed + key)
             to = ours.get(particular)
             if to is None and _by_any(flow.destination):
-                if has_element(*particular):
-                    return False  # it is another workload's
                 to = ours.get((ANY[version], key))
+                if to is not None and has_element(*particular):
+                    return False  # it is another workload's
             if to is None or not is_local(flow.destination):
                 return False
             return flow.led_to is None or flow.led_to[0].packed + _PORT.pack(flow.led_to[1]) != to

@@ -10,7 +10,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -316,6 +316,30 @@ def test_a_port_that_is_put_back_has_its_flows(outside: Pod, engine: Engine, ver
         Talk(client, serving, version).ask(b"second")
 
 
+@contextlib.contextmanager
+def conversation(
+    outside: Pod, engine: Engine, version: int, rules: str, to: str
+) -> Iterator[tuple[Callable[[bytes], object], socket.socket, Pod]]:
+    """A workload has asked a server outside, by this address, at the number of
+    the host port; others' rules masquerade it. Yields what sends an answer, the
+    socket that gets it, and another pod.
+    """
+    with Nftables() as nft, pods(2) as (asking, other):
+        nft.apply(rules)
+        engine.attach(AttachIntent("asks", asking.path, "eth0"))
+        with (
+            outside.socket(FAMILIES[version], socket.SOCK_DGRAM) as serving,
+            asking.socket(FAMILIES[version], socket.SOCK_DGRAM) as client,
+        ):
+            serving.bind((CLIENT[version], HOST_PORT))
+            for one in (serving, client):
+                one.settimeout(10)
+            client.sendto(b"question", (to, HOST_PORT))
+            _, peer = serving.recvfrom(100)
+            assert peer[0] == NODE[version]
+            yield lambda answer: serving.sendto(answer, peer), client, other
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_flows_that_others_lead_stay(outside: Pod, engine: Engine, version: int) -> None:
     """A workload asks an address of a service at the port that another one's
@@ -327,24 +351,13 @@ def test_flows_that_others_lead_stay(outside: Pod, engine: Engine, version: int)
         chain a {{ type nat hook prerouting priority -100; {to} {CLIENT[version]}; }}
         chain b {{ type nat hook postrouting priority 100; masquerade; }}
     }}"""
-    with Nftables() as nft, pods(2) as (asking, other):
-        nft.apply(rules)
-        engine.attach(AttachIntent("asks", asking.path, "eth0"))
-        with (
-            outside.socket(FAMILIES[version], socket.SOCK_DGRAM) as serving,
-            asking.socket(FAMILIES[version], socket.SOCK_DGRAM) as client,
-        ):
-            serving.bind((CLIENT[version], HOST_PORT))
-            for one in (serving, client):
-                one.settimeout(10)
-            client.sendto(b"question", (service, HOST_PORT))
-            _, peer = serving.recvfrom(100)
-            attach(engine, other, "w1")
-            serving.sendto(b"first", peer)
-            assert client.recvfrom(100)[1][:2] == (service, HOST_PORT)
-            engine.detach("w1", until_gone=True)
-            serving.sendto(b"second", peer)
-            assert client.recvfrom(100)[1][:2] == (service, HOST_PORT)
+    with conversation(outside, engine, version, rules, service) as (asked, client, other):
+        attach(engine, other, "w1")
+        asked(b"first")
+        assert client.recvfrom(100)[1][:2] == (service, HOST_PORT)
+        engine.detach("w1", until_gone=True)
+        asked(b"second")
+        assert client.recvfrom(100)[1][:2] == (service, HOST_PORT)
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -353,25 +366,17 @@ def test_answers_to_others_are_not_lost(outside: Pod, engine: Engine, version: i
     has: as of DNS. Its masqueraded flow stays when that comes and goes.
     """
     masquerade = "table inet t { chain c { type nat hook postrouting priority 100; masquerade; }; }"
-    with Nftables() as nft, pods(2) as (asking, other):
-        nft.apply(masquerade)
-        engine.attach(AttachIntent("asks", asking.path, "eth0"))
-        with (
-            outside.socket(FAMILIES[version], socket.SOCK_DGRAM) as serving,
-            asking.socket(FAMILIES[version], socket.SOCK_DGRAM) as client,
-        ):
-            serving.bind((CLIENT[version], HOST_PORT))
-            for one in (serving, client):
-                one.settimeout(10)
-            client.sendto(b"question", (CLIENT[version], HOST_PORT))
-            _, peer = serving.recvfrom(100)
-            assert peer[0] == NODE[version]
-            attach(engine, other, "w1")
-            serving.sendto(b"first", peer)
-            assert client.recv(100) == b"first"
-            engine.detach("w1", until_gone=True)
-            serving.sendto(b"second", peer)
-            assert client.recv(100) == b"second"
+    with conversation(outside, engine, version, masquerade, CLIENT[version]) as (
+        asked,
+        client,
+        other,
+    ):
+        attach(engine, other, "w1")
+        asked(b"first")
+        assert client.recv(100) == b"first"
+        engine.detach("w1", until_gone=True)
+        asked(b"second")
+        assert client.recv(100) == b"second"
 
 
 def test_an_error_is_logged(
