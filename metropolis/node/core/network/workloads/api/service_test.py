@@ -22,6 +22,7 @@ from metropolis.node.core.network.workloads.testing.lab import (
     await_objects,
     objects,
     pods,
+    settled,
     udp_round_trip,
 )
 from metropolis.node.core.network.workloads.testing.served import Served, texts
@@ -92,6 +93,7 @@ def test_the_first_hop_answers_in_both_families(start: Callable[..., Served]) ->
             c6.bind((six, 0))
             # As one: the answer must come back from fe80::1 itself.
             c6.connect(("fe80::1", s6.getsockname()[1], 0, index))
+            settled("fe80::1")  # a datagram before that may be lost, and is sent once
             c6.send(b"ping")
             _, peer = s6.recvfrom(100)
             assert peer[0] == six
