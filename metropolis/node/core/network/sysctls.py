@@ -134,11 +134,6 @@ def forwarding(name: str) -> Sysctl:
     return Sysctl(f"ipv4/conf/{name}/forwarding", 1)
 
 
-def forwards(root: str = "/proc/sys/net") -> bool:
-    """Return whether the node as a whole forwards IPv4."""
-    return differs(Sysctl("ipv4/ip_forward", 1), root) is None
-
-
 def uplink(name: str, *, router_advertisements: bool, ipv6_on: bool = True) -> tuple[Sysctl, ...]:
     """Return the settings of the uplink. Apply them before it is up: the
     kernel solicits router advertisements when a link comes up, and only then.

@@ -50,6 +50,7 @@ from osbase.netlink.address import (
     parse_address,
 )
 from osbase.netlink.errors import NetlinkError
+from osbase.netlink.forwarding import stopped_alone
 from osbase.netlink.link import (
     Link,
     get_link,
@@ -151,7 +152,7 @@ class UplinkWard:
             for setting in aim.settings:
                 # If the node as a whole does not forward, its links need not; a
                 # repair of the node's setting sets them all.
-                if setting != sysctls.forwarding(name) or sysctls.forwards():
+                if setting != sysctls.forwarding(name) or stopped_alone(sock, link.ifindex):
                     yield from _setting(setting, allow)
             if (request := leave_pods_groups(link, aim.group)) is not None:
                 # The rules would take it for a pod's link, and masquerade

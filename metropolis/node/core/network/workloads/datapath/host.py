@@ -14,6 +14,7 @@ from osbase.ip import AF_INET, AF_INET6
 from osbase.netlink import qdisc
 from osbase.netlink.address import Address, add_address, dump_addresses, parse_address
 from osbase.netlink.errors import BatchError, NetlinkError
+from osbase.netlink.forwarding import stopped_alone
 from osbase.netlink.link import (
     Link,
     dump_links,
@@ -153,6 +154,18 @@ class Host:
         """Return the link of a name."""
         return self._get(get_link_by_name(name))
 
+    def forwarding_stopped(self, ifindex: int) -> bool:
+        """Return whether a link lacks IPv4 forwarding while the host has it;
+        False also if there is no such link.
+        """
+        try:
+            with self.sockets.socket() as host:
+                return stopped_alone(host, ifindex)
+        except BatchError as error:
+            if error.errors[0].errno == errno.ENODEV:
+                return False
+            raise
+
     def _get(self, request: Request) -> Link | None:
         try:
             with self.sockets.socket() as host:
@@ -161,12 +174,6 @@ class Host:
             if error.errors[0].errno == errno.ENODEV:
                 return None
             raise
-
-
-def forwards() -> bool:
-    """Return whether the host forwards IPv4 at all."""
-    with open("/proc/sys/net/ipv4/ip_forward", "rb") as file:
-        return file.read(1) == b"1"
 
 
 @contextlib.contextmanager

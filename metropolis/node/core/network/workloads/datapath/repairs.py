@@ -10,6 +10,7 @@ Nothing inside the namespace is restored: it belongs to the workload.
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_field
 from ipaddress import IPv6Address
 
 from metropolis.node import allocs
@@ -90,7 +91,9 @@ class Seen:
 class Mend:
     """A repair to be made. key, what: see ward.Repair. requests: to be sent, in
     this order. enable_ipv6: before them, set disable_ipv6 of the link to 0,
-    which rtnetlink cannot. element: to be created.
+    which rtnetlink cannot. element: to be created. with_host: what changes all
+    links of the host may have done it, and is mended by others: only if this
+    link alone is so.
     """
 
     key: str
@@ -98,6 +101,7 @@ class Mend:
     requests: tuple[Request, ...] = ()
     enable_ipv6: bool = False
     element: Element | None = None
+    with_host: bool = False
 
 
 def mends(record: Record, seen: Seen, *, replace: bool, parts: Parts = NO_PARTS) -> list[Mend]:
@@ -162,7 +166,8 @@ def _link(record: Record, link: Link, seen: Seen) -> Iterator[Mend]:
         is_now = link.ipv4_setting(number)
         if is_now not in (None, value):
             request = set_link_ipv4_setting(index, name, number, value)
-            yield mend(f"ipv4 {what}", value, is_now, request)
+            one = mend(f"ipv4 {what}", value, is_now, request)
+            yield replace_field(one, with_host=what in _FORWARDING)
     if record.ips[-1].version == 6 and link.ipv6_setting(DEVCONF_DISABLE_IPV6):
         key = f"link {name}: ipv6 disable_ipv6"
         yield Mend(key, f"disable_ipv6 of {name}: expected 0, found 1", enable_ipv6=True)

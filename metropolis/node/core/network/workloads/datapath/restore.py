@@ -32,7 +32,7 @@ from metropolis.node.core.network.workloads.datapath.elements import (
     Found,
     found_of,
 )
-from metropolis.node.core.network.workloads.datapath.host import Host, forwards, refusals
+from metropolis.node.core.network.workloads.datapath.host import Host, refusals
 from metropolis.node.core.network.workloads.datapath.interface import LockIfIdle, Record, Scan
 from metropolis.node.core.network.workloads.datapath.parts import HostFacts, Parts
 from metropolis.node.core.network.workloads.errors import WorkloadError
@@ -45,6 +45,7 @@ from osbase.netlink.errors import (
     RequestError,
     errno_name,
 )
+from osbase.netlink.forwarding import host_forwards
 from osbase.netlink.link import Link, del_link
 from osbase.netlink.message import Request
 from osbase.netlink.neighbours import RTM_DELNEIGH
@@ -241,7 +242,7 @@ class Restorer:
             links,
             routes,
             hops,
-            forwards(),
+            host_forwards(),
             self._host.ipv6,
             neighbours,
             set(self._elements.present()) if with_parts else None,
@@ -270,6 +271,10 @@ class Restorer:
     def _mend(
         self, record: Record, mends: Sequence[repairs.Mend], allow: Allow
     ) -> Iterator[Repair]:
+        if any(mend.with_host for mend in mends):
+            # The look may have been amid a change of all of the host's links.
+            alone = self._host.forwarding_stopped(record.host_ifindex)
+            mends = [mend for mend in mends if alone or not mend.with_host]
         if absent := [mend.element for mend in mends if mend.element is not None]:
             # A dump may be older than an element, or lack some.
             made = self._elements.made(record.host_ifindex, absent)

@@ -16,6 +16,7 @@ from pyroute2 import IPRoute
 
 from metropolis.node import allocs
 from metropolis.node.core.network.workloads.datapath import messages, names, restore
+from metropolis.node.core.network.workloads.datapath.host import Host
 from metropolis.node.core.network.workloads.datapath.interface import Record, Scan
 from metropolis.node.core.network.workloads.model import first_hop
 from metropolis.node.core.network.workloads.testing import version1
@@ -32,7 +33,7 @@ from metropolis.node.core.network.workloads.testing.lab import Pod, settled
 from osbase.ip import family_of, link_local
 from osbase.netlink.altnames import add_link_altnames
 from osbase.netlink.ifla import IFF_NOARP, RTM_NEWLINK
-from osbase.netlink.link import dump_links, parse_link, set_link_group, set_link_up
+from osbase.netlink.link import Link, dump_links, parse_link, set_link_group, set_link_up
 from osbase.netlink.message import Request
 from osbase.netlink.netns import open_current
 from osbase.netlink.route import RTPROT_BOOT, Route, replace_route
@@ -254,6 +255,34 @@ def test_what_others_do_to_a_link_is_put_right(
         assert bench.datapath.check(record, netns) == ()
     assert not bench.datapath.repair([other, record], always, idle)
     ping(bench.pods[path], record)
+
+
+@pytest.mark.parametrize(("then", "missing"), [("1", 0), ("0", 0), ("1", 1)])
+def test_forwarding_that_the_host_lacked_meanwhile(
+    bench: KernelBench, monkeypatch: pytest.MonkeyPatch, then: str, missing: int
+) -> None:
+    """Links that are seen without it because the host lacks it are not put
+    back, whether the host has it again or not; a link that lacks it alone is.
+    """
+    host = Path("/proc/sys/net/ipv4/ip_forward")
+    host.write_text("1")
+    records = [create(bench, bench.add_netns()), create(bench, bench.add_netns(), **OTHER)]
+    links = Host.links
+
+    def amid(self: Host) -> list[Link]:
+        host.write_text("0")
+        seen = links(self)
+        host.write_text(then)
+        for record in records[:missing]:
+            written(f"ipv4/conf/{record.host_interface}/forwarding", 0)(record)
+        return seen
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Host, "links", amid)
+        repairs = bench.datapath.repair(records, always, idle)
+    host.write_text("1")
+    lacking = [f"link {one.host_interface}: ipv4 forwarding" for one in records[:missing]]
+    assert [one.key for one in repairs] == lacking
 
 
 @pytest.mark.parametrize("lost", [[0], [1, 2], [3], [0, 1, 2, 3]])
