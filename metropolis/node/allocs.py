@@ -158,6 +158,12 @@ CNI_SOCKET: Final = f"{RUNTIME_DIR}/cni.sock"
 """CNI exec requests, forwarded by the cniproxy shim, mode 0600. Served by:
 network.cni."""
 
+POLICY_DIR: Final = f"{RUNTIME_DIR}/policy"
+"""Where network policies, and what workloads are, survive the service."""
+
+POLICY_FILES: Final = "/run/metropolis/policies"
+"""Network policies of the node, *.yaml: beside its configuration."""
+
 RESOLV_CONF: Final = "/run/metropolis/resolv.conf"
 """Name servers of the node, in resolv.conf(5)'s format. Written by: network
 service. Read by: the node's resolvers, if the image's /etc/resolv.conf links

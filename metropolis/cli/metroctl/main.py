@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator's command: clusters, their nodes, and one node's workloads.
+"""The operator's command: clusters, their nodes, one node's workloads and the
+network policies for them.
 
     ./bazelw run //metropolis/cli/metroctl -- --endpoint 192.0.2.1 node list
     metroctl workload status                                      # on a node
 
 The exit status is 0 for success, 1 when the command was refused or failed, 2
-for wrong arguments. `workload`: 1 reports that something is wrong with the
-node's network, 2 also that there is no such workload, 3 that the service does
-not answer.
+for wrong arguments. `workload` and `policy`: 1 reports that something is wrong
+with the node's network, or a connection is denied, 2 also that there is no such
+workload, 3 that the service does not answer.
 """
 
 import argparse
@@ -16,9 +17,9 @@ import select
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
-from metropolis.cli.metroctl import cluster, workload
+from metropolis.cli.metroctl import cluster, policy, workload
 from metropolis.cli.metroctl.output import FailedError
 from metropolis.node import allocs
 
@@ -29,20 +30,24 @@ environment, for what is not given:
   METROCTL_CERT        file of the operator's certificate
   METROCTL_KEY         file of its key
 
-`cluster` and `node` work on etcd, from anywhere. `workload` asks the service on
-the node that it runs on, and needs none of these.
+`cluster` and `node` work on etcd, from anywhere. `workload` and `policy` ask the
+service on the node that they run on, and need none of these.
 
-exit status: 0 done, 1 refused or failed, 2 wrong arguments; `workload` has more.
+exit status: 0 done, 1 refused or failed, 2 wrong arguments; `workload` and
+`policy` have more.
 """
+
+
+_OF_NODE: Final[dict[str, Any]] = {"workload": workload, "policy": policy}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; exit with 2 when it is wrong."""
     parser = argparse.ArgumentParser(
         prog="metroctl",
-        usage="%(prog)s [options] cluster|node|workload ...",
+        usage="%(prog)s [options] cluster|node|workload|policy ...",
         description="Make a cluster of nodes in etcd, see its nodes, remove them. Show the "
-        "network of a node's workloads.",
+        "network of a node's workloads, and which connections of them pass.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -53,7 +58,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--ca", metavar="FILE",
-        help="certificates that etcd's are signed by, PEM; required but for `workload`",
+        help="certificates that etcd's are signed by, PEM; required but for `workload` and "
+        "`policy`",
     )  # fmt: skip
     parser.add_argument(
         "--cert", metavar="FILE", help="the operator's certificate, PEM; required with --ca"
@@ -65,11 +71,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         one.add_argument(
             "--json", action="store_true", default=default, help="print one line of JSON"
         )
-    nouns = parser.add_subparsers(dest="noun", required=True, metavar="cluster|node|workload")
+    nouns = parser.add_subparsers(
+        dest="noun", required=True, metavar="cluster|node|workload|policy"
+    )
     cluster.add_arguments(nouns, common)
     workload.add_arguments(nouns, common)
+    policy.add_arguments(nouns, common)
     given = parser.parse_args(arguments)
-    if given.noun != "workload":
+    if given.noun not in _OF_NODE:
         cluster.complete(given, parser)
     return given
 
@@ -81,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         threading.Thread(target=_end_with_reader, daemon=True).start()
     wrong = False
     try:
-        for answer in (workload if given.noun == "workload" else cluster).run(given):
+        for answer in _OF_NODE.get(given.noun, cluster).run(given):
             print(answer.as_json() if given.json else answer.text, flush=True)
             wrong = wrong or answer.wrong
     except FailedError as error:

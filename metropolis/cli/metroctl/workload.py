@@ -11,23 +11,24 @@ Etcd's parts are not imported: a node that is in trouble answers quickly.
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import socket
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any, Final
-from urllib.parse import quote
 
 from metropolis.cli.metroctl.output import Answer, FailedError, Table
-from metropolis.node import allocs
+from metropolis.cli.metroctl.service import (
+    TIMEOUT_S,
+    UNKNOWN,
+    EndedError,
+    ask,
+    connection,
+    socket_option,
+    text,
+)
 from osbase.text import printable
-
-_TIMEOUT_S: Final = 20.0
-_UNKNOWN, _NO_ANSWER = 2, 3  # exit statuses
-_ANSWER_MAX: Final = 64 << 20  # bytes; by default gRPC takes 4 MiB, 10,000 attachments
 
 _SERVICE: Final = "/metropolis.node.core.network.workloads.WorkloadNetworking/"
 
@@ -41,13 +42,8 @@ workload, 3 the service does not answer.
 
 def add_arguments(nouns: Any, common: argparse.ArgumentParser) -> None:
     """Add the noun `workload`. common: the options of every command."""
-    here = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    here.add_argument(
-        "--socket", metavar="FILE", default=argparse.SUPPRESS, type=_text,
-        help=f"of the workload network service; default: {allocs.WORKLOAD_SOCKET}",
-    )  # fmt: skip
     shared = {
-        "parents": [common, here],
+        "parents": [common, socket_option()],
         "epilog": _EPILOG,
         "formatter_class": argparse.RawDescriptionHelpFormatter,
         "allow_abbrev": False,
@@ -69,7 +65,7 @@ def add_arguments(nouns: Any, common: argparse.ArgumentParser) -> None:
         description="Compare attachments with what the kernel has, as seen from the host.",
     )  # fmt: skip
     check.add_argument(
-        "workload", nargs="?", default="", metavar="WORKLOAD", type=_text,
+        "workload", nargs="?", default="", metavar="WORKLOAD", type=text,
         help="as in `list`; default: all",
     )  # fmt: skip
     verbs.add_parser(
@@ -85,9 +81,9 @@ def add_arguments(nouns: Any, common: argparse.ArgumentParser) -> None:
         "A direction that is not given keeps its limit. They last until the next call, or until "
         "the workload is detached. Prints the attachment as it is then.",
     )  # fmt: skip
-    limit.add_argument("workload", metavar="WORKLOAD", type=_text, help="as in `list`")
+    limit.add_argument("workload", metavar="WORKLOAD", type=text, help="as in `list`")
     limit.add_argument(
-        "interface", nargs="?", default="eth0", metavar="INTERFACE", type=_text,
+        "interface", nargs="?", default="eth0", metavar="INTERFACE", type=text,
         help="its interface; default: %(default)s",
     )  # fmt: skip
     rate = {"metavar": "RATE", "type": _bits}
@@ -117,67 +113,12 @@ def _bits(argument: str) -> int:
     return bits
 
 
-def _text(argument: str) -> str:
-    """Refuse bytes that are not UTF-8, which gRPC cannot carry."""
-    try:
-        argument.encode()
-    except UnicodeEncodeError as error:
-        raise argparse.ArgumentTypeError(f"{argument!a} is not UTF-8") from error
-    return argument
-
-
 def run(given: argparse.Namespace) -> Iterator[Answer]:
     """Ask the service; yield what it answers. Raises FailedError."""
     if given.verb == "limit" and given.ingress is given.egress is None:
-        raise FailedError("which limit? give --ingress RATE, --egress RATE, or both", _UNKNOWN)
-    path = getattr(given, "socket", allocs.WORKLOAD_SOCKET)
-    # `bazel run` changes the directory.
-    path = os.path.abspath(os.path.join(os.environ.get("BUILD_WORKING_DIRECTORY", "."), path))
-    _probe(path)
-    # Else gRPC reports on stderr, with a line of its own, that a service stops.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # After what can fail without it, since it takes a while.
-    import grpc
-    from google.protobuf.message import DecodeError
-
-    # gRPC reads the target as a URI.
-    options = [("grpc.max_receive_message_length", _ANSWER_MAX)]
-    with grpc.insecure_channel(f"unix:{quote(path)}", options) as channel:
-        try:
-            yield from _ask(Service(channel), given)
-        except grpc.RpcError as error:
-            why = printable(error.details() or error.code().name)
-            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
-                raise FailedError(why, _UNKNOWN) from error
-            raise _no_answer(path, why) from error
-        except _EndedError as error:
-            raise _no_answer(path, str(error)) from error
-        except (DecodeError, ValueError) as error:
-            raise _no_answer(path, f"it sent what has no meaning: {error}") from error
-
-
-def _probe(path: str) -> None:
-    """Raise FailedError unless something listens there: gRPC says it in more
-    words, and logs what it takes for a programming error.
-    """
-    try:
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(_TIMEOUT_S)
-            probe.connect(path)
-        if "," in path:
-            raise OSError("gRPC takes the comma for the end of the path")
-    except OSError as error:
-        raise _no_answer(path, error.strerror or str(error)) from error
-
-
-class _EndedError(Exception):
-    """A watch ended, or did not begin."""
-
-
-def _no_answer(path: str, why: str) -> FailedError:
-    return FailedError(
-        printable(f"{path}: no answer, see /run/log/node-core/current: {why}"), _NO_ANSWER
-    )
+        raise FailedError("which limit? give --ingress RATE, --egress RATE, or both", UNKNOWN)
+    with connection(given) as channel:
+        yield from _ask(Service(channel), given)
 
 
 class Service:
@@ -222,7 +163,7 @@ class Service:
             late.set()
             calls.cancel()
 
-        timer = threading.Timer(_TIMEOUT_S, give_up)
+        timer = threading.Timer(TIMEOUT_S, give_up)
         timer.daemon = True
         timer.start()
         try:
@@ -231,15 +172,14 @@ class Service:
                 yield self.pb.WatchEvent.FromString(data)
         except Exception:
             if late.is_set():
-                raise _EndedError(f"nothing within {_TIMEOUT_S:g} s") from None
+                raise EndedError(f"nothing within {TIMEOUT_S:g} s") from None
             raise
         finally:
             timer.cancel()
             calls.cancel()
 
     def _call(self, method: str, request: Any, answer: Any) -> Any:
-        call = self._channel.unary_unary(_SERVICE + method)
-        return answer.FromString(call(request.SerializeToString(), timeout=_TIMEOUT_S))
+        return ask(self._channel, _SERVICE + method, request, answer)
 
 
 def _ask(service: Service, given: argparse.Namespace) -> Iterator[Answer]:
@@ -249,7 +189,7 @@ def _ask(service: Service, given: argparse.Namespace) -> Iterator[Answer]:
         yield listing(service.list())
     elif given.verb == "watch":
         yield from watched(service.watch())
-        raise _EndedError("the watch ended")
+        raise EndedError("the watch ended")
     elif given.verb == "limit":
         yield _limit(service, given)
     elif given.workload:

@@ -380,7 +380,7 @@ def test_an_answer_of_many_attachments(garbage: tuple[Path, list[bytes]]) -> Non
 def test_a_service_that_says_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workload, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(workload, "TIMEOUT_S", 0.2)
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "s"))
         silent.listen()

@@ -194,6 +194,11 @@ async def _serve(config: NodeConfig, arguments: argparse.Namespace) -> int:
         time_dir=os.path.join(
             os.path.dirname(runtime_dir.rstrip("/")), os.path.basename(allocs.TIME_DIR)
         ),
+        policy_dir=os.path.join(runtime_dir, os.path.basename(allocs.POLICY_DIR)),
+        policy_files=os.path.join(
+            os.path.dirname(arguments.config) or ".",
+            os.path.basename(allocs.POLICY_FILES),
+        ),
         rpc_server=arguments.rpc_server,
     )
     network = NetworkService(

@@ -19,4 +19,6 @@ class Paths:
     resolv_conf: str = allocs.RESOLV_CONF
     state_dir: str = allocs.STATE_DIR
     time_dir: str = allocs.TIME_DIR
+    policy_dir: str = allocs.POLICY_DIR
+    policy_files: str = allocs.POLICY_FILES
     rpc_server: str = "auto"

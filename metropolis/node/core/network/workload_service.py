@@ -5,6 +5,7 @@
     prefixes   admitted pod prefixes -> engine, when the MTU is known
     strays     addresses of no prefix, while they are in use -> gate
     mtu        MTU of the uplink or the overlay -> engine
+    policies   files of network policies
     conntrack  tracked flows -> links that are refused new ones
     grpc       workload.sock
     cni        cni.sock
@@ -39,6 +40,8 @@ from osbase.supervisor import Context, Runnable, in_thread
 
 if TYPE_CHECKING:
     from metropolis.node.core.network.cni.server import CniServer
+    from metropolis.node.core.network.policy.files import Files
+    from metropolis.node.core.network.policy.manager import Manager
     from metropolis.node.core.network.workloads.api.server import WorkloadServer
     from metropolis.node.core.network.workloads.engine.engine import Engine
 
@@ -81,7 +84,8 @@ class WorkloadService:
     async def run(self, ctx: Context) -> None:
         """Make the engine, recover, then serve until cancelled."""
         # Imports take seconds on a slow machine; meanwhile the uplink comes up.
-        engine = await in_thread(_make_engine, self._conditions)
+        policies = await in_thread(_make_policies, self._paths.policy_dir, self._conditions)
+        engine = await in_thread(_make_engine, self._conditions, policies)
         try:
             engine.set_ipv6_optional(self._config.ipv6_optional)
 
@@ -109,7 +113,13 @@ class WorkloadService:
                 await self._follow_mtu(ctx, engine)
 
             async def grpc(ctx: Context) -> None:
-                await self._serve_grpc(ctx, engine)
+                await self._serve_grpc(ctx, engine, policies)
+
+            async def policy_files(ctx: Context) -> None:
+                files = await in_thread(
+                    _make_policy_files, self._paths.policy_files, policies, self._conditions
+                )
+                await files.run(ctx)
 
             async def cni(ctx: Context) -> None:
                 await self._serve_cni(ctx, engine)
@@ -123,6 +133,7 @@ class WorkloadService:
                 ctx.run("mtu", mtu)
             ctx.run("conntrack", conntrack.Guard(engine.list, self._conditions).run)
             ctx.run("grpc", grpc)
+            ctx.run("policy-files", policy_files)
             ctx.run("cni", self._failures.reported("cni", cni))
             ctx.run("ward-workloads", self._guard_link(wards.Workloads(engine.repair)))
             ctx.signal_healthy()
@@ -193,10 +204,10 @@ class WorkloadService:
                 async with asyncio.timeout(STRAYS_LOOKED_AT_S if again else None):
                     admitted = await watcher.get()
 
-    async def _serve_grpc(self, ctx: Context, engine: Engine) -> None:
+    async def _serve_grpc(self, ctx: Context, engine: Engine, policies: Manager) -> None:
         make_runtime_directory(self._paths.workload_socket)
         server = await in_thread(
-            _make_server, engine, self._paths.workload_socket, self._paths.rpc_server
+            _make_server, engine, policies, self._paths.workload_socket, self._paths.rpc_server
         )
         try:
             await in_thread(server.start)
@@ -241,7 +252,23 @@ def _outside(engine: Engine, prefixes: Sequence[IPNetwork]) -> tuple[IPAddress, 
     return tuple(ip for ip in found if overlap.inside(ip_network(ip), prefixes) is None)
 
 
-def _make_engine(conditions: Conditions) -> Engine:
+def _make_policies(directory: str, conditions: Conditions) -> Manager:
+    """Import and make what keeps policies in force, also in another thread."""
+    from metropolis.node.core.network.policy.kernel import PolicyKernel
+    from metropolis.node.core.network.policy.manager import Manager
+    from metropolis.node.core.network.policy.store import Store
+
+    return Manager(PolicyKernel(), Store(directory), conditions)
+
+
+def _make_policy_files(directory: str, policies: Manager, conditions: Conditions) -> Files:
+    """Import and make what follows the files of policies, too."""
+    from metropolis.node.core.network.policy.files import Files
+
+    return Files(directory, policies, conditions)
+
+
+def _make_engine(conditions: Conditions, policies: Manager) -> Engine:
     """Import and make the engine. Imports take seconds on a slow machine, so
     this runs in another thread.
     """
@@ -250,14 +277,18 @@ def _make_engine(conditions: Conditions) -> Engine:
     from metropolis.node.core.network.workloads.engine.engine import Engine
     from metropolis.node.core.network.workloads.engine.journal import Journal
 
-    return Engine(KernelDatapath(PARTS), conditions, Journal())
+    return Engine(KernelDatapath(PARTS), conditions, Journal(), policies)
 
 
-def _make_server(engine: Engine, path: str, implementation: str) -> WorkloadServer:
+def _make_server(
+    engine: Engine, policies: Manager, path: str, implementation: str
+) -> WorkloadServer:
     """Import and make the gRPC server, also in another thread."""
+    from metropolis.node.core.network.policy.api import Methods
     from metropolis.node.core.network.workloads.api.server import WorkloadServer
 
-    return WorkloadServer(engine, path, implementation=implementation)
+    more = Methods(policies).more()
+    return WorkloadServer(engine, path, implementation=implementation, more=more)
 
 
 def _make_cni_server(engine: Engine, path: str) -> CniServer:

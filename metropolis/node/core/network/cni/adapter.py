@@ -226,6 +226,7 @@ class Adapter:
             parts=add.parts,
             requested_mtu=add.requested_mtu,
             routes=add.routes,
+            identity=add.identity,
         )
         attachment = self._engine.attach(intent)
         return attachment, before is None or before.host_ifindex != attachment.host_ifindex

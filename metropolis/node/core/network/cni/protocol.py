@@ -24,7 +24,7 @@ from typing import Any, NoReturn, cast
 from metropolis.node.core.network.cni import capabilities, limits, ports, routes
 from metropolis.node.core.network.cni.wire import Answer, Request
 from metropolis.node.core.network.workloads.errors import InvalidArgument
-from metropolis.node.core.network.workloads.model import PartText, Route
+from metropolis.node.core.network.workloads.model import Identity, PartText, Route, unknown_pod
 
 # A JSON value; callers mostly want objects.
 type Json = dict[str, Any]
@@ -118,6 +118,7 @@ class Add:
     parts: tuple[PartText, ...] = ()
     requested_mtu: int = 0
     routes: tuple[Route, ...] = ()
+    identity: Identity | None = None
 
     @property
     def key(self) -> Key:
@@ -454,7 +455,10 @@ def _parse_add(version: str, env: Mapping[str, str], config: Json) -> Add:
     dns, prev, name = _dns(config, runtime), _prev_result(config), str(config["name"])
     parts = _limits(runtime) + _ports(runtime)
     mtu, more = _of_interface(config, own)
-    return Add(version, container_id, if_name, netns, ips, mac, dns, prev, name, parts, mtu, more)
+    pod = unknown_pod(args)
+    return Add(
+        version, container_id, if_name, netns, ips, mac, dns, prev, name, parts, mtu, more, pod
+    )
 
 
 def _parse_del(request: Request) -> Del:

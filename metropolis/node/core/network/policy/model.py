@@ -111,7 +111,7 @@ class Action(Enum):
 
     ACCEPT = "Accept"
     DENY = "Deny"
-    PASS = "Pass"  # noqa: S105, it is no password
+    PASS = "Pass"
 
 
 @dataclass(frozen=True, slots=True)

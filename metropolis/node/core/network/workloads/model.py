@@ -2,8 +2,8 @@
 """Values that callers of the engine pass in and get back."""
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
@@ -32,6 +32,29 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """What a workload is, for network policies. namespace None: it has none,
+    and no labels. ports: protocol (tcp, udp or sctp) and number by name. known:
+    whether the labels are known; if not, it has none.
+    """
+
+    namespace: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ports: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    known: bool = True
+
+
+def unknown_pod(metadata: Mapping[str, str]) -> Identity | None:
+    """Return the identity of a pod as CNI's K8S_ arguments have it: its labels
+    are not among them. None: it is no pod.
+    """
+    namespace = metadata.get("K8S_POD_NAMESPACE")
+    if not namespace or not metadata.get("K8S_POD_NAME"):
+        return None
+    return Identity(namespace, known=False)
+
+
+@dataclass(frozen=True, slots=True)
 class AttachIntent:
     """The values of an Attach.
 
@@ -41,6 +64,7 @@ class AttachIntent:
     to 255 printable ASCII characters; it decides nothing. parts: what else is
     asked for, in the order of the letters. requested_mtu: bytes, 0: the node's.
     routes: besides those of every interface; see validate.parse_routes.
+    identity: None: says nothing about it. It is no part of the digest.
     """
 
     workload_id: str
@@ -52,6 +76,7 @@ class AttachIntent:
     parts: tuple[PartText, ...] = ()
     requested_mtu: int = 0
     routes: tuple[Route, ...] = ()
+    identity: Identity | None = None
 
     def digest(self) -> bytes:
         """Return 8 bytes that differ when two requests for one workload and

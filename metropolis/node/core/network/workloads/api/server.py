@@ -22,7 +22,8 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,17 @@ CHECKERS = 8  # concurrent calls of Check
 CHECK_WAITS_S = 1.5  # for another call on its workload
 
 
+@dataclass(frozen=True, slots=True)
+class More:
+    """Methods of other services on the same socket, by their full names. stop:
+    ends their streams.
+    """
+
+    blocking: Mapping[str, Unary]
+    streams: Mapping[str, Streaming]
+    stop: Callable[[], None]
+
+
 class WorkloadServer:
     """`start` serves, `stop` ends; an object may do each once, in any order and
     also concurrently: after `stop` it never serves.
@@ -63,7 +75,7 @@ class WorkloadServer:
     socket_path: absolute. workers: concurrent calls; so many removals can share
     one wait for the kernel. watch_backlog: changes that a watcher may be
     behind, besides those that gRPC has buffered. implementation: see
-    osbase.rpc.choose.
+    osbase.rpc.choose. more: other services.
     """
 
     def __init__(
@@ -74,6 +86,7 @@ class WorkloadServer:
         *,
         watch_backlog: int = BACKLOG,
         implementation: str = choose.AUTO,
+        more: More | None = None,
     ) -> None:
         self._implementation = implementation
         self._life = threading.Lock()  # held by start and stop
@@ -81,6 +94,7 @@ class WorkloadServer:
         self._path = Path(socket_path)
         self._workers = workers
         self._methods = _Methods(engine, watch_backlog)
+        self._more = more
         self._server: Server | StockServer | None = None
         self._inode = 0
 
@@ -98,7 +112,7 @@ class WorkloadServer:
     def _start(self) -> None:
         make_private_directory(self._path.parent)
         refuse_if_served(self._path)
-        server = _server(self._methods, self._workers, self._implementation)
+        server = _server(self._methods, self._workers, self._implementation, self._more)
         private: Path | None = None
         try:
             private = Path(tempfile.mkdtemp(prefix=".", dir=self._path.parent))
@@ -134,6 +148,8 @@ class WorkloadServer:
                 if self._path.stat().st_ino == self._inode:
                     self._path.unlink()
             self._methods.end_watches()
+            if self._more is not None:
+                self._more.stop()
             self._server.stop(grace_s)
             self._server = None
 
@@ -291,7 +307,9 @@ class _Methods:
             watcher.end(Unavailable(_STOPPING))
 
 
-def _server(methods: _Methods, workers: int, implementation: str) -> Server | StockServer:
+def _server(
+    methods: _Methods, workers: int, implementation: str, more: More | None
+) -> Server | StockServer:
     prefix = f"/{_SERVICE.full_name}/"
     blocking = {
         "Attach": methods.attach,
@@ -302,10 +320,13 @@ def _server(methods: _Methods, workers: int, implementation: str) -> Server | St
     }
     quick = {"Status": methods.status, "List": methods.list}
     assert {*blocking, *quick, "Watch"} == {method.name for method in _SERVICE.methods}
+    others = {} if more is None else more.blocking
+    streams = {f"{prefix}Watch": methods.watch} | dict({} if more is None else more.streams)
+    named = {prefix + name: method for name, method in blocking.items()} | dict(others)
     return choose.server_class(implementation)(
-        blocking={prefix + name: _coded(method) for name, method in blocking.items()},
+        blocking={name: _coded(method) for name, method in named.items()},
         quick={prefix + name: _coded(method) for name, method in quick.items()},
-        streams={f"{prefix}Watch": _coded_stream(methods.watch)},
+        streams={name: _coded_stream(method) for name, method in streams.items()},
         workers=workers,
         own_workers={f"{prefix}Check": CHECKERS},
         streams_at_once=WATCHERS_MAX,

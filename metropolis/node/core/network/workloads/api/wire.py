@@ -10,6 +10,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from metropolis.node.core.network.workloads import bandwidth, host_ports
+from metropolis.node.core.network.workloads.api.identity import identity
 from metropolis.node.core.network.workloads.engine.watchers import Event, Kind
 from metropolis.node.core.network.workloads.errors import InvalidArgument
 from metropolis.node.core.network.workloads.model import (
@@ -18,12 +19,14 @@ from metropolis.node.core.network.workloads.model import (
     Attachment,
     Checked,
     Collected,
+    Identity,
     IPAddress,
     IPNetwork,
     PartText,
     Route,
     first_hop,
     routes_of,
+    unknown_pod,
 )
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.node.core.network.workloads.validate import (
@@ -97,7 +100,14 @@ def attach_intent(request: pb.AttachRequest) -> AttachIntent:
         parts=parts,
         requested_mtu=request.mtu,
         routes=parse_routes(map(_route, request.routes)) if request.routes else (),
+        identity=_identity_of(request) if request.labels or request.HasField("identity") else None,
     )
+
+
+def _identity_of(request: pb.AttachRequest) -> Identity | None:
+    if request.HasField("identity"):
+        return identity(request.identity)
+    return unknown_pod(request.labels)
 
 
 def limits_to_set(request: pb.SetBandwidthRequest) -> PartText:

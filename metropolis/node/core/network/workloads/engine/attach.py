@@ -9,6 +9,8 @@
                          the resources of parts; after      is in memory
                          the end of what is leaving
                          and has them
+    admit     policies   what the workload may have       elements of an address
+                         connections with                   that nobody has
     create    datapath   the pair of links                a link without records
                          the inside of the namespace        (a start removes it)
                          nftables elements of parts       elements, too
@@ -53,6 +55,7 @@ from metropolis.node.core.network.workloads.engine.numbers import (
     further_metric,
     random_index,
 )
+from metropolis.node.core.network.workloads.engine.policies import Policies
 from metropolis.node.core.network.workloads.engine.readiness import IPV6_REMEDY, Readiness
 from metropolis.node.core.network.workloads.engine.removals import PATIENCE_S, Removals
 from metropolis.node.core.network.workloads.engine.reservation import Reservation, StillLeaving
@@ -85,6 +88,7 @@ class Attacher:
         detacher: Detacher,
         removals: Removals,
         losses: Losses,
+        policies: Policies,
     ) -> None:
         self._ledger = ledger
         self._datapath = datapath
@@ -95,6 +99,7 @@ class Attacher:
         self._detacher = detacher
         self._removals = removals
         self._losses = losses
+        self._policies = policies
 
     def attach(
         self, intent: AttachIntent, time_remaining: TimeRemaining
@@ -120,6 +125,8 @@ class Attacher:
                     found = _same_or_raise(
                         present.record, intent, netns.cookie, self._datapath.parts
                     )
+                    if intent.identity is not None:
+                        self._policies.admit(present.record, intent.identity)
                     return _with_routes(found, intent), False
                 with self._locks.namespace.hold(netns.cookie, time_remaining):
                     made = self._make(intent, netns, time_remaining)
@@ -168,6 +175,7 @@ class Attacher:
             self._detacher.settle(entry, State.BROKEN)
             raise
         except BaseException:
+            self._policies.forget([entry.record])
             self._ledger.drop(entry)
             raise
         try:
@@ -188,6 +196,7 @@ class Attacher:
         """
         entry, metric = reserved.entry, reserved.metric
         for _ in range(_INDEX_ATTEMPTS):
+            self._policies.admit(entry.record, intent.identity)
             try:
                 self._datapath.create(netns, entry.record, metric=metric, routes=intent.routes)
                 return

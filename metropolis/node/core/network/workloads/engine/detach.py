@@ -8,6 +8,7 @@
     cut off   datapath   deletes nftables elements    an attachment (a start
                          of parts                       puts them back)
                          no packet passes the links   links that are cut off: a
+    forget    policies   what they are                  the same
     detached  ledger     DETACHED; an event             start goes on below
     leave     datapath   deletes rules of further       the same, and rules
                          interfaces, if the call        that lead to nothing
@@ -38,6 +39,7 @@ from metropolis.node.core.network.workloads.engine.ledger import Ledger
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone
 from metropolis.node.core.network.workloads.engine.locks import Locks, TimeRemaining
 from metropolis.node.core.network.workloads.engine.losses import Losses
+from metropolis.node.core.network.workloads.engine.policies import Policies
 from metropolis.node.core.network.workloads.engine.removals import Removals
 from metropolis.node.core.network.workloads.errors import (
     InvalidArgument,
@@ -59,6 +61,7 @@ class Detacher:
         left_alone: LeftAlone,
         removals: Removals,
         losses: Losses,
+        policies: Policies,
     ) -> None:
         self._ledger = ledger
         self._datapath = datapath
@@ -66,6 +69,7 @@ class Detacher:
         self._left_alone = left_alone
         self._removals = removals
         self._losses = losses
+        self._policies = policies
         self._uncut = False  # and it was logged
 
     def detach(
@@ -121,6 +125,7 @@ class Detacher:
             return records
         try:
             if not at_once and self._cut_off(records):
+                self._policies.forget(records)
                 self._removals.add(leaving)
                 return records
             for some in itertools.batched(records, self._datapath.at_once, strict=False):
@@ -129,6 +134,7 @@ class Detacher:
             for entry in leaving:
                 self.settle(entry, State.BROKEN)
             raise
+        self._policies.forget(records)
         for entry in leaving:
             self._ledger.drop(entry)
         return records

@@ -24,6 +24,7 @@ from metropolis.node.core.network.workloads.engine.ledger import Ledger
 from metropolis.node.core.network.workloads.engine.left_alone import LeftAlone, count_of
 from metropolis.node.core.network.workloads.engine.locks import Locks, TimeRemaining, forever
 from metropolis.node.core.network.workloads.engine.losses import Losses
+from metropolis.node.core.network.workloads.engine.policies import NoPolicies, Policies
 from metropolis.node.core.network.workloads.engine.protected import Protection
 from metropolis.node.core.network.workloads.engine.readiness import NOT_RUNNING, Readiness
 from metropolis.node.core.network.workloads.engine.removals import Removals
@@ -61,12 +62,14 @@ class Engine:
         datapath: Datapath,
         conditions: Conditions | None = None,
         journal: Journal | None = None,
+        policies: Policies | None = None,
     ) -> None:
         """conditions: other problems of the node's network, for Status.
         journal: gets each call that attaches, removes or fails; `close` ends
-        it.
+        it. policies: None: there are none.
         """
         conditions = conditions or Conditions()
+        policies = self._policies = policies or NoPolicies()
         self._journal = journal
         self._datapath = datapath
         self._start_lock = threading.Lock()
@@ -77,9 +80,9 @@ class Engine:
         self._readiness = Readiness(ledger, datapath, conditions, settings, lambda: self._started)
         self._left_alone = LeftAlone(ledger, datapath, conditions)
         self._removals = Removals(ledger, datapath)
-        self._losses = Losses(ledger, datapath)
+        self._losses = Losses(ledger, datapath, policies)
         self._detacher = Detacher(
-            ledger, datapath, locks, self._left_alone, self._removals, self._losses
+            ledger, datapath, locks, self._left_alone, self._removals, self._losses, policies
         )
         self._attacher = Attacher(
             ledger,
@@ -91,6 +94,7 @@ class Engine:
             self._detacher,
             self._removals,
             self._losses,
+            policies,
         )
         self._changer = Changer(ledger, datapath, locks, self._left_alone, self._detacher)
         self._collector = Collector(ledger, locks, self._detacher, self._removals)
@@ -116,6 +120,7 @@ class Engine:
                 scan = self._datapath.scan()
                 self._removals.start()
                 leaving = self._ledger.adopt(scan.complete, scan.held, scan.leaving)
+                self._policies.adopt(scan.complete)
                 self._datapath.watch()
                 self._removals.go_on(leaving)
                 self._started = True

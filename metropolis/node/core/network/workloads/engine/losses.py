@@ -16,6 +16,7 @@ from metropolis.node.core.network.workloads.datapath.interface import Datapath, 
 from metropolis.node.core.network.workloads.engine.entries import Entry, owner_text
 from metropolis.node.core.network.workloads.engine.ledger import Ledger
 from metropolis.node.core.network.workloads.engine.locks import TimeRemaining
+from metropolis.node.core.network.workloads.engine.policies import Policies
 from metropolis.node.core.network.workloads.engine.removals import PATIENCE_S
 from metropolis.node.core.network.workloads.errors import WorkloadError
 from metropolis.node.core.network.workloads.validate import show
@@ -26,17 +27,19 @@ log = logging.getLogger(__name__)
 class Losses:
     """See the module. Thread-safe."""
 
-    def __init__(self, ledger: Ledger, datapath: Datapath) -> None:
+    def __init__(self, ledger: Ledger, datapath: Datapath, policies: Policies) -> None:
         self._ledger = ledger
         self._datapath = datapath
+        self._policies = policies
         self._changed = threading.Condition()
         # What was refused; guarded by the condition.
         self._refused: dict[Entry | Held, None] = {}
 
     def clean_up(self, entry: Entry) -> None:
-        """Remove the elements of a lost entry with parts, then free its
-        addresses and resources; see Ledger.removed.
+        """Forget a lost entry; remove the elements of one with parts, then free
+        its addresses and resources; see Ledger.removed.
         """
+        self._policies.forget([entry.record])
         if not entry.record.parts:
             return
         try:

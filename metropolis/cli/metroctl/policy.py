@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands about the network policies of one node: `metroctl policy`.
+
+They ask the service by its unix socket. Only `label` changes something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Any, Final
+
+from metropolis.cli.metroctl.output import Answer, Table
+from metropolis.cli.metroctl.service import ask, connection, socket_option, text
+from osbase.text import printable
+
+_SERVICE: Final = "/metropolis.node.core.network.policy.NetworkPolicies/"
+_PROTOCOLS: Final = ("tcp", "udp", "sctp")
+
+_EPILOG: Final = """\
+exit status: 0 done, or the connection passes; 1 something is wrong with a
+policy, or the connection is denied; 2 wrong arguments or no such workload, 3
+the service does not answer.
+"""
+
+
+def add_arguments(nouns: Any, common: argparse.ArgumentParser) -> None:
+    """Add the noun `policy`. common: the options of every command."""
+    shared = {
+        "parents": [common, socket_option()],
+        "epilog": _EPILOG,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "allow_abbrev": False,
+    }
+    policy = nouns.add_parser(
+        "policy", help="the network policies of this node", **shared,
+        description="Show which connections of this node's workloads pass, and why.",
+    )  # fmt: skip
+    verbs = policy.add_subparsers(dest="verb", required=True, metavar="list|explain|label")
+    verbs.add_parser(
+        "list", help="policies in force, and what is wrong with them", **shared,
+        description="Print the policies of all sources.",
+    )  # fmt: skip
+    explain = verbs.add_parser(
+        "explain", help="whether a new connection passes, and why", **shared,
+        description="Say what the policies in force do with a new connection.",
+    )  # fmt: skip
+    for end in ("source", "destination"):
+        explain.add_argument(
+            end, metavar=end.upper(), type=text,
+            help="a workload, as in `workload list`, or an address",
+        )  # fmt: skip
+    explain.add_argument(
+        "port", nargs="?", metavar="PORT", type=_port,
+        help="of the destination, behind host ports: 80, 80/tcp, 53/udp, 99/sctp; default: a "
+        "protocol without ports, such as ICMP",
+    )  # fmt: skip
+    label = verbs.add_parser(
+        "label", help="say what a workload is, for policies", **shared,
+        description="Set the namespace and the labels of a workload, in place of those before, "
+        "at once.",
+    )  # fmt: skip
+    label.add_argument("workload", metavar="WORKLOAD", type=text, help="as in `workload list`")
+    label.add_argument(
+        "namespace", nargs="?", default="", metavar="NAMESPACE", type=text,
+        help="its namespace; default: none, and no labels",
+    )  # fmt: skip
+    label.add_argument(
+        "labels", nargs="*", metavar="KEY=VALUE", type=_label, help="its labels; default: none"
+    )
+
+
+def _port(argument: str) -> tuple[str, int]:
+    found = re.fullmatch(r"([1-9][0-9]{0,4})(?:/(\w+))?", argument)
+    protocol = (found[2] or "tcp") if found else ""
+    if found is None or int(found[1]) > 0xFFFF or protocol not in _PROTOCOLS:
+        raise argparse.ArgumentTypeError(f"{argument!a}: want a port such as 80/tcp or 53/udp")
+    return protocol, int(found[1])
+
+
+def _label(argument: str) -> tuple[str, str]:
+    key, is_one, value = text(argument).partition("=")
+    if not is_one or not key:
+        raise argparse.ArgumentTypeError(f"{argument!a}: want KEY=VALUE")
+    return key, value
+
+
+def run(given: argparse.Namespace) -> Iterator[Answer]:
+    """Ask the service; yield what it answers. Raises FailedError."""
+    with connection(given) as channel:
+        from metropolis.node.core.network.policy.spec import policy_pb2 as pb
+
+        if given.verb == "list":
+            method = f"{_SERVICE}GetPolicies"
+            yield listing(ask(channel, method, pb.GetPoliciesRequest(), pb.GetPoliciesResponse), pb)
+        elif given.verb == "explain":
+            request = pb.ExplainRequest(
+                source=_end(pb, given.source), destination=_end(pb, given.destination)
+            )
+            if given.port is not None:
+                request.protocol = pb.Protocol.Value(given.port[0].upper())
+                request.port = given.port[1]
+            yield explained(ask(channel, f"{_SERVICE}Explain", request, pb.ExplainResponse), pb)
+        else:
+            request = pb.SetLabelsRequest(workload_id=given.workload)
+            request.identity.namespace = given.namespace
+            request.identity.labels.update(given.labels)
+            ask(channel, f"{_SERVICE}SetLabels", request, pb.SetLabelsResponse)
+            data = {"namespace": given.namespace, "labels": dict(given.labels)}
+            yield Answer({"workload": given.workload, **data}, "done")
+
+
+def _end(pb: Any, argument: str) -> Any:
+    try:
+        return pb.End(ip=ip_address(argument).packed)
+    except ValueError:
+        return pb.End(workload_id=argument)
+
+
+def listing(answer: Any, pb: Any) -> Answer:
+    """Render a GetPoliciesResponse. Pure."""
+    rows = [
+        {
+            "policy": one.policy.name,
+            "tier": pb.Policy.Tier.Name(one.policy.tier).lower(),
+            "priority": one.policy.priority,
+            "source": one.source,
+            "error": one.error,
+        }
+        for one in answer.policies
+    ]
+    table = Table(
+        ["POLICY", "TIER", "PRIORITY", "SOURCE", "WRONG"],
+        [[printable(str(cell)) or "-" for cell in row.values()] for row in rows],
+    )
+    told = {
+        "identities": answer.identities,
+        "pairs": answer.pairs,
+        "world_ranges": answer.world_ranges,
+    }
+    unknown = list(answer.unknown)
+    lines = [str(table) if rows else "no policies: everything is allowed"]
+    if rows:
+        lines.append(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in told.items()))
+    lines += [f"labels are not known: {printable(one)}" for one in unknown]
+    wrong = any(row["error"] for row in rows)
+    return Answer({"policies": rows, "unknown": unknown, **told}, "\n".join(lines), wrong)
+
+
+def explained(answer: Any, pb: Any) -> Answer:
+    """Render an ExplainResponse. Pure."""
+    rows = [
+        {
+            "ip_version": one.ip_version,
+            "allowed": one.allowed,
+            "reason": one.reason,
+            "policy": one.policy,
+            "tier": pb.Policy.Tier.Name(one.tier).lower() if one.tier else "",
+            "direction": one.direction.lower(),
+            "rule": one.rule,
+        }
+        for one in answer.explained
+    ]
+    lines = [f"IPv{row['ip_version']}: {printable(str(row['reason']))}" for row in rows]
+    allowed = all(row["allowed"] for row in rows)
+    return Answer({"allowed": allowed, "explained": rows}, "\n".join(lines), not allowed)

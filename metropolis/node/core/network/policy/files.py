@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies from the files of a directory, which is watched.
+
+All files DIRECTORY/*.yaml and *.yml, in the order of their names, are one set:
+the source `files`. What is in a file: NetworkPolicy, ClusterNetworkPolicy, and
+Namespace for its labels; see kubernetes.
+
+A policy that cannot be converted isolates its subjects. If a whole file cannot
+be read, or is no YAML, nobody can say what it is about: all stays as it was.
+Either is a problem of the node's network, and in the log, until it is mended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from metropolis.node.core.network.policy.kubernetes import convert
+from metropolis.node.core.network.policy.manager import Manager
+from metropolis.node.core.network.policy.sources import Source
+from metropolis.node.core.network.workloads.conditions import Conditions
+from metropolis.node.core.network.workloads.errors import WorkloadError
+from osbase.inotify import EVERY_S, changes
+from osbase.supervisor import Context, in_thread
+
+log = logging.getLogger(__name__)
+
+SOURCE: Final = "files"
+CONDITION: Final = "policy-files"
+"""The key of the problem of files."""
+
+_SUFFIXES: Final = (".yaml", ".yml")
+_SHOWN: Final = 5  # problems in a status
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a directory has. source None: it cannot be said."""
+
+    source: Source | None
+    problems: tuple[str, ...] = ()
+
+
+def load(directory: str | Path) -> Loaded:
+    """Read the files of a directory; one that is missing has none."""
+    texts: list[tuple[str, bytes]] = []
+    problems: list[str] = []
+    try:
+        paths = sorted(one for one in Path(directory).iterdir() if one.suffix in _SUFFIXES)
+    except FileNotFoundError:
+        paths = []
+    except OSError as error:
+        return Loaded(None, (f"{directory}: {error.strerror}",))
+    for path in paths:
+        try:
+            texts.append((str(path), path.read_bytes()))
+        except OSError as error:
+            problems.append(f"{path}: {error.strerror}")
+    found = convert.read_all(texts)
+    problems += map(str, found.problems)
+    if found.unreadable or len(texts) < len(paths):
+        return Loaded(None, tuple(problems))
+    return Loaded(
+        Source(SOURCE, policies=found.policies, namespaces=found.namespaces), tuple(problems)
+    )
+
+
+class Files:
+    """`run` is the runnable."""
+
+    def __init__(self, directory: str, manager: Manager, conditions: Conditions) -> None:
+        """directory: may come later."""
+        self._directory = directory
+        self._manager = manager
+        self._conditions = conditions
+        self._last: Source | None = None
+
+    async def run(self, ctx: Context) -> None:
+        """Follow the files until cancelled."""
+        await self._look()
+        ctx.signal_healthy()
+        try:
+            async with contextlib.aclosing(changes([self._directory])) as looks:
+                async for _ in looks:
+                    await self._look()
+        except OSError as error:
+            log.warning(
+                "changes of %s are noticed every %.0f s: %s",
+                self._directory, EVERY_S, error.strerror,
+            )  # fmt: skip
+        while True:
+            await asyncio.sleep(EVERY_S)
+            await self._look()
+
+    async def _look(self) -> None:
+        loaded = await in_thread(load, self._directory)
+        problems = list(loaded.problems)
+        if loaded.source is not None and loaded.source != self._last:
+            try:
+                await in_thread(self._manager.replace_policies, loaded.source)
+                self._last = loaded.source
+                log.info(
+                    "%s: %d policies are in force", self._directory, len(loaded.source.policies)
+                )
+            except WorkloadError as error:
+                problems.append(f"not in force: {error}")
+        self._report(problems)
+
+    def _report(self, problems: Sequence[str]) -> None:
+        if not problems:
+            if self._conditions.clear(CONDITION):
+                log.info("%s: all policies can be read again", self._directory)
+            return
+        text = "; ".join(problems[:_SHOWN])
+        if len(problems) > _SHOWN:
+            text += f"; and {len(problems) - _SHOWN} more, see the log"
+        if self._conditions.set(CONDITION, text):
+            for one in problems:
+                log.error("%s", one)

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps the kernel's tables as the policies of all sources, and the workloads,
+ask for.
+
+    change      of a source's policies, of what a workload is, of attachments
+    world       all of it together
+    compile     to tables; only what the change touches is compiled again
+    difference  from what the kernel has
+    apply       one transaction: packets see the old tables or the new ones
+    revoke      tracked flows that are not allowed any more are cut
+
+A change is kept in a file before it is applied, and what was kept before comes
+back if it is refused. So a restart has what the last answer said; a call that
+got none may be in force or not. A restart compares with the kernel's tables,
+which stay in force until then, whatever became of the service meanwhile.
+
+One lock for all: a change takes as long as its compilation and transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from metropolis.node.core.network.policy import messages, wire
+from metropolis.node.core.network.policy.compiler import Compiler, PolicyError
+from metropolis.node.core.network.policy.difference import difference
+from metropolis.node.core.network.policy.evaluate import Evaluator
+from metropolis.node.core.network.policy.members import Key, Member, Members
+from metropolis.node.core.network.policy.model import Policy, World
+from metropolis.node.core.network.policy.sources import Source, merged, namespaces, unreadable
+from metropolis.node.core.network.policy.spec import policy_pb2 as pb
+from metropolis.node.core.network.policy.store import Store
+from metropolis.node.core.network.policy.tables import Tables
+from metropolis.node.core.network.workloads.api import identity as identities
+from metropolis.node.core.network.workloads.conditions import Conditions
+from metropolis.node.core.network.workloads.datapath.interface import Record
+from metropolis.node.core.network.workloads.errors import (
+    Exhausted,
+    FailedPrecondition,
+    InvalidArgument,
+    KernelRefused,
+    NotAttached,
+    WorkloadError,
+)
+from metropolis.node.core.network.workloads.model import Identity
+from metropolis.node.core.network.workloads.validate import show
+
+log = logging.getLogger(__name__)
+
+CONDITION: Final = "policies"
+"""The key of the problem of tables that are not as they should be."""
+
+_UNKNOWN: Final = Identity(known=False)
+_NOTHING: Final = Tables()
+
+
+class Kernel(Protocol):
+    """The kernel's tables. Raises KernelRefused; Exhausted: a set is full."""
+
+    def read(self) -> Tables:
+        """Return what they have."""
+
+    def apply(self, removed: Tables, added: Tables) -> None:
+        """Change them in one transaction."""
+
+    def revoke(self, evaluator: Evaluator) -> int:
+        """Cut the tracked flows that are not allowed; return how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What GetPolicies returns. version: grows with each change."""
+
+    version: int
+    sources: tuple[Source, ...]
+    policies: tuple[tuple[Source, Policy], ...]
+    tables: Tables
+    unknown: tuple[str, ...]
+
+
+class Manager:
+    """See the module. Thread-safe. Implements engine.policies.Policies."""
+
+    def __init__(self, kernel: Kernel, store: Store, conditions: Conditions) -> None:
+        """store: not opened. conditions: see CONDITION."""
+        self._kernel = kernel
+        self._store = store
+        self._conditions = conditions
+        self._changed = threading.Condition()  # and the lock
+        self._version = 0
+        self._closed = False
+        self._members = Members()
+        self._sources: dict[str, Source] = {}
+        self._compiler = Compiler()
+        self._evaluator: Evaluator | None = None  # of the present world
+        self._tables = Tables()  # wanted
+        # What the kernel has; None: it must be read.
+        self._loaded: Tables | None = None
+
+    # ---- Attachments: engine.policies.Policies ------------------------------
+
+    def adopt(self, records: Sequence[Record]) -> None:
+        """See Policies."""
+        with self._changed:
+            try:
+                were_there = self._store.open()
+                self._sources = {
+                    name: _kept_source(name, kept) for name, kept in self._store.sources()
+                }
+                self._store.keep_workloads({one.workload_id for one in records})
+                for record in records:
+                    self._members.put(_member(record))
+                    if not were_there or self._store.has_workload(record.workload_id):
+                        kept = self._kept(record.workload_id)
+                        self._members.identify(record.workload_id, kept)
+            except OSError as error:
+                log.error("policies: %s", error)
+            try:
+                self._apply()
+            except WorkloadError as error:
+                self._conditions.set(CONDITION, f"not in force: {error}")
+                log.error("policies are not in force: %s", error)
+
+    def _kept(self, workload_id: str) -> Identity:
+        """Return what a workload is, from its file."""
+        kept = self._store.workload(workload_id)
+        if kept is None or not kept.HasField("identity"):
+            return _UNKNOWN
+        try:
+            return identities.identity(kept.identity)
+        except InvalidArgument as error:
+            log.warning("workload %s: %s; its labels count as unknown", show(workload_id), error)
+            return _UNKNOWN
+
+    def admit(self, record: Record, identity: Identity | None) -> None:
+        """See Policies."""
+        member = _member(record)
+        with self._changed, self._undoing() as undo:
+            before = self._members.put(member)
+            undo.append(lambda: self._put_back(member, before))
+            if identity is not None and (identity.known or self._is_news(record.workload_id)):
+                self._identify(record.workload_id, identity, undo)
+            self._apply()
+
+    def _is_news(self, workload_id: str) -> bool:
+        """Return whether nothing is known of a workload: what a runtime does
+        not know takes nothing back.
+        """
+        return not self._members.is_identified(workload_id)
+
+    def _put_back(self, member: Member, before: Member | None) -> None:
+        if before is None:
+            self._drop(member.key, member.ifindex)
+        else:
+            self._members.put(before)
+
+    def forget(self, records: Sequence[Record]) -> None:
+        """See Policies."""
+        with self._changed:
+            for record in records:
+                self._drop((record.workload_id, record.if_name), record.host_ifindex)
+            try:
+                self._apply()
+            except WorkloadError as error:
+                # The addresses have identities that nobody uses; the next
+                # change removes them.
+                log.warning("policies: forget %d workloads: %s", len(records), error)
+
+    def _drop(self, key: Key, ifindex: int) -> None:
+        if self._members.drop(key, ifindex):
+            try:
+                self._store.drop_workload(key[0])
+            except OSError as error:
+                log.warning("policies: %s", error)
+
+    # ---- Calls --------------------------------------------------------------
+
+    def set_labels(self, workload_id: str, identity: Identity) -> None:
+        """Say what a workload is. Raises NotAttached, Exhausted or
+        KernelRefused.
+        """
+        with self._changed, self._undoing() as undo:
+            if not self._members.of(workload_id):
+                raise NotAttached(f"workload {show(workload_id)}: is not attached")
+            self._identify(workload_id, identity, undo)
+            self._apply()
+
+    def _identify(
+        self, workload_id: str, identity: Identity, undo: list[Callable[[], None]]
+    ) -> None:
+        """Keep what a workload is; append what takes it back to `undo`."""
+        before = self._members.identity(workload_id)
+        if before == identity:
+            return
+        was = self._members.is_identified(workload_id)
+
+        def back() -> None:
+            if was:
+                self._write(workload_id, before)
+                self._members.identify(workload_id, before)
+            else:
+                self._store.drop_workload(workload_id)
+                self._members.disown(workload_id)
+
+        undo.append(back)
+        self._write(workload_id, identity)
+        self._members.identify(workload_id, identity)
+
+    def _write(self, workload_id: str, identity: Identity) -> None:
+        known = identities.message_of(identity) if identity.known else None
+        self._store.put_workload(pb.SetLabelsRequest(workload_id=workload_id, identity=known))
+
+    def set_policies(self, source: Source) -> None:
+        """Replace a source's policies. Raises FailedPrecondition if the
+        generation is older, Exhausted, KernelRefused.
+        """
+        with self._changed, self._undoing() as undo:
+            before = self._sources.get(source.name)
+            if before is not None and source.generation < before.generation:
+                raise FailedPrecondition(
+                    f"generation {source.generation}: the source {source.name} has set "
+                    f"{before.generation} before"
+                )
+
+            def back() -> None:
+                if before is None:
+                    self._sources.pop(source.name, None)
+                    self._store.drop_source(source.name)
+                else:
+                    self._sources[source.name] = before
+                    self._store.put_source(_request(before))
+
+            undo.append(back)
+            self._store.put_source(_request(source))
+            self._sources[source.name] = source
+            self._apply()
+
+    def replace_policies(self, source: Source) -> None:
+        """Do as set_policies, for a source that counts no generations."""
+        with self._changed:
+            before = self._sources.get(source.name)
+            generation = 1 if before is None else before.generation + 1
+        self.set_policies(replace(source, generation=generation))
+
+    def state(self) -> State:
+        """Return the present state."""
+        with self._changed:
+            return self._state()
+
+    def states(self, is_wanted: Callable[[], bool]) -> Iterator[State]:
+        """Yield the present state, and the latest one after each change, while
+        `is_wanted` returns true; see `wake`.
+        """
+        seen = -1
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._version != seen or not is_wanted())  # noqa: B023
+                if not is_wanted():
+                    return
+                state = self._state()
+            seen = state.version
+            yield state
+
+    def wake(self) -> None:
+        """Have `states` ask again whether it is wanted."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _state(self) -> State:
+        sources = tuple(self._sources[name] for name in sorted(self._sources))
+        policies = tuple(merged(sources))
+        return State(self._version, sources, policies, self._tables, tuple(self._members.unknown()))
+
+    def ends(self, workload_id: str, if_name: str = "") -> list[Member]:
+        """Return a workload's attachments, or the one of a name. Raises
+        NotAttached if there is none.
+        """
+        with self._changed:
+            found = [one for one in self._members.of(workload_id) if if_name in ("", one.key[1])]
+        if not found:
+            of = f" by {show(if_name)}" if if_name else ""
+            raise NotAttached(f"workload {show(workload_id)}: is not attached{of}")
+        return found
+
+    def evaluator(self) -> Evaluator:
+        """Return what judges connections by the present policies."""
+        with self._changed:
+            return self._evaluate()
+
+    def repair(self) -> list[str]:
+        """Have the kernel's tables as they should be; return what differed.
+        Raises KernelRefused.
+        """
+        with self._changed:
+            self._loaded = None
+            found = self._apply()
+            return [found] if found else []
+
+    # ---- Tables -------------------------------------------------------------
+
+    @contextmanager
+    def _undoing(self) -> Iterator[list[Callable[[], None]]]:
+        """Take back what was done if the block fails, last first."""
+        undo: list[Callable[[], None]] = []
+        try:
+            yield undo
+        except BaseException as error:
+            for back in reversed(undo):
+                try:
+                    back()
+                except OSError as failed:
+                    log.error("policies: take back a change: %s", failed)
+            self._evaluator = None
+            if isinstance(error, OSError):
+                raise KernelRefused(f"keep policies: {error}") from error
+            raise
+
+    def _apply(self) -> str:
+        """Compile the world, and change the kernel's tables; return what was
+        changed, for people.
+        """
+        self._evaluator = None
+        if self._loaded == _NOTHING and not any(map(_has_policies, self._sources.values())):
+            return ""  # no policies now, and none before
+        try:
+            wanted = self._compiler.update(self._world()).tables
+        except PolicyError as error:
+            raise Exhausted(str(error)) from error
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
+            loaded = self._kernel.read()
+        change = difference(loaded, wanted)
+        if change:
+            self._kernel.apply(change.removed, change.added)
+            self._kernel.revoke(self._evaluate())
+        self._loaded = self._tables = wanted
+        self._conditions.clear(CONDITION)
+        self._version += 1
+        self._changed.notify_all()
+        return str(change) if change else ""
+
+    def _world(self) -> World:
+        sources = self._sources.values()
+        return World(
+            tuple(policy for _, policy in merged(sources)),
+            namespaces(sources),
+            tuple(map(self._members.workload, self._members)),
+        )
+
+    def _evaluate(self) -> Evaluator:
+        if self._evaluator is None:
+            self._evaluator = Evaluator(self._world())
+        return self._evaluator
+
+
+def _has_policies(source: Source) -> bool:
+    return bool(source.policies)
+
+
+def _member(record: Record) -> Member:
+    return Member((record.workload_id, record.if_name), record.host_ifindex, record.ips)
+
+
+def _kept_source(name: str, request: pb.SetPoliciesRequest | None) -> Source:
+    """Return a source as it was kept."""
+    if request is None or request.source != name:
+        return unreadable(name, "the file that keeps them cannot be read; set them again")
+    try:
+        return wire.source_of(request)
+    except InvalidArgument as error:
+        log.error("policies of %s: %s", name, error)
+        return unreadable(name, f"they were kept by another version: {error}; set them again")
+
+
+def _request(source: Source) -> pb.SetPoliciesRequest:
+    return pb.SetPoliciesRequest(
+        source=source.name,
+        generation=source.generation,
+        policies=map(messages.policy, source.policies),
+        namespaces=messages.namespaces(source.namespaces),
+    )

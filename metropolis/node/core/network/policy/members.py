@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attachments that policies are about, and what their workloads are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from metropolis.node.core.network.policy.model import Protocol, Workload
+from metropolis.node.core.network.workloads.model import Identity, IPAddress
+
+type Key = tuple[str, str]
+"""Workload id and interface name."""
+
+NO_LABELS = Identity()
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An attachment. ifindex: of its link on the host, which tells it from a
+    later one of the same key.
+    """
+
+    key: Key
+    ifindex: int
+    ips: tuple[IPAddress, ...]
+
+
+class Members:
+    """See the module. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._members: dict[Key, Member] = {}
+        self._of_workload: dict[str, set[Key]] = {}
+        self._identities: dict[str, Identity] = {}
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._members.values())
+
+    def put(self, member: Member) -> Member | None:
+        """Add or replace an attachment; return the one before."""
+        before = self._members.get(member.key)
+        self._members[member.key] = member
+        self._of_workload.setdefault(member.key[0], set()).add(member.key)
+        return before
+
+    def drop(self, key: Key, ifindex: int) -> bool:
+        """Remove an attachment, unless it is a later one; return whether its
+        workload has no other.
+        """
+        found = self._members.get(key)
+        if found is None or found.ifindex != ifindex:
+            return False
+        del self._members[key]
+        keys = self._of_workload[key[0]]
+        keys.discard(key)
+        if keys:
+            return False
+        del self._of_workload[key[0]]
+        self._identities.pop(key[0], None)
+        return True
+
+    def of(self, workload_id: str) -> list[Member]:
+        """Return a workload's attachments."""
+        return [self._members[key] for key in sorted(self._of_workload.get(workload_id, ()))]
+
+    def identity(self, workload_id: str) -> Identity:
+        """Return what a workload is."""
+        return self._identities.get(workload_id, NO_LABELS)
+
+    def identify(self, workload_id: str, identity: Identity) -> None:
+        """Say what a workload is."""
+        self._identities[workload_id] = identity
+
+    def is_identified(self, workload_id: str) -> bool:
+        """Return whether something was said of a workload."""
+        return workload_id in self._identities
+
+    def disown(self, workload_id: str) -> None:
+        """Take back what was said of a workload."""
+        self._identities.pop(workload_id, None)
+
+    def unknown(self) -> list[str]:
+        """Return the workloads whose labels are not known."""
+        return sorted(one for one, identity in self._identities.items() if not identity.known)
+
+    def workload(self, member: Member) -> Workload:
+        """Return an attachment as policies see it."""
+        identity = self.identity(member.key[0])
+        return Workload(
+            name_of(member.key),
+            member.ips,
+            identity.namespace if identity.known else None,
+            identity.labels,
+            {name: (Protocol(word), port) for name, (word, port) in identity.ports.items()},
+            identity.known,
+        )
+
+
+def name_of(key: Key) -> str:
+    """Return the key of model.Workload. An interface name has no space."""
+    return f"{key[0]} {key[1]}"
