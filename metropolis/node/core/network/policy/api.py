@@ -10,9 +10,9 @@ from ipaddress import ip_address
 from typing import Final
 
 from metropolis.node.core.network.policy import messages, wire
+from metropolis.node.core.network.policy.attachments import Member, name_of
 from metropolis.node.core.network.policy.evaluate import Evaluator
 from metropolis.node.core.network.policy.manager import Manager, State
-from metropolis.node.core.network.policy.members import Member, name_of
 from metropolis.node.core.network.policy.model import Protocol, Verdict
 from metropolis.node.core.network.policy.spec import policy_pb2 as pb
 from metropolis.node.core.network.workloads.api import identity as identities

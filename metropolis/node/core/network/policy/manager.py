@@ -27,10 +27,11 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from metropolis.node.core.network.policy import messages, wire
-from metropolis.node.core.network.policy.compiler import Compiler, PolicyError
+from metropolis.node.core.network.policy.attachments import Attachments, Key, Member
+from metropolis.node.core.network.policy.compiler import Compiler, Numbers, PolicyError
 from metropolis.node.core.network.policy.difference import difference
 from metropolis.node.core.network.policy.evaluate import Evaluator
-from metropolis.node.core.network.policy.members import Key, Member, Members
+from metropolis.node.core.network.policy.lookup import Lookup
 from metropolis.node.core.network.policy.model import Policy, World
 from metropolis.node.core.network.policy.sources import Source, merged, namespaces, unreadable
 from metropolis.node.core.network.policy.spec import policy_pb2 as pb
@@ -68,8 +69,11 @@ class Kernel(Protocol):
     def apply(self, removed: Tables, added: Tables) -> None:
         """Change them in one transaction."""
 
-    def revoke(self, evaluator: Evaluator) -> int:
+    def revoke(self, lookup: Lookup) -> int:
         """Cut the tracked flows that are not allowed; return how many."""
+
+    def is_loaded(self) -> bool:
+        """Return whether they have anything, by a look at one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +98,9 @@ class Manager:
         self._changed = threading.Condition()  # and the lock
         self._version = 0
         self._closed = False
-        self._members = Members()
+        self._attachments = Attachments()
         self._sources: dict[str, Source] = {}
-        self._compiler = Compiler()
+        self._compiler: Compiler | None = None
         self._evaluator: Evaluator | None = None  # of the present world
         self._tables = Tables()  # wanted
         # What the kernel has; None: it must be read.
@@ -114,10 +118,10 @@ class Manager:
                 }
                 self._store.keep_workloads({one.workload_id for one in records})
                 for record in records:
-                    self._members.put(_member(record))
+                    self._attachments.put(_member(record))
                     if not were_there or self._store.has_workload(record.workload_id):
                         kept = self._kept(record.workload_id)
-                        self._members.identify(record.workload_id, kept)
+                        self._attachments.identify(record.workload_id, kept)
             except OSError as error:
                 log.error("policies: %s", error)
             try:
@@ -141,7 +145,7 @@ class Manager:
         """See Policies."""
         member = _member(record)
         with self._changed, self._undoing() as undo:
-            before = self._members.put(member)
+            before = self._attachments.put(member)
             undo.append(lambda: self._put_back(member, before))
             if identity is not None and (identity.known or self._is_news(record.workload_id)):
                 self._identify(record.workload_id, identity, undo)
@@ -151,13 +155,13 @@ class Manager:
         """Return whether nothing is known of a workload: what a runtime does
         not know takes nothing back.
         """
-        return not self._members.is_identified(workload_id)
+        return not self._attachments.is_identified(workload_id)
 
     def _put_back(self, member: Member, before: Member | None) -> None:
         if before is None:
             self._drop(member.key, member.ifindex)
         else:
-            self._members.put(before)
+            self._attachments.put(before)
 
     def forget(self, records: Sequence[Record]) -> None:
         """See Policies."""
@@ -172,7 +176,7 @@ class Manager:
                 log.warning("policies: forget %d workloads: %s", len(records), error)
 
     def _drop(self, key: Key, ifindex: int) -> None:
-        if self._members.drop(key, ifindex):
+        if self._attachments.drop(key, ifindex):
             try:
                 self._store.drop_workload(key[0])
             except OSError as error:
@@ -185,31 +189,33 @@ class Manager:
         KernelRefused.
         """
         with self._changed, self._undoing() as undo:
-            if not self._members.of(workload_id):
+            if not self._attachments.of(workload_id):
                 raise NotAttached(f"workload {show(workload_id)}: is not attached")
             self._identify(workload_id, identity, undo)
             self._apply()
+            self._notify()
 
     def _identify(
         self, workload_id: str, identity: Identity, undo: list[Callable[[], None]]
     ) -> None:
         """Keep what a workload is; append what takes it back to `undo`."""
-        before = self._members.identity(workload_id)
+        before = self._attachments.identity(workload_id)
         if before == identity:
             return
-        was = self._members.is_identified(workload_id)
+        was = self._attachments.is_identified(workload_id)
 
         def back() -> None:
+            # Files last: what refused the change may refuse this, too.
             if was:
+                self._attachments.identify(workload_id, before)
                 self._write(workload_id, before)
-                self._members.identify(workload_id, before)
             else:
+                self._attachments.disown(workload_id)
                 self._store.drop_workload(workload_id)
-                self._members.disown(workload_id)
 
         undo.append(back)
         self._write(workload_id, identity)
-        self._members.identify(workload_id, identity)
+        self._attachments.identify(workload_id, identity)
 
     def _write(self, workload_id: str, identity: Identity) -> None:
         known = identities.message_of(identity) if identity.known else None
@@ -239,6 +245,7 @@ class Manager:
             self._store.put_source(_request(source))
             self._sources[source.name] = source
             self._apply()
+            self._notify()
 
     def replace_policies(self, source: Source) -> None:
         """Do as set_policies, for a source that counts no generations."""
@@ -274,14 +281,18 @@ class Manager:
     def _state(self) -> State:
         sources = tuple(self._sources[name] for name in sorted(self._sources))
         policies = tuple(merged(sources))
-        return State(self._version, sources, policies, self._tables, tuple(self._members.unknown()))
+        return State(
+            self._version, sources, policies, self._tables, tuple(self._attachments.unknown())
+        )
 
     def ends(self, workload_id: str, if_name: str = "") -> list[Member]:
         """Return a workload's attachments, or the one of a name. Raises
         NotAttached if there is none.
         """
         with self._changed:
-            found = [one for one in self._members.of(workload_id) if if_name in ("", one.key[1])]
+            found = [
+                one for one in self._attachments.of(workload_id) if if_name in ("", one.key[1])
+            ]
         if not found:
             of = f" by {show(if_name)}" if if_name else ""
             raise NotAttached(f"workload {show(workload_id)}: is not attached{of}")
@@ -292,14 +303,13 @@ class Manager:
         with self._changed:
             return self._evaluate()
 
-    def repair(self) -> list[str]:
-        """Have the kernel's tables as they should be; return what differed.
-        Raises KernelRefused.
+    def repair(self) -> str:
+        """Have the kernel's tables as they should be; return what differed, for
+        people, or "". Raises KernelRefused.
         """
         with self._changed:
             self._loaded = None
-            found = self._apply()
-            return [found] if found else []
+            return self._apply()
 
     # ---- Tables -------------------------------------------------------------
 
@@ -325,41 +335,57 @@ class Manager:
         changed, for people.
         """
         self._evaluator = None
-        if self._loaded == _NOTHING and not any(map(_has_policies, self._sources.values())):
-            return ""  # no policies now, and none before
-        try:
-            wanted = self._compiler.update(self._world()).tables
-        except PolicyError as error:
-            raise Exhausted(str(error)) from error
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             loaded = self._kernel.read()
+        wanted = self._compile(loaded)
         change = difference(loaded, wanted)
         if change:
-            self._kernel.apply(change.removed, change.added)
-            self._kernel.revoke(self._evaluate())
+            try:
+                self._kernel.apply(change.removed, change.added)
+            except BaseException:
+                # It knows tables that the kernel has not.
+                self._compiler = None
+                raise
+            self._kernel.revoke(Lookup(wanted))
         self._loaded = self._tables = wanted
         self._conditions.clear(CONDITION)
+        if change:
+            self._notify()
+        return str(change) if change else ""
+
+    def _notify(self) -> None:
         self._version += 1
         self._changed.notify_all()
-        return str(change) if change else ""
+
+    def _compile(self, loaded: Tables) -> Tables:
+        """Compile the world; without policies it is nothing. Identities stay
+        what they are in the kernel.
+        """
+        if not any(source.policies for source in self._sources.values()):
+            self._compiler = None
+            return _NOTHING
+        if self._compiler is None:
+            numbers = dict(loaded.identities)
+            self._compiler = Compiler(Numbers(numbers, max(numbers.values(), default=0)))
+        try:
+            return self._compiler.update(self._world()).tables
+        except PolicyError as error:
+            self._loaded = loaded
+            raise Exhausted(str(error)) from error
 
     def _world(self) -> World:
         sources = self._sources.values()
         return World(
             tuple(policy for _, policy in merged(sources)),
             namespaces(sources),
-            tuple(map(self._members.workload, self._members)),
+            tuple(map(self._attachments.workload, self._attachments)),
         )
 
     def _evaluate(self) -> Evaluator:
         if self._evaluator is None:
             self._evaluator = Evaluator(self._world())
         return self._evaluator
-
-
-def _has_policies(source: Source) -> bool:
-    return bool(source.policies)
 
 
 def _member(record: Record) -> Member:

@@ -23,8 +23,10 @@ def identity(message: pb.Identity) -> Identity:
     """Read an identity. Raises InvalidArgument."""
     if not message.namespace:
         if message.labels or message.ports:
-            text = "identity.namespace: is empty; labels and ports need one"
-            raise InvalidArgument(text, field="identity.namespace")
+            raise InvalidArgument(
+                "identity.namespace: is empty; labels and ports need one",
+                field="identity.namespace",
+            )
         return Identity()
     return Identity(
         text("identity.namespace", message.namespace),

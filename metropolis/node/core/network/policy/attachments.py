@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from metropolis.node.core.network.policy.model import Protocol, Workload
 from metropolis.node.core.network.workloads.model import Identity, IPAddress
@@ -26,20 +26,32 @@ class Member:
     ips: tuple[IPAddress, ...]
 
 
-class Members:
+class Attachments:
     """See the module. Not thread-safe."""
 
     def __init__(self) -> None:
         self._members: dict[Key, Member] = {}
         self._of_workload: dict[str, set[Key]] = {}
         self._identities: dict[str, Identity] = {}
+        self._owners: dict[IPAddress, Key] = {}
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self._members.values())
 
     def put(self, member: Member) -> Member | None:
-        """Add or replace an attachment; return the one before."""
+        """Add or replace an attachment; return the one before. Its addresses
+        are no others' any more: they have ended, and are forgotten later.
+        """
         before = self._members.get(member.key)
+        if before is not None:
+            self._disown(before)
+        for ip in member.ips:
+            owner = self._owners.get(ip)
+            if owner is not None:
+                other = self._members[owner]
+                rest = tuple(one for one in other.ips if one != ip)
+                self._members[owner] = replace(other, ips=rest)
+            self._owners[ip] = member.key
         self._members[member.key] = member
         self._of_workload.setdefault(member.key[0], set()).add(member.key)
         return before
@@ -51,6 +63,7 @@ class Members:
         found = self._members.get(key)
         if found is None or found.ifindex != ifindex:
             return False
+        self._disown(found)
         del self._members[key]
         keys = self._of_workload[key[0]]
         keys.discard(key)
@@ -59,6 +72,10 @@ class Members:
         del self._of_workload[key[0]]
         self._identities.pop(key[0], None)
         return True
+
+    def _disown(self, member: Member) -> None:
+        for ip in member.ips:
+            del self._owners[ip]
 
     def of(self, workload_id: str) -> list[Member]:
         """Return a workload's attachments."""

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's tables in memory: a fake of manager.Kernel."""
+
+from __future__ import annotations
+
+from metropolis.node.core.network.policy.lookup import Lookup
+from metropolis.node.core.network.policy.model import Protocol
+from metropolis.node.core.network.policy.tables import Tables
+from metropolis.node.core.network.workloads.errors import KernelRefused
+from metropolis.node.core.network.workloads.model import IPAddress
+
+
+class FakeKernel:
+    """refuses: whether it refuses changes. transactions: how many it made."""
+
+    def __init__(self) -> None:
+        self.tables = Tables()
+        self.refuses = False
+        self.transactions = 0
+
+    def read(self) -> Tables:
+        """See Kernel."""
+        return self.tables
+
+    def apply(self, removed: Tables, added: Tables) -> None:
+        """See Kernel. AssertionError: what the kernel would refuse."""
+        if self.refuses:
+            raise KernelRefused("policies: no memory")
+        self.transactions += 1
+        now = self.tables
+        identities = dict(now.identities)
+        for ip, number in removed.identities.items():
+            assert identities.pop(ip) == number
+        for ip, number in added.identities.items():
+            assert ip not in identities
+            identities[ip] = number
+        self.tables = Tables(
+            identities,
+            _changed(now.isolated_egress, removed.isolated_egress, added.isolated_egress),
+            _changed(now.isolated_ingress, removed.isolated_ingress, added.isolated_ingress),
+            _changed(now.pairs, removed.pairs, added.pairs),
+            _changed(now.pair_ports, removed.pair_ports, added.pair_ports),
+            _changed(now.world_egress, removed.world_egress, added.world_egress),
+            _changed(now.world_ingress, removed.world_ingress, added.world_ingress),
+        )
+
+    def revoke(self, lookup: Lookup) -> int:
+        """See Kernel. There are no flows."""
+        return 0
+
+    def is_loaded(self) -> bool:
+        """See Kernel."""
+        return self.tables != Tables()
+
+    def allows(self, source: IPAddress, destination: IPAddress, port: int) -> bool:
+        """Return what becomes of a new TCP connection between workloads."""
+        return Lookup(self.tables).allows(source, destination, Protocol.TCP, port)
+
+
+def _changed[T](now: frozenset[T], removed: frozenset[T], added: frozenset[T]) -> frozenset[T]:
+    assert removed <= now
+    assert not added & (now - removed)
+    return (now - removed) | added
