@@ -76,6 +76,21 @@ ROUTE_PROTOCOL_OVERLAY: Final = 78
 of the node's own prefixes, and the overlay link's addresses. Set by: overlay.
 Read by: the overlay after a restart."""
 
+# --- Marks. ------------------------------------------------------------------
+# The packet's mark belongs to others: kube-proxy and VPNs have bits of it, from
+# prerouting to postrouting. The node neither sets nor matches it. WireGuard's
+# is on packets of the node itself.
+
+CONNTRACK_MARK_SOURCE: Final = 0xFFFF0000
+"""The half of conntrack's mark with the source's identity, of flows from and to
+workloads that were allowed while there are policies; 0: the world. Flows are
+selected by it when policies change. The whole mark of these flows is ours, and
+that of others is not touched. Set by: the node's rule set. Matched by: the
+node's rule set, network.policy."""
+
+CONNTRACK_MARK_DESTINATION: Final = 0x0000FFFF
+"""As CONNTRACK_MARK_SOURCE, the destination's identity."""
+
 # --- Inside workloads. --------------------------------------------------------
 
 FURTHER_RULE: Final = 32000
@@ -137,8 +152,9 @@ NFTABLES_TABLE: Final = "metropolis"
 """The `inet` table with the node's static rules. Owned by: network.rules."""
 
 NFTABLES_WORKLOADS: Final = "metropolis_workloads"
-"""The `inet` table with the host ports of workloads. Made by: network.rules.
-Its elements are made by: network.workloads."""
+"""The `inet` table with the host ports of workloads, and network policy. Made
+by: network.rules. Its elements are made by: network.workloads, and
+network.policy."""
 
 REFUSED_LINKS: Final = "refused_links"
 """The set in that table with the links, by index and each with a timeout, whose

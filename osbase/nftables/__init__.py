@@ -7,6 +7,8 @@
 
     library   the above
     digest    the present state of a table as hashes; an event at each commit
+    elements  elements made and destroyed without nft's language
+    listing   the elements of a set, with their keys and data
     guard     whether a table is still as it was committed
 
 The text is nft(8)'s language, as in `nft -f`. Nothing here parses the rules

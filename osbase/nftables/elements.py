@@ -2,8 +2,10 @@
 """Elements of sets and maps, created and destroyed without libnftables.
 
     encode(key, data, comment)         an element
+    encode_range(first, last)          one of a set of intervals
     create(sock, [Change(...), ...])   all of them, or none
     destroy(sock, [Change(...), ...])  those that exist; others are no error
+    exchange(sock, destroyed, added)   both at once
 
 A transaction is one send. libnftables first lists all sets and chains of the
 host, and the elements of many sets: with the node's own rules loaded, one
@@ -44,7 +46,7 @@ _HEADER: Final = struct.Struct("=BBH")  # struct nfgenmsg; the last is big-endia
 
 _TABLE, _SET, _ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_
 _LIST_ELEMENT: Final = 1  # NFTA_LIST_ELEM
-_KEY, _DATA, _USERDATA = 1, 2, 6  # NFTA_SET_ELEM_
+_KEY, _DATA, _USERDATA, _END = 1, 2, 6, 10  # NFTA_SET_ELEM_
 _VALUE: Final = 1  # NFTA_DATA_VALUE
 _COMMENT: Final = 0  # NFTNL_UDATA_SET_ELEM_COMMENT
 
@@ -94,6 +96,17 @@ def encode(key: bytes, data: bytes = b"", comment: str = "") -> bytes:
     return attrs.HEADER.pack(4 + len(body), _LIST_ELEMENT | attrs.NESTED) + body
 
 
+def encode_range(first: bytes, last: bytes) -> bytes:
+    """Return an element of a set with concatenated keys and intervals: each
+    field is between those of both keys, which are included. Not for sets with
+    one field, whose intervals the kernel has as two elements.
+    """
+    body = b"".join(
+        attrs.nested(kind, attrs.attr(_VALUE, key)) for kind, key in ((_KEY, first), (_END, last))
+    )
+    return attrs.nested(_LIST_ELEMENT, body)
+
+
 def create(sock: NetlinkSocket, changes: Sequence[Change]) -> None:
     """Create all elements, in one transaction.
 
@@ -110,6 +123,30 @@ def destroy(sock: NetlinkSocket, changes: Sequence[Change]) -> None:
     transaction. Raises as `create`.
     """
     _commit(sock, [one for change in changes for one in _requests(_DESTROY, 0, change, "destroy")])
+
+
+def exchange(
+    sock: NetlinkSocket,
+    destroyed: Sequence[Change],
+    added: Sequence[Change],
+    emptied: Sequence[Change] = (),
+) -> None:
+    """Destroy elements, then add others, in one transaction: a packet sees what
+    was before, or what is after. emptied: sets of which all elements are
+    destroyed, first; their `elements` do not matter.
+
+    What is destroyed need not exist. What is added may exist as it is: so a
+    transaction whose end is not known can be repeated. Raises as `create`, but
+    EEXIST: a key exists with other data; ENOTEMPTY: an interval overlaps
+    another in a part.
+    """
+    requests = [
+        Request(_DESTROY, 0, _start(one.family, one.table, one.name), "empty {}", (one,))
+        for one in emptied
+    ]
+    requests += [one for change in destroyed for one in _requests(_DESTROY, 0, change, "destroy")]
+    requests += [one for change in added for one in _requests(_NEW, NLM_F_CREATE, change, "add")]
+    _commit(sock, requests)
 
 
 def _requests(kind: int, flags: int, change: Change, verb: str) -> Iterator[Request]:

@@ -9,5 +9,6 @@ syntax        expressions that several parts share     pure
 workloads     what workloads may send                  pure
 base          settings -> the transaction, as text     pure
 host_ports    the table of host ports                  pure
+policy        network policy, a part of that table     pure
 ruleset       the loaded rules, kept as the settings say
 """

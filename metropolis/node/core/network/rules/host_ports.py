@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of host ports, which lead to workloads. Pure.
 
+It also has the part of `policy`, whose new flows are judged here after they are
+translated.
+
     prerouting, output   a new flow to an address of the node, by TCP, UDP, SCTP
         host_ports       at4, any4 (at6, any6): DNAT to the workload's port
     postrouting          SNAT, only where answers would not come back
@@ -30,6 +33,7 @@ from __future__ import annotations
 from typing import Final
 
 from metropolis.node import allocs
+from metropolis.node.core.network.rules import policy
 from metropolis.node.core.network.rules.syntax import WORKLOAD, chains
 
 _TABLE: Final = f"inet {allocs.NFTABLES_WORKLOADS}"
@@ -38,7 +42,7 @@ _PORT: Final = "meta l4proto . th dport"
 # With a size the kernel has hash tables that do not grow, 256 kB each. One that
 # grows is reordered at any time, and a list of its elements lacks some then.
 _SIZE: Final = "size 16384;"
-_SETS: Final = {
+_OWN_SETS: Final = {
     "map any4": "type inet_proto . inet_service : ipv4_addr . inet_service;",
     "map any6": "type inet_proto . inet_service : ipv6_addr . inet_service;",
     "map at4": "type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service;",
@@ -46,6 +50,7 @@ _SETS: Final = {
     "set self4": "type ipv4_addr . ipv4_addr;",
     "set self6": "type ipv6_addr . ipv6_addr;",
 }
+_SETS: Final = {name: f"{kind} {_SIZE}" for name, kind in _OWN_SETS.items()} | policy.SETS
 
 _NAT: Final = "type nat hook {}; policy accept;"
 _CHAINS: Final = {
@@ -56,6 +61,7 @@ _CHAINS: Final = {
     "host_ports_ipv4": "",
     "host_ports_ipv6": "",
     "to_workload": "",
+    **policy.CHAINS,
 }
 _TO_NODE: Final = "meta l4proto { tcp, udp, sctp } fib daddr type local jump host_ports"
 _RULES: Final = {
@@ -81,6 +87,7 @@ _RULES: Final = {
         f"meta iifgroup {WORKLOAD} ip saddr . ip daddr @self4 snat ip to {allocs.FIRST_HOP_IPV4}",
         f"meta iifgroup {WORKLOAD} ip6 saddr . ip6 daddr @self6 masquerade",
     ],
+    **policy.RULES,
 }
 
 
@@ -88,8 +95,8 @@ def render() -> str:
     """Return the transaction that makes the table, or puts back its rules: the
     elements stay. The kernel refuses it if the table has sets of other types.
     """
-    sets = "".join(f"    {name} {{ {kind} {_SIZE} }}\n" for name, kind in _SETS.items())
-    declared = f"table {_TABLE} {{\n{sets}{chains(_CHAINS, {})}}}\n"
+    sets = "".join(f"    {name} {{ {kind} }}\n" for name, kind in _SETS.items())
+    declared = f"table {_TABLE} {{\n{policy.counters()}{sets}{chains(_CHAINS, {})}}}\n"
     flushed = "".join(f"flush chain {_TABLE} {name}\n" for name in _CHAINS)
     return f"{declared}{flushed}table {_TABLE} {{\n{chains(_CHAINS, _RULES)}}}\n"
 
