@@ -8,7 +8,7 @@
     cluster = changed(cluster, rng)
 
 A seed gives the same cluster in each run, so that a finding is its seed. The
-words are few (two or three values of each label, ten ports, addresses close to
+words are few (two or three values of each label, six ports, addresses close to
 each other), so that selectors, ports and blocks hit about as often as they
 miss, and policies overlap. All manifests are ones that the API takes; and no
 two policies of a tier have the same priority, since the API leaves their order

@@ -29,7 +29,7 @@ from typing import Final, Protocol
 from metropolis.node.core.network.policy import messages, wire
 from metropolis.node.core.network.policy.attachments import Attachments, Key, Member
 from metropolis.node.core.network.policy.compiler import Compiler, Numbers, PolicyError
-from metropolis.node.core.network.policy.difference import difference
+from metropolis.node.core.network.policy.difference import Difference, difference
 from metropolis.node.core.network.policy.evaluate import Evaluator
 from metropolis.node.core.network.policy.lookup import Lookup
 from metropolis.node.core.network.policy.model import Policy, World
@@ -63,17 +63,24 @@ _NOTHING: Final = Tables()
 class Kernel(Protocol):
     """The kernel's tables. Raises KernelRefused; Exhausted: a set is full."""
 
-    def read(self) -> Tables:
-        """Return what they have."""
+    def read(self) -> Tables | None:
+        """Return what they have; None: they are missing, or have what no
+        policies make.
+        """
 
-    def apply(self, removed: Tables, added: Tables) -> None:
-        """Change them in one transaction."""
+    def apply(self, removed: Tables, added: Tables, *, policed: bool) -> None:
+        """Change them in one transaction. policed: whether there are policies
+        then.
+        """
+
+    def replace(self, tables: Tables, *, policed: bool) -> None:
+        """Make them these, whatever they have."""
 
     def revoke(self, lookup: Lookup) -> int:
         """Cut the tracked flows that are not allowed; return how many."""
 
-    def is_loaded(self) -> bool:
-        """Return whether they have anything, by a look at one of them."""
+    def policed(self) -> bool:
+        """Return whether there are policies, as they have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +112,7 @@ class Manager:
         self._tables = Tables()  # wanted
         # What the kernel has; None: it must be read.
         self._loaded: Tables | None = None
+        self._policed = False  # and whether it has policies
 
     # ---- Attachments: engine.policies.Policies ------------------------------
 
@@ -303,6 +311,25 @@ class Manager:
         with self._changed:
             return self._evaluate()
 
+    def is_loaded(self) -> bool:
+        """Return whether the kernel has policies if it should, by a look at one
+        element. Raises KernelRefused.
+        """
+        with self._changed:
+            return self._loaded is not None and self._kernel.policed() is self._has_policies()
+
+    def differs(self) -> str:
+        """Return how the kernel's tables differ from what they should be, for
+        people, or "". Raises KernelRefused.
+        """
+        with self._changed:
+            loaded = self._kernel.read()
+            if loaded is None:
+                return "the elements of policies are missing" if self._has_policies() else ""
+            if self._kernel.policed() is not self._has_policies():
+                return "policies are switched off" if self._has_policies() else "are switched on"
+            return words(difference(loaded, self._tables))
+
     def repair(self) -> str:
         """Have the kernel's tables as they should be; return what differed, for
         people, or "". Raises KernelRefused.
@@ -335,34 +362,46 @@ class Manager:
         changed, for people.
         """
         self._evaluator = None
-        loaded, self._loaded = self._loaded, None
-        if loaded is None:
-            loaded = self._kernel.read()
-        wanted = self._compile(loaded)
-        change = difference(loaded, wanted)
-        if change:
+        known, self._loaded = self._loaded, None
+        loaded = self._kernel.read() if known is None else known
+        wanted = self._compile(loaded or _NOTHING, known)
+        change = difference(loaded or _NOTHING, wanted)
+        policed = self._has_policies()
+        was = loaded is not None and (self._kernel.policed() if known is None else self._policed)
+        if loaded is None and not policed:
+            pass  # the tables may not be there yet, and nothing is wanted
+        elif change or was is not policed:
             try:
-                self._kernel.apply(change.removed, change.added)
+                if loaded is None:
+                    self._kernel.replace(wanted, policed=policed)
+                else:
+                    self._kernel.apply(change.removed, change.added, policed=policed)
             except BaseException:
                 # It knows tables that the kernel has not.
                 self._compiler = None
                 raise
-            self._kernel.revoke(Lookup(wanted))
-        self._loaded = self._tables = wanted
+            if policed:
+                self._kernel.revoke(Lookup(wanted))
+        if loaded is not None or policed:
+            self._loaded, self._policed = wanted, policed
+        self._tables = wanted
         self._conditions.clear(CONDITION)
         if change:
             self._notify()
-        return str(change) if change else ""
+        return words(change)
+
+    def _has_policies(self) -> bool:
+        return any(source.policies for source in self._sources.values())
 
     def _notify(self) -> None:
         self._version += 1
         self._changed.notify_all()
 
-    def _compile(self, loaded: Tables) -> Tables:
+    def _compile(self, loaded: Tables, known: Tables | None) -> Tables:
         """Compile the world; without policies it is nothing. Identities stay
-        what they are in the kernel.
+        what they are in the kernel. known: what `_loaded` was.
         """
-        if not any(source.policies for source in self._sources.values()):
+        if not self._has_policies():
             self._compiler = None
             return _NOTHING
         if self._compiler is None:
@@ -371,7 +410,7 @@ class Manager:
         try:
             return self._compiler.update(self._world()).tables
         except PolicyError as error:
-            self._loaded = loaded
+            self._loaded = known
             raise Exhausted(str(error)) from error
 
     def _world(self) -> World:
@@ -386,6 +425,22 @@ class Manager:
         if self._evaluator is None:
             self._evaluator = Evaluator(self._world())
         return self._evaluator
+
+
+def words(change: Difference) -> str:
+    """Say how many elements a difference has."""
+    sides = []
+    for word, tables in (("too many", change.removed), ("missing", change.added)):
+        counts = {
+            "identities": len(tables.identities),
+            "isolated": len(tables.isolated_egress) + len(tables.isolated_ingress),
+            "pairs": len(tables.pairs) + len(tables.pair_ports),
+            "world ranges": len(tables.world_egress) + len(tables.world_ingress),
+        }
+        said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        if said:
+            sides.append(f"{word}: {said}")
+    return "; ".join(sides)
 
 
 def _member(record: Record) -> Member:

@@ -17,16 +17,22 @@ class FakeKernel:
         self.tables = Tables()
         self.refuses = False
         self.transactions = 0
+        self.is_policed = False
 
-    def read(self) -> Tables:
+    def read(self) -> Tables | None:
         """See Kernel."""
         return self.tables
 
-    def apply(self, removed: Tables, added: Tables) -> None:
+    def replace(self, tables: Tables, *, policed: bool) -> None:
+        """See Kernel."""
+        self.apply(self.tables, tables, policed=policed)
+
+    def apply(self, removed: Tables, added: Tables, *, policed: bool) -> None:
         """See Kernel. AssertionError: what the kernel would refuse."""
         if self.refuses:
             raise KernelRefused("policies: no memory")
         self.transactions += 1
+        self.is_policed = policed
         now = self.tables
         identities = dict(now.identities)
         for ip, number in removed.identities.items():
@@ -48,9 +54,9 @@ class FakeKernel:
         """See Kernel. There are no flows."""
         return 0
 
-    def is_loaded(self) -> bool:
+    def policed(self) -> bool:
         """See Kernel."""
-        return self.tables != Tables()
+        return self.is_policed
 
     def allows(self, source: IPAddress, destination: IPAddress, port: int) -> bool:
         """Return what becomes of a new TCP connection between workloads."""
