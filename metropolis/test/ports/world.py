@@ -118,12 +118,17 @@ _UPLINK: Final = """\
 """
 
 
-def configuration(*, access: bool, versions: Sequence[int], uplink: bool = True) -> str:
-    """Return the node's configuration. versions: families of pods."""
+def configuration(
+    *, access: bool, versions: Sequence[int], uplink: bool = True, routed: bool = False
+) -> str:
+    """Return the node's configuration. versions: families of pods. routed:
+    others route to pods.
+    """
     return f"""
 network {{
 {_UPLINK if uplink else ""}
   {" ".join(f'pod_prefix: "{PREFIXES[version]}"' for version in versions)}
+  routed_pods: {"true" if routed else "false"}
   node_access {{ mode: "{"all" if access else "nothing"}" }}
 }}
 """
@@ -340,12 +345,12 @@ class World:
         self._stack.callback(self.core.stop, signal.SIGKILL)
         self._pods: dict[str, Space] = {}
         backoff = ("initial", "max")
-        self._channel = grpc.insecure_channel(
+        self.channel = grpc.insecure_channel(
             f"unix:{_SOCKET}",
             options=[(f"grpc.{which}_reconnect_backoff_ms", 50) for which in backoff],
         )
-        self._stack.callback(self._channel.close)
-        self.stub = rpc.WorkloadNetworkingStub(self._channel)
+        self._stack.callback(self.channel.close)
+        self.stub = rpc.WorkloadNetworkingStub(self.channel)
         self.attached: dict[str, dict[int, str]] = {}
         self.links: dict[str, str] = {}
 
@@ -373,9 +378,9 @@ class World:
         rule = ("rule", "add", "from", BEHIND_OTHER[6], "lookup", "100")
         self.other.run(["ip", "-6", *rule])
 
-    def start(self, *, access: bool, versions: Sequence[int]) -> None:
+    def start(self, *, access: bool, versions: Sequence[int], routed: bool = False) -> None:
         """Start node core; wait for the uplink's addresses."""
-        self.core.start(configuration(access=access, versions=versions))
+        self.core.start(configuration(access=access, versions=versions, routed=routed))
         self._await_uplink()
 
     def start_without_uplink(self) -> None:
@@ -417,13 +422,16 @@ class World:
         ports: Iterable[pb.PortMapping] = (),
         space: str = "",
         if_name: str = "eth0",
+        identity: pb.Identity | None = None,
     ) -> dict[int, str]:
         """Attach; return the addresses by family, those of the last interface
         from now on. space: of another name than the workload's. Raises
         grpc.RpcError.
         """
         where = pb.NetNSAttachment(netns_path=self.pod(space or name).netns.path, if_name=if_name)
-        request = pb.AttachRequest(workload_id=name, netns=where, port_mapping=ports)
+        request = pb.AttachRequest(
+            workload_id=name, netns=where, port_mapping=ports, identity=identity
+        )
         response = self.stub.Attach(request, timeout=_LIMIT_S)
         self.links[name] = response.host_interface
         found = [ip_address(packed) for packed in response.ip]

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from metropolis.node.core.network.overlay.overlay import Overlay
 
 LINKS_LOOKED_AT_S: Final = 20.0
+RULES_LOOKED_AT_S: Final = 5.0
 """Interval at which settings of single links are compared, besides events."""
 
 log = logging.getLogger(__name__)
@@ -173,6 +174,7 @@ class NetworkService:
             uplink_link=None if self._uplink is None else self._uplink.link,
             overlay_mtu=None if self._overlay is None else self._overlay.mtu,
             guard_link=self._guard_link,
+            guard_rules=self._guard_rules,
         )
 
     async def run(self, ctx: Context) -> None:
@@ -203,7 +205,7 @@ class NetworkService:
         """Restore what others change on the node as a whole."""
         ctx.run("reconcile", self._reconciler.run)
         guarded: tuple[tuple[Ward, set[Kind], float], ...] = (
-            (wards.Rules(self._rules), {Kind.RULES}, 5.0),
+            (wards.Rules(self._rules), {Kind.RULES}, RULES_LOOKED_AT_S),
             (wards.Sysctls((*sysctls.NODE, *self._sysctls)), {Kind.SETTING}, 1.0),
             (conntrack.Limit(), set(), 1.0),
             (wards.Host(), {Kind.ADDRESS, Kind.LINK, Kind.POLICY}, 5.0),
@@ -211,6 +213,9 @@ class NetworkService:
         )
         for ward, kinds, every_s in guarded:
             ctx.run(f"ward-{ward.name}", self._reconciler.guard(ward, kinds=kinds, every_s=every_s))
+
+    def _guard_rules(self, ward: Ward) -> Runnable:
+        return self._reconciler.guard(ward, kinds={Kind.RULES}, every_s=RULES_LOOKED_AT_S)
 
     def _guard_link(self, ward: Ward) -> Runnable:
         """Return the runnable for a ward of links."""

@@ -68,9 +68,11 @@ class WorkloadService:
         uplink_link: event.Value[LinkState | None] | None,
         overlay_mtu: event.Value[int] | None,
         guard_link: Callable[[Ward], Runnable],
+        guard_rules: Callable[[Ward], Runnable],
     ) -> None:
         """uplink_link: None without an uplink. overlay_mtu: bytes; None without
-        an overlay. guard_link: returns the runnable for a ward of links.
+        an overlay. guard_link, guard_rules: return the runnable for a ward of
+        links, or of elements.
         """
         self._config = config
         self._paths = paths
@@ -80,6 +82,7 @@ class WorkloadService:
         self._uplink_link = uplink_link
         self._overlay_mtu = overlay_mtu
         self._guard_link = guard_link
+        self._guard_rules = guard_rules
 
     async def run(self, ctx: Context) -> None:
         """Make the engine, recover, then serve until cancelled."""
@@ -136,6 +139,7 @@ class WorkloadService:
             ctx.run("policy-files", policy_files)
             ctx.run("cni", self._failures.reported("cni", cni))
             ctx.run("ward-workloads", self._guard_link(wards.Workloads(engine.repair)))
+            ctx.run("ward-policies", self._guard_rules(await in_thread(_make_ward, policies)))
             ctx.signal_healthy()
             await asyncio.Event().wait()
         finally:
@@ -254,11 +258,18 @@ def _outside(engine: Engine, prefixes: Sequence[IPNetwork]) -> tuple[IPAddress, 
 
 def _make_policies(directory: str, conditions: Conditions) -> Manager:
     """Import and make what keeps policies in force, also in another thread."""
-    from metropolis.node.core.network.policy.kernel import PolicyKernel
+    from metropolis.node.core.network.policy.live import LiveKernel
     from metropolis.node.core.network.policy.manager import Manager
     from metropolis.node.core.network.policy.store import Store
 
-    return Manager(PolicyKernel(), Store(directory), conditions)
+    return Manager(LiveKernel(), Store(directory), conditions)
+
+
+def _make_ward(policies: Manager) -> Ward:
+    """Import and make what guards the elements of policies, too."""
+    from metropolis.node.core.network.policy.ward import Policies
+
+    return Policies(policies)
 
 
 def _make_policy_files(directory: str, policies: Manager, conditions: Conditions) -> Files:
