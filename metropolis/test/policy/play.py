@@ -8,14 +8,13 @@ and labels by the service's API, and asks everybody everything.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
-
-import yaml
 
 from metropolis.node.core.network.policy import messages
 from metropolis.node.core.network.policy.kubernetes import convert
@@ -47,7 +46,7 @@ _LISTENERS: Final = [
 
 @dataclass(frozen=True)
 class Wrong:
-    """A connection that was not as the oracle says. got: what the client saw."""
+    """What was not as the oracle says. got: what the client saw."""
 
     cell: str
     expected: str
@@ -103,12 +102,13 @@ class Play:
         self._stub.SetPolicies(request, timeout=_LIMIT_S)
 
     def _read(self, step: Step) -> tuple[Any, ...]:
-        text = yaml.safe_dump_all(scene.resolve(one, self.address) for one in step.policies)
-        read = convert.read(text, "case") if step.policies else None
-        if read is None:
+        if not step.policies:
             return ()
-        if read.problems:
-            raise WorldError(f"{step.what}: {read.problems[0]}")
+        # JSON is YAML, and leaves no label for a boolean.
+        texts = [json.dumps(scene.resolve(one, self.address)) for one in step.policies]
+        read = convert.read("\n---\n".join(texts), "case")
+        if errors := [one for one in read.problems if not one.warning]:
+            raise WorldError(f"{step.what}: {errors[0]}")
         return read.policies
 
     def _pod(self, name: str, labels: Mapping[str, str]) -> None:
