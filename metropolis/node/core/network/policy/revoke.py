@@ -4,8 +4,8 @@
 The kernel judges a flow by its first packet. When policies have changed, and
 are loaded, the flows of the identities that they are about are listed by their
 mark, judged one by one, and those that are denied leave conntrack's table: the
-next packet is judged again. Of TCP it is no plain SYN, so it gets a reset, in
-either direction. Of UDP the client is cut; if the server goes on to send and
+next packet is judged again. With TCP it is no plain SYN, so it gets a reset, in
+either direction. With UDP the client is cut; if the server goes on to send and
 may begin a flow itself, its packets make one, and the client's are answers.
 
 Flows that are allowed stay in the table: packets of TCP would be refused, too.
@@ -42,8 +42,8 @@ _DESTINATION: Final = allocs.CONNTRACK_MARK_DESTINATION
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """allowed: whether policies allow a flow, now. identity: of an address, now;
-    0: the world, or not known. is_local: whether an address is the node's.
+    """allowed: whether policies allow a flow, now. identity: of an address,
+    now; 0: the world, or not known. is_local: whether an address is the node's.
     """
 
     allowed: Allowed
