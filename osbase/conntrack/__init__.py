@@ -6,6 +6,7 @@
     census()             one dump: entries by their original source
     flush()              delete all entries
     delete               a module: delete some, by protocol, port, destination
+    marks                a module: list flows by their mark, delete or mark them
     sources              parse the messages of a dump                   pure
     ctnetlink            numbers of messages
 

@@ -24,13 +24,19 @@ the sets are listed, by name.
     policed                    the group of workloads' links: there are policies
 
 `isolated_back` follows from `isolated`, so it is not read.
+
+A packet looks into several sets, and each look is into what is committed then.
+If a transaction comes between, the packet has a former identity, and is judged
+by the present rows. So the rows of an identity must outlive its last address:
+without them it would not be isolated. They are removed by a second transaction;
+`retire` separates them.
 """
 
 from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from typing import Final
 
@@ -38,6 +44,7 @@ from metropolis.node import allocs
 from metropolis.node.core.network.policy.model import Protocol
 from metropolis.node.core.network.policy.tables import (
     IDENTITY_MAX,
+    WORLD,
     Identity,
     PairPorts,
     Tables,
@@ -92,21 +99,35 @@ class PolicyKernel:
         """sockets: of digest.open_socket, which the caller closes."""
         self._sockets = SocketPool(1, digest.open_socket) if sockets is None else sockets
 
-    def apply(self, removed: Tables, added: Tables, *, policed: bool) -> None:
+    def apply(
+        self,
+        removed: Tables,
+        added: Tables,
+        *,
+        policed: bool,
+        present: Collection[Identity] | None = None,
+    ) -> None:
         """Remove and add, in one transaction. policed: whether there are
-        policies then; if not, every flow passes.
+        policies then; if not, every flow passes. present: the identities that
+        addresses have then; rows of others are removed by a second transaction.
+        None: all are present.
 
         What is removed may be gone, and what is added may be there: it can be
         repeated. An address whose identity changes need not be in `removed`.
         Raises PolicyKernelError, and nothing has changed then: a set is full,
         or the table is missing. Other NetlinkErrors, OSError: not known.
         """
+        later = Tables()
+        if present is not None:
+            removed, later = retire(removed, present)
         gone, new = encode_tables(removed), encode_tables(added)
         # Data does not count where elements are destroyed.
         for name, some in _identities(added.identities):
             gone.setdefault(name, []).append(some)
         (new if policed else gone).setdefault("policed", []).append(_POLICED)
         self._exchange(gone, new, ())
+        if later != Tables():
+            self._exchange(encode_tables(later), {}, ())
 
     def replace(self, tables: Tables, *, policed: bool) -> None:
         """Make the kernel's elements these, in one transaction, whatever they
@@ -159,6 +180,43 @@ def _listed(sock: NetlinkSocket, name: str) -> list[Listed]:
     if found is None:
         raise PolicyKernelError(f"read policies: there is no set {name}")
     return found
+
+
+def retire(removed: Tables, present: Collection[Identity]) -> tuple[Tables, Tables]:
+    """Return what to remove now, and later: rows of identities that no address
+    has any more. Pure.
+    """
+    kept = {WORLD, *present}
+
+    def parts[T](rows: frozenset[T], ends: Callable[[T], Iterable[Identity]]) -> list[frozenset[T]]:
+        now = frozenset(one for one in rows if kept.issuperset(ends(one)))
+        return [now, rows - now]
+
+    def of_world(one: WorldRange) -> Iterable[Identity]:
+        return (one.identity,)
+
+    def of_ports(one: PairPorts) -> Iterable[Identity]:
+        return (one.source, one.destination)
+
+    egress = parts(removed.isolated_egress, lambda one: (one,))
+    ingress = parts(removed.isolated_ingress, lambda one: (one,))
+    pairs = parts(removed.pairs, lambda one: one)
+    ports = parts(removed.pair_ports, of_ports)
+    to_world = parts(removed.world_egress, of_world)
+    from_world = parts(removed.world_ingress, of_world)
+    now, later = (
+        Tables(
+            removed.identities if not at else {},
+            egress[at],
+            ingress[at],
+            pairs[at],
+            ports[at],
+            to_world[at],
+            from_world[at],
+        )
+        for at in (0, 1)
+    )
+    return now, later
 
 
 # ---- Tables to elements, pure -----------------------------------------------

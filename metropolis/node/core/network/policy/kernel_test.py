@@ -135,6 +135,29 @@ def test_isolation_of_one_direction_stays(nft: Nftables) -> None:
     assert "0x00050000" in nft_list(nft, "isolated_back")
 
 
+def test_rows_outlive_their_identity(nft: Nftables) -> None:
+    """They are removed after its last address: until then it is isolated."""
+    kernel = PolicyKernel()
+    before, after = tables(1), tables(2)
+    gone, new = difference(before, after)
+    present = set(after.identities.values())
+    now, later = policy_kernel.retire(gone, present)
+    assert now.identities == gone.identities
+    assert not later.identities
+    assert now.isolated_egress == gone.isolated_egress & present
+    assert not later.isolated_egress & present
+    for name in ("isolated_ingress", "pairs", "pair_ports", "world_egress", "world_ingress"):
+        parts = getattr(now, name), getattr(later, name)
+        assert parts[0] | parts[1] == getattr(gone, name)
+        assert not parts[0] & parts[1]
+    assert all(a in present and b in present for a, b in now.pairs)
+    assert not any(a in present and b in present for a, b in later.pairs)
+    assert all(one.identity not in present for one in later.world_egress)
+    kernel.replace(before, policed=True)
+    kernel.apply(gone, new, policed=True, present=present)
+    assert kernel.read() == after
+
+
 def test_a_full_set(nft: Nftables) -> None:
     """All is refused, and the error says which set is full."""
     kernel = PolicyKernel()

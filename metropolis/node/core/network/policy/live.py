@@ -5,15 +5,23 @@ with the errors of calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Final
 
+from metropolis.node.core.network.policy import revoke
 from metropolis.node.core.network.policy.kernel import PolicyKernel, PolicyKernelError
 from metropolis.node.core.network.policy.lookup import Lookup
-from metropolis.node.core.network.policy.revoke import revoke
-from metropolis.node.core.network.policy.tables import Tables
+from metropolis.node.core.network.policy.model import Protocol
+from metropolis.node.core.network.policy.tables import Identity, Tables
 from metropolis.node.core.network.workloads.errors import Exhausted, KernelRefused
+from metropolis.node.core.network.workloads.model import IPAddress
+from osbase.ip import AF_INET, AF_INET6
+from osbase.netlink.address import dump_addresses, parse_address
 from osbase.netlink.errors import NetlinkError
+from osbase.netlink.transport import NetlinkSocket
+
+_PROTOCOLS: Final = {6: Protocol.TCP, 17: Protocol.UDP, 132: Protocol.SCTP}
 
 
 class LiveKernel:
@@ -42,10 +50,18 @@ class LiveKernel:
         with _refusals():
             self._kernel.replace(tables, policed=policed)
 
-    def revoke(self, lookup: Lookup) -> int:
+    def revoke(self, changed: Collection[Identity], lookup: Lookup, *, unmarked: bool) -> int:
         """See manager.Kernel."""
         with _refusals():
-            return revoke(lookup.allows)
+            own = _own_addresses()
+
+            def allowed(
+                source: IPAddress, destination: IPAddress, protocol: int, port: int
+            ) -> bool:
+                return lookup.allows(source, destination, _PROTOCOLS.get(protocol), port)
+
+            judge = revoke.Judge(allowed, lookup.identity, own.__contains__)
+            return len(revoke.revoke(changed, judge, unmarked=unmarked).cut)
 
     def policed(self) -> bool:
         """See manager.Kernel."""
@@ -54,6 +70,17 @@ class LiveKernel:
                 return self._kernel.policed()
             except PolicyKernelError:
                 return False
+
+
+def _own_addresses() -> set[IPAddress]:
+    """Return the node's."""
+    with NetlinkSocket() as sock:
+        found = [
+            parse_address(one)
+            for family in (AF_INET, AF_INET6)
+            for one in sock.dump(dump_addresses(family))
+        ]
+    return {one.address for one in found if one is not None}
 
 
 @contextmanager

@@ -29,6 +29,10 @@ class Lookup:
         self._egress = _by_identity(tables.world_egress)
         self._ingress = _by_identity(tables.world_ingress)
 
+    def identity(self, ip: IPAddress) -> Identity:
+        """Return the identity of an address; WORLD: it is no workload's."""
+        return self._tables.identities.get(ip, WORLD)
+
     def allows(
         self, source: IPAddress, destination: IPAddress, protocol: Protocol | None, port: int
     ) -> bool:
@@ -36,7 +40,7 @@ class Lookup:
         and port 0. An address that is no workload's is the world.
         """
         tables = self._tables
-        ends = tables.identities.get(source, WORLD), tables.identities.get(destination, WORLD)
+        ends = self.identity(source), self.identity(destination)
         if source == destination:
             return True
         if ends[0] not in tables.isolated_egress and ends[1] not in tables.isolated_ingress:

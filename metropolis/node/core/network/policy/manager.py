@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
@@ -36,7 +36,7 @@ from metropolis.node.core.network.policy.model import Policy, World
 from metropolis.node.core.network.policy.sources import Source, merged, namespaces, unreadable
 from metropolis.node.core.network.policy.spec import policy_pb2 as pb
 from metropolis.node.core.network.policy.store import Store
-from metropolis.node.core.network.policy.tables import Tables
+from metropolis.node.core.network.policy.tables import Identity, Tables
 from metropolis.node.core.network.workloads.api import identity as identities
 from metropolis.node.core.network.workloads.conditions import Conditions
 from metropolis.node.core.network.workloads.datapath.interface import Record
@@ -76,8 +76,10 @@ class Kernel(Protocol):
     def replace(self, tables: Tables, *, policed: bool) -> None:
         """Make them these, whatever they have."""
 
-    def revoke(self, lookup: Lookup) -> int:
-        """Cut the tracked flows that are not allowed; return how many."""
+    def revoke(self, changed: Collection[Identity], lookup: Lookup, *, unmarked: bool) -> int:
+        """Cut the tracked flows of identities that are not allowed; return how
+        many. unmarked: also those from before there were policies.
+        """
 
     def policed(self) -> bool:
         """Return whether there are policies, as they have it."""
@@ -381,7 +383,7 @@ class Manager:
                 self._compiler = None
                 raise
             if policed:
-                self._kernel.revoke(Lookup(wanted))
+                self._revoke(change, wanted, everything=known is None or not was)
         if loaded is not None or policed:
             self._loaded, self._policed = wanted, policed
         self._tables = wanted
@@ -389,6 +391,19 @@ class Manager:
         if change:
             self._notify()
         return words(change)
+
+    def _revoke(self, change: Difference, wanted: Tables, *, everything: bool) -> None:
+        changed = set(wanted.identities.values()) if everything else touched(change)
+        if not changed and not everything:
+            return
+        try:
+            cut = self._kernel.revoke(changed, Lookup(wanted), unmarked=everything)
+        except WorkloadError as error:
+            # New flows are judged; only old ones live on.
+            log.error("policies: flows that are not allowed any more are not cut: %s", error)
+            return
+        if cut:
+            log.info("policies: cut %d flows that are not allowed any more", cut)
 
     def _has_policies(self) -> bool:
         return any(source.policies for source in self._sources.values())
@@ -425,6 +440,21 @@ class Manager:
         if self._evaluator is None:
             self._evaluator = Evaluator(self._world())
         return self._evaluator
+
+
+def touched(change: Difference) -> set[Identity]:
+    """Return the identities whose flows may have lost a permission, or have
+    another mark by now.
+    """
+    removed, added = change.removed, change.added
+    found = {number for pair in removed.pairs for number in pair}
+    for one in removed.pair_ports:
+        found |= {one.source, one.destination}
+    found |= {one.identity for one in removed.world_egress | removed.world_ingress}
+    found |= added.isolated_egress | added.isolated_ingress
+    # An address that is not in both comes or goes with its workload.
+    found |= {number for ip, number in removed.identities.items() if ip in added.identities}
+    return found
 
 
 def words(change: Difference) -> str:

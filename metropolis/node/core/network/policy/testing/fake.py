@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from metropolis.node.core.network.policy.lookup import Lookup
 from metropolis.node.core.network.policy.model import Protocol
-from metropolis.node.core.network.policy.tables import Tables
+from metropolis.node.core.network.policy.tables import Identity, Tables
 from metropolis.node.core.network.workloads.errors import KernelRefused
 from metropolis.node.core.network.workloads.model import IPAddress
 
@@ -50,7 +52,7 @@ class FakeKernel:
             _changed(now.world_ingress, removed.world_ingress, added.world_ingress),
         )
 
-    def revoke(self, lookup: Lookup) -> int:
+    def revoke(self, changed: Collection[Identity], lookup: Lookup, *, unmarked: bool) -> int:
         """See Kernel. There are no flows."""
         return 0
 
