@@ -94,13 +94,12 @@ def _asked(
     lookup: Lookup,
 ) -> Wrong | None:
     protocol, port, version = Protocol[question.protocol], question.port, question.version
-    ends = [
-        str(one) if isinstance(one, Pod) else one for one in (question.source, question.destination)
-    ]
+    ends = question.source, question.destination
+    source, destination = (str(one) if isinstance(one, Pod) else one for one in ends)
     expected = oracle.explain(cluster, *question)
-    found = evaluator.verdict(*ends, protocol, port, version)
-    addresses = [_address(one, version) for one in (question.source, question.destination)]
-    told = lookup.allows(*addresses, protocol, port)
+    found = evaluator.verdict(source, destination, protocol, port, version)
+    at = [_address(one, version) for one in ends]
+    told = lookup.allows(at[0], at[1], protocol, port)
     if expected.allowed is found.allowed is told:
         return None
     words = f"tables: {'allowed' if told else 'denied'}"

@@ -36,7 +36,8 @@ from metropolis.node.core.network.policy.model import Policy, World
 from metropolis.node.core.network.policy.sources import Source, merged, namespaces, unreadable
 from metropolis.node.core.network.policy.spec import policy_pb2 as pb
 from metropolis.node.core.network.policy.store import Store
-from metropolis.node.core.network.policy.tables import Identity, Tables
+from metropolis.node.core.network.policy.tables import Identity as Number
+from metropolis.node.core.network.policy.tables import Tables
 from metropolis.node.core.network.workloads.api import identity as identities
 from metropolis.node.core.network.workloads.conditions import Conditions
 from metropolis.node.core.network.workloads.datapath.interface import Record
@@ -76,7 +77,7 @@ class Kernel(Protocol):
     def replace(self, tables: Tables, *, policed: bool) -> None:
         """Make them these, whatever they have."""
 
-    def revoke(self, changed: Collection[Identity], lookup: Lookup, *, unmarked: bool) -> int:
+    def revoke(self, changed: Collection[Number], lookup: Lookup, *, unmarked: bool) -> int:
         """Cut the tracked flows of identities that are not allowed; return how
         many. unmarked: also those from before there were policies.
         """
@@ -442,7 +443,7 @@ class Manager:
         return self._evaluator
 
 
-def touched(change: Difference) -> set[Identity]:
+def touched(change: Difference) -> set[Number]:
     """Return the identities whose flows may have lost a permission, or have
     another mark by now.
     """
