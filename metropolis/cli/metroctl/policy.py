@@ -96,20 +96,23 @@ def run(given: argparse.Namespace) -> Iterator[Answer]:
             method = f"{_SERVICE}GetPolicies"
             yield listing(ask(channel, method, pb.GetPoliciesRequest(), pb.GetPoliciesResponse), pb)
         elif given.verb == "explain":
-            request = pb.ExplainRequest(
-                source=_end(pb, given.source), destination=_end(pb, given.destination)
-            )
-            if given.port is not None:
-                request.protocol = pb.Protocol.Value(given.port[0].upper())
-                request.port = given.port[1]
+            request = _question(given, pb)
             yield explained(ask(channel, f"{_SERVICE}Explain", request, pb.ExplainResponse), pb)
         else:
-            request = pb.SetLabelsRequest(workload_id=given.workload)
-            request.identity.namespace = given.namespace
-            request.identity.labels.update(given.labels)
-            ask(channel, f"{_SERVICE}SetLabels", request, pb.SetLabelsResponse)
-            data = {"namespace": given.namespace, "labels": dict(given.labels)}
-            yield Answer({"workload": given.workload, **data}, "done")
+            identity = {"namespace": given.namespace, "labels": dict(given.labels)}
+            said = pb.SetLabelsRequest(workload_id=given.workload, identity=identity)
+            ask(channel, f"{_SERVICE}SetLabels", said, pb.SetLabelsResponse)
+            yield Answer({"workload": given.workload, **identity}, "done")
+
+
+def _question(given: argparse.Namespace, pb: Any) -> Any:
+    protocol, port = given.port or ("", 0)
+    return pb.ExplainRequest(
+        source=_end(pb, given.source),
+        destination=_end(pb, given.destination),
+        protocol=pb.Protocol.Value(protocol.upper()) if protocol else 0,
+        port=port,
+    )
 
 
 def _end(pb: Any, argument: str) -> Any:

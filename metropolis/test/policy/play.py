@@ -109,7 +109,7 @@ class Play:
         read = convert.read("\n---\n".join(texts), "case")
         if errors := [one for one in read.problems if not one.warning]:
             raise WorldError(f"{step.what}: {errors[0]}")
-        return read.policies
+        return tuple(read.policies)
 
     def _pod(self, name: str, labels: Mapping[str, str]) -> None:
         """Attach a pod, or give it its labels."""

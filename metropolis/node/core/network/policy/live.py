@@ -78,7 +78,7 @@ def _own_addresses() -> set[IPAddress]:
         found = [
             parse_address(one)
             for family in (AF_INET, AF_INET6)
-            for one in sock.dump(dump_addresses(family))
+            for one in sock.dump(dump_addresses(family, 0))
         ]
     return {one.address for one in found if one is not None}
 
