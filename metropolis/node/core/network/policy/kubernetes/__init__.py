@@ -3,6 +3,7 @@
 
     text --documents--> Document --network_policy-----------> Policy, Problems
                                   --cluster_network_policy--> Policy, Problems
+                                  --namespace--------------> labels, Problems
          `------------------- convert.read: all of it -------------------'
 
 Kubernetes' API server checks a manifest before anybody enforces it; here the

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from metropolis.node.core.network.policy.kubernetes.documents import Value, printable
@@ -89,10 +89,13 @@ def is_port_name(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """None: it cannot be read. namespace: None for a kind without one, too."""
+    """None: it cannot be read. namespace: None for a kind without one, too.
+    labels: those that can be read.
+    """
 
     name: str | None
     namespace: str | None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_metadata(value: Value | None, report: Report, default_namespace: str | None) -> Metadata:
@@ -104,8 +107,8 @@ def read_metadata(value: Value | None, report: Report, default_namespace: str | 
     if value is None:
         return Metadata(None, None)
     fields = Fields(value, "metadata", report, _METADATA)
-    for name in ("labels", "annotations"):
-        _read_labels(fields, name, report)
+    labels = _read_labels(fields, "labels", report)
+    _read_labels(fields, "annotations", report)
     text = _read_text(fields, "name", report, is_subdomain, "DNS name of at most 253")
     if fields.get("name") is None and fields.get("generateName") is not None:
         report.error(fields.line, fields.path("name"), "required; generateName is not read")
@@ -114,16 +117,16 @@ def read_metadata(value: Value | None, report: Report, default_namespace: str | 
     given = fields.get("namespace")
     if fields.is_doubtful("namespace") or (given is None and fields.others):
         # There may be a second namespace, or one with another spelling.
-        return Metadata(text, None)
-    if given is None:
-        return Metadata(text, default_namespace)
-    if default_namespace is None:
+        namespace = None
+    elif given is None:
+        namespace = default_namespace
+    elif default_namespace is None:
+        namespace = None
         said = "is ignored: the kind has no namespace"
         report.warn(given.line, fields.path("namespace"), said)
-        return Metadata(text, None)
-    return Metadata(
-        text, _read_text(fields, "namespace", report, is_dns_label, "DNS label of at most 63")
-    )
+    else:
+        namespace = _read_text(fields, "namespace", report, is_dns_label, "DNS label of at most 63")
+    return Metadata(text, namespace, labels)
 
 
 def _read_text(
@@ -138,18 +141,23 @@ def _read_text(
     return None
 
 
-def _read_labels(fields: Fields, name: str, report: Report) -> None:
-    """Check the labels or annotations of the policy itself."""
+def _read_labels(fields: Fields, name: str, report: Report) -> dict[str, str]:
+    """Return the labels or annotations of the document itself."""
     value = fields.get(name)
+    found: dict[str, str] = {}
     if value is None:
-        return
+        return found
     for key, item in read_map(value, fields.path(name), report).items():
         path = child(fields.path(name), key)
         # An annotation's key may have capitals in its prefix.
         _check_key(key if name == "labels" else key.lower(), item.line, path, report)
         text = read_string(item, path, report)
-        if text is not None and name == "labels":
+        if text is None:
+            continue
+        if name == "labels":
             _check_value(text, item.line, path, report)
+        found[key] = text
+    return found
 
 
 def _check_key(key: str, line: int, path: str, report: Report) -> None:

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metropolis.node.core.network.policy.kubernetes.convert import Read, read
+from metropolis.node.core.network.policy.kubernetes.convert import Read, read, read_all
 from metropolis.node.core.network.policy.kubernetes.fields import PROBLEMS_MAX
 from metropolis.node.core.network.policy.model import (
     NAMESPACE_NAME,
@@ -132,7 +132,7 @@ def test_a_second_policy_of_a_name_is_refused() -> None:
         assert policy.isolates == frozenset(Direction)
         assert policy.subject.workloads == (Requirement("x", Operator.IN, ("w",)),)
         assert problem.policy == policy.name
-        assert problem.text == "default/a is there already, in line 2"
+        assert problem.text == "default/a is there already, at f.yaml:2"
 
 
 def test_policies_without_names_have_names_that_differ() -> None:
@@ -141,6 +141,45 @@ def test_policies_without_names_have_names_that_differ() -> None:
     assert len({policy.name for policy in found.policies}) == 2
     assert all(policy.error for policy in found.policies)
     assert all(policy.subject.namespaces == in_namespace("default") for policy in found.policies)
+
+
+def test_several_texts_are_one_set() -> None:
+    found = read_all([("a", network_policy("p")), ("b", network_policy("p").encode())])
+    assert texts(found) == ["b:2: metadata.name: default/p is there already, at a:2"]
+    assert names(found) == [("default/p", False), ("default/p(b#2)", True)]
+
+
+NAMESPACE = "---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: %s\n  labels: {team: %s}\n"
+
+
+def test_namespaces() -> None:
+    found = read(NAMESPACE % ("web", "x") + "spec: {finalizers: [kubernetes]}\n", "f")
+    assert texts(found) == []
+    assert found.namespaces == {"web": {"team": "x", NAMESPACE_NAME: "web"}}
+    assert (found.policies, found.unreadable) == ((), False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (NAMESPACE % ("web", "no"), "metadata.labels.team: no is a boolean"),
+        (NAMESPACE % ("a.b", "x"), "metadata.name: a namespace's name"),
+        (NAMESPACE % ("web", "x") * 2, "the Namespace web is there already, at f:2"),
+        ("a: [", "not YAML"),
+        ("a: \0", "not YAML"),
+    ],
+)
+def test_what_makes_the_whole_unreadable(text: str, said: str) -> None:
+    found = read(network_policy("p") + "---\n" + text, "f")
+    found_alone = read(text, "f")
+    assert found.unreadable
+    assert found_alone.unreadable
+    assert said in texts(found_alone)[0]
+    assert len(found.policies) == 1
+
+
+def test_policies_that_are_refused_are_not_unreadable() -> None:
+    assert not read(network_policy("p", "[]") + "---\nkind: Pod\n", "f").unreadable
 
 
 @pytest.mark.parametrize(
@@ -380,6 +419,7 @@ POLICIES = NETWORK_POLICIES | CLUSTER_POLICIES
 
 
 @given(POLICIES)
+@settings(deadline=None)
 def test_a_policy_is_read_as_it_was_written(policy: Policy) -> None:
     written = manifest(policy)
     for text in (yaml.safe_dump(written), json.dumps(written)):
@@ -460,7 +500,7 @@ def check(found: Read) -> None:
 
 
 @given(POLICIES, st.integers(1, 3), st.data())
-@settings(max_examples=400)
+@settings(deadline=None, max_examples=400)
 def test_a_mutation_is_another_policy_or_a_problem(
     policy: Policy, count: int, data: st.DataObject
 ) -> None:
@@ -478,7 +518,7 @@ def test_a_mutation_is_another_policy_or_a_problem(
 
 
 @given(POLICIES, st.data())
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 def test_a_field_that_is_renamed_is_reported(policy: Policy, data: st.DataObject) -> None:
     value = manifest(policy)
     where, key = data.draw(
@@ -491,7 +531,7 @@ def test_a_field_that_is_renamed_is_reported(policy: Policy, data: st.DataObject
 
 
 @given(POLICIES, st.data())
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 def test_a_text_with_other_bytes(policy: Policy, data: st.DataObject) -> None:
     text = yaml.safe_dump_all([manifest(policy)] * 2).encode()
     for _ in range(data.draw(st.integers(1, 3))):
@@ -505,6 +545,7 @@ def test_a_text_with_other_bytes(policy: Policy, data: st.DataObject) -> None:
 
 
 @given(st.binary() | st.text())
+@settings(deadline=None)
 def test_garbage(text: bytes | str) -> None:
     found = read(text, "f")
     check(found)

@@ -96,14 +96,13 @@ class Value:
 class Document:
     """A document, or an item of a list of Kubernetes'.
 
-    number: from 1, unique in the text. path: of the item in its document, such
-    as "items[2]"; else empty. kind, version: of the items of a typed list, for
-    those that do not repeat them; else empty. value: None if it cannot be read:
-    error says why, and line where.
+    path: of the item in its document, such as "items[2]"; else empty. kind,
+    version: of the items of a typed list, for those that do not repeat them;
+    else empty. value: None if it cannot be read: error says why, and line
+    where.
     """
 
     source: str
-    number: int
     line: int
     value: Value | None
     error: str = ""
@@ -130,25 +129,21 @@ def load(text: str | bytes, source: str) -> list[Document]:
     else:
         too_large = len(text) > BYTES_MAX or len(text.encode(errors="replace")) > BYTES_MAX
     if too_large:
-        return [Document(source, 1, 1, None, f"the text has more than {BYTES_MAX >> 20} MiB")]
+        return [Document(source, 1, None, f"the text has more than {BYTES_MAX >> 20} MiB")]
     found: list[Document] = []
     budget = _Budget()
     for index, (chunk, line) in enumerate(_chunks(text.removeprefix("\ufeff"))):
         if index == DOCUMENTS_MAX:
             error = f"the text has more than {DOCUMENTS_MAX} documents"
-            _append(found, Document(source, 0, line, None, error))
+            found.append(Document(source, line, None, error))
             break
         try:
             for value in _values(chunk, line, budget):
                 if value.plain is not None:
-                    _expand(found, Document(source, 0, value.line, value))
+                    _expand(found, Document(source, value.line, value))
         except _RefusedError as refused:
-            _append(found, Document(source, 0, refused.line, None, str(refused)))
+            found.append(Document(source, refused.line, None, str(refused)))
     return found
-
-
-def _append(found: list[Document], document: Document) -> None:
-    found.append(dataclasses.replace(document, number=len(found) + 1))
 
 
 _LIST_FIELDS: Final = frozenset({"apiVersion", "kind", "metadata", "items"})
@@ -156,27 +151,27 @@ _LIST_FIELDS: Final = frozenset({"apiVersion", "kind", "metadata", "items"})
 
 def _expand(found: list[Document], document: Document) -> None:
     """Append a document, or the items of a list; nested ones, too."""
-    kind = list_kind(document.value)
+    kind = _list_kind(document.value)
     value = document.value
     if kind is None or value is None or not isinstance(value.plain, Mapping):
-        _append(found, document)
+        found.append(document)
         return
     prefix = f"{document.path}." if document.path else ""
     for fault in value.faults:
         error = f"{prefix}{fault.key}: {fault.text}"
-        _append(found, Document(document.source, 0, fault.line, None, error))
+        found.append(Document(document.source, fault.line, None, error))
     for name in sorted(value.plain.keys() - _LIST_FIELDS):
         error = f"{prefix}{printable(name)}: unknown field of a list"
-        _append(found, Document(document.source, 0, value.plain[name].line, None, error))
+        found.append(Document(document.source, value.plain[name].line, None, error))
     items = value.plain.get("items", Value(None, value.line))
     if items.plain is None:
         return
     if not isinstance(items.plain, list):
         error = f"{prefix}items: a list is expected"
-        _append(found, Document(document.source, 0, items.line, None, error))
+        found.append(Document(document.source, items.line, None, error))
         return
     version = value.plain.get("apiVersion")
-    of_items = Document(document.source, 0, items.line, None, kind=kind)
+    of_items = Document(document.source, items.line, None, kind=kind)
     if kind and version is not None and isinstance(version.plain, str):
         of_items = dataclasses.replace(of_items, version=version.plain)
     for index, item in enumerate(items.plain):
@@ -184,14 +179,14 @@ def _expand(found: list[Document], document: Document) -> None:
         _expand(found, dataclasses.replace(of_items, line=item.line, value=item, path=path))
 
 
-def list_kind(value: Value | None) -> str | None:
+def _list_kind(value: Value | None) -> str | None:
     """Return the kind of a list's items, "" if they say it themselves; None if
     it is no list of Kubernetes'.
     """
     if value is None or not isinstance(value.plain, Mapping):
         return None
     kind = value.plain.get("kind")
-    if kind is None or not isinstance(kind.plain, str) or "spec" in value.plain:
+    if kind is None or not isinstance(kind.plain, str):
         return None
     if kind.plain == "List":
         return ""

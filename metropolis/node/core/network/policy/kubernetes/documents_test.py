@@ -3,7 +3,7 @@
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metropolis.node.core.network.policy.kubernetes.documents import (
@@ -59,10 +59,10 @@ def test_nothing(text: str) -> None:
 
 def test_documents_have_lines_of_the_text() -> None:
     found = load("# first\na: 1\n--- # second\nb: 2\n...\n---\n\nc: 3\n", "f")
-    assert [(each.number, each.line, plain(each.value)) for each in found] == [
-        (1, 2, {"a": 1}),
-        (2, 4, {"b": 2}),
-        (3, 8, {"c": 3}),
+    assert [(each.line, plain(each.value)) for each in found] == [
+        (2, {"a": 1}),
+        (4, {"b": 2}),
+        (8, {"c": 3}),
     ]
 
 
@@ -104,6 +104,7 @@ def test_words_that_are_strings(text: str) -> None:
     assert plain(one(f"[{text}, x]" if text != "-" else "['-', x]").value) == [text, "x"]
 
 
+@settings(deadline=None)
 @given(st.from_regex(r"[-+0-9eE._:xoabBnNyYtTfFrRuUlLsSiI~]{1,12}", fullmatch=True))
 def test_no_word_is_a_string_that_yaml_takes_for_another(text: str) -> None:
     try:
@@ -220,10 +221,10 @@ def test_lists_of_kubernetes() -> None:
         "- kind: NetworkPolicyList\n  apiVersion: x/v1\n  items:\n  - b: 2\n---\nc: 3\n",
         "f",
     )
-    assert [(e.number, e.path, e.kind, e.version, plain(e.value)) for e in found] == [
-        (1, "items[0]", "", "", {"a": 1}),
-        (2, "items[1].items[0]", "NetworkPolicy", "x/v1", {"b": 2}),
-        (3, "", "", "", {"c": 3}),
+    assert [(e.path, e.kind, e.version, plain(e.value)) for e in found] == [
+        ("items[0]", "", "", {"a": 1}),
+        ("items[1].items[0]", "NetworkPolicy", "x/v1", {"b": 2}),
+        ("", "", "", {"c": 3}),
     ]
 
 
@@ -244,6 +245,7 @@ def test_printable() -> None:
     assert len(printable("x" * 1000)) == 80
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(), st.binary(), st.text(alphabet="a:-[]{}&*!|>'\"#%\n ,?~<\ud800\0")))
 def test_garbage_raises_nothing(text: str | bytes) -> None:
     for found in load(text, "f"):

@@ -2,8 +2,8 @@
 """Reading a document's fields by path, with all problems at once.
 
 A Report collects the problems of one document. The functions return what they
-can read, and None for what they cannot, which they have reported then; who must
-know whether anything was wrong compares the report's count of errors.
+can read, and None for what they cannot, and have reported it then. A caller
+that must know whether anything was wrong compares the report's count of errors.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _GUESS_MAX: Final = 64
 class Problem:
     """Something in a document that has to be mended. path: of the field; may be
     empty. policy: the name of the policy, if it became one. warning: the policy
-    is in force as text says; else it is refused, and isolates its subjects.
+    is in force, as the text says; else it is refused, and isolates its
+    subjects.
     """
 
     source: str
