@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from build.lint.claims import HEADER, PAGE, parse
-from metropolis.node.core.network.rules import drops
+from metropolis.node.core.network.rules import drops, policy
 from metropolis.test.security import claims
 
 # Reports that test_a and test_b passed, as pytest would.
@@ -189,6 +189,6 @@ def test_the_command_has_the_tests_of_the_page() -> None:
 
 
 def test_the_page_has_the_drop_counters() -> None:
-    """Name and reason of each, in the order of the module, and no other."""
+    """Name and reason of each, in the order of the modules, and no other."""
     listed = re.findall(r"^\| `(\w+)` \| ([^|]+) \|$", Path(PAGE).read_text(), re.MULTILINE)
-    assert listed == [(one.label, one.comment) for one in drops.Reason]
+    assert listed == [(one.label, one.comment) for one in (*drops.Reason, *policy.Denial)]

@@ -282,7 +282,8 @@ def describe(chains: Iterable[BaseChain]) -> str:
 
 def _is_foreign(chain: BaseChain) -> bool:
     """Return whether it is foreign, at a hook that packets of pods pass."""
-    return bool(_hook(chain)) and chain.table != allocs.NFTABLES_TABLE
+    ours = (allocs.NFTABLES_TABLE, allocs.NFTABLES_WORKLOADS)
+    return bool(_hook(chain)) and chain.table not in ours
 
 
 def _hook(chain: BaseChain) -> str:
