@@ -89,6 +89,9 @@ class _State:
         self._rulings = Rulings(peers)
         self._pairs = Pairs()
         self._numbers: set[Identity] = set()
+        # The same object as long as nothing differs, so that this is cheap to
+        # see; see difference.
+        self._identities: dict[IPAddress, Identity] = {}
 
     def update(self, world: World) -> Compiled:
         had_policies = bool(self._rulings)
@@ -105,7 +108,9 @@ class _State:
             changed |= {one.number for one in classes if not one.key[0]}
         self._replace(changed)
         self.world = world
-        return Compiled(self._tables(), Numbers(dict(self.members.identities), classes.last))
+        if self._identities != self.members.identities:
+            self._identities = dict(self.members.identities)
+        return Compiled(self._tables(), Numbers(self._identities, classes.last))
 
     def _replace(self, changed: set[Identity]) -> None:
         by_number = self.members.classes.by_number
@@ -120,7 +125,7 @@ class _State:
     def _tables(self) -> Tables:
         pairs = self._pairs
         return Tables(
-            identities=dict(self.members.identities),
+            identities=self._identities,
             isolated_egress=frozenset(pairs.isolated(Direction.EGRESS)),
             isolated_ingress=frozenset(pairs.isolated(Direction.INGRESS)),
             pairs=frozenset(pairs.pairs),

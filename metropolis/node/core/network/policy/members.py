@@ -39,6 +39,7 @@ class Members:
         self._before: Mapping[IPAddress, Identity] = before.identities
         self._peers = peers
         self._names: frozenset[str] = frozenset()
+        self._workloads: Collection[Workload] = ()
         self._known: dict[str, _Known] = {}
         self._by_namespace: dict[str, set[_Known]] = {}
         self._owners: dict[Unit, _Known] = {}
@@ -83,6 +84,9 @@ class Members:
 
         Raises PolicyError for a key or address that two of them have.
         """
+        if workloads is self._workloads:
+            return
+        self._workloads = workloads
         after = {workload.key: workload for workload in workloads}
         if len(after) != len(workloads):
             raise PolicyError("two workloads have the same key")
