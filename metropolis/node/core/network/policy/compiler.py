@@ -105,7 +105,7 @@ class _State:
         for bit in subjects:
             changed |= {one.number for one in classes.with_bit(bit)}
         if had_policies != bool(self._rulings):
-            changed |= {one.number for one in classes if not one.key[0]}
+            changed |= {one.number for one in classes if not one.key.known}
         self._replace(changed)
         self.world = world
         if self._identities != self.members.identities:

@@ -40,6 +40,7 @@ type Region = tuple[int, int, int, Intervals]
 @dataclass(frozen=True, slots=True)
 class Member:
     """A class, as its pairs need it. bits: as a mask; positions: of the bits.
+    version: the IP version of all its addresses, 0: both are possible.
     programs: None: not isolated in that direction. regions: of the world, by
     direction.
     """
@@ -47,6 +48,7 @@ class Member:
     bits: int
     positions: tuple[int, ...]
     named: Named
+    version: int
     programs: Mapping[Direction, Program | None]
     regions: Mapping[Direction, tuple[Region, ...]]
 
@@ -131,9 +133,10 @@ class Pairs:
 
     def _keeps_rules(self, number: Identity, member: Member) -> bool:
         before = self._members[number]
-        return (before.programs, before.named, before.regions) == (
+        return (before.programs, before.named, before.version, before.regions) == (
             member.programs,
             member.named,
+            member.version,
             member.regions,
         )
 
@@ -169,7 +172,7 @@ class Pairs:
             if program is not None:
                 subjects = self._subjects[direction]
                 subjects.add(number, program)
-                elements = list(_ranges(number, member.regions[direction]))
+                elements = list(_ranges(number, member, direction))
                 subjects.world[number] = elements
                 subjects.all.update(elements)
         count = sum(len(subjects.all) for subjects in self._subjects.values())
@@ -240,6 +243,8 @@ def _merged(index: Mapping[int, set[Identity]], bits: Iterable[int]) -> set[Iden
 
 
 def _allowed(source: Member, destination: Member) -> Intervals:
+    if source.version and destination.version and source.version != destination.version:
+        return NOTHING
     egress = source.programs[Direction.EGRESS]
     ingress = destination.programs[Direction.INGRESS]
     result = EVERYTHING
@@ -250,8 +255,10 @@ def _allowed(source: Member, destination: Member) -> Intervals:
     return result
 
 
-def _ranges(number: Identity, regions: Iterable[Region]) -> Iterator[WorldRange]:
-    for version, first, last, ports in regions:
+def _ranges(number: Identity, member: Member, direction: Direction) -> Iterator[WorldRange]:
+    for version, first, last, ports in member.regions[direction]:
+        if member.version not in (0, version):
+            continue
         make = IPv4Address if version == 4 else IPv6Address
         if ports == EVERYTHING:
             yield WorldRange(number, make(first), make(last))
