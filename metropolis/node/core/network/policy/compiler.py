@@ -11,8 +11,11 @@ touches the addresses that its new and gone selectors match, and the classes of
 its subjects; a workload touches its addresses. A new compiler gives the same
 tables for the same world; tests compare both.
 
-Why not compile everything each time: with 1,000 policies that takes seconds,
-and a changed policy must be in force at once.
+Why not compile everything each time: 1,000 policies and 10,000 addresses take
+more than a second, and a changed policy must be in force at once. Measured with
+these, 2,000 classes and 32,000 elements, on a virtual machine: a changed policy
+6 to 20 ms, and 400 ms if it has a new selector that splits classes in all
+namespaces; `identity_of` 7 us.
 """
 
 from __future__ import annotations

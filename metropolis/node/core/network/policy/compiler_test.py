@@ -69,7 +69,7 @@ def test_packets_meet_the_verdict(world: World, others: list[IPAddress]) -> None
     compare(world, compile_tables(world).tables, others)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(worlds.worlds())
 def test_ranges_of_one_kind_do_not_overlap(world: World) -> None:
     tables = compile_tables(world).tables
@@ -96,7 +96,7 @@ def _apart(one: WorldRange, other: WorldRange) -> bool:
     return True
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(some.data())
 def test_an_update_gives_what_a_new_compiler_gives(data: some.DataObject) -> None:
     world = data.draw(worlds.worlds())
