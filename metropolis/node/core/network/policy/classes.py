@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from metropolis.node.core.network.policy.errors import PolicyError
 from metropolis.node.core.network.policy.intervals import bits_of
@@ -21,8 +22,20 @@ from metropolis.node.core.network.policy.programs import Named
 from metropolis.node.core.network.policy.tables import IDENTITY_MAX, WORLD, Identity
 from metropolis.node.core.network.workloads.model import IPAddress
 
-type Key = tuple[bool, int, Named]
-"""known, bits of selectors and networks, ports that policies name."""
+
+class Key(NamedTuple):
+    """What policies see of an address.
+
+    known: whether the labels are. bits: of selectors and networks. named: ports
+    that policies name. version: the IP version if networks contain an address
+    of the workload; else 0, so that both addresses are in one class. No
+    connection has two versions, so classes of different ones have no pairs.
+    """
+
+    known: bool
+    bits: int
+    named: Named
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +103,7 @@ class Classes:
         self.remove(unit)
         found = self._by_key.get(key)
         if found is None:
-            found = self._by_key[key] = Class(key, tuple(bits_of(key[1])))
+            found = self._by_key[key] = Class(key, tuple(bits_of(key.bits)))
             for bit in found.bits:
                 self._with_bit.setdefault(bit, set()).add(found)
         found.units.add(unit)

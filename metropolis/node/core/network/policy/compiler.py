@@ -11,8 +11,11 @@ touches the addresses that its new and gone selectors match, and the classes of
 its subjects; a workload touches its addresses. A new compiler gives the same
 tables for the same world; tests compare both.
 
-Why not compile everything each time: with 1,000 policies that takes seconds,
-and a changed policy must be in force at once.
+Why not compile everything each time: 1,000 policies and 10,000 addresses take
+more than a second, and a changed policy must be in force at once. Measured with
+these, 2,000 classes and 32,000 elements, on a virtual machine: a changed policy
+6 to 20 ms, and 400 ms if it has a new selector that splits classes in all
+namespaces; `identity_of` 7 us.
 """
 
 from __future__ import annotations
@@ -89,6 +92,9 @@ class _State:
         self._rulings = Rulings(peers)
         self._pairs = Pairs()
         self._numbers: set[Identity] = set()
+        # The same object as long as nothing differs, so that this is cheap to
+        # see; see difference.
+        self._identities: dict[IPAddress, Identity] = {}
 
     def update(self, world: World) -> Compiled:
         had_policies = bool(self._rulings)
@@ -102,10 +108,12 @@ class _State:
         for bit in subjects:
             changed |= {one.number for one in classes.with_bit(bit)}
         if had_policies != bool(self._rulings):
-            changed |= {one.number for one in classes if not one.key[0]}
+            changed |= {one.number for one in classes if not one.key.known}
         self._replace(changed)
         self.world = world
-        return Compiled(self._tables(), Numbers(dict(self.members.identities), classes.last))
+        if self._identities != self.members.identities:
+            self._identities = dict(self.members.identities)
+        return Compiled(self._tables(), Numbers(self._identities, classes.last))
 
     def _replace(self, changed: set[Identity]) -> None:
         by_number = self.members.classes.by_number
@@ -120,7 +128,7 @@ class _State:
     def _tables(self) -> Tables:
         pairs = self._pairs
         return Tables(
-            identities=dict(self.members.identities),
+            identities=self._identities,
             isolated_egress=frozenset(pairs.isolated(Direction.EGRESS)),
             isolated_ingress=frozenset(pairs.isolated(Direction.INGRESS)),
             pairs=frozenset(pairs.pairs),

@@ -69,7 +69,7 @@ def test_packets_meet_the_verdict(world: World, others: list[IPAddress]) -> None
     compare(world, compile_tables(world).tables, others)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(worlds.worlds())
 def test_ranges_of_one_kind_do_not_overlap(world: World) -> None:
     tables = compile_tables(world).tables
@@ -96,7 +96,7 @@ def _apart(one: WorldRange, other: WorldRange) -> bool:
     return True
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(some.data())
 def test_an_update_gives_what_a_new_compiler_gives(data: some.DataObject) -> None:
     world = data.draw(worlds.worlds())
@@ -306,6 +306,32 @@ def test_an_address_passes_from_a_workload_to_another() -> None:
     after = World(policies, {}, (new,))
     assert not compiler.update(after).tables.isolated_ingress
     compare(after, compiler.update(after).tables)
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_a_workload_that_gets_other_labels_is_another_peer(direction: Direction) -> None:
+    """The class of the workload has no policy, and keeps its number."""
+    rules = (Rule((labelled(app="x"),), None),)
+    policy = Policy("p", Tier.NAMESPACE, labelled(app="db"), rules, rules, frozenset({direction}))
+    compiler = Compiler()
+    for value in "xyx":
+        world = World((policy,), {}, (workload(1, app="db"), workload(2, app=value)))
+        tables = compiler.update(world).tables
+        ends = (2, 1) if direction is Direction.INGRESS else (1, 2)
+        assert tables.pairs == ({ends} if value == "x" else frozenset())
+
+
+def test_classes_of_different_ip_versions_have_no_pairs() -> None:
+    """As far as networks tell their addresses apart."""
+    both = (IPv4Address("10.0.0.1"), IPv6Address("fd00::1"))
+    everywhere = (Networks((ip_network("0.0.0.0/0"),)), Networks((ip_network("::/0"),)))
+    policy = isolating("p", labelled(app="x"), Rule(everywhere, None))
+    world = World((policy,), {}, (replace(workload(1, app="x"), ips=both), workload(2)))
+    tables = compile_tables(world).tables
+    four, six, client = (tables.identities[ip] for ip in (*both, IPv4Address("10.0.0.2")))
+    assert tables.pairs == {(four, four), (six, six), (client, four)}
+    versions = {(one.identity, one.first_ip.version) for one in tables.world_ingress}
+    assert versions == {(four, 4), (six, 6)}
 
 
 def test_a_denied_port_denies_protocols_without_ports() -> None:

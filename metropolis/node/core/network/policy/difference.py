@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from metropolis.node.core.network.policy.tables import Identity, Tables
 from metropolis.node.core.network.workloads.model import IPAddress
@@ -44,7 +45,22 @@ def _without(tables: Tables, others: Tables) -> Tables:
 def _other_identities(
     identities: Mapping[IPAddress, Identity], others: Mapping[IPAddress, Identity]
 ) -> dict[IPAddress, Identity]:
-    # The same object is frequent, and to hash all addresses takes milliseconds.
     if identities is others:
         return {}
-    return {ip: number for ip, number in identities.items() if others.get(ip) != number}
+    # To hash all addresses takes many milliseconds. A compiler's tables have
+    # the same objects, mostly in the same order.
+    common = 0
+    for ip, other in zip(identities, others, strict=False):
+        if ip is not other:
+            break
+        common += 1
+    changed = {
+        ip: number
+        for (ip, number), other in islice(
+            zip(identities.items(), others.values(), strict=False), common
+        )
+        if number != other
+    }
+    # Behind the first gap, addresses are in any order.
+    rest = islice(identities.items(), common, None)
+    return changed | {ip: number for ip, number in rest if others.get(ip) != number}

@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import Final
 
 PAIRS_MAX: Final = 200_000
-"""Of `pairs` and `pair_ports` of the tables together. Filling the kernel with
+"""For `pairs` and `pair_ports` of the tables together. Filling the kernel with
 50,000 took a quarter of a second.
 """
 RANGES_MAX: Final = 20_000
-"""Of `world_egress` and `world_ingress` together. The kernel's time to load
+"""For `world_egress` and `world_ingress` together. The kernel's time to load
 address ranges grows with the square of their number.
 """
 

@@ -187,15 +187,14 @@ class Evaluator:
         """Return the policies that decide about the subject, in their order."""
         key = subject.key, direction
         if key not in self._asked:
-            self._asked[key] = {
-                tier: [
-                    policy
-                    for policy in policies
-                    if (tier is not Tier.NAMESPACE or _isolates(policy, direction))
-                    and selects(policy.subject, subject, self._world.namespaces)
-                ]
-                for tier, policies in self._tiers.items()
-            }
+            for one in Direction:
+                self._asked[subject.key, one] = {tier: [] for tier in Tier}
+            for tier, policies in self._tiers.items():
+                for policy in policies:
+                    if selects(policy.subject, subject, self._world.namespaces):
+                        for one in Direction:
+                            if tier is not Tier.NAMESPACE or _isolates(policy, one):
+                                self._asked[subject.key, one][tier].append(policy)
         return self._asked[key]
 
     def _first_match(

@@ -39,6 +39,7 @@ class Members:
         self._before: Mapping[IPAddress, Identity] = before.identities
         self._peers = peers
         self._names: frozenset[str] = frozenset()
+        self._workloads: Collection[Workload] = ()
         self._known: dict[str, _Known] = {}
         self._by_namespace: dict[str, set[_Known]] = {}
         self._owners: dict[Unit, _Known] = {}
@@ -83,6 +84,9 @@ class Members:
 
         Raises PolicyError for a key or address that two of them have.
         """
+        if workloads is self._workloads:
+            return
+        self._workloads = workloads
         after = {workload.key: workload for workload in workloads}
         if len(after) != len(workloads):
             raise PolicyError("two workloads have the same key")
@@ -111,8 +115,11 @@ class Members:
             known.named = self._named(known.workload)
         touched = self._moved | self._stale
         for known in touched:
+            apart = any(known.networks.values())
             for unit, networks in known.networks.items():
-                self.classes.place(unit, _key(known.workload, known.bits | networks, known.named))
+                version = unit.ip.version if apart else 0
+                key = Key(known.workload.known, known.bits | networks, known.named, version)
+                self.classes.place(unit, key)
         changed = self.classes.settle()
         for number in changed:
             one = self.classes.by_number.get(number)
@@ -129,10 +136,12 @@ class Members:
         is of no class that there is.
         """
         bits, named = self._peers.selectors.bits(workload), self._named(workload)
+        networks = [self._networks(workload, ip) for ip in workload.ips]
+        apart = any(networks)
         result = {}
-        for ip in workload.ips:
-            networks = self._peers.address_bits(ip) if workload.known else 0
-            found = self.classes.find(_key(workload, bits | networks, named))
+        for ip, mask in zip(workload.ips, networks, strict=True):
+            key = Key(workload.known, bits | mask, named, ip.version if apart else 0)
+            found = self.classes.find(key)
             if found is None:
                 return None
             result[ip] = found.number
@@ -151,7 +160,7 @@ class Members:
                     raise PolicyError(f"{ip} is an address of {workload.key} and of another")
                 unit = Unit(ip, (ip.version, int(ip)), self._before.get(ip, WORLD))
                 self.identities[ip] = WORLD
-            known.networks[unit] = self._peers.address_bits(ip) if workload.known else 0
+            known.networks[unit] = self._networks(workload, ip)
             self._owners[unit] = known
 
     def _remove(self, known: _Known) -> Iterable[Unit]:
@@ -173,12 +182,11 @@ class Members:
                         known.networks[unit] = bits
                         self._moved[known] = None
 
+    def _networks(self, workload: Workload, ip: IPAddress) -> int:
+        return self._peers.address_bits(ip) if workload.known else 0
+
     def _named(self, workload: Workload) -> Named:
         if not workload.known:
             return ()
         names = sorted(self._names.intersection(workload.ports))
         return tuple((name, *workload.ports[name]) for name in names)
-
-
-def _key(workload: Workload, bits: int, named: Named) -> Key:
-    return workload.known, bits, named

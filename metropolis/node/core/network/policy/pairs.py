@@ -3,18 +3,20 @@
 
 Most pairs of classes are neither stored nor looked at: between classes that no
 policy isolates there is nothing to say, and a subject that is isolated allows
-nothing to peers that none of its rules has. So a changed class is compared only
-with classes that are
+nothing to peers that none of its rules has. So a class that is new, or has
+other rules, is compared only with
 
-    peers of its own rules, or all if its program is dense; or it is not isolated
-    and whose rules have it as a peer, or with dense programs; or not isolated
+    the peers of its rules, if these have it as a peer or are not isolated; all
+    classes are peers if the program is dense
+    if it is not isolated: subjects whose rules have it as a peer
 
-but never with those that neither isolate nor are isolated.
+and a class that only gained or lost bits only with subjects whose rules have
+these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
@@ -23,6 +25,7 @@ from metropolis.node.core.network.policy.intervals import (
     EVERYTHING,
     NOTHING,
     Intervals,
+    bits_of,
     intersect,
     to_ports,
 )
@@ -37,6 +40,7 @@ type Region = tuple[int, int, int, Intervals]
 @dataclass(frozen=True, slots=True)
 class Member:
     """A class, as its pairs need it. bits: as a mask; positions: of the bits.
+    version: the IP version of all its addresses, 0: both are possible.
     programs: None: not isolated in that direction. regions: of the world, by
     direction.
     """
@@ -44,6 +48,7 @@ class Member:
     bits: int
     positions: tuple[int, ...]
     named: Named
+    version: int
     programs: Mapping[Direction, Program | None]
     regions: Mapping[Direction, tuple[Region, ...]]
 
@@ -97,22 +102,67 @@ class Pairs:
         """Return the elements about the world."""
         return self._subjects[direction].all
 
-    def replace(self, removed: Iterable[Identity], added: Mapping[Identity, Member]) -> None:
+    def replace(self, removed: Set[Identity], added: Mapping[Identity, Member]) -> None:
         """Remove classes, then add some; a changed one is both.
 
         Raises PolicyError if there are too many elements; then this object is
         of no more use.
         """
-        for number in removed:
+        whole = dict(added)
+        touched: dict[tuple[Identity, Identity], None] = {}
+        with_other_bits = {n for n in removed if n in added and self._keeps_rules(n, added[n])}
+        for number in removed - with_other_bits:
             self._remove(number)
-        for number, member in added.items():
+        others = {number: self._change(number, whole.pop(number)) for number in with_other_bits}
+        for number, member in whole.items():
             self._add(number, member)
-        for number, member in added.items():
+        for number, bits in others.items():
+            touched.update(dict.fromkeys(self._concerned(number, bits, whole.keys())))
+        # First all that goes, so that no limit is exceeded on the way.
+        for source, destination in touched:
+            if destination in self._rows.get(source, ()):
+                self._forget(source, destination)
+        for number, member in whole.items():
             for peer in self._candidates(member, Direction.EGRESS):
                 self._store(number, peer)
             for peer in self._candidates(member, Direction.INGRESS):
-                if peer not in added:
+                if peer not in whole:
                     self._store(peer, number)
+        for source, destination in touched:
+            self._store(source, destination)
+
+    def _keeps_rules(self, number: Identity, member: Member) -> bool:
+        before = self._members[number]
+        return (before.programs, before.named, before.version, before.regions) == (
+            member.programs,
+            member.named,
+            member.version,
+            member.regions,
+        )
+
+    def _change(self, number: Identity, member: Member) -> int:
+        """Replace a class that keeps its rules. Return the bits that differ."""
+        differing = self._members[number].bits ^ member.bits
+        self._members[number] = member
+        for bit in bits_of(differing):
+            with_bit = self._with_bit.setdefault(bit, set())
+            if member.bits >> bit & 1:
+                with_bit.add(number)
+            else:
+                with_bit.remove(number)
+        return differing
+
+    def _concerned(
+        self, number: Identity, bits: int, but: Container[Identity]
+    ) -> Iterator[tuple[Identity, Identity]]:
+        """Yield the pairs of a class that may differ as its bits do."""
+        for bit in bits_of(bits):
+            for source in self._subjects[Direction.EGRESS].by_peer.get(bit, ()):
+                if source not in but:
+                    yield source, number
+            for destination in self._subjects[Direction.INGRESS].by_peer.get(bit, ()):
+                if destination not in but:
+                    yield number, destination
 
     def _add(self, number: Identity, member: Member) -> None:
         self._members[number] = member
@@ -122,7 +172,7 @@ class Pairs:
             if program is not None:
                 subjects = self._subjects[direction]
                 subjects.add(number, program)
-                elements = list(_ranges(number, member.regions[direction]))
+                elements = list(_ranges(number, member, direction))
                 subjects.world[number] = elements
                 subjects.all.update(elements)
         count = sum(len(subjects.all) for subjects in self._subjects.values())
@@ -193,6 +243,8 @@ def _merged(index: Mapping[int, set[Identity]], bits: Iterable[int]) -> set[Iden
 
 
 def _allowed(source: Member, destination: Member) -> Intervals:
+    if source.version and destination.version and source.version != destination.version:
+        return NOTHING
     egress = source.programs[Direction.EGRESS]
     ingress = destination.programs[Direction.INGRESS]
     result = EVERYTHING
@@ -203,8 +255,10 @@ def _allowed(source: Member, destination: Member) -> Intervals:
     return result
 
 
-def _ranges(number: Identity, regions: Iterable[Region]) -> Iterator[WorldRange]:
-    for version, first, last, ports in regions:
+def _ranges(number: Identity, member: Member, direction: Direction) -> Iterator[WorldRange]:
+    for version, first, last, ports in member.regions[direction]:
+        if member.version not in (0, version):
+            continue
         make = IPv4Address if version == 4 else IPv6Address
         if ports == EVERYTHING:
             yield WorldRange(number, make(first), make(last))

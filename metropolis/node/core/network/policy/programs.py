@@ -234,4 +234,4 @@ def _first_matches(
 
 
 CLOSED = Program([(Tier.ADMIN, (CompiledRule(Action.DENY, None, EVERYTHING, ()),))])
-"""Of workloads whose labels are not known: it allows nothing."""
+"""The program of workloads whose labels are not known: it allows nothing."""

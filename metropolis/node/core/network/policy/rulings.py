@@ -82,13 +82,13 @@ class Rulings:
 
     def member(self, one: Class) -> Member:
         """Return a class as its pairs need it."""
-        known, bits, named = one.key
+        known, bits, named, version = one.key
         programs: dict[Direction, Program | None] = dict.fromkeys(Direction)
         regions: dict[Direction, tuple[Region, ...]] = dict.fromkeys(Direction, ())
         if not known:
             if self._policies:
                 programs = dict.fromkeys(Direction, CLOSED)
-            return Member(bits, one.bits, named, programs, regions)
+            return Member(bits, one.bits, named, version, programs, regions)
         subjects = [self._subjects[bit] for bit in one.bits if bit in self._subjects]
         policies = sorted((p for found in subjects for p in found.values()), key=_order)
         for direction in Direction:
@@ -97,7 +97,7 @@ class Rulings:
                 versions = tuple(p.uid for p in deciding)
                 programs[direction] = self._program(direction, versions, deciding)
                 regions[direction] = self._of_world(direction, versions, named)
-        return Member(bits, one.bits, named, programs, regions)
+        return Member(bits, one.bits, named, version, programs, regions)
 
     def _add(self, policy: Policy) -> CompiledPolicy:
         one = compile_policy(next(self._uids), policy, self._peers.bits)

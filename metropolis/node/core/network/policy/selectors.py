@@ -47,6 +47,7 @@ def selects(selector: Workloads, workload: Workload, namespaces: Mapping[str, La
     """
     if not workload.known or workload.namespace is None:
         return False
-    if not matches(selector.namespaces, namespace_labels(workload.namespace, namespaces)):
-        return False
-    return matches(selector.workloads, workload.labels)
+    # Most selectors differ in the workload's labels, which are at hand.
+    return matches(selector.workloads, workload.labels) and matches(
+        selector.namespaces, namespace_labels(workload.namespace, namespaces)
+    )

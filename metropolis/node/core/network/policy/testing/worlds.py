@@ -6,6 +6,7 @@ few, so that policies meet workloads and each other.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from hypothesis import strategies as some
@@ -131,7 +132,7 @@ def policies(draw: some.DrawFn, name: str) -> Policy:
         draw(rules),
         draw(some.frozensets(some.sampled_from(Direction))) if is_namespace else frozenset(),
         0 if is_namespace else draw(some.integers(0, 1)),
-        draw(some.sampled_from(("", "", "", "unknown field"))),
+        draw(some.sampled_from(("",) * 9 + ("unknown field",))),
     )
 
 
@@ -146,7 +147,7 @@ def workloads(draw: some.DrawFn, index: int) -> Workload:
         draw(some.sampled_from((*_NAMESPACES, *_NAMESPACES, None))),
         draw(_labels),
         draw(some.dictionaries(some.sampled_from(_PORT_NAMES), named)),
-        draw(some.sampled_from((True, True, True, False))),
+        draw(some.sampled_from((True,) * 9 + (False,))),
     )
 
 
@@ -164,7 +165,17 @@ def worlds(draw: some.DrawFn) -> World:
 
 @some.composite
 def changes(draw: some.DrawFn, world: World) -> World:
-    """Draw a world that has much in common with another."""
+    """Draw a world that has much in common with another: half of the time,
+    only the labels of some workloads differ.
+    """
+    if draw(some.booleans()):
+        return replace(
+            world,
+            workloads=tuple(
+                replace(one, labels=draw(_labels)) if draw(some.booleans()) else one
+                for one in world.workloads
+            ),
+        )
     other = draw(worlds())
     kept_policies = [one for one in world.policies if draw(some.booleans())]
     kept_workloads = [one for one in world.workloads if draw(some.booleans())]
