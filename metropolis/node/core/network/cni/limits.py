@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The capability bandwidth: its JSON, to the part of a request; pure.
 
+A configuration may have the same keys itself, as that of CNI's `bandwidth`,
+and then they come first, as there: the capability is not looked at.
+
 CNI's CONVENTIONS.md has the keys: ingressRate, ingressBurst, egressRate,
 egressBurst; rates in bits per second, bursts in bits. Keys are in any case:
 go-cni sets no JSON names, so containerd sends IngressRate. 0, null and absent
@@ -17,6 +20,11 @@ _KEYS: Final = {
     key.lower(): key for key in ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
 }
 _BITS: Final = 64
+
+
+def is_key(key: str) -> bool:
+    """Return whether it is one of the keys, in any case."""
+    return key.lower() in _KEYS
 
 
 def part_of(value: object, source: str) -> tuple[PartText, ...]:
