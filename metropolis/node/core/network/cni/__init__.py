@@ -12,11 +12,10 @@
         | result or error object                      -> result, protocol
     stdout and exit code, back through cniproxy
 
-`wire`, `capabilities`, `keys`, `ports`, `limits`, `routes`, `protocol` and
-`result` are pure; `adapter` calls the engine and has the rules between calls;
-`server` moves bytes. The versions are CNI 0.3.1, 0.4.0, 1.0.0, 1.1.0. There is
-one network, whatever a configuration calls it; only garbage collection uses the
-name.
+`adapter` calls the engine and has the rules between calls, `server` moves
+bytes; all else is pure. The versions are CNI 0.3.1, 0.4.0, 1.0.0, 1.1.0. There
+is one network, whatever a configuration calls it; only garbage collection uses
+the name.
 
 Access: the socket is 0600 in a 0700 directory, so its caller is root, as is the
 runtime that executes plugins. Peer credentials are not checked.

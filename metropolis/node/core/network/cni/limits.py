@@ -10,8 +10,9 @@ go-cni sets no JSON names, so containerd sends IngressRate. 0, null and absent
 are no limit. Everything else is an error that names the key, not a guess.
 """
 
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
+from metropolis.node.core.network.cni import shapes
 from metropolis.node.core.network.workloads import bandwidth
 from metropolis.node.core.network.workloads.errors import InvalidArgument
 from metropolis.node.core.network.workloads.model import PartText
@@ -33,16 +34,8 @@ def part_of(value: object, source: str) -> tuple[PartText, ...]:
     source: where the value is from, for errors. Raises InvalidArgument, its
     field `bandwidth`.
     """
-    if not isinstance(value, dict):
-        _fail(f"{source} is {value!r:.80}: an object is expected")
-    numbers: dict[str, int] = {}
-    for key, number in value.items():
-        name = _KEYS.get(key.lower())
-        if name is None:
-            _fail(f"{source} has {key!r:.80}: {', '.join(_KEYS.values())} are known")
-        if name in numbers:
-            _fail(f"{source} has {name} twice, in different case")
-        numbers[name] = _number(number, f"{source}.{name}")
+    fields = shapes.fields(value, _KEYS, source, bandwidth.FIELD)
+    numbers = {name: _number(number, f"{source}.{name}") for name, number in fields.items()}
     return bandwidth.part_of(
         bandwidth.Bandwidth(
             *(
@@ -54,13 +47,8 @@ def part_of(value: object, source: str) -> tuple[PartText, ...]:
 
 
 def _number(value: Any, path: str) -> int:
-    if value is None:
-        return 0
     # A bool is an int in Python, and a float may be whole.
     if type(value) is not int or not 0 <= value < 1 << _BITS:
-        _fail(f"{path} is {value!r:.80}: a number of bits is expected")
+        text = f"{path} is {value!r:.80}: a number of bits is expected"
+        raise InvalidArgument(text, field=bandwidth.FIELD)
     return value
-
-
-def _fail(text: str) -> NoReturn:
-    raise InvalidArgument(text, field=bandwidth.FIELD)

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from ipaddress import IPv6Address, ip_address
 from typing import Any, NoReturn
 
+from metropolis.node.core.network.cni import shapes
 from metropolis.node.core.network.workloads import host_ports
 from metropolis.node.core.network.workloads.errors import InvalidArgument
 from metropolis.node.core.network.workloads.model import IPAddress, PartText
@@ -40,13 +41,8 @@ def part_of(value: object, source: str) -> tuple[PartText, ...]:
 
 
 def _mappings(value: object, source: str) -> Iterator[host_ports.Mapping]:
-    if not isinstance(value, list):
-        _fail(f"{source} is {value!r:.80}: a list is expected")
-    for i, entry in enumerate(value):
-        path = f"{source}[{i}]"
-        if not isinstance(entry, dict):
-            _fail(f"{path} is {entry!r:.80}: an object is expected")
-        fields = _fields(entry, path)
+    for path, entry in shapes.entries(value, source, host_ports.FIELD):
+        fields = shapes.fields(entry, _KEYS, path, host_ports.FIELD)
         host_port = _port(fields, "hostPort", path)
         container_port = _port(fields, "containerPort", path)
         protocol = _string(fields, "protocol", path).lower() or "tcp"
@@ -58,19 +54,6 @@ def _mappings(value: object, source: str) -> Iterator[host_ports.Mapping]:
         if container_port == 0:
             _fail(f"{path}.containerPort is 0 or absent: a number from 1 to 65535 is expected")
         yield host_ports.Mapping(protocol, host_port, container_port, host_ip)
-
-
-def _fields(entry: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Return the fields by their proper keys. JSON's null is Go's absent."""
-    fields: dict[str, Any] = {}
-    for key, value in entry.items():
-        name = _KEYS.get(key.lower())
-        if name is None:
-            _fail(f"{path} has {key!r:.80}: {', '.join(_KEYS.values())} are known")
-        if name in fields:
-            _fail(f"{path} has {name} twice, in different case")
-        fields[name] = value
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _port(fields: Mapping[str, Any], name: str, path: str) -> int:
