@@ -121,6 +121,20 @@ async def test_a_port_of_a_process(service: Path, engine: GatedEngine, netns: Ne
     await cni(service, "ADD", "c1", netns.path, **asked)
 
 
+async def test_all_that_is_wrong_is_in_one_error(
+    service: Path, engine: GatedEngine, netns: Netns
+) -> None:
+    for wrong in (
+        [WEB | {"hostIP": "::1"}, WEB | {"hostPort": 81, "containerPort": 0}, WEB, WEB],
+        [WEB | {"hostIP": f"198.51.100.{n}"} for n in range(4)],
+    ):
+        said = await refused(Code.INVALID_CONFIG, service, "ADD", "c1", netns.path, **ports(*wrong))
+        words = ["[0].hostIP", "[1].containerPort", "[3]: tcp port 8080"]
+        assert all(word in said for word in words) or said.count("is not an address") == 4
+    assert engine.list() == []
+    assert netns.links() == {"lo"}
+
+
 @pytest.mark.parametrize(
     ("mapping", "word"),
     [
