@@ -9,7 +9,7 @@
         | command object                              -> protocol
         | the parts of a request                      -> ports, limits, routes
     engine.attach, detach, check, collect, status     -> adapter
-        | result or error object                      -> result, protocol
+        | result or error object                      -> result, names, protocol
     stdout and exit code, back through cniproxy
 
 `adapter` calls the engine and has the rules between calls, `server` moves

@@ -37,6 +37,7 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from metropolis.node.core.network.cni import protocol, result
+from metropolis.node.core.network.cni.names import in_words_of_cni
 from metropolis.node.core.network.cni.protocol import Add, Check, CniError, Code, Del, Gc
 from metropolis.node.core.network.cni.wire import ANSWER_MAX, Answer, Request
 from metropolis.node.core.network.workloads import errors
@@ -315,7 +316,7 @@ def _find(attachments: Sequence[Attachment], if_name: str) -> Attachment | None:
 
 
 def _from_engine(error: errors.WorkloadError) -> CniError:
-    details = str(error)
+    details = in_words_of_cni(str(error))
     match error:
         case errors.Unavailable():
             return CniError(Code.TRY_AGAIN_LATER, "the network is not ready", details)

@@ -13,6 +13,7 @@ are no limit. Everything else is an error that names the key, not a guess.
 from typing import Any, Final
 
 from metropolis.node.core.network.cni import shapes
+from metropolis.node.core.network.cni.names import in_words_of_cni
 from metropolis.node.core.network.workloads import bandwidth
 from metropolis.node.core.network.workloads.errors import InvalidArgument
 from metropolis.node.core.network.workloads.model import PartText
@@ -28,22 +29,24 @@ def is_key(key: str) -> bool:
     return key.lower() in _KEYS
 
 
-def part_of(value: object, source: str) -> tuple[PartText, ...]:
+def part_of(value: object, source: str = "") -> tuple[PartText, ...]:
     """Return the part of the request; (): no limit is asked for.
 
-    source: where the value is from, for errors. Raises InvalidArgument, its
-    field `bandwidth`.
+    source: where the value is from, for errors; "": the configuration. Raises
+    InvalidArgument, its field `bandwidth`.
     """
-    fields = shapes.fields(value, _KEYS, source, bandwidth.FIELD)
-    numbers = {name: _number(number, f"{source}.{name}") for name, number in fields.items()}
-    return bandwidth.part_of(
-        bandwidth.Bandwidth(
-            *(
-                bandwidth.Limit(numbers.get(f"{way}Rate", 0), numbers.get(f"{way}Burst", 0))
-                for way in ("ingress", "egress")
-            )
-        )
+    dot = f"{source}." if source else ""
+    fields = shapes.fields(value, _KEYS, source or "the configuration", bandwidth.FIELD)
+    numbers = {name: _number(number, f"{dot}{name}") for name, number in fields.items()}
+    ways = (
+        bandwidth.Limit(numbers.get(f"{way}Rate", 0), numbers.get(f"{way}Burst", 0))
+        for way in ("ingress", "egress")
     )
+    try:
+        return bandwidth.part_of(bandwidth.Bandwidth(*ways))
+    except InvalidArgument as error:
+        text = in_words_of_cni(str(error).removeprefix(f"{bandwidth.FIELD}: "))
+        raise InvalidArgument(f"{dot}{text}", field=bandwidth.FIELD) from error
 
 
 def _number(value: Any, path: str) -> int:

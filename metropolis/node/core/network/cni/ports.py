@@ -60,7 +60,10 @@ def part_of(value: object, source: str) -> tuple[PartText, ...]:
         wrong.append((at, f"{path}{field} {fault.value}: {fault.why}"))
     if wrong:
         _fail(several(text for _, text in sorted(wrong)))
-    return host_ports.part_of(mappings)
+    try:
+        return host_ports.part_of(mappings)
+    except InvalidArgument as error:
+        _fail(f"{source}: {str(error).removeprefix(f'{host_ports.FIELD}: ')}")
 
 
 def _mapping(entry: object, path: str) -> host_ports.Mapping | None:

@@ -145,7 +145,7 @@ def test_a_list_is_expected(wrong: Any) -> None:
 def test_there_is_a_limit() -> None:
     most = [entry(port, port) for port in range(1000, 2024)]
     assert text(*most, entry(0)) == "t1000-2023=1000"
-    with pytest.raises(InvalidArgument, match="more than 1024 ports"):
+    with pytest.raises(InvalidArgument, match=r"^portMappings: more than 1024 ports"):
         text(*most, entry(2024))
 
 

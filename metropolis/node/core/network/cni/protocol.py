@@ -358,15 +358,15 @@ def _limits(config: Json, runtime: Json) -> tuple[PartText, ...]:
     own = {key: value for key, value in config.items() if limits.is_key(key)}
     try:
         if not capabilities.asks_for_nothing(own):
-            return limits.part_of(own, "the configuration")
-        return limits.part_of(runtime.get("bandwidth", {}), "runtimeConfig bandwidth")
+            return limits.part_of(own)
+        return limits.part_of(runtime.get("bandwidth", {}), "runtimeConfig.bandwidth")
     except InvalidArgument as error:
         _fail(Code.INVALID_CONFIG, "the limits cannot be met", str(error))
 
 
 def _ports(runtime: Json) -> tuple[PartText, ...]:
     try:
-        return ports.part_of(runtime.get("portMappings", []), "runtimeConfig portMappings")
+        return ports.part_of(runtime.get("portMappings", []), "runtimeConfig.portMappings")
     except InvalidArgument as error:
         _fail(Code.INVALID_CONFIG, "the port mappings cannot be met", str(error))
 
@@ -458,16 +458,16 @@ def _parse_add(version: str, env: Mapping[str, str], config: Json) -> Add:
     own = _args_of_config(config)
     ips: tuple[Address, ...] = ()
     if runtime.get("ips"):
-        ips = _addresses(runtime["ips"], "runtimeConfig ips")
+        ips = _addresses(runtime["ips"], "runtimeConfig.ips")
     elif own.get("ips"):
-        ips = _addresses(own["ips"], "args.cni ips")
+        ips = _addresses(own["ips"], "args.cni.ips")
     elif args.get("IP"):
         ips = _addresses(args["IP"].split(","), "CNI_ARGS IP")
     mac = None
     if runtime.get("mac"):
-        mac = _mac(runtime["mac"], "runtimeConfig mac")
+        mac = _mac(runtime["mac"], "runtimeConfig.mac")
     elif own.get("mac"):
-        mac = _mac(own["mac"], "args.cni mac")
+        mac = _mac(own["mac"], "args.cni.mac")
     elif args.get("MAC"):
         mac = _mac(args["MAC"], "CNI_ARGS MAC")
     dns, prev, name = _dns(config, runtime), _prev_result(config), str(config["name"])

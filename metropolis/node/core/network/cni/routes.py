@@ -30,7 +30,7 @@ def mtu_of(config: Mapping[str, Any], args: Mapping[str, Any]) -> int:
     """Return the MTU that is asked for; 0: none. args: `args.cni`. Raises
     InvalidArgument, its field `mtu`.
     """
-    source, value = ("args.cni mtu", args["mtu"]) if args.get("mtu") else ("mtu", config.get("mtu"))
+    source, value = ("args.cni.mtu", args["mtu"]) if args.get("mtu") else ("mtu", config.get("mtu"))
     if value is None:
         return 0
     # A bool is an int in Python, and a float may be whole.
