@@ -95,6 +95,30 @@ async def test_check_notices_a_port_that_is_gone(service: Path, netns: Netns) ->
     assert "8080" in said
 
 
+@pytest.mark.parametrize("address", ["192.0.2.77", "2001:db8::77"])
+async def test_check_notices_an_address_that_the_node_has_lost(
+    service: Path, engine: GatedEngine, netns: Netns, address: str
+) -> None:
+    """It is reported, and its port stays: the address may come back."""
+    asked = ports(WEB | {"hostIP": address}, DNS)
+    run("ip", "address", "add", address, "dev", "lo", "nodad")
+    result = await cni(service, "ADD", "c1", netns.path, **asked)
+    before = elements("at4") + elements("at6")
+    assert await cni(service, "CHECK", "c1", netns.path, prevResult=result, **asked) is None
+    run("ip", "address", "del", address, "dev", "lo")
+    said = await refused(
+        Code.CHECK_FAILED, service, "CHECK", "c1", netns.path, prevResult=result, **asked
+    )
+    assert f"host port 8080/tcp of {address}" in said
+    assert "the node has no such address now" in said
+    assert "5353" not in said
+    assert engine.repair(lambda _: True) == []
+    assert elements("at4") + elements("at6") == before
+    run("ip", "address", "add", address, "dev", "lo", "nodad")
+    assert await cni(service, "CHECK", "c1", netns.path, prevResult=result, **asked) is None
+    run("ip", "address", "del", address, "dev", "lo")
+
+
 async def test_a_port_of_another(
     service: Path, engine: GatedEngine, netns: Netns, second: Netns
 ) -> None:

@@ -55,6 +55,7 @@ _STALE: Final = {name: _NUMBERS[name] for name in ("udp", "sctp")}
 _KEY: Final = struct.Struct(">B3xH2x")
 _PORT: Final = struct.Struct(">H2x")
 IPV4_DEVCONF_ROUTE_LOCALNET: Final = 26  # linux/ip.h
+_SHOWN: Final = 4  # ports of a finding
 _LOOPBACK: Final = IPv4Network("127.0.0.0/8")
 
 
@@ -133,6 +134,24 @@ class HostPorts(LinkPart):
         found = link.ipv4_setting(IPV4_DEVCONF_ROUTE_LOCALNET)
         if _from_loopback(record, text) and found != 1:
             yield Finding(f"route_localnet of {record.host_interface}", "1", str(found))
+
+    def host_findings(self, record: Record, text: str, host: HostFacts) -> Iterable[Finding]:
+        """See LinkPart: a finding for each address that the node has no more.
+        It may come back, so the elements stay.
+        """
+        ports: dict[IPAddress, list[str]] = {}
+        for one, _ in _pairs(text, record.ips):
+            if one.host_ip is not None and not one.any:
+                ports.setdefault(one.host_ip, []).append(f"{one.host_port}/{one.protocol}")
+        for ip, some in ports.items():
+            if not host.is_local(ip):
+                what = "host port" if len(some) == 1 else "host ports"
+                more = [f"{len(some) - _SHOWN} more"] if len(some) > _SHOWN else []
+                yield Finding(
+                    f"{what} {', '.join([*some[:_SHOWN], *more])} of {ip}",
+                    "an address of the node",
+                    "the node has no such address now",
+                )
 
     def flows(self, record: Record, text: str, *, begins: bool) -> Sequence[Filter]:
         """See LinkPart. A client of TCP gets a reset or gives up, and connects

@@ -277,6 +277,30 @@ def test_addresses(text: str, ips: str, why: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("t80=80", []),
+        ("t80=80@0.0.0.0,t80=80@::", []),
+        ("t81=80@127.0.0.1,t80=80@192.0.2.7,u53=53@2001:db8::7", []),
+        (
+            "t80=80,t80=80@192.0.2.7,t80=80@198.51.100.1,u53=53@2001:db8::9",
+            ["host port 80/tcp of 198.51.100.1", "host port 53/udp of 2001:db8::9"],
+        ),
+        (
+            "t80-85=80@198.51.100.1",
+            ["host ports 80/tcp, 81/tcp, 82/tcp, 83/tcp, 2 more of 198.51.100.1"],
+        ),
+    ],
+)
+def test_addresses_that_the_node_has_lost(text: str, found: list[str]) -> None:
+    findings = [*PART.host_findings(record(text, IPS["46"]), text, Facts())]
+    assert [one.what for one in findings] == found
+    assert {one.found for one in findings} <= {"the node has no such address now"}
+    # It is no repair's business.
+    assert PART.elements(record(text, IPS["46"]), text)
+
+
+@pytest.mark.parametrize(
     ("text", "socket", "refused"),
     [
         ("t80=80", ("tcp", 80, "0.0.0.0"), True),
