@@ -86,6 +86,34 @@ async def test_a_client_reaches_it(service: Path, netns: Netns) -> None:
         socket.create_connection(("127.0.0.1", 8080), timeout=GENEROUS_S)
 
 
+@pytest.mark.parametrize(
+    ("family", "node"), [(socket.AF_INET, "192.0.2.78"), (socket.AF_INET6, "2001:db8::78")]
+)
+async def test_a_pod_reaches_itself_by_the_interface_that_has_the_port(
+    service: Path, netns: Netns, family: socket.AddressFamily, node: str
+) -> None:
+    """Also if that is not the first one: then a client is bound to it."""
+    run("ip", "address", "add", node, "dev", "lo", "nodad")
+    run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+    clients = {}
+    for name, port in (("eth0", 8080), ("eth1", 8081)):
+        asked = ports({"hostPort": port, "containerPort": 80})
+        result = await cni(service, "ADD", "c1", netns.path, IFNAME=name, **asked)
+        own = [one["address"].partition("/")[0] for one in result["ips"]]
+        (clients[port],) = [ip for ip in own if (":" in ip) == (family == socket.AF_INET6)]
+    with netns.listen(80, family) as server:
+        server.settimeout(GENEROUS_S)
+        for port, own_address in clients.items():
+            with netns.client(family) as client:
+                client.settimeout(GENEROUS_S)
+                client.bind((own_address, 0))
+                client.connect((node, port))
+                accepted, source = server.accept()
+                accepted.close()
+                assert source[0] != own_address
+    run("ip", "address", "del", node, "dev", "lo")
+
+
 async def test_check_notices_a_port_that_is_gone(service: Path, netns: Netns) -> None:
     result = await cni(service, "ADD", "c1", netns.path, **ports(WEB))
     run("nft", f"flush map {TABLE} any4")
