@@ -22,7 +22,7 @@ from typing import Any, Final
 from metropolis.node.core.network.cni import limits
 from metropolis.node.core.network.cni.capabilities import asks_for_nothing
 
-# Of the specification and libcni; and what other modules read.
+# The specification has them, or libcni, or other modules read them.
 _TAKEN: Final = frozenset(
     (
         *("cniVersion", "cniVersions", "name", "type", "capabilities", "runtimeConfig", "args"),
