@@ -398,6 +398,19 @@ def _check_keys(config: Json) -> None:
         )
 
 
+def _check_capabilities(runtime: Json) -> None:
+    """Refuse what asks for a capability that is not supported."""
+    refused = {name: why for name in runtime if (why := capabilities.refusal(name))}
+    if refused:
+        _fail(
+            Code.UNSUPPORTED_FIELD,
+            f"unsupported runtimeConfig {several(repr(name[:80]) for name in refused)}",
+            several(
+                f"{name[:80]} is {runtime[name]!r:.200}; {why}" for name, why in refused.items()
+            ),
+        )
+
+
 def _args_of_config(config: Json) -> Json:
     """Return `args.cni`; a value that is no object is ignored."""
     args = config.get("args")
@@ -448,13 +461,7 @@ def _parse_add(version: str, env: Mapping[str, str], config: Json) -> Add:
         for name, value in _object(config, "runtimeConfig").items()
         if not capabilities.asks_for_nothing(value)
     }
-    for name, value in runtime.items():
-        if why := capabilities.refusal(name):
-            _fail(
-                Code.UNSUPPORTED_FIELD,
-                f"unsupported runtimeConfig {name[:80]!r}",
-                f"{name[:80]} is {value!r:.200}; {why}",
-            )
+    _check_capabilities(runtime)
     own = _args_of_config(config)
     ips: tuple[Address, ...] = ()
     if runtime.get("ips"):

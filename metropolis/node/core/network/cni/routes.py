@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 from metropolis.node.core.network.cni import shapes
 from metropolis.node.core.network.workloads.errors import InvalidArgument
 from metropolis.node.core.network.workloads.model import IPAddress, IPNetwork, Route
-from metropolis.node.core.network.workloads.validate import parse_routes
+from metropolis.node.core.network.workloads.validate import parse_routes, several
 
 _FIELD: Final = "routes"
 _IPAM: Final = frozenset(("type", "routes"))
@@ -46,9 +46,10 @@ def routes_of(config: Mapping[str, Any]) -> tuple[Route, ...]:
     ipam = config.get("ipam")
     ipam = {} if ipam is None else shapes.an_object(ipam, "ipam", _FIELD)
     if unknown := [name for name, value in ipam.items() if value and name not in _IPAM]:
+        listed = several(f"ipam {name!r:.80} is {ipam[name]!r:.80}" for name in unknown)
         _fail(
-            f"ipam {unknown[0]!r:.80} is {ipam[unknown[0]]!r:.80}: no IPAM plugin is executed; "
-            "addresses come from the prefixes of the node, or ask for one by `ips`"
+            f"{listed}: no IPAM plugin is executed; addresses come from the prefixes of the node, "
+            "or ask for one by `ips`"
         )
     found = [*_entries(ipam.get("routes"), "ipam.routes")]
     return parse_routes([*found, *_entries(config.get("routes"), "routes")])
