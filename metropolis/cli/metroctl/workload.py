@@ -315,6 +315,23 @@ def _row(one: Any) -> dict[str, Any]:
         "mtu": one.mtu,
         "ports": [_port(each) for each in one.port_mapping],
         "limits": _limits(one.bandwidth),
+        "port_mappings": [_mapping(each) for each in one.port_mapping],
+        "bandwidth": {name: getattr(one.bandwidth, name) for name in _BANDWIDTH},
+    }
+
+
+# For programs, with the API's names and units: bits per second, and bits. 0: no
+# limit, and the service's burst.
+_BANDWIDTH: Final = ("ingress_rate", "ingress_burst", "egress_rate", "egress_burst")
+
+
+def _mapping(one: Any) -> dict[str, Any]:
+    """Return it for programs; host_ip null: all addresses."""
+    return {
+        "protocol": one.protocol or "tcp",
+        "host_port": one.host_port,
+        "container_port": one.container_port,
+        "host_ip": str(ip_address(one.host_ip)) if one.host_ip else None,
     }
 
 

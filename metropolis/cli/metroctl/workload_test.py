@@ -138,8 +138,12 @@ def test_list_in_json(world: World) -> None:
             "mtu": made.mtu,
             "ports": [],
             "limits": [],
+            "port_mappings": [],
+            "bandwidth": {
+                "ingress_rate": 0, "ingress_burst": 0, "egress_rate": 0, "egress_burst": 0,
+            },
         },
-    )
+    )  # fmt: skip
 
 
 def test_limits_are_listed(world: World) -> None:
@@ -149,6 +153,31 @@ def test_limits_are_listed(world: World) -> None:
     assert "in 10Mbit,out 1500kbit" in out
     _, out = world.run("list", "--json")
     assert json.loads(out)["attachments"][0]["limits"] == ["in 10Mbit", "out 1500kbit"]
+
+
+def test_limits_and_host_ports_are_objects_in_json(world: World) -> None:
+    """A program need not take texts apart. Rates are bits per second."""
+    parts = (("b", "i10000000/20000,e1500000"), ("h", "u53=53@192.0.2.7,s9=10@2001:db8::7"))
+    world.kernel.local = {ip_address("192.0.2.7"), ip_address("2001:db8::7")}
+    world.engine.attach(AttachIntent("web-1", "/0", "eth0", parts=parts))
+    world.engine.attach(AttachIntent("web-2", "/0", "eth1", parts=(("h", "t8080=80"),)))
+    _, out = world.run("list", "--json")
+    found = {row["workload"]: row for row in json.loads(out)["attachments"]}
+    assert found["web-1"]["bandwidth"] == {
+        "ingress_rate": 10_000_000,
+        "ingress_burst": 20_000,
+        "egress_rate": 1_500_000,
+        "egress_burst": 0,
+    }
+    assert found["web-1"]["port_mappings"] == [
+        {"protocol": "udp", "host_port": 53, "container_port": 53, "host_ip": "192.0.2.7"},
+        {"protocol": "sctp", "host_port": 9, "container_port": 10, "host_ip": "2001:db8::7"},
+    ]
+    assert found["web-2"]["port_mappings"] == [
+        {"protocol": "tcp", "host_port": 8080, "container_port": 80, "host_ip": None}
+    ]
+    _, out = world.run("check", "--json", "web-2")
+    assert json.loads(out)["checked"][0]["port_mappings"] == found["web-2"]["port_mappings"]
 
 
 def test_limits_are_changed(world: World) -> None:

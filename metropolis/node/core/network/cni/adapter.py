@@ -18,6 +18,8 @@
 - CHECK is the engine's Check, from inside the container's namespace, and a
   comparison of prevResult with the engine's attachment. Host ports are compared
   with what ADD asked for, whatever CHECK's runtimeConfig has.
+- Keys of a configuration that nothing here knows are ignored, as CNI has it,
+  and logged once for each network.
 - Repeating an ADD returns the existing attachment, as over gRPC.
 
 The engine blocks; its calls run in threads of the given executor, except
@@ -35,6 +37,7 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from metropolis.node.core.network.cni import protocol, result
+from metropolis.node.core.network.cni.names import in_words_of_cni
 from metropolis.node.core.network.cni.protocol import Add, Check, CniError, Code, Del, Gc
 from metropolis.node.core.network.cni.wire import ANSWER_MAX, Answer, Request
 from metropolis.node.core.network.workloads import errors
@@ -44,12 +47,13 @@ from metropolis.node.core.network.workloads.model import (
     Checked,
     Collected,
 )
-from metropolis.node.core.network.workloads.validate import show
+from metropolis.node.core.network.workloads.validate import several, show
 from osbase.supervisor import in_thread
 
 _logger = logging.getLogger(__name__)
 
 _SMALL = 64 << 10  # stdin that is parsed in the event loop, bytes
+_REPORTED_MAX = 1024  # networks and keys; a further one is logged again some day
 
 # The keys of stdin that an ADD uses; all else comes from the environment.
 _CONFIGURED = frozenset(
@@ -119,6 +123,8 @@ class Adapter:
         self._executor = executor
         # By container id; a lock lives while somebody holds or awaits it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # Networks and their unknown keys that were logged; the oldest first.
+        self._reported: dict[tuple[str, str], None] = {}
 
     async def serve(self, request: Request, deliver: Deliver, gone: Callable[[], bool]) -> None:
         """Carry out a request and deliver its answer, for any input.
@@ -135,9 +141,24 @@ class Adapter:
             await deliver(error.answer())
             return
         if isinstance(command, Add):
+            self._report_unknown(command)
             await self._add(command, deliver, gone)
         else:
             await deliver(await self._guarded(command, self._run(command)))
+
+    def _report_unknown(self, add: Add) -> None:
+        """Log the keys that are ignored, unless they were logged."""
+        new = [key for key in add.unknown if (add.network, key) not in self._reported]
+        if not new:
+            return
+        _logger.warning(
+            "network %s: ignored keys that are not known here: %s",
+            show(add.network),
+            several(map(show, new)),
+        )
+        self._reported.update(dict.fromkeys((add.network, key) for key in new))
+        for oldest in list(self._reported)[:-_REPORTED_MAX]:
+            del self._reported[oldest]
 
     async def _run(self, command: protocol.Command) -> Answer:
         match command:
@@ -296,7 +317,7 @@ def _find(attachments: Sequence[Attachment], if_name: str) -> Attachment | None:
 
 
 def _from_engine(error: errors.WorkloadError) -> CniError:
-    details = str(error)
+    details = in_words_of_cni(str(error))
     match error:
         case errors.Unavailable():
             return CniError(Code.TRY_AGAIN_LATER, "the network is not ready", details)

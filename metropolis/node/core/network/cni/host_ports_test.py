@@ -86,6 +86,34 @@ async def test_a_client_reaches_it(service: Path, netns: Netns) -> None:
         socket.create_connection(("127.0.0.1", 8080), timeout=GENEROUS_S)
 
 
+@pytest.mark.parametrize(
+    ("family", "node"), [(socket.AF_INET, "192.0.2.78"), (socket.AF_INET6, "2001:db8::78")]
+)
+async def test_a_pod_reaches_itself_by_the_interface_that_has_the_port(
+    service: Path, netns: Netns, family: socket.AddressFamily, node: str
+) -> None:
+    """Also if that is not the first one: then a client is bound to it."""
+    run("ip", "address", "add", node, "dev", "lo", "nodad")
+    run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+    clients = {}
+    for name, port in (("eth0", 8080), ("eth1", 8081)):
+        asked = ports({"hostPort": port, "containerPort": 80})
+        result = await cni(service, "ADD", "c1", netns.path, IFNAME=name, **asked)
+        own = [one["address"].partition("/")[0] for one in result["ips"]]
+        (clients[port],) = [ip for ip in own if (":" in ip) == (family == socket.AF_INET6)]
+    with netns.listen(80, family) as server:
+        server.settimeout(GENEROUS_S)
+        for port, own_address in clients.items():
+            with netns.client(family) as client:
+                client.settimeout(GENEROUS_S)
+                client.bind((own_address, 0))
+                client.connect((node, port))
+                accepted, source = server.accept()
+                accepted.close()
+                assert source[0] != own_address
+    run("ip", "address", "del", node, "dev", "lo")
+
+
 async def test_check_notices_a_port_that_is_gone(service: Path, netns: Netns) -> None:
     result = await cni(service, "ADD", "c1", netns.path, **ports(WEB))
     run("nft", f"flush map {TABLE} any4")
@@ -93,6 +121,30 @@ async def test_check_notices_a_port_that_is_gone(service: Path, netns: Netns) ->
         Code.CHECK_FAILED, service, "CHECK", "c1", netns.path, prevResult=result, **ports(WEB)
     )
     assert "8080" in said
+
+
+@pytest.mark.parametrize("address", ["192.0.2.77", "2001:db8::77"])
+async def test_check_notices_an_address_that_the_node_has_lost(
+    service: Path, engine: GatedEngine, netns: Netns, address: str
+) -> None:
+    """It is reported, and its port stays: the address may come back."""
+    asked = ports(WEB | {"hostIP": address}, DNS)
+    run("ip", "address", "add", address, "dev", "lo", "nodad")
+    result = await cni(service, "ADD", "c1", netns.path, **asked)
+    before = elements("at4") + elements("at6")
+    assert await cni(service, "CHECK", "c1", netns.path, prevResult=result, **asked) is None
+    run("ip", "address", "del", address, "dev", "lo")
+    said = await refused(
+        Code.CHECK_FAILED, service, "CHECK", "c1", netns.path, prevResult=result, **asked
+    )
+    assert f"host port 8080/tcp of {address}" in said
+    assert "the node has no such address now" in said
+    assert "5353" not in said
+    assert engine.repair(lambda _: True) == []
+    assert elements("at4") + elements("at6") == before
+    run("ip", "address", "add", address, "dev", "lo", "nodad")
+    assert await cni(service, "CHECK", "c1", netns.path, prevResult=result, **asked) is None
+    run("ip", "address", "del", address, "dev", "lo")
 
 
 async def test_a_port_of_another(
@@ -119,6 +171,20 @@ async def test_a_port_of_a_process(service: Path, engine: GatedEngine, netns: Ne
         assert f"tcp port {port}" in said
     assert engine.list() == []
     await cni(service, "ADD", "c1", netns.path, **asked)
+
+
+async def test_all_that_is_wrong_is_in_one_error(
+    service: Path, engine: GatedEngine, netns: Netns
+) -> None:
+    for wrong in (
+        [WEB | {"hostIP": "::1"}, WEB | {"hostPort": 81, "containerPort": 0}, WEB, WEB],
+        [WEB | {"hostIP": f"198.51.100.{n}"} for n in range(4)],
+    ):
+        said = await refused(Code.INVALID_CONFIG, service, "ADD", "c1", netns.path, **ports(*wrong))
+        words = ["[0].hostIP", "[1].containerPort", "[3]: tcp port 8080"]
+        assert all(word in said for word in words) or said.count("is not an address") == 4
+    assert engine.list() == []
+    assert netns.links() == {"lo"}
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The capability bandwidth: its JSON, to the part of a request; pure.
 
+A configuration may have the same keys itself, as that of CNI's `bandwidth`,
+and then they come first, as there: the capability is not looked at.
+
 CNI's CONVENTIONS.md has the keys: ingressRate, ingressBurst, egressRate,
 egressBurst; rates in bits per second, bursts in bits. Keys are in any case:
 go-cni sets no JSON names, so containerd sends IngressRate. 0, null and absent
 are no limit. Everything else is an error that names the key, not a guess.
 """
 
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
+from metropolis.node.core.network.cni import shapes
+from metropolis.node.core.network.cni.names import in_words_of_cni
 from metropolis.node.core.network.workloads import bandwidth
 from metropolis.node.core.network.workloads.errors import InvalidArgument
 from metropolis.node.core.network.workloads.model import PartText
@@ -19,40 +24,34 @@ _KEYS: Final = {
 _BITS: Final = 64
 
 
-def part_of(value: object, source: str) -> tuple[PartText, ...]:
+def is_key(key: str) -> bool:
+    """Return whether it is one of the keys, in any case."""
+    return key.lower() in _KEYS
+
+
+def part_of(value: object, source: str = "") -> tuple[PartText, ...]:
     """Return the part of the request; (): no limit is asked for.
 
-    source: where the value is from, for errors. Raises InvalidArgument, its
-    field `bandwidth`.
+    source: where the value is from, for errors; "": the configuration. Raises
+    InvalidArgument, its field `bandwidth`.
     """
-    if not isinstance(value, dict):
-        _fail(f"{source} is {value!r:.80}: an object is expected")
-    numbers: dict[str, int] = {}
-    for key, number in value.items():
-        name = _KEYS.get(key.lower())
-        if name is None:
-            _fail(f"{source} has {key!r:.80}: {', '.join(_KEYS.values())} are known")
-        if name in numbers:
-            _fail(f"{source} has {name} twice, in different case")
-        numbers[name] = _number(number, f"{source}.{name}")
-    return bandwidth.part_of(
-        bandwidth.Bandwidth(
-            *(
-                bandwidth.Limit(numbers.get(f"{way}Rate", 0), numbers.get(f"{way}Burst", 0))
-                for way in ("ingress", "egress")
-            )
-        )
+    dot = f"{source}." if source else ""
+    fields = shapes.fields(value, _KEYS, source or "the configuration", bandwidth.FIELD)
+    numbers = {name: _number(number, f"{dot}{name}") for name, number in fields.items()}
+    ways = (
+        bandwidth.Limit(numbers.get(f"{way}Rate", 0), numbers.get(f"{way}Burst", 0))
+        for way in ("ingress", "egress")
     )
+    try:
+        return bandwidth.part_of(bandwidth.Bandwidth(*ways))
+    except InvalidArgument as error:
+        text = in_words_of_cni(str(error).removeprefix(f"{bandwidth.FIELD}: "))
+        raise InvalidArgument(f"{dot}{text}", field=bandwidth.FIELD) from error
 
 
 def _number(value: Any, path: str) -> int:
-    if value is None:
-        return 0
     # A bool is an int in Python, and a float may be whole.
     if type(value) is not int or not 0 <= value < 1 << _BITS:
-        _fail(f"{path} is {value!r:.80}: a number of bits is expected")
+        text = f"{path} is {value!r:.80}: a number of bits is expected"
+        raise InvalidArgument(text, field=bandwidth.FIELD)
     return value
-
-
-def _fail(text: str) -> NoReturn:
-    raise InvalidArgument(text, field=bandwidth.FIELD)

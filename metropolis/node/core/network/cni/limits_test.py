@@ -10,7 +10,7 @@ from hypothesis import strategies as some
 from metropolis.node.core.network.cni import limits
 from metropolis.node.core.network.workloads.errors import InvalidArgument
 
-SOURCE = "runtimeConfig bandwidth"
+SOURCE = "runtimeConfig.bandwidth"
 MBIT = 10**6
 # containerd's, whatever the rate is (kubernetes#90838), and CRI-O's.
 BURSTS = (2**32 - 1, (2**32 - 1) * 8 - 1)
@@ -47,9 +47,12 @@ def test_what_asks_for_nothing(value: dict[str, Any]) -> None:
         ({"ingressRate": True}, "ingressRate is True: "),
         ({"ingressRate": 1e6}, "ingressRate is 1000000.0: "),
         ({"ingressRate": MBIT, "IngressRate": MBIT}, "ingressRate twice"),
-        ({"egressRate": 1000}, "egress_rate 1000: must be 8000 to 1000000000000"),
-        ({"egressRate": 10**18}, "egress_rate 1000000000000000000: must be"),
-        ({"egressBurst": 1000}, "egress_burst 1000: needs an egress_rate"),
+        (
+            {"egressRate": 1000},
+            "runtimeConfig.bandwidth.egressRate 1000: must be 8000 to 1000000000000",
+        ),
+        ({"egressRate": 10**18}, "egressRate 1000000000000000000: must be"),
+        ({"egressBurst": 1000}, "egressBurst 1000: needs an egressRate"),
     ],
 )
 def test_what_is_wrong_is_named(value: Any, told: str) -> None:

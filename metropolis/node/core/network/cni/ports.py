@@ -16,18 +16,27 @@ Runtimes write them in several ways, all of which are understood:
                  and so does this module
 
 Everything else is an error that names the entry, not a guess: an unknown key
-may be a wish, as `range` is in Podman's own format.
+may be a wish, as `range` is in Podman's own format. One error has all entries
+that are wrong, or the first few and how many more.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from ipaddress import IPv6Address, ip_address
 from typing import Any, NoReturn
 
+from metropolis.node.core.network.cni import shapes
 from metropolis.node.core.network.workloads import host_ports
 from metropolis.node.core.network.workloads.errors import InvalidArgument
 from metropolis.node.core.network.workloads.model import IPAddress, PartText
+from metropolis.node.core.network.workloads.validate import several
 
-_KEYS = {key.lower(): key for key in ("hostPort", "containerPort", "protocol", "hostIP")}
+_NAMES = {
+    "host_port": "hostPort",
+    "container_port": "containerPort",
+    "protocol": "protocol",
+    "host_ip": "hostIP",
+}
+_KEYS = {key.lower(): key for key in _NAMES.values()}
 
 
 def part_of(value: object, source: str) -> tuple[PartText, ...]:
@@ -36,41 +45,41 @@ def part_of(value: object, source: str) -> tuple[PartText, ...]:
     source: where the value is from, for errors. Raises InvalidArgument, its
     field `port_mapping`.
     """
-    return host_ports.part_of(_mappings(value, source))
+    wrong: list[tuple[int, str]] = []
+    wanted: list[tuple[int, str, host_ports.Mapping]] = []
+    for at, (path, entry) in enumerate(shapes.entries(value, source, host_ports.FIELD)):
+        try:
+            if (mapping := _mapping(entry, path)) is not None:
+                wanted.append((at, path, mapping))
+        except InvalidArgument as error:
+            wrong.append((at, str(error)))
+    mappings = [mapping for _, _, mapping in wanted]
+    for fault in host_ports.faults(mappings):
+        at, path, _ = wanted[fault.at]
+        field = f".{_NAMES[fault.field]}" if fault.field else ":"
+        wrong.append((at, f"{path}{field} {fault.value}: {fault.why}"))
+    if wrong:
+        _fail(several(text for _, text in sorted(wrong)))
+    try:
+        return host_ports.part_of(mappings)
+    except InvalidArgument as error:
+        _fail(f"{source}: {str(error).removeprefix(f'{host_ports.FIELD}: ')}")
 
 
-def _mappings(value: object, source: str) -> Iterator[host_ports.Mapping]:
-    if not isinstance(value, list):
-        _fail(f"{source} is {value!r:.80}: a list is expected")
-    for i, entry in enumerate(value):
-        path = f"{source}[{i}]"
-        if not isinstance(entry, dict):
-            _fail(f"{path} is {entry!r:.80}: an object is expected")
-        fields = _fields(entry, path)
-        host_port = _port(fields, "hostPort", path)
-        container_port = _port(fields, "containerPort", path)
-        protocol = _string(fields, "protocol", path).lower() or "tcp"
-        if protocol not in host_ports.PROTOCOLS:
-            _fail(f"{path}.protocol is {fields['protocol']!r:.80}: tcp, udp or sctp is expected")
-        host_ip = _host_ip(fields, path)
-        if host_port == 0:
-            continue
-        if container_port == 0:
-            _fail(f"{path}.containerPort is 0 or absent: a number from 1 to 65535 is expected")
-        yield host_ports.Mapping(protocol, host_port, container_port, host_ip)
-
-
-def _fields(entry: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Return the fields by their proper keys. JSON's null is Go's absent."""
-    fields: dict[str, Any] = {}
-    for key, value in entry.items():
-        name = _KEYS.get(key.lower())
-        if name is None:
-            _fail(f"{path} has {key!r:.80}: {', '.join(_KEYS.values())} are known")
-        if name in fields:
-            _fail(f"{path} has {name} twice, in different case")
-        fields[name] = value
-    return {name: value for name, value in fields.items() if value is not None}
+def _mapping(entry: object, path: str) -> host_ports.Mapping | None:
+    """Return the mapping; None: the port is only declared."""
+    fields = shapes.fields(entry, _KEYS, path, host_ports.FIELD)
+    host_port = _port(fields, "hostPort", path)
+    container_port = _port(fields, "containerPort", path)
+    protocol = _string(fields, "protocol", path).lower() or "tcp"
+    if protocol not in host_ports.PROTOCOLS:
+        _fail(f"{path}.protocol is {fields['protocol']!r:.80}: tcp, udp or sctp is expected")
+    host_ip = _host_ip(fields, path)
+    if host_port == 0:
+        return None
+    if container_port == 0:
+        _fail(f"{path}.containerPort is 0 or absent: a number from 1 to 65535 is expected")
+    return host_ports.Mapping(protocol, host_port, container_port, host_ip)
 
 
 def _port(fields: Mapping[str, Any], name: str, path: str) -> int:

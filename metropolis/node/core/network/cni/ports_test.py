@@ -97,11 +97,11 @@ def test_what_runtimes_send(entries: list[Any], expected: str) -> None:
         (entry(80, range=10), r"\[1\] has 'range': hostPort, containerPort, protocol, hostIP"),
         (entry(80, HostPort=81), r"\[1\] has hostPort twice"),
         # The kernel cannot do it: podman#12690.
-        (entry(80, hostIP="::1"), "host_ip ::1: the kernel does not forward"),
-        (entry(80, hostIP="fe80::1"), "host_ip fe80::1: "),
-        (entry(80, hostIP="224.0.0.1"), "host_ip 224.0.0.1: "),
+        (entry(80, hostIP="::1"), r"\[1\]\.hostIP ::1: the kernel does not forward"),
+        (entry(80, hostIP="fe80::1"), r"\[1\]\.hostIP fe80::1: "),
+        (entry(80, hostIP="224.0.0.1"), r"\[1\]\.hostIP 224\.0\.0\.1: "),
         # The same port twice, also in other words.
-        (entry(443, 443), "tcp port 443: is asked for twice"),
+        (entry(443, 443), r"\[1\]: tcp port 443: is asked for twice"),
         (entry(443, 8443, protocol="TCP", hostIP=""), "tcp port 443: is asked for twice"),
         (entry(443, hostIP="0.0.0.0"), "tcp port 443.*: is asked for twice"),
     ],
@@ -110,6 +110,30 @@ def test_errors_name_what_is_wrong(wrong: Any, why: str) -> None:
     with pytest.raises(InvalidArgument, match=why) as caught:
         text(entry(443, 443), wrong)
     assert caught.value.field == host_ports.FIELD
+
+
+def test_all_entries_that_are_wrong_are_in_the_error() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        text(
+            entry(443, hostIP="::1"),
+            entry("80"),
+            entry(81),
+            entry(81, hostIP="0.0.0.0"),
+            entry(82, protocol="icmp"),
+        )
+    assert str(caught.value).split("; ") == [
+        "portMappings[0].hostIP ::1: the kernel does not forward what is sent to ::1",
+        "use an address of the node",
+        "portMappings[1].hostPort is '80': a number from 1 to 65535 is expected",
+        "portMappings[3]: tcp port 81 of 0.0.0.0: is asked for twice",
+        "portMappings[4].protocol is 'icmp': tcp, udp or sctp is expected",
+    ]
+
+
+def test_the_error_about_many_entries_has_a_limit() -> None:
+    with pytest.raises(InvalidArgument, match=r"\[7\].*; and 992 more$") as caught:
+        text(*[entry("80")] * 1000)
+    assert "[8]" not in str(caught.value)
 
 
 @pytest.mark.parametrize("wrong", [{"hostPort": 80}, "80:80", 7, True])
@@ -121,7 +145,7 @@ def test_a_list_is_expected(wrong: Any) -> None:
 def test_there_is_a_limit() -> None:
     most = [entry(port, port) for port in range(1000, 2024)]
     assert text(*most, entry(0)) == "t1000-2023=1000"
-    with pytest.raises(InvalidArgument, match="more than 1024 ports"):
+    with pytest.raises(InvalidArgument, match=r"^portMappings: more than 1024 ports"):
         text(*most, entry(2024))
 
 

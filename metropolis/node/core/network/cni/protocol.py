@@ -6,7 +6,9 @@ It follows the CNI specification 1.1.0, sections 2 (parameters, operations) and
 1.1.0 on. Results are in `result`.
 
 It is stricter than some plugins: an unsupported capability is an error, see
-`capabilities`. DEL is more lenient: it reads only the id, the interface
+`capabilities`, and so is a key of another plugin's configuration that asks for
+something that is not done, see `keys`: for ADD, and for STATUS, since no ADD
+would be served. DEL is more lenient: it reads only the id, the interface
 and the namespace in the environment: any attachment can always be deleted,
 whatever has become of its configuration, or of the runtime that should send it.
 """
@@ -21,10 +23,11 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_interface
 from typing import Any, NoReturn, cast
 
-from metropolis.node.core.network.cni import capabilities, limits, ports, routes
+from metropolis.node.core.network.cni import capabilities, keys, limits, ports, routes
 from metropolis.node.core.network.cni.wire import Answer, Request
 from metropolis.node.core.network.workloads.errors import InvalidArgument
 from metropolis.node.core.network.workloads.model import Identity, PartText, Route, unknown_pod
+from metropolis.node.core.network.workloads.validate import several
 
 # A JSON value; callers mostly want objects.
 type Json = dict[str, Any]
@@ -103,7 +106,8 @@ def owner_of(network: str) -> str:
 @dataclass(frozen=True)
 class Add:
     """ADD. `prev_result` is the previous plugin's in a chain, None if first;
-    `network` is the name in the configuration; the rest is as in AttachIntent.
+    `network` is the name in the configuration; `unknown` are keys of it that
+    nothing here knows; the rest is as in AttachIntent.
     """
 
     version: str
@@ -118,6 +122,7 @@ class Add:
     parts: tuple[PartText, ...] = ()
     requested_mtu: int = 0
     routes: tuple[Route, ...] = ()
+    unknown: tuple[str, ...] = ()
     identity: Identity | None = None
 
     @property
@@ -350,16 +355,19 @@ def _mac(value: object, source: str) -> bytes:
     return bytes.fromhex(value.replace("-", "").replace(":", ""))
 
 
-def _limits(runtime: Json) -> tuple[PartText, ...]:
+def _limits(config: Json, runtime: Json) -> tuple[PartText, ...]:
+    own = {key: value for key, value in config.items() if limits.is_key(key)}
     try:
-        return limits.part_of(runtime.get("bandwidth", {}), "runtimeConfig bandwidth")
+        if not capabilities.asks_for_nothing(own):
+            return limits.part_of(own)
+        return limits.part_of(runtime.get("bandwidth", {}), "runtimeConfig.bandwidth")
     except InvalidArgument as error:
         _fail(Code.INVALID_CONFIG, "the limits cannot be met", str(error))
 
 
 def _ports(runtime: Json) -> tuple[PartText, ...]:
     try:
-        return ports.part_of(runtime.get("portMappings", []), "runtimeConfig portMappings")
+        return ports.part_of(runtime.get("portMappings", []), "runtimeConfig.portMappings")
     except InvalidArgument as error:
         _fail(Code.INVALID_CONFIG, "the port mappings cannot be met", str(error))
 
@@ -379,6 +387,29 @@ def _object(config: Json, name: str) -> Json:
     if not isinstance(value, dict):
         _fail(Code.INVALID_CONFIG, f"{name} is {value!r:.80}", "an object is expected")
     return value
+
+
+def _check_keys(config: Json) -> None:
+    """Refuse a configuration that asks for what is not done."""
+    if found := [*keys.refused(config)]:
+        _fail(
+            Code.UNSUPPORTED_FIELD,
+            f"unsupported {several([repr(key[:80]) for key, _ in found])}",
+            f"{several([f'{key[:80]} is {why}' for key, why in found])}; remove what is refused",
+        )
+
+
+def _check_capabilities(runtime: Json) -> None:
+    """Refuse what asks for a capability that is not supported."""
+    refused = {name: why for name in runtime if (why := capabilities.refusal(name))}
+    if refused:
+        _fail(
+            Code.UNSUPPORTED_FIELD,
+            f"unsupported runtimeConfig {several(repr(name[:80]) for name in refused)}",
+            several(
+                f"{name[:80]} is {runtime[name]!r:.200}; {why}" for name, why in refused.items()
+            ),
+        )
 
 
 def _args_of_config(config: Json) -> Json:
@@ -425,39 +456,46 @@ def _prev_result(config: Json) -> Json | None:
 def _parse_add(version: str, env: Mapping[str, str], config: Json) -> Add:
     container_id, netns, if_name = _container_id(env), _netns(env), _if_name(env)
     args = _args(env)
+    _check_keys(config)
     runtime = {
         name: value
         for name, value in _object(config, "runtimeConfig").items()
         if not capabilities.asks_for_nothing(value)
     }
-    for name, value in runtime.items():
-        if why := capabilities.refusal(name):
-            _fail(
-                Code.UNSUPPORTED_FIELD,
-                f"unsupported runtimeConfig {name[:80]!r}",
-                f"{name[:80]} is {value!r:.200}; {why}",
-            )
+    _check_capabilities(runtime)
     own = _args_of_config(config)
     ips: tuple[Address, ...] = ()
     if runtime.get("ips"):
-        ips = _addresses(runtime["ips"], "runtimeConfig ips")
+        ips = _addresses(runtime["ips"], "runtimeConfig.ips")
     elif own.get("ips"):
-        ips = _addresses(own["ips"], "args.cni ips")
+        ips = _addresses(own["ips"], "args.cni.ips")
     elif args.get("IP"):
         ips = _addresses(args["IP"].split(","), "CNI_ARGS IP")
     mac = None
     if runtime.get("mac"):
-        mac = _mac(runtime["mac"], "runtimeConfig mac")
+        mac = _mac(runtime["mac"], "runtimeConfig.mac")
     elif own.get("mac"):
-        mac = _mac(own["mac"], "args.cni mac")
+        mac = _mac(own["mac"], "args.cni.mac")
     elif args.get("MAC"):
         mac = _mac(args["MAC"], "CNI_ARGS MAC")
     dns, prev, name = _dns(config, runtime), _prev_result(config), str(config["name"])
-    parts = _limits(runtime) + _ports(runtime)
+    parts = _limits(config, runtime) + _ports(runtime)
     mtu, more = _of_interface(config, own)
-    pod = unknown_pod(args)
     return Add(
-        version, container_id, if_name, netns, ips, mac, dns, prev, name, parts, mtu, more, pod
+        version=version,
+        container_id=container_id,
+        if_name=if_name,
+        netns=netns,
+        requested_ips=ips,
+        requested_mac=mac,
+        dns=dns,
+        prev_result=prev,
+        network=name,
+        parts=parts,
+        requested_mtu=mtu,
+        routes=more,
+        unknown=keys.unknown(config),
+        identity=unknown_pod(args),
     )
 
 
@@ -507,6 +545,7 @@ def _parse_gc(version: str, env: Mapping[str, str], config: Json) -> Gc:
 
 
 def _parse_status(version: str, env: Mapping[str, str], config: Json) -> Status:
+    _check_keys(config)
     return Status(version)
 
 

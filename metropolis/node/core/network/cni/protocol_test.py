@@ -261,6 +261,12 @@ def test_a_refused_capability_is_refused_by_name_and_value(name: str, value: Any
     assert repr(value) in error.details
 
 
+def test_all_refused_capabilities_are_named() -> None:
+    error = refusal(execution("ADD", runtimeConfig=REFUSED | DONE))
+    assert error.code == Code.UNSUPPORTED_FIELD
+    assert all(name in error.msg and name in error.details for name in REFUSED)
+
+
 @pytest.mark.parametrize("name", [*REFUSED, *IGNORED, *DONE])
 @pytest.mark.parametrize("value", [None, [], {}, "", 0, False, [[]], {"ingressRate": 0, "x": ""}])
 def test_capabilities_that_ask_for_nothing_are_not_refused(name: str, value: Any) -> None:

@@ -16,10 +16,12 @@ from collections.abc import Iterator, Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any, Final, NoReturn
 
+from metropolis.node.core.network.cni import shapes
 from metropolis.node.core.network.workloads.errors import InvalidArgument
 from metropolis.node.core.network.workloads.model import IPAddress, IPNetwork, Route
-from metropolis.node.core.network.workloads.validate import parse_routes
+from metropolis.node.core.network.workloads.validate import parse_routes, several
 
+_FIELD: Final = "routes"
 _IPAM: Final = frozenset(("type", "routes"))
 _ROUTE: Final = frozenset(("dst", "gw"))
 
@@ -28,7 +30,7 @@ def mtu_of(config: Mapping[str, Any], args: Mapping[str, Any]) -> int:
     """Return the MTU that is asked for; 0: none. args: `args.cni`. Raises
     InvalidArgument, its field `mtu`.
     """
-    source, value = ("args.cni mtu", args["mtu"]) if args.get("mtu") else ("mtu", config.get("mtu"))
+    source, value = ("args.cni.mtu", args["mtu"]) if args.get("mtu") else ("mtu", config.get("mtu"))
     if value is None:
         return 0
     # A bool is an int in Python, and a float may be whole.
@@ -42,14 +44,12 @@ def routes_of(config: Mapping[str, Any]) -> tuple[Route, ...]:
     `routes`.
     """
     ipam = config.get("ipam")
-    if ipam is None:
-        ipam = {}
-    if not isinstance(ipam, dict):
-        _fail(f"ipam is {ipam!r:.80}: an object is expected")
+    ipam = {} if ipam is None else shapes.an_object(ipam, "ipam", _FIELD)
     if unknown := [name for name, value in ipam.items() if value and name not in _IPAM]:
+        listed = several(f"ipam {name!r:.80} is {ipam[name]!r:.80}" for name in unknown)
         _fail(
-            f"ipam {unknown[0]!r:.80} is {ipam[unknown[0]]!r:.80}: no IPAM plugin is executed; "
-            "addresses come from the prefixes of the node, or ask for one by `ips`"
+            f"{listed}: no IPAM plugin is executed; addresses come from the prefixes of the node, "
+            "or ask for one by `ips`"
         )
     found = [*_entries(ipam.get("routes"), "ipam.routes")]
     return parse_routes([*found, *_entries(config.get("routes"), "routes")])
@@ -58,16 +58,12 @@ def routes_of(config: Mapping[str, Any]) -> tuple[Route, ...]:
 def _entries(value: object, source: str) -> Iterator[tuple[IPNetwork, IPAddress | None]]:
     if value is None:
         return
-    if not isinstance(value, list):
-        _fail(f"{source} is {value!r:.80}: a list is expected")
-    for i, entry in enumerate(value):
-        path = f"{source}[{i}]"
-        if not isinstance(entry, dict):
-            _fail(f"{path} is {entry!r:.80}: an object is expected")
-        for name in entry:
-            if name not in _ROUTE and entry[name]:
+    for path, entry in shapes.entries(value, source, _FIELD):
+        route = shapes.an_object(entry, path, _FIELD)
+        for name in route:
+            if name not in _ROUTE and route[name]:
                 _fail(f"{path} has {name!r:.80}: dst and gw are possible")
-        yield _network(entry.get("dst"), path), _gateway(entry.get("gw"), path)
+        yield _network(route.get("dst"), path), _gateway(route.get("gw"), path)
 
 
 def _network(value: object, path: str) -> IPNetwork:
@@ -89,4 +85,4 @@ def _gateway(value: object, path: str) -> IPAddress | None:
 
 
 def _fail(text: str) -> NoReturn:
-    raise InvalidArgument(text, field="routes")
+    raise InvalidArgument(text, field=_FIELD)

@@ -75,6 +75,10 @@ def test_routes(config: dict[str, Any], expected: list[str]) -> None:
     [
         ({"ipam": []}, r"ipam is \[\]: an object"),
         ({"ipam": {"type": "host-local", "subnet": "10.88.0.0/16"}}, "'subnet'.*by `ips`"),
+        (
+            {"ipam": {"type": "static", "subnet": "10.88.0.0/16", "gateway": "10.88.0.1"}},
+            "'subnet' is '10.88.0.0/16'; ipam 'gateway' is '10.88.0.1': no IPAM plugin",
+        ),
         ({"ipam": {"ranges": [[{"subnet": "10.88.0.0/16"}]]}}, "'ranges'.*no IPAM plugin"),
         ({"ipam": {"addresses": [{"address": "10.4.5.6/16"}]}}, "'addresses'.*10.4.5.6"),
         ({"routes": {}}, "routes is {}: a list"),

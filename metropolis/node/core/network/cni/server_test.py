@@ -180,7 +180,7 @@ async def test_what_add_is_refused_for(
     await refused(Code.INVALID_CONFIG, service, "ADD", "c1", path, runtimeConfig=multicast)
     limits = {"bandwidth": {"ingressRate": 1000}}
     said = await refused(Code.INVALID_CONFIG, service, "ADD", "c1", path, runtimeConfig=limits)
-    assert "ingress_rate 1000" in said
+    assert "runtimeConfig.bandwidth.ingressRate 1000" in said
     netns.run("ip", "link", "add", "eth0", "type", "veth", "peer", "eth9")
     await refused(Code.ALREADY_EXISTS, service, "ADD", "c1", path)
     netns.run("ip", "link", "delete", "eth0")

@@ -102,15 +102,22 @@ class Netns:
     def links(self) -> set[str]:
         return {link["ifname"] for link in json.loads(self.run("ip", "-j", "link"))}
 
-    def listen(self, port: int) -> socket.socket:
-        """Return a socket that listens in it, at all IPv4 addresses."""
+    def listen(self, port: int, family: int = socket.AF_INET) -> socket.socket:
+        """Return a socket that listens in it, at all addresses of a family."""
+        return self._make(lambda: socket.create_server(("", port), family=family))
+
+    def client(self, family: int) -> socket.socket:
+        """Return a socket of TCP in it."""
+        return self._make(lambda: socket.socket(family))
+
+    def _make(self, make: Callable[[], socket.socket]) -> socket.socket:
         made: list[socket.socket] = []
 
-        def make() -> None:
+        def inside() -> None:
             os.setns(self.fd, os.CLONE_NEWNET)
-            made.append(socket.create_server(("", port)))
+            made.append(make())
 
-        _in_a_thread(make)
+        _in_a_thread(inside)
         return made[0]
 
     def close(self) -> None:

@@ -36,38 +36,43 @@ CONDITION: Final = "policy-files"
 
 _SUFFIXES: Final = (".yaml", ".yml")
 _SHOWN: Final = 5  # problems in a status
+_QUIET_S: Final = 0.1  # several files may be written at once
+_AGAIN_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a directory has. source None: it cannot be said."""
+    """What a directory has. source None: it cannot be said. warnings: what is
+    in force, but perhaps not meant so.
+    """
 
     source: Source | None
     problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def load(directory: str | Path) -> Loaded:
     """Read the files of a directory; one that is missing has none."""
-    texts: list[tuple[str, bytes]] = []
-    problems: list[str] = []
     try:
         paths = sorted(one for one in Path(directory).iterdir() if one.suffix in _SUFFIXES)
     except FileNotFoundError:
         paths = []
     except OSError as error:
         return Loaded(None, (f"{directory}: {error.strerror}",))
+    texts: list[tuple[str, bytes]] = []
+    problems: list[str] = []
     for path in paths:
         try:
             texts.append((str(path), path.read_bytes()))
         except OSError as error:
             problems.append(f"{path}: {error.strerror}")
     found = convert.read_all(texts)
-    problems += map(str, found.problems)
+    problems += [str(one) for one in found.problems if not one.warning]
+    warnings = tuple(str(one) for one in found.problems if one.warning)
     if found.unreadable or len(texts) < len(paths):
-        return Loaded(None, tuple(problems))
-    return Loaded(
-        Source(SOURCE, policies=found.policies, namespaces=found.namespaces), tuple(problems)
-    )
+        return Loaded(None, tuple(problems), warnings)
+    source = Source(SOURCE, policies=found.policies, namespaces=found.namespaces)
+    return Loaded(source, tuple(problems), warnings)
 
 
 class Files:
@@ -79,15 +84,21 @@ class Files:
         self._manager = manager
         self._conditions = conditions
         self._last: Source | None = None
+        self._warnings: tuple[str, ...] = ()
 
     async def run(self, ctx: Context) -> None:
         """Follow the files until cancelled."""
-        await self._look()
+        refused = await self._look()
         ctx.signal_healthy()
+        # The tables may not be there yet: they come with the node's rules.
+        while refused:
+            await asyncio.sleep(_AGAIN_S)
+            refused = await self._look()
         try:
-            async with contextlib.aclosing(changes([self._directory])) as looks:
+            async with contextlib.aclosing(changes([self._directory], quiet_s=_QUIET_S)) as looks:
                 async for _ in looks:
-                    await self._look()
+                    while await self._look():
+                        await asyncio.sleep(_AGAIN_S)
         except OSError as error:
             log.warning(
                 "changes of %s are noticed every %.0f s: %s",
@@ -97,9 +108,14 @@ class Files:
             await asyncio.sleep(EVERY_S)
             await self._look()
 
-    async def _look(self) -> None:
+    async def _look(self) -> bool:
+        """Read the files; return whether their policies were refused."""
         loaded = await in_thread(load, self._directory)
-        problems = list(loaded.problems)
+        problems, refused = list(loaded.problems), False
+        if loaded.warnings != self._warnings:
+            self._warnings = loaded.warnings
+            for one in loaded.warnings:
+                log.warning("%s", one)
         if loaded.source is not None and loaded.source != self._last:
             try:
                 await in_thread(self._manager.replace_policies, loaded.source)
@@ -108,8 +124,10 @@ class Files:
                     "%s: %d policies are in force", self._directory, len(loaded.source.policies)
                 )
             except WorkloadError as error:
-                problems.append(f"not in force: {error}")
+                problems.append(f"{self._directory}: not in force: {error}")
+                refused = True
         self._report(problems)
+        return refused
 
     def _report(self, problems: Sequence[str]) -> None:
         if not problems:

@@ -26,6 +26,11 @@ which is the node for it. If it connects to its own port by the node, it sees
 the first hop, too; in IPv6 an address of the node, since an answer to a
 link-local address would not have the source that the client knows. The node has
 such an address: it was connected to.
+
+Limit: a workload with two interfaces that connects by one to a port that leads
+to the other. Its source stays, so it answers itself, inside, and the client
+waits. To rewrite it, the sets must have pairs of two attachments, and change
+with either, also with one that has no port.
 """
 
 from __future__ import annotations

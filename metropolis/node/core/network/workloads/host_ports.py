@@ -5,6 +5,7 @@
     part_of   mappings -> the part of an AttachIntent; of_parts: back
     text_of   mappings -> its text, in canonical form
     parse     the text -> mappings
+    faults    mappings -> all that is wrong with them
 
 The text has one entry for each run of ports, in order, with commas between:
 
@@ -23,7 +24,7 @@ link-local addresses, which every link may have.
 import functools
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
@@ -32,7 +33,7 @@ from metropolis.node import allocs
 from metropolis.node.core.network.workloads.errors import InvalidArgument
 from metropolis.node.core.network.workloads.model import IPAddress, PartText
 from metropolis.node.core.network.workloads.parts import TEXT_MAX
-from metropolis.node.core.network.workloads.validate import show
+from metropolis.node.core.network.workloads.validate import several, show
 
 LETTER: Final = "h"
 FIELD: Final = "port_mapping"
@@ -106,7 +107,8 @@ def text_of(mappings: Iterable[Mapping]) -> str:
     wanted = list(itertools.islice(mappings, PORTS_MAX + 1))
     if len(wanted) > PORTS_MAX:
         raise invalid(f"more than {PORTS_MAX} ports; ask for fewer")
-    _check(wanted)
+    if found := [*map(str, faults(wanted))]:
+        raise invalid(several(found))
     text = ",".join(map(_entry, _runs(sorted(wanted, key=_order))))
     if len(text) > TEXT_MAX:
         raise invalid(
@@ -140,40 +142,62 @@ def parse(text: str) -> tuple[Mapping, ...]:
     return tuple(mappings)
 
 
-def _check(mappings: Sequence[Mapping]) -> None:
-    """Raise InvalidArgument for what no node can do."""
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why no node can do a mapping. at: which one. field: of Mapping, with its
+    value; "": the mapping as a whole.
+    """
+
+    at: int
+    field: str
+    value: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.value}: {self.why}".lstrip()
+
+
+def faults(mappings: Iterable[Mapping]) -> Iterator[Fault]:
+    """Yield what is wrong with mappings, in their order."""
     taken: set[tuple[str, int, int, IPAddress | None]] = set()
-    for one in mappings:
-        if one.protocol not in PROTOCOLS:
-            raise invalid(f"protocol {show(one.protocol)}: must be tcp, udp or sctp")
-        for name, port in (("host_port", one.host_port), ("container_port", one.container_port)):
-            if not 1 <= port <= 65535:
-                raise invalid(f"{name} {port}: must be 1 to 65535")
-        if (one.protocol, one.host_port) == _WIREGUARD:
-            raise invalid(f"{one}: is the node's own, for its cluster; choose another port")
-        if one.host_ip is not None:
-            _check_host_ip(one.host_ip)
-        for version in one.versions():
-            key = (one.protocol, one.host_port, version, None if one.any else one.host_ip)
-            if key in taken:
-                raise invalid(f"{one}: is asked for twice")
-            taken.add(key)
+    for at, one in enumerate(mappings):
+        if own := [*_faults_of(at, one)]:
+            yield from own
+            continue
+        ip = None if one.any else one.host_ip
+        keys = {(one.protocol, one.host_port, version, ip) for version in one.versions()}
+        if keys & taken:
+            yield Fault(at, "", str(one), "is asked for twice")
+        taken |= keys
 
 
-def _check_host_ip(ip: IPAddress) -> None:
-    why = ""
+def _faults_of(at: int, one: Mapping) -> Iterator[Fault]:
+    """Yield what is wrong with one mapping, whatever the others are."""
+    if one.protocol not in PROTOCOLS:
+        yield Fault(at, "protocol", show(one.protocol), "must be tcp, udp or sctp")
+    for name, port in (("host_port", one.host_port), ("container_port", one.container_port)):
+        if not 1 <= port <= 65535:
+            yield Fault(at, name, str(port), "must be 1 to 65535")
+    if (one.protocol, one.host_port) == _WIREGUARD:
+        why = "is the node's own, for its cluster; choose another port"
+        yield Fault(at, "", str(one), why)
+    if one.host_ip is not None and (why := _why_no_host_ip(one.host_ip)):
+        yield Fault(at, "host_ip", str(one.host_ip), why)
+
+
+def _why_no_host_ip(ip: IPAddress) -> str:
+    """Return why a port of it is not possible, and what is; "": it is."""
     if ip.is_unspecified:
-        return
+        return ""
     if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-        why = f"write it as {ip.ipv4_mapped}"
-    elif isinstance(ip, IPv6Address) and ip.is_loopback:
-        why = "the kernel does not forward what is sent to ::1; use an address of the node"
-    elif ip.is_multicast or ip == IPv4Address("255.255.255.255"):
-        why = "must be an address of the node"
-    elif ip in allocs.FIRST_HOP_NETWORK or (ip.version == 6 and ip.is_link_local):
-        why = "is the address of a link; use an address of the node"
-    if why:
-        raise invalid(f"host_ip {ip}: {why}")
+        return f"write it as {ip.ipv4_mapped}"
+    if isinstance(ip, IPv6Address) and ip.is_loopback:
+        return "the kernel does not forward what is sent to ::1; use an address of the node"
+    if ip.is_multicast or ip == IPv4Address("255.255.255.255"):
+        return "must be an address of the node"
+    if ip in allocs.FIRST_HOP_NETWORK or (ip.version == 6 and ip.is_link_local):
+        return "is the address of a link; use an address of the node"
+    return ""
 
 
 type _Run = tuple[Mapping, int]

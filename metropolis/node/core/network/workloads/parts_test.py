@@ -86,6 +86,9 @@ def test_a_resource_has_one_holder(host: Host) -> None:
     for text in ("red", "blue", "green,red"):
         with pytest.raises(AlreadyExists, match=r"colour .*: is taken by workload 'w1'"):
             attach(host, host.add_netns(), (("c", text),), "w2")
+    with pytest.raises(AlreadyExists) as caught:
+        attach(host, host.add_netns(), BLUE_RED, "w2")
+    assert str(caught.value).count("is taken by workload 'w1'") == 2
     assert host.engine.in_use(PREFIXES[0]) == in_use
     attach(host, host.add_netns(), (("c", "green"),), "w2")
     assert host.keys() == {"1", "2", "3"}

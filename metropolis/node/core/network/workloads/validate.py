@@ -40,6 +40,13 @@ def show(value: str | bytes) -> str:
     return f"{value[:_SHOWN]!a}... ({len(value)} {unit})"
 
 
+def several(texts: Iterable[str], most: int = 8) -> str:
+    """Return the texts as one, no more than `most`, and how many more."""
+    every = list(texts)
+    more = [f"and {len(every) - most} more"] if len(every) > most else []
+    return "; ".join([*every[:most], *more])
+
+
 def _fail(field: str, value: str | bytes, why: str) -> InvalidArgument:
     return InvalidArgument(f"{field} {show(value)}: {why}", field=field)
 

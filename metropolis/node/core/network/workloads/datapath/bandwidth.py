@@ -103,7 +103,7 @@ class BandwidthLimits(LinkPart):
         """See LinkPart."""
         limits, index, name = parse(text), record.host_ifindex, record.host_interface
         if limits.ingress.rate:
-            yield from _bucket(index, name, bucket(limits.ingress, record.mtu), queues)
+            yield from _differs(index, name, limits.ingress, record.mtu, queues)
         if not limits.egress.rate:
             return
         to, other = companions.index_of(index), companions.name_of(record)
@@ -113,7 +113,7 @@ class BandwidthLimits(LinkPart):
             return
         if not link.up:
             yield Finding(f"state of {other}", "up", "down")
-        yield from _bucket(to, other, bucket(limits.egress, record.mtu), queues)
+        yield from _differs(to, other, limits.egress, record.mtu, queues)
         if queues.redirects.get(index) != to:
             found = queues.redirects.get(index)
             where = checks.NOTHING if found is None else f"to link {found}"
@@ -134,12 +134,25 @@ def bucket(limit: Limit, mtu: int) -> TokenBucket:
     return TokenBucket(rate, min(burst, BYTES_MAX), min(queue, BYTES_MAX))
 
 
-def _bucket(index: int, name: str, wanted: TokenBucket, queues: Queues) -> Iterator[Finding]:
-    found = queues.buckets.get(index)
-    if found is None or not wanted.is_like(found):
-        yield Finding(
-            f"limit of {name}", str(wanted), checks.NOTHING if found is None else str(found)
-        )
+def _differs(index: int, name: str, limit: Limit, mtu: int, queues: Queues) -> Iterator[Finding]:
+    wanted, found = bucket(limit, mtu), queues.buckets.get(index)
+    if found is None:
+        yield Finding(f"limit of {name}", f"{limit.rate} bit/s", checks.NOTHING)
+    elif not wanted.is_like(found):
+        if wanted.rate == found.rate:
+            # It is in the burst or the queue; the latter is not in a request.
+            texts = [
+                f"{limit.rate} bit/s, burst {8 * one.burst} bit, queue {8 * one.queue} bit"
+                for one in (wanted, found)
+            ]
+        else:
+            texts = [f"{limit.rate} bit/s", f"{_bits(found.rate, mtu)} bit/s"]
+        yield Finding(f"limit of {name}", *texts)
+
+
+def _bits(rate: int, mtu: int) -> int:
+    """Return the bits of IP packets per second at a rate of a bucket."""
+    return round(rate * 8 * mtu / (mtu + _ETHERNET))
 
 
 PART: Final = BandwidthLimits()

@@ -250,6 +250,26 @@ def test_what_others_take_away_is_put_back(world: World, what: str, restart: boo
     within(10 * MBIT, received(host(AF_INET), client, NODE[AF_INET], WINDOW_S))
 
 
+def test_check_says_what_a_limit_is_as_it_was_set(world: World) -> None:
+    """In bits of IP packets per second, not in bytes of Ethernet."""
+
+    def says(command: str) -> tuple[str, str]:
+        sh(f"tc qdisc {command}")
+        (one,) = world.engine.check("w1")[0].findings
+        return one.expected, one.found
+
+    made = world.attach("w1")
+    here = f"dev {made.host_interface} root"
+    # 1000 packets of 1500 bytes in a second, each with 14 more.
+    rate = "handle 6d77: tbf rate 1514000bps burst 100k limit 100k"
+    assert says(f"replace {here} {rate}") == ("20000000 bit/s", "12000000 bit/s")
+    assert says(f"del {here}") == ("20000000 bit/s", "nothing")
+    assert says(f"add {here} tbf rate 2523333bps burst 10140b limit 90k") == (
+        "20000000 bit/s, burst 80896 bit, queue 585560 bit",
+        "20000000 bit/s, burst 81120 bit, queue 737280 bit",
+    )
+
+
 def test_a_pod_that_ends_leaves_nothing(world: World) -> None:
     world.attach("w1")
     world.pods.pop("w1").close()

@@ -39,6 +39,7 @@ from metropolis.node.core.network.workloads.host_ports import (
 )
 from metropolis.node.core.network.workloads.model import Finding, IPAddress
 from metropolis.node.core.network.workloads.parts import Resource
+from metropolis.node.core.network.workloads.validate import several
 from osbase.netlink.link import Link, set_link_ipv4_setting
 from osbase.netlink.message import Request
 
@@ -54,6 +55,7 @@ _STALE: Final = {name: _NUMBERS[name] for name in ("udp", "sctp")}
 _KEY: Final = struct.Struct(">B3xH2x")
 _PORT: Final = struct.Struct(">H2x")
 IPV4_DEVCONF_ROUTE_LOCALNET: Final = 26  # linux/ip.h
+_SHOWN: Final = 4  # ports of a finding
 _LOOPBACK: Final = IPv4Network("127.0.0.0/8")
 
 
@@ -101,30 +103,10 @@ class HostPorts(LinkPart):
         """Raise InvalidArgument if the node lacks an address, or the workload
         its family; FailedPrecondition if a process listens on a port.
         """
-        versions = {ip.version for ip in record.ips}
-        reached = {(one.protocol, one.host_port) for one, _ in _pairs(text, record.ips)}
-        for one in parse(text):
-            if not versions.intersection(one.versions()) and (
-                not one.any or (one.protocol, one.host_port) not in reached
-            ):
-                raise invalid(
-                    f"host_ip {one.host_ip}: the workload has no IPv{next(one.versions())} address"
-                )
-        for address in dict.fromkeys(one.host_ip for one in parse(text) if not one.any):
-            if address is not None and not host.is_local(address):
-                raise invalid(f"host_ip {address}: is not an address of this node")
-        wanted: dict[str, list[tuple[Mapping, int]]] = {}
-        for one, ip in _pairs(text, record.ips):
-            wanted.setdefault(one.protocol, []).append((one, ip.version))
-        for protocol, some in wanted.items():
-            for found in host.listeners(protocol, {one.host_port for one, _ in some}):
-                for one, version in some:
-                    if _shadows(one, version, found):
-                        where = "all addresses" if found.address is None else found.address
-                        raise FailedPrecondition(
-                            f"{FIELD}: {one}: {host.process_of(found)} listens at {where}; stop "
-                            "it, or choose another port"
-                        )
+        if wrong := [*_wrong_host_ips(record, text, host)]:
+            raise invalid(several(wrong))
+        if shadowed := [*_shadowed(record, text, host)]:
+            raise FailedPrecondition(f"{FIELD}: {several(shadowed)}")
 
     def requests(self, record: Record, text: str) -> Sequence[Request]:
         """See LinkPart."""
@@ -152,6 +134,24 @@ class HostPorts(LinkPart):
         found = link.ipv4_setting(IPV4_DEVCONF_ROUTE_LOCALNET)
         if _from_loopback(record, text) and found != 1:
             yield Finding(f"route_localnet of {record.host_interface}", "1", str(found))
+
+    def host_findings(self, record: Record, text: str, host: HostFacts) -> Iterable[Finding]:
+        """See LinkPart: a finding for each address that the node has no more.
+        It may come back, so the elements stay.
+        """
+        ports: dict[IPAddress, list[str]] = {}
+        for one, _ in _pairs(text, record.ips):
+            if one.host_ip is not None and not one.any:
+                ports.setdefault(one.host_ip, []).append(f"{one.host_port}/{one.protocol}")
+        for ip, some in ports.items():
+            if not host.is_local(ip):
+                what = "host port" if len(some) == 1 else "host ports"
+                more = [f"{len(some) - _SHOWN} more"] if len(some) > _SHOWN else []
+                yield Finding(
+                    f"{what} {', '.join([*some[:_SHOWN], *more])} of {ip}",
+                    "an address of the node",
+                    "the node has no such address now",
+                )
 
     def flows(self, record: Record, text: str, *, begins: bool) -> Sequence[Filter]:
         """See LinkPart. A client of TCP gets a reset or gives up, and connects
@@ -243,6 +243,45 @@ def _from_loopback(record: Record, text: str) -> bool:
         ip.version == 4 and (one.any or one.host_ip in _LOOPBACK)
         for one, ip in _pairs(text, record.ips)
     )
+
+
+def _wrong_host_ips(record: Record, text: str, host: HostFacts) -> Iterator[str]:
+    """Yield what is wrong with addresses of ports, for this workload here."""
+    versions = {ip.version for ip in record.ips}
+    reached = {(one.protocol, one.host_port) for one, _ in _pairs(text, record.ips)}
+    lacking: dict[IPAddress | None, int] = {}
+    named: dict[IPAddress, None] = {}
+    for one in parse(text):
+        ip = one.host_ip
+        if not versions.intersection(one.versions()) and (
+            not one.any or (one.protocol, one.host_port) not in reached
+        ):
+            lacking[ip] = next(one.versions())
+        elif ip is not None and not one.any:
+            named[ip] = None
+    for ip, version in lacking.items():
+        yield f"host_ip {ip}: the workload has no IPv{version} address"
+    for address in named:
+        if not host.is_local(address):
+            yield f"host_ip {address}: is not an address of this node"
+
+
+def _shadowed(record: Record, text: str, host: HostFacts) -> Iterator[str]:
+    """Yield the mappings that would take a port from a process, and which."""
+    wanted: dict[str, list[tuple[Mapping, int]]] = {}
+    for one, ip in _pairs(text, record.ips):
+        wanted.setdefault(one.protocol, []).append((one, ip.version))
+    named = set()
+    for protocol, some in wanted.items():
+        for found in host.listeners(protocol, {one.host_port for one, _ in some}):
+            for one, version in some:
+                if one not in named and _shadows(one, version, found):
+                    named.add(one)
+                    where = "all addresses" if found.address is None else found.address
+                    yield (
+                        f"{one}: {host.process_of(found)} listens at {where}; stop it, or choose "
+                        "another port"
+                    )
 
 
 def _shadows(one: Mapping, version: int, found: Listener) -> bool:

@@ -174,6 +174,34 @@ def test_requests_that_no_node_can_do(mappings: list[Mapping], why: str) -> None
     assert caught.value.field == "port_mapping"
 
 
+def test_the_error_has_all_mappings_that_are_wrong() -> None:
+    wrong = [Mapping("tcp", 0, 80), Mapping("icmp", 80, 80), Mapping("tcp", 81, 70000)]
+    with pytest.raises(InvalidArgument) as caught:
+        text_of([*wrong, Mapping("tcp", 82, 82)])
+    assert str(caught.value) == (
+        "port_mapping: host_port 0: must be 1 to 65535; protocol 'icmp': must be tcp, udp or "
+        "sctp; container_port 70000: must be 1 to 65535"
+    )
+    with pytest.raises(InvalidArgument, match=r"and 1016 more$"):
+        text_of([Mapping("tcp", 0, 80)] * 1024)
+
+
+def test_the_error_has_all_that_this_node_cannot_do() -> None:
+    text = "t80=80@198.51.100.1,t80-81=80@198.51.100.2"
+    with pytest.raises(InvalidArgument) as caught:
+        PART.refuse(record(text), text, Facts())
+    assert str(caught.value) == (
+        "port_mapping: host_ip 198.51.100.1: is not an address of this node; "
+        "host_ip 198.51.100.2: is not an address of this node"
+    )
+    text = "t80=80,u53=53"
+    facts = Facts(nginx=("tcp", 80, "0.0.0.0"), bind=("udp", 53, "0.0.0.0"))
+    with pytest.raises(FailedPrecondition) as listening:
+        PART.refuse(record(text), text, facts)
+    assert str(listening.value).count("listens at") == 2
+    assert all(f"{one} port" in str(listening.value) for one in ("tcp", "udp"))
+
+
 def test_single_ports_fit() -> None:
     """They are not successive, and have long numbers."""
     PART.check(text_of(Mapping("tcp", 65535 - 2 * n, 65535 - n) for n in range(75)))
@@ -246,6 +274,30 @@ def test_addresses(text: str, ips: str, why: str) -> None:
         return
     with pytest.raises(InvalidArgument, match=why):
         PART.refuse(record(text, IPS[ips]), text, Facts())
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("t80=80", []),
+        ("t80=80@0.0.0.0,t80=80@::", []),
+        ("t81=80@127.0.0.1,t80=80@192.0.2.7,u53=53@2001:db8::7", []),
+        (
+            "t80=80,t80=80@192.0.2.7,t80=80@198.51.100.1,u53=53@2001:db8::9",
+            ["host port 80/tcp of 198.51.100.1", "host port 53/udp of 2001:db8::9"],
+        ),
+        (
+            "t80-85=80@198.51.100.1",
+            ["host ports 80/tcp, 81/tcp, 82/tcp, 83/tcp, 2 more of 198.51.100.1"],
+        ),
+    ],
+)
+def test_addresses_that_the_node_has_lost(text: str, found: list[str]) -> None:
+    findings = [*PART.host_findings(record(text, IPS["46"]), text, Facts())]
+    assert [one.what for one in findings] == found
+    assert {one.found for one in findings} <= {"the node has no such address now"}
+    # It is no repair's business.
+    assert PART.elements(record(text, IPS["46"]), text)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ A part's module has a subclass of LinkPart, which gives the datapath:
     companion  whether the attachment has a second link on the host
     findings   differences of the link from what `requests` set
     queue_findings   the same, of queueing disciplines and the second link
+    host_findings    what the host has lost that the attachment needs
     flows      tracked flows to delete when the elements have come or gone
     taken_over tracked flows of which some may go elsewhere, when they have come
     stale      which of these do
@@ -21,7 +22,8 @@ on the link and reads them from it. It creates the elements of all parts before
 the commit, in one transaction, and removes them before it removes the link, or
 when the link is gone. Behind both it deletes the flows, see datapath.flows. A
 start and the reconciler create missing elements again,
-and send `requests` again if there are findings. Check reports both.
+and send `requests` again if there are findings. Check reports both, and what
+host_findings has, which nothing here can repair.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -108,6 +110,10 @@ class LinkPart(Part):
         """Return the differences of queueing disciplines, and of the second
         link, from what `requests` made.
         """
+        return ()
+
+    def host_findings(self, record: Record, text: str, host: HostFacts) -> Iterable[Finding]:
+        """Return what the host had at the attach, and has no more."""
         return ()
 
     def flows(self, record: Record, text: str, *, begins: bool) -> Sequence[Filter]:
@@ -216,6 +222,11 @@ class Parts:
             if found:
                 requests = part.requests(record, text)
                 yield from ((finding, requests) for finding in found)
+
+    def host_findings(self, record: Record, host: HostFacts) -> Iterator[Finding]:
+        """Yield those of all parts."""
+        for letter, text in record.parts:
+            yield from self._by_letter[letter].host_findings(record, text, host)
 
     def companion(self, record: Record) -> bool:
         """Whether the attachment has a second link on the host."""

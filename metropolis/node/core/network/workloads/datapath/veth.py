@@ -395,6 +395,7 @@ class KernelDatapath:
             seen = self._queues(record) if self._parts.has_queues(record) else None
             for finding, _ in self._parts.findings(record, link, seen):
                 yield finding
+        yield from self._parts.host_findings(record, self._facts)
         elements = self._parts.elements(record)
         present = self._elements.made(record.host_ifindex, elements) if elements else ()
         for element in elements:

@@ -10,6 +10,7 @@ from itertools import chain
 from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.errors import AlreadyExists
 from metropolis.node.core.network.workloads.parts import Part, Resource
+from metropolis.node.core.network.workloads.validate import several
 
 
 class Resources:
@@ -22,13 +23,17 @@ class Resources:
 
     def take(self, record: Record, holder: str) -> None:
         """Take all that the attachment needs, or nothing. holder: its name, for
-        errors of others. Raises AlreadyExists, which names the present holder.
+        errors of others. Raises AlreadyExists, which names the present holders.
         """
         needed = self._of(record)
-        for resource in needed:
-            if resource.key in self._holders:
-                _, other = self._holders[resource.key]
-                raise AlreadyExists(f"{resource.text}: is taken by {other}")
+        taken = [
+            f"{one.text}: is taken by {self._holders[one.key][1]}"
+            for one in needed
+            if one.key in self._holders
+        ]
+        if taken:
+            # A port may be taken for IPv4 and for IPv6, by the same holder.
+            raise AlreadyExists(several(dict.fromkeys(taken)))
         for resource in needed:
             self._holders[resource.key] = (record.host_ifindex, holder)
 
