@@ -302,7 +302,9 @@ def test_the_first_packet(node: NodeCore, attaches: int) -> None:
         assert not select.select([receiver], [], [], 0)[0], receiver.recvfrom(100)
 
 
-def metroctl_says(node: NodeCore, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+def metroctl_says(
+    node: NodeCore, capsys: pytest.CaptureFixture[str], *words: str
+) -> dict[str, Any]:
     metroctl.main(["policy", *words, "--json", "--socket", str(node.runtime / "workload.sock")])
     return dict(json.loads(capsys.readouterr().out))
 
