@@ -40,10 +40,17 @@ class LiveKernel:
             except PolicyKernelError:
                 return None
 
-    def apply(self, removed: Tables, added: Tables, *, policed: bool) -> None:
+    def apply(
+        self,
+        removed: Tables,
+        added: Tables,
+        *,
+        policed: bool,
+        present: Collection[Identity] | None,
+    ) -> None:
         """See manager.Kernel."""
         with _refusals():
-            self._kernel.apply(removed, added, policed=policed)
+            self._kernel.apply(removed, added, policed=policed, present=present)
 
     def replace(self, tables: Tables, *, policed: bool) -> None:
         """See manager.Kernel."""

@@ -69,9 +69,11 @@ class Kernel(Protocol):
         policies make.
         """
 
-    def apply(self, removed: Tables, added: Tables, *, policed: bool) -> None:
+    def apply(
+        self, removed: Tables, added: Tables, *, policed: bool, present: Collection[Number] | None
+    ) -> None:
         """Change them in one transaction. policed: whether there are policies
-        then.
+        then. present: see PolicyKernel.apply.
         """
 
     def replace(self, tables: Tables, *, policed: bool) -> None:
@@ -378,7 +380,7 @@ class Manager:
                 if loaded is None:
                     self._kernel.replace(wanted, policed=policed)
                 else:
-                    self._kernel.apply(change.removed, change.added, policed=policed)
+                    self._change(change, wanted, policed=policed, was=was)
             except BaseException:
                 # It knows tables that the kernel has not.
                 self._compiler = None
@@ -392,6 +394,14 @@ class Manager:
         if change:
             self._notify()
         return words(change)
+
+    def _change(self, change: Difference, wanted: Tables, *, policed: bool, was: bool) -> None:
+        if was and not policed:
+            # Else packets that are being judged would find no rows.
+            self._kernel.apply(_NOTHING, _NOTHING, policed=False, present=None)
+        rows = replace(change.removed, identities={}) != _NOTHING
+        present = set(wanted.identities.values()) if rows else None
+        self._kernel.apply(change.removed, change.added, policed=policed, present=present)
 
     def _revoke(self, change: Difference, wanted: Tables, *, everything: bool) -> None:
         changed = set(wanted.identities.values()) if everything else touched(change)

@@ -159,7 +159,7 @@ def test_unknown_labels(node: Node) -> None:
     node.manager.set_labels("w2", WEB)
     assert node.reaches(2, 1)
     assert node.manager.state().unknown == ()
-    # A repeated attach, by a runtime that does not know them, takes nothing back.
+    # An attach that is repeated without them takes nothing back.
     node.manager.admit(node.records["w2"], unknown)
     assert node.reaches(2, 1)
 

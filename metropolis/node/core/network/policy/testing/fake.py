@@ -27,9 +27,16 @@ class FakeKernel:
 
     def replace(self, tables: Tables, *, policed: bool) -> None:
         """See Kernel."""
-        self.apply(self.tables, tables, policed=policed)
+        self.apply(self.tables, tables, policed=policed, present=None)
 
-    def apply(self, removed: Tables, added: Tables, *, policed: bool) -> None:
+    def apply(
+        self,
+        removed: Tables,
+        added: Tables,
+        *,
+        policed: bool,
+        present: Collection[Identity] | None,
+    ) -> None:
         """See Kernel. AssertionError: what the kernel would refuse."""
         if self.refuses:
             raise KernelRefused("policies: no memory")
