@@ -308,6 +308,17 @@ def test_an_address_passes_from_a_workload_to_another() -> None:
     compare(after, compiler.update(after).tables)
 
 
+@pytest.mark.parametrize("tier", Tier)
+def test_a_broken_policy_closes_its_subjects(tier: Tier) -> None:
+    everybody = (Rule(None, None),)
+    broken = Policy("p", tier, labelled(app="db"), everybody, everybody, error="unknown field")
+    world = World((broken,), {}, (workload(1, app="db"), workload(2)))
+    tables = compile_tables(world).tables
+    assert tables.isolated_ingress == tables.isolated_egress == {1}
+    assert tables == Tables(tables.identities, frozenset({1}), frozenset({1}))
+    compare(world, tables)
+
+
 @pytest.mark.parametrize("direction", Direction)
 def test_a_workload_that_gets_other_labels_is_another_peer(direction: Direction) -> None:
     """The class of the workload has no policy, and keeps its number."""

@@ -132,7 +132,7 @@ def policies(draw: some.DrawFn, name: str) -> Policy:
         draw(rules),
         draw(some.frozensets(some.sampled_from(Direction))) if is_namespace else frozenset(),
         0 if is_namespace else draw(some.integers(0, 1)),
-        draw(some.sampled_from(("",) * 9 + ("unknown field",))),
+        draw(some.sampled_from(("",) * 4 + ("unknown field",))),
     )
 
 
