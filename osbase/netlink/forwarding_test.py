@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A link that lacks forwarding by itself is told from a host that lacks it,
-also if the host's setting changes while one looks.
+"""A link that lacks forwarding by itself, and one on a host that lacks it, also
+if the host's setting changes while one looks.
 """
 
 from __future__ import annotations

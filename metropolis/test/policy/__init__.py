@@ -9,11 +9,13 @@
     sequences   cases of several steps: policies, labels and pods that change
     tiers       cases of ClusterNetworkPolicy
     worlds      random clusters, policies and questions, by seed
+    play        plays cases with pods on a node
+    matrix      all cases, and the command; compare: random worlds, the same
 
     cases ----> scene ----> oracle <---- worlds
     (what to ask)           (the answer)  (what to ask, without packets)
 
-Nothing here imports the product: a comparison gives the same manifests to both,
+But for `play` and `compare` nothing imports the product: a comparison gives the same manifests to both,
 and the differences are findings. The oracle itself is compared with
 tables that are written by hand (`oracle_test`).
 """

@@ -7,7 +7,7 @@
 Each world's policies go through all of it: YAML, converter, evaluator (what
 `Explain` says), compiler, tables. Each question is answered by the evaluator,
 by the tables, and by the oracle; and again after changes of the world, which
-the compiler follows. A difference is told by its seed.
+the compiler follows. A difference is reported by its seed.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ _LISTENERS: Final = [
 
 @dataclass(frozen=True)
 class Wrong:
-    """What was not as the oracle says. got: what the client saw."""
+    """What was not as the oracle says. got: as the client saw it."""
 
     cell: str
     expected: str

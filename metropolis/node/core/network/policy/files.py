@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,14 +92,11 @@ class Files:
         refused = await self._look()
         ctx.signal_healthy()
         # The tables may not be there yet: they come with the node's rules.
-        while refused:
-            await asyncio.sleep(_AGAIN_S)
-            refused = await self._look()
+        await self._insist(refused)
         try:
             async with contextlib.aclosing(changes([self._directory], quiet_s=_QUIET_S)) as looks:
                 async for _ in looks:
-                    while await self._look():
-                        await asyncio.sleep(_AGAIN_S)
+                    await self._insist(await self._look())
         except OSError as error:
             log.warning(
                 "changes of %s are noticed every %.0f s: %s",
@@ -107,6 +105,14 @@ class Files:
         while True:
             await asyncio.sleep(EVERY_S)
             await self._look()
+
+    async def _insist(self, refused: bool) -> None:
+        """Look again until the kernel takes them."""
+        for wait_s in itertools.repeat(_AGAIN_S):
+            if not refused:
+                return
+            await asyncio.sleep(wait_s)
+            refused = await self._look()
 
     async def _look(self) -> bool:
         """Read the files; return whether their policies were refused."""

@@ -10,7 +10,7 @@ from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.node.core.network.workloads.validate import show
 
 LABELS_MAX: Final = 128
-"""Of a workload or a namespace."""
+"""For a workload or a namespace."""
 PORTS_MAX: Final = 256
 """Named ports of a workload."""
 TEXT_MAX: Final = 512
