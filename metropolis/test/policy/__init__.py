@@ -15,7 +15,7 @@
     cases ----> scene ----> oracle <---- worlds
     (what to ask)           (the answer)  (what to ask, without packets)
 
-But for `play` and `compare` nothing imports the product: a comparison gives the same manifests to both,
-and the differences are findings. The oracle itself is compared with
-tables that are written by hand (`oracle_test`).
+But for `play` and `compare` nothing imports the product: a comparison gives the
+same manifests to both, and the differences are findings. The oracle itself is
+compared with tables that are written by hand (`oracle_test`).
 """

@@ -9,6 +9,7 @@ and labels by the service's API, and asks everybody everything.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from metropolis.test.policy import scene
 from metropolis.test.policy.oracle import IP
 from metropolis.test.policy.scene import OUTSIDE, Probe, Step
 from metropolis.test.ports.world import OUTSIDE as OUTSIDE_ADDRESSES
-from metropolis.test.ports.world import PREFIXES, Space, World
+from metropolis.test.ports.world import DIRECTORY, PREFIXES, Space, World
 from metropolis.test.world.namespaces import WorldError
 
 _LIMIT_S: Final = 60.0
@@ -46,7 +47,7 @@ _LISTENERS: Final = [
 
 @dataclass(frozen=True)
 class Wrong:
-    """What was not as the oracle says. got: as the client saw it."""
+    """An answer that differs from the oracle's. got: as the client saw it."""
 
     cell: str
     expected: str
@@ -66,7 +67,10 @@ class Play:
         self._pool = ThreadPoolExecutor(16)
 
     def build(self) -> None:
-        """Make the links and the outside's listeners, and start the node."""
+        """Make the links and the outside's listeners, and start the node. It
+        knows no policies of a run before.
+        """
+        shutil.rmtree(DIRECTORY / "network" / "policy", ignore_errors=True)
         self.world.build()
         self.world.lan.run(["ip", "-batch", "-"], _ROUTES)
         self.world.start(access=True, versions=scene.VERSIONS, routed=True)

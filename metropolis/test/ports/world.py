@@ -47,8 +47,8 @@ ADDRESSES: Final[dict[tuple[At, int], str]] = {
 OUTSIDE: Final = {4: "198.51.100.2", 6: "2001:db8:51::2"}
 OTHER: Final = {4: "192.0.2.20", 6: "2001:db8:2::20"}
 BEHIND_OTHER: Final = {4: "203.0.113.20", 6: "2001:db8:113::20"}
-_DIRECTORY: Final = Path("/run/ports")
-_SOCKET: Final = _DIRECTORY / "network" / "workload.sock"
+DIRECTORY: Final = Path("/run/ports")
+_SOCKET: Final = DIRECTORY / "network" / "workload.sock"
 _LIMIT_S: Final = 60.0  # for what takes a second, on a busy machine
 _READY: Final = (
     "root.network.workloads.prefixes: pod prefixes: ",
@@ -271,14 +271,14 @@ class Core:
         """Start it with a configuration; return when it serves with prefixes.
         Raises WorldError with its log.
         """
-        _DIRECTORY.mkdir(exist_ok=True)
-        config = _DIRECTORY / "node.textproto"
+        DIRECTORY.mkdir(exist_ok=True)
+        config = DIRECTORY / "node.textproto"
         config.write_text(text)
         command = [
             *("setpriv", "--pdeathsig", "KILL"),
             *(sys.executable, "-P", "-m", "metropolis.node.core.main"),
             *("--config", str(config), "--runtime-dir", str(_SOCKET.parent)),
-            *("--state-dir", str(_DIRECTORY / "state")),
+            *("--state-dir", str(DIRECTORY / "state")),
         ]
         process = self._node.netns.inside(
             lambda: subprocess.Popen(

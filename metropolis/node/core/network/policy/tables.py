@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel is told: policies, compiled. Pure.
+"""What the kernel gets: policies, compiled. Pure.
 
 An identity is a number for a class of workloads that no policy tells apart; 0
 is the world, which is every address that is no workload's. Only what is allowed
