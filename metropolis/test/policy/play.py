@@ -25,8 +25,8 @@ from metropolis.node.core.network.workloads.spec import workload_pb2 as workload
 from metropolis.test.policy import scene
 from metropolis.test.policy.oracle import IP
 from metropolis.test.policy.scene import OUTSIDE, Probe, Step
-from metropolis.test.ports.world import OUTSIDE as OUTSIDE_ADDRESSES
 from metropolis.test.ports.world import DIRECTORY, PREFIXES, Space, World
+from metropolis.test.ports.world import OUTSIDE as OUTSIDE_ADDRESSES
 from metropolis.test.world.namespaces import WorldError
 
 _LIMIT_S: Final = 60.0
@@ -47,7 +47,7 @@ _LISTENERS: Final = [
 
 @dataclass(frozen=True)
 class Wrong:
-    """An answer that differs from the oracle's. got: as the client saw it."""
+    """An answer that differs from the oracle's. got: the client's view."""
 
     cell: str
     expected: str
