@@ -345,7 +345,7 @@ def test_metroctl(node: NodeCore, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("sender", ["client", "server"])
 def test_a_change_cuts_bulk_traffic(node: NodeCore, sender: str, version: int) -> None:
-    """Whoever sends, it gets a reset; an end that only receives hears nothing
+    """The end that sends gets a reset; one that only receives hears nothing
     more.
     """
     write(node, allow=ALLOW)

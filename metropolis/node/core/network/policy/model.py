@@ -32,7 +32,7 @@ NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
 
 
 class Operator(Enum):
-    """Of a requirement."""
+    """How a requirement compares."""
 
     IN = "In"
     NOT_IN = "NotIn"  # also where the label is missing
@@ -78,7 +78,7 @@ type Peer = Workloads | Networks
 
 
 class Protocol(Enum):
-    """Of a port. The values are names of the IP protocols."""
+    """The protocol of a port. The values are names of the IP protocols."""
 
     TCP = "tcp"
     UDP = "udp"
@@ -107,7 +107,7 @@ class NamedPort:
 
 
 class Action(Enum):
-    """Of a rule."""
+    """What a rule does."""
 
     ACCEPT = "Accept"
     DENY = "Deny"
