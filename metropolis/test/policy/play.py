@@ -55,7 +55,7 @@ class Wrong:
 
 
 class Play:
-    """The node, its pods, and the outside, in new namespaces: see test.world."""
+    """The node, its pods and the outside, in new namespaces: see test.world."""
 
     def __init__(self, log: Path) -> None:
         """log: file for what node core reports. Raises WorldError."""
