@@ -16,12 +16,15 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from metropolis.node.core.network.policy.kubernetes import convert
+from metropolis.node.core.network.policy.kubernetes.documents import BYTES_MAX
 from metropolis.node.core.network.policy.manager import Manager
 from metropolis.node.core.network.policy.sources import Source
 from metropolis.node.core.network.workloads.conditions import Conditions
@@ -64,9 +67,9 @@ def load(directory: str | Path) -> Loaded:
     problems: list[str] = []
     for path in paths:
         try:
-            texts.append((str(path), path.read_bytes()))
+            texts.append((str(path), _read(path)))
         except OSError as error:
-            problems.append(f"{path}: {error.strerror}")
+            problems.append(f"{path}: {error.strerror or error}")
     found = convert.read_all(texts)
     problems += [str(one) for one in found.problems if not one.warning]
     warnings = tuple(str(one) for one in found.problems if one.warning)
@@ -74,6 +77,14 @@ def load(directory: str | Path) -> Loaded:
         return Loaded(None, tuple(problems), warnings)
     source = Source(SOURCE, policies=found.policies, namespaces=found.namespaces)
     return Loaded(source, tuple(problems), warnings)
+
+
+def _read(path: Path) -> bytes:
+    """Read a file; not a pipe, which nobody may ever write, nor a device."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("is no regular file")
+        return file.read(BYTES_MAX + 1)
 
 
 class Files:
