@@ -25,7 +25,7 @@ from metropolis.node.core.network.policy.compiler import Compiler
 from metropolis.node.core.network.policy.evaluate import Evaluator
 from metropolis.node.core.network.policy.kubernetes import convert
 from metropolis.node.core.network.policy.lookup import Lookup
-from metropolis.node.core.network.policy.model import Protocol, Workload, World
+from metropolis.node.core.network.policy.model import Policy, Protocol, Workload, World
 from metropolis.test.policy import oracle, worlds
 from metropolis.test.policy.oracle import IP, Cluster, Pod
 from metropolis.test.policy.worlds import Question
@@ -52,7 +52,7 @@ def world_of(cluster: Cluster) -> World:
     """Return a cluster as the product sees it. Raises ValueError if the
     converter finds anything wrong.
     """
-    policies = []
+    policies: list[Policy] = []
     for manifest in cluster.policies:
         read = convert.read(json.dumps(manifest), "world")
         if errors := [one for one in read.problems if not one.warning]:
