@@ -6,7 +6,8 @@
     statements and snippets
         | by the first word, or the form           -> classify
     checked by files and sources alone             -> labels, options, names
-    run: node core --check on configurations          docs_test
+    run: node core --check on configurations,
+         and the reader of network policies           docs_test
     run on a node: //metropolis/test/e2e:documents_test
     excluded, with a reason                        -> classify.EXCLUDED
 

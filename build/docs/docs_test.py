@@ -15,6 +15,7 @@ from build.docs import classify, extract, labels, options, snippets
 from build.docs.classify import Tree
 from build.lint import tree as worktree
 from metropolis.node.core import config
+from metropolis.node.core.network.policy.kubernetes import convert
 
 HINT = "correct it, or add it to the tables of build/docs/classify.py with a reason"
 _CONFIG = re.compile(r"^(network|cluster) \{")
@@ -93,6 +94,10 @@ def test_blocks_of_markdown(tree: Tree, tmp_path: Path) -> None:
                 counts[f"excluded: {reason}"] += 1
             elif _CONFIG.match(block.text):
                 findings += checked_config(block, tmp_path)
+            elif block.language == "yaml":
+                counts["run: network policies, as node core reads them"] += 1
+                read = convert.read(block.text, f"{path}:{block.line}")
+                findings += map(str, read.problems)
             elif block.language == "starlark" or re.match(r"\w+\(\n", block.text):
                 counts["snippet of Starlark"] += 1
                 wrong = snippets.starlark(block.text, tree.files)
@@ -231,4 +236,5 @@ def test_counts(capsys: pytest.CaptureFixture[str]) -> None:
             print(f"    {number:5}  {what}")
     assert counts["resolved"] > 60
     assert counts["run: a configuration, as node core --check does"] >= 2
+    assert counts["run: network policies, as node core reads them"] >= 1
     assert not counts["of no class"]
