@@ -56,6 +56,15 @@ class Attachments:
         self._of_workload.setdefault(member.key[0], set()).add(member.key)
         return before
 
+    def has(self, ip: IPAddress) -> bool:
+        """Return whether an attachment has the address."""
+        return ip in self._owners
+
+    def ips(self, key: Key, ifindex: int) -> tuple[IPAddress, ...]:
+        """Return the addresses of an attachment, () if there is a later one."""
+        found = self._members.get(key)
+        return () if found is None or found.ifindex != ifindex else found.ips
+
     def drop(self, key: Key, ifindex: int) -> bool:
         """Remove an attachment, unless it is a later one; return whether its
         workload has no other.

@@ -47,9 +47,10 @@ from metropolis.node.core.network.workloads.errors import (
     InvalidArgument,
     KernelRefused,
     NotAttached,
+    Unavailable,
     WorkloadError,
 )
-from metropolis.node.core.network.workloads.model import Identity
+from metropolis.node.core.network.workloads.model import Identity, IPAddress
 from metropolis.node.core.network.workloads.validate import show
 
 log = logging.getLogger(__name__)
@@ -79,9 +80,17 @@ class Kernel(Protocol):
     def replace(self, tables: Tables, *, policed: bool) -> None:
         """Make them these, whatever they have."""
 
-    def revoke(self, changed: Collection[Number], lookup: Lookup, *, unmarked: bool) -> int:
+    def revoke(
+        self,
+        changed: Collection[Number],
+        lookup: Lookup,
+        *,
+        every: bool,
+        ended: Collection[IPAddress] = (),
+    ) -> int:
         """Cut the tracked flows of identities that are not allowed; return how
-        many. unmarked: also those from before there were policies.
+        many. every: of all identities, present or former, and from before there
+        were policies. ended: addresses none of whose flows is allowed.
         """
 
     def policed(self) -> bool:
@@ -115,6 +124,11 @@ class Manager:
         self._compiler: Compiler | None = None
         self._evaluator: Evaluator | None = None  # of the present world
         self._tables = Tables()  # wanted
+        self._adopted = False  # the attachments of a start are known
+        self._opened = False  # what was kept is known
+        # Addresses of attachments that have ended, whose flows may be tracked.
+        self._ended: set[IPAddress] = set()
+        self._uncut = ""  # why flows that are not allowed may live on
         # What the kernel has; None: it must be read.
         self._loaded: Tables | None = None
         self._policed = False  # and whether it has policies
@@ -124,24 +138,36 @@ class Manager:
     def adopt(self, records: Sequence[Record]) -> None:
         """See Policies."""
         with self._changed:
-            try:
-                were_there = self._store.open()
-                self._sources = {
-                    name: _kept_source(name, kept) for name, kept in self._store.sources()
-                }
-                self._store.keep_workloads({one.workload_id for one in records})
-                for record in records:
-                    self._attachments.put(_member(record))
-                    if not were_there or self._store.has_workload(record.workload_id):
-                        kept = self._kept(record.workload_id)
-                        self._attachments.identify(record.workload_id, kept)
-            except OSError as error:
-                log.error("policies: %s", error)
+            for record in records:
+                self._attachments.put(_member(record))
+            self._adopted = True
             try:
                 self._apply()
             except WorkloadError as error:
                 self._conditions.set(CONDITION, f"not in force: {error}")
                 log.error("policies are not in force: %s", error)
+
+    def _open(self) -> None:
+        """Read what was kept, once the attachments of a start are known. Until
+        that is done nothing changes: the kernel has the tables of before.
+        Raises Unavailable or KernelRefused.
+        """
+        if self._opened:
+            return
+        if not self._adopted:
+            raise Unavailable("policies: attachments are not recovered yet")
+        try:
+            were_there = self._store.open()
+            sources = {name: _kept_source(name, kept) for name, kept in self._store.sources()}
+            workload_ids = {one.key[0] for one in self._attachments}
+            self._store.keep_workloads(workload_ids)
+            for workload_id in workload_ids:
+                if not were_there or self._store.has_workload(workload_id):
+                    self._attachments.identify(workload_id, self._kept(workload_id))
+        except OSError as error:
+            raise KernelRefused(f"read the policies that were kept: {error}") from error
+        self._sources = sources
+        self._opened = True
 
     def _kept(self, workload_id: str) -> Identity:
         """Return what a workload is, from its file."""
@@ -158,11 +184,27 @@ class Manager:
         """See Policies."""
         member = _member(record)
         with self._changed, self._undoing() as undo:
+            self._cut_ended(member)
             before = self._attachments.put(member)
             undo.append(lambda: self._put_back(member, before))
             if identity is not None and (identity.known or self._is_news(record.workload_id)):
                 self._identify(record.workload_id, identity, undo)
             self._apply()
+
+    def _cut_ended(self, member: Member) -> None:
+        """Cut the flows of those who had the addresses before, and of all that
+        have ended since this was done last: one look at all flows then serves
+        many attachments. Raises KernelRefused.
+        """
+        if self._ended.isdisjoint(member.ips) or not self._has_policies():
+            return
+        ended = self._nobodys()
+        self._kernel.revoke((), Lookup(self._tables), every=True, ended=ended)
+        self._ended.clear()
+
+    def _nobodys(self) -> set[IPAddress]:
+        """Return the addresses of those who have ended that nobody has now."""
+        return {ip for ip in self._ended if not self._attachments.has(ip)}
 
     def _is_news(self, workload_id: str) -> bool:
         """Return whether nothing is known of a workload: what a runtime does
@@ -189,7 +231,10 @@ class Manager:
                 log.warning("policies: forget %d workloads: %s", len(records), error)
 
     def _drop(self, key: Key, ifindex: int) -> None:
-        if self._attachments.drop(key, ifindex):
+        ips = self._attachments.ips(key, ifindex)
+        is_last = self._attachments.drop(key, ifindex)
+        self._ended.update(ips)
+        if is_last:
             try:
                 self._store.drop_workload(key[0])
             except OSError as error:
@@ -321,7 +366,9 @@ class Manager:
         element. Raises KernelRefused.
         """
         with self._changed:
-            return self._loaded is not None and self._kernel.policed() is self._has_policies()
+            if self._loaded is None or self._uncut:
+                return False
+            return self._kernel.policed() is self._has_policies()
 
     def differs(self) -> str:
         """Return how the kernel's tables differ from what they should be, for
@@ -333,7 +380,7 @@ class Manager:
                 return "the elements of policies are missing" if self._has_policies() else ""
             if self._kernel.policed() is not self._has_policies():
                 return "policies are switched off" if self._has_policies() else "are switched on"
-            return words(difference(loaded, self._tables))
+            return words(difference(loaded, self._tables)) or self._uncut
 
     def repair(self) -> str:
         """Have the kernel's tables as they should be; return what differed, for
@@ -349,6 +396,7 @@ class Manager:
     def _undoing(self) -> Iterator[list[Callable[[], None]]]:
         """Take back what was done if the block fails, last first."""
         undo: list[Callable[[], None]] = []
+        self._open()
         try:
             yield undo
         except BaseException as error:
@@ -366,6 +414,7 @@ class Manager:
         """Compile the world, and change the kernel's tables; return what was
         changed, for people.
         """
+        self._open()
         self._evaluator = None
         known, self._loaded = self._loaded, None
         loaded = self._kernel.read() if known is None else known
@@ -385,12 +434,16 @@ class Manager:
                 # It knows tables that the kernel has not.
                 self._compiler = None
                 raise
-            if policed:
-                self._revoke(change, wanted, everything=known is None or not was)
+        # A service that was killed may have changed them, and cut nothing.
+        if policed and (change or known is None or not was):
+            self._revoke(change, wanted, everything=known is None or not was)
         if loaded is not None or policed:
             self._loaded, self._policed = wanted, policed
         self._tables = wanted
-        self._conditions.clear(CONDITION)
+        if self._uncut:
+            self._conditions.set(CONDITION, self._uncut)
+        else:
+            self._conditions.clear(CONDITION)
         if change:
             self._notify()
         return words(change)
@@ -407,12 +460,17 @@ class Manager:
         changed = set(wanted.identities.values()) if everything else touched(change)
         if not changed and not everything:
             return
+        ended = self._nobodys() if everything else ()
         try:
-            cut = self._kernel.revoke(changed, Lookup(wanted), unmarked=everything)
+            cut = self._kernel.revoke(changed, Lookup(wanted), every=everything, ended=ended)
         except WorkloadError as error:
-            # New flows are judged; only old ones live on.
-            log.error("policies: flows that are not allowed any more are not cut: %s", error)
+            # New flows are judged; only old ones live on, until a repair.
+            self._uncut = f"flows that are not allowed any more are not cut: {error}"
+            log.error("policies: %s", self._uncut)
             return
+        if everything:
+            self._ended.clear()
+            self._uncut = ""
         if cut:
             log.info("policies: cut %d flows that are not allowed any more", cut)
 
