@@ -14,13 +14,15 @@ back if it is refused. So a restart has what the last answer said; a call that
 got none may be in force or not. A restart compares with the kernel's tables,
 which stay in force until then, whatever became of the service meanwhile.
 
-One lock for all: a change takes as long as its compilation and transaction.
+One lock for all: a change takes as long as its compilation and transaction. A
+removal does not wait for so long: what has left is forgotten behind the change.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -54,6 +56,9 @@ from metropolis.node.core.network.workloads.model import Identity, IPAddress
 from metropolis.node.core.network.workloads.validate import show
 
 log = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 1.0
+"""How long a removal waits for a change that is under way."""
 
 CONDITION: Final = "policies"
 """The key of the problem of tables that are not as they should be."""
@@ -124,6 +129,7 @@ class Manager:
         self._compiler: Compiler | None = None
         self._evaluator: Evaluator | None = None  # of the present world
         self._tables = Tables()  # wanted
+        self._leaving: deque[Record] = deque()  # to be forgotten
         self._adopted = False  # the attachments of a start are known
         self._opened = False  # what was kept is known
         # Addresses of attachments that have ended, whose flows may be tracked.
@@ -137,7 +143,7 @@ class Manager:
 
     def adopt(self, records: Sequence[Record]) -> None:
         """See Policies."""
-        with self._changed:
+        with self._locked():
             for record in records:
                 self._attachments.put(_member(record))
             self._adopted = True
@@ -183,7 +189,7 @@ class Manager:
     def admit(self, record: Record, identity: Identity | None) -> None:
         """See Policies."""
         member = _member(record)
-        with self._changed, self._undoing() as undo:
+        with self._locked(), self._undoing() as undo:
             self._cut_ended(member)
             before = self._attachments.put(member)
             undo.append(lambda: self._put_back(member, before))
@@ -219,16 +225,40 @@ class Manager:
             self._attachments.put(before)
 
     def forget(self, records: Sequence[Record]) -> None:
-        """See Policies."""
-        with self._changed:
-            for record in records:
-                self._drop((record.workload_id, record.if_name), record.host_ifindex)
+        """See Policies. If a change takes long, it is left to that."""
+        patience_s = 0.0 if self._leaving else PATIENCE_S
+        self._leaving.extend(records)
+        if self._changed.acquire(timeout=patience_s):
             try:
-                self._apply()
-            except WorkloadError as error:
-                # The addresses have identities that nobody uses; the next
-                # change removes them.
-                log.warning("policies: forget %d workloads: %s", len(records), error)
+                self._forget()
+            finally:
+                self._changed.release()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock, and forget what others could not wait to forget."""
+        with self._changed:
+            self._forget()
+            try:
+                yield
+            finally:
+                self._forget()
+
+    def _forget(self) -> None:
+        """Forget what has left."""
+        count = 0
+        while self._leaving:
+            record = self._leaving.popleft()
+            self._drop((record.workload_id, record.if_name), record.host_ifindex)
+            count += 1
+        if not count:
+            return
+        try:
+            self._apply()
+        except WorkloadError as error:
+            # The addresses have identities that nobody uses; the next
+            # change removes them.
+            log.warning("policies: forget %d attachments: %s", count, error)
 
     def _drop(self, key: Key, ifindex: int) -> None:
         ips = self._attachments.ips(key, ifindex)
@@ -246,7 +276,7 @@ class Manager:
         """Say what a workload is. Raises NotAttached, Exhausted or
         KernelRefused.
         """
-        with self._changed, self._undoing() as undo:
+        with self._locked(), self._undoing() as undo:
             if not self._attachments.of(workload_id):
                 raise NotAttached(f"workload {show(workload_id)}: is not attached")
             self._identify(workload_id, identity, undo)
@@ -283,7 +313,7 @@ class Manager:
         """Replace a source's policies. Raises FailedPrecondition if the
         generation is older, Exhausted, KernelRefused.
         """
-        with self._changed, self._undoing() as undo:
+        with self._locked(), self._undoing() as undo:
             before = self._sources.get(source.name)
             if before is not None and source.generation < before.generation:
                 raise FailedPrecondition(
@@ -307,14 +337,14 @@ class Manager:
 
     def replace_policies(self, source: Source) -> None:
         """Do as set_policies, for a source that counts no generations."""
-        with self._changed:
+        with self._locked():
             before = self._sources.get(source.name)
             generation = 1 if before is None else before.generation + 1
         self.set_policies(replace(source, generation=generation))
 
     def state(self) -> State:
         """Return the present state."""
-        with self._changed:
+        with self._locked():
             return self._state()
 
     def states(self, is_wanted: Callable[[], bool]) -> Iterator[State]:
@@ -347,7 +377,7 @@ class Manager:
         """Return a workload's attachments, or the one of a name. Raises
         NotAttached if there is none.
         """
-        with self._changed:
+        with self._locked():
             found = [
                 one for one in self._attachments.of(workload_id) if if_name in ("", one.key[1])
             ]
@@ -358,14 +388,14 @@ class Manager:
 
     def evaluator(self) -> Evaluator:
         """Return what judges connections by the present policies."""
-        with self._changed:
+        with self._locked():
             return self._evaluate()
 
     def is_loaded(self) -> bool:
         """Return whether the kernel has policies if it should, by a look at one
         element. Raises KernelRefused.
         """
-        with self._changed:
+        with self._locked():
             if self._loaded is None or self._uncut:
                 return False
             return self._kernel.policed() is self._has_policies()
@@ -374,7 +404,7 @@ class Manager:
         """Return how the kernel's tables differ from what they should be, for
         people, or "". Raises KernelRefused.
         """
-        with self._changed:
+        with self._locked():
             loaded = self._kernel.read()
             if loaded is None:
                 return "the elements of policies are missing" if self._has_policies() else ""
@@ -386,7 +416,7 @@ class Manager:
         """Have the kernel's tables as they should be; return what differed, for
         people, or "". Raises KernelRefused.
         """
-        with self._changed:
+        with self._locked():
             self._loaded = None
             return self._apply()
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -326,6 +327,49 @@ def test_forget_outlives_a_refusal(node: Node) -> None:
     assert set(node.kernel.tables.identities) == {
         ip for one in node.records.values() for ip in one.ips
     }
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_forget_does_not_wait_for_a_long_change(
+    node: Node, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left to that, whatever becomes of it."""
+    monkeypatch.setattr(managing, "PATIENCE_S", 0.01)
+    for number, identity in ((1, WEB), (2, DB), (3, WEB)):
+        node.admit(number, identity)
+    applying, go_on = threading.Event(), threading.Event()
+    apply = node.kernel.apply
+
+    def slow(*tables: Tables, **how: Any) -> None:
+        applying.set()
+        assert go_on.wait(10)
+        apply(*tables, **how)
+
+    monkeypatch.setattr(node.kernel, "apply", slow)
+    node.kernel.refuses = is_refused
+    ended: list[Exception | None] = []
+
+    def change() -> None:
+        try:
+            node.set(WEB_TO_DB)
+        except KernelRefused as error:
+            ended.append(error)
+        else:
+            ended.append(None)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    assert applying.wait(10)
+    node.forget("w1")
+    node.forget("w3")
+    assert not ended
+    go_on.set()
+    thread.join(10)
+    assert [error is not None for error in ended] == [is_refused]
+    node.kernel.refuses = False
+    assert node.manager.differs() == ""
+    node.set(WEB_TO_DB, generation=2)
+    assert set(node.kernel.tables.identities) == {*node.records["w2"].ips}
 
 
 def test_an_old_generation(node: Node) -> None:
