@@ -65,6 +65,7 @@ CONDITION: Final = "policies"
 
 _UNKNOWN: Final = Identity(known=False)
 _NOTHING: Final = Tables()
+_LAST: Final = 2**64 - 1  # generation of a message
 
 
 class Kernel(Protocol):
@@ -339,7 +340,8 @@ class Manager:
         """Do as set_policies, for a source that counts no generations."""
         with self._locked():
             before = self._sources.get(source.name)
-            generation = 1 if before is None else before.generation + 1
+            # Somebody may have set the last one in the name of this source.
+            generation = 1 if before is None else min(before.generation + 1, _LAST)
         self.set_policies(replace(source, generation=generation))
 
     def state(self) -> State:

@@ -383,6 +383,13 @@ def test_an_old_generation(node: Node) -> None:
         node.set(generation=6)
 
 
+def test_the_last_generation(node: Node) -> None:
+    """A source that counts none goes on."""
+    node.set(source="files", generation=2**64 - 1)
+    node.manager.replace_policies(Source("files", policies=(WEB_TO_DB,)))
+    assert len(node.manager.state().policies) == 1
+
+
 def test_two_sources_with_one_name(node: Node) -> None:
     """The other is an error, and isolates."""
     node.admit(1, WEB)
