@@ -34,6 +34,9 @@ class Attachments:
         self._of_workload: dict[str, set[Key]] = {}
         self._identities: dict[str, Identity] = {}
         self._owners: dict[IPAddress, Key] = {}
+        # As policies see them: the same objects while nothing changes, so that
+        # a compilation sees at once which did.
+        self._workloads: dict[Key, Workload] = {}
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self._members.values())
@@ -51,10 +54,21 @@ class Attachments:
                 other = self._members[owner]
                 rest = tuple(one for one in other.ips if one != ip)
                 self._members[owner] = replace(other, ips=rest)
+                self._workloads.pop(owner, None)
             self._owners[ip] = member.key
         self._members[member.key] = member
+        self._workloads.pop(member.key, None)
         self._of_workload.setdefault(member.key[0], set()).add(member.key)
         return before
+
+    def has(self, ip: IPAddress) -> bool:
+        """Return whether an attachment has the address."""
+        return ip in self._owners
+
+    def ips(self, key: Key, ifindex: int) -> tuple[IPAddress, ...]:
+        """Return the addresses of an attachment, () if there is a later one."""
+        found = self._members.get(key)
+        return () if found is None or found.ifindex != ifindex else found.ips
 
     def drop(self, key: Key, ifindex: int) -> bool:
         """Remove an attachment, unless it is a later one; return whether its
@@ -65,6 +79,7 @@ class Attachments:
             return False
         self._disown(found)
         del self._members[key]
+        self._workloads.pop(key, None)
         keys = self._of_workload[key[0]]
         keys.discard(key)
         if keys:
@@ -88,6 +103,7 @@ class Attachments:
     def identify(self, workload_id: str, identity: Identity) -> None:
         """Say what a workload is."""
         self._identities[workload_id] = identity
+        self._look_again(workload_id)
 
     def is_identified(self, workload_id: str) -> bool:
         """Return whether something was said of a workload."""
@@ -96,6 +112,11 @@ class Attachments:
     def disown(self, workload_id: str) -> None:
         """Take back what was said of a workload."""
         self._identities.pop(workload_id, None)
+        self._look_again(workload_id)
+
+    def _look_again(self, workload_id: str) -> None:
+        for key in self._of_workload.get(workload_id, ()):
+            self._workloads.pop(key, None)
 
     def unknown(self) -> list[str]:
         """Return the workloads whose labels are not known."""
@@ -103,6 +124,12 @@ class Attachments:
 
     def workload(self, member: Member) -> Workload:
         """Return an attachment as policies see it."""
+        found = self._workloads.get(member.key)
+        if found is None:
+            found = self._workloads[member.key] = self._workload(member)
+        return found
+
+    def _workload(self, member: Member) -> Workload:
         identity = self.identity(member.key[0])
         return Workload(
             name_of(member.key),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -62,14 +63,15 @@ def load(directory: str | Path) -> Loaded:
     except FileNotFoundError:
         paths = []
     except OSError as error:
-        return Loaded(None, (f"{directory}: {error.strerror}",))
+        return Loaded(None, (f"{_printable(Path(directory))}: {error.strerror}",))
     texts: list[tuple[str, bytes]] = []
     problems: list[str] = []
     for path in paths:
+        name = _printable(path)
         try:
-            texts.append((str(path), _read(path)))
+            texts.append((name, _read(path)))
         except OSError as error:
-            problems.append(f"{path}: {error.strerror or error}")
+            problems.append(f"{name}: {error.strerror}")
     found = convert.read_all(texts)
     problems += [str(one) for one in found.problems if not one.warning]
     warnings = tuple(str(one) for one in found.problems if one.warning)
@@ -80,11 +82,21 @@ def load(directory: str | Path) -> Loaded:
 
 
 def _read(path: Path) -> bytes:
-    """Read a file; not a pipe, which nobody may ever write, nor a device."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError("is no regular file")
+    """Read a file; of one that is too large, so much that it shows. A FIFO is
+    not waited for, and no device is read. Raises OSError.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file")
         return file.read(BYTES_MAX + 1)
+
+
+def _printable(path: Path) -> str:
+    """Return a path for messages: a name may have any bytes, a message is
+    UTF-8.
+    """
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 class Files:

@@ -56,23 +56,36 @@ def intersect(one: Intervals, other: Intervals) -> Intervals:
         return other
     if other == EVERYTHING:
         return one
-    return union((max(a, c), min(b, d)) for a, b in one for c, d in other if max(a, c) <= min(b, d))
+    result: list[Interval] = []
+    i = j = 0
+    while i < len(one) and j < len(other):
+        first, last = max(one[i][0], other[j][0]), min(one[i][1], other[j][1])
+        if first <= last:
+            result.append((first, last))
+        if one[i][1] < other[j][1]:
+            i += 1
+        else:
+            j += 1
+    return tuple(result)
 
 
 def subtract(one: Intervals, other: Intervals) -> Intervals:
     """Return what the first contains and the second does not."""
-    result = list(one)
-    for first, last in other:
-        rest: list[Interval] = []
-        for a, b in result:
-            if last < a or b < first:
-                rest.append((a, b))
-                continue
-            if a < first:
-                rest.append((a, first - 1))
-            if last < b:
-                rest.append((last + 1, b))
-        result = rest
+    result: list[Interval] = []
+    at = 0
+    for first, last in one:
+        rest = first
+        while at < len(other) and other[at][1] < first:
+            at += 1
+        while at < len(other) and other[at][0] <= last:
+            if rest < other[at][0]:
+                result.append((rest, other[at][0] - 1))
+            rest = other[at][1] + 1
+            if rest > last:
+                break  # it may reach into the next interval, too
+            at += 1
+        if rest <= last:
+            result.append((rest, last))
     return tuple(result)
 
 

@@ -54,6 +54,16 @@ def test_intersect_and_subtract(one: Intervals, other: Intervals) -> None:
     assert is_normal(subtract(one, other))
 
 
+def test_large_sets() -> None:
+    """Of a policy with a hundred thousand excepts: hours, if each met each."""
+    even = tuple((number, number) for number in range(0, 400_000, 2))
+    odd = subtract(((0, 399_999),), even)
+    assert len(odd) == len(even)
+    assert subtract(even, odd) == even
+    assert intersect(even, odd) == ()
+    assert intersect(even, ((100_000, 100_003),)) == ((100_000, 100_000), (100_002, 100_002))
+
+
 @given(some.lists(_sets, max_size=4))
 def test_elementary_intervals_have_the_bits_of_the_sets(sets: list[Intervals]) -> None:
     seen = 0

@@ -57,7 +57,14 @@ class LiveKernel:
         with _refusals():
             self._kernel.replace(tables, policed=policed)
 
-    def revoke(self, changed: Collection[Identity], lookup: Lookup, *, unmarked: bool) -> int:
+    def revoke(
+        self,
+        changed: Collection[Identity],
+        lookup: Lookup,
+        *,
+        every: bool,
+        ended: Collection[IPAddress] = (),
+    ) -> int:
         """See manager.Kernel."""
         with _refusals():
             own = _own_addresses()
@@ -67,8 +74,8 @@ class LiveKernel:
             ) -> bool:
                 return lookup.allows(source, destination, _PROTOCOLS.get(protocol), port)
 
-            judge = revoke.Judge(allowed, lookup.identity, own.__contains__)
-            return len(revoke.revoke(changed, judge, unmarked=unmarked).cut)
+            judge = revoke.Judge(allowed, lookup.identity, own.__contains__, ended)
+            return len(revoke.revoke(changed, judge, every=every).cut)
 
     def policed(self) -> bool:
         """See manager.Kernel."""

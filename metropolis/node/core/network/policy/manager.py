@@ -14,13 +14,15 @@ back if it is refused. So a restart has what the last answer said; a call that
 got none may be in force or not. A restart compares with the kernel's tables,
 which stay in force until then, whatever became of the service meanwhile.
 
-One lock for all: a change takes as long as its compilation and transaction.
+One lock for all: a change takes as long as its compilation and transaction. A
+removal does not wait for so long: what has left is forgotten behind the change.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -47,18 +49,23 @@ from metropolis.node.core.network.workloads.errors import (
     InvalidArgument,
     KernelRefused,
     NotAttached,
+    Unavailable,
     WorkloadError,
 )
-from metropolis.node.core.network.workloads.model import Identity
+from metropolis.node.core.network.workloads.model import Identity, IPAddress
 from metropolis.node.core.network.workloads.validate import show
 
 log = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 1.0
+"""How long a removal waits for a change that is under way."""
 
 CONDITION: Final = "policies"
 """The key of the problem of tables that are not as they should be."""
 
 _UNKNOWN: Final = Identity(known=False)
 _NOTHING: Final = Tables()
+_LAST: Final = 2**64 - 1  # generation of a message
 
 
 class Kernel(Protocol):
@@ -79,9 +86,17 @@ class Kernel(Protocol):
     def replace(self, tables: Tables, *, policed: bool) -> None:
         """Make them these, whatever they have."""
 
-    def revoke(self, changed: Collection[Number], lookup: Lookup, *, unmarked: bool) -> int:
+    def revoke(
+        self,
+        changed: Collection[Number],
+        lookup: Lookup,
+        *,
+        every: bool,
+        ended: Collection[IPAddress] = (),
+    ) -> int:
         """Cut the tracked flows of identities that are not allowed; return how
-        many. unmarked: also those from before there were policies.
+        many. every: of all identities, present or former, and from before there
+        were policies. ended: addresses none of whose flows is allowed.
         """
 
     def policed(self) -> bool:
@@ -115,6 +130,12 @@ class Manager:
         self._compiler: Compiler | None = None
         self._evaluator: Evaluator | None = None  # of the present world
         self._tables = Tables()  # wanted
+        self._leaving: deque[Record] = deque()  # to be forgotten
+        self._adopted = False  # the attachments of a start are known
+        self._opened = False  # what was kept is known
+        # Addresses of attachments that have ended, whose flows may be tracked.
+        self._ended: set[IPAddress] = set()
+        self._uncut = ""  # why flows that are not allowed may live on
         # What the kernel has; None: it must be read.
         self._loaded: Tables | None = None
         self._policed = False  # and whether it has policies
@@ -123,25 +144,37 @@ class Manager:
 
     def adopt(self, records: Sequence[Record]) -> None:
         """See Policies."""
-        with self._changed:
-            try:
-                were_there = self._store.open()
-                self._sources = {
-                    name: _kept_source(name, kept) for name, kept in self._store.sources()
-                }
-                self._store.keep_workloads({one.workload_id for one in records})
-                for record in records:
-                    self._attachments.put(_member(record))
-                    if not were_there or self._store.has_workload(record.workload_id):
-                        kept = self._kept(record.workload_id)
-                        self._attachments.identify(record.workload_id, kept)
-            except OSError as error:
-                log.error("policies: %s", error)
+        with self._locked():
+            for record in records:
+                self._attachments.put(_member(record))
+            self._adopted = True
             try:
                 self._apply()
             except WorkloadError as error:
                 self._conditions.set(CONDITION, f"not in force: {error}")
                 log.error("policies are not in force: %s", error)
+
+    def _open(self) -> None:
+        """Read what was kept, once the attachments of a start are known. Until
+        that is done nothing changes: the kernel has the tables of before.
+        Raises Unavailable or KernelRefused.
+        """
+        if self._opened:
+            return
+        if not self._adopted:
+            raise Unavailable("policies: attachments are not recovered yet")
+        try:
+            were_there = self._store.open()
+            sources = {name: _kept_source(name, kept) for name, kept in self._store.sources()}
+            workload_ids = {one.key[0] for one in self._attachments}
+            self._store.keep_workloads(workload_ids)
+            for workload_id in workload_ids:
+                if not were_there or self._store.has_workload(workload_id):
+                    self._attachments.identify(workload_id, self._kept(workload_id))
+        except OSError as error:
+            raise KernelRefused(f"read the policies that were kept: {error}") from error
+        self._sources = sources
+        self._opened = True
 
     def _kept(self, workload_id: str) -> Identity:
         """Return what a workload is, from its file."""
@@ -157,12 +190,28 @@ class Manager:
     def admit(self, record: Record, identity: Identity | None) -> None:
         """See Policies."""
         member = _member(record)
-        with self._changed, self._undoing() as undo:
+        with self._locked(), self._undoing() as undo:
+            self._cut_ended(member)
             before = self._attachments.put(member)
             undo.append(lambda: self._put_back(member, before))
             if identity is not None and (identity.known or self._is_news(record.workload_id)):
                 self._identify(record.workload_id, identity, undo)
             self._apply()
+
+    def _cut_ended(self, member: Member) -> None:
+        """Cut the flows of those who had the addresses before, and of all that
+        have ended since this was done last: one look at all flows then serves
+        many attachments. Raises KernelRefused.
+        """
+        if self._ended.isdisjoint(member.ips) or not self._has_policies():
+            return
+        ended = self._nobodys()
+        self._kernel.revoke((), Lookup(self._tables), every=True, ended=ended)
+        self._ended.clear()
+
+    def _nobodys(self) -> set[IPAddress]:
+        """Return the addresses of those who have ended that nobody has now."""
+        return {ip for ip in self._ended if not self._attachments.has(ip)}
 
     def _is_news(self, workload_id: str) -> bool:
         """Return whether nothing is known of a workload: what a runtime does
@@ -177,19 +226,46 @@ class Manager:
             self._attachments.put(before)
 
     def forget(self, records: Sequence[Record]) -> None:
-        """See Policies."""
-        with self._changed:
-            for record in records:
-                self._drop((record.workload_id, record.if_name), record.host_ifindex)
+        """See Policies. If a change takes long, it is left to that."""
+        patience_s = 0.0 if self._leaving else PATIENCE_S
+        self._leaving.extend(records)
+        if self._changed.acquire(timeout=patience_s):
             try:
-                self._apply()
-            except WorkloadError as error:
-                # The addresses have identities that nobody uses; the next
-                # change removes them.
-                log.warning("policies: forget %d workloads: %s", len(records), error)
+                self._forget()
+            finally:
+                self._changed.release()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock, and forget what others could not wait to forget."""
+        with self._changed:
+            self._forget()
+            try:
+                yield
+            finally:
+                self._forget()
+
+    def _forget(self) -> None:
+        """Forget what has left."""
+        count = 0
+        while self._leaving:
+            record = self._leaving.popleft()
+            self._drop((record.workload_id, record.if_name), record.host_ifindex)
+            count += 1
+        if not count:
+            return
+        try:
+            self._apply()
+        except WorkloadError as error:
+            # The addresses have identities that nobody uses; the next
+            # change removes them.
+            log.warning("policies: forget %d attachments: %s", count, error)
 
     def _drop(self, key: Key, ifindex: int) -> None:
-        if self._attachments.drop(key, ifindex):
+        ips = self._attachments.ips(key, ifindex)
+        is_last = self._attachments.drop(key, ifindex)
+        self._ended.update(ips)
+        if is_last:
             try:
                 self._store.drop_workload(key[0])
             except OSError as error:
@@ -201,7 +277,7 @@ class Manager:
         """Say what a workload is. Raises NotAttached, Exhausted or
         KernelRefused.
         """
-        with self._changed, self._undoing() as undo:
+        with self._locked(), self._undoing() as undo:
             if not self._attachments.of(workload_id):
                 raise NotAttached(f"workload {show(workload_id)}: is not attached")
             self._identify(workload_id, identity, undo)
@@ -238,7 +314,7 @@ class Manager:
         """Replace a source's policies. Raises FailedPrecondition if the
         generation is older, Exhausted, KernelRefused.
         """
-        with self._changed, self._undoing() as undo:
+        with self._locked(), self._undoing() as undo:
             before = self._sources.get(source.name)
             if before is not None and source.generation < before.generation:
                 raise FailedPrecondition(
@@ -262,14 +338,15 @@ class Manager:
 
     def replace_policies(self, source: Source) -> None:
         """Do as set_policies, for a source that counts no generations."""
-        with self._changed:
+        with self._locked():
             before = self._sources.get(source.name)
-            generation = 1 if before is None else before.generation + 1
+            # Somebody may have set the last one in the name of this source.
+            generation = 1 if before is None else min(before.generation + 1, _LAST)
         self.set_policies(replace(source, generation=generation))
 
     def state(self) -> State:
         """Return the present state."""
-        with self._changed:
+        with self._locked():
             return self._state()
 
     def states(self, is_wanted: Callable[[], bool]) -> Iterator[State]:
@@ -302,7 +379,7 @@ class Manager:
         """Return a workload's attachments, or the one of a name. Raises
         NotAttached if there is none.
         """
-        with self._changed:
+        with self._locked():
             found = [
                 one for one in self._attachments.of(workload_id) if if_name in ("", one.key[1])
             ]
@@ -313,33 +390,35 @@ class Manager:
 
     def evaluator(self) -> Evaluator:
         """Return what judges connections by the present policies."""
-        with self._changed:
+        with self._locked():
             return self._evaluate()
 
     def is_loaded(self) -> bool:
         """Return whether the kernel has policies if it should, by a look at one
         element. Raises KernelRefused.
         """
-        with self._changed:
-            return self._loaded is not None and self._kernel.policed() is self._has_policies()
+        with self._locked():
+            if self._loaded is None or self._uncut:
+                return False
+            return self._kernel.policed() is self._has_policies()
 
     def differs(self) -> str:
         """Return how the kernel's tables differ from what they should be, for
         people, or "". Raises KernelRefused.
         """
-        with self._changed:
+        with self._locked():
             loaded = self._kernel.read()
             if loaded is None:
                 return "the elements of policies are missing" if self._has_policies() else ""
             if self._kernel.policed() is not self._has_policies():
                 return "policies are switched off" if self._has_policies() else "are switched on"
-            return words(difference(loaded, self._tables))
+            return words(difference(loaded, self._tables)) or self._uncut
 
     def repair(self) -> str:
         """Have the kernel's tables as they should be; return what differed, for
         people, or "". Raises KernelRefused.
         """
-        with self._changed:
+        with self._locked():
             self._loaded = None
             return self._apply()
 
@@ -349,6 +428,7 @@ class Manager:
     def _undoing(self) -> Iterator[list[Callable[[], None]]]:
         """Take back what was done if the block fails, last first."""
         undo: list[Callable[[], None]] = []
+        self._open()
         try:
             yield undo
         except BaseException as error:
@@ -366,6 +446,7 @@ class Manager:
         """Compile the world, and change the kernel's tables; return what was
         changed, for people.
         """
+        self._open()
         self._evaluator = None
         known, self._loaded = self._loaded, None
         loaded = self._kernel.read() if known is None else known
@@ -385,12 +466,16 @@ class Manager:
                 # It knows tables that the kernel has not.
                 self._compiler = None
                 raise
-            if policed:
-                self._revoke(change, wanted, everything=known is None or not was)
+        # A service that was killed may have changed them, and cut nothing.
+        if policed and (change or known is None or not was):
+            self._revoke(change, wanted, everything=known is None or not was)
         if loaded is not None or policed:
             self._loaded, self._policed = wanted, policed
         self._tables = wanted
-        self._conditions.clear(CONDITION)
+        if self._uncut:
+            self._conditions.set(CONDITION, self._uncut)
+        else:
+            self._conditions.clear(CONDITION)
         if change:
             self._notify()
         return words(change)
@@ -407,12 +492,17 @@ class Manager:
         changed = set(wanted.identities.values()) if everything else touched(change)
         if not changed and not everything:
             return
+        ended = self._nobodys() if everything else ()
         try:
-            cut = self._kernel.revoke(changed, Lookup(wanted), unmarked=everything)
+            cut = self._kernel.revoke(changed, Lookup(wanted), every=everything, ended=ended)
         except WorkloadError as error:
-            # New flows are judged; only old ones live on.
-            log.error("policies: flows that are not allowed any more are not cut: %s", error)
+            # New flows are judged; only old ones live on, until a repair.
+            self._uncut = f"flows that are not allowed any more are not cut: {error}"
+            log.error("policies: %s", self._uncut)
             return
+        if everything:
+            self._ended.clear()
+            self._uncut = ""
         if cut:
             log.info("policies: cut %d flows that are not allowed any more", cut)
 

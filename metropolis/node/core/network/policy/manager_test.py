@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +34,7 @@ from metropolis.node.core.network.workloads.errors import (
     FailedPrecondition,
     KernelRefused,
     NotAttached,
+    Unavailable,
 )
 from metropolis.node.core.network.workloads.model import Identity
 
@@ -326,6 +329,49 @@ def test_forget_outlives_a_refusal(node: Node) -> None:
     }
 
 
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_forget_does_not_wait_for_a_long_change(
+    node: Node, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left to that, whatever becomes of it."""
+    monkeypatch.setattr(managing, "PATIENCE_S", 0.01)
+    for number, identity in ((1, WEB), (2, DB), (3, WEB)):
+        node.admit(number, identity)
+    applying, go_on = threading.Event(), threading.Event()
+    apply = node.kernel.apply
+
+    def slow(*tables: Tables, **how: Any) -> None:
+        applying.set()
+        assert go_on.wait(10)
+        apply(*tables, **how)
+
+    monkeypatch.setattr(node.kernel, "apply", slow)
+    node.kernel.refuses = is_refused
+    ended: list[Exception | None] = []
+
+    def change() -> None:
+        try:
+            node.set(WEB_TO_DB)
+        except KernelRefused as error:
+            ended.append(error)
+        else:
+            ended.append(None)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    assert applying.wait(10)
+    node.forget("w1")
+    node.forget("w3")
+    assert not ended
+    go_on.set()
+    thread.join(10)
+    assert [error is not None for error in ended] == [is_refused]
+    node.kernel.refuses = False
+    assert node.manager.differs() == ""
+    node.set(WEB_TO_DB, generation=2)
+    assert set(node.kernel.tables.identities) == {*node.records["w2"].ips}
+
+
 def test_an_old_generation(node: Node) -> None:
     node.set(WEB_TO_DB, generation=7)
     node.set(WEB_TO_DB, generation=7)
@@ -335,6 +381,13 @@ def test_an_old_generation(node: Node) -> None:
     node.again()
     with pytest.raises(FailedPrecondition):
         node.set(generation=6)
+
+
+def test_the_last_generation(node: Node) -> None:
+    """A source that counts none goes on."""
+    node.set(source="files", generation=2**64 - 1)
+    node.manager.replace_policies(Source("files", policies=(WEB_TO_DB,)))
+    assert len(node.manager.state().policies) == 1
 
 
 def test_two_sources_with_one_name(node: Node) -> None:
@@ -361,6 +414,98 @@ def test_a_start_that_fails_is_a_problem(node: Node) -> None:
     node.kernel.refuses = False
     node.admit(3, None)
     assert node.conditions.problems() == {}
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "not removable": lambda at: (at / "sources" / "x.new").mkdir(),
+    "a directory": lambda at: (at / "workloads" / "x").mkdir(),
+    "a file": lambda at: _moved(at / "sources").write_text(""),
+    "a loop": lambda at: _moved(at / "workloads").symlink_to(at / "workloads"),
+}
+
+
+def _moved(path: Path) -> Path:
+    path.rename(path.with_name("moved"))
+    return path
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_was_kept_cannot_be_opened(node: Node, name: str) -> None:
+    """The tables stay as they are, and nothing is added, until it can."""
+    node.set(WEB_TO_DB)
+    for number, identity in ((1, WEB), (2, DB), (3, None)):
+        node.admit(number, identity)
+    before = node.kernel.tables
+    kept = node.directory.with_name("kept")
+    shutil.copytree(node.directory, kept)
+    DAMAGES[name](node.directory)
+    node.again()
+    assert (node.kernel.tables, node.kernel.is_policed) == (before, True)
+    assert "that were kept" in node.conditions.problems()[managing.CONDITION]
+    for refused in (
+        lambda: node.manager.admit(record(4), DB),
+        lambda: node.set(generation=2),
+        lambda: node.manager.set_labels("w1", DB),
+        node.manager.repair,
+    ):
+        with pytest.raises(KernelRefused, match="that were kept"):
+            refused()
+    assert node.kernel.tables == before
+    node.forget("w3")
+    shutil.rmtree(node.directory)
+    kept.rename(node.directory)
+    node.manager.repair()
+    assert node.reaches(1, 2)
+    assert not node.reaches(4, 2)
+    assert node.conditions.problems() == {}
+
+
+def test_before_attachments_are_recovered(node: Node) -> None:
+    """Policies of one source do not take away another's, nor identities."""
+    node.set(WEB_TO_DB)
+    node.admit(1, WEB)
+    node.admit(2, DB)
+    before = node.kernel.tables
+    node.manager = Manager(node.kernel, Store(node.directory), node.conditions)
+    with pytest.raises(Unavailable, match="not recovered yet"):
+        node.set(source="files")
+    assert (node.kernel.tables, node.kernel.is_policed) == (before, True)
+    node.manager.adopt(list(node.records.values()))
+    node.set(source="files")
+    assert node.kernel.tables == before
+
+
+def test_flows_that_cannot_be_cut_are_a_problem(node: Node) -> None:
+    """Until a repair cuts them."""
+    node.admit(1, WEB)
+    node.admit(2, DB)
+    node.kernel.keeps_flows = True
+    node.set(WEB_TO_DB)
+    assert "not cut" in node.conditions.problems()[managing.CONDITION]
+    assert not node.manager.is_loaded()
+    assert "not cut" in node.manager.differs()
+    node.manager.repair()
+    assert not node.manager.is_loaded()
+    node.kernel.keeps_flows = False
+    node.manager.repair()
+    assert node.manager.is_loaded()
+    assert node.manager.differs() == ""
+    assert node.conditions.problems() == {}
+
+
+def test_an_address_is_given_away_without_its_flows(node: Node) -> None:
+    """If they cannot be cut, it is not given away."""
+    node.set(WEB_TO_DB)
+    one = node.admit(1, WEB)
+    node.admit(2, DB)
+    node.forget("w1")
+    node.kernel.keeps_flows = True
+    node.admit(3, WEB)
+    with pytest.raises(KernelRefused, match="list flows"):
+        node.admit(1, None, "next")
+    node.kernel.keeps_flows = False
+    node.admit(1, None, "next")
+    assert node.kernel.ended[-1] == set(one.ips)
 
 
 def test_watchers_get_the_latest_state(node: Node) -> None:

@@ -13,6 +13,15 @@ If an identity of their ends has changed, they get the new mark, so that they
 are found by it the next time.
 
 Flows that the node began are not touched: it reaches its workloads.
+
+A flow of a workload that has ended is cut, too: the peer could keep it alive,
+and would reach the next workload that has the address. Its mark says that the
+end was a workload's; for flows from before there were policies, the caller says
+which addresses are no longer in use.
+
+The marks of flows are not always those of now: policies may have been switched
+off meanwhile, or the service killed between a change and its cuts. So a first
+load, and a start, look at all flows.
 """
 
 from __future__ import annotations
@@ -34,7 +43,6 @@ type Selection = tuple[int, int]
 type Allowed = Callable[[IPAddress, IPAddress, int, int], bool]
 """Source, destination, number of the protocol, port (0 if it has none)."""
 
-UNMARKED: Final[Selection] = (0, 0xFFFFFFFF)
 _LISTS: Final = 4  # of as many selections; a list is a walk over the table
 _SOURCE: Final = allocs.CONNTRACK_MARK_SOURCE
 _DESTINATION: Final = allocs.CONNTRACK_MARK_DESTINATION
@@ -44,11 +52,13 @@ _DESTINATION: Final = allocs.CONNTRACK_MARK_DESTINATION
 class Judge:
     """allowed: whether policies allow a flow, now. identity: of an address,
     now; 0: the world, or not known. is_local: whether an address is the node's.
+    ended: addresses of workloads that have ended; none has them now.
     """
 
     allowed: Allowed
     identity: Callable[[IPAddress], Identity]
     is_local: Callable[[IPAddress], bool]
+    ended: Collection[IPAddress] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,32 +72,33 @@ class Revoked:
     marked: int
 
 
-def selections(changed: Collection[Identity], *, unmarked: bool = False) -> list[Selection]:
-    """Return how to find the flows of identities. unmarked: also those from
-    before the first policy. Pure.
+def selections(changed: Collection[Identity], *, every: bool = False) -> list[Selection]:
+    """Return how to find the flows of identities. every: all flows, whatever
+    their mark. Pure.
     """
+    if every:
+        return [marks.ALL]
     found = [(identity << 16, _SOURCE) for identity in changed]
-    found += [(identity, _DESTINATION) for identity in changed]
-    return [*found, UNMARKED] if unmarked else found
+    return found + [(identity, _DESTINATION) for identity in changed]
 
 
 def revoke(
     changed: Collection[Identity],
     judge: Judge,
     *,
-    unmarked: bool = False,
+    every: bool = False,
     sockets: SocketPool | None = None,
 ) -> Revoked:
     """Cut flows, after the change is loaded. It can be repeated.
 
     changed: identities about which tables changed: whose pairs, ports, ranges
     of the world or isolation are others; and, of an address that has another
-    identity, the former one. unmarked: see `selections`; for the first load of
+    identity, the former one. every: see `selections`; for the first load of
     policies, and after a start that does not know what was cut.
     sockets: of marks.open_socket, or digest.open_socket. Raises NetlinkError,
     OSError, or what `judge` raises; some flows may be cut then.
     """
-    wanted = selections(changed, unmarked=unmarked)
+    wanted = selections(changed, every=every)
     if not wanted:
         return Revoked(0, (), 0)
     with marks.open_socket() if sockets is None else sockets.socket() as sock:
@@ -127,7 +138,21 @@ def _is_judged(flow: Flow, judge: Judge) -> bool:
 
 
 def _is_allowed(flow: Flow, judge: Judge) -> bool:
-    return judge.allowed(flow.source, flow.destination, flow.protocol, flow.port)
+    return not _has_ended(flow, judge) and judge.allowed(
+        flow.source, flow.destination, flow.protocol, flow.port
+    )
+
+
+def _has_ended(flow: Flow, judge: Judge) -> bool:
+    """Whether an end of the flow was a workload's, and is nobody's now. The
+    mark of a flow between others is not ours.
+    """
+    ends = ((flow.source, flow.mark & _SOURCE), (flow.destination, flow.mark & _DESTINATION))
+    if any(ip in judge.ended for ip, _ in ends):
+        return True
+    return bool(_mark(flow, judge)) and any(
+        was and not judge.identity(ip) and not judge.is_local(ip) for ip, was in ends
+    )
 
 
 def _mark(flow: Flow, judge: Judge) -> int:

@@ -192,14 +192,12 @@ def _requirement(path: str, message: pb.Requirement) -> Requirement:
 def _networks(path: str, message: pb.Networks) -> Networks:
     prefixes = _each(f"{path}.prefixes", message.prefixes, _network)
     excepts = _each(f"{path}.excepts", message.excepts, _network)
+    known, lengths = frozenset(prefixes), {prefix.prefixlen for prefix in prefixes}
     for number, one in enumerate(excepts):
-        if not any(_lies_in(one, prefix) for prefix in prefixes):
+        around = (one.supernet(new_prefix=size) for size in lengths if size <= one.prefixlen)
+        if known.isdisjoint(around):
             raise _wrong(f"{path}.excepts[{number}]", str(one), "lies in none of the prefixes")
     return Networks(prefixes, excepts)
-
-
-def _lies_in(one: IPNetwork, other: IPNetwork) -> bool:
-    return one.version == other.version and one.subnet_of(other)  # type: ignore[arg-type]
 
 
 def _network(path: str, text: str) -> IPNetwork:

@@ -81,7 +81,7 @@ def load(tables: Tables, *, policed: bool = True) -> None:
     PolicyKernel().replace(tables, policed=policed)
 
 
-def cut(tables: Tables, *changed: int, unmarked: bool = False) -> Revoked:
+def cut(tables: Tables, *changed: int, every: bool = False) -> Revoked:
     """Judge as the tables say."""
 
     def identity(ip: IPAddress) -> int:
@@ -94,7 +94,7 @@ def cut(tables: Tables, *changed: int, unmarked: bool = False) -> Revoked:
 
     own = {ip_address(one) for one in ADDRESSES[NODE].values()}
     own |= {allocs.FIRST_HOP_IPV4, allocs.FIRST_HOP_IPV6}
-    return revoke(changed, Judge(allowed, identity, own.__contains__), unmarked=unmarked)
+    return revoke(changed, Judge(allowed, identity, own.__contains__), every=every)
 
 
 @contextlib.contextmanager
@@ -159,7 +159,7 @@ def test_what_is_allowed_goes_on(version: int) -> None:
             client = connect("pod", ADDRESSES["pod-b"][version], 81)
             with client, listener.accept()[0] as peer:
                 load(now)
-                found = cut(now, 5, 7, unmarked=True)
+                found = cut(now, 5, 7, every=True)
                 assert [one.port for one in found.cut] == [81]
                 assert goes_on(*kept)
                 assert goes_on(*reversed(kept))
@@ -176,12 +176,12 @@ def test_flows_older_than_the_first_policy(version: int, many: bool) -> None:
     with connected(version, "pod", "pod-b") as denied, connected(version, "pod", "overlay") as kept:
         assert {mark for _, mark in marks()} == {0}
         load(CLOSED)
-        found = cut(CLOSED, *changed, unmarked=True)
+        found = cut(CLOSED, *changed, every=True)
         assert (len(found.cut), found.marked) == (1, 1)
         assert not goes_on(*denied)
         assert goes_on(*kept)
         assert 5 << 16 | 9 in {mark for _, mark in marks()}
-        assert not cut(CLOSED, *changed, unmarked=True).cut
+        assert not cut(CLOSED, *changed, every=True).cut
 
 
 @FAMILIES

@@ -13,11 +13,16 @@ from metropolis.node.core.network.workloads.model import IPAddress
 
 
 class FakeKernel:
-    """refuses: whether it refuses changes. transactions: how many it made."""
+    """refuses: whether it refuses changes. keeps_flows: whether it refuses to
+    cut flows. transactions: how many it made. ended: the addresses of each
+    call to cut flows.
+    """
 
     def __init__(self) -> None:
         self.tables = Tables()
         self.refuses = False
+        self.keeps_flows = False
+        self.ended: list[set[IPAddress]] = []
         self.transactions = 0
         self.is_policed = False
 
@@ -59,8 +64,18 @@ class FakeKernel:
             _changed(now.world_ingress, removed.world_ingress, added.world_ingress),
         )
 
-    def revoke(self, changed: Collection[Identity], lookup: Lookup, *, unmarked: bool) -> int:
+    def revoke(
+        self,
+        changed: Collection[Identity],
+        lookup: Lookup,
+        *,
+        every: bool,
+        ended: Collection[IPAddress] = (),
+    ) -> int:
         """See Kernel. There are no flows."""
+        if self.keeps_flows:
+            raise KernelRefused("policies: list flows: no memory")
+        self.ended.append(set(ended))
         return 0
 
     def policed(self) -> bool:
