@@ -12,7 +12,9 @@ ask for.
 A change is kept in a file before it is applied, and what was kept before comes
 back if it is refused. So a restart has what the last answer said; a call that
 got none may be in force or not. A restart compares with the kernel's tables,
-which stay in force until then, whatever became of the service meanwhile.
+which stay in force until then, whatever became of the service meanwhile; also
+if the files cannot be read. It judges all flows, since its predecessor may have
+ended before it cut those that a change forbids.
 
 One lock for all: a change takes as long as its compilation and transaction.
 """
@@ -112,36 +114,54 @@ class Manager:
         self._closed = False
         self._attachments = Attachments()
         self._sources: dict[str, Source] = {}
+        # Attachments of a start, until what was kept has been read.
+        self._adopting: list[Record] | None = None
         self._compiler: Compiler | None = None
         self._evaluator: Evaluator | None = None  # of the present world
         self._tables = Tables()  # wanted
         # What the kernel has; None: it must be read.
         self._loaded: Tables | None = None
         self._policed = False  # and whether it has policies
+        self._uncut = True  # there may be flows that are not allowed any more
 
     # ---- Attachments: engine.policies.Policies ------------------------------
 
     def adopt(self, records: Sequence[Record]) -> None:
         """See Policies."""
         with self._changed:
+            self._adopting = list(records)
             try:
-                were_there = self._store.open()
-                self._sources = {
-                    name: _kept_source(name, kept) for name, kept in self._store.sources()
-                }
-                self._store.keep_workloads({one.workload_id for one in records})
-                for record in records:
-                    self._attachments.put(_member(record))
-                    if not were_there or self._store.has_workload(record.workload_id):
-                        kept = self._kept(record.workload_id)
-                        self._attachments.identify(record.workload_id, kept)
-            except OSError as error:
-                log.error("policies: %s", error)
-            try:
+                self._recover()
                 self._apply()
             except WorkloadError as error:
                 self._conditions.set(CONDITION, f"not in force: {error}")
                 log.error("policies are not in force: %s", error)
+
+    def _recover(self) -> None:
+        """Take over attachments and what was kept, once. Raises KernelRefused
+        if that cannot be read; then nothing must be applied, since the kernel's
+        tables are all that is known.
+        """
+        if self._adopting is None:
+            return
+        try:
+            are_whole = self._store.open()
+            sources = {name: _kept_source(name, kept) for name, kept in self._store.sources()}
+            self._store.keep_workloads({one.workload_id for one in self._adopting})
+            attachments = Attachments()
+            for record in self._adopting:
+                attachments.put(_member(record))
+                if self._store.has_workload(record.workload_id):
+                    attachments.identify(record.workload_id, self._kept(record.workload_id))
+                elif not are_whole:
+                    # Written down, for later starts find a whole directory.
+                    attachments.identify(record.workload_id, _UNKNOWN)
+                    self._write(record.workload_id, _UNKNOWN)
+            self._store.complete()
+        except OSError as error:
+            raise KernelRefused(f"read what was kept of policies: {error}") from error
+        self._attachments, self._sources, self._adopting = attachments, sources, None
+        self._compiler = None
 
     def _kept(self, workload_id: str) -> Identity:
         """Return what a workload is, from its file."""
@@ -179,8 +199,14 @@ class Manager:
     def forget(self, records: Sequence[Record]) -> None:
         """See Policies."""
         with self._changed:
+            if self._adopting is not None:
+                ended = {(*_key(one), one.host_ifindex) for one in records}
+                self._adopting = [
+                    one for one in self._adopting if (*_key(one), one.host_ifindex) not in ended
+                ]
+                return
             for record in records:
-                self._drop((record.workload_id, record.if_name), record.host_ifindex)
+                self._drop(_key(record), record.host_ifindex)
             try:
                 self._apply()
             except WorkloadError as error:
@@ -263,6 +289,7 @@ class Manager:
     def replace_policies(self, source: Source) -> None:
         """Do as set_policies, for a source that counts no generations."""
         with self._changed:
+            self._recover()
             before = self._sources.get(source.name)
             generation = 1 if before is None else before.generation + 1
         self.set_policies(replace(source, generation=generation))
@@ -321,25 +348,35 @@ class Manager:
         element. Raises KernelRefused.
         """
         with self._changed:
-            return self._loaded is not None and self._kernel.policed() is self._has_policies()
+            if self._adopting is not None or self._loaded is None or self._owes_cuts():
+                return False
+            return self._kernel.policed() is self._has_policies()
 
     def differs(self) -> str:
         """Return how the kernel's tables differ from what they should be, for
         people, or "". Raises KernelRefused.
         """
         with self._changed:
+            if self._adopting is not None:
+                return "what was kept of policies has not been read"
             loaded = self._kernel.read()
-            if loaded is None:
-                return "the elements of policies are missing" if self._has_policies() else ""
+            if loaded is None and self._has_policies():
+                return "the elements of policies are missing"
             if self._kernel.policed() is not self._has_policies():
-                return "policies are switched off" if self._has_policies() else "are switched on"
-            return words(difference(loaded, self._tables))
+                return f"policies are switched {'off' if self._has_policies() else 'on'}"
+            if loaded is not None and (differs := words(difference(loaded, self._tables))):
+                return differs
+            return "flows that are not allowed any more live on" if self._owes_cuts() else ""
+
+    def _owes_cuts(self) -> bool:
+        return self._uncut and self._has_policies()
 
     def repair(self) -> str:
         """Have the kernel's tables as they should be; return what differed, for
         people, or "". Raises KernelRefused.
         """
         with self._changed:
+            self._recover()
             self._loaded = None
             return self._apply()
 
@@ -350,6 +387,7 @@ class Manager:
         """Take back what was done if the block fails, last first."""
         undo: list[Callable[[], None]] = []
         try:
+            self._recover()
             yield undo
         except BaseException as error:
             for back in reversed(undo):
@@ -374,7 +412,9 @@ class Manager:
         policed = self._has_policies()
         was = loaded is not None and (self._kernel.policed() if known is None else self._policed)
         if loaded is None and not policed:
-            pass  # the tables may not be there yet, and nothing is wanted
+            # The tables may not be there yet, and nothing is wanted.
+            if self._kernel.policed():
+                self._kernel.replace(_NOTHING, policed=False)
         elif change or was is not policed:
             try:
                 if loaded is None:
@@ -385,8 +425,9 @@ class Manager:
                 # It knows tables that the kernel has not.
                 self._compiler = None
                 raise
-            if policed:
-                self._revoke(change, wanted, everything=known is None or not was)
+        if policed:
+            self._uncut = self._uncut or known is None or not was
+            self._revoke(change, wanted)
         if loaded is not None or policed:
             self._loaded, self._policed = wanted, policed
         self._tables = wanted
@@ -403,16 +444,21 @@ class Manager:
         present = set(wanted.identities.values()) if rows else None
         self._kernel.apply(change.removed, change.added, policed=policed, present=present)
 
-    def _revoke(self, change: Difference, wanted: Tables, *, everything: bool) -> None:
+    def _revoke(self, change: Difference, wanted: Tables) -> None:
+        """Cut what a change, or one before it that failed here, forbids."""
+        everything = self._uncut
         changed = set(wanted.identities.values()) if everything else touched(change)
         if not changed and not everything:
             return
+        # Until it has ended, also if it ends by an error.
+        self._uncut = True
         try:
             cut = self._kernel.revoke(changed, Lookup(wanted), unmarked=everything)
         except WorkloadError as error:
-            # New flows are judged; only old ones live on.
+            # New flows are judged; only old ones live on, see `differs`.
             log.error("policies: flows that are not allowed any more are not cut: %s", error)
             return
+        self._uncut = False
         if cut:
             log.info("policies: cut %d flows that are not allowed any more", cut)
 
@@ -485,7 +531,11 @@ def words(change: Difference) -> str:
 
 
 def _member(record: Record) -> Member:
-    return Member((record.workload_id, record.if_name), record.host_ifindex, record.ips)
+    return Member(_key(record), record.host_ifindex, record.ips)
+
+
+def _key(record: Record) -> Key:
+    return record.workload_id, record.if_name
 
 
 def _kept_source(name: str, request: pb.SetPoliciesRequest | None) -> Source:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -235,6 +236,88 @@ def test_a_file_that_cannot_be_read_isolates(node: Node) -> None:
     node.set(WEB_TO_DB)
     node.manager.set_labels("w1", WEB)
     assert node.reaches(1, 2)
+
+
+def test_a_lost_directory_stays_lost(node: Node) -> None:
+    """The next start finds a directory, but nobody has said anything."""
+    node.admit(1, WEB)
+    shutil.rmtree(node.directory)
+    node.again()
+    node.again()
+    node.set(WEB_TO_DB)
+    node.admit(3, DB)
+    assert node.manager.state().unknown == ("w1",)
+    assert not node.reaches(1, 3)
+
+
+@pytest.mark.parametrize("unreadable", [".", "sources", "workloads"])
+def test_files_that_cannot_be_read_leave_all_in_force(node: Node, unreadable: str) -> None:
+    """What the kernel has is all that is known then."""
+    node.set(WEB_TO_DB)
+    for number, identity in ((1, WEB), (2, DB), (3, None)):
+        node.admit(number, identity)
+    before = node.kernel.tables
+    path = node.directory / unreadable
+    moved = path.rename(node.directory.with_name("moved"))
+    path.write_text("no directory")
+    node.again()
+    assert (node.kernel.tables, node.kernel.is_policed) == (before, True)
+    assert "not in force" in node.conditions.problems()[managing.CONDITION]
+    assert not node.manager.is_loaded()
+    assert node.manager.differs()
+    for call in (*CALLS.values(), lambda node: node.manager.repair()):
+        with pytest.raises(KernelRefused):
+            call(node)
+    node.forget("w1")
+    assert (node.kernel.tables, node.kernel.is_policed) == (before, True)
+    path.unlink()
+    moved.rename(path)
+    assert node.manager.repair()
+    assert node.conditions.problems() == {}
+    assert node.manager.is_loaded()
+    assert set(node.kernel.tables.identities) == {
+        ip for one in node.records.values() for ip in one.ips
+    }
+    assert not node.reaches(3, 2)
+
+
+def test_a_start_judges_all_flows(node: Node) -> None:
+    """The service may have ended between a change and its cuts."""
+    node.set(WEB_TO_DB)
+    node.admit(1, WEB)
+    node.admit(2, DB)
+    node.kernel.revoked.clear()
+    node.again()
+    everybody = set(node.kernel.tables.identities.values())
+    assert node.kernel.revoked == [(everybody, True)]
+    node.admit(3, None)
+    assert (everybody, True) not in node.kernel.revoked[1:]
+
+
+def test_cuts_that_fail_are_made_up_for(node: Node) -> None:
+    node.admit(1, WEB)
+    node.admit(2, DB)
+    node.set(WEB_TO_DB)
+    node.kernel.refuses_to_cut = True
+    node.set(replace(WEB_TO_DB, ingress=()), generation=2)
+    assert not node.reaches(1, 2)
+    assert not node.manager.is_loaded()
+    assert "flows" in node.manager.differs()
+    node.kernel.refuses_to_cut = False
+    node.kernel.revoked.clear()
+    node.manager.repair()
+    assert node.kernel.revoked == [(set(node.kernel.tables.identities.values()), True)]
+    assert node.manager.is_loaded()
+    assert node.manager.differs() == ""
+
+
+def test_what_others_left_is_switched_off(node: Node) -> None:
+    """Elements that no policies make; and there are no policies."""
+    node.kernel.is_foreign = node.kernel.is_policed = True
+    assert not node.manager.is_loaded()
+    assert node.manager.differs() == "policies are switched on"
+    node.again()
+    assert not node.kernel.is_policed
 
 
 CALLS: dict[str, Callable[[Node], object]] = {

@@ -13,20 +13,28 @@ from metropolis.node.core.network.workloads.model import IPAddress
 
 
 class FakeKernel:
-    """refuses: whether it refuses changes. transactions: how many it made."""
+    """refuses: whether it refuses changes. transactions: how many it made.
+    revoked: of each call of `revoke`, the identities, and `unmarked`.
+    refuses_to_cut: whether `revoke` fails. is_foreign: whether there are
+    elements that no policies make.
+    """
 
     def __init__(self) -> None:
         self.tables = Tables()
         self.refuses = False
         self.transactions = 0
         self.is_policed = False
+        self.is_foreign = False
+        self.refuses_to_cut = False
+        self.revoked: list[tuple[set[Identity], bool]] = []
 
     def read(self) -> Tables | None:
         """See Kernel."""
-        return self.tables
+        return None if self.is_foreign else self.tables
 
     def replace(self, tables: Tables, *, policed: bool) -> None:
         """See Kernel."""
+        self.is_foreign = self.is_foreign and self.refuses
         self.apply(self.tables, tables, policed=policed, present=None)
 
     def apply(
@@ -61,6 +69,9 @@ class FakeKernel:
 
     def revoke(self, changed: Collection[Identity], lookup: Lookup, *, unmarked: bool) -> int:
         """See Kernel. There are no flows."""
+        if self.refuses_to_cut:
+            raise KernelRefused("conntrack: no memory")
+        self.revoked.append((set(changed), unmarked))
         return 0
 
     def policed(self) -> bool:
