@@ -103,7 +103,7 @@ def identity(**fields: Any) -> workload_pb2.Identity:
     return workload_pb2.Identity(**fields)
 
 
-PORT = {"protocol": pb.TCP, "port": 80}
+PORT: dict[str, Any] = {"protocol": pb.TCP, "port": 80}
 ETH0, W2 = end("w1", "eth0"), end("w2")
 REFUSED: dict[str, tuple[str, Any, Code, str]] = {
     "two policies of a name": (
@@ -259,10 +259,7 @@ def test_a_watch_gets_the_latest_state_and_ends(node: Node) -> None:
     others = node.methods.watch_policies(b"", Watch())
     next(others)
     rest: list[bytes] = []
-    threads = [
-        threading.Thread(target=lambda one=one: rest.extend(one))  # type: ignore[misc]
-        for one in (states, others)
-    ]
+    threads = [threading.Thread(target=rest.extend, args=(one,)) for one in (states, others)]
     for thread in threads:
         thread.start()
     watch.end()

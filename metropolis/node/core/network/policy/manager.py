@@ -59,6 +59,8 @@ log = logging.getLogger(__name__)
 CONDITION: Final = "policies"
 """The key of the problem of tables that are not as they should be."""
 
+GENERATION_MAX: Final = (1 << 64) - 1
+
 _UNKNOWN: Final = Identity(known=False)
 _NOTHING: Final = Tables()
 
@@ -291,7 +293,7 @@ class Manager:
         with self._changed:
             self._recover()
             before = self._sources.get(source.name)
-            generation = 1 if before is None else before.generation + 1
+            generation = 1 if before is None else min(before.generation + 1, GENERATION_MAX)
         self.set_policies(replace(source, generation=generation))
 
     def state(self) -> State:

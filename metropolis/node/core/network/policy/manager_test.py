@@ -250,6 +250,10 @@ def test_a_lost_directory_stays_lost(node: Node) -> None:
     assert not node.reaches(1, 3)
 
 
+def repair(node: Node) -> str:
+    return node.manager.repair()
+
+
 @pytest.mark.parametrize("unreadable", [".", "sources", "workloads"])
 def test_files_that_cannot_be_read_leave_all_in_force(node: Node, unreadable: str) -> None:
     """What the kernel has is all that is known then."""
@@ -265,7 +269,7 @@ def test_files_that_cannot_be_read_leave_all_in_force(node: Node, unreadable: st
     assert "not in force" in node.conditions.problems()[managing.CONDITION]
     assert not node.manager.is_loaded()
     assert node.manager.differs()
-    for call in (*CALLS.values(), lambda node: node.manager.repair()):
+    for call in (*CALLS.values(), repair):
         with pytest.raises(KernelRefused):
             call(node)
     node.forget("w1")
@@ -407,6 +411,12 @@ def test_forget_outlives_a_refusal(node: Node) -> None:
     assert set(node.kernel.tables.identities) == {
         ip for one in node.records.values() for ip in one.ips
     }
+
+
+def test_a_source_that_counts_none_replaces_any_generation(node: Node) -> None:
+    node.set(DENY_ALL, source="files", generation=(1 << 64) - 1)
+    node.manager.replace_policies(Source("files", policies=(WEB_TO_DB,)))
+    assert [policy.name for _, policy in node.manager.state().policies] == ["shop/db"]
 
 
 def test_an_old_generation(node: Node) -> None:
