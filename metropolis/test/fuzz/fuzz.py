@@ -2,7 +2,8 @@
 """Fuzz all targets, or some, for a time: `run :fuzz -- --seconds N`.
 
     --target NAME   only this one; may be repeated
-    --runs N        this many inputs each, in place of a time; with
+    --runs N        this many inputs each, in place of a time (fewer of slow
+                    targets); with
     --seed N        the same ones every time
     --keep          add inputs that reach new code to the corpus in the tree
     --json          last line: {"ok", "inputs", "targets": {name: inputs}}
@@ -14,6 +15,7 @@ status is 1. `--replay NAME HEX` gives a target that input again.
 
 import argparse
 import json
+import logging
 import os
 import re
 import subprocess
@@ -35,7 +37,13 @@ _NAMES = (
     "dhcp_exchange",
     "workload_request",
     "cluster_store",
+    "policy_elements",
+    "policy_yaml",
+    "policy_request",
+    "policy_files",
 )
+# What a run takes, of targets that compile policies and write files.
+_SLOW = {"policy_request": 16, "policy_files": 16}
 _MAX_LENGTH = 4096  # bytes of an input
 _INPUT_S = 20  # limit for one input
 
@@ -46,6 +54,7 @@ def _child(target: str, arguments: list[str]) -> None:
 
     with atheris.instrument_imports(include=["osbase", "metropolis"]):
         from metropolis.test.fuzz.targets import TARGETS
+    logging.disable()  # of what is refused, thousands of times
     atheris.Setup([sys.argv[0], *arguments], TARGETS[target])
     atheris.Fuzz()
 
@@ -144,10 +153,11 @@ def main(arguments: list[str]) -> int:
         keep = Path(workspace, "metropolis/test/fuzz/corpus")
     targets = chosen.target or list(_NAMES)
     share = max(1, chosen.seconds // len(targets))
-    limit = f"-runs={chosen.runs}" if chosen.runs else f"-max_total_time={share}"
     counts: dict[str, int | None] = {}
     for target in targets:
         began = time.monotonic()
+        runs = chosen.runs and max(1, chosen.runs // _SLOW.get(target, 1))
+        limit = f"-runs={runs}" if runs else f"-max_total_time={share}"
         counts[target] = _fuzz(target, [limit, f"-seed={chosen.seed}"], keep)
         taken = time.monotonic() - began
         told = f"{target}: {counts[target] or 0:,} inputs in {taken:.0f} s"

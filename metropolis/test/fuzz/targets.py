@@ -4,8 +4,10 @@
 import contextlib
 import dataclasses
 import json
+import tempfile
 from collections.abc import Callable
 from ipaddress import IPv4Address, ip_address, ip_network
+from pathlib import Path
 from typing import Final
 
 from metropolis.node.core import config
@@ -15,17 +17,30 @@ from metropolis.node.core.network.cni import protocol, result
 from metropolis.node.core.network.cni import wire as cni_wire
 from metropolis.node.core.network.cni.protocol import Add, CniError
 from metropolis.node.core.network.overlay.mesh import Identity, Peer
+from metropolis.node.core.network.policy import kernel as policy_kernel
+from metropolis.node.core.network.policy import messages as policy_messages
+from metropolis.node.core.network.policy import wire as policy_wire
+from metropolis.node.core.network.policy.api import Methods
+from metropolis.node.core.network.policy.kubernetes import convert
+from metropolis.node.core.network.policy.manager import Manager
+from metropolis.node.core.network.policy.sources import Source
+from metropolis.node.core.network.policy.store import Store
+from metropolis.node.core.network.policy.tables import Tables
+from metropolis.node.core.network.policy.testing import fake as policy_fake
 from metropolis.node.core.network.workloads.api import wire
+from metropolis.node.core.network.workloads.conditions import Conditions
 from metropolis.node.core.network.workloads.datapath import names, plan, repairs
+from metropolis.node.core.network.workloads.datapath.interface import Record
 from metropolis.node.core.network.workloads.datapath.parts import Parts
 from metropolis.node.core.network.workloads.datapath.registry import PARTS
 from metropolis.node.core.network.workloads.engine.engine import Engine
 from metropolis.node.core.network.workloads.errors import InvalidArgument, WorkloadError
 from metropolis.node.core.network.workloads.model import Attachment, Checked, Finding, routes_of
+from metropolis.node.core.network.workloads.model import Identity as WorkloadIdentity
 from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 from metropolis.node.core.network.workloads.testing.fake import FakeDatapath, FakeKernel
 from metropolis.node.core.network.workloads.validate import show
-from osbase.conntrack import delete, sources
+from osbase.conntrack import delete, marks, sources
 from osbase.net.dhcp4 import lease, packet
 from osbase.net.dhcp4.machine import Machine
 from osbase.netlink import message
@@ -36,8 +51,12 @@ from osbase.netlink.link import Link, parse_link, parse_link_removed
 from osbase.netlink.message import Request
 from osbase.netlink.route import parse_route
 from osbase.netlink.transport import NetlinkSocket
+from osbase.nftables import listing
+from osbase.rpc.call import Call
 
 _MAC: Final = bytes.fromhex("020000000001")
+_MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None
+_WEB: Final = WorkloadIdentity("shop", {"app": "web"})
 
 
 def netlink_messages(data: bytes) -> None:
@@ -110,6 +129,24 @@ def tracked_flows(data: bytes) -> None:
             for entry in delete.matching(found, [one]):
                 delete.flow(entry)
                 delete.deletion(entry)
+    for entry in found:
+        with contextlib.suppress(ProtocolError):
+            flow = marks.parse(entry)
+            marks.marking(flow, 7)
+            marks.deletion(flow)
+
+
+def policy_elements(data: bytes) -> None:
+    """Fuzz the listed elements of policies' sets: the first byte is the set."""
+    chosen = policy_kernel.SETS[data[0] % len(policy_kernel.SETS)] if data else "pairs"
+    found: list[listing.Listed] = []
+    try:
+        for one in message.decode(data[1:]):
+            found += listing.parse(one)
+    except ProtocolError:
+        return
+    with contextlib.suppress(policy_kernel.PolicyKernelError):
+        policy_kernel.encode_tables(policy_kernel.decode_tables({chosen: found}))
 
 
 def netlink_conversation(data: bytes) -> None:
@@ -280,6 +317,89 @@ def workload_request(data: bytes) -> None:
         engine.close()
 
 
+def policy_yaml(data: bytes) -> None:
+    """Fuzz policies' files: two, at an empty line with a dash."""
+    first, _, second = data.partition(b"\n-\n")
+    read = convert.read_all([("a.yaml", first), ("b.yaml", second)])
+    names_of = [one.name for one in read.policies]
+    assert len(set(names_of)) == len(names_of)
+    for one in read.policies:
+        # What a file says can be kept and read back, or is refused.
+        with contextlib.suppress(InvalidArgument):
+            assert policy_wire.policies([policy_messages.policy(one)])
+
+
+class _NoDeadline(Call):
+    """See Call."""
+
+    def time_remaining(self) -> float:
+        return 1.0
+
+
+def _record(number: int) -> Record:
+    ips = (ip_address(f"10.0.0.{number}"), ip_address(f"fd00::{number}"))
+    return Record(f"w{number}", "eth0", 1, f"wl{number}", number, 2, _MAC, 1500, ips, b"")
+
+
+def _manager(directory: str, kernel: policy_fake.FakeKernel) -> Manager:
+    manager = Manager(kernel, Store(directory), Conditions())
+    manager.adopt([_record(1), _record(2)])
+    return manager
+
+
+def _is_restored(directory: str, kernel: policy_fake.FakeKernel) -> None:
+    """A start finds in its files what is in force."""
+    before = kernel.tables
+    _manager(directory, kernel)
+    assert kernel.tables == before
+
+
+def policy_request(data: bytes) -> None:
+    """Fuzz calls of policies: each is a byte for the method, two of length, and
+    the request.
+    """
+    with tempfile.TemporaryDirectory(dir=_MEMORY) as directory:
+        kernel = policy_fake.FakeKernel()
+        manager = _manager(directory, kernel)
+        methods = Methods(manager)
+        calls = (methods.set_policies, methods.set_labels, methods.explain, methods.get_policies)
+        rest = data
+        while rest:
+            length = int.from_bytes(rest[1:3])
+            request, chosen, rest = rest[3 : 3 + length], rest[0] % 5, rest[3 + length :]
+            try:
+                if chosen < len(calls):
+                    calls[chosen](request, _NoDeadline())
+                else:
+                    intent = wire.attach_intent(wire.decode(pb.AttachRequest, request))
+                    manager.admit(_record(2), intent.identity)
+            except WorkloadError as error:
+                assert str(error).isprintable(), error
+                assert str(error).isascii() or not isinstance(error, InvalidArgument)
+        _is_restored(directory, kernel)
+
+
+def policy_files(data: bytes) -> None:
+    """Fuzz what a manager has kept: a byte for the file, two of length, and the
+    content. What cannot be read isolates, and can be set again.
+    """
+    with tempfile.TemporaryDirectory(dir=_MEMORY) as directory:
+        kernel = policy_fake.FakeKernel()
+        manager = _manager(directory, kernel)
+        manager.set_policies(Source("api", 1))
+        manager.set_labels("w1", _WEB)
+        kept = sorted(one for one in Path(directory).rglob("*") if one.is_file())
+        rest = data
+        while rest:
+            length = int.from_bytes(rest[1:3])
+            kept[rest[0] % len(kept)].write_bytes(rest[3 : 3 + length])
+            rest = rest[3 + length :]
+        manager = _manager(directory, kernel)
+        _is_restored(directory, kernel)
+        manager.replace_policies(Source("api"))
+        assert kernel.tables == Tables()
+
+
 _NODES: Final = ("me", "a", "b", "c")
 _POD_NETWORKS: Final = (
     records.PodNetwork(ip_network("10.0.0.0/24"), 26),
@@ -362,5 +482,9 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
         dhcp_exchange,
         workload_request,
         cluster_store,
+        policy_elements,
+        policy_yaml,
+        policy_request,
+        policy_files,
     )
 }

@@ -12,7 +12,9 @@ ask for.
 A change is kept in a file before it is applied, and what was kept before comes
 back if it is refused. So a restart has what the last answer said; a call that
 got none may be in force or not. A restart compares with the kernel's tables,
-which stay in force until then, whatever became of the service meanwhile.
+which stay in force until then, whatever became of the service meanwhile; also
+if the files cannot be read. It judges all flows, since its predecessor may have
+ended before it cut those that a change forbids.
 
 One lock for all: a change takes as long as its compilation and transaction. A
 removal does not wait for so long: what has left is forgotten behind the change.
@@ -63,9 +65,10 @@ PATIENCE_S: Final = 1.0
 CONDITION: Final = "policies"
 """The key of the problem of tables that are not as they should be."""
 
+GENERATION_MAX: Final = (1 << 64) - 1
+
 _UNKNOWN: Final = Identity(known=False)
 _NOTHING: Final = Tables()
-_LAST: Final = 2**64 - 1  # generation of a message
 
 
 class Kernel(Protocol):
@@ -127,13 +130,16 @@ class Manager:
         self._closed = False
         self._attachments = Attachments()
         self._sources: dict[str, Source] = {}
+        # Attachments of a start, until what was kept has been read.
+        self._adopting: list[Record] | None = None
         self._compiler: Compiler | None = None
         self._evaluator: Evaluator | None = None  # of the present world
         self._tables = Tables()  # wanted
         self._leaving: deque[Record] = deque()  # to be forgotten
         self._adopted = False  # the attachments of a start are known
         self._opened = False  # what was kept is known
-        # Addresses of attachments that have ended, whose flows may be tracked.
+        # Addresses of attachments that have ended, whose flows may be tracked;
+        # no more than the node's prefixes have.
         self._ended: set[IPAddress] = set()
         self._uncut = ""  # why flows that are not allowed may live on
         # What the kernel has; None: it must be read.
@@ -164,13 +170,18 @@ class Manager:
         if not self._adopted:
             raise Unavailable("policies: attachments are not recovered yet")
         try:
-            were_there = self._store.open()
+            are_whole = self._store.open()
             sources = {name: _kept_source(name, kept) for name, kept in self._store.sources()}
             workload_ids = {one.key[0] for one in self._attachments}
             self._store.keep_workloads(workload_ids)
             for workload_id in workload_ids:
-                if not were_there or self._store.has_workload(workload_id):
+                if self._store.has_workload(workload_id):
                     self._attachments.identify(workload_id, self._kept(workload_id))
+                elif not are_whole:
+                    # Written down, for later starts find a whole directory.
+                    self._attachments.identify(workload_id, _UNKNOWN)
+                    self._write(workload_id, _UNKNOWN)
+            self._store.complete()
         except OSError as error:
             raise KernelRefused(f"read the policies that were kept: {error}") from error
         self._sources = sources
@@ -341,7 +352,7 @@ class Manager:
         with self._locked():
             before = self._sources.get(source.name)
             # Somebody may have set the last one in the name of this source.
-            generation = 1 if before is None else min(before.generation + 1, _LAST)
+            generation = 1 if before is None else min(before.generation + 1, GENERATION_MAX)
         self.set_policies(replace(source, generation=generation))
 
     def state(self) -> State:
@@ -398,7 +409,7 @@ class Manager:
         element. Raises KernelRefused.
         """
         with self._locked():
-            if self._loaded is None or self._uncut:
+            if not self._opened or self._loaded is None or self._uncut:
                 return False
             return self._kernel.policed() is self._has_policies()
 
@@ -407,12 +418,16 @@ class Manager:
         people, or "". Raises KernelRefused.
         """
         with self._locked():
+            if not self._opened:
+                return "what was kept of policies has not been read"
             loaded = self._kernel.read()
-            if loaded is None:
-                return "the elements of policies are missing" if self._has_policies() else ""
+            if loaded is None and self._has_policies():
+                return "the elements of policies are missing"
             if self._kernel.policed() is not self._has_policies():
-                return "policies are switched off" if self._has_policies() else "are switched on"
-            return words(difference(loaded, self._tables)) or self._uncut
+                return f"policies are switched {'off' if self._has_policies() else 'on'}"
+            if loaded is not None and (differs := words(difference(loaded, self._tables))):
+                return differs
+            return self._uncut
 
     def repair(self) -> str:
         """Have the kernel's tables as they should be; return what differed, for
@@ -455,7 +470,9 @@ class Manager:
         policed = self._has_policies()
         was = loaded is not None and (self._kernel.policed() if known is None else self._policed)
         if loaded is None and not policed:
-            pass  # the tables may not be there yet, and nothing is wanted
+            # The tables may not be there yet, and nothing is wanted.
+            if self._kernel.policed():
+                self._kernel.replace(_NOTHING, policed=False)
         elif change or was is not policed:
             try:
                 if loaded is None:
@@ -489,10 +506,13 @@ class Manager:
         self._kernel.apply(change.removed, change.added, policed=policed, present=present)
 
     def _revoke(self, change: Difference, wanted: Tables, *, everything: bool) -> None:
+        """Cut what a change forbids; everything: and all others before it."""
         changed = set(wanted.identities.values()) if everything else touched(change)
         if not changed and not everything:
             return
         ended = self._nobodys() if everything else ()
+        # Until it has ended, also if it ends by an error.
+        before, self._uncut = self._uncut, self._uncut or "flows may live on that are not allowed"
         try:
             cut = self._kernel.revoke(changed, Lookup(wanted), every=everything, ended=ended)
         except WorkloadError as error:
@@ -500,9 +520,9 @@ class Manager:
             self._uncut = f"flows that are not allowed any more are not cut: {error}"
             log.error("policies: %s", self._uncut)
             return
+        self._uncut = "" if everything else before
         if everything:
             self._ended.clear()
-            self._uncut = ""
         if cut:
             log.info("policies: cut %d flows that are not allowed any more", cut)
 
@@ -575,7 +595,11 @@ def words(change: Difference) -> str:
 
 
 def _member(record: Record) -> Member:
-    return Member((record.workload_id, record.if_name), record.host_ifindex, record.ips)
+    return Member(_key(record), record.host_ifindex, record.ips)
+
+
+def _key(record: Record) -> Key:
+    return record.workload_id, record.if_name
 
 
 def _kept_source(name: str, request: pb.SetPoliciesRequest | None) -> Source:

@@ -240,6 +240,92 @@ def test_a_file_that_cannot_be_read_isolates(node: Node) -> None:
     assert node.reaches(1, 2)
 
 
+def test_a_lost_directory_stays_lost(node: Node) -> None:
+    """The next start finds a directory, but nobody has said anything."""
+    node.admit(1, WEB)
+    shutil.rmtree(node.directory)
+    node.again()
+    node.again()
+    node.set(WEB_TO_DB)
+    node.admit(3, DB)
+    assert node.manager.state().unknown == ("w1",)
+    assert not node.reaches(1, 3)
+
+
+def repair(node: Node) -> str:
+    return node.manager.repair()
+
+
+@pytest.mark.parametrize("unreadable", [".", "sources", "workloads"])
+def test_files_that_cannot_be_read_leave_all_in_force(node: Node, unreadable: str) -> None:
+    """What the kernel has is all that is known then."""
+    node.set(WEB_TO_DB)
+    for number, identity in ((1, WEB), (2, DB), (3, None)):
+        node.admit(number, identity)
+    before = node.kernel.tables
+    path = node.directory / unreadable
+    moved = path.rename(node.directory.with_name("moved"))
+    path.write_text("no directory")
+    node.again()
+    assert (node.kernel.tables, node.kernel.is_policed) == (before, True)
+    assert "not in force" in node.conditions.problems()[managing.CONDITION]
+    assert not node.manager.is_loaded()
+    assert node.manager.differs()
+    for call in (*CALLS.values(), repair):
+        with pytest.raises(KernelRefused):
+            call(node)
+    node.forget("w1")
+    assert (node.kernel.tables, node.kernel.is_policed) == (before, True)
+    path.unlink()
+    moved.rename(path)
+    assert node.manager.repair()
+    assert node.conditions.problems() == {}
+    assert node.manager.is_loaded()
+    assert set(node.kernel.tables.identities) == {
+        ip for one in node.records.values() for ip in one.ips
+    }
+    assert not node.reaches(3, 2)
+
+
+def test_a_start_judges_all_flows(node: Node) -> None:
+    """The service may have ended between a change and its cuts."""
+    node.set(WEB_TO_DB)
+    node.admit(1, WEB)
+    node.admit(2, DB)
+    node.kernel.revoked.clear()
+    node.again()
+    everybody = set(node.kernel.tables.identities.values())
+    assert node.kernel.revoked == [(everybody, True)]
+    node.admit(3, None)
+    assert (everybody, True) not in node.kernel.revoked[1:]
+
+
+def test_cuts_that_fail_are_made_up_for(node: Node) -> None:
+    node.admit(1, WEB)
+    node.admit(2, DB)
+    node.set(WEB_TO_DB)
+    node.kernel.keeps_flows = True
+    node.set(replace(WEB_TO_DB, ingress=()), generation=2)
+    assert not node.reaches(1, 2)
+    assert not node.manager.is_loaded()
+    assert "flows" in node.manager.differs()
+    node.kernel.keeps_flows = False
+    node.kernel.revoked.clear()
+    node.manager.repair()
+    assert node.kernel.revoked == [(set(node.kernel.tables.identities.values()), True)]
+    assert node.manager.is_loaded()
+    assert node.manager.differs() == ""
+
+
+def test_what_others_left_is_switched_off(node: Node) -> None:
+    """Elements that no policies make; and there are no policies."""
+    node.kernel.is_foreign = node.kernel.is_policed = True
+    assert not node.manager.is_loaded()
+    assert node.manager.differs() == "policies are switched on"
+    node.again()
+    assert not node.kernel.is_policed
+
+
 CALLS: dict[str, Callable[[Node], object]] = {
     "policies": lambda node: node.set(DENY_ALL, generation=2),
     "another source": lambda node: node.set(DENY_ALL, source="files"),
@@ -370,6 +456,12 @@ def test_forget_does_not_wait_for_a_long_change(
     assert node.manager.differs() == ""
     node.set(WEB_TO_DB, generation=2)
     assert set(node.kernel.tables.identities) == {*node.records["w2"].ips}
+
+
+def test_a_source_that_counts_none_replaces_any_generation(node: Node) -> None:
+    node.set(DENY_ALL, source="files", generation=(1 << 64) - 1)
+    node.manager.replace_policies(Source("files", policies=(WEB_TO_DB,)))
+    assert [policy.name for _, policy in node.manager.state().policies] == ["shop/db"]
 
 
 def test_an_old_generation(node: Node) -> None:

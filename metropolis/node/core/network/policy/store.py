@@ -4,6 +4,8 @@
     DIRECTORY/sources/NAME       a SetPoliciesRequest, as it came
     DIRECTORY/workloads/DIGEST   a SetLabelsRequest; DIGEST: of the workload's
                                  id, which may have any characters
+    DIRECTORY/complete           empty: a workload without a file is one of
+                                 which nothing was said
 
 The directory is in memory, as the workloads are: both end with the boot. A file
 is written beside its place and renamed, so that a crash leaves the old one or
@@ -36,17 +38,24 @@ class Store:
     def __init__(self, directory: str | Path) -> None:
         self._sources = Path(directory) / "sources"
         self._workloads = Path(directory) / "workloads"
+        self._complete = Path(directory) / "complete"
 
     def open(self) -> bool:
         """Make the directories where they are missing, for the owner alone;
-        remove what was not finished. Return whether they were there.
+        remove what was not finished. Return whether they are complete.
         """
-        was_there = self._workloads.is_dir()
+        is_complete = self._complete.exists() and self._workloads.is_dir()
         for directory in (self._sources, self._workloads):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for path in directory.glob(f"*{_UNFINISHED}"):
                 path.unlink(missing_ok=True)
-        return was_there
+        return is_complete
+
+    def complete(self) -> None:
+        """Say that all workloads have a file of which something was said, or
+        may have been.
+        """
+        self._complete.touch(mode=0o600)
 
     def put_source(self, request: pb.SetPoliciesRequest) -> None:
         """Keep a source's policies in place of those before."""

@@ -15,7 +15,8 @@ from metropolis.node.core.network.workloads.model import IPAddress
 class FakeKernel:
     """refuses: whether it refuses changes. keeps_flows: whether it refuses to
     cut flows. transactions: how many it made. ended: the addresses of each
-    call to cut flows.
+    call to cut flows; revoked: its identities, and `every`. is_foreign: whether
+    there are elements that no policies make.
     """
 
     def __init__(self) -> None:
@@ -25,13 +26,16 @@ class FakeKernel:
         self.ended: list[set[IPAddress]] = []
         self.transactions = 0
         self.is_policed = False
+        self.is_foreign = False
+        self.revoked: list[tuple[set[Identity], bool]] = []
 
     def read(self) -> Tables | None:
         """See Kernel."""
-        return self.tables
+        return None if self.is_foreign else self.tables
 
     def replace(self, tables: Tables, *, policed: bool) -> None:
         """See Kernel."""
+        self.is_foreign = self.is_foreign and self.refuses
         self.apply(self.tables, tables, policed=policed, present=None)
 
     def apply(
@@ -76,6 +80,7 @@ class FakeKernel:
         if self.keeps_flows:
             raise KernelRefused("policies: list flows: no memory")
         self.ended.append(set(ended))
+        self.revoked.append((set(changed), every))
         return 0
 
     def policed(self) -> bool:
