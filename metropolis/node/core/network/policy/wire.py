@@ -150,9 +150,9 @@ def _rules(path: str, messages: Iterable[pb.Rule], tier: Tier) -> tuple[Rule, ..
         if tier is Tier.NAMESPACE and action is not Action.ACCEPT:
             raise _wrong(f"{where}.action", action.value, "the tier NAMESPACE only accepts")
         if message.any_peer and message.peers:
-            raise InvalidArgument(f"{where}.peers: there are some with any_peer", field=where)
+            raise _both(f"{where}.peers", "any_peer")
         if message.any_port and message.ports:
-            raise InvalidArgument(f"{where}.ports: there are some with any_port", field=where)
+            raise _both(f"{where}.ports", "any_port")
         peers = None if message.any_peer else _each(f"{where}.peers", message.peers, _peer)
         ports = None if message.any_port else _each(f"{where}.ports", message.ports, _ports)
         found.append(Rule(peers, ports, action, message.name[:TEXT_MAX]))
@@ -260,6 +260,10 @@ def _port(path: str, number: int) -> int:
     if not 1 <= number <= 0xFFFF:
         raise _wrong(path, number, "must be 1 to 65535")
     return number
+
+
+def _both(path: str, other: str) -> InvalidArgument:
+    return InvalidArgument(f"{path}: there are some with {other}", field=path)
 
 
 def _wrong(path: str, value: str | int, why: str) -> InvalidArgument:

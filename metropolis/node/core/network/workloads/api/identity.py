@@ -75,7 +75,8 @@ def _ports(message: pb.Identity) -> dict[str, tuple[str, int]]:
         if protocol not in _PROTOCOLS:
             raise _wrong(f"{path}.protocol", protocol, f"must be one of {', '.join(_PROTOCOLS)}")
         if not 1 <= one.port <= 0xFFFF:
-            raise InvalidArgument(f"{path}.port {one.port}: must be 1 to 65535", field=path)
+            most = f"{path}.port {one.port}: must be 1 to 65535"
+            raise InvalidArgument(most, field=f"{path}.port")
         found[text(f"{path}.name", one.name)] = (protocol, one.port)
     return found
 
