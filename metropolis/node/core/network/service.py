@@ -175,6 +175,7 @@ class NetworkService:
             overlay_mtu=None if self._overlay is None else self._overlay.mtu,
             guard_link=self._guard_link,
             guard_rules=self._guard_rules,
+            rules_made=lambda: self._rules.made,
         )
 
     async def run(self, ctx: Context) -> None:

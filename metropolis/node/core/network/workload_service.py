@@ -69,10 +69,11 @@ class WorkloadService:
         overlay_mtu: event.Value[int] | None,
         guard_link: Callable[[Ward], Runnable],
         guard_rules: Callable[[Ward], Runnable],
+        rules_made: Callable[[], int],
     ) -> None:
         """uplink_link: None without an uplink. overlay_mtu: bytes; None without
         an overlay. guard_link, guard_rules: return the runnable for a ward of
-        links, or of elements.
+        links, or of elements. rules_made: see policy.ward.
         """
         self._config = config
         self._paths = paths
@@ -83,6 +84,7 @@ class WorkloadService:
         self._overlay_mtu = overlay_mtu
         self._guard_link = guard_link
         self._guard_rules = guard_rules
+        self._rules_made = rules_made
 
     async def run(self, ctx: Context) -> None:
         """Make the engine, recover, then serve until cancelled."""
@@ -139,7 +141,10 @@ class WorkloadService:
             ctx.run("policy-files", policy_files)
             ctx.run("cni", self._failures.reported("cni", cni))
             ctx.run("ward-workloads", self._guard_link(wards.Workloads(engine.repair)))
-            ctx.run("ward-policies", self._guard_rules(await in_thread(_make_ward, policies)))
+            ctx.run(
+                "ward-policies",
+                self._guard_rules(await in_thread(_make_ward, policies, self._rules_made)),
+            )
             ctx.signal_healthy()
             await asyncio.Event().wait()
         finally:
@@ -265,11 +270,11 @@ def _make_policies(directory: str, conditions: Conditions) -> Manager:
     return Manager(LiveKernel(), Store(directory), conditions)
 
 
-def _make_ward(policies: Manager) -> Ward:
+def _make_ward(policies: Manager, rules_made: Callable[[], int]) -> Ward:
     """Import and make what guards the elements of policies, too."""
     from metropolis.node.core.network.policy.ward import Policies
 
-    return Policies(policies)
+    return Policies(policies, rules_made)
 
 
 def _make_policy_files(directory: str, policies: Manager, conditions: Conditions) -> Files:

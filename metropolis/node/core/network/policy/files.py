@@ -24,8 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from metropolis.node.core.network.policy.kubernetes import convert
-from metropolis.node.core.network.policy.kubernetes.documents import BYTES_MAX
 from metropolis.node.core.network.policy.manager import Manager
 from metropolis.node.core.network.policy.sources import Source
 from metropolis.node.core.network.workloads.conditions import Conditions
@@ -41,6 +39,7 @@ CONDITION: Final = "policy-files"
 
 _SUFFIXES: Final = (".yaml", ".yml")
 _SHOWN: Final = 5  # problems in a status
+_BYTES_MAX: Final = 4 << 20  # kubernetes.documents refuses what is larger
 _QUIET_S: Final = 0.1  # several files may be written at once
 _AGAIN_S: Final = 1.0
 
@@ -72,6 +71,11 @@ def load(directory: str | Path) -> Loaded:
             texts.append((name, _read(path)))
         except OSError as error:
             problems.append(f"{name}: {error.strerror}")
+    if not paths:
+        return Loaded(Source(SOURCE))
+    # Most nodes have none, and need no YAML in memory.
+    from metropolis.node.core.network.policy.kubernetes import convert
+
     found = convert.read_all(texts)
     problems += [str(one) for one in found.problems if not one.warning]
     warnings = tuple(str(one) for one in found.problems if one.warning)
@@ -89,7 +93,7 @@ def _read(path: Path) -> bytes:
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "is no regular file")
-        return file.read(BYTES_MAX + 1)
+        return file.read(_BYTES_MAX + 1)
 
 
 def _printable(path: Path) -> str:

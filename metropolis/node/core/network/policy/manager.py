@@ -413,6 +413,12 @@ class Manager:
                 return False
             return self._kernel.policed() is self._has_policies()
 
+    def distrust(self) -> None:
+        """Have the next repair judge all tracked flows."""
+        with self._locked():
+            if self._has_policies():
+                self._uncut = self._uncut or "flows may live on that began without rules"
+
     def differs(self) -> str:
         """Return how the kernel's tables differ from what they should be, for
         people, or "". Raises KernelRefused.

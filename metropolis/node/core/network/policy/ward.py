@@ -4,12 +4,15 @@
 Others' `nft flush ruleset` takes all of them, which one look at one of them
 shows. To list all takes a while, so that is done once in EVERY_S: an element
 that somebody has taken alone is missing for so long.
+
+Flows that began while the rules were missing were not judged: when these have
+been made again, all flows are.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from metropolis.node.core.network.policy.manager import Manager
@@ -25,13 +28,19 @@ class Policies:
 
     name = "policies"
 
-    def __init__(self, manager: Manager) -> None:
+    def __init__(self, manager: Manager, rules_made: Callable[[], int]) -> None:
+        """rules_made: how many times the table's rules have been made."""
         self._manager = manager
+        self._rules_made = rules_made
+        self._made = 0
         self._listed = time.monotonic()
 
     def look(self, allow: Allow) -> Sequence[Repair]:
         """See Ward."""
-        now = time.monotonic()
+        now, made = time.monotonic(), self._rules_made()
+        if made != self._made:
+            self._made = made
+            self._manager.distrust()
         if self._manager.is_loaded() and now - self._listed < EVERY_S:
             return ()
         self._listed = now

@@ -100,7 +100,7 @@ def test_a_difference_is_a_finding_while_it_lasts(
 
     async def run() -> None:
         reconciler = Reconciler(node.conditions)
-        guard = reconciler.guard(Policies(node.manager), kinds=(), every_s=0.0)
+        guard = reconciler.guard(Policies(node.manager, lambda: 1), kinds=(), every_s=0.0)
         async with asyncio.TaskGroup() as tasks:
             looking = tasks.create_task(guard(_Context()))  # type: ignore[arg-type]
             assert node.findings() == []
@@ -118,3 +118,20 @@ def test_a_difference_is_a_finding_while_it_lasts(
     assert node.manager.differs() == ""
     assert node.kernel.tables.identities.keys() == node.wanted.identities.keys()
     assert node.kernel.is_policed
+
+
+def test_rules_that_were_made_again(node: Node) -> None:
+    """Flows that began without them are judged, once."""
+    made = 1
+    ward = Policies(node.manager, lambda: made)
+    ward.look(lambda _: True)
+    node.kernel.revoked.clear()
+    assert not ward.look(lambda _: True)
+    assert node.kernel.revoked == []
+    made = 2
+    (repair,) = ward.look(lambda _: True)
+    assert "without rules" in repair.what
+    ((_, every),) = node.kernel.revoked
+    assert every
+    assert not ward.look(lambda _: True)
+    assert len(node.kernel.revoked) == 1

@@ -38,6 +38,8 @@ class RuleSet:
         self._applied: Settings | None = None
         self._guard = Guard(allocs.NFTABLES_TABLE)
         self._host_ports = Guard(allocs.NFTABLES_WORKLOADS, elements=False)
+        # How many times the rules of the workloads' table have been made.
+        self.made = 0
         self._replaced: dict[str, None] = {}
 
     @property
@@ -110,6 +112,7 @@ class RuleSet:
             if self._host_ports.differences():
                 try:
                     self._host_ports.commit(lambda: _make_host_ports(nft))
+                    self.made += 1
                 except NftablesError as error:
                     # The node does without, not without its rules. The ward
                     # finds it, tries again, and makes it a problem.
