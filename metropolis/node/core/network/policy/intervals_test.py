@@ -55,7 +55,7 @@ def test_intersect_and_subtract(one: Intervals, other: Intervals) -> None:
 
 
 def test_large_sets() -> None:
-    """Of a policy with a hundred thousand excepts: hours, if each met each."""
+    """A hundred thousand excepts of a policy: hours, if each met each."""
     even = tuple((number, number) for number in range(0, 400_000, 2))
     odd = subtract(((0, 399_999),), even)
     assert len(odd) == len(even)

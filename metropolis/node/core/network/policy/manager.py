@@ -65,6 +65,12 @@ PATIENCE_S: Final = 1.0
 CONDITION: Final = "policies"
 """The key of the problem of tables that are not as they should be."""
 
+LOST: Final = (
+    "what was kept of them is lost: those in force stay, and new workloads are refused all "
+    "connections, until a source sets policies again"
+)
+"""Its text after such a loss."""
+
 GENERATION_MAX: Final = (1 << 64) - 1
 
 _UNKNOWN: Final = Identity(known=False)
@@ -138,6 +144,7 @@ class Manager:
         self._leaving: deque[Record] = deque()  # to be forgotten
         self._adopted = False  # the attachments of a start are known
         self._opened = False  # what was kept is known
+        self._lost = False  # which is nothing, and the kernel has policies
         # Addresses of attachments that have ended, whose flows may be tracked;
         # no more than the node's prefixes have.
         self._ended: set[IPAddress] = set()
@@ -181,7 +188,11 @@ class Manager:
                     # Written down, for later starts find a whole directory.
                     self._attachments.identify(workload_id, _UNKNOWN)
                     self._write(workload_id, _UNKNOWN)
-            self._store.complete()
+            # There were policies, and nobody knows any more what they said.
+            policies = any(source.policies for source in sources.values())
+            self._lost = not are_whole and not policies and self._kernel.policed()
+            if not self._lost:
+                self._store.complete()
         except OSError as error:
             raise KernelRefused(f"read the policies that were kept: {error}") from error
         self._sources = sources
@@ -342,9 +353,13 @@ class Manager:
                     self._store.put_source(_request(before))
 
             undo.append(back)
+            lost, self._lost = self._lost, False
+            undo.append(lambda: setattr(self, "_lost", lost))
             self._store.put_source(_request(source))
             self._sources[source.name] = source
             self._apply()
+            if lost:
+                self._store.complete()
             self._notify()
 
     def replace_policies(self, source: Source) -> None:
@@ -352,6 +367,8 @@ class Manager:
         with self._locked():
             before = self._sources.get(source.name)
             # Somebody may have set the last one in the name of this source.
+            if before is None and not source.policies and not source.namespaces:
+                return  # it says nothing, and has not before
             generation = 1 if before is None else min(before.generation + 1, GENERATION_MAX)
         self.set_policies(replace(source, generation=generation))
 
@@ -409,6 +426,8 @@ class Manager:
         element. Raises KernelRefused.
         """
         with self._locked():
+            if self._lost:
+                return True
             if not self._opened or self._loaded is None or self._uncut:
                 return False
             return self._kernel.policed() is self._has_policies()
@@ -426,6 +445,8 @@ class Manager:
         with self._locked():
             if not self._opened:
                 return "what was kept of policies has not been read"
+            if self._lost:
+                return ""
             loaded = self._kernel.read()
             if loaded is None and self._has_policies():
                 return "the elements of policies are missing"
@@ -469,6 +490,11 @@ class Manager:
         """
         self._open()
         self._evaluator = None
+        if self._lost:
+            # What is in force stays so, and addresses without an identity, which
+            # new workloads have, are refused.
+            self._conditions.set(CONDITION, LOST)
+            return ""
         known, self._loaded = self._loaded, None
         loaded = self._kernel.read() if known is None else known
         wanted = self._compile(loaded or _NOTHING, known)

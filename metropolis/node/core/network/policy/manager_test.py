@@ -621,3 +621,52 @@ def test_watchers_get_the_latest_state(node: Node) -> None:
     thread.join(10)
     assert not thread.is_alive()
     assert (seen[0], seen[-1]) == (0, 1)
+
+
+def remove(directory: Path) -> None:
+    for path in sorted(directory.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    directory.rmdir()
+
+
+def test_lost_policies_stay_in_force_until_they_are_set(node: Node) -> None:
+    """The files say nothing on such a node; they must not switch it off."""
+    node.set(WEB_TO_DB)
+    for number, identity in ((1, WEB), (2, DB), (3, None)):
+        node.admit(number, identity)
+    before = node.kernel.tables
+    remove(node.directory)
+    for _ in range(2):
+        node.again()
+        node.manager.replace_policies(Source("files"))
+        assert node.conditions.problems()[managing.CONDITION] == managing.LOST
+        assert node.kernel.tables == before
+        assert node.kernel.is_policed
+        assert node.manager.is_loaded()
+    node.admit(4, WEB)
+    node.forget("w3")
+    assert node.kernel.tables == before
+    node.set(WEB_TO_DB)
+    assert node.conditions.problems() == {}
+    assert not node.reaches(1, 2)  # nobody knows any more what w1 is
+    assert node.reaches(4, 1) is False
+    node.manager.set_labels("w1", WEB)
+    node.manager.set_labels("w2", DB)
+    assert node.reaches(1, 2)
+    node.set(generation=2)
+    assert not node.kernel.is_policed
+
+
+def test_lost_policies_and_a_call_that_is_refused(node: Node) -> None:
+    node.set(WEB_TO_DB)
+    node.admit(1, WEB)
+    before = node.kernel.tables
+    remove(node.directory)
+    node.again()
+    node.kernel.refuses = True
+    with pytest.raises(KernelRefused):
+        node.set(DENY_ALL)
+    node.kernel.refuses = False
+    assert node.kernel.tables == before
+    node.admit(2, DB)
+    assert node.kernel.tables == before

@@ -144,7 +144,7 @@ def _is_allowed(flow: Flow, judge: Judge) -> bool:
 
 
 def _has_ended(flow: Flow, judge: Judge) -> bool:
-    """Whether an end of the flow was a workload's, and is nobody's now. The
+    """Whether an end of the flow was a workload's, and is none's now. The
     mark of a flow between others is not ours.
     """
     ends = ((flow.source, flow.mark & _SOURCE), (flow.destination, flow.mark & _DESTINATION))
