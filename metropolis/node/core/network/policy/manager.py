@@ -491,7 +491,7 @@ class Manager:
         self._open()
         self._evaluator = None
         if self._lost:
-            # What is in force stays so, and addresses without an identity, which
+            # What is in force stays so; addresses without an identity, which
             # new workloads have, are refused.
             self._conditions.set(CONDITION, LOST)
             return ""
