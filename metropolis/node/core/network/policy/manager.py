@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
@@ -218,7 +218,47 @@ class Manager:
             undo.append(lambda: self._put_back(member, before))
             if identity is not None and (identity.known or self._is_news(record.workload_id)):
                 self._identify(record.workload_id, identity, undo)
-            self._apply()
+            if before is not None or not self._join(member):
+                self._apply()
+
+    def _join(self, member: Member) -> bool:
+        """Do what `_apply` does for a new workload of a class that there is:
+        to add its addresses. False: it must be compiled.
+        """
+        loaded, compiler = self._loaded, self._compiler
+        if loaded is None or compiler is None or len(self._attachments.of(member.key[0])) > 1:
+            return False
+        found = compiler.identity_of(self._attachments.workload(member))
+        if found is None or not loaded.identities.keys().isdisjoint(found):
+            return False
+        self._step(
+            Tables(), Tables(found), replace(loaded, identities={**loaded.identities, **found})
+        )
+        return True
+
+    def _part(self, ips: Iterable[IPAddress]) -> bool:
+        """Do what `_apply` does for workloads that ended, if each has others in
+        its class: to remove their addresses. False: it must be compiled.
+        """
+        loaded = self._loaded
+        if loaded is None or self._compiler is None:
+            return False
+        gone = {ip: loaded.identities[ip] for ip in ips if ip in loaded.identities}
+        rest = {ip: number for ip, number in loaded.identities.items() if ip not in gone}
+        if not set(rest.values()).issuperset(gone.values()):
+            return False
+        if gone:
+            self._step(Tables(gone), Tables(), replace(loaded, identities=rest))
+        return True
+
+    def _step(self, removed: Tables, added: Tables, now: Tables) -> None:
+        """Change identities alone. The compiler hears of it by its next world,
+        and then gives these addresses the same numbers.
+        """
+        self._evaluator, self._loaded = None, None
+        self._kernel.apply(removed, added, policed=True, present=None)
+        self._loaded = self._tables = now
+        self._notify()
 
     def _cut_ended(self, member: Member) -> None:
         """Cut the flows of those who had the addresses before, and of all that
@@ -269,22 +309,24 @@ class Manager:
 
     def _forget(self) -> None:
         """Forget what has left."""
-        count = 0
+        count, ips = 0, set[IPAddress]()
         while self._leaving:
             record = self._leaving.popleft()
-            self._drop((record.workload_id, record.if_name), record.host_ifindex)
+            ips |= self._drop((record.workload_id, record.if_name), record.host_ifindex)
             count += 1
         if not count:
             return
         try:
-            self._apply()
+            if not self._part(ips):
+                self._apply()
         except WorkloadError as error:
             # The addresses have identities that nobody uses; the next
             # change removes them.
             log.warning("policies: forget %d attachments: %s", count, error)
 
-    def _drop(self, key: Key, ifindex: int) -> None:
-        ips = self._attachments.ips(key, ifindex)
+    def _drop(self, key: Key, ifindex: int) -> set[IPAddress]:
+        """Drop an attachment; return the addresses that nobody has then."""
+        ips = set(self._attachments.ips(key, ifindex))
         is_last = self._attachments.drop(key, ifindex)
         self._ended.update(ips)
         if is_last:
@@ -292,6 +334,7 @@ class Manager:
                 self._store.drop_workload(key[0])
             except OSError as error:
                 log.warning("policies: %s", error)
+        return ips
 
     # ---- Calls --------------------------------------------------------------
 
@@ -576,12 +619,13 @@ class Manager:
             numbers = dict(loaded.identities)
             self._compiler = Compiler(Numbers(numbers, max(numbers.values(), default=0)))
         try:
-            return self._compiler.update(self._world()).tables
+            return self._compiler.update(self.world()).tables
         except PolicyError as error:
             self._loaded = known
             raise Exhausted(str(error)) from error
 
-    def _world(self) -> World:
+    def world(self) -> World:
+        """Return all that verdicts depend on."""
         sources = self._sources.values()
         return World(
             tuple(policy for _, policy in merged(sources)),
@@ -591,7 +635,7 @@ class Manager:
 
     def _evaluate(self) -> Evaluator:
         if self._evaluator is None:
-            self._evaluator = Evaluator(self._world())
+            self._evaluator = Evaluator(self.world())
         return self._evaluator
 
 
