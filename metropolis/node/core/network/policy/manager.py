@@ -243,8 +243,9 @@ class Manager:
         loaded = self._loaded
         if loaded is None or self._compiler is None:
             return False
-        gone = {ip: loaded.identities[ip] for ip in ips if ip in loaded.identities}
-        rest = {ip: number for ip, number in loaded.identities.items() if ip not in gone}
+        # A copy does not hash the addresses again, which takes a while.
+        rest = dict(loaded.identities)
+        gone = {ip: rest.pop(ip) for ip in ips if ip in rest}
         if not set(rest.values()).issuperset(gone.values()):
             return False
         if gone:
