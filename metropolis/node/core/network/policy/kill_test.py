@@ -216,7 +216,7 @@ def check(world: World, manager: Manager) -> None:
     state = manager.state()
     fresh = Tables()
     if state.policies:
-        fresh = Compiler(Numbers({}, 0)).update(manager._world()).tables
+        fresh = Compiler(Numbers({}, 0)).update(manager.world()).tables
     assert renumbered(fresh, tables) == tables
     live = {ip for one in world.attached.values() for ip in one.ips}
     assert set(tables.identities) == (live if state.policies else set())
