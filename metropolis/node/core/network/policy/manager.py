@@ -461,8 +461,12 @@ class Manager:
         return found
 
     def evaluator(self) -> Evaluator:
-        """Return what judges connections by the present policies."""
+        """Return what judges connections by the present policies. Raises
+        Unavailable if nobody knows what they say.
+        """
         with self._locked():
+            if self._lost:
+                raise Unavailable(f"policies: {LOST}")
             return self._evaluate()
 
     def is_loaded(self) -> bool:

@@ -643,6 +643,8 @@ def test_lost_policies_stay_in_force_until_they_are_set(node: Node) -> None:
         assert node.kernel.tables == before
         assert node.kernel.is_policed
         assert node.manager.is_loaded()
+        with pytest.raises(Unavailable, match="is lost"):
+            node.manager.evaluator()
     node.admit(4, WEB)
     node.forget("w3")
     assert node.kernel.tables == before
