@@ -394,12 +394,12 @@ class Manager:
                     self._store.drop_source(source.name)
                 else:
                     self._sources[source.name] = before
-                    self._store.put_source(_request(before))
+                    self._store.put_source(messages.request(before))
 
             undo.append(back)
             lost, self._lost = self._lost, False
             undo.append(lambda: setattr(self, "_lost", lost))
-            self._store.put_source(_request(source))
+            self._store.put_source(messages.request(source))
             self._sources[source.name] = source
             self._apply()
             if lost:
@@ -692,12 +692,3 @@ def _kept_source(name: str, request: pb.SetPoliciesRequest | None) -> Source:
     except InvalidArgument as error:
         log.error("policies of %s: %s", name, error)
         return unreadable(name, f"they were kept by another version: {error}; set them again")
-
-
-def _request(source: Source) -> pb.SetPoliciesRequest:
-    return pb.SetPoliciesRequest(
-        source=source.name,
-        generation=source.generation,
-        policies=map(messages.policy, source.policies),
-        namespaces=messages.namespaces(source.namespaces),
-    )

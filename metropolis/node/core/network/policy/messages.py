@@ -22,6 +22,7 @@ from metropolis.node.core.network.policy.model import (
     Verdict,
     Workloads,
 )
+from metropolis.node.core.network.policy.sources import Source
 from metropolis.node.core.network.policy.spec import policy_pb2 as pb
 
 _TIERS: Final = {
@@ -60,6 +61,16 @@ def policy(one: Policy) -> pb.Policy:
         ingress=map(_rule, one.ingress),
         egress=map(_rule, one.egress),
         error=one.error,
+    )
+
+
+def request(source: Source) -> pb.SetPoliciesRequest:
+    """Return the request that sets a source's policies."""
+    return pb.SetPoliciesRequest(
+        source=source.name,
+        generation=source.generation,
+        policies=map(policy, source.policies),
+        namespaces=namespaces(source.namespaces),
     )
 
 
