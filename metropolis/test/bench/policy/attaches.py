@@ -98,7 +98,7 @@ def _at(services: dict[str, Service], attached: int, apps: int, samples: int) ->
         "new labels": (services[POLICED], Identity(known.namespace, {"app": "none"})),
     }
     with ExitStack() as stack:
-        # Of each class but the last, so that it is known.
+        # Each class but the last has one, so that it is known.
         for number, (service, what) in enumerate(list(kinds.values())[:-1]):
             netns = Netns()
             stack.callback(netns.close)

@@ -7,7 +7,8 @@ Namespace for its labels; see kubernetes.
 
 A policy that cannot be converted isolates its subjects. If a whole file cannot
 be read, or is no YAML, nobody can say what it is about: all stays as it was.
-Either is a problem of the node's network, and in the log, until it is mended.
+Either is a note of Status, and in the log, until it is mended. What the kernel
+refuses is a problem of the node's network.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 SOURCE: Final = "files"
 CONDITION: Final = "policy-files"
-"""The key of the problem of files."""
+"""The key of the problem, and of the note about files."""
 
 _SUFFIXES: Final = (".yaml", ".yml")
 _SHOWN: Final = 5  # problems in a status
@@ -113,6 +114,7 @@ class Files:
         self._conditions = conditions
         self._last: Source | None = None
         self._warnings: tuple[str, ...] = ()
+        self._noted = ""
 
     async def run(self, ctx: Context) -> None:
         """Follow the files until cancelled."""
@@ -144,7 +146,7 @@ class Files:
     async def _look(self) -> bool:
         """Read the files; return whether their policies were refused."""
         loaded = await in_thread(load, self._directory)
-        problems, refused = list(loaded.problems), False
+        refusal = ""
         if loaded.warnings != self._warnings:
             self._warnings = loaded.warnings
             for one in loaded.warnings:
@@ -157,19 +159,27 @@ class Files:
                     "%s: %d policies are in force", self._directory, len(loaded.source.policies)
                 )
             except WorkloadError as error:
-                problems.append(f"{self._directory}: not in force: {error}")
-                refused = True
-        self._report(problems)
-        return refused
+                refusal = f"{self._directory}: not in force: {error}"
+        self._report(loaded.problems, refusal)
+        return bool(refusal)
 
-    def _report(self, problems: Sequence[str]) -> None:
-        if not problems:
-            if self._conditions.clear(CONDITION):
-                log.info("%s: all policies can be read again", self._directory)
-            return
+    def _report(self, problems: Sequence[str], refusal: str) -> None:
+        """problems: of files, a note: the node takes pods all the same, and a
+        misspelt policy isolates its subjects only. refusal: the kernel's.
+        """
+        if refusal:
+            if self._conditions.set(CONDITION, refusal):
+                log.error("%s", refusal)
+        elif self._conditions.clear(CONDITION):
+            log.info("%s: policies are in force again", self._directory)
         text = "; ".join(problems[:_SHOWN])
         if len(problems) > _SHOWN:
             text += f"; and {len(problems) - _SHOWN} more, see the log"
-        if self._conditions.set(CONDITION, text):
-            for one in problems:
-                log.error("%s", one)
+        if text == self._noted:
+            return
+        self._noted = text
+        self._conditions.note(CONDITION, text)
+        for one in problems:
+            log.error("%s", one)
+        if not problems:
+            log.info("%s: all policies can be read again", self._directory)
