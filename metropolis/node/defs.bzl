@@ -36,6 +36,8 @@ NODE_MODULES = [
     "nft_limit",
     "nft_masq",
     "nft_nat",
+    "nft_reject",
+    "nft_reject_inet",
     "nft_socket",
     # Looking at sockets and packets
     "inet_diag",

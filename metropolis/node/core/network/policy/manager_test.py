@@ -219,6 +219,14 @@ def test_a_lost_directory_isolates_what_is_attached(node: Node) -> None:
     assert not node.reaches(3, 2)
 
 
+def test_the_directory_of_the_sockets_is_private(tmp_path: Path) -> None:
+    """It is made here where the sockets are not there yet."""
+    Node(tmp_path / "network" / "policy").set(WEB_TO_DB)
+    for path in (tmp_path / "network").rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
+    assert (tmp_path / "network").stat().st_mode & 0o777 == 0o700
+
+
 def test_a_file_that_cannot_be_read_isolates(node: Node) -> None:
     node.set(WEB_TO_DB)
     node.admit(1, WEB)

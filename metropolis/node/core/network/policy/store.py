@@ -36,6 +36,7 @@ class Store:
     """See the module. Not thread-safe. Methods that write raise OSError."""
 
     def __init__(self, directory: str | Path) -> None:
+        self._directory = Path(directory)
         self._sources = Path(directory) / "sources"
         self._workloads = Path(directory) / "workloads"
         self._complete = Path(directory) / "complete"
@@ -45,6 +46,10 @@ class Store:
         remove what was not finished. Return whether they are complete.
         """
         is_complete = self._complete.exists() and self._workloads.is_dir()
+        # With the sockets' directory, which may not be there yet, and must be as
+        # private: `parents` gives its mode to the last one only.
+        for directory in (self._directory.parent, self._directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for directory in (self._sources, self._workloads):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for path in directory.glob(f"*{_UNFINISHED}"):
