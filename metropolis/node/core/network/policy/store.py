@@ -46,8 +46,8 @@ class Store:
         remove what was not finished. Return whether they are complete.
         """
         is_complete = self._complete.exists() and self._workloads.is_dir()
-        # With the sockets' directory, which may not be there yet, and must be as
-        # private: `parents` gives its mode to the last one only.
+        # With the sockets' directory, which may not be there yet, and must be
+        # as private: `parents` gives its mode to the last one only.
         for directory in (self._directory.parent, self._directory):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for directory in (self._sources, self._workloads):
