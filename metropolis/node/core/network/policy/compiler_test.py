@@ -354,7 +354,7 @@ def test_a_denied_port_denies_protocols_without_ports() -> None:
     ends = ip_address("10.0.0.1"), ip_address("10.0.0.2")
     verdict = Evaluator(world).verdict(*ends, None)
     assert not verdict.allowed
-    assert "tcp port 25: denied: egress rule 0 of policy admin" in verdict.reason
+    assert "tcp port 25: denied: egress rule 1 of policy admin" in verdict.reason
     assert not passes(tables, *ends, None, 0)
     assert passes(tables, *ends, Protocol.TCP, 26)
     assert passes(tables, *ends, Protocol.SCTP, 25)

@@ -312,7 +312,8 @@ def _by_rule(
 ) -> Verdict:
     word = "allowed" if allowed else "denied"
     name = _rules(policy, direction)[index].name
-    rule = f"{direction.value.lower()} rule {index}" + (f' "{name}"' if name else "")
+    # From 1, as in the API: 0 is no rule there.
+    rule = f"{direction.value.lower()} rule {index + 1}" + (f' "{name}"' if name else "")
     reason = f"{word}: {rule} of policy {policy.name} of {connection.ends(direction)[0]}"
     return Verdict(allowed, direction, policy.tier, policy.name, index, reason)
 

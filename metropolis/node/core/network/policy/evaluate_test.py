@@ -157,7 +157,7 @@ def test_policies_add_up() -> None:
     assert passes(judge, "client", "db")
     verdict = judge.verdict("guest", "db", TCP, 1)
     assert (verdict.policy, verdict.rule) == ("default/b", 0)
-    assert verdict.reason == 'allowed: ingress rule 0 "web" of policy default/b of db'
+    assert verdict.reason == 'allowed: ingress rule 1 "web" of policy default/b of db'
     assert not passes(judge, "bare", "db")
 
 
@@ -302,7 +302,7 @@ def test_the_first_rule_that_matches_decides() -> None:
     assert passes(judge, "client", "db")
     verdict = judge.verdict("guest", "db", TCP, 1)
     assert (verdict.allowed, verdict.policy, verdict.rule) == (False, "admin", 1)
-    assert verdict.reason == "denied: ingress rule 1 of policy admin of db"
+    assert verdict.reason == "denied: ingress rule 2 of policy admin of db"
 
 
 def test_lower_priority_numbers_go_first_and_then_names() -> None:
