@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policies from the files of a directory, which is watched.
 
-All files DIRECTORY/*.yaml and *.yml, in the order of their names, are one set:
-the source `files`. What is in a file: NetworkPolicy, ClusterNetworkPolicy, and
+All files DIRECTORY/*.yaml, *.yml and *.json, in the order of their names, are
+one set: the source `files`. What is in a file: NetworkPolicy, ClusterNetworkPolicy, and
 Namespace for its labels; see kubernetes.
 
 A policy that cannot be converted isolates its subjects. If a whole file cannot
@@ -38,7 +38,7 @@ SOURCE: Final = "files"
 CONDITION: Final = "policy-files"
 """The key of the problem, and of the note about files."""
 
-_SUFFIXES: Final = (".yaml", ".yml")
+_SUFFIXES: Final = (".yaml", ".yml", ".json")  # as `kubectl apply -f DIRECTORY`
 _SHOWN: Final = 5  # problems in a status
 _BYTES_MAX: Final = 4 << 20  # kubernetes.documents refuses what is larger
 _QUIET_S: Final = 0.1  # several files may be written at once

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,14 @@ metadata: {name: shop, labels: {team: red}}
 """
 
 
+JSON = {
+    "apiVersion": "networking.k8s.io/v1",
+    "kind": "NetworkPolicy",
+    "metadata": {"name": "three", "namespace": "shop"},
+    "spec": {"podSelector": {}},
+}
+
+
 def named(name: str) -> str:
     return POLICY.replace("deny", name)
 
@@ -95,13 +104,14 @@ def test_all_files_are_one_set(tmp_path: Path) -> None:
     (tmp_path / "b.yml").write_text(named("two") + "---\n" + NAMESPACE)
     (tmp_path / "a.yaml").write_text(named("one"))
     (tmp_path / ".a.yaml.swp").write_text("{")
+    (tmp_path / "c.json").write_text(json.dumps(JSON, indent="\t"))
     (tmp_path / "notes.txt").write_text("{")
     (tmp_path / "a.yaml~").write_text("{")
     loaded = load(tmp_path)
     assert loaded.problems == ()
     assert loaded.source is not None
     assert loaded.source.name == SOURCE
-    assert [one.name for one in loaded.source.policies] == ["shop/one", "shop/two"]
+    assert [one.name for one in loaded.source.policies] == ["shop/one", "shop/two", "shop/three"]
     assert loaded.source.namespaces["shop"]["team"] == "red"
 
 

@@ -45,6 +45,7 @@ _NOT_PRINTABLE: Final = re.compile(
     "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
 _UNDECODED: Final = range(0xDC80, 0xDD00)  # of surrogateescape
+_INDENT: Final = re.compile(" *\t")
 _INT: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
 # YAML 1.1's numbers, and what Kubernetes' reader knows besides: 1e3, 0o17.
 _NUMBER: Final = re.compile(
@@ -237,6 +238,9 @@ def _values(text: str, first_line: int, budget: _Budget) -> Iterator[Value]:
         mark = error.problem_mark or error.context_mark
         said = " ".join(part for part in (error.context, error.problem) if part)
         line = first_line + (mark.line if mark else 0)
+        # The mark may be behind the last line.
+        if mark and any(map(_INDENT.match, text.split("\n")[mark.line : mark.line + 1])):
+            said += "; the line begins with a tab: indent it with spaces"
         raise _RefusedError(line, f"not YAML: {said}") from error
     except yaml.YAMLError as error:
         said = next(iter(str(error).splitlines()), "")

@@ -199,6 +199,8 @@ def test_size(text: str | bytes) -> None:
         (b"\xff\xfea\x00", "not UTF-8"),
         ("a: 1\nb: \x1b", "U+001B"),
         ("\n- ]", "not YAML"),
+        ("a:\n\tb: 1\n", "indent it with spaces"),
+        ("a:\r\n  \tb: 1\r\n", "indent it with spaces"),
         ("\n- !!python/object/apply:os.system [x]", "is not read"),
         ("\n- !x y", "is not read"),
         ("\n- !!binary eA==", "is not read"),
