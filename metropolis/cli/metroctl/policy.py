@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any, Final
 
-from metropolis.cli.metroctl.output import Answer, Table
-from metropolis.cli.metroctl.service import ask, connection, socket_option, text
+from metropolis.cli.metroctl.output import Answer, FailedError, Table
+from metropolis.cli.metroctl.service import UNKNOWN, ask, connection, socket_option, text
 from osbase.text import printable
 
 _SERVICE: Final = "/metropolis.node.core.network.policy.NetworkPolicies/"
+_STATUS: Final = "/metropolis.node.core.network.workloads.WorkloadNetworking/Status"
+_CONDITIONS: Final = ("policies", "policy-files")
 _PROTOCOLS: Final = ("tcp", "udp", "sctp")
 
 _EPILOG: Final = """\
@@ -45,7 +47,8 @@ def add_arguments(nouns: Any, common: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     explain = verbs.add_parser(
         "explain", help="whether a new connection passes, and why", **shared,
-        description="Say what the policies in force do with a new connection.",
+        description="Say what the policies in force do with a new connection. Nothing else is "
+        "asked, such as routes and the node's own rules; an address of the node is the world's.",
     )  # fmt: skip
     for end in ("source", "destination"):
         explain.add_argument(
@@ -64,7 +67,7 @@ def add_arguments(nouns: Any, common: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     label.add_argument("workload", metavar="WORKLOAD", type=text, help="as in `workload list`")
     label.add_argument(
-        "namespace", nargs="?", default="", metavar="NAMESPACE", type=text,
+        "namespace", nargs="?", default="", metavar="NAMESPACE", type=_namespace,
         help="its namespace; default: none, and no labels",
     )  # fmt: skip
     label.add_argument(
@@ -74,10 +77,17 @@ def add_arguments(nouns: Any, common: argparse.ArgumentParser) -> None:
 
 def _port(argument: str) -> tuple[str, int]:
     found = re.fullmatch(r"([1-9][0-9]{0,4})(?:/(\w+))?", argument)
-    protocol = (found[2] or "tcp") if found else ""
+    protocol = (found[2] or "tcp").lower() if found else ""
     if found is None or int(found[1]) > 0xFFFF or protocol not in _PROTOCOLS:
         raise argparse.ArgumentTypeError(f"{argument!a}: want a port such as 80/tcp or 53/udp")
     return protocol, int(found[1])
+
+
+def _namespace(argument: str) -> str:
+    """Refuse a label in its place: no policy would select the workload."""
+    if "=" in argument:
+        raise argparse.ArgumentTypeError(f"{argument!a}: the namespace comes before the labels")
+    return text(argument)
 
 
 def _label(argument: str) -> tuple[str, str]:
@@ -89,12 +99,15 @@ def _label(argument: str) -> tuple[str, str]:
 
 def run(given: argparse.Namespace) -> Iterator[Answer]:
     """Ask the service; yield what it answers. Raises FailedError."""
+    if given.verb == "label":
+        _check_labels(given.labels)
     with connection(given) as channel:
         from metropolis.node.core.network.policy.spec import policy_pb2 as pb
 
         if given.verb == "list":
             method = f"{_SERVICE}GetPolicies"
-            yield listing(ask(channel, method, pb.GetPoliciesRequest(), pb.GetPoliciesResponse), pb)
+            answer = ask(channel, method, pb.GetPoliciesRequest(), pb.GetPoliciesResponse)
+            yield listing(answer, pb, _problems(channel))
         elif given.verb == "explain":
             request = _question(given, pb)
             yield explained(ask(channel, f"{_SERVICE}Explain", request, pb.ExplainResponse), pb)
@@ -103,6 +116,25 @@ def run(given: argparse.Namespace) -> Iterator[Answer]:
             said = pb.SetLabelsRequest(workload_id=given.workload, identity=identity)
             ask(channel, f"{_SERVICE}SetLabels", said, pb.SetLabelsResponse)
             yield Answer({"workload": given.workload, **identity}, "done")
+
+
+def _check_labels(labels: Sequence[tuple[str, str]]) -> None:
+    """Raises FailedError if a label is given twice."""
+    seen: set[str] = set()
+    for key, _ in labels:
+        if key in seen:
+            raise FailedError(printable(f"label {key}: is given twice"), UNKNOWN)
+        seen.add(key)
+
+
+def _problems(channel: Any) -> dict[str, str]:
+    """Return what Status has about policies: a file that cannot be read has no
+    policy that could say it.
+    """
+    from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
+
+    found = ask(channel, _STATUS, pb.StatusRequest(report=True), pb.StatusResponse)
+    return {one.name: one.text for one in found.problems if one.name in _CONDITIONS}
 
 
 def _question(given: argparse.Namespace, pb: Any) -> Any:
@@ -122,8 +154,8 @@ def _end(pb: Any, argument: str) -> Any:
         return pb.End(workload_id=argument)
 
 
-def listing(answer: Any, pb: Any) -> Answer:
-    """Render a GetPoliciesResponse. Pure."""
+def listing(answer: Any, pb: Any, problems: Mapping[str, str]) -> Answer:
+    """Render a GetPoliciesResponse. problems: of Status, by name. Pure."""
     rows = [
         {
             "policy": one.policy.name,
@@ -144,12 +176,17 @@ def listing(answer: Any, pb: Any) -> Answer:
         "world_ranges": answer.world_ranges,
     }
     unknown = list(answer.unknown)
-    lines = [str(table) if rows else "no policies: everything is allowed"]
+    lines = [str(table) if rows else "no policies are in force"]
     if rows:
         lines.append(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in told.items()))
-    lines += [f"labels are not known: {printable(one)}" for one in unknown]
-    wrong = any(row["error"] for row in rows)
-    return Answer({"policies": rows, "unknown": unknown, **told}, "\n".join(lines), wrong)
+    lines += [
+        f"labels are not known, which isolates it under policies: {printable(one)}"
+        for one in unknown
+    ]
+    lines += [printable(f"wrong: {name}: {said}") for name, said in problems.items()]
+    wrong = bool(problems) or any(row["error"] for row in rows)
+    data = {"policies": rows, "unknown": unknown, "problems": dict(problems), **told}
+    return Answer(data, "\n".join(lines), wrong)
 
 
 def explained(answer: Any, pb: Any) -> Answer:
