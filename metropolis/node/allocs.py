@@ -178,7 +178,7 @@ POLICY_DIR: Final = f"{RUNTIME_DIR}/policy"
 """Where network policies, and what workloads are, survive the service."""
 
 POLICY_FILES: Final = "/run/metropolis/policies"
-"""Network policies of the node, *.yaml, *.yml, *.json: beside its configuration."""
+"""Network policies of the node, beside its configuration."""
 
 RESOLV_CONF: Final = "/run/metropolis/resolv.conf"
 """Name servers of the node, in resolv.conf(5)'s format. Written by: network

@@ -134,7 +134,8 @@ def _problems(channel: Any) -> dict[str, str]:
     from metropolis.node.core.network.workloads.spec import workload_pb2 as pb
 
     found = ask(channel, _STATUS, pb.StatusRequest(report=True), pb.StatusResponse)
-    return {one.name: one.text for one in found.problems if one.name in _CONDITIONS}
+    said = (*found.problems, *found.notes)
+    return {one.name: one.text for one in said if one.name in _CONDITIONS}
 
 
 def _question(given: argparse.Namespace, pb: Any) -> Any:

@@ -2,8 +2,8 @@
 """Policies from the files of a directory, which is watched.
 
 All files DIRECTORY/*.yaml, *.yml and *.json, in the order of their names, are
-one set: the source `files`. What is in a file: NetworkPolicy, ClusterNetworkPolicy, and
-Namespace for its labels; see kubernetes.
+one set: the source `files`. What is in a file: NetworkPolicy and
+ClusterNetworkPolicy, and Namespace for its labels; see kubernetes.
 
 A policy that cannot be converted isolates its subjects. If a whole file cannot
 be read, or is no YAML, nobody can say what it is about: all stays as it was.
