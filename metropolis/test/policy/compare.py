@@ -139,6 +139,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="compare",
+        usage="%(prog)s [options]",
         description=__doc__,
         epilog="exit status: 0 no answer differs; 1 some do; 2 wrong arguments",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -132,6 +132,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; exit with 2 when it is wrong."""
     parser = argparse.ArgumentParser(
         prog="matrix",
+        usage="%(prog)s [options]",
         description=__doc__,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -171,7 +171,7 @@ def test_files_are_followed(node: NodeCore) -> None:
         # A misspelt field: this policy isolates, and the other stays.
         write(node, allow=ALLOW.replace("from:", "form:"))
         until(lambda: "form" in states(node).get("shop/allow-web", ""), "no error of its own")
-        assert 'did you mean "from"' in node.said()
+        node.wait_until_said('did you mean "from"')
         assert pods.reach("pod-a", "pod-b") == NEITHER
         # Pods may come all the same.
         assert node.problem() == ""
@@ -395,3 +395,22 @@ def test_a_change_cuts_bulk_traffic(node: NodeCore, sender: str, version: int) -
                 sink.shutdown(socket.SHUT_RDWR)
             threads[1].join()
     assert isinstance(ended["source"], ConnectionResetError | BrokenPipeError)
+
+
+def test_a_first_load_that_is_not_whole(node: NodeCore) -> None:
+    """What can be read is in force, and no pod comes until all can; nothing of
+    before could stay.
+    """
+    write(node, deny=DENY, broken="{")
+    node.start()
+    node.wait_until_said("broken.yaml")
+    assert states(node) == {"shop/deny": ""}
+    assert "not whole" in node.problem()
+    write(node, broken=ALLOW)
+    until(lambda: node.problem() == "", "it stays a problem")
+    assert set(states(node)) == {"shop/deny", "shop/allow-web"}
+    # From now on a broken file changes nothing.
+    write(node, broken="{")
+    node.wait_until_said("broken.yaml")
+    assert set(states(node)) == {"shop/deny", "shop/allow-web"}
+    assert node.problem() == ""

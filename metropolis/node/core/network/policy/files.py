@@ -48,12 +48,14 @@ _AGAIN_S: Final = 1.0
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """What a directory has. source None: it cannot be said. warnings: what is
-    in force, but perhaps not meant so.
+    in force, but perhaps not meant so. rest: if it cannot be said, what the
+    other documents have.
     """
 
     source: Source | None
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    rest: Source | None = None
 
 
 def load(directory: str | Path) -> Loaded:
@@ -80,9 +82,9 @@ def load(directory: str | Path) -> Loaded:
     found = convert.read_all(texts)
     problems += [str(one) for one in found.problems if not one.warning]
     warnings = tuple(str(one) for one in found.problems if one.warning)
-    if found.unreadable or len(texts) < len(paths):
-        return Loaded(None, tuple(problems), warnings)
     source = Source(SOURCE, policies=found.policies, namespaces=found.namespaces)
+    if found.unreadable or len(texts) < len(paths):
+        return Loaded(None, tuple(problems), warnings, source)
     return Loaded(source, tuple(problems), warnings)
 
 
@@ -115,6 +117,7 @@ class Files:
         self._last: Source | None = None
         self._warnings: tuple[str, ...] = ()
         self._noted = ""
+        self._partial = False  # what is in force is the rest of a first load
 
     async def run(self, ctx: Context) -> None:
         """Follow the files until cancelled."""
@@ -146,22 +149,27 @@ class Files:
     async def _look(self) -> bool:
         """Read the files; return whether their policies were refused."""
         loaded = await in_thread(load, self._directory)
-        refusal = ""
+        refusal, source = "", loaded.source
+        known = not self._partial and await in_thread(self._manager.has_source, SOURCE)
+        if source is None and not known:
+            # The node has just begun, so nothing of before can stay: what can
+            # be read is better than nothing, and no pod comes before the rest.
+            source = loaded.rest
+            refusal = f"{self._directory}: the first policies are not whole: {loaded.problems[0]}"
         if loaded.warnings != self._warnings:
             self._warnings = loaded.warnings
             for one in loaded.warnings:
                 log.warning("%s", one)
-        if loaded.source is not None and loaded.source != self._last:
+        if source is not None and source != self._last:
             try:
-                await in_thread(self._manager.replace_policies, loaded.source)
-                self._last = loaded.source
-                log.info(
-                    "%s: %d policies are in force", self._directory, len(loaded.source.policies)
-                )
+                await in_thread(self._manager.replace_policies, source)
+                self._last = source
+                self._partial = loaded.source is None
+                log.info("%s: %d policies are in force", self._directory, len(source.policies))
             except WorkloadError as error:
                 refusal = f"{self._directory}: not in force: {error}"
         self._report(loaded.problems, refusal)
-        return bool(refusal)
+        return bool(refusal) and loaded.source is not None
 
     def _report(self, problems: Sequence[str], refusal: str) -> None:
         """problems: of files, a note: the node takes pods all the same, and a

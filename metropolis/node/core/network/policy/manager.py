@@ -416,6 +416,11 @@ class Manager:
             generation = 1 if before is None else min(before.generation + 1, GENERATION_MAX)
         self.set_policies(replace(source, generation=generation))
 
+    def has_source(self, name: str) -> bool:
+        """Return whether a source has set policies, also before a restart."""
+        with self._locked():
+            return name in self._sources
+
     def state(self) -> State:
         """Return the present state."""
         with self._locked():
