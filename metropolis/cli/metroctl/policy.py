@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from typing import Any, Final
 
 from metropolis.cli.metroctl.output import Answer, FailedError, Table
-from metropolis.cli.metroctl.service import UNKNOWN, ask, connection, socket_option, text
+from metropolis.cli.metroctl.service import UNKNOWN, ask, connection, of_every_verb, text
 from osbase.text import printable
 
 _SERVICE: Final = "/metropolis.node.core.network.policy.NetworkPolicies/"
@@ -30,12 +30,7 @@ the service does not answer.
 
 def add_arguments(nouns: Any, common: argparse.ArgumentParser) -> None:
     """Add the noun `policy`. common: the options of every command."""
-    shared = {
-        "parents": [common, socket_option()],
-        "epilog": _EPILOG,
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
-        "allow_abbrev": False,
-    }
+    shared = of_every_verb(common, _EPILOG)
     policy = nouns.add_parser(
         "policy", help="the network policies of this node", **shared,
         description="Show which connections of this node's workloads pass, and why.",

@@ -29,14 +29,21 @@ class EndedError(Exception):
     """A watch ended, or did not begin."""
 
 
-def socket_option() -> argparse.ArgumentParser:
-    """Return the option that says where the socket is."""
+def of_every_verb(common: argparse.ArgumentParser, epilog: str) -> dict[str, Any]:
+    """Return what the parsers of all verbs have: the options of every command,
+    and that which says where the socket is.
+    """
     here = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     here.add_argument(
         "--socket", metavar="FILE", default=argparse.SUPPRESS, type=text,
         help=f"of the workload network service; default: {allocs.WORKLOAD_SOCKET}",
     )  # fmt: skip
-    return here
+    return {
+        "parents": [common, here],
+        "epilog": epilog,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "allow_abbrev": False,
+    }
 
 
 def text(argument: str) -> str:

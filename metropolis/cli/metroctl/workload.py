@@ -25,7 +25,7 @@ from metropolis.cli.metroctl.service import (
     EndedError,
     ask,
     connection,
-    socket_option,
+    of_every_verb,
     text,
 )
 from osbase.text import printable
@@ -42,12 +42,7 @@ workload, 3 the service does not answer.
 
 def add_arguments(nouns: Any, common: argparse.ArgumentParser) -> None:
     """Add the noun `workload`. common: the options of every command."""
-    shared = {
-        "parents": [common, socket_option()],
-        "epilog": _EPILOG,
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
-        "allow_abbrev": False,
-    }
+    shared = of_every_verb(common, _EPILOG)
     workload = nouns.add_parser(
         "workload", help="the network of this node's workloads", **shared,
         description="Show the network of this node's workloads, and change their limits.",

@@ -6,7 +6,6 @@ them.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from ipaddress import ip_address
 from typing import Final
 
 from metropolis.node.core.network.policy import messages, wire
@@ -115,10 +114,7 @@ class Methods:
     def _end(self, path: str, end: pb.End) -> Member | IPAddress:
         match end.WhichOneof("kind"):
             case "ip":
-                if len(end.ip) not in (4, 16):
-                    text = f"{path}.ip: must have 4 or 16 bytes, has {len(end.ip)}"
-                    raise InvalidArgument(text, field=f"{path}.ip")
-                return ip_address(end.ip)
+                return wire.address(f"{path}.ip", end.ip)
             case "workload_id":
                 check_workload_id(end.workload_id)
                 if end.if_name:

@@ -72,7 +72,8 @@ _MARK_BE: Final = struct.Struct(">I")
 _PROTOCOL: Final = struct.Struct(">B3x")
 _PORT: Final = struct.Struct(">H2x")
 _NUMBERS: Final = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
-_PROTOCOLS: Final = {number: protocol for protocol, number in _NUMBERS.items()}
+PROTOCOLS: Final = {number: protocol for protocol, number in _NUMBERS.items()}
+"""Protocols by their numbers in IP."""
 _LAST_PORT: Final = 65535
 _POLICED: Final = encode(_MARK.pack(allocs.LINK_GROUP_WORKLOAD))
 
@@ -361,7 +362,7 @@ def _decode_ports(first: bytes, last: bytes) -> tuple[Protocol, int, int]:
     if last[:4] != first[:4]:
         raise ValueError("a range of protocols")
     (last_port,) = _PORT.unpack(last[4:])
-    return _PROTOCOLS[number], port, last_port
+    return PROTOCOLS[number], port, last_port
 
 
 def _decode_pair_ports(one: Listed) -> PairPorts:
@@ -372,7 +373,7 @@ def _decode_pair_ports(one: Listed) -> PairPorts:
         raise ValueError("a range of marks")
     if len(one.key) == size + _PROTOCOL.size:
         (number,) = _PROTOCOL.unpack(one.key[size:])
-        return PairPorts(*pair, _PROTOCOLS[number], 0, _LAST_PORT)
+        return PairPorts(*pair, PROTOCOLS[number], 0, _LAST_PORT)
     protocol, first_port, last_port = _decode_ports(one.key[size:], last[size:])
     return PairPorts(*pair, protocol, first_port, last_port)
 

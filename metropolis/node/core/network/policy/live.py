@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Final
 
 from metropolis.node.core.network.policy import revoke
-from metropolis.node.core.network.policy.kernel import PolicyKernel, PolicyKernelError
+from metropolis.node.core.network.policy.kernel import PROTOCOLS, PolicyKernel, PolicyKernelError
 from metropolis.node.core.network.policy.lookup import Lookup
-from metropolis.node.core.network.policy.model import Protocol
 from metropolis.node.core.network.policy.tables import Identity, Tables
 from metropolis.node.core.network.workloads.errors import Exhausted, KernelRefused
 from metropolis.node.core.network.workloads.model import IPAddress
@@ -20,8 +18,6 @@ from osbase.ip import AF_INET, AF_INET6
 from osbase.netlink.address import dump_addresses, parse_address
 from osbase.netlink.errors import NetlinkError
 from osbase.netlink.transport import NetlinkSocket
-
-_PROTOCOLS: Final = {6: Protocol.TCP, 17: Protocol.UDP, 132: Protocol.SCTP}
 
 
 class LiveKernel:
@@ -72,7 +68,7 @@ class LiveKernel:
             def allowed(
                 source: IPAddress, destination: IPAddress, protocol: int, port: int
             ) -> bool:
-                return lookup.allows(source, destination, _PROTOCOLS.get(protocol), port)
+                return lookup.allows(source, destination, PROTOCOLS.get(protocol), port)
 
             judge = revoke.Judge(allowed, lookup.identity, own.__contains__, ended)
             return len(revoke.revoke(changed, judge, every=every).cut)

@@ -133,11 +133,8 @@ class Manager:
         self._conditions = conditions
         self._changed = threading.Condition()  # and the lock
         self._version = 0
-        self._closed = False
         self._attachments = Attachments()
         self._sources: dict[str, Source] = {}
-        # Attachments of a start, until what was kept has been read.
-        self._adopting: list[Record] | None = None
         self._compiler: Compiler | None = None
         self._evaluator: Evaluator | None = None  # of the present world
         self._tables = Tables()  # wanted
@@ -313,7 +310,7 @@ class Manager:
         count, ips = 0, set[IPAddress]()
         while self._leaving:
             record = self._leaving.popleft()
-            ips |= self._drop((record.workload_id, record.if_name), record.host_ifindex)
+            ips |= self._drop(_key(record), record.host_ifindex)
             count += 1
         if not count:
             return
@@ -410,9 +407,9 @@ class Manager:
         """Do as set_policies, for a source that counts no generations."""
         with self._locked():
             before = self._sources.get(source.name)
-            # Somebody may have set the last one in the name of this source.
             if before is None and not source.policies and not source.namespaces:
                 return  # it says nothing, and has not before
+            # Somebody may have set the last one in the name of this source.
             generation = 1 if before is None else min(before.generation + 1, GENERATION_MAX)
         self.set_policies(replace(source, generation=generation))
 

@@ -209,9 +209,7 @@ def test_a_repair_restores_the_tables(node: Node) -> None:
 def test_a_lost_directory_isolates_what_is_attached(node: Node) -> None:
     node.admit(1, WEB)
     node.admit(2, None)
-    for path in sorted(node.directory.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    node.directory.rmdir()
+    remove(node.directory)
     node.again()
     node.set(WEB_TO_DB)
     node.admit(3, DB)
